@@ -1,0 +1,271 @@
+"""What a trainer says: one JSON object a line in `events.jsonl`, each with `seq` and `time`, ending in one last word.
+
+`seq` rises by one over the whole life of a job folder, resumed runs included. Paths are relative to the job folder.
+The last word of a run is `finished`, `stopped` or `failed`; a file without one means that the process died.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+EVENTS_VERSION: Literal[1] = 1
+
+#: Exit status of `python -m trainer run`, by last word.
+EXIT_FINISHED, EXIT_FAILED, EXIT_STOPPED = 0, 4, 5
+#: Exit status of `python -m trainer prepare` (and of any call that cannot be understood): nothing was made.
+EXIT_REFUSED = 3
+
+
+class _Event(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    #: Rises by one with each event of a job folder, from 1.
+    seq: int = Field(ge=1)
+    #: Seconds since the epoch, UTC.
+    time: float
+
+
+class Started(_Event):
+    """The model is loaded, the data encoded, the plan known; said once in each run, before it validates or trains."""
+
+    type: Literal["started"] = "started"
+    version: Literal[1] = EVENTS_VERSION
+    pid: int
+    device: str
+    precision: str
+    epochs: int
+    #: Optimizer steps of the whole training.
+    total_steps: int
+    train_images: int
+    validation_images: int
+    test_images: int
+    #: Side of the training resolution, px.
+    resolution: int
+    trainable_parameters: int
+    #: Step of the checkpoint that this run goes on from; 0 for a fresh one.
+    resumed_from_step: int = 0
+
+
+class Phase(StrEnum):
+    """What a trainer is busy with, between `started` and its last word."""
+
+    LOADING = "loading"
+    CACHING = "caching"
+    VALIDATING = "validating"
+    SAMPLING = "sampling"
+    TRAINING = "training"
+    TESTING = "testing"
+    EXPORTING = "exporting"
+
+
+class PhaseBegan(_Event):
+    """A new kind of work has begun."""
+
+    type: Literal["phase_began"] = "phase_began"
+    phase: Phase
+
+
+class StepDone(_Event):
+    """Progress within an epoch; said about once a second, and at each epoch's last step."""
+
+    type: Literal["step_done"] = "step_done"
+    step: int
+    epoch: int
+    #: Mean training loss since the epoch began.
+    loss: float
+    learning_rate: float
+    steps_per_s: float
+    #: Seconds to the end of the training at this pace, samples and validation included; None while unknown.
+    eta_s: float | None
+    #: Peak memory of the device (GPU) or of the process (CPU), bytes.
+    peak_memory_bytes: int
+
+
+class Sample(BaseModel):
+    """One generated picture."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    prompt: str
+    seed: int
+
+
+class Sampled(_Event):
+    """Sample pictures; epoch 0 is the base model. Said before the `base_validated` or `epoch_ended` they go with."""
+
+    type: Literal["sampled"] = "sampled"
+    epoch: int
+    samples: tuple[Sample, ...]
+    #: All of them on one contact sheet.
+    sheet: str
+
+
+class BandLoss(BaseModel):
+    """Mean loss over one band of timesteps."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    first_timestep: int
+    last_timestep: int
+    loss: float
+    #: Loss over the base model's on the same triples; 1.0 for the base itself.
+    ratio: float
+
+
+class ValidationLoss(BaseModel):
+    """Loss on the frozen triples of a split."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    #: Plain mean squared error over all triples.
+    loss: float
+    #: Mean over the bands of (loss / base model's loss): what early stopping looks at.
+    ratio: float
+    bands: tuple[BandLoss, ...]
+
+
+class BaseValidated(_Event):
+    """The base model's loss, before the first step."""
+
+    type: Literal["base_validated"] = "base_validated"
+    validation: ValidationLoss
+
+
+class EpochEnded(_Event):
+    """An epoch is over, validated, and kept in a checkpoint."""
+
+    type: Literal["epoch_ended"] = "epoch_ended"
+    epoch: int
+    step: int
+    train_loss: float
+    validation: ValidationLoss
+    learning_rate: float
+    seconds: float
+    is_best: bool
+    best_epoch: int
+    #: Loss chart (PNG), redrawn each epoch.
+    chart: str
+
+
+class StoppedEarly(_Event):
+    """Early stopping ends the training; `finished` follows."""
+
+    type: Literal["stopped_early"] = "stopped_early"
+    epoch: int
+    best_epoch: int
+    best_ratio: float
+    #: One sentence: why.
+    reason: str
+    epochs_saved: int
+    seconds_saved: float
+
+
+class Tested(_Event):
+    """The one look at the test split, with the best checkpoint."""
+
+    type: Literal["tested"] = "tested"
+    test: ValidationLoss
+    #: The base model's plain loss on the same triples.
+    base_loss: float
+
+
+class Exported(_Event):
+    """A file for other programs, loaded back and compared."""
+
+    type: Literal["exported"] = "exported"
+    format: Literal["diffusers", "kohya"]
+    path: str
+    bytes: int
+    sha256: str
+    #: Largest difference of the noise prediction between the trained model and the file loaded back.
+    max_difference: float
+
+
+class Warned(_Event):
+    """Something that a person should know and that does not stop the run."""
+
+    type: Literal["warned"] = "warned"
+    kind: str
+    message: str
+
+
+class Finished(_Event):
+    """Last word: the training ended by itself and its files are in `output/`."""
+
+    type: Literal["finished"] = "finished"
+    epochs: int
+    best_epoch: int
+    stopped_early: bool
+    base_loss: float
+    best_loss: float
+    best_ratio: float
+    seconds: float
+    #: Base and best samples side by side.
+    comparison: str
+    comparison_alt: str
+
+
+class Stopped(_Event):
+    """Last word: told to stop (SIGTERM); `checkpoint` resumes exactly, None if there was nothing to keep yet."""
+
+    type: Literal["stopped"] = "stopped"
+    epoch: int
+    step: int
+    checkpoint: str | None
+
+
+class FailureKind(StrEnum):
+    """Why a run failed; what the bot retries depends on it."""
+
+    BAD_SPEC = "bad_spec"
+    BAD_DATASET = "bad_dataset"
+    MISSING_MODEL = "missing_model"
+    OUT_OF_MEMORY = "out_of_memory"
+    DIVERGED = "diverged"
+    DISK_FULL = "disk_full"
+    BAD_CHECKPOINT = "bad_checkpoint"
+    BAD_EXPORT = "bad_export"
+    BUG = "bug"
+
+
+class Failed(_Event):
+    """Last word: it cannot go on. `message` says what happened and why, `hint` what to do."""
+
+    type: Literal["failed"] = "failed"
+    kind: FailureKind
+    message: str
+    hint: str
+
+
+Event = Annotated[
+    Started
+    | PhaseBegan
+    | StepDone
+    | Sampled
+    | BaseValidated
+    | EpochEnded
+    | StoppedEarly
+    | Tested
+    | Exported
+    | Warned
+    | Finished
+    | Stopped
+    | Failed,
+    Field(discriminator="type"),
+]
+LastWord = Finished | Stopped | Failed
+
+_event: TypeAdapter[Event] = TypeAdapter(Event)
+
+
+def parse_event(line: str | bytes) -> Event:
+    """The event of one line.
+
+    Raises:
+        pydantic.ValidationError: the line is not an event of this version.
+    """
+    return _event.validate_json(line)
