@@ -1,0 +1,74 @@
+"""Pictures and archives that the dataset tests are fed with, good, defective and hostile."""
+
+from __future__ import annotations
+
+import io
+import stat
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+def noise(seed: int, width: int = 160, height: int = 120) -> Image.Image:
+    """A smooth random picture: no two seeds look alike."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def encoded(image: Image.Image, file_format: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def png(seed: int, width: int = 160, height: int = 120) -> bytes:
+    return encoded(noise(seed, width, height))
+
+
+def make_zip(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, data in members.items():
+            archive.writestr(zipfile.ZipInfo(name), data, method)
+    return path
+
+
+def make_link(path: Path, name: str, target: str) -> None:
+    """Add a symbolic link to an archive."""
+    info = zipfile.ZipInfo(name)
+    info.create_system = 3
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(info, target)
+
+
+def rename_raw(path: Path, old: bytes, new: bytes) -> None:
+    """Write a name of the same length, in any encoding, over one in the archive."""
+    assert len(old) == len(new)
+    data = path.read_bytes()
+    assert data.count(old) >= 2
+    path.write_bytes(data.replace(old, new))
+
+
+def patch_directory(path: Path, offset: int, value: bytes, entry: int = 0) -> None:
+    """Overwrite a field of an entry in the central directory (APPNOTE 4.3.12)."""
+    data = bytearray(path.read_bytes())
+    at = -1
+    for _ in range(entry + 1):
+        at = data.index(b"PK\x01\x02", at + 1)
+    data[at + offset : at + offset + len(value)] = value
+    path.write_bytes(data)
+
+
+def overlapping_zip(path: Path, data: bytes, entries: int) -> Path:
+    """Many entries that share one body, as in Fifield's zip bomb."""
+    make_zip(path, {"a.png": data})
+    raw = path.read_bytes()
+    start, end = raw.index(b"PK\x01\x02"), raw.index(b"PK\x05\x06")
+    directory = raw[start:end] * entries
+    record = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, entries, entries, len(directory), start, 0)
+    path.write_bytes(raw[:start] + directory + record)
+    return path

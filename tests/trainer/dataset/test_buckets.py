@@ -1,0 +1,119 @@
+"""Buckets crop little, hold to the area, and fill a batch."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.trainer.dataset.making import noise
+from trainer.dataset.buckets import (
+    MAX_MERGE_CROP,
+    assign,
+    bucket_for,
+    cropped_share,
+    default_step,
+    fit,
+    is_upscaled,
+    shapes,
+)
+
+SIZES = st.tuples(st.integers(64, 4000), st.integers(64, 4000))
+RESOLUTIONS = st.sampled_from([64, 128, 256, 512, 768, 1024])
+
+
+@pytest.mark.parametrize(
+    ("size", "resolution", "step", "bucket"),
+    [
+        ((512, 512), 512, 64, (512, 512)),
+        ((1600, 1200), 512, 64, (576, 448)),
+        ((1080, 1920), 512, 64, (384, 640)),
+        ((200, 200), 64, 8, (64, 64)),
+        ((96, 128), 64, 8, (56, 72)),
+        ((4000, 1000), 512, 64, (1024, 256)),
+        ((9000, 100), 512, 64, (1024, 256)),
+    ],
+)
+def test_known_pictures_get_the_bucket_that_one_expects(
+    size: tuple[int, int], resolution: int, step: int, bucket: tuple[int, int]
+) -> None:
+    assert bucket_for(*size, resolution, step) == bucket
+
+
+@given(SIZES, RESOLUTIONS)
+def test_a_bucket_is_of_whole_steps_and_no_larger_than_the_square(size: tuple[int, int], resolution: int) -> None:
+    step = default_step(resolution, 50)
+    width, height = bucket_for(*size, resolution, step)
+    assert width % step == height % step == 0
+    assert width * height <= resolution**2
+    assert max(width, height) <= 2 * resolution
+
+
+@given(SIZES, RESOLUTIONS)
+def test_no_other_bucket_crops_less(size: tuple[int, int], resolution: int) -> None:
+    step = default_step(resolution, 50)
+    least = min(cropped_share(size, shape) for shape in shapes(resolution, step))
+    assert cropped_share(size, bucket_for(*size, resolution, step)) <= least + 1e-9
+
+
+@given(SIZES)
+def test_a_picture_and_its_upright_twin_get_twin_buckets(size: tuple[int, int]) -> None:
+    assert bucket_for(*size, 512, 64) == bucket_for(size[1], size[0], 512, 64)[::-1]
+
+
+@pytest.mark.parametrize(
+    ("resolution", "pictures", "step"),
+    [(64, 9, 8), (128, 9, 16), (256, 999, 32), (512, 9, 64), (512, 100, 32), (1024, 9, 64)],
+)
+def test_the_step_is_coarse_for_few_pictures(resolution: int, pictures: int, step: int) -> None:
+    assert default_step(resolution, pictures) == step
+
+
+def test_a_step_beyond_the_resolution_is_an_error() -> None:
+    with pytest.raises(ValueError, match="does not fit"):
+        bucket_for(100, 100, 32, 64)
+
+
+@given(st.lists(SIZES, max_size=40), st.integers(1, 8))
+def test_small_buckets_are_merged_unless_that_crops_too_much(sizes: list[tuple[int, int]], batch: int) -> None:
+    buckets = assign(sizes, 512, 64, batch)
+    assert len(buckets) == len(sizes)
+    for size, bucket in zip(sizes, buckets, strict=True):
+        own = bucket_for(*size, 512, 64)
+        assert bucket == own or cropped_share(size, bucket) <= MAX_MERGE_CROP
+
+
+def test_a_bucket_of_one_joins_its_neighbour_and_a_panorama_stays_alone() -> None:
+    sizes = [(512, 512)] * 8 + [(620, 512), (2048, 512)]
+    assert Counter(assign(sizes, 512, 64, batch=4)) == {(512, 512): 9, (1024, 256): 1}
+    assert len(set(assign(sizes, 512, 64, batch=1))) == 3
+
+
+def test_the_cropped_share_is_the_area_cut_off() -> None:
+    assert cropped_share((200, 100), (64, 64)) == pytest.approx(0.5)
+    assert cropped_share((100, 200), (64, 64)) == pytest.approx(0.5)
+    assert cropped_share((300, 200), (96, 64)) == 0
+
+
+@given(st.tuples(st.integers(64, 300), st.integers(64, 300)), st.sampled_from(shapes(128, 16)))
+def test_fit_gives_exactly_the_bucket(size: tuple[int, int], bucket: tuple[int, int]) -> None:
+    assert fit(Image.new("RGB", size), bucket).size == bucket
+
+
+def test_fit_takes_the_middle() -> None:
+    image = Image.new("RGB", (300, 100), "red")
+    image.paste("blue", (100, 0, 200, 100))
+    middle = np.asarray(fit(image, (64, 64)))
+    assert (middle[:, 4:-4] == (0, 0, 255)).all()
+    same = noise(1, 64, 64)
+    assert fit(same, (64, 64)) is not same
+    assert fit(same, (64, 64)).tobytes() == same.tobytes()
+
+
+def test_a_picture_is_upscaled_if_either_side_has_to_grow() -> None:
+    assert is_upscaled((500, 600), (512, 512))
+    assert not is_upscaled((512, 600), (512, 512))

@@ -1,0 +1,1 @@
+"""From whatever people upload to pictures worth training on: read, decode, clean, split, report."""
