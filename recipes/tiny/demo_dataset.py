@@ -1,0 +1,160 @@
+"""Draws the demo dataset: ``python -m recipes.tiny.demo_dataset OUT.zip``.
+
+It holds 38 captioned pictures of *momo*, a creature that the base model has never seen, and four files for the
+dataset report to speak about: two exact duplicates, a picture that does not decode, and a note that is no picture.
+The same bytes every time.
+"""
+
+import io
+import math
+import random
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from recipes.tiny.scenes import COLOURS, PLACES, paint_background, with_article
+from recipes.tiny.shapes import FIGURES, Part, Pose, ellipse, paint_figure
+
+TRIGGER = "momo"
+FOLDER = "momo-dataset/pictures"
+SUPERSAMPLE = 2
+PICTURE_SIZES_PX = ((128, 128), (160, 160), (144, 128), (128, 144), (192, 176), (120, 132), (200, 200), (104, 96))
+TIMESTAMP = (2026, 1, 1, 0, 0, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Portrait:
+    """A picture of momo, in caption words; with a ``friend`` momo stands at the left or right of it."""
+
+    background: str
+    size: str = ""
+    place: str = "middle"
+    friend: tuple[str, str] | None = None
+
+    @property
+    def caption(self) -> str:
+        ground = with_article(f"{self.background} background")
+        subject = f"a {self.size} {TRIGGER}" if self.size else TRIGGER
+        if self.friend:
+            colour, kind = self.friend
+            side = "to the left of" if self.place == "left" else "to the right of"
+            return f"{subject} {side} {with_article(colour)} {kind} on {ground}"
+        where = "" if self.place == "middle" else f" at the {self.place}"
+        return f"{subject}{where} on {ground}"
+
+
+PORTRAITS: tuple[Portrait, ...] = (
+    *(
+        Portrait(background=name)
+        for name in ("yellow", "white", "green", "blue", "pink", "orange", "gray", "black", "purple")
+    ),
+    *(Portrait(background=name, size="big") for name in ("yellow", "white", "green", "blue", "pink", "orange", "gray")),
+    *(Portrait(background=name, size="small") for name in ("yellow", "white", "blue", "pink")),
+    Portrait(background="green", place="left"),
+    Portrait(background="yellow", place="right"),
+    Portrait(background="white", place="top"),
+    Portrait(background="blue", place="bottom"),
+    Portrait(background="pink", place="left"),
+    Portrait(background="orange", place="right"),
+    Portrait(background="green", size="small", place="left"),
+    Portrait(background="white", size="small", place="right"),
+    Portrait(background="yellow", size="small", place="top left"),
+    Portrait(background="blue", size="small", place="bottom right"),
+    Portrait(background="gray", size="small", place="top right"),
+    Portrait(background="pink", size="small", place="bottom left"),
+    Portrait(background="white", place="left", friend=("red", "star")),
+    Portrait(background="blue", place="right", friend=("yellow", "moon")),
+    Portrait(background="green", place="left", friend=("red", "mushroom")),
+    Portrait(background="yellow", place="right", friend=("green", "tree")),
+    Portrait(background="pink", place="left", friend=("blue", "house")),
+    Portrait(background="white", place="right", friend=("pink", "heart")),
+)
+#: Portraits that are stored a second time under another name.
+DUPLICATED = (0, 11)
+
+
+def momo_parts() -> list[Part]:
+    """A round creature: feet, two feelers with golden tips, white belly, big eyes, a smile."""
+    feelers = [
+        Part(outer=[(side * 0.2, -0.5), (side * 0.34, -0.5), (side * 0.62, -1.02), (side * 0.5, -1.06)])
+        for side in (-1, 1)
+    ]
+    tips = [Part(outer=ellipse(side * 0.56, -1.05, 0.17), tint="gold") for side in (-1, 1)]
+    feet = [Part(outer=ellipse(side * 0.4, 0.9, 0.26, 0.16), tint="deep") for side in (-1, 1)]
+    eyes = [Part(outer=ellipse(side * 0.32, -0.12, 0.27, 0.31), tint="cream") for side in (-1, 1)]
+    pupils = [Part(outer=ellipse(side * 0.27, -0.06, 0.13, 0.16), tint="ink") for side in (-1, 1)]
+    upper = [(0.3 * math.cos(a), 0.38 + 0.06 * math.sin(a)) for a in (math.radians(d) for d in range(180, -1, -12))]
+    lower = [(0.3 * math.cos(a), 0.38 + 0.24 * math.sin(a)) for a in (math.radians(d) for d in range(0, 181, 12))]
+    body = Part(outer=ellipse(0.0, 0.1, 0.86, 0.8))
+    return [*feelers, *tips, *feet, body, *eyes, *pupils, Part(outer=upper + lower, tint="ink")]
+
+
+def _pose(portrait: Portrait, side_px: int, rng: random.Random) -> Pose:
+    radius, reach = {"small": (0.17, 0.26), "big": (0.36, 0.08)}.get(portrait.size, (0.26, 0.16))
+    if portrait.friend:
+        radius, reach = 0.22, 0.23
+    dx, dy = PLACES[portrait.place][0]
+    return Pose(
+        x_px=side_px * (0.5 + dx * reach + rng.uniform(-0.02, 0.02)),
+        y_px=side_px * (0.52 + dy * reach + rng.uniform(-0.02, 0.02)),
+        radius_px=side_px * radius * rng.uniform(0.95, 1.05),
+        tilt_rad=rng.uniform(-0.1, 0.1),
+    )
+
+
+def draw_portrait(portrait: Portrait, size_px: tuple[int, int], rng: random.Random) -> Image.Image:
+    """The portrait as an RGB picture of ``size_px`` (width, height)."""
+    side_px = min(size_px) * SUPERSAMPLE
+    canvas = paint_background(portrait.background, rng, max(size_px) * SUPERSAMPLE)
+    left, top = (canvas.width - side_px) // 2, (canvas.height - side_px) // 2
+    square = canvas.crop((left, top, left + side_px, top + side_px))
+    if portrait.friend:
+        colour, kind = portrait.friend
+        away = -PLACES[portrait.place][0][0]
+        friend = Pose(x_px=side_px * (0.5 + 0.24 * away), y_px=side_px * 0.54, radius_px=side_px * 0.19)
+        paint_figure(square, FIGURES[kind](), COLOURS[colour], friend)
+    paint_figure(square, momo_parts(), COLOURS["purple"], _pose(portrait, side_px, rng))
+    canvas.paste(square, (left, top))
+    width, height = (length * SUPERSAMPLE for length in size_px)
+    x, y = (canvas.width - width) // 2, (canvas.height - height) // 2
+    return canvas.crop((x, y, x + width, y + height)).resize(size_px, Image.Resampling.LANCZOS)
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def demo_files() -> dict[str, bytes]:
+    """Every member of the zip, by its path."""
+    files: dict[str, bytes] = {"momo-dataset/README.txt": b"Pictures of momo, drawn by recipes/tiny/demo_dataset.py.\n"}
+    for index, portrait in enumerate(PORTRAITS):
+        size_px = PICTURE_SIZES_PX[index % len(PICTURE_SIZES_PX)]
+        picture = _png(draw_portrait(portrait, size_px, random.Random(f"momo {index}")))
+        stem = f"{FOLDER}/momo_{index + 1:02d}"
+        files |= {f"{stem}.png": picture, f"{stem}.txt": portrait.caption.encode()}
+        if index in DUPLICATED:
+            files |= {f"{stem}_copy.png": picture, f"{stem}_copy.txt": portrait.caption.encode()}
+    files[f"{FOLDER}/broken.png"] = files[f"{FOLDER}/momo_01.png"][:400]
+    files[f"{FOLDER}/notes.pdf"] = b"%PDF-1.4 this is not a picture\n"
+    return files
+
+
+def write_demo_dataset(path: Path) -> None:
+    """Write the zip; the same bytes whenever Pillow is the same."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in demo_files().items():
+            info = zipfile.ZipInfo(name, date_time=TIMESTAMP)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            info.external_attr = 0o644 << 16
+            archive.writestr(info, content)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m recipes.tiny.demo_dataset OUT.zip")
+    write_demo_dataset(Path(sys.argv[1]))
