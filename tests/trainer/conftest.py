@@ -1,0 +1,71 @@
+"""A random base, a prepared dataset of drawn pictures, and job folders made of both."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# Before torch is imported: bit-exact runs are compared, and two tests may share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+from PIL import Image, ImageDraw
+
+from trainer.dataset.prepare import prepare
+from trainer.protocol.presets import spec_from_preset
+
+MakeJob = Callable[..., Path]
+
+_COLOURS = ("red", "green", "blue", "orange", "purple", "teal", "brown", "pink", "black", "gold", "navy", "olive")
+
+
+def draw_pictures(folder: Path, count: int = 12) -> Path:
+    """Pictures of two shapes (wide and square), each with a caption."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        colour = _COLOURS[index % len(_COLOURS)]
+        size = (150, 96) if index % 3 == 0 else (110, 110)
+        picture = Image.new("RGB", size, "white")
+        corner = 10 + 3 * index
+        ImageDraw.Draw(picture).ellipse((corner, corner, corner + 40, corner + 30 + index), fill=colour)
+        picture.save(folder / f"{index:02d}.png")
+        (folder / f"{index:02d}.txt").write_text(f"a {colour} egg", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared dataset of 12 pictures."""
+    folder = tmp_path_factory.mktemp("dataset")
+    prepare([draw_pictures(folder / "pictures")], folder / "prepared", resolution=64)
+    return folder / "prepared"
+
+
+@pytest.fixture(scope="session")
+def random_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.trainer.random_base import make_random_base
+
+    return make_random_base(tmp_path_factory.mktemp("base") / "random")
+
+
+SMALL: dict[str, Any] = {
+    "training": {"epochs": 3, "learning_rate": 5e-3, "batch_size": 4, "micro_batch_size": 2, "repeats": 2},
+    "adapter": {"rank": 4, "alpha": 2.0, "targets": "all", "text_encoder": True, "dropout": 0.1},
+    "validation": {"timesteps": 2, "draws": 1},
+    "samples": {"steps": 2, "prompts": ["a red egg", "a blue egg"]},
+}
+
+
+@pytest.fixture
+def make_job(dataset: Path, random_base: Path, tmp_path: Path) -> MakeJob:
+    """A job folder on the random base; keywords are groups of settings laid over SMALL."""
+
+    def make(name: str = "job", base: str | None = None, **changes: Any) -> Path:
+        settings = {group: {**SMALL.get(group, {}), **changes.get(group, {})} for group in {*SMALL, *changes}}
+        spec = spec_from_preset("lora", dataset=str(dataset), base=base or str(random_base), changes=settings)
+        spec.write(tmp_path / name)
+        return tmp_path / name
+
+    return make

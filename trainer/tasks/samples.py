@@ -1,0 +1,87 @@
+"""Sample pictures from a diffusion model: the same prompts and seeds each time, decoded to PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from PIL import Image
+from torch import Tensor
+
+from trainer.models.base import BaseModel
+from trainer.protocol.spec import Samples
+
+#: A contact sheet with fewer pictures says too little: short prompt lists are drawn with several seeds.
+MIN_SAMPLES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplePlan:
+    """One picture to draw."""
+
+    prompt: str
+    seed: int
+
+
+def plan_samples(prompts: Sequence[str], settings: Samples) -> tuple[SamplePlan, ...]:
+    """Each prompt once, or, for few prompts, with several seeds, MIN_SAMPLES pictures in all."""
+    rounds = -(-MIN_SAMPLES // len(prompts))
+    return tuple(
+        SamplePlan(prompt=prompt, seed=settings.seed + index)
+        for index, prompt in enumerate([prompt for prompt in prompts for _ in range(rounds)])
+    )
+
+
+@torch.no_grad()
+def draw_samples(
+    base: BaseModel,
+    plan: Sequence[SamplePlan],
+    settings: Samples,
+    *,
+    resolution: int,
+    embed: Callable[[list[str]], Tensor],
+    device: torch.device,
+    micro_batch_size: int,
+    between_steps: Callable[[], None] = lambda: None,
+) -> list[Image.Image]:
+    """The pictures of `plan`, by DPM-Solver++ (Lu et al. 2022, arXiv:2211.01095) with classifier-free guidance.
+
+    `embed` gives caption embeddings [B, T, D]. The noise of a picture depends on its seed alone, so a picture does
+    not change with the others beside it.
+    """
+    pipeline = StableDiffusionPipeline(
+        vae=base.vae.to(device),
+        text_encoder=None,
+        tokenizer=None,
+        unet=base.unet,
+        scheduler=DPMSolverMultistepScheduler.from_config(base.noise_schedule.config),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+
+    def after_step(_pipeline: Any, _step: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        between_steps()
+        return values
+
+    pictures: list[Image.Image] = []
+    negative_1TD = embed([settings.negative_prompt]).to(device)
+    for start in range(0, len(plan), micro_batch_size):
+        part = plan[start : start + micro_batch_size]
+        result = pipeline(
+            prompt_embeds=embed([sample.prompt for sample in part]).to(device),
+            negative_prompt_embeds=negative_1TD.expand(len(part), -1, -1),
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance,
+            height=resolution,
+            width=resolution,
+            generator=[torch.Generator("cpu").manual_seed(sample.seed) for sample in part],
+            callback_on_step_end=after_step,
+        )
+        pictures.extend(result.images)
+    base.vae.to("cpu")
+    return pictures

@@ -1,0 +1,139 @@
+"""Resumable checkpoints: written whole or not at all, the latest and the best kept."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from trainer.errors import CheckpointError
+from trainer.training.early_stopping import StopMemory
+
+STATE_FILE = "state.json"
+OPTIMIZER_FILE = "optimizer.pt"
+
+
+class EpochPoint(BaseModel):
+    """One point of the loss curves."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epoch: int
+    train_loss: float
+    validation_loss: float
+    ratio: float
+
+
+class TrainingState(BaseModel):
+    """Where a training stands. Random numbers need no place in it: they are functions of the seed and the step."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    #: The epoch that is being trained, from 1, and the optimizer steps done in it.
+    epoch: int = 1
+    position: int = 0
+    #: Optimizer steps in all.
+    step: int = 0
+    #: Sum of the loss over the pictures seen in this epoch, and their number.
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    #: Seconds of work in this epoch, and in all.
+    epoch_seconds: float = 0.0
+    seconds: float = 0.0
+    #: What the validation, samples and chart of the last epoch took.
+    epoch_end_seconds: float = 0.0
+    stop_memory: StopMemory = StopMemory()
+    curve: tuple[EpochPoint, ...] = ()
+    #: Step of the checkpoint with the best weights.
+    best_step: int = 0
+    #: No more epochs: what is left is the test and the export.
+    is_over: bool = False
+    is_stopped_early: bool = False
+    #: Events (type, fields) that belong to this state: said after it is safe on disk, so never lost and never doubled.
+    pending: tuple[tuple[str, dict[str, Any]], ...] = ()
+
+
+class Checkpoints:
+    """The checkpoints of one job, `checkpoints/step-00000123/`."""
+
+    def __init__(self, job_dir: Path) -> None:
+        self.folder = job_dir / "checkpoints"
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def latest(self) -> Path | None:
+        return max(self.folder.glob("step-????????"), default=None)
+
+    def save(
+        self, state: TrainingState, weights: Mapping[str, Mapping[str, Tensor]], optimizer: Mapping[str, Any]
+    ) -> Path:
+        """Keep a state with its weights (a file for each model) and optimizer; drop what is neither latest nor best."""
+        final = self.path(state.step)
+        part = final.with_suffix(".part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        for name, tensors in weights.items():
+            save_file(dict(tensors), part / f"{name}.safetensors")
+        torch.save(dict(optimizer), part / OPTIMIZER_FILE)
+        (part / STATE_FILE).write_text(state.model_dump_json(indent=1), encoding="utf-8")
+        for file in part.iterdir():
+            _sync(file)
+        if final.exists():
+            # The same step saved again (a stop right after an epoch): the older one is as good until the rename.
+            shutil.rmtree(final)
+        part.replace(final)
+        _sync(self.folder)
+        self._prune(keep={state.step, state.best_step})
+        return final
+
+    def load_state(self, path: Path) -> TrainingState:
+        """Raises: CheckpointError."""
+        try:
+            return TrainingState.model_validate_json((path / STATE_FILE).read_bytes())
+        except (OSError, ValidationError) as error:
+            raise _unreadable(path, error) from error
+
+    def load_weights(self, path: Path, name: str) -> dict[str, Tensor]:
+        """Raises: CheckpointError."""
+        try:
+            return load_file(path / f"{name}.safetensors")
+        except (OSError, SafetensorError) as error:
+            raise _unreadable(path, error) from error
+
+    def load_optimizer(self, path: Path) -> dict[str, Any]:
+        """Raises: CheckpointError."""
+        try:
+            state: dict[str, Any] = torch.load(path / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, ValueError) as error:
+            raise _unreadable(path, error) from error
+        return state
+
+    def _prune(self, keep: set[int]) -> None:
+        kept = {self.path(step) for step in keep}
+        for path in self.folder.iterdir():
+            if path not in kept:
+                shutil.rmtree(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"The checkpoint {path.name} cannot be read ({type(error).__name__}: {error}).",
+        "Delete its folder to go on from an older one, or start the job anew.",
+    )

@@ -1,0 +1,119 @@
+"""The metadata of a kohya LoRA: `ss_*` as kohya-ss/sd-scripts writes it, `modelspec.*` as Stability AI defines it.
+
+A1111 shows `ss_output_name`, `ss_base_model_version`, `ss_tag_frequency`, `ss_bucket_info` and others; without
+`ss_base_model_version` it takes any file for SD 1. Only what is true is written: a key that has no meaning here is left
+out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import UTC, datetime
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from trainer.protocol.report import Split
+from trainer.protocol.spec import Targets
+from trainer.training.session import Session
+
+_BASE_VERSION = {"sd1": "sd_v1", "sd2": "sd_v2"}
+_ARCHITECTURE = {"sd1": "stable-diffusion-v1/lora", "sd2": "stable-diffusion-v2-512/lora"}
+
+
+def kohya_metadata(session: Session) -> dict[str, Any]:
+    """All metadata of the best checkpoint; nested values are JSON in the file."""
+    return {**_run(session), **_network(session), **_data(session), **_modelspec(session), "format": "pt"}
+
+
+def _run(session: Session) -> dict[str, Any]:
+    training, task = session.spec.training, session.task
+    started = session.reporter.history[0].time
+    text_encoder_rate = training.text_encoder_learning_rate or training.learning_rate / 2
+    return {
+        "ss_session_id": str(int(started * 1000) % 2**32),
+        "ss_training_started_at": started,
+        "ss_training_finished_at": datetime.now(UTC).timestamp(),
+        "ss_output_name": session.spec.name,
+        "ss_learning_rate": training.learning_rate,
+        "ss_unet_lr": training.learning_rate,
+        "ss_text_encoder_lr": text_encoder_rate if task.is_text_encoder_trained else None,
+        "ss_num_batches_per_epoch": session.steps_per_epoch,
+        "ss_num_epochs": training.epochs,
+        "ss_epoch": session.state.stop_memory.best_epoch,
+        "ss_steps": session.state.best_step,
+        "ss_max_train_steps": session.total_steps,
+        "ss_gradient_checkpointing": False,
+        "ss_gradient_accumulation_steps": ceil(training.batch_size / training.effective_micro_batch_size),
+        "ss_batch_size_per_device": training.effective_micro_batch_size,
+        "ss_total_batch_size": training.batch_size,
+        "ss_lr_scheduler": training.schedule.value,
+        "ss_lr_warmup_steps": round(training.warmup_share * session.total_steps),
+        "ss_optimizer": "torch.optim.adamw.AdamW",
+        "ss_max_grad_norm": training.max_grad_norm,
+        "ss_mixed_precision": str(session.accelerator.mixed_precision),
+        "ss_loss_type": "l2",
+        "ss_min_snr_gamma": training.snr_gamma,
+        "ss_caption_dropout_rate": training.caption_dropout,
+        "ss_cache_latents": True,
+        "ss_seed": training.seed,
+        "ss_clip_skip": None,
+        "ss_training_comment": f"Darkroom, preset {session.spec.preset}",
+        "ss_sd_model_name": Path(session.spec.base.source).name,
+        "ss_base_model_version": _BASE_VERSION[task.base.family],
+        "ss_v2": task.base.family == "sd2",
+    }
+
+
+def _network(session: Session) -> dict[str, Any]:
+    adapter = session.spec.adapter
+    arguments = {}
+    if adapter.targets is Targets.ALL:
+        arguments = {"conv_dim": str(adapter.rank), "conv_alpha": str(adapter.effective_alpha)}
+    return {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": adapter.rank,
+        "ss_network_alpha": adapter.effective_alpha,
+        "ss_network_dropout": adapter.dropout or None,
+        "ss_network_args": arguments,
+    }
+
+
+def _data(session: Session) -> dict[str, Any]:
+    train = session.examples[Split.TRAIN]
+    folder = Path(session.spec.dataset).name
+    tags = Counter(tag.strip() for caption in train.captions for tag in caption.split(",") if tag.strip())
+    sizes = Counter(train.sizes)
+    buckets = {
+        str(index): {"resolution": list(size), "count": count}
+        for index, (size, count) in enumerate(sorted(sizes.items()))
+    }
+    resolution = session.task.resolution
+    return {
+        "ss_num_train_images": len(train.images) * session.spec.training.repeats,
+        "ss_num_validation_images": len(session.examples[Split.VALIDATION].images),
+        "ss_num_reg_images": 0,
+        "ss_resolution": f"({resolution}, {resolution})",
+        "ss_enable_bucket": True,
+        "ss_bucket_info": {"buckets": buckets},
+        "ss_dataset_dirs": {folder: {"n_repeats": session.spec.training.repeats, "img_count": len(train.images)}},
+        "ss_tag_frequency": {folder: dict(tags.most_common())},
+    }
+
+
+def _modelspec(session: Session) -> dict[str, Any]:
+    """https://github.com/Stability-AI/ModelSpec, version 1.0.1."""
+    resolution = session.task.resolution
+    is_velocity = session.task.base.prediction_type == "v_prediction"
+    values: dict[str, Any] = {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": _ARCHITECTURE[session.task.base.family],
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": session.spec.name,
+        "modelspec.resolution": f"{resolution}x{resolution}",
+        "modelspec.date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S"),
+        "modelspec.prediction_type": "v" if is_velocity else "epsilon",
+    }
+    if session.spec.training.trigger:
+        values["modelspec.trigger_phrase"] = session.spec.training.trigger
+    return values
