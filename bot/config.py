@@ -1,0 +1,225 @@
+"""What somebody may want to change: `config.toml`, read once into frozen settings, every problem told at once.
+
+The Discord token is no setting: it is read from the environment only, so that a config file can be shown to anybody.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from bot.errors import ConfigError
+
+_MIB = 1024 * 1024
+_Snowflake = Annotated[int, Field(ge=1, le=2**63 - 1)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class DiscordSettings(_Frozen):
+    """Where the bot works."""
+
+    #: Servers that get the commands; empty: every server that invites the bot.
+    guild_ids: tuple[_Snowflake, ...] = ()
+    #: Channel that is told when the bot comes back; None: nobody is told.
+    log_channel: _Snowflake | None = None
+    #: Name of the environment variable that holds the bot's token.
+    token_env: str = Field(default="DARKROOM_TOKEN", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+
+
+class StorageSettings(_Frozen):
+    """Where the bot keeps everything."""
+
+    #: Database, datasets and jobs; on a local disk (SQLite's WAL and the locks need one).
+    data_dir: Path = Path("data")
+
+
+class LimitSettings(_Frozen):
+    """What one person may ask for."""
+
+    #: All files of one dataset together, as handed in.
+    max_dataset_mib: int = Field(default=200, ge=1, le=100_000)
+    #: Files in one dataset, an archive counting as one.
+    max_dataset_files: int = Field(default=50, ge=1, le=1000)
+    #: Usable pictures that a training needs.
+    min_images: int = Field(default=5, ge=1, le=10_000)
+    #: Jobs of one person that may wait at the same time.
+    max_jobs_per_user: int = Field(default=3, ge=1, le=100)
+    #: Epochs that one job may ask for.
+    max_epochs: int = Field(default=100, ge=1, le=1000)
+
+    @property
+    def max_dataset_bytes(self) -> int:
+        return self.max_dataset_mib * _MIB
+
+
+class ModelSettings(_Frozen):
+    """Base models that people may choose."""
+
+    #: Label of the model that is taken when nobody chooses.
+    default: str = "tiny"
+    #: Label → folder in diffusers layout, `.safetensors` file, hub name, or `tiny`.
+    sources: dict[str, str] = Field(default={"tiny": "tiny"}, min_length=1, max_length=25)
+
+    @model_validator(mode="after")
+    def _default_is_known(self) -> ModelSettings:
+        if self.default not in self.sources:
+            raise ValueError(f"default is {self.default!r}, which is not among the sources ({', '.join(self.sources)})")
+        return self
+
+    @property
+    def default_source(self) -> str:
+        return self.sources[self.default]
+
+
+class QueueSettings(_Frozen):
+    """How jobs are run."""
+
+    #: Trainings at the same time; one for each GPU.
+    slots: int = Field(default=1, ge=1, le=64)
+    #: How often a job whose process is lost is started, the first time included.
+    max_attempts: int = Field(default=3, ge=1, le=20)
+    #: Pause between two looks at the running trainings.
+    poll_s: float = Field(default=1.0, ge=0.05, le=60)
+    #: Time that a stopped training has to save its checkpoint before it is killed.
+    stop_grace_s: float = Field(default=60.0, ge=1, le=3600)
+    #: A training that says nothing for this long is noted in the log.
+    silence_s: float = Field(default=900.0, ge=10, le=86_400)
+
+
+class PrepareSettings(_Frozen):
+    """Limits of the process that opens what people hand in."""
+
+    timeout_s: float = Field(default=300.0, ge=1, le=86_400)
+    #: Private memory (RLIMIT_DATA), Linux only.
+    memory_mib: int = Field(default=4096, ge=256, le=1_000_000)
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.memory_mib * _MIB
+
+
+class CardSettings(_Frozen):
+    """How often the live card of a job is edited."""
+
+    #: Shortest time between two edits; a change of state is shown at once.
+    edit_interval_s: float = Field(default=10.0, ge=1, le=600)
+    #: Age at which a card is sent anew: Discord limits edits of messages older than an hour (error 30046).
+    roll_after_s: float = Field(default=3300.0, ge=60, le=3500)
+
+
+class TrainerSettings(_Frozen):
+    """How trainer processes are started."""
+
+    #: Python that has the trainer's packages; empty: the bot's own.
+    python: str = ""
+    #: Laid over the bot's environment (the token is always taken out).
+    env: dict[str, str] = {}
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        return (self.python or sys.executable, "-m", "trainer")
+
+
+class Config(_Frozen):
+    """All settings; `Config()` is the defaults."""
+
+    discord: DiscordSettings = DiscordSettings()
+    storage: StorageSettings = StorageSettings()
+    limits: LimitSettings = LimitSettings()
+    models: ModelSettings = ModelSettings()
+    queue: QueueSettings = QueueSettings()
+    prepare: PrepareSettings = PrepareSettings()
+    cards: CardSettings = CardSettings()
+    trainer: TrainerSettings = TrainerSettings()
+
+    def trainer_environment(self, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+        """The environment of a trainer process: the bot's without its token, with `trainer.env` laid over it."""
+        kept = {name: value for name, value in environ.items() if name != self.discord.token_env}
+        return kept | self.trainer.env
+
+
+def load_config(path: Path) -> Config:
+    """The settings of a TOML file, defaults where it is silent.
+
+    Raises:
+        ConfigError: the file is missing, is not TOML, or holds anything unknown or out of range; it lists all of it.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            path=path, problems=["There is no such file. Copy config.example.toml and edit it."]
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(path=path, problems=[f"It cannot be read: {error}."]) from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(path=path, problems=[f"It is not TOML: {error}."]) from error
+    try:
+        # As JSON: strict types, yet arrays become tuples and strings paths.
+        return Config.model_validate_json(json.dumps(raw, default=str))
+    except ValidationError as error:
+        raise ConfigError(path=path, problems=list(_sentences(error))) from error
+
+
+def read_token(config: Config, environ: Mapping[str, str] = os.environ) -> str:
+    """The bot's token, from the environment.
+
+    Raises:
+        ConfigError: the variable is not set.
+    """
+    name = config.discord.token_env
+    if token := environ.get(name, "").strip():
+        return token
+    raise ConfigError(path=Path("The environment"), problems=[f"{name} is not set. Put the bot's token into it."])
+
+
+def known_settings(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
+    """Every dotted name that a config file may hold: `queue.slots`, …"""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from known_settings(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _sentences(error: ValidationError) -> Iterator[str]:
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"])
+        context: dict[str, Any] = problem.get("ctx") or {}
+        match problem["type"]:
+            case "extra_forbidden" if name.rpartition(".")[2] == "token":
+                yield f"{name} does not belong into a file. Put the token into the environment variable DARKROOM_TOKEN."
+            case "extra_forbidden":
+                yield f"{name} is not a setting{_nearest(name)}"
+            case "greater_than_equal" | "less_than_equal":
+                yield f"{name} is {problem['input']}; it must be {_bound(problem['type'], context)}."
+            case "value_error":
+                yield f"{name}: {context['error']}."
+            case _:
+                message = problem["msg"].removeprefix("Input ").replace("should be", "must be")
+                yield f"{name} is {problem['input']!r}; it {message[:1].lower()}{message[1:]}."
+
+
+def _bound(kind: str, context: Mapping[str, Any]) -> str:
+    return f"{context['ge']:g} or more" if kind == "greater_than_equal" else f"{context['le']:g} or less"
+
+
+def _nearest(name: str) -> str:
+    groups = list(Config.model_fields)
+    known = [*known_settings(), *groups] if "." in name else groups
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if not near:
+        # Right key, wrong group: the last part may still be known.
+        near = [known for known in known_settings() if known.rpartition(".")[2] == name.rpartition(".")[2]][:1]
+    return f"; did you mean {near[0]}?" if near else "."

@@ -1,0 +1,6 @@
+"""Datasets as people hand them in: received under a size limit, kept by content, examined in a process of its own."""
+
+from bot.datasets.dataset import Dataset, Received, ReceivedFile, Upload
+from bot.datasets.store import DatasetStore
+
+__all__ = ["Dataset", "DatasetStore", "Received", "ReceivedFile", "Upload"]

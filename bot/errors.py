@@ -1,0 +1,157 @@
+"""What can go wrong in the bot; each error carries its data and says it as a sentence for a person.
+
+DarkroomError
+├── ConfigError              the configuration cannot be used; names every problem
+├── DataFolderError
+│   ├── FolderInUse          another bot works on this data folder
+│   ├── SchemaTooNew         a newer Darkroom wrote this database
+│   └── DatabaseDamaged      the database fails its own check
+├── DatasetRefused           what was handed in cannot be trained on
+│   ├── DatasetTooLarge
+│   ├── TooFewImages
+│   └── PrepareFailed        it could not be examined (time, memory, crash)
+├── JobRefused               the job is not accepted; nothing was queued
+│   └── TooManyWaiting
+├── NotAllowed               somebody else's job
+├── NotFound
+│   ├── NoSuchJob
+│   └── NoSuchDataset
+└── LaunchFailed             no trainer process could be started
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+_MIB = 1024 * 1024
+
+
+class DarkroomError(Exception):
+    """Root of all that the bot can explain; `str(error)` is the sentence."""
+
+
+class ConfigError(DarkroomError):
+    """The configuration cannot be used."""
+
+    def __init__(self, *, path: Path, problems: Sequence[str]) -> None:
+        self.path = path
+        self.problems = tuple(problems)
+        super().__init__(f"{path} cannot be used:\n" + "\n".join(f"- {problem}" for problem in self.problems))
+
+
+class DataFolderError(DarkroomError):
+    """The data folder cannot be worked on."""
+
+
+class FolderInUse(DataFolderError):
+    """Another bot works on this data folder."""
+
+    def __init__(self, *, path: Path) -> None:
+        self.path = path
+        super().__init__(f"Another bot already works on {path}. Stop it first, or set another storage.data_dir.")
+
+
+class SchemaTooNew(DataFolderError):
+    """A newer Darkroom wrote this database."""
+
+    def __init__(self, *, path: Path, found: int, known: int) -> None:
+        self.path, self.found, self.known = path, found, known
+        super().__init__(
+            f"{path} was written by a newer Darkroom (schema {found}; this one knows {known}). "
+            "Nothing was changed; update Darkroom, or set another storage.data_dir."
+        )
+
+
+class DatabaseDamaged(DataFolderError):
+    """The database fails its own check."""
+
+    def __init__(self, *, path: Path, finding: str) -> None:
+        self.path, self.finding = path, finding
+        super().__init__(f"{path} is damaged ({finding}). Put back a copy of it, or set another storage.data_dir.")
+
+
+class DatasetRefused(DarkroomError):
+    """What was handed in cannot be trained on; the message says why."""
+
+
+class DatasetTooLarge(DatasetRefused):
+    """More bytes than this bot takes."""
+
+    def __init__(self, *, file_name: str, max_bytes: int) -> None:
+        self.file_name, self.max_bytes = file_name, max_bytes
+        super().__init__(
+            f"{file_name} is larger than the {max_bytes / _MIB:.3g} MiB that a dataset may have here. "
+            "Nothing was kept; hand in fewer or smaller pictures."
+        )
+
+
+class TooFewImages(DatasetRefused):
+    """Not enough usable pictures."""
+
+    def __init__(self, *, kept: int, dropped: int, refused: int, needed: int) -> None:
+        self.kept, self.dropped, self.refused, self.needed = kept, dropped, refused, needed
+        aside = f" ({dropped} dropped, {refused} refused)" if dropped or refused else ""
+        super().__init__(
+            f"Only {kept} usable {_images(kept)}{aside}; a training needs {needed}. Add more and try again."
+        )
+
+
+class PrepareFailed(DatasetRefused):
+    """The dataset could not be examined."""
+
+    def __init__(self, *, name: str, why: str) -> None:
+        self.name, self.why = name, why
+        super().__init__(f"I could not examine {name}: {why} Nothing was queued.")
+
+
+class JobRefused(DarkroomError):
+    """The job is not accepted; nothing was queued."""
+
+
+class TooManyWaiting(JobRefused):
+    """One person has as many waiting jobs as they may have."""
+
+    def __init__(self, *, waiting: int, allowed: int) -> None:
+        self.waiting, self.allowed = waiting, allowed
+        super().__init__(f"You have {waiting} of {allowed} jobs waiting. Cancel one, or wait until one starts.")
+
+
+class NotAllowed(DarkroomError):
+    """Somebody else's job."""
+
+    def __init__(self, *, job_id: int, owner_id: int, verb: str) -> None:
+        self.job_id, self.owner_id, self.verb = job_id, owner_id, verb
+        super().__init__(f"Only <@{owner_id}> or somebody who may manage the server can {verb} #{job_id}.")
+
+
+class NotFound(DarkroomError):
+    """There is no such thing (here)."""
+
+
+class NoSuchJob(NotFound):
+    """No job of that number."""
+
+    def __init__(self, *, job_id: int) -> None:
+        self.job_id = job_id
+        super().__init__(f"There is no job #{job_id} here. /job list shows those that there are.")
+
+
+class NoSuchDataset(NotFound):
+    """No dataset of that name or number."""
+
+    def __init__(self, *, wanted: str | int) -> None:
+        self.wanted = wanted
+        super().__init__(f"There is no dataset {wanted!r} here. Hand one in with /finetune dataset:<file>.")
+
+
+class LaunchFailed(DarkroomError):
+    """No trainer process could be started."""
+
+    def __init__(self, *, command: str, why: str) -> None:
+        self.command, self.why = command, why
+        super().__init__(f"The trainer could not be started ({command}: {why}).")
+
+
+def _images(count: int) -> str:
+    return "image" if count == 1 else "images"

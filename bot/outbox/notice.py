@@ -1,0 +1,44 @@
+"""What is to be told to people: a semantic message, stored with the state change that caused it, rendered when sent."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict
+
+from trainer.protocol.events import Event
+
+
+class NoticeKind(StrEnum):
+    """One kind, one layout."""
+
+    #: The live card of a job; edited in place, only its newest state is ever sent.
+    CARD = "card"
+    #: The base model's samples and validation loss, before the first step. events: [sampled(0)?, base_validated]
+    BASE = "base"
+    #: One epoch. events: [sampled?, epoch_ended]
+    EPOCH = "epoch"
+    #: events: [stopped_early]
+    EARLY_STOP = "early_stop"
+    #: events: [warned]
+    WARNING = "warning"
+    #: The result, mentioning the owner. events: [tested?, exported…, finished]
+    DONE = "done"
+    #: events: [failed] or [] with `detail`; mentions the owner.
+    FAILED = "failed"
+    #: A person stopped it. events: [stopped] or []
+    CANCELLED = "cancelled"
+    #: The process died without a last word and the job goes on from its checkpoint. `detail` says it in words.
+    LOST = "lost"
+
+
+class Notice(BaseModel):
+    """One message to one channel."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: NoticeKind
+    job_id: int
+    attempt: int
+    events: tuple[Event, ...] = ()
+    detail: str = ""

@@ -1,0 +1,49 @@
+"""Which notices a trainer's events cause, each under a key by which it is told once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from bot.outbox import Notice, NoticeKind
+from trainer.protocol.events import BaseValidated, EpochEnded, Event, Exported, Sampled, StoppedEarly, Tested, Warned
+
+
+def notice_of(job_id: int, attempt: int, event: Event, earlier: Sequence[Event]) -> tuple[str, Notice] | None:
+    """(dedupe key, notice) of an event that gets a post of its own; `earlier` is what the trainer said before it."""
+    match event:
+        case BaseValidated():
+            return _notice(job_id, attempt, NoticeKind.BASE, "base", [*_sampled(earlier, 0), event])
+        case EpochEnded():
+            events = [*_sampled(earlier, event.epoch), event]
+            return _notice(job_id, attempt, NoticeKind.EPOCH, f"epoch:{event.epoch}", events)
+        case StoppedEarly():
+            return _notice(job_id, attempt, NoticeKind.EARLY_STOP, "early_stop", [event])
+        case Warned():
+            return _notice(job_id, attempt, NoticeKind.WARNING, f"warning:{event.kind}", [event])
+        case _:
+            return None
+
+
+def end_events(kind: NoticeKind, word: Event | None, earlier: Sequence[Event]) -> tuple[Event, ...]:
+    """What the notice about a run's end holds: `[tested?, exported…, finished]`, `[failed]`, `[stopped]` or nothing."""
+    if kind is NoticeKind.LOST or word is None:
+        return ()
+    if kind is not NoticeKind.DONE:
+        return (word,)
+    tested = [event for event in earlier if isinstance(event, Tested)][-1:]
+    # A run that died while exporting exports again: the last file of each format is the true one.
+    exported = {event.format: event for event in earlier if isinstance(event, Exported)}
+    return (*tested, *exported.values(), word)
+
+
+def end_key(job_id: int, kind: NoticeKind, attempt: int) -> str:
+    """A job ends once; it can be lost once an attempt."""
+    return f"job:{job_id}:lost:{attempt}" if kind is NoticeKind.LOST else f"job:{job_id}:end"
+
+
+def _sampled(earlier: Iterable[Event], epoch: int) -> Sequence[Event]:
+    return [event for event in earlier if isinstance(event, Sampled) and event.epoch == epoch][-1:]
+
+
+def _notice(job_id: int, attempt: int, kind: NoticeKind, key: str, events: Sequence[Event]) -> tuple[str, Notice]:
+    return f"job:{job_id}:{key}", Notice(kind=kind, job_id=job_id, attempt=attempt, events=tuple(events))

@@ -1,0 +1,76 @@
+"""Writing down what a trainer said, within the caller's transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bot.db import Connection, Row
+from bot.outbox import Outbox
+from bot.queue.job import State, StopIntent
+from bot.queue.rules import Run
+from bot.queue.telling import notice_of
+from trainer.protocol.events import EpochEnded, Event, Failed, Finished, LastWord, StepDone, Stopped, parse_event
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """What a batch of events leaves behind."""
+
+    last_seq: int
+    #: The newest one, None if there was none.
+    step: StepDone | None
+    #: The last word, if the batch ends in one: words in its middle were followed by another run.
+    last_word: LastWord | None
+
+
+async def first(connection: Connection, statement: str, parameters: Iterable[Any] | Mapping[str, Any]) -> Row | None:
+    """The first row that a statement returns, None if it returns none."""
+    rows = await connection.execute_fetchall(statement, parameters)
+    return next(iter(rows), None)
+
+
+async def events_of(connection: Connection, job_id: int) -> list[Event]:
+    """All events of a job that are kept, oldest first."""
+    rows = await connection.execute_fetchall("SELECT body FROM job_event WHERE job_id = ? ORDER BY seq", (job_id,))
+    return [parse_event(row[0]) for row in rows]
+
+
+async def write_down(connection: Connection, outbox: Outbox, row: Row, events: Sequence[Event]) -> Said:
+    """Insert the events that are new, and put the notices that they cause into the outbox."""
+    last_seq: int = row["last_seq"]
+    new = [event for event in events if event.seq > last_seq]
+    kept = [event for event in new if not isinstance(event, StepDone)]
+    earlier = await events_of(connection, row["id"]) if kept else []
+    for event in kept:
+        await connection.execute_fetchall(
+            "INSERT INTO job_event (job_id, seq, attempt, type, body) VALUES (?, ?, ?, ?, ?)",
+            (row["id"], event.seq, row["attempt"], event.type, event.model_dump_json()),
+        )
+        if told := notice_of(row["id"], row["attempt"], event, earlier):
+            key, notice = told
+            await outbox.put(connection, notice, channel_id=row["channel_id"], dedupe_key=key)
+        earlier.append(event)
+    steps = [event for event in new if isinstance(event, StepDone)]
+    return Said(
+        last_seq=new[-1].seq if new else last_seq,
+        step=steps[-1] if steps else None,
+        last_word=new[-1] if new and isinstance(new[-1], Finished | Stopped | Failed) else None,
+    )
+
+
+async def run_of(connection: Connection, row: Row, max_starts: int) -> Run:
+    """The run of a busy job row, as the rules see it."""
+    kept = [event.epoch for event in await events_of(connection, row["id"]) if isinstance(event, EpochEnded)]
+    step = None if row["step"] is None else parse_event(row["step"])
+    kept_epoch = kept[-1] if kept else 0
+    return Run(
+        job_id=row["id"],
+        state=State(row["state"]),
+        stop_intent=None if row["stop_intent"] is None else StopIntent(row["stop_intent"]),
+        starts=row["attempt"] - row["excused"],
+        max_starts=max_starts,
+        epoch=max(step.epoch if isinstance(step, StepDone) else 0, kept_epoch),
+        kept_epoch=kept_epoch,
+    )

@@ -1,0 +1,86 @@
+"""A bot's insides on a real database in a temporary folder, with a clock that the test sets."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from bot.config import LimitSettings
+from bot.db import Database, open_db
+from bot.outbox import Outbox
+from bot.queue import Job, JobStore, NewJob
+from tests.bot.fakes import Clock
+from trainer.protocol.spec import make_spec
+
+GUILD, CHANNEL = 10, 100
+
+Submit = Callable[..., Awaitable[Job]]
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def db(tmp_path: Path) -> AsyncIterator[Database]:
+    async with open_db(tmp_path / "data" / "darkroom.sqlite") as database:
+        await add_dataset(database)
+        yield database
+
+
+@pytest.fixture
+def outbox(db: Database, clock: Clock) -> Outbox:
+    return Outbox(db, now=clock)
+
+
+@pytest.fixture
+def store(db: Database, outbox: Outbox, clock: Clock, tmp_path: Path) -> JobStore:
+    return make_store(db, outbox, clock, tmp_path)
+
+
+@pytest.fixture
+def submit(store: JobStore) -> Submit:
+    return submitter(store)
+
+
+def make_store(db: Database, outbox: Outbox, clock: Clock, tmp_path: Path) -> JobStore:
+    return JobStore(db, outbox, data_dir=tmp_path / "data", limits=LimitSettings(max_jobs_per_user=100), now=clock)
+
+
+def submitter(store: JobStore) -> Submit:
+    """`await submit(owner=1)`: a new job each time."""
+    numbers = iter(range(1, 10_000))
+
+    async def submit(*, owner: int = 1, guild: int = GUILD, name: str = "fox", interaction: int | None = None) -> Job:
+        interaction_id = next(numbers) if interaction is None else interaction
+        spec = make_spec({"name": name, "dataset": "/nowhere"})
+        return await store.submit(
+            NewJob(
+                interaction_id=interaction_id,
+                guild_id=guild,
+                channel_id=CHANNEL,
+                owner_id=owner,
+                dataset_id=1,
+                spec=spec,
+            )
+        )
+
+    return submit
+
+
+async def add_dataset(db: Database) -> None:
+    counts = '{"images":9,"kept":9,"dropped":0,"refused":0,"train":7,"validation":1,"test":1,"captioned":9}'
+    async with db.transaction() as connection:
+        await connection.execute_fetchall(
+            """INSERT OR IGNORE INTO dataset (id, guild_id, owner_id, name, sha256, digest, counts, summary, created_at)
+               VALUES (1, ?, 1, 'foxes', ?, 'd', ?, 'Nine foxes.', 0)""",
+            (GUILD, "ab" * 32, counts),
+        )
+
+
+async def notices(db: Database) -> list[str]:
+    """Keys of all notices ever, in the order in which they were caused."""
+    return [row[0] for row in await db.all("SELECT dedupe_key FROM outbox ORDER BY id")]

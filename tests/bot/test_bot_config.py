@@ -1,0 +1,94 @@
+"""Settings from TOML: defaults, and every problem told at once."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from bot.config import Config, known_settings, load_config, read_token
+from bot.errors import ConfigError
+
+EXAMPLE = Path(__file__).parents[2] / "config.example.toml"
+
+
+def problems_of(tmp_path: Path, text: str) -> tuple[str, ...]:
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as raised:
+        load_config(path)
+    assert all(problem in str(raised.value) for problem in raised.value.problems)
+    return raised.value.problems
+
+
+def test_the_example_is_the_defaults() -> None:
+    assert load_config(EXAMPLE) == Config()
+
+
+def test_the_example_names_every_setting() -> None:
+    text = EXAMPLE.read_text()
+    for dotted in known_settings():
+        name = dotted.rpartition(".")[2]
+        assert re.search(rf"^(# )?{name} = |^\[{re.escape(dotted)}\]", text, re.MULTILINE), dotted
+
+
+def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text("")
+    assert load_config(path) == Config()
+
+
+def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
+    problems = problems_of(
+        tmp_path,
+        """
+        [queue]
+        slotz = 2
+        max_attempts = 0
+        poll_s = "often"
+        [discord]
+        token = "abc"
+        guild_ids = ["x"]
+        [storrage]
+        data_dir = "x"
+        [models]
+        default = "sdxl"
+        [cards]
+        roll_after_s = 1e9
+        """,
+    )
+    assert sorted(problems) == [
+        "cards.roll_after_s is 1000000000.0; it must be 3500 or less.",
+        "discord.guild_ids.0 is 'x'; it must be a valid integer.",
+        "discord.token does not belong into a file. Put the token into the environment variable DARKROOM_TOKEN.",
+        "models: default is 'sdxl', which is not among the sources (tiny).",
+        "queue.max_attempts is 0; it must be 1 or more.",
+        "queue.poll_s is 'often'; it must be a valid number.",
+        "queue.slotz is not a setting; did you mean queue.slots?",
+        "storrage is not a setting; did you mean storage?",
+    ]
+
+
+def test_a_right_name_in_the_wrong_group_is_recognised(tmp_path: Path) -> None:
+    assert problems_of(tmp_path, "max_epochs = 3") == ("max_epochs is not a setting; did you mean limits.max_epochs?",)
+
+
+def test_a_file_that_is_not_toml_is_told_with_its_line(tmp_path: Path) -> None:
+    (problem,) = problems_of(tmp_path, "[queue]\nslots = = 1\n")
+    assert problem.startswith("It is not TOML:")
+    assert "line 2" in problem
+
+
+def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"Copy config\.example\.toml"):
+        load_config(tmp_path / "nowhere.toml")
+
+
+def test_the_token_comes_from_the_environment_and_goes_to_no_trainer() -> None:
+    config = Config()
+    environ = {"DARKROOM_TOKEN": "secret", "PATH": "/bin"}
+    assert read_token(config, environ) == "secret"
+    assert config.trainer_environment(environ) == {"PATH": "/bin"}
+    with pytest.raises(ConfigError, match="DARKROOM_TOKEN is not set"):
+        read_token(config, {})

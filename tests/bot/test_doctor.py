@@ -1,0 +1,114 @@
+"""`python -m bot doctor` says what is missing, against a Discord that answers on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from bot.config import Config, ModelSettings
+from bot.doctor import Mark, check_data_folder, check_discord, check_models, check_python
+from bot.ui.permissions import NEEDED
+
+TOKEN = {"DARKROOM_TOKEN": "good"}
+
+
+class FakeDiscord:
+    """The three answers that the doctor asks for."""
+
+    def __init__(self) -> None:
+        self.guilds: list[dict[str, Any]] = [{"id": "7", "name": "Lab", "permissions": str(NEEDED.value)}]
+        self.url = ""
+
+    async def me(self, request: web.Request) -> web.Response:
+        if request.headers["Authorization"] != "Bot good":
+            return web.json_response({"message": "401: Unauthorized"}, status=401)
+        return web.json_response({"id": "1", "username": "darkroom"})
+
+    async def my_guilds(self, _: web.Request) -> web.Response:
+        return web.json_response(self.guilds)
+
+
+@pytest.fixture
+async def discord_api() -> AsyncIterator[FakeDiscord]:
+    fake = FakeDiscord()
+    app = web.Application()
+    app.add_routes([web.get("/users/@me", fake.me), web.get("/users/@me/guilds", fake.my_guilds)])
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    fake.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield fake
+    await runner.cleanup()
+
+
+async def told(environ: dict[str, str], api: str, config: Config | None = None) -> list[str]:
+    return [str(finding) async for finding in check_discord(config or Config(), environ, api)]
+
+
+async def test_a_good_token_and_all_permissions_are_fine(discord_api: FakeDiscord) -> None:
+    lines = await told(TOKEN, discord_api.url)
+    assert "✓ Discord accepts the token: the bot is darkroom" in lines
+    assert "✓ server “Lab”: all permissions" in lines
+    assert not any(line.startswith(Mark.WRONG) for line in lines)
+
+
+async def test_a_missing_permission_is_named_with_a_link_that_grants_it(discord_api: FakeDiscord) -> None:
+    discord_api.guilds[0]["permissions"] = str(NEEDED.value & ~(1 << 15))
+    line = (await told(TOKEN, discord_api.url))[-1]
+    assert line.startswith("✗ server “Lab”: missing Attach Files")
+    assert "client_id=1" in line
+
+
+async def test_a_refused_token_is_told(discord_api: FakeDiscord) -> None:
+    assert (await told({"DARKROOM_TOKEN": "bad"}, discord_api.url))[0].startswith("✗ Discord refuses the token")
+
+
+async def test_no_token_is_told_without_asking() -> None:
+    assert "DARKROOM_TOKEN is not set" in (await told({}, "http://127.0.0.1:1"))[0]
+
+
+async def test_being_offline_is_told() -> None:
+    assert (await told(TOKEN, "http://127.0.0.1:1"))[0].startswith("✗ Discord cannot be reached")
+
+
+async def test_a_server_that_the_bot_is_not_in_is_told(discord_api: FakeDiscord) -> None:
+    config = Config(discord=Config().discord.model_copy(update={"guild_ids": (7, 8)}))
+    assert any("not in the server 8" in line for line in await told(TOKEN, discord_api.url, config))
+    discord_api.guilds = []
+    assert any("the bot is in no server" in line for line in await told(TOKEN, discord_api.url))
+
+
+def test_each_model_is_looked_for_where_it_would_come_from(tmp_path: Path) -> None:
+    folder, cache = tmp_path / "sd15", tmp_path / "hub"
+    folder.mkdir()
+    (folder / "model_index.json").touch()
+    (tmp_path / "xl.safetensors").touch()
+    (tmp_path / "hollow").mkdir()
+    (cache / "models--owner--cached").mkdir(parents=True)
+    sources = {
+        "tiny": "tiny",
+        "folder": str(folder),
+        "file": str(tmp_path / "xl.safetensors"),
+        "hollow": str(tmp_path / "hollow"),
+        "gone": str(tmp_path / "gone.safetensors"),
+        "cached": "owner/cached",
+        "hub": "owner/other",
+    }
+    config = Config(models=ModelSettings(sources=sources))
+    found = [finding.mark for finding in check_models(config, {"HF_HUB_CACHE": str(cache)})]
+    assert found == [Mark.FINE, Mark.FINE, Mark.FINE, Mark.WRONG, Mark.WRONG, Mark.FINE, Mark.NOTE]
+
+
+def test_a_data_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert [finding.mark for finding in check_data_folder(tmp_path / "file" / "data")] == [Mark.WRONG]
+
+
+def test_an_old_python_is_told() -> None:
+    assert check_python((3, 10)).mark is Mark.WRONG
+    assert check_python((3, 11)).mark is Mark.FINE

@@ -1,0 +1,448 @@
+"""The job store against a real database: moves, the line, what is told."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+from bot.config import LimitSettings
+from bot.db import Database
+from bot.errors import NoSuchJob, TooManyWaiting
+from bot.outbox import NoticeKind, Outbox
+from bot.queue import MOVES, JobStore, State, StopIntent
+from bot.queue.rules import Outcome
+from tests.bot.conftest import CHANNEL, GUILD, Submit, notices, submitter
+from tests.bot.fakes import (
+    Clock,
+    base_validated,
+    epoch_ended,
+    exported,
+    finished,
+    sampled,
+    started,
+    step_done,
+    stopped,
+    stopped_early,
+    warned,
+    was_tested,
+)
+from trainer.protocol.events import Phase
+
+WHOLE_RUN = [
+    started(1),
+    sampled(2, 0),
+    base_validated(3),
+    step_done(4, 1),
+    sampled(5, 1),
+    epoch_ended(6, 1),
+    warned(7, "plateau"),
+    warned(8, "plateau"),
+    step_done(9, 2),
+    epoch_ended(10, 2),
+    stopped_early(11),
+    was_tested(12),
+    exported(13),
+    finished(14),
+]
+TOLD = ["base", "epoch:1", "warning:plateau", "epoch:2", "early_stop", "end"]
+
+
+async def put_in_state(db: Database, job_id: int, state: State) -> None:
+    async with db.transaction() as connection:
+        await connection.execute_fetchall("UPDATE job SET state = ?, attempt = 1 WHERE id = ?", (state, job_id))
+
+
+async def whole_row(db: Database, job_id: int) -> tuple[object, ...]:
+    row = await db.one("SELECT * FROM job WHERE id = ?", (job_id,))
+    assert row is not None
+    return tuple(row)
+
+
+# -- moves ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("intent", StopIntent)
+async def test_a_stop_follows_the_table_and_leaves_all_else_alone(
+    store: JobStore, db: Database, submit: Submit, state: State, intent: StopIntent
+) -> None:
+    job = await submit()
+    await put_in_state(db, job.id, state)
+    before = await whole_row(db, job.id)
+
+    after = await store.request_stop(job.id, by=7, intent=intent)
+
+    if state is State.QUEUED:
+        assert after.state is State.CANCELLED
+    elif state is State.RUNNING:
+        assert (after.state, after.stop_intent, after.stopped_by) == (State.STOPPING, intent, 7)
+    elif state is State.STOPPING:
+        assert after.state is State.STOPPING
+    else:
+        assert await whole_row(db, job.id) == before
+    assert after.state is state or after.state in MOVES[state]
+
+
+@pytest.mark.parametrize("before", State)
+@pytest.mark.parametrize("target", [State.QUEUED, State.SUCCEEDED, State.FAILED, State.CANCELLED])
+async def test_a_run_settles_only_along_the_table(
+    store: JobStore, db: Database, submit: Submit, before: State, target: State
+) -> None:
+    job = await submit()
+    await put_in_state(db, job.id, before)
+    row = await db.one("SELECT * FROM job WHERE id = ?", (job.id,))
+    assert row is not None
+    is_legal = target in MOVES[before] and before in {State.RUNNING, State.STOPPING}
+
+    try:
+        async with db.transaction() as connection:
+            await store._settle(connection, row, Outcome(state=target, notice=NoticeKind.LOST), None)
+    except AssertionError:
+        assert not is_legal
+        assert tuple(row) == await whole_row(db, job.id)
+    else:
+        assert is_legal
+        assert (await store.get(job.id)).state is target
+
+
+@pytest.mark.parametrize("state", [state for state in State if state not in {State.RUNNING, State.STOPPING}])
+async def test_what_does_not_run_hears_nothing_and_is_not_lost(
+    store: JobStore, db: Database, submit: Submit, state: State
+) -> None:
+    job = await submit()
+    await put_in_state(db, job.id, state)
+    before = await whole_row(db, job.id), await notices(db)
+
+    assert not await store.ingest(job.id, 1, WHOLE_RUN, 999)
+    assert not await store.lost(job.id, 1)
+    await store.started(job.id, 1, "{}")  # type: ignore[arg-type]
+    await store.stop_sent(job.id, 1)
+
+    assert (await whole_row(db, job.id), await notices(db)) == before
+
+
+async def test_an_earlier_attempt_is_not_listened_to(store: JobStore, db: Database, submit: Submit) -> None:
+    job = await submit()
+    await store.claim(1)
+    await store.lost(job.id, 1)
+    await store.claim(1)
+    before = await whole_row(db, job.id)
+
+    assert not await store.ingest(job.id, 1, WHOLE_RUN, 999)
+    assert not await store.lost(job.id, 1)
+    assert await whole_row(db, job.id) == before
+
+
+# -- submitting ----------------------------------------------------------------------------------------------------
+
+
+async def test_the_same_interaction_twice_is_one_job(store: JobStore, db: Database, submit: Submit) -> None:
+    one, two = await asyncio.gather(submit(interaction=5), submit(interaction=5))
+
+    assert one.id == two.id
+    assert len(await store.recent(GUILD)) == 1
+    assert one.dataset_name == "foxes"
+
+
+async def test_nobody_queues_more_than_the_limit(db: Database, outbox: Outbox, clock: Clock, tmp_path: Path) -> None:
+    store = JobStore(db, outbox, data_dir=tmp_path, limits=LimitSettings(max_jobs_per_user=2), now=clock)
+    submit = submitter(store)
+    results = await asyncio.gather(*(submit(owner=1) for _ in range(5)), return_exceptions=True)
+
+    assert [isinstance(result, TooManyWaiting) for result in results].count(True) == 3
+    await submit(owner=2)
+    await store.claim(1)
+    await submit(owner=1)
+
+
+async def test_a_stranger_number_is_told_as_such(store: JobStore, submit: Submit) -> None:
+    job = await submit()
+    with pytest.raises(NoSuchJob, match="#99"):
+        await store.get(99)
+    with pytest.raises(NoSuchJob):
+        await store.get_in(GUILD + 1, job.id)
+
+
+async def test_jobs_are_found_by_number_and_by_name(store: JobStore, submit: Submit) -> None:
+    for name in ("fox", "owl", "red-fox"):
+        await submit(name=name)
+    await submit(name="fox", guild=GUILD + 1)
+    await store.request_stop(3, by=1, intent=StopIntent.CANCEL)
+
+    assert [job.id for job in await store.search(GUILD, "FOX")] == [1, 3]
+    assert [job.id for job in await store.search(GUILD, "#2")] == [2]
+    assert [job.id for job in await store.search(GUILD, "")] == [2, 1, 3]
+    assert [job.id for job in await store.search(GUILD, "%")] == []
+    assert [job.id for job in await store.active(GUILD)] == [1, 2]
+    assert [job.id for job in await store.recent(GUILD, 2)] == [3, 2]
+
+
+# -- the line ------------------------------------------------------------------------------------------------------
+
+
+async def test_people_take_turns(store: JobStore, submit: Submit) -> None:
+    for owner in (1, 1, 1, 2, 2, 3):
+        await submit(owner=owner)
+
+    assert await store.line() == [1, 4, 6, 2, 5, 3]
+    assert await store.place_in_line(5) == 5
+
+
+async def test_whoever_was_just_served_waits_for_the_others(store: JobStore, submit: Submit) -> None:
+    await submit(owner=1)
+    await store.claim(1)
+    await store.ingest(1, 1, [finished(1)], 1)
+    await submit(owner=1)
+    await submit(owner=2)
+
+    assert await store.line() == [3, 2]
+
+
+async def test_no_more_are_claimed_than_there_are_slots(store: JobStore, submit: Submit) -> None:
+    for _ in range(3):
+        await submit()
+    assert [bool(await store.claim(2)) for _ in range(3)] == [True, True, False]
+    await store.request_stop(1, by=1, intent=StopIntent.CANCEL)
+    assert await store.claim(2) is None, "a job that is stopping still holds its slot"
+    assert await store.place_in_line(1) is None
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_the_line_that_is_shown_is_the_line_that_is_worked_off(
+    store: JobStore, submit: Submit, seed: int
+) -> None:
+    chance = random.Random(seed)
+    for _ in range(chance.randint(3, 14)):
+        await submit(owner=chance.randint(1, 4))
+        if chance.random() < 0.4 and (claimed := await store.claim(2)):
+            lost = chance.random() < 0.5
+            await (store.lost(claimed.job_id, 1) if lost else store.ingest(claimed.job_id, 1, [finished(1)], 1))
+    for busy in await store.busy():
+        await store.lost(busy.job_id, busy.attempt)
+    shown = await store.line()
+
+    served = []
+    while first := await store.claim(1):
+        served.append(first.job_id)
+        seq = 100 + first.attempt
+        await store.ingest(first.job_id, first.attempt, [finished(seq)], seq)
+    assert served == shown
+
+
+async def test_a_card_is_drawn_anew_when_its_place_in_line_changes(
+    store: JobStore, outbox: Outbox, submit: Submit
+) -> None:
+    for owner in (1, 2):
+        await submit(owner=owner)
+    before = await outbox.card(2)
+    await store.claim(1)
+    after = await outbox.card(2)
+
+    assert before is not None
+    assert after is not None
+    assert (after.version - before.version, after.urgent_version) == (1, before.urgent_version)
+
+
+_CLAIMER = """
+import asyncio, pathlib, sys
+from bot.db import open_db
+from bot.outbox import Outbox
+from bot.queue import JobStore
+
+async def main():
+    async with open_db(pathlib.Path(sys.argv[1])) as db:
+        store = JobStore(db, Outbox(db), data_dir=pathlib.Path("."))
+        while claimed := await store.claim(1000):
+            sys.stdout.write(f"{claimed.job_id}\\n")
+asyncio.run(main())
+"""
+
+
+@pytest.mark.slow
+async def test_four_processes_claim_a_hundred_jobs_each_once(db: Database, submit: Submit) -> None:
+    for owner in range(100):
+        await submit(owner=owner % 7)
+    root = str(Path(__file__).parents[2])
+    processes = [
+        await asyncio.create_subprocess_exec(
+            sys.executable, "-c", _CLAIMER, str(db.path), stdout=asyncio.subprocess.PIPE, cwd=root
+        )
+        for _ in range(4)
+    ]
+    outputs = [await process.communicate() for process in processes]
+
+    assert [process.returncode for process in processes] == [0] * 4
+    claimed = [int(line) for out, _ in outputs for line in out.split()]
+    assert sorted(claimed) == list(range(1, 101))
+
+
+# -- what trainers say ---------------------------------------------------------------------------------------------
+
+
+async def told(db: Database, job_id: int) -> list[str]:
+    return [key.removeprefix(f"job:{job_id}:") for key in await notices(db)]
+
+
+async def test_a_whole_run_is_told_once(store: JobStore, db: Database, submit: Submit) -> None:
+    job = await submit()
+    await store.claim(1)
+    assert await store.ingest(job.id, 1, WHOLE_RUN, 500)
+
+    assert await told(db, job.id) == TOLD
+    job = await store.get(job.id)
+    assert (job.state, job.last_word) == (State.SUCCEEDED, WHOLE_RUN[-1])
+    assert [epoch.epoch for epoch in job.progress.epochs] == [1, 2]
+    assert job.progress.step == WHOLE_RUN[8]
+    assert job.progress.total_steps == 30
+    assert job.ended_at is not None
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+async def test_events_in_pieces_and_twice_are_told_once(
+    store: JobStore, db: Database, submit: Submit, size: int
+) -> None:
+    job = await submit()
+    await store.claim(1)
+    for end in range(size, len(WHOLE_RUN) + size, size):
+        # Each batch begins one event too early: it was ingested, yet the bot died before it knew.
+        batch = WHOLE_RUN[max(0, end - size - 1) : end]
+        await store.ingest(job.id, 1, batch, end)
+        await store.ingest(job.id, 1, batch, end)
+
+    assert await told(db, job.id) == TOLD
+    assert (await store.get(job.id)).state is State.SUCCEEDED
+
+
+async def test_a_notice_holds_the_events_that_belong_together(store: JobStore, outbox: Outbox, submit: Submit) -> None:
+    job = await submit()
+    await store.claim(1)
+    for event in WHOLE_RUN:
+        await store.ingest(job.id, 1, [event], event.seq)
+
+    found = []
+    while posting := await outbox.next_posting(CHANNEL):
+        found.append([event.type for event in posting.notice.events])
+        await outbox.mark_posting(posting, "sent", message_id=1)
+    assert found == [
+        ["sampled", "base_validated"],
+        ["sampled", "epoch_ended"],
+        ["warned"],
+        ["epoch_ended"],
+        ["stopped_early"],
+        ["tested", "exported", "finished"],
+    ]
+
+
+async def test_a_last_word_that_another_run_followed_ends_nothing(store: JobStore, submit: Submit) -> None:
+    job = await submit()
+    await store.claim(1)
+    await store.ingest(job.id, 1, [started(1), stopped(2), started(3), step_done(4, 1)], 10)
+
+    assert (await store.get(job.id)).state is State.RUNNING
+
+
+async def test_the_phase_is_forgotten_when_a_run_begins_anew(store: JobStore, submit: Submit) -> None:
+    from trainer.protocol.events import PhaseBegan
+
+    job = await submit()
+    await store.claim(1)
+    await store.ingest(job.id, 1, [started(1), PhaseBegan(seq=2, time=0, phase=Phase.TRAINING)], 10)
+    assert (await store.get(job.id)).progress.phase is Phase.TRAINING
+    await store.lost(job.id, 1)
+    await store.claim(1)
+    await store.ingest(job.id, 2, [started(3)], 20)
+    assert (await store.get(job.id)).progress.phase is None
+
+
+# -- stopping and losing -------------------------------------------------------------------------------------------
+
+
+async def test_keeping_the_best_goes_on_to_finish_before_all_others(
+    store: JobStore, db: Database, submit: Submit
+) -> None:
+    for owner in (1, 2):
+        await submit(owner=owner)
+    await store.claim(1)
+    await store.ingest(1, 1, WHOLE_RUN[:6], 6)
+    await store.request_stop(1, by=1, intent=StopIntent.KEEP_BEST)
+    await store.ingest(1, 1, [stopped(7)], 7)
+
+    assert await store.line() == [1, 2]
+    claimed = await store.claim(1)
+    assert claimed is not None
+    assert (claimed.job_id, claimed.is_finishing) == (1, True)
+    assert "job:1:end" not in await notices(db)
+    await store.ingest(1, 2, [started(8), was_tested(9), finished(10)], 10)
+    assert (await store.get(1)).state is State.SUCCEEDED
+
+
+async def test_keeping_the_best_of_nothing_is_a_cancel(store: JobStore, submit: Submit) -> None:
+    job = await submit()
+    await store.claim(1)
+    await store.request_stop(job.id, by=1, intent=StopIntent.KEEP_BEST)
+    await store.ingest(job.id, 1, [started(1), stopped(2, checkpoint=None)], 2)
+
+    job = await store.get(job.id)
+    assert (job.state, job.end_reason) == (State.CANCELLED, "There was nothing to keep yet.")
+
+
+async def test_a_cancel_overrules_keeping_the_best_and_not_the_other_way(store: JobStore, submit: Submit) -> None:
+    job = await submit()
+    await store.claim(1)
+    orders = [StopIntent.KEEP_BEST, StopIntent.CANCEL, StopIntent.KEEP_BEST]
+    seen = [(await store.request_stop(job.id, by=1, intent=order)).stop_intent for order in orders]
+
+    assert seen == [StopIntent.KEEP_BEST, StopIntent.CANCEL, StopIntent.CANCEL]
+
+
+async def test_an_interrupted_job_in_line_can_be_told_to_keep_its_best(store: JobStore, submit: Submit) -> None:
+    job = await submit()
+    await store.claim(1)
+    await store.ingest(job.id, 1, WHOLE_RUN[:6], 6)
+    await store.lost(job.id, 1)
+
+    job = await store.request_stop(job.id, by=1, intent=StopIntent.KEEP_BEST)
+    assert (job.state, job.stop_intent) == (State.QUEUED, StopIntent.KEEP_BEST)
+    claimed = await store.claim(1)
+    assert claimed is not None
+    assert claimed.is_finishing
+
+
+async def test_a_lost_job_goes_on_before_all_others_until_it_was_lost_too_often(
+    store: JobStore, db: Database, submit: Submit
+) -> None:
+    for owner in (1, 2):
+        await submit(owner=owner)
+    for attempt in itertools.count(1):
+        claimed = await store.claim(1)
+        assert claimed is not None
+        if claimed.job_id != 1:
+            break
+        if attempt == 1:
+            await store.ingest(1, 1, WHOLE_RUN[:6], 6)
+        assert await store.lost(1, claimed.attempt)
+
+    job = await store.get(1)
+    assert (job.state, job.attempt) == (State.FAILED, 3)
+    assert job.end_reason == (
+        "The training process of #1 died without a word after epoch 1, after 3 starts. "
+        "It is not started again; the checkpoint of epoch 1 and its log are kept (trainer.log in its folder)."
+    )
+    assert [key for key in await notices(db) if "lost" in key or "end" in key] == [
+        "job:1:lost:1",
+        "job:1:lost:2",
+        "job:1:end",
+    ]
+
+
+async def test_a_stop_that_nobody_asked_for_does_not_count(store: JobStore, submit: Submit) -> None:
+    job = await submit()
+    for attempt in range(1, 8):
+        assert await store.claim(1)
+        assert await store.ingest(job.id, attempt, [stopped(attempt)], attempt)
+    assert (await store.get(job.id)).state is State.QUEUED
