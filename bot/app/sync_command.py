@@ -1,0 +1,54 @@
+"""`python -m bot sync`: tell Discord the commands now, or look at what would be told."""
+
+from __future__ import annotations
+
+import sys
+from typing import TextIO
+
+import discord
+
+from bot.app.client import Darkroom
+from bot.app.compose import DATABASE_FILE
+from bot.app.connection import TokenRefused
+from bot.app.sync import look, sync_changed
+from bot.cogs.services import Services
+from bot.config import Config, read_token
+from bot.datasets import DatasetStore
+from bot.db import open_db
+from bot.outbox import Outbox
+from bot.queue import JobStore
+
+
+async def sync_command(config: Config, *, is_dry: bool, out: TextIO = sys.stdout) -> int:
+    """Exit status 0 if Discord knows (or, dry, already knew) the commands; 1 if not.
+
+    Raises:
+        ConfigError: no token.
+        TokenRefused: a wrong one.
+    """
+    data_dir = config.storage.data_dir
+    async with open_db(data_dir / DATABASE_FILE) as db:
+        # No lock on the data folder: a running bot need not stop for this, and the database knows two writers.
+        services = Services(
+            config=config,
+            jobs=JobStore(db, Outbox(db), data_dir=data_dir),
+            datasets=DatasetStore(db, data_dir=data_dir),
+        )
+        async with Darkroom(services, db) as client:
+            await client.add_commands()
+            scopes = await look(client.tree, db, config.discord.guild_ids)
+            for scope in scopes:
+                out.write(f"{scope.words}: {'changed' if scope.is_changed else 'as Discord knows them'}\n")
+            for command in scopes[0].commands:
+                options = " ".join(option["name"] for option in command.get("options", []))
+                out.write(f"  /{command['name']} {options}\n")
+            changed = [scope for scope in scopes if scope.is_changed]
+            if is_dry or not changed:
+                return 1 if changed else 0
+            try:
+                await client.login(read_token(config))
+            except discord.LoginFailure as error:
+                raise TokenRefused(token_env=config.discord.token_env) from error
+            told = await sync_changed(client.tree, db, config.discord.guild_ids)
+            out.write(f"told {len(told)} of {len(changed)}\n")
+            return 0 if len(told) == len(changed) else 1

@@ -1,0 +1,1 @@
+"""Commands and buttons: parse, ask the domain, reply."""

@@ -1,0 +1,64 @@
+"""Presses on the buttons of cards and posts, also of those that an earlier bot made."""
+
+from __future__ import annotations
+
+import logging
+
+import discord
+from discord.ext import commands
+
+from bot.cogs import failures
+from bot.cogs.jobs import stop
+from bot.cogs.replies import opened, reply
+from bot.cogs.services import Services, standing_of
+from bot.queue import Job, StopIntent
+from bot.ui.card import Standing, card
+from bot.ui.receipts import said, samples_reply
+from trainer.protocol.events import Sampled
+
+log = logging.getLogger(__name__)
+
+
+class Buttons(commands.Cog):
+    """Each press is authorised anew and answered with how the job stands now."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    @commands.Cog.listener()
+    async def on_job_button(self, interaction: discord.Interaction, job_id: int, verb: str) -> None:
+        try:
+            assert interaction.guild_id is not None
+            job = await self._services.jobs.get_in(interaction.guild_id, job_id)
+            await self._press(interaction, job, verb)
+        except Exception as error:  # noqa: BLE001 - the edge to Discord: every failure becomes a sentence.
+            await failures.tell(interaction, error)
+
+    async def _press(self, interaction: discord.Interaction, job: Job, verb: str) -> None:
+        match verb:
+            case "cancel":
+                await stop(self._services, interaction, job, StopIntent.CANCEL)
+            case "keep_best":
+                await stop(self._services, interaction, job, StopIntent.KEEP_BEST)
+            case "refresh":
+                await self._refresh(interaction, job)
+            case "samples":
+                await self._samples(interaction, job)
+            case _:
+                log.warning("#%d: a button with the unknown verb %r was pressed", job.id, verb)
+                await reply(interaction, said("This button is from another version of me. /job status shows the job."))
+
+    async def _refresh(self, interaction: discord.Interaction, job: Job) -> None:
+        content = card(job, await self._standing(interaction, job))
+        with opened(content.files) as files:
+            await interaction.response.edit_message(
+                view=content.layout, attachments=files, allowed_mentions=discord.AllowedMentions.none()
+            )
+
+    async def _samples(self, interaction: discord.Interaction, job: Job) -> None:
+        events = await self._services.jobs.events(job.id)
+        newest = next((event for event in reversed(events) if isinstance(event, Sampled)), None)
+        await reply(interaction, samples_reply(job, await self._standing(interaction, job), newest))
+
+    async def _standing(self, interaction: discord.Interaction, job: Job) -> Standing:
+        return await standing_of(job, self._services, interaction.client)

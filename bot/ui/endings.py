@@ -1,0 +1,109 @@
+"""How a job ended: done with its files, failed with what to do, cancelled by whom."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from discord import ui
+
+from bot.queue.job import Job
+from bot.ui.card import Standing, settings_line
+from bot.ui.layout import Colour, FileToSend, MessageContent, box, button, layout, picture, row, sendable
+from bot.ui.text import duration, plain, size
+from trainer.protocol.events import Event, Exported, Failed, Finished, Stopped, Tested
+
+
+def done_post(job: Job, standing: Standing, events: Sequence[Event]) -> MessageContent:
+    """The result: a sentence with its numbers, base and best side by side, the files and how to use them."""
+    finished = next((event for event in events if isinstance(event, Finished)), None)
+    tested = next((event for event in events if isinstance(event, Tested)), None)
+    weights = [_Weights(job, standing.job_dir, event) for event in events if isinstance(event, Exported)]
+    comparison = (
+        FileToSend(path=standing.job_dir / finished.comparison, name=f"{job.name}-base-and-best.png")
+        if finished
+        else None
+    )
+    sent = sendable([*([comparison] if comparison else []), *(each.file for each in weights)], standing.file_limit)
+    shown = picture(comparison, finished.comparison_alt) if comparison in sent and comparison and finished else None
+    body = box(
+        Colour.DONE,
+        f"## ✅ #{job.id} {plain(job.name)} is done\n<@{job.owner_id}> {_result(finished, tested)}",
+        shown,
+        _how_to_use(job, weights, sent),
+        f"-# {settings_line(job)} · {standing.footer(job)}",
+        row(button(job.id, "samples", "Samples", emoji="🖼️")),
+    )
+    carried = [ui.File[ui.LayoutView](each.file.url) for each in weights if each.file in sent]
+    return MessageContent(layout=layout(body, *carried), files=sent, mentions=job.owner_id)
+
+
+def failed_post(job: Job, standing: Standing, failed: Failed | None, detail: str) -> MessageContent:
+    """What happened, why, what to do; the log stays in the log."""
+    what = failed.message if failed else detail or job.end_reason or "The trainer ended without a word."
+    lines = [f"### ❌ #{job.id} {plain(job.name)} failed", f"<@{job.owner_id}> {plain(what, 1200)}"]
+    if failed and failed.hint:
+        lines.append(f"→ {plain(failed.hint, 800)}")
+    if failed and detail:
+        lines.append(plain(detail, 400))
+    if failed and job.progress.epochs:
+        lines.append(f"The checkpoints up to epoch {job.progress.epochs[-1].epoch} are kept on the machine.")
+    body = box(Colour.FAILED, "\n".join(lines), f"-# {settings_line(job)} · {standing.footer(job)}")
+    return MessageContent(layout=layout(body), mentions=job.owner_id)
+
+
+def cancelled_post(job: Job, standing: Standing, stopped: Stopped | None, detail: str = "") -> MessageContent:
+    """Who stopped it and what is left of it."""
+    by = f" by <@{job.stopped_by}>" if job.stopped_by else ""
+    if detail:
+        left = plain(detail, 400)
+    elif stopped and stopped.checkpoint:
+        left = f"It had reached epoch {stopped.epoch}, step {stopped.step:,}; the checkpoint is kept on the machine."
+    elif job.progress.epochs:
+        left = "Its checkpoints are kept on the machine."
+    else:
+        left = "Nothing had been trained yet."
+    text = f"⬛ **#{job.id} {plain(job.name)}** was cancelled{by}. {left}"
+    return MessageContent(layout=layout(box(Colour.WAITING, text, f"-# {standing.footer(job)}")), is_silent=True)
+
+
+class _Weights:
+    """One exported file, and how to use it."""
+
+    def __init__(self, job: Job, job_dir: Path, event: Exported) -> None:
+        self.file = FileToSend(path=job_dir / event.path, name=f"{job.name}-{event.format}.safetensors")
+        self.size = size(event.bytes)
+        self.use = {
+            "diffusers": f"diffusers: `pipe.load_lora_weights('{self.file.name}')`",
+            "kohya": (
+                f"A1111, Forge, ComfyUI: `{self.file.name}` into the Lora folder,"
+                f" then `<lora:{job.name}-kohya:1>` in the prompt"
+            ),
+        }[event.format]
+
+
+def _how_to_use(job: Job, weights: Sequence[_Weights], sent: Sequence[FileToSend]) -> str | None:
+    if not weights:
+        return None
+    lines = ["**Your files**"]
+    for each in weights:
+        lines.append(f"• {each.use} · {each.size}")
+        if each.file not in sent:
+            lines.append(f"-# Too large to send here ({each.size}); it lies in `{each.file.path}`")
+    if trigger := job.spec.training.trigger:
+        lines.append(f"• Say **{plain(trigger, 60)}** in the prompt: that is the word it was taught.")
+    return "\n".join(lines)
+
+
+def _result(finished: Finished | None, tested: Tested | None) -> str:
+    if finished is None:
+        return "your LoRA is ready."
+    early = " (early stop)" if finished.stopped_early else ""
+    words = (
+        f"your LoRA is ready. Validation loss **{finished.best_ratio:.2f}× the base's**"
+        f" ({finished.best_loss:.4f} instead of {finished.base_loss:.4f}),"
+        f" best epoch {finished.best_epoch} of {finished.epochs}{early}, in {duration(finished.seconds)}."
+    )
+    if tested:
+        words += f" On the test pictures, never seen before: {tested.test.loss:.4f} instead of {tested.base_loss:.4f}."
+    return words

@@ -1,0 +1,48 @@
+"""From a notice of the outbox to the message that people see."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from bot.outbox.notice import Notice, NoticeKind
+from bot.queue.job import Job
+from bot.ui.card import Standing, card
+from bot.ui.endings import cancelled_post, done_post, failed_post
+from bot.ui.layout import MessageContent
+from bot.ui.posts import base_post, early_stop_post, epoch_post, lost_post, warning_post
+from trainer.protocol.events import BaseValidated, EpochEnded, Failed, Sampled, Stopped, StoppedEarly, Warned
+
+_E = TypeVar("_E")
+
+
+def notice_message(notice: Notice, job: Job, standing: Standing) -> MessageContent:
+    """The message of a notice; a card shows the job as it is now, the others what happened then."""
+    match notice.kind:
+        case NoticeKind.CARD:
+            return card(job, standing)
+        case NoticeKind.BASE:
+            return base_post(job, standing, _first(notice, Sampled), _first(notice, BaseValidated))
+        case NoticeKind.EPOCH:
+            return epoch_post(job, standing, _first(notice, Sampled), _needed(notice, EpochEnded))
+        case NoticeKind.EARLY_STOP:
+            return early_stop_post(job, standing, _needed(notice, StoppedEarly))
+        case NoticeKind.WARNING:
+            return warning_post(job, standing, _needed(notice, Warned).message)
+        case NoticeKind.DONE:
+            return done_post(job, standing, notice.events)
+        case NoticeKind.FAILED:
+            return failed_post(job, standing, _first(notice, Failed), notice.detail)
+        case NoticeKind.CANCELLED:
+            return cancelled_post(job, standing, _first(notice, Stopped), notice.detail)
+        case NoticeKind.LOST:
+            return lost_post(job, standing, notice.detail)
+
+
+def _first(notice: Notice, kind: type[_E]) -> _E | None:
+    return next((event for event in notice.events if isinstance(event, kind)), None)
+
+
+def _needed(notice: Notice, kind: type[_E]) -> _E:
+    event = _first(notice, kind)
+    assert event is not None, f"a notice of kind {notice.kind} without {kind.__name__}"
+    return event

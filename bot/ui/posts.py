@@ -1,0 +1,78 @@
+"""The posts that a training makes on its way: base, epoch, early stop, warning, lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bot.queue.job import Job
+from bot.ui.card import Standing, best_of, validation_words
+from bot.ui.layout import Colour, FileToSend, MessageContent, box, layout, picture, sendable
+from bot.ui.text import counted, duration, plain, sparkline, trend
+from trainer.protocol.events import BaseValidated, EpochEnded, Sampled, StoppedEarly
+
+
+def base_post(job: Job, standing: Standing, sampled: Sampled | None, validated: BaseValidated | None) -> MessageContent:
+    """What the base model draws and loses before the first step: the measure of all that follows."""
+    line = f"{_head(job)} · **before training** · base {plain(Path(job.spec.base.source).name, 60)}"
+    if validated:
+        line += f" · val loss {validated.validation.loss:.4f} = 1.00×"
+    return _with_sheet(job, standing, line, sampled)
+
+
+def epoch_post(job: Job, standing: Standing, sampled: Sampled | None, ended: EpochEnded) -> MessageContent:
+    """One epoch, in one line and one picture."""
+    known = tuple(epoch for epoch in job.progress.epochs if epoch.epoch < ended.epoch)
+    history = (*known, ended)
+    before = known[-1].train_loss if known else None
+    line = (
+        f"{_head(job)} · **epoch {ended.epoch}/{job.spec.training.epochs}**"
+        f" · loss {ended.train_loss:.4f}{trend(ended.train_loss, before)}"
+        f" · {validation_words(ended, best_of(history))}"
+        f" · {duration(ended.seconds)} · {sparkline([epoch.validation.ratio for epoch in history])}"
+    )
+    return _with_sheet(job, standing, line, sampled)
+
+
+def early_stop_post(job: Job, standing: Standing, stopped: StoppedEarly) -> MessageContent:
+    """Why it ends before its last epoch, what is kept, what that saved."""
+    text = (
+        f"⏹ {_head(job)} · **early stop at epoch {stopped.epoch}/{job.spec.training.epochs}**\n"
+        f"{plain(stopped.reason, 400)}\n"
+        f"Kept: epoch {stopped.best_epoch} (val {stopped.best_ratio:.2f}× base)"
+        f" · saved {counted(stopped.epochs_saved, 'epoch')}, about {duration(stopped.seconds_saved)}"
+    )
+    return MessageContent(layout=layout(box(Colour.STOPPING, text, f"-# {standing.footer(job)}")), is_silent=True)
+
+
+def warning_post(job: Job, standing: Standing, message: str) -> MessageContent:
+    text = f"⚠️ {_head(job)} · {plain(message, 1000)}"
+    return MessageContent(layout=layout(box(Colour.NOTE, text, f"-# {standing.footer(job)}")), is_silent=True)
+
+
+def lost_post(job: Job, standing: Standing, detail: str) -> MessageContent:
+    """The trainer's process is gone and the job goes on."""
+    text = f"🔌 {_head(job)} · {plain(detail or 'the trainer was lost; the job goes on from its checkpoint.', 1000)}"
+    return MessageContent(layout=layout(box(Colour.NOTE, text, f"-# {standing.footer(job)}")), is_silent=True)
+
+
+def samples_alt(sampled: Sampled) -> str:
+    """What the sheet shows: prompts and seeds, in reading order."""
+    pictures = "; ".join(f"{n}. “{s.prompt}” (seed {s.seed})" for n, s in enumerate(sampled.samples, start=1))
+    when = "Base model" if sampled.epoch == 0 else f"Epoch {sampled.epoch}"
+    return f"{when}, {counted(len(sampled.samples), 'sample')}: {pictures}"
+
+
+def _head(job: Job) -> str:
+    return f"**#{job.id} {plain(job.name)}**"
+
+
+def _with_sheet(job: Job, standing: Standing, line: str, sampled: Sampled | None) -> MessageContent:
+    footer = f"-# {standing.footer(job)}"
+    if sampled is None:
+        return MessageContent(layout=layout(f"{line}\n{footer}"), is_silent=True)
+    file = FileToSend(path=standing.job_dir / sampled.sheet, name=f"samples-e{sampled.epoch}.png")
+    if not sendable([file], standing.file_limit):
+        note = f"-# The sample sheet is missing or larger than this server takes: {plain(str(file.path))}"
+        return MessageContent(layout=layout(f"{line}\n{note}\n{footer}"), is_silent=True)
+    body = layout(line, picture(file, samples_alt(sampled)), footer)
+    return MessageContent(layout=body, files=(file,), is_silent=True)

@@ -1,0 +1,127 @@
+"""What the person who asked is told, and nobody else: the receipt, the sample sheet, the state of a job."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from bot.queue.job import Job, State, StopIntent
+from bot.ui.card import Standing, best_of, settings_line, share_done, state_words
+from bot.ui.layout import Colour, FileToSend, MessageContent, box, button, layout, picture, row, sendable
+from bot.ui.posts import samples_alt
+from bot.ui.text import counted, ordinal, plain
+from trainer.protocol.events import Sampled
+from trainer.protocol.report import Counts, DatasetReport
+
+#: How many skipped pictures are named; the rest is counted.
+_SHOWN_SKIPPED = 8
+
+
+def receipt(job: Job, place: int | None, report: DatasetReport) -> MessageContent:
+    """What was accepted, where it stands in line, what was kept of the pictures."""
+    line = f" · {ordinal(place)} in line" if place else ""
+    spec = job.spec
+    early = f", early stop after {spec.early_stopping.patience} without gain" if spec.early_stopping.enabled else ""
+    text = (
+        f"✅ **Queued #{job.id} “{plain(job.name)}”**{line}\n"
+        f"{dataset_words(report)}\n"
+        f"{counted(spec.training.epochs, 'epoch')}{early} · {settings_line(job)}"
+    )
+    skipped = skipped_lines(report)
+    body = box(
+        Colour.DONE,
+        text,
+        "\n".join(skipped) if skipped else None,
+        row(button(job.id, "cancel", "Cancel")),
+    )
+    return MessageContent(layout=layout(body))
+
+
+def dataset_words(report: DatasetReport) -> str:
+    """`37 images, 2 skipped (1 corrupt, 1 exact duplicate) · split 26 train / 5 validation / 4 test`."""
+    counts = report.counts
+    words = counted(counts.kept, "image")
+    reasons = skipped_reasons(report)
+    if skipped := counts.dropped + counts.refused:
+        words += f", {skipped} skipped ({', '.join(f'{number} {reason}' for reason, number in reasons.most_common(5))})"
+    captions = "all captioned" if counts.captioned == counts.kept else f"{counts.captioned} captioned"
+    return f"{words}, {captions} · split {split_words(counts)}"
+
+
+def split_words(counts: Counts) -> str:
+    return f"{counts.train} train / {counts.validation} validation / {counts.test} test"
+
+
+def skipped_reasons(report: DatasetReport) -> Counter[str]:
+    """Why pictures and files were left out, in words, counted."""
+    reasons: Counter[str] = Counter()
+    for image in report.images:
+        if image.status == "dropped":
+            kinds = [finding.kind for finding in image.findings if finding.action == "dropped"]
+            reasons[(kinds[0] if kinds else "dropped").replace("_", " ")] += 1
+    for refused in report.refused:
+        reasons[refused.kind.replace("_", " ")] += 1
+    return reasons
+
+
+def skipped_lines(report: DatasetReport) -> list[str]:
+    """The skipped ones by name, the first few."""
+    lines = []
+    for image in report.images:
+        if image.status == "dropped":
+            why = next((finding.message for finding in image.findings if finding.action == "dropped"), "dropped")
+            lines.append(f"-# skipped {plain(image.source, 80)}: {plain(why, 120)}")
+    lines += [f"-# refused {plain(each.source, 80)}: {plain(each.reason, 120)}" for each in report.refused]
+    rest = len(lines) - _SHOWN_SKIPPED
+    return lines if rest <= 0 else [*lines[:_SHOWN_SKIPPED], f"-# … and {rest} more"]
+
+
+def samples_reply(job: Job, standing: Standing, sampled: Sampled | None) -> MessageContent:
+    """The newest sample sheet."""
+    if sampled is None:
+        return said(f"#{job.id} has drawn no samples yet.")
+    when = "before training (base model)" if sampled.epoch == 0 else f"after epoch {sampled.epoch}"
+    file = FileToSend(path=standing.job_dir / sampled.sheet, name=f"samples-e{sampled.epoch}.png")
+    prompts = "\n".join(
+        f"-# {number}. {plain(sample.prompt, 150)} · seed {sample.seed}"
+        for number, sample in enumerate(sampled.samples, start=1)
+    )
+    if not sendable([file], standing.file_limit):
+        return said(f"The sample sheet of #{job.id} is missing or larger than this server takes: {file.path}")
+    title = f"**#{job.id} {plain(job.name)}** · samples {when}"
+    return MessageContent(layout=layout(title, picture(file, samples_alt(sampled)), prompts), files=(file,))
+
+
+def said(sentence: str) -> MessageContent:
+    """One sentence, as it is."""
+    return MessageContent(layout=layout(sentence))
+
+
+def job_choice(job: Job) -> str:
+    """A job in an autocomplete list: `#42 · fox-lora · running 61 %` (no markdown there)."""
+    percent = f" {share_done(job):.0%}" if job.progress.step and not job.state.is_end else ""
+    return f"#{job.id} · {job.name} · {job.state}{percent}"[:100]
+
+
+def job_line(job: Job, place: int | None = None) -> str:
+    """A job in a list, one line."""
+    sign, words, _ = state_words(job, place)
+    percent = f" {share_done(job):.0%}" if job.progress.step and not job.state.is_end else ""
+    best = best_of(job.progress.epochs)
+    result = f" · best val {best.validation.ratio:.2f}× @ e{best.epoch}" if best else ""
+    return f"{sign} **#{job.id} {plain(job.name)}** · <@{job.owner_id}> · {words}{percent}{result}"
+
+
+def stop_reply(before: Job, after: Job) -> str:
+    """What came of asking a job to stop; the real state where there was nothing to stop."""
+    name = f"#{after.id}"
+    if before.state.is_end:
+        return f"{name} has already ended: {state_words(before)[1].lower()}."
+    if after.state is State.STOPPING and before.state is State.STOPPING and before.stop_intent == after.stop_intent:
+        return f"{name} is already stopping."
+    if after.state is State.STOPPING and after.stop_intent is StopIntent.KEEP_BEST:
+        return f"🟠 {name} stops here; its best epoch is tested and exported."
+    if after.state is State.STOPPING:
+        return f"🟠 {name} stops after this step and keeps its checkpoint."
+    if after.state is State.CANCELLED:
+        return f"⬛ {name} is cancelled; it no longer waits."
+    return f"{name}: {state_words(after)[1].lower()}."

@@ -1,0 +1,217 @@
+"""A trainer with the whole command line that trains nothing: real files, plain pictures, a pace set by FAKE_STEP_S.
+
+python tests/bot/cogs/stand_in.py prepare SOURCE --out DATASET_DIR
+python tests/bot/cogs/stand_in.py run JOB_DIR [--finish]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import signal
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image as Picture
+from PIL import ImageDraw
+
+sys.path.insert(0, str(Path(__file__).parents[3]))
+
+from trainer.protocol import events as say
+from trainer.protocol.process import PROCESS_FILE, identify
+from trainer.protocol.report import Counts, DatasetReport, Finding, FindingKind, Image, Split
+from trainer.protocol.spec import Spec, read_spec
+
+STEP_S = float(os.environ.get("FAKE_STEP_S", "0.02"))
+#: `oom:2`: the training fails in epoch 2; `die:2`: its process dies there, the first time; `die_always:2`.
+TROUBLE, _, TROUBLE_EPOCH = os.environ.get("FAKE_TROUBLE", "").partition(":")
+STEPS = 4
+BEST = 3
+
+
+def main(arguments: list[str]) -> int:
+    match arguments:
+        case ["prepare", source, "--out", out]:
+            return prepare(Path(source), Path(out))
+        case ["run", job_dir, *rest]:
+            return Run(Path(job_dir), is_finishing="--finish" in rest).run()
+    return say.EXIT_REFUSED
+
+
+def refuse(sentence: str) -> int:
+    sys.stderr.write(sentence + "\n")
+    return say.EXIT_REFUSED
+
+
+def prepare(source: Path, out: Path) -> int:
+    files = sorted(source.iterdir())
+    if not all(zipfile.is_zipfile(file) for file in files):
+        return refuse(f"{files[0].name} is not a zip archive. Nothing was queued.")
+    names = [name for file in files for name in zipfile.ZipFile(file).namelist()]
+    pictures = [name for name in names if name.endswith((".png", ".jpg"))]
+    if not pictures:
+        return refuse(f"{files[0].name} holds no pictures. Nothing was queued.")
+    splits = itertools.chain([Split.VALIDATION, Split.TEST], itertools.repeat(Split.TRAIN))
+    images = [
+        Image(source=f"{files[0].name}!{name}", status="dropped", findings=(corrupt(),))
+        if "corrupt" in name
+        else Image(source=f"{files[0].name}!{name}", status="kept", split=next(splits), caption="a fox", path=name)
+        for name in pictures
+    ]
+    kept = [image for image in images if image.status == "kept"]
+    split = {each: sum(image.split is each for image in kept) for each in Split}
+    counts = Counts(
+        images=len(images), kept=len(kept), dropped=len(images) - len(kept), refused=0, train=split[Split.TRAIN],
+        validation=split[Split.VALIDATION], test=split[Split.TEST], captioned=len(kept),
+    )  # fmt: skip
+    digest = hashlib.sha256("".join(names).encode()).hexdigest()
+    report = DatasetReport(
+        digest=digest, input_digest=digest, counts=counts, summary="Pictures.", images=tuple(images), resolution=64
+    )
+    out.mkdir(parents=True)
+    (out / "report.json").write_text(report.model_dump_json())
+    return 0
+
+
+def corrupt() -> Finding:
+    return Finding(kind=FindingKind.CORRUPT, action="dropped", message="it cannot be decoded")
+
+
+class Run:
+    """One run of a job folder; goes on after the epochs that its events tell of."""
+
+    def __init__(self, job_dir: Path, *, is_finishing: bool) -> None:
+        self.job_dir = job_dir
+        self.spec: Spec = read_spec(job_dir)
+        self.is_finishing = is_finishing
+        self.is_told_to_stop = False
+        self.path = job_dir / "events.jsonl"
+        lines = self.path.read_bytes().splitlines() if self.path.exists() else []
+        self.earlier = [say.parse_event(line) for line in lines]
+        self.seq = self.earlier[-1].seq if self.earlier else 0
+        signal.signal(signal.SIGTERM, self.stop)
+
+    def stop(self, *_: Any) -> None:
+        self.is_told_to_stop = True
+
+    def say(self, event: Callable[..., Any], /, **values: Any) -> None:
+        self.seq += 1
+        with self.path.open("a") as file:
+            file.write(event(seq=self.seq, time=time.time(), **values).model_dump_json() + "\n")
+
+    def run(self) -> int:
+        identity = identify(os.getpid())
+        assert identity is not None
+        (self.job_dir / PROCESS_FILE).write_text(identity.model_dump_json())
+        epochs = self.spec.training.epochs
+        last = sum(isinstance(event, say.EpochEnded) for event in self.earlier)
+        self.say(
+            say.Started, pid=os.getpid(), device="cpu", precision="fp32", epochs=epochs, total_steps=epochs * STEPS,
+            train_images=4, validation_images=1, test_images=1, resolution=64, trainable_parameters=1000,
+            resumed_from_step=last * STEPS,
+        )  # fmt: skip
+        if not any(isinstance(event, say.BaseValidated) for event in self.earlier):
+            self.say(say.PhaseBegan, phase=say.Phase.SAMPLING)
+            self.sample(0)
+            self.say(say.BaseValidated, validation=loss(1.0))
+        if not self.is_finishing:
+            self.say(say.PhaseBegan, phase=say.Phase.TRAINING)
+            while last < epochs:
+                last += 1
+                if (status := self.epoch(last)) is not None:
+                    return status
+                if self.spec.early_stopping.enabled and last >= BEST + self.spec.early_stopping.patience:
+                    self.stop_early(last)
+                    break
+        return self.finish(last)
+
+    def epoch(self, epoch: int) -> int | None:
+        for step in range(1, STEPS + 1):
+            time.sleep(STEP_S)
+            if TROUBLE and epoch == int(TROUBLE_EPOCH) and (status := self.trouble()) is not None:
+                return status
+            if self.is_told_to_stop:
+                kept = f"checkpoints/e{epoch - 1}" if epoch > 1 else None
+                self.say(say.Stopped, epoch=epoch, step=(epoch - 1) * STEPS + step, checkpoint=kept)
+                return say.EXIT_STOPPED
+            self.say(
+                say.StepDone, step=(epoch - 1) * STEPS + step, epoch=epoch, loss=0.1 * 0.97**epoch, learning_rate=1e-4,
+                steps_per_s=1 / STEP_S, eta_s=STEP_S * STEPS * (self.spec.training.epochs - epoch),
+                peak_memory_bytes=2**30,
+            )  # fmt: skip
+        self.sample(epoch)
+        best = min(epoch, BEST)
+        self.draw("charts/loss.png", f"loss {epoch}")
+        self.say(
+            say.EpochEnded, epoch=epoch, step=epoch * STEPS, train_loss=0.1 * 0.97**epoch, learning_rate=1e-4,
+            validation=loss(ratio(epoch)), seconds=STEP_S * STEPS, is_best=epoch == best, best_epoch=best,
+            chart="charts/loss.png",
+        )  # fmt: skip
+        return None
+
+    def trouble(self) -> int | None:
+        if TROUBLE == "oom":
+            kind = say.FailureKind.OUT_OF_MEMORY
+            self.say(say.Failed, kind=kind, message="It ran out of memory at step 9.", hint="Take rank 8.")
+            return say.EXIT_FAILED
+        mark = self.job_dir / "died"
+        if TROUBLE == "die_always" or not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return None
+
+    def stop_early(self, epoch: int) -> None:
+        self.say(
+            say.StoppedEarly, epoch=epoch, best_epoch=BEST, best_ratio=ratio(BEST), seconds_saved=10,
+            epochs_saved=self.spec.training.epochs - epoch, reason="The validation loss has not fallen since epoch 3.",
+        )  # fmt: skip
+
+    def finish(self, last: int) -> int:
+        self.say(say.PhaseBegan, phase=say.Phase.TESTING)
+        self.say(say.Tested, test=loss(0.9), base_loss=0.1)
+        self.say(say.PhaseBegan, phase=say.Phase.EXPORTING)
+        for kind in ("diffusers", "kohya"):
+            path = self.job_dir / "output" / f"{kind}.safetensors"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"weights" * 100)
+            known = {"path": f"output/{kind}.safetensors", "bytes": 700, "sha256": "0" * 64, "max_difference": 0.0}
+            self.say(say.Exported, format=kind, **known)
+        self.draw("output/comparison.png", "base | best")
+        best = min(last, BEST) or 1
+        self.say(
+            say.Finished, epochs=last, best_epoch=best, stopped_early=last < self.spec.training.epochs, base_loss=0.1,
+            best_loss=0.1 * ratio(best), best_ratio=ratio(best), seconds=3, comparison="output/comparison.png",
+            comparison_alt="Base on the left, best on the right.",
+        )  # fmt: skip
+        return say.EXIT_FINISHED
+
+    def sample(self, epoch: int) -> None:
+        self.draw(f"samples/e{epoch}.png", f"epoch {epoch}")
+        prompts = self.spec.samples.prompts or ("a fox",)
+        samples = [say.Sample(path=f"samples/e{epoch}.png", prompt=prompt, seed=n) for n, prompt in enumerate(prompts)]
+        self.say(say.Sampled, epoch=epoch, samples=samples, sheet=f"samples/e{epoch}.png")
+
+    def draw(self, path: str, words: str) -> None:
+        picture = Picture.new("RGB", (256, 128), (40 + 7 * self.seq % 200, 90, 120))
+        ImageDraw.Draw(picture).text((20, 50), words, fill="white")
+        (self.job_dir / path).parent.mkdir(parents=True, exist_ok=True)
+        picture.save(self.job_dir / path)
+
+
+def loss(relative: float) -> say.ValidationLoss:
+    band = say.BandLoss(first_timestep=0, last_timestep=999, loss=0.1 * relative, ratio=relative)
+    return say.ValidationLoss(loss=0.1 * relative, ratio=relative, bands=(band,))
+
+
+def ratio(epoch: int) -> float:
+    """Falls until the best epoch, then rises."""
+    return 1 - 0.04 * epoch if epoch <= BEST else 0.88 + 0.01 * (epoch - BEST)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,57 @@
+"""Every command at once: what Discord would refuse, and what a team tool must not do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import discord
+
+from bot.app.client import Darkroom
+from bot.app.compose import compose
+from bot.app.sync import look, sync_changed
+from tests.bot.cogs.conftest import config_for, world
+
+
+def parts(commands: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for command in commands:
+        yield command
+        yield from parts(command.get("options", []))
+
+
+async def test_discord_takes_every_command(data_dir: Path) -> None:
+    async with compose(config_for(data_dir)) as app, Darkroom(app.services, app.db) as client:
+        await client.add_commands()
+        commands = [command.to_dict(client.tree) for command in client.tree.get_commands()]
+        assert [command["name"] for command in commands] == ["finetune", "job", "queue"]
+        for part in parts(commands):
+            assert 1 <= len(part["description"]) <= 100, part
+            assert part["description"] != "…", part
+            assert len(part.get("options", [])) <= 25, part
+        assert sum(len(part["name"]) + len(part["description"]) for part in parts(commands)) < 8000
+
+
+async def test_commands_are_for_servers_only(data_dir: Path) -> None:
+    async with compose(config_for(data_dir)) as app, Darkroom(app.services, app.db) as client:
+        await client.add_commands()
+        for command in client.tree.get_commands():
+            data: Any = command.to_dict(client.tree)
+            assert data["dm_permission"] is False or data["contexts"] == [0], data
+
+
+async def test_nothing_privileged_is_asked_for_and_nobody_is_called_by_default(data_dir: Path) -> None:
+    async with compose(config_for(data_dir)) as app, Darkroom(app.services, app.db) as client:
+        assert client.intents == discord.Intents(guilds=True)
+        assert client.allowed_mentions is not None
+        assert dict(client.allowed_mentions.to_dict()) == {"parse": []}
+
+
+async def test_commands_are_told_once_and_again_only_when_they_change(data_dir: Path) -> None:
+    async with world(data_dir) as lab:
+        client: Any = lab.env.bot
+        assert len([r for r in lab.env.http_requests if r.method == "PUT"]) == 1
+        assert await sync_changed(client.tree, lab.app.db, ()) == []
+        client.tree.get_command("queue").description = "Something new."
+        assert [scope.is_changed for scope in await look(client.tree, lab.app.db, ())] == [True]
+        assert len(await sync_changed(client.tree, lab.app.db, ())) == 1

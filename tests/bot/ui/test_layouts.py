@@ -1,0 +1,285 @@
+"""Layouts say the truth, call nobody by accident, and stay within Discord's limits whatever stands in them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from discord import ui
+
+from bot.queue.job import State, StopIntent
+from bot.ui.board import board
+from bot.ui.card import Standing, card
+from bot.ui.endings import cancelled_post, done_post, failed_post
+from bot.ui.layout import MAX_BYTES, MAX_CHARACTERS, MAX_PARTS, FileToSend, MessageContent, layout, picture, weight
+from bot.ui.posts import base_post, early_stop_post, epoch_post, warning_post
+from bot.ui.receipts import receipt
+from tests.bot.ui.examples import NOW, OWNER, epoch_ended, job, progress, sampled, step_done, validation
+from trainer.protocol import events as said
+from trainer.protocol.events import (
+    BaseValidated,
+    Exported,
+    Failed,
+    FailureKind,
+    Finished,
+    Phase,
+    Stopped,
+    StoppedEarly,
+)
+from trainer.protocol.report import Counts, DatasetReport, Finding, FindingKind, Image, RefusalKind, Refused
+from trainer.protocol.spec import make_spec
+
+LIMIT = 10 * 1024 * 1024
+HOSTILE = "@everyone <@1> <@&2> <#3> **bold** [x](https://evil.example) `code` \n# big ‮ 🜲🜲🜲 " * 20
+
+
+def text_of(content: MessageContent) -> str:
+    return "\n".join(item.content for item in content.layout.walk_children() if isinstance(item, ui.TextDisplay))
+
+
+def labels(content: MessageContent) -> list[str | None]:
+    return [item.label for item in content.layout.walk_children() if isinstance(item, ui.Button)] + [
+        item.item.label for item in content.layout.walk_children() if isinstance(item, ui.DynamicItem)
+    ]
+
+
+def alt_texts(content: MessageContent) -> list[str | None]:
+    galleries = [item for item in content.layout.walk_children() if isinstance(item, ui.MediaGallery)]
+    return [item.description for gallery in galleries for item in gallery.items]
+
+
+def standing(folder: Path, place: int | None = None, limit: int = LIMIT) -> Standing:
+    return Standing(job_dir=folder, now=NOW, place=place, file_limit=limit, marker="3fa8c1d2")
+
+
+@pytest.fixture
+def job_dir(tmp_path: Path) -> Path:
+    for name in (
+        "charts/loss.png",
+        "samples/e0/sheet.png",
+        "samples/e3/sheet.png",
+        "output/cmp.png",
+        "output/a.safetensors",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * 100)
+    return tmp_path
+
+
+def test_a_training_card_has_bar_numbers_chart_and_buttons(job_dir: Path) -> None:
+    content = card(job(), standing(job_dir))
+    text = text_of(content)
+    assert "🟢 #42 fox-lora · <@555>" in text
+    assert "▰▰▰▰▰" in text
+    assert "**35%** · epoch 4/10 · step 35/100" in text
+    assert "loss 0.0841 ▼ · val 0.85× base ★ best" in text
+    assert "2.4 steps/s · 19.0 GiB · ends <t:1772367000:R>" in text
+    assert "job 42·a1" in text
+    assert "e3 train 0.0900, val 0.85×" in (alt_texts(content)[0] or "")
+    assert labels(content) == ["Cancel", "Stop & keep best", "Samples", "Refresh"]
+    assert [file.name for file in content.files] == ["loss-e3.png"]
+    assert content.is_silent
+    assert content.mentions is None
+
+
+def test_the_best_epoch_is_named_where_it_is_not_the_last(job_dir: Path) -> None:
+    epochs = (epoch_ended(1, 0.88, best_epoch=1), epoch_ended(2, 0.91, best_epoch=1))
+    content = card(job(progress=progress(epoch=epochs[-1], epochs=epochs)), standing(job_dir))
+    assert "val 0.91× base (best 0.88× @ e1)" in text_of(content)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"state": State.QUEUED, "progress": progress(0, step=None, base=None), "attempt": 0}, "Queued · 2nd in line"),
+        ({"state": State.QUEUED}, "Waiting to go on from its checkpoint"),
+        ({"progress": progress(phase=Phase.EXPORTING)}, "Exporting"),
+        ({"state": State.STOPPING, "stop_intent": StopIntent.KEEP_BEST}, "Stopping, keeping the best epoch"),
+        ({"state": State.STOPPING, "stop_intent": StopIntent.CANCEL}, "**Stopping**"),
+        ({"state": State.SUCCEEDED}, "**Done**"),
+        ({"state": State.FAILED, "end_reason": "It died three times."}, "It died three times."),
+        ({"state": State.CANCELLED}, "**Cancelled**"),
+    ],
+)
+def test_each_state_has_its_word(job_dir: Path, changes: dict[str, object], expected: str) -> None:
+    assert expected in text_of(card(job(**changes), standing(job_dir, place=2)))
+
+
+def test_an_ended_card_offers_no_stop(job_dir: Path) -> None:
+    for state in (State.SUCCEEDED, State.FAILED, State.CANCELLED):
+        assert labels(card(job(state=state), standing(job_dir))) == ["Samples"]
+
+
+def test_an_epoch_post_is_one_line_and_one_sheet_with_words(job_dir: Path) -> None:
+    history = progress(4)
+    content = epoch_post(job(progress=history), standing(job_dir), sampled(3, ("a red fox",)), history.epochs[2])
+    text = text_of(content)
+    assert text.splitlines()[1:] == ["-# job 42·a1 · 3fa8c1d2"]
+    assert "epoch 3/10** · loss 0.0900 ▬ · val 0.85× base ★ best · 4 min 51 s · █▅▁" in text
+    assert alt_texts(content) == ["Epoch 3, 1 sample: 1. “a red fox” (seed 1234)"]
+    assert content.is_silent
+
+
+def test_a_sheet_too_large_is_named_instead(job_dir: Path) -> None:
+    content = base_post(
+        job(), standing(job_dir, limit=10), sampled(0), BaseValidated(seq=1, time=0, validation=validation())
+    )
+    assert content.files == ()
+    assert "larger than this server takes" in text_of(content)
+
+
+def finished(**changes: object) -> Finished:
+    known = {
+        "seq": 9, "time": 0, "epochs": 7, "best_epoch": 5, "stopped_early": True, "base_loss": 0.1, "best_loss": 0.088,
+        "best_ratio": 0.88, "seconds": 720, "comparison": "output/cmp.png", "comparison_alt": "base left, best right",
+    }  # fmt: skip
+    return Finished.model_validate({**known, **changes})
+
+
+def exported(kind: str = "kohya", path: str = "output/a.safetensors") -> Exported:
+    known = {"seq": 8, "time": 0, "format": kind, "path": path, "bytes": 100, "sha256": "0", "max_difference": 0.0}
+    return Exported.model_validate(known)
+
+
+def test_the_result_calls_its_owner_and_nobody_else(job_dir: Path) -> None:
+    spec = make_spec({"name": "fox-lora", "dataset": "x", "training": {"trigger": "mfox"}})
+    tested = said.Tested(seq=7, time=0, test=validation(0.9), base_loss=0.1)
+    content = done_post(job(state=State.SUCCEEDED, spec=spec), standing(job_dir), (tested, exported(), finished()))
+    text = text_of(content)
+    assert "0.88× the base's" in text
+    assert "best epoch 5 of 7 (early stop), in 12 min" in text
+    assert "0.0900 instead of 0.1000" in text
+    assert "<lora:fox-lora-kohya:1>" in text
+    assert "**mfox**" in text
+    assert [file.name for file in content.files] == ["fox-lora-base-and-best.png", "fox-lora-kohya.safetensors"]
+    assert [item.media.url for item in content.layout.walk_children() if isinstance(item, ui.File)] == [
+        "attachment://fox-lora-kohya.safetensors"
+    ]
+    assert dict(content.allowed_mentions.to_dict()) == {"parse": [], "users": [OWNER]}
+    assert not content.is_silent
+
+
+def test_weights_too_large_are_named_by_their_place(job_dir: Path) -> None:
+    (job_dir / "output/a.safetensors").write_bytes(b"x" * 2000)
+    content = done_post(job(state=State.SUCCEEDED), standing(job_dir, limit=1000), (exported(), finished()))
+    assert [file.name for file in content.files] == ["fox-lora-base-and-best.png"]
+    assert f"Too large to send here (100 B); it lies in `{job_dir}/output/a.safetensors`" in text_of(content)
+
+
+def test_a_failure_says_what_and_what_to_do(job_dir: Path) -> None:
+    failed = Failed(
+        seq=1, time=0, kind=FailureKind.OUT_OF_MEMORY, message="Out of memory at step 12.", hint="Use rank 8."
+    )
+    content = failed_post(job(state=State.FAILED), standing(job_dir), failed, "")
+    assert "Out of memory at step 12." in text_of(content)
+    assert "→ Use rank 8." in text_of(content)
+    assert content.mentions == OWNER
+
+
+def test_a_cancelled_job_says_by_whom_and_what_is_left(job_dir: Path) -> None:
+    content = cancelled_post(
+        job(state=State.CANCELLED, stopped_by=7),
+        standing(job_dir),
+        Stopped(seq=1, time=0, epoch=3, step=31, checkpoint="c"),
+    )
+    assert "cancelled by <@7>. It had reached epoch 3, step 31" in text_of(content)
+
+
+def report(images: tuple[Image, ...], refused: tuple[Refused, ...] = ()) -> DatasetReport:
+    kept = sum(image.status == "kept" for image in images)
+    counts = Counts(
+        images=len(images), kept=kept, dropped=len(images) - kept, refused=len(refused), train=kept, validation=0,
+        test=0, captioned=kept,
+    )  # fmt: skip
+    return DatasetReport(
+        digest="d", input_digest="i", counts=counts, summary="", images=images, refused=refused, resolution=64
+    )
+
+
+def dropped(source: str, kind: FindingKind, message: str = "why") -> Image:
+    return Image(source=source, status="dropped", findings=(Finding(kind=kind, action="dropped", message=message),))
+
+
+def test_the_receipt_names_place_split_and_what_was_skipped() -> None:
+    found = report(
+        (
+            Image(source="a.zip!1.png", status="kept"),
+            dropped("a.zip!2.png", FindingKind.CORRUPT),
+            dropped("a.zip!3.png", FindingKind.EXACT_DUPLICATE),
+        )
+    )
+    text = text_of(receipt(job(state=State.QUEUED), 2, found))
+    assert "✅ **Queued #42 “fox-lora”** · 2nd in line" in text
+    assert (
+        "1 image, 2 skipped (1 corrupt, 1 exact duplicate), all captioned · split 1 train / 0 validation / 0 test"
+        in text
+    )
+    assert "skipped a.zip!2.png: why" in text
+
+
+def everything(folder: Path) -> list[MessageContent]:
+    """Each layout with the worst that it can be given."""
+    spec = make_spec(
+        {"name": "x" * 40, "dataset": "x", "preset": HOSTILE[:60], "base": {"source": HOSTILE[:500]},
+         "training": {"epochs": 1000, "trigger": HOSTILE[:50]}}
+    )  # fmt: skip
+    worst = job(
+        spec=spec,
+        dataset_name=HOSTILE,
+        progress=progress(1000, 1000, step=step_done(10**9, 1000)),
+        end_reason=HOSTILE,
+    )
+    prompts = tuple(HOSTILE[:500].strip() for _ in range(8))
+    found = report(
+        tuple(dropped(HOSTILE + str(n), FindingKind.CORRUPT, HOSTILE) for n in range(3000)),
+        tuple(Refused(source=HOSTILE, kind=RefusalKind.LINK, reason=HOSTILE) for _ in range(300)),
+    )
+    failed = Failed(seq=1, time=0, kind=FailureKind.BUG, message=HOSTILE * 10, hint=HOSTILE * 10)
+    early = StoppedEarly(
+        seq=1,
+        time=0,
+        epoch=900,
+        best_epoch=800,
+        best_ratio=0.5,
+        reason=HOSTILE * 9,
+        epochs_saved=100,
+        seconds_saved=1e9,
+    )
+    return [
+        card(worst, standing(folder)),
+        card(dataclasses.replace(worst, state=State.FAILED), standing(folder)),
+        base_post(worst, standing(folder), sampled(0, prompts), None),
+        epoch_post(worst, standing(folder), sampled(3, prompts), worst.progress.epochs[-1]),
+        early_stop_post(worst, standing(folder), early),
+        warning_post(worst, standing(folder), HOSTILE * 50),
+        done_post(worst, standing(folder), (exported(), exported("diffusers"), finished(comparison_alt=HOSTILE))),
+        failed_post(worst, standing(folder), failed, HOSTILE),
+        receipt(worst, 10**6, found),
+        board([worst] * 4, [worst] * 300, NOW),
+    ]
+
+
+def test_no_layout_breaks_a_limit_whatever_stands_in_it(job_dir: Path) -> None:
+    for content in everything(job_dir):
+        parts, characters, size = weight(content.layout)
+        assert (parts <= MAX_PARTS, characters <= MAX_CHARACTERS, size <= MAX_BYTES) == (True, True, True)
+        assert all(len(alt or "") <= 1024 for alt in alt_texts(content))
+
+
+def test_strangers_words_call_nobody_and_draw_nothing(job_dir: Path) -> None:
+    for content in everything(job_dir):
+        text = text_of(content).replace(f"<@{OWNER}>", "")
+        for forbidden in ("@everyone", "<@", "<#3>", "**bold**", " [x](", "\n# big"):
+            assert forbidden not in text, (forbidden, text)
+
+
+def test_what_is_too_long_is_shortened_the_longest_first() -> None:
+    file = FileToSend(path=Path("a.png"), name="a.png")
+    view = layout("short", "long " * 2000, *(picture(file, "🜲" * 900) for _ in range(8)))
+    parts, characters, size = weight(view)
+    assert (parts, characters <= MAX_CHARACTERS, size <= MAX_BYTES) == (10, True, True)
+    texts = [item.content for item in view.children if isinstance(item, ui.TextDisplay)]
+    assert texts[0] == "short"
+    assert texts[1].endswith("…")

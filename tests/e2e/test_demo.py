@@ -1,0 +1,46 @@
+"""The demo without a page: the real bot in a simulated Discord, with a trainer that trains nothing."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import pytest
+
+from bot.app.compose import compose
+from bot.demo import show
+from tests.bot.cogs.conftest import FAKE_TRAINER, archive
+
+
+@pytest.fixture
+def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(show, "compose", functools.partial(compose, trainer=FAKE_TRAINER))
+    path = tmp_path / "fox.zip"
+    path.write_bytes(archive()[1])
+    return path
+
+
+def run(tmp_path: Path, dataset: Path) -> int:
+    return show.run_demo(data=tmp_path / "demo-data", dataset=dataset, port=0, is_headless=True)
+
+
+def test_it_prints_the_channel_and_where_the_files_are(
+    tmp_path: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path, dataset) == 0
+    told = capsys.readouterr().out
+    wanted = ["/finetune dataset:fox.zip", "Queued #1", "before training", "epoch 1/", "early stop", "is done"]
+    places = [told.find(words) for words in wanted]
+    assert -1 not in places, told
+    assert places == sorted(places)
+    assert "[file] fox-kohya.safetensors" in told
+    assert "output/kohya.safetensors" in told
+    assert "<@" not in told
+
+
+def test_it_fails_where_the_training_fails(
+    tmp_path: Path, dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_TROUBLE", "oom:2")
+    assert run(tmp_path, dataset) == 1
+    assert "It ran out of memory at step 9." in capsys.readouterr().out
