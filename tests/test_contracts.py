@@ -1,0 +1,72 @@
+"""Each side of the door runs where the other side's packages do not exist."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+TRAINER_ONLY = ("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy", "PIL", "matplotlib")
+BOT_ONLY = ("discord", "aiosqlite", "apscheduler", "simcord")
+
+
+def import_all(
+    package: str, absent: tuple[str, ...], leave_out: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Import every module of a package in a fresh interpreter in which `absent` packages cannot be found."""
+    code = textwrap.dedent(
+        f"""
+        import importlib, pkgutil, sys
+
+        class Absent:
+            def find_spec(self, name, path=None, target=None):
+                if name.partition(".")[0] in {absent!r}:
+                    raise ModuleNotFoundError(f"No module named {{name!r}} (absent in this test)", name=name)
+
+        sys.meta_path.insert(0, Absent())
+        package = importlib.import_module({package!r})
+        for module in pkgutil.walk_packages(package.__path__, {package!r} + "."):
+            if not module.name.endswith("__main__") and not module.name.startswith({leave_out!r}):
+                importlib.import_module(module.name)
+        """
+    )
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_bot_runs_where_torch_and_pillow_do_not_exist() -> None:
+    # The demo draws nothing either, but needs the simulated Discord, which brings Pillow with its preview.
+    result = import_all("bot", TRAINER_ONLY, leave_out=("bot.demo",))
+
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.slow
+def test_the_trainer_runs_where_discord_does_not_exist() -> None:
+    result = import_all("trainer", BOT_ONLY)
+
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_door_needs_nothing_but_pydantic() -> None:
+    result = import_all("trainer.protocol", (*TRAINER_ONLY, *BOT_ONLY))
+
+    assert result.returncode == 0, result.stderr
+
+
+def test_an_absent_package_would_be_noticed() -> None:
+    assert "absent in this test" in import_all("trainer.protocol", ("pydantic",)).stderr
+
+
+def test_preparing_a_dataset_does_not_wait_for_torch() -> None:
+    code = (
+        "import sys, trainer.__main__, trainer.dataset.prepare, trainer.report.sheets; sys.exit('torch' in sys.modules)"
+    )
+
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
