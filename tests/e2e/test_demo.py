@@ -29,7 +29,7 @@ def test_it_prints_the_channel_and_where_the_files_are(
 ) -> None:
     assert run(tmp_path, dataset) == 0
     told = capsys.readouterr().out
-    wanted = ["/finetune dataset:fox.zip", "Queued #1", "before training", "epoch 1/", "early stop", "is done"]
+    wanted = ["/finetune dataset:fox.zip", "Queued #1", "before training", "epoch 1/", "early stop at", "is done"]
     places = [told.find(words) for words in wanted]
     assert -1 not in places, told
     assert places == sorted(places)

@@ -148,10 +148,15 @@ def test_killed_and_resumed_it_equals_the_run_that_never_stopped(finished_job: P
     """SIGKILL, SIGTERM and SIGKILL at random moments: no epoch is missing or doubled, the LoRA is equal to the bit."""
     job_dir = make_job()
     moments = random.Random(os.getpid())
-    for number, signal_to_send in enumerate([signal.SIGKILL, signal.SIGTERM, signal.SIGKILL]):
+    for signal_to_send in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
+        said = len(of_type(job_dir, StepDone))
         process = start(job_dir)
-        wait_for(process, job_dir, StepDone, count=number + 1 + len(of_type(job_dir, StepDone)))
-        time.sleep(moments.random())
+        if of_type(job_dir, EpochEnded)[-1:] and of_type(job_dir, EpochEnded)[-1].epoch == 3:
+            # Only test and export are left: there are no steps to wait for.
+            time.sleep(moments.uniform(4, 8))
+        else:
+            wait_for(process, job_dir, StepDone, count=said + 1)
+            time.sleep(moments.random())
         process.send_signal(signal_to_send)
         assert process.wait(DEADLINE_S) in {-signal.SIGKILL, EXIT_STOPPED, EXIT_FINISHED}
 
