@@ -22,9 +22,9 @@ def run(job_dir: Path, *, finish: bool = False, listener: Listener = say_nothing
     Raises:
         JobFolderBusyError: another trainer runs this job.
     """
-    # By default OpenMP's threads spin for milliseconds at each barrier: beside another busy process on two cores that
-    # cost three quarters of the speed and more, and this spins 30 times less (bench/train.py: 2 % slower alone).
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    # By default OpenMP's threads spin for milliseconds at each barrier. bench/train.py on two cores, pictures/s alone
+    # and beside one busy process: default 46 and 10, this 43 and 18, OMP_WAIT_POLICY=PASSIVE 35 and 26.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     with StopRequest() as stop, Reporter(job_dir, listener) as reporter:
         reporter.say(PhaseBegan, phase=Phase.LOADING)
         try:

@@ -1,0 +1,101 @@
+"""The real bot and the real trainer, killed with SIGKILL: nothing is lost, nothing is said twice, the job ends once."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.trainer.conftest import draw_pictures
+from trainer.protocol.process import ProcessIdentity, read_process_file
+
+BARE_BOT = Path(__file__).parent / "bare_bot.py"
+ROOT = Path(__file__).parents[2]
+DEADLINE_S = 400
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+class Stage:
+    """A data folder, and the bot that works on it at the moment."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.data_dir = tmp_path / "data"
+        self.pictures = tmp_path / "pictures.zip"
+        self.log = tmp_path / "bot.log"
+        draw_pictures(tmp_path / "pictures")
+        shutil.make_archive(str(self.pictures.with_suffix("")), "zip", tmp_path / "pictures")
+
+    def start_bot(self) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, str(BARE_BOT), str(self.data_dir), str(self.pictures)],
+                stdout=log,
+                stderr=log,
+                env=environment,
+            )
+
+    def posts(self) -> list[str]:
+        path = self.data_dir.with_suffix(".discord")
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return [json.loads(line)["text"] for line in lines]
+
+    def epochs_posted(self) -> list[int]:
+        return [int(found[1]) for post in self.posts() if (found := re.search(r"\*\*epoch (\d+)/4\*\*", post))]
+
+    def trainer(self) -> ProcessIdentity:
+        identity = read_process_file(self.data_dir / "jobs" / "1")
+        assert identity is not None
+        return identity
+
+    def wait_for_epoch(self, epoch: int) -> None:
+        deadline = time.monotonic() + DEADLINE_S
+        while epoch not in self.epochs_posted():
+            assert time.monotonic() < deadline, self.log.read_text(encoding="utf-8")
+            time.sleep(0.05)
+
+
+def assert_told_once(stage: Stage) -> None:
+    assert stage.epochs_posted() == [1, 2, 3, 4]
+    told = Counter("done" for post in stage.posts() if "is done" in post)
+    assert told["done"] == 1
+
+
+def test_a_killed_bot_finds_its_training_again_and_no_post_is_missing_or_doubled(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    bot = stage.start_bot()
+    stage.wait_for_epoch(1)
+    trainer = stage.trainer()
+    bot.send_signal(signal.SIGKILL)
+    bot.wait()
+
+    time.sleep(2)
+    assert trainer.is_alive()
+    assert stage.start_bot().wait(DEADLINE_S) == 0, stage.log.read_text(encoding="utf-8")
+
+    assert stage.trainer() == trainer
+    assert_told_once(stage)
+
+
+def test_a_killed_trainer_is_told_in_words_and_the_job_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    bot = stage.start_bot()
+    stage.wait_for_epoch(2)
+    os.kill(stage.trainer().pid, signal.SIGKILL)
+
+    assert bot.wait(DEADLINE_S) == 0, stage.log.read_text(encoding="utf-8")
+
+    assert_told_once(stage)
+    (lost,) = [post for post in stage.posts() if "died without a word" in post]
+    assert "It goes on from the checkpoint of epoch" in lost
+    assert "(attempt 2 of 3)" in lost
