@@ -70,7 +70,7 @@ async def work(data_dir: Path, archive: Path) -> None:
     setattr(composition, "Poster", FileDiscord)  # noqa: B010 - the name is imported there, not exported
     config = Config(
         storage=StorageSettings(data_dir=data_dir),
-        cards=CardSettings(edit_interval_s=0.2),
+        cards=CardSettings(edit_interval_s=1.0),
         queue=QueueSettings(poll_s=0.1),
     )
     async with composition.compose(config, download=_nothing) as app:

@@ -20,7 +20,7 @@ from trainer.protocol.process import ProcessIdentity, read_process_file
 
 BARE_BOT = Path(__file__).parent / "bare_bot.py"
 ROOT = Path(__file__).parents[2]
-DEADLINE_S = 400
+DEADLINE_S = 240
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -58,9 +58,10 @@ class Stage:
         assert identity is not None
         return identity
 
-    def wait_for_epoch(self, epoch: int) -> None:
+    def wait_for_epoch(self, epoch: int, bot: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + DEADLINE_S
         while epoch not in self.epochs_posted():
+            assert bot.poll() is None, self.log.read_text(encoding="utf-8")
             assert time.monotonic() < deadline, self.log.read_text(encoding="utf-8")
             time.sleep(0.05)
 
@@ -74,7 +75,7 @@ def assert_told_once(stage: Stage) -> None:
 def test_a_killed_bot_finds_its_training_again_and_no_post_is_missing_or_doubled(tmp_path: Path) -> None:
     stage = Stage(tmp_path)
     bot = stage.start_bot()
-    stage.wait_for_epoch(1)
+    stage.wait_for_epoch(1, bot)
     trainer = stage.trainer()
     bot.send_signal(signal.SIGKILL)
     bot.wait()
@@ -90,7 +91,7 @@ def test_a_killed_bot_finds_its_training_again_and_no_post_is_missing_or_doubled
 def test_a_killed_trainer_is_told_in_words_and_the_job_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     stage = Stage(tmp_path)
     bot = stage.start_bot()
-    stage.wait_for_epoch(2)
+    stage.wait_for_epoch(2, bot)
     os.kill(stage.trainer().pid, signal.SIGKILL)
 
     assert bot.wait(DEADLINE_S) == 0, stage.log.read_text(encoding="utf-8")
