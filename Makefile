@@ -42,7 +42,7 @@ format: setup
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
 
-# Trains the small Stable Diffusion that ships in trainer/models/tiny anew (about an hour on two cores).
+# Trains the small Stable Diffusion that ships in trainer/models/tiny anew (about 85 minutes on two cores).
 tiny: setup
 	$(BIN)/python -m recipes.tiny.build --out trainer/models/tiny
 

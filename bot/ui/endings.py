@@ -104,6 +104,8 @@ def _result(finished: Finished | None, tested: Tested | None) -> str:
         f" ({finished.best_loss:.4f} instead of {finished.base_loss:.4f}),"
         f" best epoch {finished.best_epoch} of {finished.epochs}{early}, in {duration(finished.seconds)}."
     )
+    if finished.best_ratio >= 1:
+        words += " That is no better than the base: look at the samples before you use it."
     if tested:
         words += f" On the test pictures, never seen before: {tested.test.loss:.4f} instead of {tested.base_loss:.4f}."
     return words

@@ -161,6 +161,11 @@ def test_the_result_calls_its_owner_and_nobody_else(job_dir: Path) -> None:
     assert not content.is_silent
 
 
+def test_a_result_that_is_no_better_than_the_base_says_so(job_dir: Path) -> None:
+    content = done_post(job(state=State.SUCCEEDED), standing(job_dir), (exported(), finished(best_ratio=1.02)))
+    assert "That is no better than the base" in text_of(content)
+
+
 def test_weights_too_large_are_named_by_their_place(job_dir: Path) -> None:
     (job_dir / "output/a.safetensors").write_bytes(b"x" * 2000)
     content = done_post(job(state=State.SUCCEEDED), standing(job_dir, limit=1000), (exported(), finished()))
