@@ -11,8 +11,9 @@ _BACKGROUND, _TEXT, _DIM = "#2b2d31", "#dbdee1", "#949ba4"
 _GAP = 12
 #: Sides of a tile, px: small pictures are enlarged to be seen in a channel, large ones made smaller.
 _TILE = 256
-_CAPTION_HEIGHT = 40
-_HEADING_HEIGHT = 30
+#: A channel shows a sheet at about half its width: letters must bear that.
+_CAPTION_SIZE, _CAPTION_HEIGHT = 21, 54
+_HEADING_SIZE, _HEADING_HEIGHT = 26, 40
 
 
 def draw_gallery(path: Path, pictures: Sequence[Image.Image], captions: Sequence[str], *, columns: int = 4) -> Path:
@@ -43,7 +44,7 @@ def draw_comparison(
     sheet = _blank(columns, 2 * row_height + _CAPTION_HEIGHT + _GAP)
     for row, (heading, pictures) in enumerate(zip(headings, (base, best), strict=True)):
         top = _GAP + row * row_height
-        _write(sheet, heading, (_GAP, top), sheet.width, lines=1, size=18, color=_TEXT)
+        _write(sheet, heading, (_GAP, top), sheet.width, lines=1, size=_HEADING_SIZE, color=_TEXT)
         for column, picture in enumerate(pictures):
             _paste(sheet, picture, (_GAP + column * (_TILE + _GAP), top + _HEADING_HEIGHT))
     for column, caption in enumerate(captions):
@@ -62,7 +63,14 @@ def _paste(sheet: Image.Image, picture: Image.Image, corner: tuple[int, int]) ->
 
 
 def _write(
-    sheet: Image.Image, text: str, at: tuple[int, int], width: int, *, lines: int, size: int = 14, color: str = _DIM
+    sheet: Image.Image,
+    text: str,
+    at: tuple[int, int],
+    width: int,
+    *,
+    lines: int,
+    size: int = _CAPTION_SIZE,
+    color: str = _DIM,
 ) -> None:
     font = ImageFont.load_default(size)
     draw = ImageDraw.Draw(sheet)
