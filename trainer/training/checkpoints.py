@@ -71,6 +71,11 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}"
 
     def latest(self) -> Path | None:
+        """The checkpoint of the highest step, None if there is none."""
+        for old in self.folder.glob("step-????????.old"):
+            # Left by a process that died between the two renames of `save`, if nothing has taken its place.
+            if not old.with_suffix("").exists():
+                old.rename(old.with_suffix(""))
         return max(self.folder.glob("step-????????"), default=None)
 
     def save(
@@ -88,8 +93,8 @@ class Checkpoints:
         for file in part.iterdir():
             _sync(file)
         if final.exists():
-            # The same step saved again (a stop right after an epoch): the older one is as good until the rename.
-            shutil.rmtree(final)
+            # The same step again, by a stop around an epoch's end: the older one goes only once the newer is there.
+            final.replace(final.with_suffix(".old"))
         part.replace(final)
         _sync(self.folder)
         self._prune(keep={state.step, state.best_step})
