@@ -16,13 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from trainer.protocol.events import EXIT_REFUSED
+from trainer.protocol.events import EXIT_BUSY, EXIT_REFUSED
 from trainer.protocol.presets import presets, spec_from_preset
 from trainer.protocol.report import read_report
 from trainer.protocol.spec import SpecError
-
-#: Another trainer holds the job folder: nothing was said, nothing is wrong with the job.
-EXIT_BUSY = 6
 
 
 class _Parser(argparse.ArgumentParser):

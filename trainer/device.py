@@ -8,6 +8,7 @@ import sys
 import torch
 from accelerate import Accelerator
 
+from trainer.errors import BadSpecError
 from trainer.protocol.spec import Precision
 
 _MIXED_PRECISION = {Precision.FP32: "no", Precision.BF16: "bf16", Precision.FP16: "fp16"}
@@ -16,8 +17,13 @@ _MIXED_PRECISION = {Precision.FP32: "no", Precision.BF16: "bf16", Precision.FP16
 def choose_precision(wanted: Precision) -> Precision:
     """The precision to train in: as told, or the best of this device.
 
-    On a CPU `auto` is fp32: bf16 autocast loses on small models there (FACTS-performance: 0.63 of fp32).
+    On a CPU `auto` is fp32: bf16 autocast loses on small models there (0.63 of fp32 on a tiny one).
+
+    Raises:
+        BadSpecError: this machine cannot compute in it.
     """
+    if wanted is Precision.FP16 and not torch.cuda.is_available():
+        raise BadSpecError("training.precision fp16 needs a GPU, and there is none here.", "Choose auto, fp32 or bf16.")
     if wanted is not Precision.AUTO:
         return wanted
     if not torch.cuda.is_available():

@@ -26,7 +26,6 @@ _IDENTITY = {
     "epoch_ended": ("epoch",),
     "stopped_early": (),
     "tested": (),
-    "exported": ("format",),
     "warned": ("kind", "message"),
 }
 

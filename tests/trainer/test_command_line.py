@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.conftest import MakeJob, draw_pictures
-from trainer.__main__ import EXIT_BUSY, main
-from trainer.protocol.events import EXIT_FINISHED, EXIT_REFUSED
+from trainer.__main__ import main
+from trainer.protocol.events import EXIT_BUSY, EXIT_FINISHED, EXIT_REFUSED
 from trainer.protocol.report import read_report
 from trainer.protocol.spec import read_spec
 from trainer.reporter import Reporter

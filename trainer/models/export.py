@@ -14,6 +14,8 @@ from peft import LoraConfig
 from safetensors.torch import save, save_file
 from torch import Tensor
 
+from trainer.models.lora import TEXT_ENCODER_TARGETS
+
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 
 #: kohya's prefixes for Stable Diffusion 1.x and 2.x (`networks/lora.py` of kohya-ss/sd-scripts).
@@ -55,8 +57,6 @@ def write_diffusers(folder: Path, weights: Mapping[str, Mapping[str, Tensor]], c
 
 
 def _text_encoder_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
-    from trainer.models.lora import TEXT_ENCODER_TARGETS
-
     return {**metadata, "target_modules": list(TEXT_ENCODER_TARGETS)}
 
 

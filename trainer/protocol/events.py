@@ -17,6 +17,8 @@ EVENTS_VERSION: Literal[1] = 1
 EXIT_FINISHED, EXIT_FAILED, EXIT_STOPPED = 0, 4, 5
 #: Exit status of `python -m trainer prepare` (and of any call that cannot be understood): nothing was made.
 EXIT_REFUSED = 3
+#: Exit status of `run` where another trainer holds the job folder: nothing was said, nothing is wrong with the job.
+EXIT_BUSY = 6
 
 
 class _Event(BaseModel):

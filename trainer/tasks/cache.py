@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 
@@ -32,7 +33,8 @@ def cached(folder: Path, name: str, key: str, compute: Callable[[], Mapping[str,
         # Damaged by a full disk or a copy: it can be made again.
         path.unlink()
     folder.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
+    # Two trainings may fill the same cache at the same time: each by a file of its own.
+    part = path.with_suffix(f".{os.getpid()}.part")
     save_file({name: tensor.contiguous() for name, tensor in compute().items()}, part)
     part.replace(path)
     return load_file(path)

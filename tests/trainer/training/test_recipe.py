@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -284,3 +285,23 @@ def test_a_damaged_checkpoint_is_one_sentence(make_job: MakeJob) -> None:
 
     assert run(job_dir) == EXIT_FAILED
     assert failure(job_dir).kind is FailureKind.BAD_CHECKPOINT
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can do it")
+def test_fp16_on_a_cpu_is_one_sentence(make_job: MakeJob) -> None:
+    job_dir = make_job(training={"precision": "fp16"})
+
+    assert run(job_dir) == EXIT_FAILED
+    assert failure(job_dir).kind is FailureKind.BAD_SPEC
+    assert "fp16 needs a GPU" in failure(job_dir).message
+
+
+def test_files_that_are_exported_again_are_told_with_the_hash_that_they_have(make_job: MakeJob) -> None:
+    """A run that died between the export and its last word exports again; its metadata, and so its hash, are new."""
+    job_dir = make_job(training={"epochs": 1})
+    for _ in range(2):
+        assert run(job_dir) == EXIT_FINISHED
+
+    newest = {event.format: event for event in of_type(job_dir, Exported)}
+    for event in newest.values():
+        assert hashlib.sha256((job_dir / event.path).read_bytes()).hexdigest() == event.sha256
