@@ -31,8 +31,6 @@ class DiscordSettings(_Frozen):
 
     #: Servers that get the commands; empty: every server that invites the bot.
     guild_ids: tuple[_Snowflake, ...] = ()
-    #: Channel that is told when the bot comes back; None: nobody is told.
-    log_channel: _Snowflake | None = None
     #: Name of the environment variable that holds the bot's token.
     token_env: str = Field(default="DARKROOM_TOKEN", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
 

@@ -4,7 +4,8 @@ Epsilon prediction on SD 1.x's noise schedule, caption dropout for classifier-fr
 average of all weights, which is what is shipped. The loss is weighted by min-SNR (https://arxiv.org/abs/2303.09556,
 gamma 5) against low noise, and as v-prediction would weight it (1 / alpha-bar, at most 10) towards high noise: with
 flat weights the caption makes a difference of under 1 % to the loss where backgrounds are decided, and 1,300 steps
-taught the colour of things but not of backgrounds.
+taught the colour of things but not of backgrounds. (Batch size and timestep spreading changed with the
+weights: which of them made backgrounds follow the prompt was not isolated.)
 """
 
 import copy
