@@ -30,10 +30,23 @@ class FindingKind(StrEnum):
     CORRUPT = "corrupt"
     UNSUPPORTED = "unsupported"
     TOO_MANY_PIXELS = "too_many_pixels"
+    #: Text on plain paper, or a capture of a screen: not what a picture model should learn.
+    SCREENSHOT = "screenshot"
     OUTLIER = "outlier"
+    #: A person said so, whatever was measured (`Edits`).
+    BY_HAND = "by_hand"
     CAPTION_MISSING = "caption_missing"
     CAPTION_EMPTY = "caption_empty"
     CAPTION_UNREADABLE = "caption_unreadable"
+    #: Bytes of one encoding read as another, before the caption was handed in: `cafÃ©`.
+    CAPTION_MOJIBAKE = "caption_mojibake"
+    #: Stable Diffusion reads 77 tokens and no more.
+    CAPTION_TOO_LONG = "caption_too_long"
+    #: Different pictures under one caption.
+    CAPTION_IDENTICAL = "caption_identical"
+    #: Pictures that show the same under captions that have little in common.
+    CAPTION_CONTRADICTORY = "caption_contradictory"
+    CAPTION_WITHOUT_TRIGGER = "caption_without_trigger"
 
 
 class RefusalKind(StrEnum):
@@ -82,8 +95,15 @@ class Image(_Frozen):
     group: int | None = None
     split: Split | None = None
     caption: str = ""
-    #: Where the caption comes from (a sidecar's source), None if there is none.
+    #: Where the caption comes from: a sidecar's or a table's source, `by hand`, the name of a captioning model; None if
+    #: there is none.
     caption_source: str | None = None
+    #: Written by a model, and not looked at by a person yet.
+    is_caption_automatic: bool = False
+    #: First-level folder, or a table's class or label column: what the split is stratified by.
+    class_name: str = ""
+    #: How often it is seen for each time that another is, from kohya's `10_name` folders.
+    repeats: int = 1
     #: SHA-256 of the stored picture's pixels (upright RGB) and their size; None if it could not be decoded.
     pixels_sha256: str | None = None
     #: Upright size as handed in, px; the stored picture is smaller where this passes about 2048² px.
@@ -91,6 +111,12 @@ class Image(_Frozen):
     height: int | None = None
     #: The decoded picture, relative to the dataset folder; kept pictures only.
     path: str | None = None
+    #: A small PNG of it, relative to the dataset folder, dropped pictures too; None if it could not be decoded.
+    thumbnail: str | None = None
+    #: Share of its area that is cut off at `DatasetReport.resolution`, 0 to 1; None if dropped.
+    cropped: float | None = None
+    #: What a person decided, whatever was measured.
+    decision: Literal["keep", "drop"] | None = None
 
 
 class Refused(_Frozen):
@@ -120,6 +146,31 @@ class Counts(_Frozen):
     validation: int
     test: int
     captioned: int
+    #: Captions among `captioned` that a model wrote and nobody has looked at.
+    automatic: int = 0
+
+
+class WordCount(_Frozen):
+    """A tag or word of the captions, and how many kept pictures have it."""
+
+    word: str
+    images: int
+
+
+class CaptionStatistics(_Frozen):
+    """What the captions of the kept pictures have in common."""
+
+    distinct: int
+    #: CLIP tokens, without the two that mark begin and end: SD 1.x, 2.x and SDXL read 75 of them.
+    median_tokens: float
+    longest_tokens: int
+    #: Captions that are longer than that.
+    too_long: int
+    #: The word that should call up what is taught, and how many captions hold it.
+    trigger: str = ""
+    with_trigger: int = 0
+    #: Commonest first.
+    words: tuple[WordCount, ...] = ()
 
 
 class DatasetReport(_Frozen):
@@ -140,6 +191,13 @@ class DatasetReport(_Frozen):
     resolution: int
     #: Contact sheets (PNG) relative to the dataset folder: kept pictures by split, then the dropped.
     sheets: tuple[str, ...] = ()
+    captions: CaptionStatistics | None = None
+    #: Picture numbers (place in `images`, from 1): few that cover the whole range of the kept pictures, and those that
+    #: are least like any other, each the most telling first.
+    diverse: tuple[int, ...] = ()
+    isolated: tuple[int, ...] = ()
+    #: Folds of a cross-validation that is advised instead of one split, where there are too few different pictures.
+    advised_folds: int | None = None
 
     def kept(self, split: Split) -> tuple[Image, ...]:
         return tuple(image for image in self.images if image.status == "kept" and image.split == split)
