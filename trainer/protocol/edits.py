@@ -49,6 +49,10 @@ class Edits(_Frozen):
     decisions: dict[str, Literal["keep", "drop"]] = {}
     #: By pixel hash: the caption instead of the one that was handed in, before `rules`; empty means none.
     captions: dict[str, str] = {}
+    #: By pixel hash: captions that `captioner` wrote; used where none was handed in and none is in `captions`.
+    automatic: dict[str, str] = {}
+    #: The model that wrote them, for the record.
+    captioner: str = ""
     #: By pixel hash: automatic captions that a person has looked at and left as they are.
     reviewed: tuple[str, ...] = ()
     rules: CaptionRules = CaptionRules()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 from typing import get_args
 
 import pytest
@@ -49,4 +50,13 @@ def test_a_report_of_version_1_means_the_same_today() -> None:
 
     report = DatasetReport.model_validate(content)
 
-    assert json.loads(report.model_dump_json()) == content
+    assert _holds(json.loads(report.model_dump_json()), content)
+
+
+def _holds(written: Any, golden: Any) -> bool:
+    """True if all that stood in the golden file is there unchanged; what was added since has a default."""
+    if isinstance(golden, dict):
+        return all(_holds(written[key], value) for key, value in golden.items())
+    if isinstance(golden, list):
+        return len(written) == len(golden) and all(map(_holds, written, golden))
+    return bool(written == golden)
