@@ -16,7 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from trainer.commands import caption, prepare
+from trainer.commands.refusing import refuse
 from trainer.protocol.events import EXIT_BUSY, EXIT_REFUSED
+from trainer.protocol.mix import parse_part
 from trainer.protocol.presets import presets, spec_from_preset
 from trainer.protocol.report import read_report
 from trainer.protocol.spec import SpecError
@@ -38,17 +41,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m trainer", description="Prepare pictures and fine-tune Stable Diffusion on them.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    prepare = commands.add_parser("prepare", help="make a dataset folder from zips, pictures and folders")
-    prepare.add_argument("sources", nargs="+", type=Path, metavar="SOURCE", help="zip, picture or folder")
-    prepare.add_argument("--out", type=Path, required=True, metavar="DATASET_DIR")
-    prepare.add_argument("--resolution", type=int, default=512, help="training size that pictures are judged for, px")
-    prepare.set_defaults(command=_prepare)
+    prepare.add_options(commands.add_parser("prepare", help="make a dataset folder from archives, pictures, folders"))
+    caption.add_options(commands.add_parser("caption", help="write captions by a local model where there are none"))
     new = commands.add_parser("new", help="write a job folder with its spec.json")
     new.add_argument("--dataset", type=Path, required=True, metavar="DATASET_DIR")
     new.add_argument("--base", default="tiny", help="folder, .safetensors file, hub name, or tiny (the default)")
     new.add_argument("--preset", default="lora", help=f"one of: {', '.join(presets())}")
     new.add_argument("--name", default="lora", help="name of the LoRA")
     new.add_argument("--set", action="append", default=[], metavar="GROUP.NAME=VALUE", dest="settings")
+    new.add_argument(
+        "--mix",
+        action="append",
+        default=[],
+        type=parse_part,
+        metavar="DATASET_DIR:NAME=VALUE",
+        help="a further dataset, with :repeats=N or :weight=SHARE, :trigger=WORD, or :role=regularization",
+    )
     new.add_argument("--out", type=Path, required=True, metavar="JOB_DIR")
     new.set_defaults(command=_new)
     run = commands.add_parser("run", help="train a job, or go on with it from its last checkpoint")
@@ -58,36 +66,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _prepare(options: argparse.Namespace) -> int:
-    from trainer.dataset.prepare import prepare
-    from trainer.errors import TrainerError
-    from trainer.report.sheets import draw_sheets
-
-    try:
-        report = prepare(options.sources, options.out, resolution=options.resolution, draw_sheets=draw_sheets)
-    except TrainerError as error:
-        return _refuse(str(error))
-    sys.stdout.write(f"{report.summary}\n")
-    return 0
-
-
 def _new(options: argparse.Namespace) -> int:
+    mix = [{**part, "dataset": str(Path(part["dataset"]).resolve())} for part in options.mix]
+    for folder in (options.dataset, *(Path(part["dataset"]) for part in mix)):
+        try:
+            read_report(folder)
+        except (OSError, ValueError):
+            return refuse(f"{folder} is not a prepared dataset. Make it with `python -m trainer prepare`.")
     try:
-        changes = _parse_settings(options.settings)
-        read_report(options.dataset)
         spec = spec_from_preset(
             options.preset,
             dataset=str(options.dataset.resolve()),
             base=options.base,
             name=options.name,
-            changes=changes,
+            changes={**_parse_settings(options.settings), **({"mix": mix} if mix else {})},
         )
     except SpecError as error:
-        return _refuse(str(error))
-    except (OSError, ValueError):
-        return _refuse(f"{options.dataset} is not a prepared dataset. Make it with `python -m trainer prepare`.")
+        return refuse(str(error))
     if (options.out / "events.jsonl").exists():
-        return _refuse(f"{options.out} holds a job that was started already. Choose another folder.")
+        return refuse(f"{options.out} holds a job that was started already. Choose another folder.")
     sys.stdout.write(f"{spec.write(options.out)}\n")
     return 0
 
@@ -97,7 +94,7 @@ def _run(options: argparse.Namespace) -> int:
     from trainer.errors import JobFolderBusyError
 
     if not options.job_dir.is_dir():
-        return _refuse(f"There is no job folder {options.job_dir}. Make one with `python -m trainer new`.")
+        return refuse(f"There is no job folder {options.job_dir}. Make one with `python -m trainer new`.")
     try:
         _quieten_libraries()
         from trainer.training.run import run
@@ -138,11 +135,6 @@ def _parse_value(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
-
-
-def _refuse(sentence: str) -> int:
-    sys.stderr.write(" ".join(sentence.split()) + "\n")
-    return EXIT_REFUSED
 
 
 if __name__ == "__main__":

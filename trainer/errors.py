@@ -4,6 +4,7 @@ TrainerError
 ├── UsageError            the call cannot be understood (command line)
 ├── BadSpecError          the settings cannot be trained with
 ├── DatasetError          nothing in the sources can be trained on, or the dataset folder is damaged
+├── DecodersError         pictures cannot be decoded on this machine at all
 ├── MissingModelError     the base model is not there, is gated, or is of a kind that we do not train
 ├── OutOfMemoryError      the device is too small for the settings
 ├── DivergedError         the loss is no longer a number
@@ -44,6 +45,10 @@ class BadSpecError(TrainerError):
 
 class DatasetError(TrainerError):
     kind = FailureKind.BAD_DATASET
+
+
+class DecodersError(TrainerError):
+    kind = FailureKind.BUG
 
 
 class MissingModelError(TrainerError):

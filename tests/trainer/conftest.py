@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
-from trainer.dataset.prepare import prepare
 from trainer.protocol.presets import spec_from_preset
 
 MakeJob = Callable[..., Path]
@@ -34,6 +33,8 @@ def draw_pictures(folder: Path, count: int = 12) -> Path:
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared dataset of 12 pictures."""
+    from trainer.dataset.prepare import prepare
+
     folder = tmp_path_factory.mktemp("dataset")
     prepare([draw_pictures(folder / "pictures")], folder / "prepared", resolution=64)
     return folder / "prepared"

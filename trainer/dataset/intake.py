@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.dataset.archive import RefusedError
-from trainer.dataset.captions import CaptionError, read_caption
-from trainer.dataset.kinds import CAPTION_EXTENSIONS, HEAD_BYTES, Kind, has_caption_name, has_image_name, sniff
+from trainer.dataset.archives import OPENED, RefusedError
+from trainer.dataset.entry import Entry
+from trainer.dataset.kinds import HEAD_BYTES, Kind, has_caption_name, has_image_name, sniff
+from trainer.dataset.labels import Caption, Labels
+from trainer.dataset.layout import PICTURES, THUMBNAILS
 from trainer.dataset.limits import Limits
-from trainer.dataset.names import same_name_key, stem_key
 from trainer.dataset.picture import PictureError
-from trainer.dataset.sources import Entry, Sources, class_folders
-from trainer.dataset.workers import Job, Outcome, decode_all
+from trainer.dataset.progress import Progress
+from trainer.dataset.sources import Sources
+from trainer.dataset.workers import Job, Known, Outcome, decode_all
 from trainer.protocol.report import FindingKind, RefusalKind
 
-#: Phase, done, total.
-Progress = Callable[[str, int, int], None]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Caption:
-    """What a sidecar says; `problem` where it cannot be read."""
-
-    source: str
-    text: str = ""
-    problem: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Found:
     """One picture that was handed in."""
 
@@ -38,6 +28,8 @@ class Found:
     number: int
     source: str
     class_name: str
+    #: How often it is seen for each time that another is (kohya's `10_name`).
+    repeats: int = 1
     outcome: Outcome
     caption: Caption | None
 
@@ -49,35 +41,42 @@ class Folder:
     root: Path
 
     def picture(self, number: int) -> Path:
-        return self.root / "images" / f"{number:04}.png"
+        """Without an extension, which the picture decides."""
+        return self.root / PICTURES / f"{number:04}"
 
     def thumbnail(self, number: int) -> Path:
-        return self.root / ".thumbnails" / f"{number:04}.png"
+        return self.root / THUMBNAILS / f"{number:04}.jpg"
 
     def make(self) -> None:
         self.picture(0).parent.mkdir()
         self.thumbnail(0).parent.mkdir()
 
 
-def take_in(sources: Sources, folder: Folder, limits: Limits, progress: Progress) -> list[Found]:
-    """Read every entry and decode every picture; what is refused is added to `sources.refused`."""
+def take_in(
+    sources: Sources, folder: Folder, limits: Limits, progress: Progress, known: Known = lambda job: None
+) -> list[Found]:
+    """Read every entry and decode every picture that `known` does not; adds to `sources.refused` what is refused."""
     intake = _Intake(sources, folder, limits, progress)
-    outcomes: dict[int, Outcome] = dict(decode_all(intake.jobs(), limits))
+    outcomes: dict[int, Outcome] = dict(decode_all(intake.jobs(), limits, known=known))
     outcomes |= intake.unreadable
     outcomes |= {number: outcomes[first] for number, first in intake.copies.items()}
-    classes = class_folders(intake.pictures.values())
-    found = [
-        Found(
-            number=number,
-            source=entry.source,
-            class_name=classes[entry.source],
-            outcome=outcomes[number],
-            caption=intake.caption_of(entry),
-        )
-        for number, entry in intake.pictures.items()
-    ]
-    intake.refuse_unused_captions()
+    intake.labels.join(intake.pictures.values())
+    found = [_found(number, entry, outcomes[number], intake.labels) for number, entry in intake.pictures.items()]
+    for source, refusal in intake.labels.unused():
+        sources.refuse(source, refusal)
     return found
+
+
+def _found(number: int, entry: Entry, outcome: Outcome, labels: Labels) -> Found:
+    label = labels.of(entry)
+    return Found(
+        number=number,
+        source=entry.source,
+        class_name=label.class_name,
+        repeats=label.repeats,
+        outcome=outcome,
+        caption=label.caption,
+    )
 
 
 class _Intake:
@@ -92,9 +91,8 @@ class _Intake:
         self.unreadable: dict[int, PictureError] = {}
         #: Files that are equal byte for byte need decoding once.
         self.copies: dict[int, int] = {}
-        self._numbers: dict[bytes, int] = {}
-        self._captions: dict[tuple[int, str, str], Caption] = {}
-        self._used: set[str] = set()
+        self._numbers: dict[str, int] = {}
+        self.labels = Labels(limits)
 
     def jobs(self) -> Iterator[Job]:
         total = len(self._sources.entries)
@@ -103,9 +101,9 @@ class _Intake:
             try:
                 data = entry.read()
                 kind = sniff(data[:HEAD_BYTES])
-                if kind is Kind.OTHER and has_caption_name(entry.path):
-                    self._add_caption(entry, data)
-                elif kind is Kind.PICTURE or kind is Kind.FOREIGN_PICTURE or has_image_name(entry.path):
+                if kind is Kind.OTHER and has_caption_name(entry.path) and entry.told is None:
+                    self.labels.add(entry, data)
+                elif kind in (Kind.PICTURE, Kind.FOREIGN_PICTURE) or has_image_name(entry.path) or entry.told:
                     yield from self._add_picture(entry, data, kind)
                 else:
                     raise _not_taken(kind, is_inside="!" in entry.source, is_empty=not data)
@@ -122,58 +120,42 @@ class _Intake:
         if kind is not Kind.PICTURE:
             self.unreadable[number] = _not_a_picture(kind, is_empty=not data)
             return
-        first = self._numbers.setdefault(hashlib.sha256(data).digest(), number)
+        file_sha256 = hashlib.sha256(data).hexdigest()
+        first = self._numbers.setdefault(file_sha256, number)
         if first != number:
             self.copies[number] = first
             return
         yield Job(
             number=number,
             data=data,
+            file_sha256=file_sha256,
             picture_path=self._folder.picture(number),
             thumbnail_path=self._folder.thumbnail(number),
         )
-
-    def _add_caption(self, entry: Entry, data: bytes) -> None:
-        extension = "." + same_name_key(entry.path).rpartition(".")[2]
-        key = entry.scope, stem_key(entry.path), extension
-        try:
-            if len(data) > self._limits.max_caption_bytes:
-                raise CaptionError(f"it is longer than {self._limits.max_caption_bytes // 1024} KiB")
-            self._captions[key] = Caption(source=entry.source, text=read_caption(data))
-        except CaptionError as error:
-            self._captions[key] = Caption(source=entry.source, problem=str(error))
-
-    def caption_of(self, entry: Entry) -> Caption | None:
-        """The picture's sidecar, `cat.txt` or `cat.png.txt` for `cat.png`: the first that holds words."""
-        keys = [(stem, ext) for ext in CAPTION_EXTENSIONS for stem in (stem_key(entry.path), same_name_key(entry.path))]
-        held = [caption for stem, ext in keys if (caption := self._captions.get((entry.scope, stem, ext)))]
-        self._used |= {caption.source for caption in held}
-        return next((caption for caption in held if caption.text), held[0] if held else None)
-
-    def refuse_unused_captions(self) -> None:
-        """Report text files that stand beside no picture: often a typing error in a name."""
-        for caption in self._captions.values():
-            if caption.source not in self._used:
-                refusal = RefusedError(RefusalKind.UNSUPPORTED, "it is a text, but no picture has its name")
-                self._sources.refuse(caption.source, refusal)
 
 
 def _not_a_picture(kind: Kind, *, is_empty: bool) -> PictureError:
     if is_empty:
         return PictureError(FindingKind.CORRUPT, "it is empty (0 bytes)")
     if kind is Kind.FOREIGN_PICTURE:
-        message = "its format is not read (PNG, JPEG, WebP, AVIF, GIF, BMP and TIFF are)"
+        message = "its format is not read (PNG, JPEG, WebP, AVIF, HEIC, GIF, BMP and TIFF are)"
         return PictureError(FindingKind.UNSUPPORTED, message)
     return PictureError(FindingKind.CORRUPT, "its content is no picture, whatever its name says")
 
 
 def _not_taken(kind: Kind, *, is_inside: bool, is_empty: bool) -> RefusedError:
-    if kind in (Kind.ZIP, Kind.ARCHIVE):
+    if kind in OPENED or kind is Kind.ARCHIVE:
         if is_inside:
             return RefusedError(RefusalKind.NESTED_ARCHIVE, "it is an archive within an archive, which is not opened")
-        return RefusedError(RefusalKind.UNSUPPORTED, "it is an archive of a kind that is not opened; only zip is")
+        return RefusedError(
+            RefusalKind.UNSUPPORTED, "it is an archive of a kind that is not opened; zip, tar and 7z are"
+        )
+    if kind is Kind.PARQUET:
+        return RefusedError(
+            RefusalKind.UNSUPPORTED, "it is a Parquet file, which is read only in a folder on the server"
+        )
     if is_empty:
         return RefusedError(RefusalKind.UNSUPPORTED, "it is empty (0 bytes)")
     if is_inside:
         return RefusedError(RefusalKind.UNSUPPORTED, "it is neither a picture nor a caption")
-    return RefusedError(RefusalKind.UNSUPPORTED, "it is neither a picture, nor a zip archive, nor a caption")
+    return RefusedError(RefusalKind.UNSUPPORTED, "it is neither a picture, nor an archive, nor a caption")

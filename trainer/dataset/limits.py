@@ -23,8 +23,27 @@ class Limits:
     max_ratio: float = 200.0
     #: Below this inflated size a ratio harms nobody.
     ratio_floor_bytes: int = 16 * MIB
+    #: What a compressed archive may ask for while it is inflated: 7-Zip's "ultra" asks for 64 MiB, a header for 4 GiB.
+    max_dictionary_bytes: int = 256 * MIB
     #: A longer text file is no caption.
     max_caption_bytes: int = 64 * 1024
+    #: A longer table of captions, or list of addresses, is not read.
+    max_table_bytes: int = 32 * MIB
+
+    #: Whether lists of addresses are downloaded at all.
+    allow_downloads: bool = True
+    #: Addresses in private networks, this machine's own among them, are refused: a list could make the trainer ask
+    #: services that only it can reach.
+    allow_private_addresses: bool = False
+    #: Addresses of one list.
+    max_downloads: int = 2000
+    #: One download.
+    max_download_bytes: int = 64 * MIB
+    #: All downloads of one list.
+    max_downloaded_bytes: int = 4 * 1024 * MIB
+    #: Wall time of one download, redirects included.
+    download_timeout_s: float = 60.0
+    max_redirects: int = 5
 
     #: Refused from the header, before anything is decoded.
     max_pixels: int = 100_000_000
@@ -41,5 +60,7 @@ class Limits:
     min_short_side_px: int = 128
     #: Area that a picture is stored at, at most: four times SDXL's 1024², so that no training resolution misses it.
     max_stored_pixels: int = 2048 * 2048
+    #: Short side that blur and likeness are judged at, px.
+    checked_side_px: int = 512
     #: What shows through transparent pictures, RGB.
     background: tuple[int, int, int] = (255, 255, 255)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import ConfigDict
 
+#: How bytes are written as JSON.
+BYTES_AS_BASE64 = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
 _DCT_SIDE, _HASH_SIDE = 32, 8
 #: Grey standard deviation below which a picture is blank, and its hash noise.
 _BLANK_DEVIATION = 4.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Look:
     """Hashes of one picture, 64 bits each, and a blurred 16x16 grey thumbnail."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = BYTES_AS_BASE64
     #: Perceptual hash: signs of the low DCT coefficients (Zauner 2010).
     phash: int
     #: The same of the mirrored picture.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,83 +12,86 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from trainer.dataset import findings
-from trainer.dataset.buckets import bucket_for, cropped_share, default_step
-from trainer.dataset.findings import Verdict
-from trainer.dataset.intake import Folder, Found, Progress, take_in
+from trainer.dataset.earlier import Earlier, known_sides, write_decoded
+from trainer.dataset.intake import Folder, take_in
+from trainer.dataset.layout import DROPPED, EDITS_NAME, PICTURES, SHEETS
 from trainer.dataset.limits import Limits
+from trainer.dataset.progress import Progress, say_nothing
 from trainer.dataset.publish import REPORT_NAME, publishing
+from trainer.dataset.reporting import Circumstances, make_report
 from trainer.dataset.sources import Sources
 from trainer.dataset.split import Member, Shares, split
-from trainer.dataset.summary import nothing_to_train_on, summarize
-from trainer.protocol.report import Bucket, Counts, DatasetReport, Image, Split, read_report
+from trainer.dataset.summary import nothing_to_train_on
+from trainer.dataset.verdict import Verdict
+from trainer.dataset.workers import Decoded
+from trainer.protocol.edits import Edits
+from trainer.protocol.report import DatasetReport, Split, read_report
 
 #: Raise it when the same input would be prepared otherwise.
-_METHOD_VERSION = 1
+_METHOD_VERSION = 2
 
 #: Draws contact sheets of a report: thumbnails by picture number (place in `images`, from 1), and the folder to write
 #: to; returns the files.
 DrawSheets = Callable[[DatasetReport, Mapping[int, Path], Path], Sequence[Path]]
-
-
-def _silent(phase: str, done: int, total: int) -> None:
-    pass
+#: Writes the report for people into the dataset folder.
+WritePages = Callable[[DatasetReport, Path], Sequence[Path]]
 
 
 def prepare(
-    sources: Sequence[Path],
+    sources: Sequence[Path | str],
     out: Path,
     *,
     limits: Limits = Limits(),  # noqa: B008  frozen
     resolution: int = 512,
     shares: Shares = Shares(),  # noqa: B008  frozen
-    known: Mapping[str, Split] | None = None,
+    edits: Edits = Edits(),  # noqa: B008  frozen
+    earlier: Sequence[Path] = (),
     draw_sheets: DrawSheets | None = None,
-    progress: Progress | None = None,
+    write_pages: WritePages | None = None,
+    progress: Progress = say_nothing,
 ) -> DatasetReport:
-    """Prepare a dataset folder from zip archives, folders and loose files; the same input again is a look-up.
+    """Prepare a dataset folder from archives, folders and loose files; the same input again is a look-up.
 
-    `known` holds pictures of an earlier preparation in their splits (pixel hash to split).
+    `earlier` names dataset folders whose decoded pictures are taken over instead of decoded, and whose pictures keep
+    their splits; what `out` holds counts as one of them.
 
     Raises:
         DatasetError: nothing in the sources can be trained on, or `out` cannot be written; nothing was made.
     """
-    progress = progress or _silent
     with Sources(sources, limits) as opened:
         settings = {
             "method": _METHOD_VERSION,
             "limits": asdict(limits),
             "resolution": resolution,
             "shares": asdict(shares),
-            "known": dict(known or {}),
-            "sheets": draw_sheets is not None,
+            "edits": edits.model_dump(mode="json"),
+            # Not `out`: preparing the same again must be the same input.
+            "earlier": known_sides(earlier, shares),
+            "drawn": [draw_sheets is not None, write_pages is not None],
         }
         input_digest = _sha256([opened.digest(), settings])
         if (ready := _look_up(out, input_digest)) is not None:
             return ready
+        before = [*earlier, out]
         with publishing(out) as root:
             folder = Folder(root=root)
             folder.make()
-            found = take_in(opened, folder, limits, progress)
+            found = take_in(opened, folder, limits, progress, known=Earlier(before, limits).put_in_place)
             refused = tuple(sorted(opened.refused, key=lambda entry: entry.source))
-            verdicts = findings.judge(found, folder, limits, resolution, progress)
+            verdicts = findings.judge(found, folder, limits, resolution, edits, progress)
             if all(verdict.is_dropped for verdict in verdicts):
                 raise nothing_to_train_on(sources, verdicts, refused)
-            images = _images(verdicts, _splits(verdicts, shares, known))
-            counts = _counts(images, len(refused))
-            buckets = _buckets(images, resolution)
-            report = DatasetReport(
-                digest=_sha256(
-                    sorted([i.pixels_sha256, i.caption, i.split] for i in images if i.status == "kept"),
-                ),
+            circumstances = Circumstances(
                 input_digest=input_digest,
-                counts=counts,
-                summary=summarize(images, refused, counts, buckets, resolution),
-                images=images,
-                refused=refused,
-                buckets=buckets,
                 resolution=resolution,
+                shares=shares,
+                trigger=edits.rules.trigger,
+                refused=refused,
             )
-            report = _finish(report, folder, draw_sheets, progress)
+            report = make_report(verdicts, _splits(verdicts, shares, known_sides(before, shares)), circumstances)
+            edits.write(root / EDITS_NAME)
+            write_decoded(root, _decoded_once(verdicts), limits)
+            report = _finish(report, folder, draw_sheets, write_pages, progress)
     return report
 
 
@@ -99,12 +101,13 @@ def _look_up(out: Path, input_digest: str) -> DatasetReport | None:
         report = read_report(out)
     except (OSError, ValidationError):
         return None
-    files = [image.path for image in report.images if image.path] + list(report.sheets)
+    kept = [image.path for image in report.images if image.path]
+    files = [*kept, *report.sheets, *report.pages]
     is_whole = all((out / file).is_file() for file in files)
     return report if report.input_digest == input_digest and is_whole else None
 
 
-def _splits(verdicts: Sequence[Verdict], shares: Shares, known: Mapping[str, Split] | None) -> dict[int, Split]:
+def _splits(verdicts: Sequence[Verdict], shares: Shares, known: Mapping[str, Split]) -> dict[int, Split]:
     kept = [verdict for verdict in verdicts if not verdict.is_dropped]
     members = [
         Member(content=verdict.decoded.pixels_sha256, group=verdict.group, class_name=verdict.found.class_name)
@@ -115,75 +118,46 @@ def _splits(verdicts: Sequence[Verdict], shares: Shares, known: Mapping[str, Spl
     return {verdict.found.number: side for verdict, side in zip(kept, chosen, strict=True)}
 
 
-def _images(verdicts: Sequence[Verdict], splits: Mapping[int, Split]) -> tuple[Image, ...]:
-    return tuple(_image(verdict, verdict.found, splits.get(verdict.found.number)) for verdict in verdicts)
+def _decoded_once(verdicts: Sequence[Verdict]) -> list[Decoded]:
+    """What was decoded; files that are equal byte for byte were decoded once."""
+    return list({v.decoded.file_sha256: v.decoded for v in verdicts if v.decoded is not None}.values())
 
 
-def _image(verdict: Verdict, found: Found, side: Split | None) -> Image:
-    decoded, caption = verdict.decoded, found.caption
-    return Image(
-        source=found.source,
-        status="dropped" if verdict.is_dropped else "kept",
-        findings=tuple(verdict.findings),
-        group=verdict.group,
-        split=side,
-        caption=caption.text if caption else "",
-        caption_source=caption.source if caption else None,
-        pixels_sha256=decoded.pixels_sha256 if decoded else None,
-        width=decoded.width if decoded else None,
-        height=decoded.height if decoded else None,
-        path=None if verdict.is_dropped else f"images/{found.number:04}.png",
-    )
-
-
-def _counts(images: Sequence[Image], refused: int) -> Counts:
-    kept = [image for image in images if image.status == "kept"]
-    sides = {side: sum(image.split is side for image in kept) for side in Split}
-    return Counts(
-        images=len(images),
-        kept=len(kept),
-        dropped=len(images) - len(kept),
-        refused=refused,
-        train=sides[Split.TRAIN],
-        validation=sides[Split.VALIDATION],
-        test=sides[Split.TEST],
-        captioned=sum(bool(image.caption) for image in kept),
-    )
-
-
-def _buckets(images: Sequence[Image], resolution: int) -> tuple[Bucket, ...]:
-    sizes = [(i.width, i.height) for i in images if i.status == "kept" and i.width and i.height]
-    step = default_step(resolution, len(sizes))
-    held: dict[tuple[int, int], list[float]] = {}
-    for size in sizes:
-        bucket = bucket_for(*size, resolution, step)
-        held.setdefault(bucket, []).append(cropped_share(size, bucket))
-    return tuple(
-        Bucket(width=width, height=height, images=len(crops), mean_cropped=sum(crops) / len(crops))
-        for (width, height), crops in sorted(held.items(), key=lambda item: (-len(item[1]), item[0]))
-    )
-
-
-def _finish(report: DatasetReport, folder: Folder, draw_sheets: DrawSheets | None, progress: Progress) -> DatasetReport:
-    """Draw the sheets, take away what is dropped, and write the report last."""
+def _finish(
+    report: DatasetReport,
+    folder: Folder,
+    draw_sheets: DrawSheets | None,
+    write_pages: WritePages | None,
+    progress: Progress,
+) -> DatasetReport:
+    """Put aside what is dropped, draw the sheets, write the pages, and the report last."""
+    root = folder.root
+    _put_dropped_aside(report, root)
+    progress("drawing", 0, 1)
     if draw_sheets is not None:
-        progress("drawing", 0, 1)
-        sheets = folder.root / "sheets"
+        sheets = root / SHEETS
         sheets.mkdir()
-        numbers = range(1, len(report.images) + 1)
-        thumbnails = {number: path for number in numbers if (path := folder.thumbnail(number)).is_file()}
+        thumbnails = {n: root / image.thumbnail for n, image in enumerate(report.images, start=1) if image.thumbnail}
         drawn = draw_sheets(report, thumbnails, sheets)
-        report = report.model_copy(update={"sheets": tuple(path.relative_to(folder.root).as_posix() for path in drawn)})
-        progress("drawing", 1, 1)
-    for number, image in enumerate(report.images, start=1):
-        if image.path is None:
-            folder.picture(number).unlink(missing_ok=True)
-    shutil.rmtree(folder.thumbnail(0).parent)
-    with (folder.root / REPORT_NAME).open("w", encoding="utf-8") as file:
+        report = report.model_copy(update={"sheets": tuple(path.relative_to(root).as_posix() for path in drawn)})
+    if write_pages is not None:
+        pages = write_pages(report, root)
+        report = report.model_copy(update={"pages": tuple(path.relative_to(root).as_posix() for path in pages)})
+    progress("drawing", 1, 1)
+    with (root / REPORT_NAME).open("w", encoding="utf-8") as file:
         file.write(report.model_dump_json(indent=1) + "\n")
         file.flush()
         os.fsync(file.fileno())
     return report
+
+
+def _put_dropped_aside(report: DatasetReport, root: Path) -> None:
+    """Pictures that are not trained on move out of `images`; a person may still want them back."""
+    kept = {root / image.path for image in report.images if image.path}
+    (root / DROPPED).mkdir()
+    for picture in list((root / PICTURES).iterdir()):
+        if picture not in kept:
+            picture.rename(root / DROPPED / picture.name)
 
 
 def _sha256(value: object) -> str:

@@ -1,56 +1,50 @@
-"""What was handed in, as one list of entries in natural order: zip members, files of folders, loose files."""
+"""What was handed in, as one list of entries in natural order: archives' members, files, dataset rows, downloads."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
-from itertools import takewhile
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing
+from functools import partial
+from itertools import islice
+from pathlib import Path
 
-from trainer.dataset.archive import Member, RefusedError, ZipArchive
+from trainer.dataset.archives import OPENED, Member, RefusedError, open_archive
+from trainer.dataset.entry import Entry
+from trainer.dataset.hub import is_hub_name, open_hub, parse_name
 from trainer.dataset.kinds import CAPTION_EXTENSIONS, HEAD_BYTES, Kind, is_picture, sniff
 from trainer.dataset.limits import Limits
 from trainer.dataset.names import decode_name, is_clutter, natural_key, printable
+from trainer.dataset.rows import ParquetRows, Rows, entries_of, is_saved, open_saved
+from trainer.dataset.url_list import EXTENSIONS, UrlList, list_refusal, parse_list
 from trainer.errors import DatasetError
 from trainer.protocol.report import RefusalKind, Refused
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One file that may be a picture or a caption."""
-
-    #: As the report names it: the path below the input, `archive.zip!member` inside an archive.
-    source: str
-    #: Path within its folder or archive; a caption belongs to the picture of the same `scope` and stem.
-    path: str
-    #: Which folder or archive; all loose files share one.
-    scope: int
-    #: Raises RefusedError.
-    read: Callable[[], bytes]
 
 
 class Sources:
     """The opened inputs; closes its archives on exit.
 
+    A source is an archive, a picture, a list of addresses, a folder (of anything, or one that a Hugging Face dataset
+    was saved or exported to), or a dataset's name, `hf://owner/name`.
+
     Raises:
-        DatasetError: a path does not exist, or cannot be read.
+        DatasetError: a path does not exist or cannot be read, or a named dataset cannot be had.
     """
 
-    def __init__(self, paths: Iterable[Path], limits: Limits) -> None:
+    def __init__(self, sources: Iterable[Path | str], limits: Limits) -> None:
         self._limits = limits
         self._stack = ExitStack()
         self._taken: set[str] = set()
         self._scopes = 1
         self._files: list[tuple[str, Path]] = []
+        self._commits: list[tuple[str, str]] = []
         self.refused: list[Refused] = []
         entries: list[Entry] = []
         try:
-            for path in paths:
-                entries += self._source(Path(path))
+            for source in sources:
+                entries += self._hub(str(source)) if is_hub_name(source) else self._source(Path(source))
         except BaseException:
             self._stack.close()
             raise
@@ -63,22 +57,34 @@ class Sources:
         self._stack.close()
 
     def digest(self) -> str:
-        """SHA-256 over the names and bytes of every file handed in."""
+        """SHA-256 over the names and bytes of every file handed in, and the commits of datasets from the hub.
+
+        What a list's addresses lead to is not asked again: the list alone counts.
+        """
         whole = hashlib.sha256()
         for label, path in sorted(self._files):
             with path.open("rb") as file:
                 whole.update(f"{label}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        for label, commit in sorted(self._commits):
+            whole.update(f"{label}\0{commit}\n".encode())
         return whole.hexdigest()
 
     def refuse(self, source: str, refusal: RefusedError) -> None:
         self.refused.append(Refused(source=source, kind=refusal.kind, reason=refusal.reason))
 
+    def _hub(self, source: str) -> list[Entry]:
+        name = parse_name(source)
+        dataset = open_hub(name, self._limits)
+        label = self._unique(str(name), "again")
+        self._commits.append((label, dataset.commit))
+        return list(self._rows(dataset.splits, label, dataset.roots))
+
     def _source(self, path: Path) -> list[Entry]:
         try:
             if path.is_dir():
                 return list(self._folder(path.resolve()))
-            loose = [path, *self._sidecars(path)]
-            return [entry for file in loose for entry in self._loose(file)]
+            loose = [(path, True), *((sidecar, False) for sidecar in self._sidecars(path))]
+            return [entry for file, is_named in loose for entry in self._loose(file, is_named=is_named)]
         except FileNotFoundError as error:
             raise DatasetError(f"There is no file {path}.", "Check the path.") from error
         except OSError as error:
@@ -94,45 +100,83 @@ class Sources:
                 return []
         return [beside for ext in CAPTION_EXTENSIONS if (beside := path.with_suffix(ext)).is_file()]
 
-    def _loose(self, path: Path) -> Iterator[Entry]:
+    def _loose(self, path: Path, *, is_named: bool) -> Iterator[Entry]:
         if any(path.resolve() == known.resolve() for _, known in self._files):
             return
         name = printable(decode_name(os.fsencode(path.name)))
-        yield from self._file(path, label=self._unique(name, path.parent.name), inner=name, scope=0)
+        label = self._unique(name, path.parent.name)
+        listed = self._url_list(path, label) if is_named else None
+        yield from self._file(path, label=label, inner=name, scope=0) if listed is None else listed
 
     def _folder(self, root: Path) -> Iterator[Entry]:
+        if is_saved(root):
+            yield from self._saved(root)
+            return
         scope = self._new_scope()
+        for path, label, inner in self._named_files(root):
+            # A link may point anywhere on the machine, a pipe never ends.
+            if not stat.S_ISREG(path.lstat().st_mode):
+                self.refuse(label, RefusedError(RefusalKind.LINK, "it is a link or a device, not a file"))
+                continue
+            yield from self._file(path, label=label, inner=inner, scope=scope, above=root.name)
+
+    def _named_files(self, root: Path) -> Iterator[tuple[Path, str, str]]:
+        """Each file of a folder with its label and its path below the folder, clutter left out, up to the limit."""
         for count, path in enumerate(_walk(root)):
             if count >= self._limits.max_entries:
                 reason = f"it holds more than {self._limits.max_entries:,} files; the rest was not opened"
                 self.refuse(root.name, RefusedError(RefusalKind.TOO_MANY, reason))
                 return
             inner = printable(decode_name(os.fsencode(path.relative_to(root).as_posix())))
-            if is_clutter(inner):
-                continue
-            label = self._unique(inner, root.name)
-            # A link may point anywhere on the machine, a pipe never ends.
-            if not stat.S_ISREG(path.lstat().st_mode):
-                self.refuse(label, RefusedError(RefusalKind.LINK, "it is a link or a device, not a file"))
-                continue
-            yield from self._file(path, label=label, inner=inner, scope=scope)
+            if not is_clutter(inner):
+                yield path, self._unique(inner, root.name), inner
 
-    def _file(self, path: Path, *, label: str, inner: str, scope: int) -> Iterator[Entry]:
+    def _saved(self, root: Path) -> Iterator[Entry]:
+        for path, label, _ in self._named_files(root):
+            if stat.S_ISREG(path.lstat().st_mode):
+                self._files.append((label, path))
+        label = self._unique(root.name, root.parent.name)
+        try:
+            yield from self._rows(open_saved(root), label, (root,))
+        except RefusedError as refusal:
+            self.refuse(label, refusal)
+
+    def _file(self, path: Path, *, label: str, inner: str, scope: int, above: str = "") -> Iterator[Entry]:
         self._files.append((label, path))
         with path.open("rb") as file:
             kind = sniff(file.read(HEAD_BYTES))
-        if kind is Kind.ZIP:
-            yield from self._archive(path, label)
-        else:
-            limit = self._limits.max_entry_bytes
-            yield Entry(source=label, path=inner, scope=scope, read=lambda: _read(path, limit))
-
-    def _archive(self, path: Path, label: str) -> Iterator[Entry]:
         try:
-            archive = self._stack.enter_context(ZipArchive(path, self._limits))
+            if kind in OPENED:
+                yield from self._archive(path, kind, label)
+            elif kind is Kind.PARQUET and scope:
+                # Only in folders on the server: Arrow was not made to read what strangers upload.
+                rows = self._stack.enter_context(closing(ParquetRows(path)))
+                yield from self._rows({"": rows}, label, (path.parent,))
+            else:
+                read = partial(_read, path, self._limits.max_entry_bytes)
+                yield Entry(source=label, path=inner, scope=scope, read=read, above=above)
         except RefusedError as refusal:
             self.refuse(label, refusal)
-            return
+
+    def _url_list(self, path: Path, label: str) -> list[Entry] | None:
+        """The downloads of a list of addresses, or None for any other file."""
+        if path.suffix.lower() not in EXTENSIONS or path.stat().st_size > self._limits.max_table_bytes:
+            return None
+        with path.open("rb") as file:
+            if not file.read(4).lower().strip(b"\xef\xbb\xbf").startswith((b"h", b"#", b"\xff", b"\xfe", b"\n", b"\r")):
+                return None
+        addresses = parse_list(path.read_bytes())
+        if not addresses:
+            return None
+        self._files.append((label, path))
+        if refusal := list_refusal(addresses, self._limits):
+            self.refuse(label, refusal)
+            return []
+        downloads = self._stack.enter_context(UrlList(addresses, self._limits))
+        return list(downloads.entries(label, self._new_scope()))
+
+    def _archive(self, path: Path, kind: Kind, label: str) -> Iterator[Entry]:
+        archive = self._stack.enter_context(open_archive(path, kind, self._limits))
         scope = self._new_scope()
         for member in archive.members:
             source = f"{label}!{member.name}"
@@ -140,6 +184,19 @@ class Sources:
                 self.refuse(source, member.refusal)
             else:
                 yield Entry(source=source, path=member.name, scope=scope, read=_reader(member))
+
+    def _rows(self, splits: Mapping[str, Rows], label: str, roots: tuple[Path, ...]) -> Iterator[Entry]:
+        scope = self._new_scope()
+        limit = self._limits.max_entries
+        every = (
+            entry
+            for part, rows in splits.items()
+            for entry in entries_of(rows, label=label, part=part, scope=scope, limits=self._limits, roots=roots)
+        )
+        yield from islice(every, limit)
+        if sum(len(rows) for rows in splits.values()) > limit:
+            reason = f"it holds more than {limit:,} rows; the rest was not opened"
+            self.refuse(label, RefusedError(RefusalKind.TOO_MANY, reason))
 
     def _new_scope(self) -> int:
         self._scopes += 1
@@ -153,20 +210,6 @@ class Sources:
             number += 1
         self._taken.add(label)
         return label
-
-
-def class_folders(entries: Iterable[Entry]) -> dict[str, str]:
-    """First-level folder of each entry (its class), below the folders that all entries of its archive share."""
-    by_scope: dict[int, list[Entry]] = {}
-    for entry in entries:
-        by_scope.setdefault(entry.scope, []).append(entry)
-    classes: dict[str, str] = {}
-    for members in by_scope.values():
-        folders = {entry.source: PurePosixPath(entry.path).parent.parts for entry in members}
-        levels = zip(*folders.values(), strict=False)
-        shared = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, levels))
-        classes |= {source: next(iter(parts[shared:]), "") for source, parts in folders.items()}
-    return classes
 
 
 def _reader(member: Member) -> Callable[[], bytes]:

@@ -98,30 +98,24 @@ def _fill(groups: list[_Group], side: Split, share: float, chosen: dict[int, Spl
     if share == 0:
         return
     wanted = 0.0
+    have = sum(group.size for group in groups if chosen.get(id(group)) is side)
+    #: One group at least must train.
+    to_spare = sum(chosen.get(id(group), Split.TRAIN) is Split.TRAIN for group in groups) - 1
     for stratum in _strata(groups):
         wanted += share * sum(group.size for group in stratum)
-        have = _held(groups, side, chosen)
         for group in stratum if side is Split.TEST else reversed(stratum):
-            if id(group) in chosen or _trains_alone(groups, chosen):
+            if id(group) in chosen or to_spare <= 0:
                 continue
             # Halves go to validation: early stopping leans on it in each epoch, the test is looked at once.
             gain = wanted - have - group.size / 2
             if gain > 1e-9 or (gain > -1e-9 and side is Split.VALIDATION):
                 chosen[id(group)] = side
                 have += group.size
-    if not _held(groups, side, chosen) and not _trains_alone(groups, chosen):
+                to_spare -= 1
+    free = [group for group in groups if id(group) not in chosen]
+    if not have and to_spare > 0 and free:
         # Each side must hold something: the smallest group does least harm.
-        free = [group for group in groups if id(group) not in chosen]
         chosen[id(min(free, key=lambda group: (group.size, group.rank)))] = side
-
-
-def _held(groups: list[_Group], side: Split, chosen: Mapping[int, Split]) -> int:
-    return sum(group.size for group in groups if chosen.get(id(group)) is side)
-
-
-def _trains_alone(groups: list[_Group], chosen: Mapping[int, Split]) -> bool:
-    """True if only one group is left that trains."""
-    return sum(1 for group in groups if chosen.get(id(group), Split.TRAIN) is Split.TRAIN) <= 1
 
 
 def _strata(groups: list[_Group]) -> list[list[_Group]]:

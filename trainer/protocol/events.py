@@ -49,6 +49,10 @@ class Started(_Event):
     trainable_parameters: int
     #: Step of the checkpoint that this run goes on from; 0 for a fresh one.
     resumed_from_step: int = 0
+    #: Originals beside their variants (PNG); None without augmentation.
+    augmentation_sheet: str | None = None
+    #: How often the pictures of which dataset are seen in an epoch, as a sentence; `data.md` has the table.
+    data_words: str = ""
 
 
 class Phase(StrEnum):

@@ -62,6 +62,8 @@ class RefusalKind(StrEnum):
     OVERLAP = "overlap"
     COLLISION = "collision"
     NESTED_ARCHIVE = "nested_archive"
+    #: A download that failed.
+    UNREACHABLE = "unreachable"
     UNSUPPORTED = "unsupported"
 
 
@@ -95,8 +97,8 @@ class Image(_Frozen):
     group: int | None = None
     split: Split | None = None
     caption: str = ""
-    #: Where the caption comes from: a sidecar's or a table's source, `by hand`, the name of a captioning model; None if
-    #: there is none.
+    #: Where the caption comes from: a sidecar's or a table's source, `by hand`, `by rule` (only what every caption
+    #: gets), the name of a captioning model; None if there is none.
     caption_source: str | None = None
     #: Written by a model, and not looked at by a person yet.
     is_caption_automatic: bool = False
@@ -111,7 +113,7 @@ class Image(_Frozen):
     height: int | None = None
     #: The decoded picture, relative to the dataset folder; kept pictures only.
     path: str | None = None
-    #: A small PNG of it, relative to the dataset folder, dropped pictures too; None if it could not be decoded.
+    #: A small JPEG of it, relative to the dataset folder, dropped pictures too; None if it could not be decoded.
     thumbnail: str | None = None
     #: Share of its area that is cut off at `DatasetReport.resolution`, 0 to 1; None if dropped.
     cropped: float | None = None
@@ -191,6 +193,8 @@ class DatasetReport(_Frozen):
     resolution: int
     #: Contact sheets (PNG) relative to the dataset folder: kept pictures by split, then the dropped.
     sheets: tuple[str, ...] = ()
+    #: The report for people, Markdown and HTML, relative to the dataset folder.
+    pages: tuple[str, ...] = ()
     captions: CaptionStatistics | None = None
     #: Picture numbers (place in `images`, from 1): few that cover the whole range of the kept pictures, and those that
     #: are least like any other, each the most telling first.
@@ -198,6 +202,9 @@ class DatasetReport(_Frozen):
     isolated: tuple[int, ...] = ()
     #: Folds of a cross-validation that is advised instead of one split, where there are too few different pictures.
     advised_folds: int | None = None
+    #: Shares of validation and test, and the seed, that the pictures were split by.
+    shares: tuple[float, float] | None = None
+    split_seed: int = 0
 
     def kept(self, split: Split) -> tuple[Image, ...]:
         return tuple(image for image in self.images if image.status == "kept" and image.split == split)

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from trainer.protocol.augmentation import Augmentation
+from trainer.protocol.mix import MixPart, MixRole, check_mix
 
 SPEC_VERSION: Literal[1] = 1
 
@@ -111,6 +114,12 @@ class Training(_Frozen):
     caption_dropout: float = Field(default=0.05, ge=0, le=1)
     #: A word put before each caption that does not hold it yet.
     trigger: str = Field(default="", max_length=50)
+    #: Put the tags of a caption in another order each time; captions that are sentences stay as they are.
+    tag_shuffle: bool = False
+    #: Tags that stay in front, the trigger counted. Only used with `tag_shuffle`.
+    keep_tags: int = Field(default=1, ge=0, le=75)
+    #: What a class picture's loss counts beside a training picture's. Only used with a regularization part in `mix`.
+    regularization_weight: float = Field(default=1.0, gt=0, le=10)
     #: Side of the square whose area a picture is brought to, px; None: the base's own size.
     resolution: int | None = Field(default=None, ge=64, le=2048, multiple_of=8)
     precision: Precision = Precision.AUTO
@@ -172,6 +181,14 @@ class Spec(_Frozen):
     validation: Validation = Validation()
     early_stopping: EarlyStopping = EarlyStopping()
     samples: Samples = Samples()
+    augmentation: Augmentation = Augmentation()
+    #: Further datasets that are trained on beside `dataset`.
+    mix: tuple[MixPart, ...] = Field(default=(), max_length=16)
+
+    @model_validator(mode="after")
+    def _check_mix(self) -> Self:
+        check_mix(self.dataset, self.mix)
+        return self
 
     def write(self, job_dir: Path) -> Path:
         """Write `spec.json` into `job_dir` by rename, and return its path."""
@@ -237,20 +254,43 @@ def known_settings(model: type[BaseModel] = Spec, prefix: str = "") -> Iterator[
 
 
 def allowed_range(dotted_name: str) -> tuple[float, float]:
-    """The smallest and largest value of a numeric setting: `allowed_range("training.epochs") == (1, 1000)`."""
-    model: type[BaseModel] = Spec
+    """The smallest and largest value of a numeric setting: `allowed_range("training.epochs") == (1, 1000)`.
+
+    A setting of a list's item goes by the item's place: `mix.0.repeats`.
+    """
     *groups, name = dotted_name.split(".")
-    for group in groups:
-        annotation = model.model_fields[group].annotation
-        assert isinstance(annotation, type)
-        assert issubclass(annotation, BaseModel)
-        model = annotation
     bounds: dict[str, float] = {}
-    for constraint in model.model_fields[name].metadata:
+    for constraint in _model_of(groups).model_fields[name].metadata:
         for key in ("ge", "gt", "le", "lt"):
             if (value := getattr(constraint, key, None)) is not None:
                 bounds["low" if key in {"ge", "gt"} else "high"] = value
     return bounds["low"], bounds["high"]
+
+
+def idle_settings(spec: Spec) -> Iterator[str]:
+    """A sentence for each setting that was changed and does nothing, because what it belongs to is off."""
+    training, augmentation = spec.training, spec.augmentation
+    if not augmentation.is_on and augmentation != Augmentation():
+        yield "augmentation.variants and augmentation.flip do nothing with the preset none."
+    if not training.tag_shuffle and training.keep_tags != Training().keep_tags:
+        yield "training.keep_tags does nothing without training.tag_shuffle."
+    if training.regularization_weight != 1 and not any(part.role is MixRole.REGULARIZATION for part in spec.mix):
+        yield "training.regularization_weight does nothing without a regularization dataset in mix."
+    if training.text_encoder_learning_rate is not None and not spec.adapter.text_encoder:
+        yield "training.text_encoder_learning_rate does nothing without adapter.text_encoder."
+
+
+def _model_of(groups: Sequence[str]) -> type[BaseModel]:
+    """The model that a dotted path leads to; places in a list lead to what the list holds."""
+    model: type[BaseModel] = Spec
+    for group in groups:
+        if not group.isdigit():
+            annotation = model.model_fields[group].annotation
+            found = next((kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)), None)
+            assert found is not None
+            assert issubclass(found, BaseModel)
+            model = found
+    return model
 
 
 def _sentences(error: ValidationError) -> Iterator[str]:
@@ -258,16 +298,22 @@ def _sentences(error: ValidationError) -> Iterator[str]:
         name = ".".join(str(part) for part in problem["loc"])
         match problem["type"]:
             case "extra_forbidden":
-                near = difflib.get_close_matches(name, known_settings(), n=1, cutoff=0.4)
+                *groups, _ = map(str, problem["loc"])
+                is_in_list = any(group.isdigit() for group in groups)
+                known = known_settings(_model_of(groups), ".".join([*groups, ""])) if is_in_list else known_settings()
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
                 yield f"{name} is not a setting" + (f"; did you mean {near[0]}?" if near else ".")
             case "missing":
                 yield f"{name} is missing."
-            case "greater_than_equal" | "less_than_equal" | "greater_than":
+            case "greater_than_equal" | "less_than_equal" | "greater_than" | "less_than":
                 low, high = allowed_range(name)
                 yield f"{name} {problem['input']} is outside {low:g} – {high:g}."
             case "enum" | "literal_error":
                 expected = (problem.get("ctx") or {})["expected"]
                 yield f"{name} {problem['input']!r} is not one of {expected}."
+            case "value_error":
+                sentence = str((problem.get("ctx") or {})["error"])
+                yield f"{name}: {sentence}" if name else sentence[0].upper() + sentence[1:]
             case "string_pattern_mismatch" if name == "name":
                 yield (
                     f"name {problem['input']!r} must be 1–40 small letters, digits, '.', '-' or '_', and begin with a "

@@ -13,9 +13,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from trainer.protocol.report import DatasetReport, FindingKind, Split
 from trainer.protocol.report import Image as ReportImage
+from trainer.report.strangers import plain
+from trainer.report.wording import WORDING, asks_for_a_look, signs_of
 
-PICTURES_PER_SHEET = 60
+PICTURES_PER_SHEET = 64
 _COLUMNS = 8
+#: Nobody pages through hundreds of sheets: of a large set some pictures stand for the others. Two rows are left free
+#: for the ends of splits, so that the kept pictures never take more than ten sheets.
+_MOST_KEPT, _MOST_DROPPED = 10 * PICTURES_PER_SHEET - 2 * _COLUMNS, 4 * PICTURES_PER_SHEET
 _CELL, _GAP, _MARGIN = 168, 12, 20
 _LABEL_HEIGHT, _HEADING_HEIGHT = 38, 40
 
@@ -23,6 +28,10 @@ _LABEL_HEIGHT, _HEADING_HEIGHT = 38, 40
 _PAPER, _CARD, _EDGE, _INK, _FAINT = "#2b2d31", "#383a40", "#4a4d55", "#f2f3f5", "#a4a9b3"
 _COLOURS = {Split.TRAIN: "#5bb5f5", Split.VALIDATION: "#f0b232", Split.TEST: "#b58cf0"}
 _DROPPED_COLOUR = "#ed6a6a"
+#: On pictures that a person should look at.
+_MARK = "#f5c451"
+#: Of a PNG: higher levels take seconds a sheet and save a few per cent.
+_COMPRESSION = 4
 #: For captions in Chinese, Japanese or Korean, where the machine has one of them.
 _CJK_FONTS = ("NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "Arial Unicode.ttf", "msgothic.ttc")
 
@@ -38,6 +47,8 @@ class _Tile:
     #: The line under the picture, and the fainter one below it.
     line: str
     note: str
+    #: A person should look at it.
+    is_marked: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,50 +67,97 @@ class _Section:
 def draw_sheets(report: DatasetReport, thumbnails: Mapping[int, Path], folder: Path) -> list[Path]:
     """Draw the sheets of a prepared dataset as PNG files into `folder`: kept pictures first, then the dropped.
 
-    `thumbnails` holds small pictures by number, which is the place in `report.images`, from 1.
+    `thumbnails` holds small pictures by number, which is the place in `report.images`, from 1. At most ten sheets of
+    kept pictures and four of dropped are drawn, whatever the size of the set: those that ask for a look before others.
     """
-    kept = [section for side in Split if (section := _of_split(report, thumbnails, side)).tiles]
     dropped = _of_dropped(report, thumbnails)
     files: list[Path] = []
-    for name, sections in (("kept", kept), ("dropped", [dropped] if dropped.tiles else [])):
+    for name, sections in (("kept", _of_kept(report, thumbnails)), ("dropped", [dropped] if dropped.tiles else [])):
         for page, held in enumerate(_pages(sections), start=1):
             file = folder / f"{name}-{page}.png"
-            _draw_page(held).save(file, "PNG", optimize=True)
+            _draw_page(held).save(file, "PNG", compress_level=_COMPRESSION)
             files.append(file)
     return files
 
 
-def _of_split(report: DatasetReport, thumbnails: Mapping[int, Path], side: Split) -> _Section:
-    tiles = tuple(
-        _Tile(number=number, thumbnail=thumbnails.get(number), line=image.caption or "(no caption)", note=_note(image))
-        for number, image in enumerate(report.images, start=1)
-        if image.status == "kept" and image.split is side
-    )
-    return _Section(heading=f"{side.capitalize()} · {_pictures(len(tiles))}", colour=_COLOURS[side], tiles=tiles)
+def _of_kept(report: DatasetReport, thumbnails: Mapping[int, Path]) -> list[_Section]:
+    by_side: dict[Split, list[tuple[int, ReportImage]]] = {side: [] for side in Split}
+    for number, image in enumerate(report.images, start=1):
+        if image.status == "kept" and image.split is not None:
+            by_side[image.split].append((number, image))
+    total = sum(map(len, by_side.values()))
+    sections = []
+    for side, held in by_side.items():
+        chosen = _choose(held, _room(len(held), total))
+        if chosen:
+            tiles = tuple(_tile(number, image, thumbnails.get(number)) for number, image in chosen)
+            heading = f"{side.capitalize()} · {_pictures(len(chosen), len(held))}"
+            sections.append(_Section(heading=heading, colour=_COLOURS[side], tiles=tiles))
+    return sections
+
+
+def _room(held: int, total: int) -> int:
+    """How many of a side's pictures are drawn: all of a set that fits, else its share in whole rows, at least one."""
+    if total <= _MOST_KEPT:
+        return held
+    return max(_MOST_KEPT * held // total // _COLUMNS * _COLUMNS, _COLUMNS)
+
+
+def _choose(held: Sequence[tuple[int, ReportImage]], room: int) -> list[tuple[int, ReportImage]]:
+    """At most `room` pictures, near duplicates side by side.
+
+    Those that ask for a look come in first, up to half of the room; the rest is filled evenly from all others.
+    """
+    if len(held) > room:
+        marked = _evenly([pair for pair in held if asks_for_a_look(pair[1])], room // 2)
+        numbers = {number for number, _ in marked}
+        others = [pair for pair in held if pair[0] not in numbers]
+        held = [*marked, *_evenly(others, room - len(marked))]
+    # A group goes by its lowest number.
+    return sorted(held, key=lambda pair: (pair[1].group or pair[0], pair[0]))
+
+
+def _evenly(pairs: Sequence[tuple[int, ReportImage]], room: int) -> list[tuple[int, ReportImage]]:
+    if len(pairs) <= room:
+        return list(pairs)
+    return [pairs[index * len(pairs) // room] for index in range(room)]
 
 
 def _of_dropped(report: DatasetReport, thumbnails: Mapping[int, Path]) -> _Section:
+    gone = [(number, image) for number, image in enumerate(report.images, start=1) if image.status == "dropped"]
+    chosen = _evenly(gone, _MOST_DROPPED)
     tiles = tuple(
-        _Tile(
-            number=number,
-            thumbnail=thumbnails.get(number),
-            line=", ".join(f.kind.replace("_", " ") for f in image.findings if f.action == "dropped"),
-            note=_name(image.source),
-        )
-        for number, image in enumerate(report.images, start=1)
-        if image.status == "dropped"
+        _Tile(number=number, thumbnail=thumbnails.get(number), line=_reasons(image), note=_name(image.source))
+        for number, image in chosen
     )
-    return _Section(heading=f"Dropped · {_pictures(len(tiles))}", colour=_DROPPED_COLOUR, tiles=tiles)
+    heading = f"Dropped · {_pictures(len(chosen), len(gone))}"
+    return _Section(heading=heading, colour=_DROPPED_COLOUR, tiles=tiles)
 
 
-def _note(image: ReportImage) -> str:
-    size = f"{image.width}×{image.height}"
-    is_near = any(finding.kind is FindingKind.NEAR_DUPLICATE for finding in image.findings)
-    return f"{size} · near no. {image.group}" if is_near else size
+def _tile(number: int, image: ReportImage, thumbnail: Path | None) -> _Tile:
+    return _Tile(
+        number=number,
+        thumbnail=thumbnail,
+        line=image.caption or "(no caption)",
+        note=" · ".join(part for part in (_signs(image), f"{image.width}×{image.height}") if part),
+        is_marked=asks_for_a_look(image),
+    )
 
 
-def _pictures(count: int) -> str:
-    return "1 picture" if count == 1 else f"{count} pictures"
+def _signs(image: ReportImage) -> str:
+    """What was found, in a word each; the line above says already that a caption is missing."""
+    near, missing = WORDING[FindingKind.NEAR_DUPLICATE].sign, WORDING[FindingKind.CAPTION_MISSING].sign
+    signs = (f"near no. {image.group}" if sign == near else sign for sign in signs_of(image) if sign != missing)
+    return ", ".join(signs)
+
+
+def _reasons(image: ReportImage) -> str:
+    return ", ".join(WORDING[finding.kind].sign for finding in image.findings if finding.action == "dropped")
+
+
+def _pictures(shown: int, held: int) -> str:
+    pictures = "1 picture" if held == 1 else f"{held:,} pictures"
+    return pictures if shown == held else f"{shown:,} of {pictures}"
 
 
 def _name(source: str) -> str:
@@ -154,8 +212,11 @@ def _draw_tile(page: Image.Image, draw: ImageDraw.ImageDraw, tile: _Tile, at: tu
     else:
         picture = _thumbnail(tile.thumbnail)
         page.paste(picture, (x + (_CELL - picture.width) // 2, y + (_CELL - picture.height) // 2))
-    _draw_text(draw, f"{tile.number}  {tile.line}", (x + 7, y + _CELL + 3), 13, _INK)
-    _draw_text(draw, tile.note, (x + 7, y + _CELL + 20), 11, _FAINT)
+    _draw_text(draw, f"{tile.number} · {tile.line}", (x + 7, y + _CELL + 3), 13, _INK)
+    _draw_text(draw, tile.note, (x + 7, y + _CELL + 20), 11, _MARK if tile.is_marked else _FAINT)
+    if tile.is_marked:
+        draw.ellipse((x + _CELL - 27, y + 7, x + _CELL - 8, y + 26), fill=_MARK, outline=_CARD, width=2)
+        draw.text((x + _CELL - 17, y + 17), "!", fill=_PAPER, font=_font(13, False), anchor="mm")
     draw.rectangle((x + 1, frame[3] - 2, frame[2] - 1, frame[3] - 1), fill=colour)
 
 
@@ -168,15 +229,16 @@ def _thumbnail(path: Path) -> Image.Image:
 
 
 def _draw_text(draw: ImageDraw.ImageDraw, text: str, at: tuple[int, int], size: int, colour: str) -> None:
-    font = _font(size, any("\u2e80" <= char <= "\uffef" for char in text))
     room = _CELL - 14
-    if font.getlength(text) > room:
-        # A caption may be long: measure no more of it than could ever fit.
-        text = text[: room // 2]
-        while text and font.getlength(text + "…") > room:
-            text = text[:-1]
-        text = text.rstrip() + "…"
-    draw.text(at, text, fill=colour, font=font)
+    # A caption may be long: look at no more of it than could ever fit. A line break, Pillow refuses to measure.
+    line = plain(text[: 2 * room])
+    font = _font(size, any("\u2e80" <= char <= "\uffef" for char in line))
+    if font.getlength(line) > room:
+        line = line[: room // 2]
+        while line and font.getlength(line + "…") > room:
+            line = line[:-1]
+        line = line.rstrip() + "…"
+    draw.text(at, line, fill=colour, font=font)
 
 
 @lru_cache

@@ -7,53 +7,38 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image as PILImage
 from torch import Tensor, nn
 
-from trainer.dataset.buckets import Size, assign, default_step, fit
-from trainer.errors import DatasetError
+from trainer.dataset.buckets import Size, assign, default_step
+from trainer.dataset.mixing import Mixture
+from trainer.dataset.overlap import Member
 from trainer.models.base import BaseModel, fingerprint, load_base
 from trainer.models.lora import add_text_encoder_lora, add_unet_lora, trainable_parameters
-from trainer.protocol.report import DatasetReport, Image, Split
+from trainer.protocol.mix import MixRole
+from trainer.protocol.report import Split
 from trainer.protocol.spec import Spec
 from trainer.tasks.cache import cache_key, cached
+from trainer.tasks.examples import Examples, Latents, View, tag_orders, without_separator
+from trainer.tasks.latents import Encoder
 from trainer.tasks.objective import min_snr_weight, prediction_target, seeded_noise, squared_error
+from trainer.tasks.preview import draw_preview
 from trainer.tasks.samples import SamplePlan, draw_samples, plan_samples
 
 
-@dataclass(frozen=True, kw_only=True)
-class Examples:
-    """The pictures of one split, encoded."""
-
-    images: tuple[Image, ...]
-    #: Width and height that each is trained at, px.
-    sizes: tuple[Size, ...]
-    captions: tuple[str, ...]
-    #: Latents of all pictures of a size, [N, C, H, W], and the row of each picture in its tensor.
-    latents_by_size: dict[Size, Tensor] = field(repr=False)
-    rows: tuple[int, ...] = field(repr=False)
-
-    def latents(self, indices: Sequence[int]) -> Tensor:
-        """Latents of pictures of one size, [B, C, H, W]."""
-        stored_NCHW = self.latents_by_size[self.sizes[indices[0]]]
-        return stored_NCHW[[self.rows[index] for index in indices]]
-
-
 class DiffusionTask:
-    """A loaded base with a LoRA on it, and the dataset as latents and caption embeddings."""
+    """A loaded base with a LoRA on it, and the datasets as latents and caption embeddings."""
 
-    def __init__(self, spec: Spec, report: DatasetReport, dataset_dir: Path, accelerator: Accelerator) -> None:
+    def __init__(self, spec: Spec, mixture: Mixture, accelerator: Accelerator) -> None:
         self.spec = spec
         self.accelerator = accelerator
         self.device: torch.device = accelerator.device
-        self._dataset_dir = dataset_dir
-        self._report = report
+        self._mixture = mixture
         self.base: BaseModel = load_base(spec.base)
         self.resolution = spec.training.resolution or self.base.resolution
         self.base_fingerprint = fingerprint(self.base.vae, self.base.text_encoder)
@@ -82,26 +67,46 @@ class DiffusionTask:
     def encode(self, progress: Callable[[int, int], None]) -> dict[Split, Examples]:
         """Latents and caption embeddings of every split, from the cache or computed once.
 
+        `progress` is told how many pictures and variants are encoded, of how many; those in the cache do not count.
+
+        Raises:
+            DatasetError: a picture of a dataset folder is gone or damaged.
+        """
+        members = self._mixture.members
+        sizes = self._sizes(members)
+        is_varied = [self._is_varied(member) for member in members]
+        originals, variants = self._latents(members, sizes, is_varied, progress)
+        captions = self._captions(members)
+        self._embed_captions([caption for orders in captions for caption in orders])
+        self._embed_captions([*self.spec.samples.prompts, self.spec.samples.negative_prompt])
+        by_split = {}
+        for split in Split:
+            chosen = [place for place, member in enumerate(members) if member.split is split]
+            by_split[split] = Examples(
+                members=tuple(members[i] for i in chosen),
+                sizes=tuple(sizes[i] for i in chosen),
+                caption_orders=tuple(captions[i] for i in chosen),
+                loss_weights=tuple(self._loss_weight(members[i]) for i in chosen),
+                originals=tuple(originals[i] for i in chosen),
+                variants=tuple(variants.get(i) for i in chosen),
+            )
+        return by_split
+
+    def draw_augmentation(self, examples: Examples, path: Path) -> Path:
+        """A sheet of training pictures of the main dataset beside their variants.
+
         Raises:
             DatasetError: a picture of the dataset folder is gone or damaged.
         """
-        kept = [image for image in self._report.images if image.status == "kept" and image.split]
-        sizes = self._sizes(kept)
-        latents = self._latents(kept, sizes, progress)
-        self._embed_captions([self.caption_of(image) for image in kept])
-        self._embed_captions([*self.spec.samples.prompts, self.spec.samples.negative_prompt])
-        rows = _rows(sizes)
-        by_split = {}
-        for split in Split:
-            chosen = [index for index, image in enumerate(kept) if image.split is split]
-            by_split[split] = Examples(
-                images=tuple(kept[i] for i in chosen),
-                sizes=tuple(sizes[i] for i in chosen),
-                captions=tuple(self.caption_of(kept[i]) for i in chosen),
-                latents_by_size=latents,
-                rows=tuple(rows[i] for i in chosen),
-            )
-        return by_split
+        shown = [place for place, member in enumerate(examples.members) if member.source == 0]
+        return draw_preview(
+            self._mixture.sources[0].folder,
+            [examples.images[place] for place in shown],
+            [examples.sizes[place] for place in shown],
+            self.spec.augmentation,
+            self.spec.training.seed,
+            path,
+        )
 
     def place(self) -> None:
         """Bring to the device what the step loop needs, and let the rest leave it.
@@ -119,25 +124,20 @@ class DiffusionTask:
             self.base.text_encoder.to("cpu")
         self.unet = self.accelerator.prepare_model(self.base.unet)
 
-    def caption_of(self, image: Image) -> str:
-        """The caption of a picture, with the trigger word in front where it does not hold it."""
-        trigger = self.spec.training.trigger
-        if trigger and trigger.lower() not in image.caption.lower():
-            return f"{trigger}, {image.caption}" if image.caption else trigger
-        return image.caption
-
-    def train_loss(self, examples: Examples, indices: Sequence[int], generator: torch.Generator) -> Tensor:
-        """The training loss of each of `indices`, [B]; timestep, noise and caption dropout come from `generator`."""
-        latents_BCHW = examples.latents(indices)
+    def train_loss(self, examples: Examples, views: Sequence[View], generator: torch.Generator) -> Tensor:
+        """The training loss of each of `views`, [B]; timestep, noise and caption dropout come from `generator`."""
+        latents_BCHW = examples.latents(views)
         noise_BCHW = torch.randn(latents_BCHW.shape, generator=generator)
-        timestep_B = torch.randint(self.schedule_steps, (len(indices),), generator=generator)
-        dropped_B = torch.rand(len(indices), generator=generator) < self.spec.training.caption_dropout
-        captions = ["" if dropped else examples.captions[i] for i, dropped in zip(indices, dropped_B, strict=True)]
+        timestep_B = torch.randint(self.schedule_steps, (len(views),), generator=generator)
+        dropped_B = torch.rand(len(views), generator=generator) < self.spec.training.caption_dropout
+        captions = ["" if dropped else examples.caption(view) for view, dropped in zip(views, dropped_B, strict=True)]
         loss_B = self._loss(latents_BCHW, noise_BCHW, timestep_B, captions)
         if self.spec.training.snr_gamma is not None:
             loss_B = loss_B * min_snr_weight(
                 timestep_B.to(self.device), self.base.noise_schedule, self.spec.training.snr_gamma
             )
+        if self.spec.training.regularization_weight != 1:
+            loss_B = loss_B * torch.tensor([examples.loss_weights[view.index] for view in views]).to(loss_B)
         return loss_B
 
     @torch.no_grad()
@@ -145,7 +145,7 @@ class DiffusionTask:
         self, examples: Examples, indices: Sequence[int], timesteps: Sequence[int], noise_seeds: Sequence[int]
     ) -> list[float]:
         """Plain squared error on given (image, timestep, noise) triples of one size; no dropout of any kind."""
-        latents_BCHW = examples.latents(indices)
+        latents_BCHW = examples.latents([View(index=index) for index in indices])
         noise_BCHW = torch.stack([seeded_noise(tuple(latents_BCHW.shape[1:]), seed) for seed in noise_seeds])
         captions = [examples.captions[i] for i in indices]
         losses: list[float] = self._loss(latents_BCHW, noise_BCHW, torch.tensor(timesteps), captions).tolist()
@@ -243,64 +243,64 @@ class DiffusionTask:
 
     @property
     def _cache_dir(self) -> Path:
-        return self._dataset_dir / "cache"
+        return self._mixture.sources[0].folder / "cache"
 
-    def _sizes(self, images: Sequence[Image]) -> tuple[Size, ...]:
+    def _captions(self, members: Sequence[Member]) -> list[tuple[str, ...]]:
+        """The captions of each picture: one, or, where training pictures have their tags shuffled, several."""
+        training = self.spec.training
+        captions = [self._mixture.caption_of(member) for member in members]
+        plain = [(without_separator(caption),) for caption in captions]
+        if not training.tag_shuffle:
+            return list(plain)
+        trained = [place for place, member in enumerate(members) if member.split is Split.TRAIN]
+        orders = tag_orders([captions[place] for place in trained], training.keep_tags, training.seed)
+        by_place = dict(zip(trained, orders, strict=True))
+        return [by_place.get(place, caption) for place, caption in enumerate(plain)]
+
+    def _loss_weight(self, member: Member) -> float:
+        is_class_picture = self._mixture.source_of(member).role is MixRole.REGULARIZATION
+        return self.spec.training.regularization_weight if is_class_picture else 1.0
+
+    def _is_varied(self, member: Member) -> bool:
+        """Only what is taught is varied: what measures stays as it is, and class pictures stand for themselves."""
+        is_taught = member.split is Split.TRAIN and self._mixture.source_of(member).role is MixRole.TRAIN
+        return self.spec.augmentation.is_on and is_taught
+
+    def _sizes(self, members: Sequence[Member]) -> tuple[Size, ...]:
         return tuple(
             assign(
-                [(image.width or 0, image.height or 0) for image in images],
+                [(member.image.width or 0, member.image.height or 0) for member in members],
                 self.resolution,
-                default_step(self.resolution, len(images)),
+                default_step(self.resolution, len(members)),
                 batch=self.spec.training.effective_micro_batch_size,
             )
         )
 
     def _latents(
-        self, images: Sequence[Image], sizes: Sequence[Size], progress: Callable[[int, int], None]
-    ) -> dict[Size, Tensor]:
-        content = [[image.pixels_sha256, size] for image, size in zip(images, sizes, strict=True)]
-        key = cache_key(self.base_fingerprint, [*content])
-
-        def compute() -> dict[str, Tensor]:
-            self.base.vae.to(self.device)
-            latents: dict[str, list[Tensor]] = {}
-            for done, (image, size) in enumerate(zip(images, sizes, strict=True)):
-                progress(done, len(images))
-                latents.setdefault(f"{size[0]}x{size[1]}", []).append(self._encode_picture(image, size))
-            return {name: torch.stack(items) for name, items in latents.items()}
-
-        stored = cached(self._cache_dir, "latents", key, compute)
-        return {_parse_size(name): tensor for name, tensor in stored.items()}
-
-    @torch.no_grad()
-    def _encode_picture(self, image: Image, size: Size) -> Tensor:
-        """The mean of the VAE's posterior, scaled as the UNet expects it, [C, H, W]."""
-        assert image.path is not None, "a kept picture has a file"
-        try:
-            with PILImage.open(self._dataset_dir / image.path) as opened:
-                pixels_HWC = np.asarray(fit(opened.convert("RGB"), size), dtype=np.float32) / 127.5 - 1
-        except OSError as error:
-            raise DatasetError(
-                f"{image.path} of the dataset cannot be read ({error}).", "Prepare the dataset again."
-            ) from error
-        pixels_1CHW = torch.from_numpy(pixels_HWC).permute(2, 0, 1)[None].to(self.device)
-        vae = self.base.vae
-        latents_1CHW: Tensor = vae.encode(pixels_1CHW).latent_dist.mode() * vae.config.scaling_factor
-        return latents_1CHW[0].cpu()
-
-
-def _rows(sizes: Sequence[Size]) -> tuple[int, ...]:
-    """The place of each picture among those of its size."""
-    counts: dict[Size, int] = {}
-
-    def places() -> Iterator[int]:
-        for size in sizes:
-            counts[size] = counts.get(size, -1) + 1
-            yield counts[size]
-
-    return tuple(places())
-
-
-def _parse_size(name: str) -> Size:
-    width, height = name.split("x")
-    return int(width), int(height)
+        self,
+        members: Sequence[Member],
+        sizes: Sequence[Size],
+        is_varied: Sequence[bool],
+        progress: Callable[[int, int], None],
+    ) -> tuple[dict[int, Latents], dict[int, Latents]]:
+        """Latents of all pictures and of the variants of some, by place; each dataset has a cache of its own."""
+        augmentation, seed = self.spec.augmentation, self.spec.training.seed
+        done, total = count(), len(members) + augmentation.variants * sum(is_varied)
+        encoder = Encoder(
+            vae=self.base.vae,
+            device=self.device,
+            fingerprint=self.base_fingerprint,
+            tick=lambda: progress(next(done), total),
+        )
+        originals: dict[int, Latents] = {}
+        variants: dict[int, Latents] = {}
+        for number, source in enumerate(self._mixture.sources):
+            places = [place for place, member in enumerate(members) if member.source == number]
+            varied = [place for place in places if is_varied[place]]
+            images, image_sizes = [members[i].image for i in places], [sizes[i] for i in places]
+            originals |= zip(places, encoder.pictures(source.folder, images, image_sizes), strict=True)
+            if varied:
+                images, image_sizes = [members[i].image for i in varied], [sizes[i] for i in varied]
+                encoded = encoder.variants(source.folder, images, image_sizes, augmentation, seed)
+                variants |= zip(varied, encoded, strict=True)
+        return originals, variants

@@ -8,11 +8,14 @@ out.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from math import ceil
 from pathlib import Path
 from typing import Any
 
+from trainer.dataset.mixing import Seen, seen_per_epoch
+from trainer.protocol.mix import MixRole
 from trainer.protocol.report import Split
 from trainer.protocol.spec import Targets
 from trainer.training.session import Session
@@ -80,25 +83,50 @@ def _network(session: Session) -> dict[str, Any]:
 
 
 def _data(session: Session) -> dict[str, Any]:
-    train = session.examples[Split.TRAIN]
-    folder = Path(session.spec.dataset).name
-    tags = Counter(tag.strip() for caption in train.captions for tag in caption.split(",") if tag.strip())
+    train, training = session.examples[Split.TRAIN], session.spec.training
     sizes = Counter(train.sizes)
     buckets = {
         str(index): {"resolution": list(size), "count": count}
         for index, (size, count) in enumerate(sorted(sizes.items()))
     }
     resolution = session.task.resolution
+    rows = seen_per_epoch(session.mixture, session.repeats)
+    views = Counter({role: sum(row.views for row in rows if row.role is role) for role in MixRole})
     return {
-        "ss_num_train_images": len(train.images) * session.spec.training.repeats,
+        "ss_num_train_images": views[MixRole.TRAIN],
         "ss_num_validation_images": len(session.examples[Split.VALIDATION].images),
-        "ss_num_reg_images": 0,
+        "ss_num_reg_images": views[MixRole.REGULARIZATION],
         "ss_resolution": f"({resolution}, {resolution})",
         "ss_enable_bucket": True,
         "ss_bucket_info": {"buckets": buckets},
-        "ss_dataset_dirs": {folder: {"n_repeats": session.spec.training.repeats, "img_count": len(train.images)}},
-        "ss_tag_frequency": {folder: dict(tags.most_common())},
+        "ss_dataset_dirs": _folders(rows, MixRole.TRAIN),
+        "ss_reg_dataset_dirs": _folders(rows, MixRole.REGULARIZATION),
+        "ss_tag_frequency": _tags(session),
+        "ss_shuffle_caption": training.tag_shuffle,
+        "ss_keep_tokens": training.keep_tags if training.tag_shuffle else None,
+        "ss_prior_loss_weight": training.regularization_weight if views[MixRole.REGULARIZATION] else None,
     }
+
+
+def _folders(rows: Sequence[Seen], role: MixRole) -> dict[str, dict[str, float]]:
+    """Repeats are whole numbers where they are the same in each epoch."""
+    return {
+        row.dataset: {
+            "n_repeats": int(row.per_picture) if row.per_picture.is_integer() else round(row.per_picture, 2),
+            "img_count": row.pictures,
+        }
+        for row in rows
+        if row.role is role
+    }
+
+
+def _tags(session: Session) -> dict[str, dict[str, int]]:
+    train = session.examples[Split.TRAIN]
+    tags: dict[str, Counter[str]] = {}
+    for member, caption in zip(train.members, train.captions, strict=True):
+        counts = tags.setdefault(session.mixture.names[member.source], Counter())
+        counts.update(tag.strip() for tag in caption.split(",") if tag.strip())
+    return {name: dict(counts.most_common()) for name, counts in tags.items()}
 
 
 def _modelspec(session: Session) -> dict[str, Any]:

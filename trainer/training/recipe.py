@@ -11,17 +11,18 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from diffusers.optimization import get_scheduler
-from pydantic import ValidationError
 
+from trainer.dataset.mixing import Mixture, plan_repeats, read_mixture
+from trainer.dataset.seeds import derive_seed
 from trainer.device import choose_precision, describe, make_accelerator
 from trainer.errors import (
     BadSpecError,
     CheckpointError,
-    DatasetError,
     DiskFullError,
     OutOfMemoryError,
     TrainerError,
@@ -36,12 +37,13 @@ from trainer.protocol.events import (
     Started,
     Stopped,
 )
-from trainer.protocol.report import DatasetReport, Split, read_report
+from trainer.protocol.report import Split
 from trainer.protocol.spec import Schedule, Spec, SpecError, read_spec
 from trainer.reporter import Reporter
 from trainer.tasks.diffusion import DiffusionTask
-from trainer.training.batches import Step, derive_seed, epoch_steps
+from trainer.tasks.examples import View
 from trainer.training.checkpoints import Checkpoints, TrainingState
+from trainer.training.data import draw_augmentation, say_warnings, write_seen
 from trainer.training.epoch_end import end_epoch, measure_base, say_pending
 from trainer.training.finale import export_and_finish
 from trainer.training.progress import EpochProgress
@@ -68,21 +70,24 @@ def prepare_session(reporter: Reporter, stop: StopRequest, *, is_finishing: bool
     """Read, load, cache, and go back to the last checkpoint."""
     job_dir = reporter.job_dir
     stop.check()
-    spec, report = _read(job_dir)
+    spec, mixture = _read(job_dir)
     accelerator = make_accelerator(choose_precision(spec.training.precision))
     torch.manual_seed(derive_seed("init", spec.training.seed))
     session = Session(
         job_dir=job_dir,
         spec=spec,
-        report=report,
+        mixture=mixture,
+        repeats=plan_repeats(mixture, spec.training.seed),
         reporter=reporter,
         stop=stop,
         accelerator=accelerator,
-        task=DiffusionTask(spec, report, Path(spec.dataset), accelerator),
+        task=DiffusionTask(spec, mixture, accelerator),
         checkpoints=Checkpoints(job_dir),
         is_finishing=is_finishing,
     )
     stop.check()
+    if session.checkpoints.latest() is None:
+        say_warnings(session)
     session.begin(Phase.CACHING)
     session.examples = session.task.encode(lambda done, total: stop.check())
     session.task.place()
@@ -94,24 +99,12 @@ def prepare_session(reporter: Reporter, stop: StopRequest, *, is_finishing: bool
     return session
 
 
-def _read(job_dir: Path) -> tuple[Spec, DatasetReport]:
+def _read(job_dir: Path) -> tuple[Spec, Mixture]:
     try:
         spec = read_spec(job_dir)
     except SpecError as error:
         raise BadSpecError(str(error), "Mend spec.json, or write a new one with `python -m trainer new`.") from error
-    try:
-        report = read_report(Path(spec.dataset))
-    except (OSError, ValidationError) as error:
-        raise DatasetError(
-            f"{spec.dataset} is not a prepared dataset.", "Make it with `python -m trainer prepare`."
-        ) from error
-    for split in (Split.TRAIN, Split.VALIDATION):
-        if not report.kept(split):
-            raise DatasetError(
-                f"The dataset has {report.counts.kept} usable pictures and none for the {split} split.",
-                "An honest validation needs at least 3 different pictures; 15 or more are better.",
-            )
-    return spec, report
+    return spec, read_mixture(spec)
 
 
 def _make_optimizer(session: Session) -> None:
@@ -127,7 +120,7 @@ def _make_optimizer(session: Session) -> None:
 
 
 def _say_started(session: Session) -> None:
-    counts = session.report.counts
+    images = {split: len(examples.images) for split, examples in session.examples.items()}
     trainable = trainable_parameters(*session.task.trained_models.values())
     session.reporter.say(
         Started,
@@ -136,12 +129,14 @@ def _say_started(session: Session) -> None:
         precision=str(session.accelerator.mixed_precision).replace("no", "fp32"),
         epochs=session.spec.training.epochs,
         total_steps=session.total_steps,
-        train_images=counts.train,
-        validation_images=counts.validation,
-        test_images=counts.test,
+        train_images=images[Split.TRAIN],
+        validation_images=images[Split.VALIDATION],
+        test_images=images[Split.TEST],
         resolution=session.task.resolution,
         trainable_parameters=sum(parameter.numel() for parameter in trainable),
         resumed_from_step=session.state.step,
+        augmentation_sheet=draw_augmentation(session),
+        data_words=write_seen(session),
     )
 
 
@@ -166,15 +161,8 @@ def _train_epochs(session: Session) -> None:
 
 def _train_epoch(session: Session) -> None:
     """The steps of an epoch that are still to do."""
-    training, state = session.spec.training, session.state
-    steps = epoch_steps(
-        session.examples[Split.TRAIN].sizes,
-        repeats=training.repeats,
-        batch_size=training.batch_size,
-        micro_batch_size=training.effective_micro_batch_size,
-        seed=training.seed,
-        epoch=state.epoch,
-    )
+    state = session.state
+    steps = session.views_of(state.epoch)
     session.begin(Phase.TRAINING)
     session.task.train_mode(True)
     progress = EpochProgress(session)
@@ -186,7 +174,7 @@ def _train_epoch(session: Session) -> None:
         progress.flush()
 
 
-def take_step(session: Session, step: Step, number: int) -> torch.Tensor:
+def take_step(session: Session, step: Sequence[Sequence[View]], number: int) -> torch.Tensor:
     """One optimizer step, the `number`-th from 0; the sum of the loss over its pictures, on the device."""
     training = session.spec.training
     seed = derive_seed("step", training.seed, number)
@@ -195,8 +183,8 @@ def take_step(session: Session, step: Step, number: int) -> torch.Tensor:
     generator = torch.Generator("cpu").manual_seed(seed)
     pictures = sum(map(len, step))
     loss_sum = torch.zeros((), device=session.task.device)
-    for indices in step:
-        loss_B = session.task.train_loss(session.examples[Split.TRAIN], indices, generator)
+    for views in step:
+        loss_B = session.task.train_loss(session.examples[Split.TRAIN], views, generator)
         session.accelerator.backward(loss_B.sum() / pictures)
         loss_sum += loss_B.detach().sum()
     session.accelerator.clip_grad_norm_(session.parameters, training.max_grad_norm)

@@ -8,13 +8,16 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from trainer.dataset.mixing import Mixture
+from trainer.dataset.repeats import Repeats
 from trainer.models.lora import load_lora_state, lora_state
 from trainer.protocol.events import Phase, PhaseBegan
-from trainer.protocol.report import DatasetReport, Split
+from trainer.protocol.report import Split
 from trainer.protocol.spec import Spec
 from trainer.reporter import Reporter
-from trainer.tasks.diffusion import DiffusionTask, Examples
-from trainer.training.batches import steps_per_epoch
+from trainer.tasks.diffusion import DiffusionTask
+from trainer.tasks.examples import Examples, View
+from trainer.training.batches import deal_views, epoch_steps, steps_per_epoch
 from trainer.training.checkpoints import Checkpoints, TrainingState
 from trainer.training.stop import StopRequest
 
@@ -25,7 +28,8 @@ class Session:
 
     job_dir: Path
     spec: Spec
-    report: DatasetReport
+    mixture: Mixture
+    repeats: Repeats
     reporter: Reporter
     stop: StopRequest
     accelerator: Accelerator
@@ -42,10 +46,31 @@ class Session:
     def steps_per_epoch(self) -> int:
         training = self.spec.training
         return steps_per_epoch(
-            self.examples[Split.TRAIN].sizes,
-            repeats=training.repeats,
+            self.repeats.most_by_size(self.examples[Split.TRAIN].sizes),
+            views=self.repeats.views,
             batch_size=training.batch_size,
             micro_batch_size=training.effective_micro_batch_size,
+        )
+
+    def views_of(self, epoch: int) -> list[tuple[tuple[View, ...], ...]]:
+        """The steps of an epoch, from 1: what each looks at, micro-batch by micro-batch."""
+        training, train = self.spec.training, self.examples[Split.TRAIN]
+        steps = epoch_steps(
+            train.sizes,
+            repeats=self.repeats.of_epoch(train.sizes, epoch),
+            batch_size=training.batch_size,
+            micro_batch_size=training.effective_micro_batch_size,
+            seed=training.seed,
+            epoch=epoch,
+            number=self.steps_per_epoch,
+        )
+        return deal_views(
+            steps,
+            contents=[image.pixels_sha256 or image.source for image in train.images],
+            variants=train.variant_counts,
+            captions=[len(orders) for orders in train.caption_orders],
+            seed=training.seed,
+            epoch=epoch,
         )
 
     @property

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from trainer.dataset.seeds import derive_seed
 from trainer.protocol.events import BandLoss, ValidationLoss
 from trainer.protocol.spec import Validation
-from trainer.training.batches import chunks, derive_seed
+from trainer.training.batches import chunks
 
 
 class Triple(BaseModel):

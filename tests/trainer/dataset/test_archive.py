@@ -18,7 +18,8 @@ from tests.trainer.dataset.making import (
     png,
     rename_raw,
 )
-from trainer.dataset.archive import RefusedError, ZipArchive
+from trainer.dataset.archives import RefusedError
+from trainer.dataset.archives.zip import ZipArchive
 from trainer.dataset.limits import Limits
 from trainer.dataset.names import natural_key, tidy, unsafe_reason
 from trainer.protocol.report import RefusalKind
@@ -120,7 +121,7 @@ def test_the_budget_of_an_archive_counts_what_comes_out(tmp_path: Path) -> None:
 
 def test_too_many_entries_are_refused_before_they_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make_zip(tmp_path / "a.zip", {f"{i}.png": b"" for i in range(30)})
-    monkeypatch.setattr("trainer.dataset.archive._open", lambda _: pytest.fail("the entries were listed"))
+    monkeypatch.setattr("trainer.dataset.archives.zip._open", lambda _: pytest.fail("the entries were listed"))
     assert refusal_of(path, Limits(max_entries=29)) is RefusalKind.TOO_MANY
     # An end record that lies about the count is caught by the size of the list.
     data = bytearray(path.read_bytes())

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.trainer.protocol.golden_files import holds
+from trainer.protocol.augmentation import FLIPS, RANGES, Augmenter, AugmenterName
+from trainer.protocol.mix import parse_part
 from trainer.protocol.presets import preset_named, presets, spec_from_preset
-from trainer.protocol.spec import Spec, SpecError, allowed_range, known_settings, make_spec, read_spec
+from trainer.protocol.spec import Spec, SpecError, allowed_range, idle_settings, known_settings, make_spec, read_spec
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -26,6 +29,10 @@ def test_the_default_preset_comes_first_and_each_has_a_sentence() -> None:
     assert all(preset.summary.endswith(".") for preset in presets().values())
 
 
+def custom(*augmenters: dict[str, object]) -> dict[str, object]:
+    return {"preset": "custom", "custom": list(augmenters)}
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -35,6 +42,41 @@ def test_the_default_preset_comes_first_and_each_has_a_sentence() -> None:
         ({"adapter": {"targets": "everything"}}, "is not one of 'attention', 'linear' or 'all'."),
         ({"adapter": {"rank": "many"}}, "adapter.rank 'many'"),
         ({"name": "Fox LoRA!"}, "must be 1–40 small letters"),
+        (
+            {"augmentation": {"preset": "custom"}},
+            "augmentation: the preset custom needs a list of augmenters in custom.",
+        ),
+        (
+            {"augmentation": {"preset": "art", "custom": [{"name": "flip_vertical"}]}},
+            "augmentation: custom is only for the preset custom, and the preset is art.",
+        ),
+        (
+            {"augmentation": custom({"name": "rotate", "low": -200, "high": 5})},
+            "augmentation.custom.0: rotate from -200 to 5 is not a range within -180 – 180 degrees.",
+        ),
+        ({"augmentation": custom({"name": "hue", "low": 5, "high": -5})}, "hue from 5 to -5 is not a range"),
+        ({"augmentation": custom({"name": "jpeg"})}, "jpeg needs low and high, within 10 – 100 JPEG quality."),
+        (
+            {"augmentation": custom({"name": "flip_horizontal", "low": 0, "high": 1})},
+            "flip_horizontal takes no low and high, only a probability.",
+        ),
+        (
+            {"augmentation": custom({"name": "flip_vertical", "chance": 1})},
+            "augmentation.custom.0.chance is not a setting",
+        ),
+        (
+            {"augmentation": custom({"name": "flip_vertical", "probability": 3})},
+            "augmentation.custom.0.probability 3 is outside 0 – 1.",
+        ),
+        ({"mix": [{"dataset": "/b", "repeats": 2, "weight": 0.5}]}, "mix.0: repeats and weight both say how often"),
+        ({"mix": [{"dataset": "/b", "weight": 1}]}, "mix.0.weight 1 is outside 0 – 1."),
+        (
+            {"mix": [{"dataset": "/b", "weight": 0.5}, {"dataset": "/c", "weight": 0.6}]},
+            "The weights of mix add up to 1.1; they must leave a share to /data.",
+        ),
+        ({"mix": [{"dataset": "/data"}]}, "/data is there twice; set its repeats instead."),
+        ({"mix": [{"dataset": "/b", "repeat": 2}]}, "mix.0.repeat is not a setting; did you mean mix.0.repeats?"),
+        ({"mix": [{"dataset": "/b", "role": "regularization", "trigger": "x"}]}, "take its trigger away."),
     ],
 )
 def test_a_bad_setting_is_named_with_what_is_allowed(changes: dict[str, object], sentence: str) -> None:
@@ -56,8 +98,65 @@ def test_an_unknown_preset_is_refused_with_the_nearest() -> None:
         preset_named("lorra")
 
 
+@pytest.mark.parametrize("name", AugmenterName)
+def test_every_augmenter_takes_its_whole_range(name: AugmenterName) -> None:
+    lowest, highest, _ = RANGES.get(name, (None, None, ""))
+
+    assert (name in FLIPS) == (lowest is None)
+    assert Augmenter(name=name, low=lowest, high=highest).high == highest
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"augmentation": {"variants": 2}}, "augmentation.variants"),
+        ({"augmentation": {"flip": "on"}}, "augmentation.flip"),
+        ({"training": {"keep_tags": 2}}, "training.keep_tags"),
+        ({"training": {"regularization_weight": 0.5}}, "training.regularization_weight"),
+        ({"training": {"text_encoder_learning_rate": 1e-4}}, "training.text_encoder_learning_rate"),
+    ],
+)
+def test_a_setting_that_does_nothing_is_told(changes: dict[str, object], words: str) -> None:
+    (sentence,) = idle_settings(spec_from_preset("lora", dataset="/data", base="tiny", changes=changes))
+
+    assert words in sentence
+
+
+def test_settings_that_do_something_are_not_told() -> None:
+    changes = {
+        "augmentation": {"preset": "light", "flip": "on"},
+        "training": {"tag_shuffle": True, "keep_tags": 2, "regularization_weight": 0.5},
+        "mix": [{"dataset": "/b", "role": "regularization"}],
+    }
+
+    assert list(idle_settings(spec_from_preset("lora", dataset="/data", base="tiny", changes=changes))) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("/data/cats", {"dataset": "/data/cats"}),
+        ("/data/cats:repeats=3", {"dataset": "/data/cats", "repeats": "3"}),
+        (
+            "cats:weight=0.3:role=regularization",
+            {"dataset": "cats", "weight": "0.3", "role": "regularization"},
+        ),
+        ("C:/cats:trigger=zork", {"dataset": "C:/cats", "trigger": "zork"}),
+        ("/a=b/c:/d=e", {"dataset": "/a=b/c:/d=e"}),
+    ],
+)
+def test_a_part_of_a_mix_can_be_written_in_one_word(text: str, part: dict[str, str]) -> None:
+    assert parse_part(text) == part
+    assert make_spec({"dataset": "/data", "mix": [part]}).mix[0].dataset == part["dataset"]
+
+
 def test_a_spec_survives_its_file(tmp_path: Path) -> None:
-    spec = spec_from_preset("lora", dataset="/data", base="tiny", changes={"samples": {"prompts": ["a", "b"]}})
+    changes = {
+        "samples": {"prompts": ["a", "b"]},
+        "augmentation": custom({"name": "rotate", "low": -5, "high": 5, "probability": 0.5}),
+        "mix": [{"dataset": "/b", "weight": 0.3, "trigger": "fox"}, {"dataset": "/c", "role": "regularization"}],
+    }
+    spec = spec_from_preset("lora", dataset="/data", base="tiny", changes=changes)
 
     spec.write(tmp_path)
 
@@ -78,10 +177,13 @@ def test_numeric_settings_have_a_range_that_people_can_be_shown() -> None:
     assert allowed_range("training.epochs") == (1, 1000)
     assert allowed_range("training.learning_rate") == (1e-6, 1e-2)
     assert allowed_range("adapter.alpha") == (0, 1024)
+    assert allowed_range("mix.0.repeats") == (1, 1000)
 
 
 def test_known_settings_are_dotted_names() -> None:
-    assert {"training.epochs", "adapter.rank", "early_stopping.patience", "name"} <= set(known_settings())
+    assert {"training.epochs", "adapter.rank", "early_stopping.patience", "augmentation.custom", "mix", "name"} <= set(
+        known_settings()
+    )
 
 
 def test_a_spec_of_version_1_can_still_be_read() -> None:
@@ -89,5 +191,15 @@ def test_a_spec_of_version_1_can_still_be_read() -> None:
 
     spec = make_spec(content)
 
-    assert json.loads(spec.model_dump_json()) == content
-    assert set(content) == set(Spec.model_fields)
+    assert holds(json.loads(spec.model_dump_json()), content)
+    assert set(content) <= set(Spec.model_fields)
+
+
+def test_what_a_spec_of_version_1_did_not_know_is_off() -> None:
+    spec = make_spec(json.loads((GOLDEN / "spec-v1.json").read_text(encoding="utf-8")))
+
+    assert not spec.augmentation.is_on
+    assert spec.mix == ()
+    assert not spec.training.tag_shuffle
+    assert spec.training.regularization_weight == 1
+    assert list(idle_settings(spec)) == []

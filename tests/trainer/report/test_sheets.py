@@ -1,46 +1,42 @@
-"""Contact sheets hold every picture once, on pages that a person can look at."""
+"""Contact sheets hold every picture once, on pages that a person can look at, and stay few for a large set."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
 from PIL import Image as Pillow
 
-from trainer.protocol.report import Counts, DatasetReport, Finding, FindingKind, Image, Split
+from tests.trainer.report.making import found, picture, report_of
+from trainer.protocol.report import FindingKind, Image, Split
 from trainer.report import sheets
 from trainer.report.sheets import PICTURES_PER_SHEET, draw_sheets
 
 
-def make_report(sides: Sequence[Split | None]) -> DatasetReport:
-    gone = (Finding(kind=FindingKind.CORRUPT, action="dropped", message="it is damaged"),)
-    images = tuple(
-        Image(
-            source=f"a.zip!folder/{number}.png",
-            status="kept" if side else "dropped",
-            findings=() if side else gone,
-            split=side,
-            caption="a caption that is far too long to stand under any picture" if number % 2 else "猫",
-            width=100,
-            height=80,
-        )
-        for number, side in enumerate(sides, start=1)
-    )
-    counts = Counts(images=0, kept=0, dropped=0, refused=0, train=0, validation=0, test=0, captioned=0)
-    return DatasetReport(digest="", counts=counts, summary="", images=images, resolution=64)
+def images_of(sides: Iterable[tuple[Split | None, int]]) -> list[Image]:
+    order = [side for side, number in sides for _ in range(number)]
+    return [picture(number, side) for number, side in enumerate(order, start=1)]
 
 
-def thumbnails_of(tmp_path: Path, numbers: range) -> dict[int, Path]:
+def thumbnails_of(tmp_path: Path, numbers: Iterable[int]) -> dict[int, Path]:
     paths = {number: tmp_path / f"{number}.png" for number in numbers}
     for number, path in paths.items():
         Pillow.new("RGB", (192, 40 + number), (number, 200, 90)).save(path)
     return paths
 
 
+def sections_of(images: Sequence[Image]) -> list[sheets._Section]:
+    return sheets._of_kept(report_of(images), {})
+
+
+def tiles_of(images: Sequence[Image]) -> list[sheets._Tile]:
+    return [tile for section in sections_of(images) for tile in section.tiles]
+
+
 def test_kept_pictures_come_first_and_the_dropped_have_a_sheet_of_their_own(tmp_path: Path) -> None:
-    report = make_report([Split.TRAIN] * 9 + [Split.VALIDATION, Split.TEST, None, None])
-    drawn = draw_sheets(report, thumbnails_of(tmp_path, range(1, 13)), tmp_path)
+    images = images_of([(Split.TRAIN, 9), (Split.VALIDATION, 1), (Split.TEST, 1), (None, 2)])
+    drawn = draw_sheets(report_of(images), thumbnails_of(tmp_path, range(1, 14)), tmp_path)
     assert [path.name for path in drawn] == ["kept-1.png", "dropped-1.png"]
     for path in drawn:
         with Pillow.open(path) as sheet:
@@ -48,16 +44,100 @@ def test_kept_pictures_come_first_and_the_dropped_have_a_sheet_of_their_own(tmp_
             assert sheet.width <= 1500
 
 
-@pytest.mark.parametrize("sides", [(150, 20, 20), (60, 1, 1), (57, 9, 0), (1, 0, 0), (0, 0, 130)])
+@pytest.mark.parametrize("sides", [(150, 20, 20), (64, 1, 1), (57, 9, 0), (1, 0, 0), (500, 61, 61)])
 def test_pages_hold_each_picture_once_and_no_more_than_fit(sides: tuple[int, int, int]) -> None:
-    report = make_report([side for side, count in zip(Split, sides, strict=True) for _ in range(count)])
-    sections = [sheets._of_split(report, {}, side) for side in Split]
-    pages = list(sheets._pages([section for section in sections if section.tiles]))
+    pages = list(sheets._pages(sections_of(images_of(zip(Split, sides, strict=True)))))
     assert all(sum(len(section.tiles) for section in page) <= PICTURES_PER_SHEET for page in pages)
     assert all(section.tiles for page in pages for section in page)
     numbers = [tile.number for page in pages for section in page for tile in section.tiles]
     assert numbers == list(range(1, sum(sides) + 1))
 
 
+@pytest.mark.parametrize("sides", [(1400, 300, 300), (20_000, 3, 3), (700, 700, 700), (611, 5, 9), (613, 6, 6)])
+def test_a_large_set_takes_ten_sheets_and_every_side_is_on_them(sides: tuple[int, int, int]) -> None:
+    sections = sections_of(images_of(zip(Split, sides, strict=True)))
+    assert len(list(sheets._pages(sections))) == 10
+    assert [section.colour for section in sections] == [sheets._COLOURS[side] for side in Split]
+
+
+def test_a_heading_says_how_many_of_how_many_are_shown() -> None:
+    headings = [section.heading for section in sections_of(images_of([(Split.TRAIN, 1400), (Split.TEST, 600)]))]
+    assert headings == ["Train · 432 of 1,400 pictures", "Test · 184 of 600 pictures"]
+    assert sections_of(images_of([(Split.TRAIN, 1)]))[0].heading == "Train · 1 picture"
+
+
+def test_of_a_large_set_pictures_to_look_at_are_drawn_first_and_the_rest_from_all_over() -> None:
+    blurred = {number: (found(FindingKind.BLUR),) for number in (3, 777, 1999)}
+    images = [picture(number, findings=blurred.get(number, ())) for number in range(1, 2001)]
+    numbers = [tile.number for tile in tiles_of(images)]
+    assert blurred.keys() <= set(numbers)
+    assert len(numbers) == len(set(numbers)) == sheets._MOST_KEPT
+    assert sum(number > 1000 for number in numbers) / len(numbers) == pytest.approx(0.5, abs=0.02)
+    many = [picture(number, findings=(found(FindingKind.BLUR),) if number > 900 else ()) for number in range(1, 2001)]
+    assert sum(tile.number <= 900 for tile in tiles_of(many)) > 100
+
+
+def test_near_duplicates_stand_beside_each_other_with_the_number_of_their_group() -> None:
+    near = (found(FindingKind.NEAR_DUPLICATE),)
+    images = [picture(1), picture(2, group=2, findings=near), picture(3), picture(4, group=2, findings=near)]
+    tiles = tiles_of(images)
+    assert [tile.number for tile in tiles] == [1, 2, 4, 3]
+    assert [tile.note for tile in tiles] == [
+        "100×80",
+        "near no. 2 · 100×80",
+        "near no. 2 · 100×80",
+        "100×80",
+    ]
+
+
+def test_a_kept_picture_says_what_was_found_and_is_marked_where_it_asks_for_a_look() -> None:
+    upscaled, blur = found(FindingKind.UPSCALED), found(FindingKind.BLUR)
+    tiles = tiles_of(
+        [
+            picture(1, findings=(upscaled, blur)),
+            picture(2, findings=(upscaled,)),
+            picture(3, findings=(blur,), decision="keep"),
+            picture(4, caption="", findings=(found(FindingKind.CAPTION_MISSING),)),
+        ]
+    )
+    assert [(tile.note, tile.is_marked) for tile in tiles] == [
+        ("blur, upscaled · 100×80", True),
+        ("upscaled · 100×80", False),
+        ("blur · 100×80", False),
+        ("100×80", False),
+    ]
+    assert tiles[3].line == "(no caption)"
+
+
+def test_a_mark_is_drawn(tmp_path: Path) -> None:
+    def colours(image: Image) -> set[tuple[int, ...]]:
+        (path,) = draw_sheets(report_of([image]), {}, tmp_path)
+        with Pillow.open(path) as sheet:
+            found_colours = sheet.getcolors(sheet.width * sheet.height) or []
+        return {colour for _, colour in found_colours if isinstance(colour, tuple)}
+
+    mark = (245, 196, 81)
+    assert mark in colours(picture(1, findings=(found(FindingKind.BLUR),)))
+    assert mark not in colours(picture(1))
+
+
+def test_a_dropped_picture_says_why_and_what_it_was_called() -> None:
+    findings = (found(FindingKind.TOO_SMALL, "dropped"), found(FindingKind.CAPTION_MISSING))
+    (tile,) = sheets._of_dropped(report_of([picture(7, None, findings=findings)]), {}).tiles
+    assert (tile.number, tile.line, tile.note) == (1, "too small", "7.png")
+
+
+def test_dropped_pictures_take_four_sheets_at_most() -> None:
+    section = sheets._of_dropped(report_of(images_of([(None, 5000)])), {})
+    assert len(list(sheets._pages([section]))) == 4
+    assert section.heading == "Dropped · 256 of 5,000 pictures"
+
+
 def test_no_pictures_make_no_sheets(tmp_path: Path) -> None:
-    assert draw_sheets(make_report([]), {}, tmp_path) == []
+    assert draw_sheets(report_of([]), {}, tmp_path) == []
+
+
+def test_captions_in_any_script_and_of_any_length_are_drawn(tmp_path: Path) -> None:
+    captions = ["猫", "قطة", "word " * 500, "a\nb\tc", "\u202egnp.exe", "🐈"]
+    images = [picture(number, caption=caption) for number, caption in enumerate(captions, start=1)]
+    assert len(draw_sheets(report_of(images), {}, tmp_path)) == 1

@@ -1,4 +1,4 @@
-"""Zip archives from strangers: checked before they are listed, inflated one member at a time, never unpacked."""
+"""Zip archives from strangers: checked before they are listed, inflated one member at a time."""
 
 from __future__ import annotations
 
@@ -7,11 +7,23 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 
+from trainer.dataset.archives.member import (
+    IS_ENCRYPTED,
+    IS_LINK,
+    Listed,
+    RefusedError,
+    check_sizes,
+    damaged,
+    members_of,
+    size_refusal,
+    too_many,
+)
 from trainer.dataset.limits import Limits
-from trainer.dataset.names import decode_name, is_clutter, printable, same_name_key, tidy, unsafe_reason
+from trainer.dataset.names import decode_name
 from trainer.protocol.report import RefusalKind
 
 _END_RECORD = struct.Struct("<4s4H2LH")
@@ -34,35 +46,6 @@ _BROKEN = (
 )
 
 
-class RefusedError(Exception):
-    """An entry or an archive that is not opened; `reason` is a clause for a sentence."""
-
-    def __init__(self, kind: RefusalKind, reason: str) -> None:
-        super().__init__(reason)
-        self.kind = kind
-        self.reason = reason
-
-
-class Member:
-    """One regular file of an archive, not read yet; `refusal` if it never will be."""
-
-    def __init__(self, archive: ZipArchive, info: zipfile.ZipInfo, name: str, refusal: RefusedError | None) -> None:
-        self._archive = archive
-        self._info = info
-        self.name = name
-        self.refusal = refusal
-
-    def read(self) -> bytes:
-        """The member's bytes, counted while they are inflated and checked by their CRC.
-
-        Raises:
-            RefusedError: the member is damaged, or larger than it claims.
-        """
-        if self.refusal is not None:
-            raise self.refusal
-        return self._archive._inflate(self._info)
-
-
 class ZipArchive:
     """An open archive that passed every check that its directory allows.
 
@@ -79,12 +62,12 @@ class ZipArchive:
             self._zip = _open(self._file)
             infos = self._zip.infolist()
             _check_whole(infos, path.stat().st_size, limits)
-            self.members = tuple(self._list(infos))
+            self.members = tuple(members_of(self._list(infos)))
         except BaseException:
             self._file.close()
             raise
 
-    def __enter__(self) -> ZipArchive:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -94,19 +77,15 @@ class ZipArchive:
         self._zip.close()
         self._file.close()
 
-    def _list(self, infos: list[zipfile.ZipInfo]) -> Iterator[Member]:
-        seen: set[str] = set()
+    def _list(self, infos: list[zipfile.ZipInfo]) -> Iterator[Listed]:
         for info in infos:
-            raw = entry_name(info)
-            refusal = _refusal(info, raw, self._limits)
-            if refusal is None and (info.is_dir() or raw.endswith("\\") or is_clutter(raw)):
-                continue
-            name = printable(raw if refusal else tidy(raw))
-            key = same_name_key(name)
-            if refusal is None and key in seen:
-                refusal = RefusedError(RefusalKind.COLLISION, "an earlier entry has the same name")
-            seen.add(key)
-            yield Member(self, info, name, refusal)
+            yield Listed(
+                name=entry_name(info),
+                # Not `is_dir`, which fails on a name that begins with a NUL.
+                is_folder=info.filename.endswith("/"),
+                refusal=_refusal(info, self._limits),
+                read=partial(self._inflate, info),
+            )
 
     def _inflate(self, info: zipfile.ZipInfo) -> bytes:
         chunks: list[bytes] = []
@@ -123,7 +102,7 @@ class ZipArchive:
         except RuntimeError as error:  # NotImplementedError too
             raise RefusedError(RefusalKind.UNSUPPORTED, f"it cannot be inflated ({error})") from error
         except _BROKEN as error:
-            raise RefusedError(RefusalKind.DAMAGED, f"it is damaged ({_short(error)})") from error
+            raise damaged(error) from error
         if size != info.file_size:
             raise RefusedError(
                 RefusalKind.DAMAGED, f"it is damaged ({size} bytes where {info.file_size} were promised)"
@@ -137,15 +116,11 @@ def entry_name(info: zipfile.ZipInfo) -> str:
     return name if info.flag_bits & _UTF8_FLAG else decode_name(name.encode("cp437", "replace"))
 
 
-def _short(error: Exception) -> str:
-    return printable(str(error))[:120] or type(error).__name__
-
-
 def _open(file: IO[bytes]) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(file)
     except _BROKEN as error:
-        raise RefusedError(RefusalKind.DAMAGED, f"it is damaged ({_short(error)})") from error
+        raise damaged(error) from error
 
 
 def _check_end_record(file: IO[bytes], limits: Limits) -> None:
@@ -153,8 +128,7 @@ def _check_end_record(file: IO[bytes], limits: Limits) -> None:
     entries, directory_bytes = _end_record(file)
     # The count may lie, the directory's size may not: zipfile reads that many bytes.
     if entries > limits.max_entries:
-        reason = f"it holds {entries:,} entries; at most {limits.max_entries:,} are opened"
-        raise RefusedError(RefusalKind.TOO_MANY, reason)
+        raise too_many(limits, entries)
     if directory_bytes > limits.max_directory_bytes:
         raise RefusedError(RefusalKind.TOO_MANY, f"its list of entries alone takes {directory_bytes / 2**20:.0f} MiB")
 
@@ -192,18 +166,12 @@ def _end_record_64(file: IO[bytes], at: int, locator_at: int) -> tuple[int, int]
 
 def _check_whole(infos: list[zipfile.ZipInfo], file_bytes: int, limits: Limits) -> None:
     if len(infos) > limits.max_entries:
-        reason = f"it holds {len(infos):,} entries; at most {limits.max_entries:,} are opened"
-        raise RefusedError(RefusalKind.TOO_MANY, reason)
+        raise too_many(limits, len(infos))
     packed = sum(info.compress_size for info in infos)
     inflated = sum(info.file_size for info in infos)
     if packed > file_bytes or _overlap(infos):
         raise RefusedError(RefusalKind.OVERLAP, "its entries overlap, as in a zip bomb")
-    if inflated > limits.max_archive_bytes:
-        reason = f"it inflates to {inflated / 2**30:.1f} GiB; at most {limits.max_archive_bytes / 2**30:.1f} are opened"
-        raise RefusedError(RefusalKind.TOO_LARGE, reason)
-    if inflated > limits.ratio_floor_bytes and inflated > packed * limits.max_ratio:
-        reason = f"it inflates to {inflated / max(packed, 1):,.0f} times its size, as a zip bomb does"
-        raise RefusedError(RefusalKind.RATIO, reason)
+    check_sizes(packed, inflated, limits)
 
 
 def _overlap(infos: list[zipfile.ZipInfo]) -> bool:
@@ -216,21 +184,17 @@ def _overlap(infos: list[zipfile.ZipInfo]) -> bool:
     return False
 
 
-def _refusal(info: zipfile.ZipInfo, name: str, limits: Limits) -> RefusedError | None:
+def _refusal(info: zipfile.ZipInfo, limits: Limits) -> RefusedError | None:
     """Why this entry is not read although the archive is."""
-    if reason := unsafe_reason(name):
-        return RefusedError(RefusalKind.UNSAFE_PATH, reason)
     if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-        return RefusedError(RefusalKind.LINK, "it is a link or a device, not a file")
+        return RefusedError(*IS_LINK)
     if info.flag_bits & _ENCRYPTED_FLAGS:
-        return RefusedError(RefusalKind.ENCRYPTED, "it is encrypted")
+        return RefusedError(*IS_ENCRYPTED)
     # bzip2 and LZMA inflate without a bound on memory in Python's zipfile, and nobody's zips need them.
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         return RefusedError(RefusalKind.UNSUPPORTED, "it is compressed by a method other than deflate")
-    if info.file_size > limits.max_entry_bytes:
-        return RefusedError(RefusalKind.TOO_LARGE, f"it inflates to {info.file_size / 2**20:.0f} MiB")
     if info.file_size > limits.ratio_floor_bytes and info.file_size > info.compress_size * limits.max_ratio:
         return RefusedError(
             RefusalKind.RATIO, f"it inflates to {info.file_size // max(info.compress_size, 1):,} times its size"
         )
-    return None
+    return size_refusal(info.file_size, limits)

@@ -1,0 +1,219 @@
+"""Several datasets in one job: each picture is seen as often as was asked for, and none leaks into what is measured."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image as PILImage
+
+from tests.trainer.dataset.drawn import Drawn, drawn, write_dataset
+from tests.trainer.dataset.making import noise
+from trainer.dataset.mixing import (
+    Mixture,
+    overlap_in_words,
+    plan_repeats,
+    read_mixture,
+    seen_as_table,
+    seen_in_words,
+    seen_per_epoch,
+)
+from trainer.dataset.repeats import Portion, Repeats
+from trainer.errors import DatasetError
+from trainer.protocol.report import Split
+from trainer.protocol.spec import make_spec
+
+TRAIN, VALIDATION, TEST = Split.TRAIN, Split.VALIDATION, Split.TEST
+MAIN = [*(drawn(seed) for seed in range(1, 5)), drawn(8, VALIDATION), drawn(9, TEST)]
+
+
+def mixture_of(
+    tmp_path: Path, main: list[Drawn], *others: tuple[list[Drawn], dict[str, object]], **training: object
+) -> Mixture:
+    parts = [
+        {"dataset": str(write_dataset(tmp_path / f"other-{number}", pictures)), **part}
+        for number, (pictures, part) in enumerate(others)
+    ]
+    dataset = str(write_dataset(tmp_path / "main", main))
+    return read_mixture(make_spec({"dataset": dataset, "mix": parts, "training": training}))
+
+
+def numbers(mixture: Mixture, split: Split) -> list[str]:
+    return [f"{member.source}:{member.image.source.rpartition('/')[2]}" for member in mixture.of(split)]
+
+
+def test_one_dataset_alone_is_used_as_its_report_says(tmp_path: Path) -> None:
+    mixture = mixture_of(tmp_path, MAIN, repeats=3)
+
+    assert numbers(mixture, TRAIN) == ["0:1.png", "0:2.png", "0:3.png", "0:4.png"]
+    assert numbers(mixture, VALIDATION) == ["0:5.png"]
+    assert plan_repeats(mixture, 0).of_epoch(["square"] * 4, 1) == [3] * 4
+    assert overlap_in_words(mixture) is None
+    assert (
+        seen_in_words(seen_per_epoch(mixture, plan_repeats(mixture, 0))) == "An epoch shows 4 pictures of main 3 times."
+    )
+
+
+def test_repeats_of_a_part_of_the_job_and_of_kohya_folders_multiply(tmp_path: Path) -> None:
+    main = [drawn(1, repeats=2), *MAIN[1:]]
+    mixture = mixture_of(tmp_path, main, ([drawn(11), drawn(12, repeats=4)], {"repeats": 3}), repeats=5)
+
+    assert plan_repeats(mixture, 0).fixed == (10, 5, 5, 5, 3, 12)
+
+
+def test_a_weight_is_the_share_of_each_epoch(tmp_path: Path) -> None:
+    others = [drawn(seed) for seed in range(11, 18)]
+    mixture = mixture_of(tmp_path, MAIN, (others, {"weight": 0.6}), repeats=10)
+    repeats = plan_repeats(mixture, 0)
+
+    (main, other) = seen_per_epoch(mixture, repeats)
+    assert (main.views, other.views) == (40, 60)
+    assert other.share == 0.6
+    for epoch in range(1, 20):
+        assert sum(repeats.of_epoch([0] * 11, epoch)[4:]) == 60
+    assert seen_in_words([main, other]) == (
+        "An epoch shows 4 pictures of main 10 times (40%) and 7 pictures of other-0 8.57 times (60%)."
+    )
+    assert "| other-0 | train | 7 | 60 | 8.57× | 60.0% |" in seen_as_table([main, other])
+
+
+@given(
+    repeats=st.lists(st.tuples(st.integers(1, 4), st.sampled_from("ab")), min_size=1, max_size=30),
+    views=st.integers(1, 100),
+    epoch=st.integers(1, 99),
+)
+def test_a_share_that_is_no_whole_number_is_rounded_up_or_down_and_adds_up(
+    repeats: list[tuple[int, str]], views: int, epoch: int
+) -> None:
+    portion = Portion(source=1, views=views, repeats={place: count for place, (count, _) in enumerate(repeats)})
+    sizes = [size for _, size in repeats]
+    units = sum(count for count, _ in repeats)
+
+    seen = portion.of_epoch(sizes, seed=0, epoch=epoch)
+
+    assert sum(seen.values()) == views
+    assert all(abs(seen[place] - views * count / units) < 1 for place, (count, _) in enumerate(repeats))
+    by_size: Counter[str] = Counter()
+    for place, count in seen.items():
+        by_size[sizes[place]] += count
+    assert all(by_size[size] <= most for size, most in portion.most_by_size(sizes).items() if isinstance(size, str))
+
+
+def test_over_many_epochs_each_picture_gets_its_share() -> None:
+    portion = Portion(source=1, views=5, repeats=dict.fromkeys(range(13), 1))
+    seen: Counter[int] = Counter()
+    for epoch in range(2600):
+        seen.update(portion.of_epoch(["wide"] * 3 + ["square"] * 10, seed=0, epoch=epoch))
+
+    # 1,000 each; a fair comb scatters by some 25.
+    assert all(900 < seen[place] < 1100 for place in range(13))
+
+
+def test_an_epoch_is_a_function_of_seed_and_number() -> None:
+    portion = Portion(source=1, views=5, repeats=dict.fromkeys(range(20), 1))
+
+    def epochs(seed: int) -> list[list[int]]:
+        repeats = Repeats(fixed=(0,) * 20, portions=(portion,), seed=seed)
+        return [repeats.of_epoch([0] * 20, epoch) for epoch in range(1, 4)]
+
+    assert epochs(1) == epochs(1)
+    assert epochs(1) != epochs(2)
+    assert len({tuple(views) for views in epochs(1)}) == 3
+
+
+def test_parts_bring_their_own_validation_and_test_pictures_and_triggers(tmp_path: Path) -> None:
+    others = [drawn(11), drawn(12, VALIDATION, caption="zork again"), drawn(13, TEST)]
+    mixture = mixture_of(tmp_path, MAIN, (others, {"trigger": "zork"}), trigger="momo")
+
+    assert numbers(mixture, VALIDATION) == ["0:5.png", "1:2.png"]
+    assert numbers(mixture, TEST) == ["0:6.png", "1:3.png"]
+    assert [mixture.caption_of(member) for member in mixture.members] == [
+        *["momo, a cat"] * 6,
+        *["zork, a cat", "zork again", "zork, a cat"],
+    ]
+
+
+def test_class_pictures_all_train_and_are_never_measured(tmp_path: Path) -> None:
+    others = [drawn(11), drawn(12, VALIDATION), drawn(13, TEST)]
+    mixture = mixture_of(tmp_path, MAIN, (others, {"role": "regularization"}), trigger="momo")
+
+    assert numbers(mixture, TRAIN)[-3:] == ["1:1.png", "1:2.png", "1:3.png"]
+    assert numbers(mixture, VALIDATION) == ["0:5.png"]
+    assert numbers(mixture, TEST) == ["0:6.png"]
+    assert mixture.caption_of(mixture.members[-1]) == "a cat"
+    assert "3 class pictures of other-0 once" in seen_in_words(seen_per_epoch(mixture, plan_repeats(mixture, 0)))
+
+
+def test_a_picture_that_another_dataset_measures_with_does_not_train(tmp_path: Path) -> None:
+    others = [drawn(8), drawn(9, VALIDATION), drawn(11), drawn(2, VALIDATION)]
+    mixture = mixture_of(tmp_path, MAIN, (others, {}))
+
+    assert numbers(mixture, TRAIN) == ["0:1.png", "0:3.png", "0:4.png", "1:3.png"]
+    # The second of the other's also tests in the main one: it may not choose the best epoch.
+    assert numbers(mixture, VALIDATION) == ["0:5.png", "1:4.png"]
+    assert overlap_in_words(mixture) == (
+        "2 pictures of the train split and 1 picture of the validation split left out: another dataset of the mix "
+        "validates or tests with the same pictures, so the loss would have looked better than it is."
+    )
+
+
+def test_class_pictures_are_kept_apart_from_what_is_measured_too(tmp_path: Path) -> None:
+    mixture = mixture_of(tmp_path, MAIN, ([drawn(8), drawn(9, TEST), drawn(11)], {"role": "regularization"}))
+
+    assert numbers(mixture, TRAIN)[4:] == ["1:3.png"]
+
+
+@pytest.mark.parametrize("has_thumbnail", [True, False])
+@pytest.mark.parametrize("is_mirrored", [True, False])
+def test_a_near_duplicate_is_found_across_datasets(tmp_path: Path, has_thumbnail: bool, is_mirrored: bool) -> None:
+    """Smaller, brighter, perhaps mirrored; from a report with thumbnails or an old one without."""
+    near = noise(8, 96, 96).resize((80, 80), PILImage.Resampling.BICUBIC).point(lambda value: min(255, value + 6))
+    if is_mirrored:
+        near = near.transpose(PILImage.Transpose.FLIP_LEFT_RIGHT)
+    others = [Drawn(picture=near, has_thumbnail=has_thumbnail), drawn(11, has_thumbnail=has_thumbnail)]
+
+    mixture = mixture_of(tmp_path, MAIN, (others, {}))
+
+    assert numbers(mixture, TRAIN)[4:] == ["1:2.png"]
+
+
+def test_what_shows_the_same_as_a_picture_that_leaks_leaks_too(tmp_path: Path) -> None:
+    """Two pictures of one group: only one of them looks like what the main dataset validates with."""
+    others = [drawn(8, group=1), drawn(11, group=1), drawn(12, group=2)]
+
+    mixture = mixture_of(tmp_path, MAIN, (others, {}))
+
+    assert numbers(mixture, TRAIN)[4:] == ["1:3.png"]
+
+
+def test_no_picture_is_left_out_where_both_datasets_train_on_it(tmp_path: Path) -> None:
+    mixture = mixture_of(tmp_path, MAIN, ([drawn(1), drawn(11)], {}))
+
+    assert not mixture.left_out
+    assert len(mixture.of(TRAIN)) == 6
+
+
+def test_a_main_dataset_that_loses_all_its_training_pictures_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    others = [drawn(seed, VALIDATION) for seed in range(1, 5)]
+
+    with pytest.raises(DatasetError, match="none for the train split; other datasets of the mix measure with the same"):
+        mixture_of(tmp_path, MAIN, (others, {}))
+
+
+def test_a_part_that_is_no_dataset_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    dataset = str(write_dataset(tmp_path / "main", MAIN))
+
+    with pytest.raises(DatasetError, match="/nowhere is not a prepared dataset"):
+        read_mixture(make_spec({"dataset": dataset, "mix": [{"dataset": "/nowhere"}]}))
+
+
+def test_datasets_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    main = write_dataset(tmp_path / "one" / "cats", MAIN)
+    other = write_dataset(tmp_path / "two" / "cats" / "prepared", [drawn(11)])
+
+    mixture = read_mixture(make_spec({"dataset": str(main), "mix": [{"dataset": str(other)}]}))
+
+    assert mixture.names == ("cats (1)", "cats (2)")

@@ -1,0 +1,229 @@
+"""Only what is taught is varied, variants are encoded once, and captions come in a bounded number of orders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image as PILImage
+
+from tests.trainer.dataset.drawn import Drawn, drawn, write_dataset
+from trainer.dataset.mixing import read_mixture
+from trainer.dataset.opening import open_for
+from trainer.device import make_accelerator
+from trainer.errors import DatasetError
+from trainer.protocol.augmentation import Augmentation
+from trainer.protocol.report import Split
+from trainer.protocol.spec import Precision, make_spec
+from trainer.tasks import latents
+from trainer.tasks.diffusion import DiffusionTask
+from trainer.tasks.examples import Examples, View, tag_orders, without_separator
+from trainer.tasks.preview import preview_variants
+
+TAGS = "momo, red, big, round, shiny"
+
+Encode = Callable[..., dict[Split, Examples]]
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """A main dataset of wide and square pictures, and one of class pictures."""
+    main = [
+        *(drawn(seed, size=(96, 64) if seed % 2 else (64, 64), caption=TAGS) for seed in range(1, 5)),
+        drawn(5, Split.VALIDATION, caption=TAGS),
+        drawn(6, Split.TEST, caption=TAGS),
+    ]
+    others = [drawn(11, caption="a|||b, c, d"), drawn(12, Split.VALIDATION)]
+    return write_dataset(tmp_path / "main", main), write_dataset(tmp_path / "class", others)
+
+
+@pytest.fixture
+def task(folders: tuple[Path, Path], random_base: Path) -> Callable[..., DiffusionTask]:
+    def make(**settings: Any) -> DiffusionTask:
+        mix = [{"dataset": str(folders[1]), "role": "regularization"}]
+        spec = make_spec({"dataset": str(folders[0]), "base": {"source": str(random_base)}, "mix": mix, **settings})
+        return DiffusionTask(spec, read_mixture(spec), make_accelerator(Precision.FP32))
+
+    return make
+
+
+def encode(task: DiffusionTask) -> dict[Split, Examples]:
+    return task.encode(lambda done, total: None)
+
+
+AUGMENTED = {"augmentation": {"preset": "photo", "variants": 3}}
+
+
+def test_only_training_pictures_of_the_datasets_that_are_taught_have_variants(
+    task: Callable[..., DiffusionTask],
+) -> None:
+    examples = encode(task(**AUGMENTED))
+
+    assert examples[Split.TRAIN].variant_counts == (4, 4, 4, 4, 1, 1)
+    assert examples[Split.VALIDATION].variant_counts == (1,)
+    assert examples[Split.TEST].variant_counts == (1,)
+
+
+def test_augmentation_changes_no_latent_of_an_original(task: Callable[..., DiffusionTask]) -> None:
+    plain, augmented = encode(task()), encode(task(**AUGMENTED))
+
+    for split in Split:
+        for index in range(len(plain[split].images)):
+            view = [View(index=index)]
+            assert torch.equal(plain[split].latents(view), augmented[split].latents(view))
+
+
+def test_each_variant_has_latents_of_its_own(task: Callable[..., DiffusionTask]) -> None:
+    train = encode(task(**AUGMENTED))[Split.TRAIN]
+
+    all_of_it = [train.latents([View(index=index, variant=number)]) for index in range(4) for number in range(4)]
+
+    for one in range(len(all_of_it)):
+        for other in range(one):
+            assert all_of_it[one].shape != all_of_it[other].shape or not torch.equal(all_of_it[one], all_of_it[other])
+
+
+def test_a_variant_is_encoded_as_it_is_drawn(task: Callable[..., DiffusionTask], folders: tuple[Path, Path]) -> None:
+    """The row that a view points at holds the latents of that picture's variant, of that number."""
+    made = task(**AUGMENTED)
+    train = encode(made)[Split.TRAIN]
+    encoder = latents.Encoder(vae=made.base.vae, device=made.device, fingerprint="", tick=lambda: None)
+
+    for index, image in enumerate(train.images[:4]):
+        picture = open_for(folders[0], image.path or "", train.sizes[index])
+        drawn_again = latents.variants_of(picture, image, train.sizes[index], made.spec.augmentation, 0)
+        for number, variant in enumerate(drawn_again, start=1):
+            stored = train.latents([View(index=index, variant=number)])[0]
+            assert torch.equal(stored, encoder._encode(variant))
+
+
+def test_variants_are_encoded_once_and_again_only_for_another_setting_or_seed(
+    task: Callable[..., DiffusionTask], folders: tuple[Path, Path]
+) -> None:
+    def encoded(**settings: Any) -> int:
+        counts: list[tuple[int, int]] = []
+        task(**settings).encode(lambda done, total: counts.append((done, total)))
+        assert [done for done, _ in counts] == list(range(len(counts)))
+        return len(counts)
+
+    assert encoded(**AUGMENTED) == 8 + 4 * 3
+    assert encoded(**AUGMENTED) == 0
+    assert encoded() == 0
+    assert encoded(augmentation={"preset": "light", "variants": 3}) == 4 * 3
+    assert encoded(**AUGMENTED, training={"seed": 1}) == 4 * 3
+    assert {path.name.partition("-")[0] for path in (folders[1] / "cache").iterdir()} == {"latents"}
+
+
+def test_a_caption_that_names_a_side_makes_other_variants(
+    task: Callable[..., DiffusionTask], folders: tuple[Path, Path]
+) -> None:
+    encode(task(**AUGMENTED))
+    report = folders[0] / "report.json"
+    report.write_text(report.read_text(encoding="utf-8").replace("big", "seen from the left"), encoding="utf-8")
+
+    counts: list[int] = []
+    task(**AUGMENTED).encode(lambda done, total: counts.append(done))
+
+    assert len(counts) == 4 * 3
+
+
+def test_captions_are_shuffled_for_training_pictures_only(task: Callable[..., DiffusionTask]) -> None:
+    shuffling = task(training={"tag_shuffle": True, "keep_tags": 2, "trigger": "zork"})
+    examples = encode(shuffling)
+    train = examples[Split.TRAIN]
+
+    for orders in train.caption_orders[:4]:
+        assert orders[0] == f"zork, {TAGS}"
+        assert len(orders) == len(set(orders)) > 4
+        assert all(order.startswith("zork, momo, ") for order in orders)
+        assert all(sorted(order.split(", ")) == sorted(orders[0].split(", ")) for order in orders)
+    assert train.caption_orders[4][0] == "a, b, c, d"
+    assert examples[Split.VALIDATION].caption_orders == ((f"zork, {TAGS}",),)
+    assert examples[Split.TEST].caption_orders == ((f"zork, {TAGS}",),)
+
+
+def test_shuffled_captions_are_embedded_before_the_training(
+    task: Callable[..., DiffusionTask], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shuffling = task(training={"tag_shuffle": True})
+    train = encode(shuffling)[Split.TRAIN]
+    monkeypatch.setattr(DiffusionTask, "_encode_text", None)
+
+    embedded = [shuffling.embed([caption]) for orders in train.caption_orders for caption in orders]
+
+    assert len({tuple(one.flatten()[:100].tolist()) for one in embedded}) > 4
+
+
+def test_orders_follow_from_the_seed_and_the_caption_and_are_fewer_for_many_captions() -> None:
+    captions = [f"{number}, {TAGS}" for number in range(1000)]
+
+    few, many = tag_orders(captions[:3], 1, seed=0), tag_orders(captions, 1, seed=0)
+
+    assert few == tag_orders(captions[:3], 1, seed=0)
+    assert few != tag_orders(captions[:3], 1, seed=1)
+    assert max(map(len, few)) == 8
+    assert {len(orders) for orders in many} <= {1, 2}
+    assert all(few[place][:2] == many[place] for place in range(3))
+
+
+def test_a_sentence_has_one_order_and_kohyas_separator_is_never_trained_with() -> None:
+    assert tag_orders(["A cat sits on a mat, and it is red."], 1, seed=0) == [("A cat sits on a mat, and it is red.",)]
+    assert without_separator("a, b ||| c, d") == "a, b, c, d"
+    assert without_separator("a||b") == "a||b"
+
+
+def test_the_loss_of_class_pictures_counts_what_was_asked_for(task: Callable[..., DiffusionTask]) -> None:
+    def losses(weight: float) -> tuple[Examples, list[float]]:
+        made = task(training={"regularization_weight": weight})
+        train = encode(made)[Split.TRAIN]
+        made.place()
+        made.train_mode(False)
+        views = [View(index=index) for index in (1, 3, 4, 5)]
+        assert len({train.sizes[view.index] for view in views}) == 1
+        generator = torch.Generator("cpu").manual_seed(0)
+        with torch.no_grad():
+            return train, made.train_loss(train, views, generator).tolist()
+
+    _, plain = losses(1.0)
+    train, weighted = losses(0.25)
+
+    assert train.loss_weights == (1.0, 1.0, 1.0, 1.0, 0.25, 0.25)
+    assert weighted == pytest.approx([plain[0], plain[1], plain[2] / 4, plain[3] / 4])
+
+
+def test_a_preview_shows_what_a_job_would_train_on(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    path = preview_variants(folders[0], Augmentation.model_validate(AUGMENTED["augmentation"]), 0, tmp_path / "p.png")
+
+    with PILImage.open(path) as sheet:
+        assert sheet.format == "PNG"
+        assert sheet.width > 600
+
+
+def test_a_preview_of_nothing_is_refused_in_a_sentence(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="nothing to show"):
+        preview_variants(folders[0], Augmentation(), 0, tmp_path / "p.png")
+
+
+def test_a_picture_that_is_gone_is_named(task: Callable[..., DiffusionTask], folders: tuple[Path, Path]) -> None:
+    (folders[0] / "images" / "0002.png").unlink()
+
+    with pytest.raises(DatasetError, match=r"images/0002\.png of the dataset cannot be read"):
+        encode(task())
+
+
+def test_one_picture_in_two_datasets_is_a_picture_of_each(tmp_path: Path, random_base: Path) -> None:
+    """Their rows lie in different caches: one must not be taken for the other."""
+    main = write_dataset(tmp_path / "main", [drawn(1), drawn(2), drawn(3, Split.VALIDATION)])
+    other = write_dataset(tmp_path / "other", [drawn(4), drawn(2), Drawn(picture=drawn(5).picture)])
+    spec = make_spec(
+        {"dataset": str(main), "base": {"source": str(random_base)}, "mix": [{"dataset": str(other)}]},
+    )
+    train = encode(DiffusionTask(spec, read_mixture(spec), make_accelerator(Precision.FP32)))[Split.TRAIN]
+
+    found = [train.latents([View(index=index)]) for index in range(5)]
+
+    same = [(a, b) for a in range(5) for b in range(a) if torch.equal(found[a], found[b])]
+    assert same == [(3, 1)]

@@ -1,0 +1,1 @@
+"""Captions that a local model writes for pictures that have none."""

@@ -1,0 +1,1 @@
+"""The commands of `python -m trainer`: what each takes, and what it says."""
