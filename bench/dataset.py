@@ -1,0 +1,233 @@
+"""Preparation beside what bounds it (decoding) and beside its peers, on the same folder, in one interleaved run.
+
+    python -m bench.dataset --pictures ../shared/data/photos_demo.zip ../shared/data/stamps_demo.zip --copies 6
+    python -m bench.dataset … --peers PEERS_PYTHON        (an interpreter that has imagehash, imagededup, cleanvision)
+
+`--copies` crops and re-encodes each picture that many times, so that a few real pictures make a folder worth timing.
+Each entry is a process of its own; given are pictures a second of wall time on all cores, and a CPU-second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import multiprocessing
+import os
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from PIL import Image
+
+from trainer.dataset.limits import Limits
+from trainer.dataset.picture import decode
+from trainer.dataset.prepare import prepare
+from trainer.dataset.workers import usable_cores
+from trainer.report.pages import write_pages
+from trainer.report.sheets import draw_sheets
+
+_PEERS = {
+    "imagehash pHash": """
+import sys, imagehash
+from pathlib import Path
+from PIL import Image
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    imagehash.phash(Image.open(path))
+""",
+    # Its hashing needs no torchvision, but its CNN part imports it.
+    "imagededup pHash": """
+import sys, types, unittest.mock
+for name in ("torchvision", "torchvision.models", "torchvision.models.vision_transformer", "torchvision.transforms"):
+    sys.modules[name] = unittest.mock.MagicMock()
+from imagededup.methods import PHash
+if __name__ == "__main__":
+    PHash(verbose=False).find_duplicates(image_dir=sys.argv[1])
+""",
+    "cleanvision, all checks": """
+import sys, contextlib, os
+from cleanvision import Imagelab
+if __name__ == "__main__":
+    with contextlib.redirect_stdout(open(os.devnull, "w")):
+        Imagelab(data_path=sys.argv[1]).find_issues(verbose=False)
+""",
+}
+
+
+#: prctl(2).
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """One run of one entry."""
+
+    wall_s: float
+    cpu_s: float
+    peak_mib: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", nargs="+", type=Path, default=[])
+    parser.add_argument("--copies", type=int, default=6)
+    parser.add_argument("--side", type=int, help="longest side of the copies, px (as handed in if left out)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peers", type=Path, help="Python that has imagehash, imagededup and cleanvision")
+    parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--entry", nargs=3, metavar=("NAME", "FOLDER", "OUT"), help="run one entry, untimed")
+    options = parser.parse_args()
+    if options.entry:
+        name, folder, out = options.entry
+        _ENTRIES[name](Path(folder), Path(out))
+        return
+    if options.make:
+        _make_folder(options.pictures, options.make, options.copies, options.side)
+        return
+    _adopt_orphans()
+    with tempfile.TemporaryDirectory() as work:
+        # By a process of its own, like all else: this one waits for everything that it has started.
+        subprocess.run([sys.executable, "-m", "bench.dataset", *sys.argv[1:], "--make", work], check=True)
+        _wait_for_all()
+        _compare(Path(work) / "pictures", Path(work), options.rounds, options.peers)
+
+
+def _compare(folder: Path, work: Path, rounds: int, peers: Path | None) -> None:
+    count = len(list(folder.iterdir()))
+    megapixels = statistics.fmean(_megapixels(path) for path in folder.iterdir())
+    sys.stdout.write(f"{count} pictures of {megapixels:.2f} Mpx on average, {usable_cores()} cores\n")
+    runs: dict[str, list[Timed]] = {}
+    for number in range(rounds):
+        for name, command in _commands(folder, work / str(number), peers).items():
+            runs.setdefault(name, []).append(_timed(command))
+    limit = min(timed.cpu_s for timed in runs[_LIMIT])
+    sys.stdout.write(f"{'':52}{'per s':>9}{'per CPU-s':>11}{'of limit':>10}{'peak MiB':>10}\n")
+    for name, timed in runs.items():
+        wall, cpu = min(one.wall_s for one in timed), min(one.cpu_s for one in timed)
+        peak = max(one.peak_mib for one in timed)
+        sys.stdout.write(f"{name:52}{count / wall:9.0f}{count / cpu:11.0f}{limit / cpu:10.2f}{peak:10.0f}\n")
+
+
+def _commands(folder: Path, out: Path, peers: Path | None) -> dict[str, list[str]]:
+    ours = {name: [sys.executable, "-m", "bench.dataset", "--entry", name, str(folder), str(out)] for name in _ENTRIES}
+    if peers is None:
+        return ours
+    return ours | {name: [str(peers), "-W", "ignore", "-c", code, str(folder)] for name, code in _PEERS.items()}
+
+
+def _with_five_more(folder: Path, out: Path) -> None:
+    more = out / "more"
+    more.mkdir()
+    for path in sorted(folder.iterdir())[:5]:
+        with Image.open(path) as opened:
+            opened.convert("RGB").rotate(3).save(more / f"more_{path.stem}.jpg", quality=92)
+    prepare([folder, more], out / "grown", earlier=[out / "plain"])
+
+
+def _adopt_orphans() -> None:
+    """Become the parent of what our children leave behind (Linux), so that a pool's CPU time is counted too."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _timed(command: list[str]) -> Timed:
+    """Run it, wait for all that it started, and count what they used; start-up is in it."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    peak = _Peak()
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None:
+        peak.look(process.pid)
+        time.sleep(0.05)
+    wall = time.perf_counter() - started
+    if process.returncode:
+        raise SystemExit(f"{command} ended with status {process.returncode}")
+    _wait_for_all()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Timed(wall_s=wall, cpu_s=cpu, peak_mib=peak.bytes / 2**20)
+
+
+def _wait_for_all() -> None:
+    with suppress(ChildProcessError):
+        while True:
+            os.wait()
+
+
+class _Peak:
+    """Most memory that a process and its descendants had together (proportional set size is root's; resident it is)."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def look(self, pid: int) -> None:
+        with suppress(psutil.Error):
+            process = psutil.Process(pid)
+            members = [process, *process.children(recursive=True)]
+            self.bytes = max(self.bytes, sum(member.memory_info().rss for member in members))
+
+
+def _decode_alone(folder: Path, *, is_full: bool) -> None:
+    with ProcessPoolExecutor(usable_cores(), mp_context=multiprocessing.get_context("forkserver")) as pool:
+        for _ in pool.map(_decode_fully if is_full else _decode_for_checks, sorted(folder.iterdir()), chunksize=8):
+            pass
+
+
+def _decode_fully(path: Path) -> None:
+    with Image.open(path) as opened:
+        opened.convert("RGB")
+
+
+def _decode_for_checks(path: Path) -> None:
+    decode(path.read_bytes(), Limits())
+
+
+def _megapixels(path: Path) -> float:
+    with Image.open(path) as opened:
+        return opened.width * opened.height / 1e6
+
+
+def _make_folder(sources: Iterable[Path], work: Path, copies: int, side: int | None) -> None:
+    """Fill `work/pictures` with cropped, re-encoded copies of the pictures in the sources."""
+    prepared = work / "sources"
+    report = prepare(list(sources), prepared)
+    folder = work / "pictures"
+    folder.mkdir()
+    order = random.Random(0)
+    for number, image in enumerate(report.images, start=1):
+        if image.path is None:
+            continue
+        with Image.open(prepared / image.path) as opened:
+            picture = opened.convert("RGB")
+        if side is not None:
+            picture.thumbnail((side, side))
+        for copy in range(copies):
+            width, height = (round(length * order.uniform(0.6, 0.95)) for length in picture.size)
+            left, top = order.randint(0, picture.width - width), order.randint(0, picture.height - height)
+            crop = picture.crop((left, top, left + width, top + height))
+            crop.save(folder / f"{number:04}_{copy}.jpg", quality=90)
+
+
+_LIMIT = "decoding alone, at the size that the checks need"
+_ENTRIES: dict[str, Callable[[Path, Path], object]] = {
+    _LIMIT: lambda folder, out: _decode_alone(folder, is_full=False),
+    "decoding alone, Pillow, every pixel": lambda folder, out: _decode_alone(folder, is_full=True),
+    "prepare, all checks": lambda folder, out: prepare([folder], out / "plain"),
+    "prepare, all checks, sheets and pages": lambda folder, out: prepare(
+        [folder], out / "drawn", draw_sheets=draw_sheets, write_pages=write_pages
+    ),
+    "prepare the same again": lambda folder, out: prepare([folder], out / "plain"),
+    "prepare with five pictures more": lambda folder, out: _with_five_more(folder, out),
+}
+
+
+if __name__ == "__main__":
+    main()
