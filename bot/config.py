@@ -107,6 +107,14 @@ class PrepareSettings(_Frozen):
         return self.memory_mib * _MIB
 
 
+class CaptionSettings(_Frozen):
+    """Captions that a model writes for pictures that have none."""
+
+    #: Folder or hub name of a captioning model; empty: nobody is offered any.
+    model: str = ""
+    timeout_s: float = Field(default=1800.0, ge=1, le=86_400)
+
+
 class CardSettings(_Frozen):
     """How often the live card of a job is edited."""
 
@@ -138,6 +146,7 @@ class Config(_Frozen):
     models: ModelSettings = ModelSettings()
     queue: QueueSettings = QueueSettings()
     prepare: PrepareSettings = PrepareSettings()
+    captions: CaptionSettings = CaptionSettings()
     cards: CardSettings = CardSettings()
     trainer: TrainerSettings = TrainerSettings()
 

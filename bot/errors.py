@@ -12,7 +12,11 @@ DarkroomError
 │   └── PrepareFailed        it could not be examined (time, memory, crash)
 ├── JobRefused               the job is not accepted; nothing was queued
 │   └── TooManyWaiting
+├── DatasetInUse             a training that has not ended needs it
+├── DraftEnded               a request that waited for "Go on" and no longer does
 ├── NotAllowed               somebody else's job
+│   ├── NotYourDataset
+│   └── NotYourRequest
 ├── NotFound
 │   ├── NoSuchJob
 │   └── NoSuchDataset
@@ -125,6 +129,39 @@ class NotAllowed(DarkroomError):
         super().__init__(f"Only <@{owner_id}> or somebody who may manage the server can {verb} #{job_id}.")
 
 
+class NotYourDataset(NotAllowed):
+    """Somebody else's dataset."""
+
+    def __init__(self, *, name: str, owner_id: int, verb: str) -> None:
+        self.name, self.owner_id, self.verb = name, owner_id, verb
+        DarkroomError.__init__(
+            self, f"Only <@{owner_id}> or somebody who may manage the server can {verb} the dataset `{name}`."
+        )
+
+
+class NotYourRequest(NotAllowed):
+    """Somebody else's request that waits for "Go on"."""
+
+    def __init__(self, *, owner_id: int) -> None:
+        self.owner_id = owner_id
+        DarkroomError.__init__(self, f"Only <@{owner_id}> can go on with this request. /finetune makes one of yours.")
+
+
+class DatasetInUse(DarkroomError):
+    """A training that has not ended needs the dataset."""
+
+    def __init__(self, *, name: str, job_id: int, job_name: str) -> None:
+        self.name, self.job_id, self.job_name = name, job_id, job_name
+        super().__init__(
+            f"{name} is needed by #{job_id} {job_name}, which has not ended. "
+            f"Nothing was deleted; try again after it, or cancel it with /job cancel id:{job_id}."
+        )
+
+
+class DraftEnded(DarkroomError):
+    """A request that waited for "Go on" and no longer does; nothing was queued by this press."""
+
+
 class NotFound(DarkroomError):
     """There is no such thing (here)."""
 
@@ -142,7 +179,7 @@ class NoSuchDataset(NotFound):
 
     def __init__(self, *, wanted: str | int) -> None:
         self.wanted = wanted
-        super().__init__(f"There is no dataset {wanted!r} here. Hand one in with /finetune dataset:<file>.")
+        super().__init__(f"There is no dataset {wanted!r} here. Hand one in with /dataset upload.")
 
 
 class LaunchFailed(DarkroomError):

@@ -10,7 +10,7 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from bot.datasets import DatasetStore
 from bot.db import Database
-from bot.queue import JobStore
+from bot.queue import DraftStore, JobStore
 
 log = logging.getLogger(__name__)
 
@@ -18,9 +18,15 @@ _DAY_S = 86_400.0
 
 
 async def sweep_leftovers(datasets: DatasetStore) -> None:
-    """Delete what was received and never became a dataset, once it is a day old."""
+    """Delete uploads that became no dataset, deleted datasets and old revisions that no job needs, after a day."""
     if count := await datasets.sweep(older_than_s=_DAY_S):
-        log.info("%d left-over uploads deleted", count)
+        log.info("%d left-over folders of datasets deleted", count)
+
+
+async def sweep_drafts(drafts: DraftStore) -> None:
+    """Delete requests that nobody let go for a day."""
+    if count := await drafts.sweep():
+        log.info("%d requests that waited for a day deleted", count)
 
 
 async def empty_wal(db: Database) -> None:
@@ -56,10 +62,13 @@ class SilenceWatch:
 class Schedule:
     """A plain service around APScheduler's; `start` needs a running event loop."""
 
-    def __init__(self, *, db: Database, datasets: DatasetStore, jobs: JobStore, silence_s: float) -> None:
+    def __init__(
+        self, *, db: Database, datasets: DatasetStore, drafts: DraftStore, jobs: JobStore, silence_s: float
+    ) -> None:
         self._scheduler = AsyncIOScheduler(timezone="UTC", job_defaults={"coalesce": True, "max_instances": 1})
         watch = SilenceWatch(jobs, silence_s=silence_s)
         self._scheduler.add_job(sweep_leftovers, "interval", hours=6, args=[datasets])
+        self._scheduler.add_job(sweep_drafts, "interval", hours=1, args=[drafts])
         self._scheduler.add_job(empty_wal, "interval", hours=1, args=[db])
         self._scheduler.add_job(watch.look, "interval", minutes=1)
 

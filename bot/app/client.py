@@ -11,10 +11,13 @@ from discord.ext import commands
 from bot.app.sync import sync_changed
 from bot.cogs import failures
 from bot.cogs.buttons import Buttons
+from bot.cogs.dataset import Datasets
+from bot.cogs.dataset_buttons import DatasetButtons
 from bot.cogs.finetune import Finetune
 from bot.cogs.jobs import Jobs, Queue
 from bot.cogs.services import Services
 from bot.db import Database
+from bot.ui.dataset_buttons import DatasetButton
 from bot.ui.layout import JobButton
 
 log = logging.getLogger(__name__)
@@ -54,12 +57,14 @@ class Darkroom(commands.Bot):
         """Everything that people can use; also for those who want to look at it without a connection."""
         for cog in (
             Finetune(self._services),
+            Datasets(self._services, self.tree),
+            DatasetButtons(self._services),
             Jobs(self._services),
             Queue(self._services),
             Buttons(self._services),
         ):
             await self.add_cog(cog)
-        self.add_dynamic_items(JobButton)
+        self.add_dynamic_items(JobButton, DatasetButton)
 
     async def on_ready(self) -> None:
         log.info("connected as %s, in %d servers", self.user, len(self.guilds))

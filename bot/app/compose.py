@@ -22,7 +22,7 @@ from bot.config import Config
 from bot.datasets import DatasetStore
 from bot.db import Database, hold_data_folder, open_db
 from bot.outbox import Notice, Outbox, Sender
-from bot.queue import Dispatcher, JobStore
+from bot.queue import Dispatcher, DraftStore, JobStore
 from bot.runners import LocalRunner
 from bot.schedule import Schedule
 from bot.ui.layout import MessageContent
@@ -88,11 +88,13 @@ async def compose(
             command=trainer or config.trainer.command,
             env=environment,
         )
-        app = App(Services(config=config, jobs=jobs, datasets=datasets, download=download), db, outbox)
+        drafts = DraftStore(db)
+        services = Services(config=config, jobs=jobs, datasets=datasets, drafts=drafts, download=download)
+        app = App(services, db, outbox)
         runner = LocalRunner(command=trainer or config.trainer.command, env=environment)
         dispatcher = Dispatcher(jobs, runner, settings=config.queue)
         sender = Sender(outbox, Poster(app.client), app.render, settings=config.cards)
-        schedule = Schedule(db=db, datasets=datasets, jobs=jobs, silence_s=config.queue.silence_s)
+        schedule = Schedule(db=db, datasets=datasets, drafts=drafts, jobs=jobs, silence_s=config.queue.silence_s)
         group = await stack.enter_async_context(asyncio.TaskGroup())
         schedule.start()
         tasks = [

@@ -16,7 +16,7 @@ from bot.config import Config, read_token
 from bot.datasets import DatasetStore
 from bot.db import open_db
 from bot.outbox import Outbox
-from bot.queue import JobStore
+from bot.queue import DraftStore, JobStore
 
 
 async def sync_command(config: Config, *, is_dry: bool, out: TextIO = sys.stdout) -> int:
@@ -33,6 +33,7 @@ async def sync_command(config: Config, *, is_dry: bool, out: TextIO = sys.stdout
             config=config,
             jobs=JobStore(db, Outbox(db), data_dir=data_dir),
             datasets=DatasetStore(db, data_dir=data_dir),
+            drafts=DraftStore(db),
         )
         async with Darkroom(services, db) as client:
             await client.add_commands()
@@ -41,7 +42,8 @@ async def sync_command(config: Config, *, is_dry: bool, out: TextIO = sys.stdout
                 out.write(f"{scope.words}: {'changed' if scope.is_changed else 'as Discord knows them'}\n")
             for command in scopes[0].commands:
                 options = " ".join(option["name"] for option in command.get("options", []))
-                out.write(f"  /{command['name']} {options}\n")
+                is_menu = command.get("type", 1) != discord.AppCommandType.chat_input.value
+                out.write(f"  {'menu: ' if is_menu else '/'}{command['name']} {options}\n")
             changed = [scope for scope in scopes if scope.is_changed]
             if is_dry or not changed:
                 return 1 if changed else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import discord
@@ -11,6 +12,7 @@ from discord import app_commands
 
 from bot.cogs.replies import reply
 from bot.errors import DarkroomError, NotAllowed
+from bot.ui.dataset_forms import Form
 from bot.ui.receipts import said
 from bot.ui.text import listed, plain
 from trainer.protocol.spec import SpecError
@@ -37,6 +39,20 @@ async def tell(interaction: discord.Interaction, error: BaseException) -> None:
         await reply(interaction, said(sentence))
     except discord.HTTPException:
         log.exception("a person could not be told: %s", sentence)
+
+
+def told(
+    handler: Callable[[discord.Interaction, Form], Awaitable[None]],
+) -> Callable[[discord.Interaction, Form], Awaitable[None]]:
+    """A form's handler whose failures are told, as those of commands are."""
+
+    async def handled(interaction: discord.Interaction, form: Form) -> None:
+        try:
+            await handler(interaction, form)
+        except Exception as error:  # noqa: BLE001 - the edge to Discord: every failure becomes a sentence.
+            await tell(interaction, error)
+
+    return handled
 
 
 def known_sentence(error: BaseException) -> str | None:

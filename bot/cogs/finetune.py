@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import discord
 from discord import app_commands
 from discord.ext import commands
 
+from bot.cogs.drafts import draft_card, queue
+from bot.cogs.intake import choices_of, take_in
 from bot.cogs.replies import reply
 from bot.cogs.services import Services
-from bot.config import Config
+from bot.cogs.wishes import Wishes, make_spec
 from bot.datasets import Dataset
-from bot.errors import DatasetRefused, DatasetTooLarge, JobRefused
-from bot.queue import NewJob
+from bot.errors import DarkroomError, DatasetRefused, JobRefused
 from bot.ui.permissions import missing_permissions
-from bot.ui.receipts import receipt
 from bot.ui.text import listed
-from trainer.protocol.presets import presets, spec_from_preset
-from trainer.protocol.spec import Spec, allowed_range
+from trainer.protocol.presets import presets
+from trainer.protocol.spec import SpecError, allowed_range
 
 _EPOCHS, _LR, _RANK, _SEED = (
     allowed_range(name) for name in ("training.epochs", "training.learning_rate", "adapter.rank", "training.seed")
@@ -45,41 +43,6 @@ else:
     Prompts = app_commands.Range[str, 1, 2000]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Wishes:
-    """What somebody asked for, as they typed it; None where they left it to the preset."""
-
-    preset: str
-    base: str | None
-    name: str | None
-    epochs: int | None
-    lr: float | None
-    rank: int | None
-    prompts: str | None
-    trigger: str | None
-    seed: int | None
-    early_stop: bool | None
-
-    def changes(self) -> dict[str, Any]:
-        """The settings to lay over the preset."""
-        training = {
-            "epochs": self.epochs,
-            "learning_rate": self.lr,
-            "trigger": self.trigger and self.trigger.strip(),
-            "seed": self.seed,
-        }
-        groups: dict[str, dict[str, Any]] = {
-            "training": training,
-            "adapter": {"rank": self.rank},
-            "samples": {"prompts": split_prompts(self.prompts) if self.prompts else None},
-            "early_stopping": {"enabled": self.early_stop},
-        }
-        return {
-            group: {key: value for key, value in settings.items() if value is not None}
-            for group, settings in groups.items()
-        }
-
-
 class Finetune(commands.Cog):
     """The command that all this is for."""
 
@@ -101,6 +64,7 @@ class Finetune(commands.Cog):
         trigger="A word that will call up what is taught",
         seed="The same seed and settings make the same LoRA",
         early_stop="Stop when the validation loss no longer falls",
+        confirm="Show me the dataset's report before anything is queued (yes, if you leave it out)",
     )
     async def finetune(
         self,
@@ -117,6 +81,7 @@ class Finetune(commands.Cog):
         trigger: Trigger | None = None,
         seed: Seed | None = None,
         early_stop: bool | None = None,
+        confirm: bool = True,
     ) -> None:
         await interaction.response.defer(ephemeral=True, thinking=True)
         require_permissions(interaction)
@@ -127,19 +92,24 @@ class Finetune(commands.Cog):
         # Before a byte is downloaded: most mistakes are in the settings.
         make_spec(wishes, self._services.config, dataset_name="lora", folder="not known yet")
         found = await self._dataset(interaction, dataset, from_dataset)
-        spec = make_spec(wishes, self._services.config, dataset_name=found.name, folder=str(found.folder))
-        job = await self._services.jobs.submit(
-            NewJob(
-                interaction_id=interaction.id,
-                guild_id=found.guild_id,
-                channel_id=interaction.channel_id or 0,
-                owner_id=interaction.user.id,
-                dataset_id=found.id,
-                spec=spec,
-            )
+        # Kept even where it is queued at once: it carries the interaction's id, by which it is one job.
+        draft = await self._services.drafts.keep(
+            interaction_id=interaction.id,
+            guild_id=found.guild_id,
+            channel_id=interaction.channel_id or 0,
+            owner_id=interaction.user.id,
+            dataset_id=found.id,
+            wishes=wishes.to_json(),
         )
-        place = await self._services.jobs.place_in_line(job.id)
-        await reply(interaction, receipt(job, place, await self._services.datasets.report(found)))
+        if confirm:
+            await reply(interaction, await draft_card(self._services, interaction, draft))
+            return
+        try:
+            await reply(interaction, await queue(self._services, draft.id))
+        except (DarkroomError, SpecError):
+            # It was to go at once or not at all: it must not wait for a "Go on" that nobody is asked for.
+            await self._services.drafts.cancel(draft.id)
+            raise
 
     async def _dataset(
         self, interaction: discord.Interaction, attachment: discord.Attachment | None, known: str | None
@@ -151,22 +121,11 @@ class Finetune(commands.Cog):
             return await self._services.datasets.named(interaction.guild_id, known)
         if attachment is None:
             raise DatasetRefused("Give me pictures: dataset:<zip file>, or from_dataset:<name>. Nothing was queued.")
-        limit = self._services.config.limits.max_dataset_bytes
-        if attachment.size > limit:
-            raise DatasetTooLarge(file_name=attachment.filename, max_bytes=limit)
-        received = await self._services.datasets.receive(attachment.filename, self._services.download(attachment))
-        return await self._services.datasets.prepare(
-            received, guild_id=interaction.guild_id, owner_id=interaction.user.id
-        )
+        return await take_in(self._services, interaction, [attachment])
 
     @finetune.autocomplete("from_dataset")
     async def choose_dataset(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
-        assert interaction.guild_id is not None
-        found = await self._services.datasets.search(interaction.guild_id, typed)
-        return [
-            app_commands.Choice(name=f"{each.name} · {each.counts.kept} images"[:100], value=each.name)
-            for each in found
-        ]
+        return await choices_of(self._services, interaction, typed)
 
     @finetune.autocomplete("preset")
     async def choose_preset(self, _: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
@@ -192,33 +151,3 @@ def require_permissions(interaction: discord.Interaction) -> None:
         raise JobRefused(
             f"I can't post in {where}. Missing: {listed(missing)}. Ask a server admin; nothing was queued."
         )
-
-
-def make_spec(wishes: Wishes, config: Config, *, dataset_name: str, folder: str) -> Spec:
-    """The complete spec of what somebody asked for.
-
-    Raises:
-        JobRefused: an unknown base, or more epochs than this bot allows.
-        SpecError: an unknown preset, or a value out of its range.
-    """
-    label = wishes.base or config.models.default
-    if label not in config.models.sources:
-        raise JobRefused(f"There is no base model {label!r} here. Models: {', '.join(config.models.sources)}.")
-    source = config.models.sources[label]
-    name = slug(wishes.name) if wishes.name else dataset_name
-    spec = spec_from_preset(wishes.preset, dataset=folder, base=source, name=name, changes=wishes.changes())
-    if spec.training.epochs > config.limits.max_epochs:
-        raise JobRefused(
-            f"{spec.training.epochs} epochs are more than the {config.limits.max_epochs} that one job may ask for here."
-        )
-    return spec
-
-
-def split_prompts(text: str) -> list[str]:
-    """`a fox | a fox in snow` as two prompts."""
-    return [prompt for part in text.split("|") if (prompt := part.strip())]
-
-
-def slug(name: str) -> str:
-    """A name as a file may have it: `My Fox!` is `my-fox`; left to be refused where nothing remains."""
-    return re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._")[:40] or name

@@ -18,6 +18,15 @@ async def reply(interaction: discord.Interaction, content: MessageContent) -> No
         await answer(view=content.layout, files=files, ephemeral=True, allowed_mentions=content.allowed_mentions)
 
 
+async def replace(interaction: discord.Interaction, content: MessageContent) -> None:
+    """Show `content` in the place of the message whose button was pressed, also after a defer."""
+    is_done = interaction.response.is_done()
+    edit = interaction.edit_original_response if is_done else interaction.response.edit_message
+    with opened(content.files) as files:
+        # `attachments` and not `files`: the new pictures take the place of the old ones.
+        await edit(view=content.layout, attachments=files, allowed_mentions=discord.AllowedMentions.none())
+
+
 @contextmanager
 def opened(files: Sequence[FileToSend]) -> Iterator[list[discord.File]]:
     """Files for one request, closed after it: discord.py does not close those of an interaction's first answer."""

@@ -10,7 +10,7 @@ import discord
 from bot.cogs.downloads import Download, streamed
 from bot.config import Config
 from bot.datasets import DatasetStore
-from bot.queue import Job, JobStore
+from bot.queue import DraftStore, Job, JobStore
 from bot.ui.card import Standing
 
 #: Of a server without boosts, and of one that is not in the cache.
@@ -24,6 +24,7 @@ class Services:
     config: Config
     jobs: JobStore
     datasets: DatasetStore
+    drafts: DraftStore
     download: Download = streamed
 
 

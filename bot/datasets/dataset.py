@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from trainer.protocol.edits import Edits
 from trainer.protocol.report import Counts
 
 
@@ -61,9 +62,20 @@ class Dataset:
     name: str
     #: Of what was handed in.
     sha256: str
-    #: What `trainer prepare` wrote (absolute): report.json, pictures, sheets. Goes into the spec.
+    #: What `trainer prepare` wrote (absolute): report.json, pictures, sheets. Goes into the spec; never changes.
     folder: Path
+    #: `<sha256>/<revision>` of the dataset that this one grew out of; empty if of none.
+    earlier: str
+    #: All that people decided, the newest not in `folder` yet where `is_pending`.
+    edits: Edits
+    #: Decided and not applied: `DatasetStore.apply` makes the next revision.
+    is_pending: bool
     counts: Counts
     #: The report's paragraph in plain words.
     summary: str
     created_at: datetime
+
+    @property
+    def source(self) -> Path:
+        """Holds the files that were handed in."""
+        return self.folder.parent / "source"

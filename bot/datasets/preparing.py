@@ -1,4 +1,4 @@
-"""Running `trainer prepare` on untrusted files: in its own session, with limits on time and memory."""
+"""Running `trainer prepare` on untrusted files, and `trainer caption`: own sessions, limits on time and memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bot.config import PrepareSettings
+from bot.config import CaptionSettings, PrepareSettings
 from bot.errors import DatasetRefused, PrepareFailed
 from trainer.protocol.events import EXIT_REFUSED
 
@@ -30,28 +30,61 @@ async def run_prepare(
     command: Sequence[str],
     env: Mapping[str, str],
     settings: PrepareSettings,
+    edits: Path | None = None,
+    earlier: Path | None = None,
 ) -> None:
-    """`command prepare SOURCE --out OUT`; returns if it ended well.
+    """`command prepare SOURCE --out OUT [--edits FILE] [--earlier DATASET_DIR]`; returns if it ended well.
 
     Raises:
         DatasetRefused: it refused, in its own words (the last line that it wrote to stderr).
         PrepareFailed: it took too long, or died.
     """
-    status = await _run((*command, "prepare", str(source), "--out", str(out)), log_file, env, settings)
-    if status == 0:
-        return
+    argv = [*command, "prepare", str(source), "--out", str(out)]
+    argv += [] if edits is None else ["--edits", str(edits)]
+    argv += [] if earlier is None else ["--earlier", str(earlier)]
+    status = await _run(argv, log_file, env, timeout_s=settings.timeout_s, memory_bytes=settings.memory_bytes)
+    if status != 0:
+        memory = f"out of memory at {settings.memory_mib} MiB, or "
+        raise _failure(status, title, log_file, timeout_s=settings.timeout_s, memory=memory)
+
+
+async def run_captions(
+    dataset: Path,
+    edits: Path,
+    *,
+    title: str,
+    log_file: Path,
+    command: Sequence[str],
+    env: Mapping[str, str],
+    settings: CaptionSettings,
+) -> None:
+    """`command caption DATASET_DIR --model SOURCE --edits FILE`: captions by a model, written into the edits.
+
+    Raises:
+        DatasetRefused: it refused, in its own words.
+        PrepareFailed: it took too long, or died.
+    """
+    argv = [*command, "caption", str(dataset), "--model", settings.model, "--edits", str(edits)]
+    # No limit on memory: it opens pictures that we decoded ourselves, and a model takes what it takes.
+    status = await _run(argv, log_file, env, timeout_s=settings.timeout_s)
+    if status != 0:
+        raise _failure(status, title, log_file, timeout_s=settings.timeout_s)
+
+
+def _failure(status: int | None, title: str, log_file: Path, *, timeout_s: float, memory: str = "") -> DatasetRefused:
+    """What to raise for a process that did not end well."""
     if status == EXIT_REFUSED:
-        raise DatasetRefused(_last_line(log_file) or f"{title} was refused without a reason.")
-    log.warning("prepare of %s ended with status %s; see %s", source, status, log_file)
+        return DatasetRefused(_last_line(log_file) or f"{title} was refused without a reason.")
+    log.warning("examining %s ended with status %s; see %s", title, status, log_file)
     if status is None:
-        raise PrepareFailed(name=title, why=f"it took longer than {settings.timeout_s:g} s.")
+        return PrepareFailed(name=title, why=f"it took longer than {timeout_s:g} s.")
     why = f"the process was ended by signal {-status}" if status < 0 else f"the process failed with status {status}"
-    raise PrepareFailed(
-        name=title, why=f"{why} (out of memory at {settings.memory_mib} MiB, or a bug; see {log_file.name})."
-    )
+    return PrepareFailed(name=title, why=f"{why} ({memory}a bug; see {log_file.name}).")
 
 
-async def _run(argv: Sequence[str], log_file: Path, env: Mapping[str, str], settings: PrepareSettings) -> int | None:
+async def _run(
+    argv: Sequence[str], log_file: Path, env: Mapping[str, str], *, timeout_s: float, memory_bytes: int | None = None
+) -> int | None:
     """The exit status, None if the time ran out; no process of the group is left either way."""
     # A file and no pipe: what an untrusted archive makes a library print need not fit into the bot's memory.
     descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -68,8 +101,9 @@ async def _run(argv: Sequence[str], log_file: Path, env: Mapping[str, str], sett
         os.close(descriptor)
     try:
         # After the start and not by `preexec_fn`, which may hang a program with threads; no byte is decoded this early.
-        _limit_memory(process.pid, settings.memory_bytes)
-        async with asyncio.timeout(settings.timeout_s):
+        if memory_bytes is not None:
+            _limit_memory(process.pid, memory_bytes)
+        async with asyncio.timeout(timeout_s):
             return await process.wait()
     except TimeoutError:
         return None

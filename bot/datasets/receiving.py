@@ -41,7 +41,7 @@ async def receive(uploads: Sequence[Upload], *, incoming: Path, datasets: Path, 
             raise DatasetRefused("There is nothing in what you handed in: it has 0 bytes.")
         sha256 = content_sha256(files)
         source = datasets / sha256 / SOURCE
-        await asyncio.to_thread(_publish, folder, source)
+        await asyncio.to_thread(publish_source, folder, source)
         return Received(sha256=sha256, source=source, files=tuple(files))
     finally:
         # In a thread of its own and not awaited to its end if cancelled: a small folder of our own.
@@ -97,7 +97,7 @@ def _sync(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
-def _publish(folder: Path, source: Path) -> None:
+def publish_source(folder: Path, source: Path) -> None:
     """Move a received folder into place, unless the same content is there already."""
     source.parent.mkdir(parents=True, exist_ok=True)
     # Young again, so that the sweep of unused content leaves it alone.

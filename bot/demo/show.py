@@ -106,7 +106,9 @@ async def _perform(app: App, stage: Stage, archive: tuple[str, bytes]) -> Job | 
     await stage.ana.send(stage.channel, _HELLO)
     preset = "demo" if "demo" in presets() else next(iter(presets()))
     say(f"{time.strftime('%H:%M:%S')}  Ana\n  /finetune dataset:{archive[0]} preset:{preset} base:tiny\n")
-    result = await stage.ana.slash(stage.channel, "finetune", dataset=archive, preset=preset, base="tiny")
+    result = await stage.ana.slash(
+        stage.channel, "finetune", dataset=archive, preset=preset, base="tiny", confirm=False
+    )
     jobs = await app.services.jobs.recent(stage.channel.guild.id, limit=1)
     if not jobs:
         told = "\n".join(texts(result.response.message.components)) if result.response else "no answer"

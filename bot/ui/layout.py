@@ -100,7 +100,7 @@ def picture(file: FileToSend, alt_text: str) -> ui.MediaGallery[Any]:
     return ui.MediaGallery(discord.MediaGalleryItem(file.url, description=shorten(alt_text, MAX_ALT_TEXT)))
 
 
-def row(*buttons: JobButton) -> ui.ActionRow[Any]:
+def row(*buttons: ui.Item[Any]) -> ui.ActionRow[Any]:
     return ui.ActionRow(*buttons)
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from bot.datasets import DatasetStore
 from bot.db import Database
-from bot.queue import JobStore
-from bot.schedule import Schedule, SilenceWatch, empty_wal, sweep_leftovers
+from bot.queue import DraftStore, JobStore
+from bot.schedule import Schedule, SilenceWatch, empty_wal, sweep_drafts, sweep_leftovers
 from tests.bot.conftest import Submit
 from tests.bot.fakes import Clock, started, step_done
 
@@ -46,7 +46,9 @@ async def test_the_log_of_the_database_is_emptied(db: Database) -> None:
 
 async def test_the_schedule_starts_and_stops(db: Database, store: JobStore, tmp_path: Path) -> None:
     datasets = DatasetStore(db, data_dir=tmp_path / "data")
+    drafts = DraftStore(db)
     await sweep_leftovers(datasets)
-    schedule = Schedule(db=db, datasets=datasets, jobs=store, silence_s=600)
+    await sweep_drafts(drafts)
+    schedule = Schedule(db=db, datasets=datasets, drafts=drafts, jobs=store, silence_s=600)
     schedule.start()
     schedule.stop()

@@ -1,6 +1,7 @@
 """A trainer with the whole command line that trains nothing: real files, plain pictures, a pace set by FAKE_STEP_S.
 
-python tests/bot/cogs/stand_in.py prepare SOURCE --out DATASET_DIR
+python tests/bot/cogs/stand_in.py prepare SOURCE --out DATASET_DIR [--edits FILE] [--earlier DATASET_DIR]
+python tests/bot/cogs/stand_in.py caption DATASET_DIR --model MODEL --edits FILE
 python tests/bot/cogs/stand_in.py run JOB_DIR [--finish]
 """
 
@@ -13,9 +14,9 @@ import signal
 import sys
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image as Picture
 from PIL import ImageDraw
@@ -23,8 +24,9 @@ from PIL import ImageDraw
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from trainer.protocol import events as say
+from trainer.protocol.edits import Edits, read_edits
 from trainer.protocol.process import PROCESS_FILE, identify
-from trainer.protocol.report import Counts, DatasetReport, Finding, FindingKind, Image, Split
+from trainer.protocol.report import Counts, DatasetReport, Finding, FindingKind, Image, Split, read_report
 from trainer.protocol.spec import Spec, read_spec
 
 STEP_S = float(os.environ.get("FAKE_STEP_S", "0.02"))
@@ -36,8 +38,11 @@ BEST = 3
 
 def main(arguments: list[str]) -> int:
     match arguments:
-        case ["prepare", source, "--out", out]:
-            return prepare(Path(source), Path(out))
+        case ["prepare", source, "--out", out, *rest]:
+            options = dict(zip(rest[::2], rest[1::2], strict=True))
+            return prepare(Path(source), Path(out), **{name.strip("-"): Path(path) for name, path in options.items()})
+        case ["caption", dataset_dir, "--model", model, "--edits", edits]:
+            return caption(Path(dataset_dir), model, Path(edits))
         case ["run", job_dir, *rest]:
             return Run(Path(job_dir), is_finishing="--finish" in rest).run()
     return say.EXIT_REFUSED
@@ -48,34 +53,96 @@ def refuse(sentence: str) -> int:
     return say.EXIT_REFUSED
 
 
-def prepare(source: Path, out: Path) -> int:
+def prepare(source: Path, out: Path, *, edits: Path | None = None, earlier: Path | None = None) -> int:
+    """What pictures are called decides what is found: `corrupt`, `blur` (kept), `twin` (dropped)."""
+    time.sleep(float(os.environ.get("FAKE_PREPARE_S", "0")))
     files = sorted(source.iterdir())
-    if not all(zipfile.is_zipfile(file) for file in files):
-        return refuse(f"{files[0].name} is not a zip archive. Nothing was queued.")
-    names = [name for file in files for name in zipfile.ZipFile(file).namelist()]
-    pictures = [name for name in names if name.endswith((".png", ".jpg"))]
-    if not pictures:
+    for file in files:
+        if file.suffix == ".zip" and not zipfile.is_zipfile(file):
+            return refuse(f"{file.name} is not a zip archive. Nothing was queued.")
+    read = dict(_read(files))
+    if not any(name.endswith((".png", ".jpg")) for name in read):
         return refuse(f"{files[0].name} holds no pictures. Nothing was queued.")
+    out.mkdir(parents=True)
+    decided = Edits() if edits is None else read_edits(edits)
+    sides = {} if earlier is None else {each.pixels_sha256: each.split for each in read_report(earlier).images}
+    report = _report(out, read, decided, sides)
+    (out / "report.json").write_text(report.model_dump_json())
+    (out / "report.html").write_text(f"<p>{report.counts.kept} pictures</p>")
+    return 0
+
+
+def _read(files: list[Path]) -> Iterator[tuple[str, bytes]]:
+    for file in files:
+        if file.suffix == ".zip":
+            with zipfile.ZipFile(file) as archive:
+                yield from ((f"{file.name}!{name}", archive.read(name)) for name in archive.namelist())
+        else:
+            yield file.name, file.read_bytes()
+
+
+def _report(out: Path, read: dict[str, bytes], edits: Edits, sides: dict[str | None, Split | None]) -> DatasetReport:
     splits = itertools.chain([Split.VALIDATION, Split.TEST], itertools.repeat(Split.TRAIN))
-    images = [
-        Image(source=f"{files[0].name}!{name}", status="dropped", findings=(corrupt(),))
-        if "corrupt" in name
-        else Image(source=f"{files[0].name}!{name}", status="kept", split=next(splits), caption="a fox", path=name)
-        for name in pictures
-    ]
+    images = []
+    for number, name in enumerate((name for name in read if name.endswith((".png", ".jpg"))), 1):
+        image = _image(out, number, name, read, edits)
+        if image.status == "kept":
+            side = sides.get(image.pixels_sha256) or next(splits)
+            image = image.model_copy(update={"split": side, "path": image.thumbnail})
+        images.append(image)
     kept = [image for image in images if image.status == "kept"]
     split = {each: sum(image.split is each for image in kept) for each in Split}
     counts = Counts(
         images=len(images), kept=len(kept), dropped=len(images) - len(kept), refused=0, train=split[Split.TRAIN],
-        validation=split[Split.VALIDATION], test=split[Split.TEST], captioned=len(kept),
+        validation=split[Split.VALIDATION], test=split[Split.TEST], captioned=sum(bool(each.caption) for each in kept),
+        automatic=sum(each.is_caption_automatic for each in kept),
     )  # fmt: skip
-    digest = hashlib.sha256("".join(names).encode()).hexdigest()
-    report = DatasetReport(
-        digest=digest, input_digest=digest, counts=counts, summary="Pictures.", images=tuple(images), resolution=64
-    )
-    out.mkdir(parents=True)
-    (out / "report.json").write_text(report.model_dump_json())
+    sheets = tuple(f"sheets/{title}.png" for title in ("kept", "dropped"))
+    for sheet in sheets:
+        draw(out / sheet, sheet)
+    digest = hashlib.sha256(edits.model_dump_json().encode() + repr(sorted(read)).encode()).hexdigest()
+    return DatasetReport(
+        digest=digest, input_digest=digest, counts=counts, summary="Pictures.", images=tuple(images), resolution=64,
+        sheets=sheets,
+    )  # fmt: skip
+
+
+def _image(out: Path, number: int, name: str, read: dict[str, bytes], edits: Edits) -> Image:
+    if "corrupt" in name:
+        return Image(source=name, status="dropped", findings=(corrupt(),))
+    sha256 = hashlib.sha256(read[name]).hexdigest()
+    decision = edits.decisions.get(sha256)
+    is_dropped = decision == "drop" or ("twin" in name and decision != "keep")
+    found = [finding(kind, is_dropped=is_dropped) for word, kind in FOUND.items() if word in name]
+    thumbnail = f"thumbnails/{number}.png"
+    draw(out / thumbnail, name)
+    handed_in = read.get(name.rpartition(".")[0] + ".txt", b"" if "bare" in name else b"a fox").decode()
+    automatic = "" if handed_in else edits.automatic.get(sha256, "")
+    caption = edits.captions.get(sha256, handed_in or automatic)
+    if edits.rules.trigger and edits.rules.trigger not in caption:
+        caption = f"{edits.rules.trigger}, {caption}"
+    return Image(
+        source=name, status="dropped" if is_dropped else "kept", findings=tuple(found), caption=caption,
+        is_caption_automatic=bool(automatic) and sha256 not in edits.captions and sha256 not in edits.reviewed,
+        caption_source=edits.captioner if automatic else None, pixels_sha256=sha256, thumbnail=thumbnail,
+        decision=decision,
+    )  # fmt: skip
+
+
+def caption(dataset_dir: Path, model: str, path: Path) -> int:
+    """Captions for the pictures that have none."""
+    bare = [image for image in read_report(dataset_dir).images if image.pixels_sha256 and not image.caption]
+    automatic = {image.pixels_sha256: "an animal" for image in bare}
+    read_edits(path).model_copy(update={"automatic": automatic, "captioner": model}).write(path)
     return 0
+
+
+FOUND = {"blur": FindingKind.BLUR, "twin": FindingKind.NEAR_DUPLICATE}
+
+
+def finding(kind: FindingKind, *, is_dropped: bool) -> Finding:
+    action: Literal["dropped", "kept"] = "dropped" if is_dropped else "kept"
+    return Finding(kind=kind, action=action, message="the edges are wide", measure=1.5, threshold=1.0)
 
 
 def corrupt() -> Finding:
@@ -197,10 +264,14 @@ class Run:
         self.say(say.Sampled, epoch=epoch, samples=samples, sheet=f"samples/e{epoch}.png")
 
     def draw(self, path: str, words: str) -> None:
-        picture = Picture.new("RGB", (256, 128), (40 + 7 * self.seq % 200, 90, 120))
-        ImageDraw.Draw(picture).text((20, 50), words, fill="white")
-        (self.job_dir / path).parent.mkdir(parents=True, exist_ok=True)
-        picture.save(self.job_dir / path)
+        draw(self.job_dir / path, words, 40 + 7 * self.seq % 200)
+
+
+def draw(path: Path, words: str, red: int = 40) -> None:
+    picture = Picture.new("RGB", (256, 128), (red, 90, 120))
+    ImageDraw.Draw(picture).text((20, 50), words, fill="white")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
 
 
 def loss(relative: float) -> say.ValidationLoss:

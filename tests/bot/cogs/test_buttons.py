@@ -16,7 +16,7 @@ SLOW = "0.3"
 
 async def start(lab: World, **options: Any) -> discord.Message:
     """A training of Ana's in its second epoch, and its card."""
-    await lab.ana.slash(lab.channel, "finetune", dataset=archive(), epochs=50, **options)
+    await lab.ana.slash(lab.channel, "finetune", confirm=False, dataset=archive(), epochs=50, **options)
     await lab.until_shown("**epoch 1/50")
     await lab.until(lambda: "val 0." in lab.texts()[0])
     card: discord.Message = lab.channel.history()[0]
@@ -87,7 +87,7 @@ async def test_refresh_redraws_the_card_in_place(data_dir: Path) -> None:
 async def test_a_waiting_job_is_cancelled_from_its_receipt(data_dir: Path) -> None:
     async with world(data_dir, FAKE_STEP_S=SLOW) as lab:
         await start(lab)
-        receipt = await lab.ben.slash(lab.channel, "finetune", from_dataset="fox", epochs=2)
+        receipt = await lab.ben.slash(lab.channel, "finetune", confirm=False, from_dataset="fox", epochs=2)
         assert "1st in line" in answer(receipt)
         told = answer(await lab.ben.click(receipt.response.message, custom_id="job:2:cancel"))
         assert "#2 is cancelled; it no longer waits." in told
@@ -97,7 +97,7 @@ async def test_a_waiting_job_is_cancelled_from_its_receipt(data_dir: Path) -> No
 async def test_status_list_and_queue_show_how_it_stands(data_dir: Path) -> None:
     async with world(data_dir, FAKE_STEP_S=SLOW) as lab:
         await start(lab)
-        await lab.ben.slash(lab.channel, "finetune", from_dataset="fox", epochs=2, name="second")
+        await lab.ben.slash(lab.channel, "finetune", confirm=False, from_dataset="fox", epochs=2, name="second")
         assert "🟢 #1 fox" in answer(await lab.ben.slash(lab.channel, "job status", id="#1"))
         assert "#2 second" in answer(await lab.ben.slash(lab.channel, "job status", id="sec"))
         listed = answer(await lab.ben.slash(lab.channel, "job list"))
@@ -114,7 +114,7 @@ async def test_status_list_and_queue_show_how_it_stands(data_dir: Path) -> None:
 
 async def test_a_button_of_another_version_is_answered(data_dir: Path) -> None:
     async with world(data_dir) as lab:
-        await lab.ana.slash(lab.channel, "finetune", dataset=archive(), epochs=1)
+        await lab.ana.slash(lab.channel, "finetune", confirm=False, dataset=archive(), epochs=1)
         await lab.until_shown("is done")
         client: Any = lab.env.bot
         interaction = FakePress(lab)

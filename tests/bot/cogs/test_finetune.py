@@ -14,7 +14,9 @@ from tests.bot.cogs.conftest import answer, archive, world
 
 async def test_a_zip_becomes_a_lora_and_the_channel_sees_it_grow(data_dir: Path) -> None:
     async with world(data_dir) as lab:
-        result = await lab.ana.slash(lab.channel, "finetune", dataset=archive(), epochs=3, prompts="a fox | a red fox")
+        result = await lab.ana.slash(
+            lab.channel, "finetune", confirm=False, dataset=archive(), epochs=3, prompts="a fox | a red fox"
+        )
         told = answer(result)
         assert "✅ **Queued #1 “fox”** · 1st in line" in told
         assert "6 images, all captioned · split 4 train / 1 validation / 1 test" in told
@@ -37,7 +39,7 @@ async def test_a_zip_becomes_a_lora_and_the_channel_sees_it_grow(data_dir: Path)
 
 async def test_only_the_end_makes_a_sound(data_dir: Path) -> None:
     async with world(data_dir) as lab:
-        await lab.ana.slash(lab.channel, "finetune", dataset=archive(), epochs=1)
+        await lab.ana.slash(lab.channel, "finetune", confirm=False, dataset=archive(), epochs=1)
         await lab.until_shown("is done")
         loud = [message for message in lab.channel.history() if not message.flags.suppress_notifications]
         assert len(loud) == 1
@@ -46,17 +48,21 @@ async def test_only_the_end_makes_a_sound(data_dir: Path) -> None:
 
 async def test_a_known_dataset_is_trained_on_again_without_its_file(data_dir: Path) -> None:
     async with world(data_dir) as lab:
-        await lab.ana.slash(lab.channel, "finetune", dataset=archive(), epochs=1)
+        await lab.ana.slash(lab.channel, "finetune", confirm=False, dataset=archive(), epochs=1)
         choices = await lab.ben.autocomplete(lab.channel, "finetune", "from_dataset", "fo")
         assert choices == [{"name": "fox · 6 images", "value": "fox"}]
-        told = answer(await lab.ben.slash(lab.channel, "finetune", from_dataset="fox", epochs=1, name="Second Try"))
+        told = answer(
+            await lab.ben.slash(lab.channel, "finetune", confirm=False, from_dataset="fox", epochs=1, name="Second Try")
+        )
         assert "Queued #2 “second-try”" in told
         await lab.until(lambda: len(lab.posts("is done")) == 2)
 
 
 async def test_the_receipt_names_what_was_skipped(data_dir: Path) -> None:
     async with world(data_dir) as lab:
-        told = answer(await lab.ana.slash(lab.channel, "finetune", dataset=archive(5, corrupt__png=b"?"), epochs=1))
+        told = answer(
+            await lab.ana.slash(lab.channel, "finetune", confirm=False, dataset=archive(5, corrupt__png=b"?"), epochs=1)
+        )
         assert "5 images, 1 skipped (1 corrupt)" in told
         assert "skipped fox.zip!corrupt.png: it cannot be decoded" in told
 
@@ -82,7 +88,7 @@ async def test_bad_input_gets_one_clear_sentence_and_nothing_is_queued(
     data_dir: Path, options: dict[str, Any], sentence: str
 ) -> None:
     async with world(data_dir) as lab:
-        result = await lab.ana.slash(lab.channel, "finetune", **options)
+        result = await lab.ana.slash(lab.channel, "finetune", confirm=False, **options)
         told = answer(result).replace("\\", "")
         assert sentence in told
         assert "Traceback" not in told
@@ -106,7 +112,9 @@ async def test_a_file_over_the_limit_is_refused_before_it_is_downloaded(data_dir
         limits = lab.app.services.config.limits.model_copy(update={"max_dataset_mib": 1})
         object.__setattr__(lab.app.services.config, "limits", limits)
         object.__setattr__(lab.app.services, "download", download)
-        told = answer(await lab.ana.slash(lab.channel, "finetune", dataset=("big.zip", b"x" * 2**20 + b"x")))
+        told = answer(
+            await lab.ana.slash(lab.channel, "finetune", confirm=False, dataset=("big.zip", b"x" * 2**20 + b"x"))
+        )
         assert "big.zip is larger than the 1 MiB" in told
         assert downloads == []
         assert lab.env.errors
@@ -115,8 +123,8 @@ async def test_a_file_over_the_limit_is_refused_before_it_is_downloaded(data_dir
 async def test_too_many_jobs_in_line_are_refused_and_none_is_lost(data_dir: Path) -> None:
     async with world(data_dir, FAKE_STEP_S="9") as lab:
         for number in range(4):
-            await lab.ana.slash(lab.channel, "finetune", dataset=archive(6 + number), epochs=2)
-        told = answer(await lab.ana.slash(lab.channel, "finetune", dataset=archive(), epochs=2))
+            await lab.ana.slash(lab.channel, "finetune", confirm=False, dataset=archive(6 + number), epochs=2)
+        told = answer(await lab.ana.slash(lab.channel, "finetune", confirm=False, dataset=archive(), epochs=2))
         assert "You have 3 of 3 jobs waiting" in told
         jobs = await lab.app.services.jobs.recent(lab.channel.guild.id)
         assert [job.state for job in jobs] == [State.QUEUED] * 3 + [State.RUNNING]
@@ -129,7 +137,7 @@ async def test_missing_permissions_are_named_before_anything_is_queued(data_dir:
         shut = lab.channel.guild.create_text_channel(
             "shut", overwrites={bot: discord.PermissionOverwrite(send_messages=False, attach_files=False)}
         )
-        told = answer(await lab.ana.slash(shut, "finetune", dataset=archive()))
+        told = answer(await lab.ana.slash(shut, "finetune", confirm=False, dataset=archive()))
         assert "I can't post in #shut. Missing: Send Messages and Attach Files." in told
         assert await lab.app.services.jobs.recent(lab.channel.guild.id) == []
         assert lab.env.errors
@@ -144,7 +152,7 @@ async def test_a_bug_is_told_by_a_reference_that_stands_in_the_log(
             raise ZeroDivisionError("secret path /root")
 
         object.__setattr__(lab.app.services.jobs, "submit", broken)
-        told = answer(await lab.ana.slash(lab.channel, "finetune", dataset=archive()))
+        told = answer(await lab.ana.slash(lab.channel, "finetune", confirm=False, dataset=archive()))
         assert "Something broke on my side. Nothing was lost. Ref " in told
         assert "secret" not in told
         assert told.rpartition("Ref ")[2].rstrip(".") in caplog.text

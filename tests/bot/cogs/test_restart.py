@@ -25,7 +25,7 @@ async def test_a_restart_in_the_middle_misses_and_repeats_no_post(data_dir: Path
             channel = guild.create_text_channel("lab")
             ana = guild.add_member(env.create_user("ana"))
             lab = World(app=app, env=env, channel=channel, ana=ana, ben=ana)
-            await ana.slash(channel, "finetune", dataset=archive(), epochs=EPOCHS, early_stop=False)
+            await ana.slash(channel, "finetune", confirm=False, dataset=archive(), epochs=EPOCHS, early_stop=False)
             await lab.until_shown("**epoch 2/")
         # The services are gone; the training is not.
         shown = len(lab.posts("**epoch "))
@@ -51,7 +51,7 @@ async def test_a_restart_in_the_middle_misses_and_repeats_no_post(data_dir: Path
 
 async def test_a_killed_trainer_is_told_in_words_and_goes_on(data_dir: Path) -> None:
     async with world(data_dir, FAKE_TROUBLE="die:2") as lab:
-        await lab.ana.slash(lab.channel, "finetune", dataset=archive(), epochs=3)
+        await lab.ana.slash(lab.channel, "finetune", confirm=False, dataset=archive(), epochs=3)
         lost = await lab.until_shown("🔌")
         assert "died without a word" in lost
         await lab.until_shown("is done")
@@ -61,7 +61,7 @@ async def test_a_killed_trainer_is_told_in_words_and_goes_on(data_dir: Path) -> 
 
 async def test_a_trainer_that_always_dies_is_given_up_and_its_owner_called(data_dir: Path) -> None:
     async with world(data_dir, FAKE_TROUBLE="die_always:1") as lab:
-        await lab.ana.slash(lab.channel, "finetune", dataset=archive(), epochs=3)
+        await lab.ana.slash(lab.channel, "finetune", confirm=False, dataset=archive(), epochs=3)
         failed = await lab.until_shown("❌ #1 fox failed")
         assert f"<@{lab.ana.id}>" in failed
         assert "after 3 starts" in failed
@@ -70,7 +70,7 @@ async def test_a_trainer_that_always_dies_is_given_up_and_its_owner_called(data_
 
 async def test_a_failure_says_what_to_do(data_dir: Path) -> None:
     async with world(data_dir, FAKE_TROUBLE="oom:2") as lab:
-        await lab.ana.slash(lab.channel, "finetune", dataset=archive(), epochs=3)
+        await lab.ana.slash(lab.channel, "finetune", confirm=False, dataset=archive(), epochs=3)
         failed = await lab.until_shown("❌ #1 fox failed")
         assert "It ran out of memory at step 9." in failed
         assert "→ Take rank 8." in failed
@@ -79,6 +79,6 @@ async def test_a_failure_says_what_to_do(data_dir: Path) -> None:
 async def test_posts_wait_for_a_discord_that_is_down_and_then_come_in_order(data_dir: Path) -> None:
     async with world(data_dir) as lab:
         lab.env.inject_error("POST", "/channels/*/messages", status=503, times=2)
-        await lab.ana.slash(lab.channel, "finetune", dataset=archive(), epochs=2)
+        await lab.ana.slash(lab.channel, "finetune", confirm=False, dataset=archive(), epochs=2)
         await lab.until_shown("is done", 40)
         assert [f"**epoch {n}/2" in text for n, text in enumerate(lab.posts("**epoch "), 1)] == [True] * 2

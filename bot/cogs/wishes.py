@@ -1,0 +1,88 @@
+"""What somebody asked `/finetune` for, and the spec that follows from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from bot.config import Config
+from bot.errors import JobRefused
+from trainer.protocol.presets import spec_from_preset
+from trainer.protocol.spec import Spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What somebody asked for, as they typed it; None where they left it to the preset."""
+
+    preset: str
+    base: str | None
+    name: str | None
+    epochs: int | None
+    lr: float | None
+    rank: int | None
+    prompts: str | None
+    trigger: str | None
+    seed: int | None
+    early_stop: bool | None
+
+    def changes(self) -> dict[str, Any]:
+        """The settings to lay over the preset."""
+        training = {
+            "epochs": self.epochs,
+            "learning_rate": self.lr,
+            "trigger": self.trigger and self.trigger.strip(),
+            "seed": self.seed,
+        }
+        groups: dict[str, dict[str, Any]] = {
+            "training": training,
+            "adapter": {"rank": self.rank},
+            "samples": {"prompts": split_prompts(self.prompts) if self.prompts else None},
+            "early_stopping": {"enabled": self.early_stop},
+        }
+        return {
+            group: {key: value for key, value in settings.items() if value is not None}
+            for group, settings in groups.items()
+        }
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Wishes:
+        """The wishes of a draft; those that a bot of another version did not know are left to the preset."""
+        said = json.loads(text)
+        return cls(**{field.name: said.get(field.name) for field in dataclasses.fields(cls)})
+
+
+def make_spec(wishes: Wishes, config: Config, *, dataset_name: str, folder: str) -> Spec:
+    """The complete spec of what somebody asked for.
+
+    Raises:
+        JobRefused: an unknown base, or more epochs than this bot allows.
+        SpecError: an unknown preset, or a value out of its range.
+    """
+    label = wishes.base or config.models.default
+    if label not in config.models.sources:
+        raise JobRefused(f"There is no base model {label!r} here. Models: {', '.join(config.models.sources)}.")
+    source = config.models.sources[label]
+    name = slug(wishes.name) if wishes.name else dataset_name
+    spec = spec_from_preset(wishes.preset, dataset=folder, base=source, name=name, changes=wishes.changes())
+    if spec.training.epochs > config.limits.max_epochs:
+        raise JobRefused(
+            f"{spec.training.epochs} epochs are more than the {config.limits.max_epochs} that one job may ask for here."
+        )
+    return spec
+
+
+def split_prompts(text: str) -> list[str]:
+    """`a fox | a fox in snow` as two prompts."""
+    return [prompt for part in text.split("|") if (prompt := part.strip())]
+
+
+def slug(name: str) -> str:
+    """A name as a file may have it: `My Fox!` is `my-fox`; left to be refused where nothing remains."""
+    return re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._")[:40] or name

@@ -1,0 +1,72 @@
+"""Helpers for the dataset room's tests: archives with defects, buttons by verb."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import discord
+
+from tests.bot.cogs.conftest import PNG, World, archive, texts
+
+#: Six good pictures, one that may be blurred (kept), one near duplicate (dropped).
+DEFECTIVE = archive(6, blur__png=PNG + b"blur", twin__png=PNG + b"twin")
+
+
+def buttons(message: Any) -> dict[str, str]:
+    """Label or emoji → id of each button of a message, those that cannot be pressed left out."""
+    return dict(_buttons(message.components))
+
+
+def _buttons(components: Any) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for part in components:
+        part = part if isinstance(part, dict) else part.to_dict()
+        if part.get("type") == 2 and not part.get("disabled"):
+            found.append((part.get("label") or part["emoji"]["name"], part["custom_id"]))
+        found += _buttons(part.get("components", []))
+    return found
+
+
+async def press(actor: Any, message: Any, label: str) -> Any:
+    """Press the button whose label begins so, and give what came of it."""
+    found = [custom_id for name, custom_id in buttons(message).items() if name.startswith(label)]
+    assert found, f"no button {label!r} among {list(buttons(message))}"
+    return await actor.click(message, custom_id=found[0])
+
+
+async def hand_in(lab: World, file: tuple[str, bytes] = DEFECTIVE) -> Any:
+    """A dataset of Ana's through the form; its report card."""
+    shown = await lab.ana.slash(lab.channel, "dataset upload")
+    result = await lab.ana.submit_modal(shown, {"files": [file]})
+    return result.response.message
+
+
+def shown_again(lab: World, message: Any) -> Any:
+    """An ephemeral message as it is now."""
+    return next(each for each in lab.channel.history(viewer=lab.ana) if each.id == message.id)
+
+
+class StrayPress:
+    """A press that simcord cannot make: on a button that is shown no longer, to somebody else, or by nobody of ours."""
+
+    def __init__(self, lab: World, user: Any = None) -> None:
+        self.guild_id = lab.channel.guild.id
+        self.user = user or lab.ana
+        self.permissions = discord.Permissions.none()
+        self.filesize_limit = 10 * 2**20
+        self.response = self
+        self.followup = self
+        #: What the person saw.
+        self.told: list[str] = []
+        self._is_done = False
+
+    def is_done(self) -> bool:
+        return self._is_done
+
+    async def defer(self) -> None:
+        self._is_done = True
+
+    async def send(self, *, view: Any, **_: object) -> None:
+        self.told += texts(view.children)
+
+    send_message = edit_message = edit_original_response = send
