@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from PIL import Image
+from PIL import Image, ImageOps
 
 from trainer.dataset.limits import Limits
 from trainer.dataset.picture import decode
@@ -208,7 +208,7 @@ def _make_folder(sources: Iterable[Path], work: Path, copies: int, side: int | N
         with Image.open(prepared / image.path) as opened:
             picture = opened.convert("RGB")
         if side is not None:
-            picture.thumbnail((side, side))
+            picture = ImageOps.contain(picture, (side, side), Image.Resampling.LANCZOS)
         for copy in range(copies):
             width, height = (round(length * order.uniform(0.6, 0.95)) for length in picture.size)
             left, top = order.randint(0, picture.width - width), order.randint(0, picture.height - height)
