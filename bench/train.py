@@ -23,7 +23,7 @@ from trainer.models.lora import trainable_parameters
 from trainer.protocol.presets import spec_from_preset
 from trainer.protocol.report import Split
 from trainer.reporter import Reporter
-from trainer.training.batches import epoch_steps
+from trainer.tasks.examples import View
 from trainer.training.progress import EpochProgress
 from trainer.training.recipe import prepare_session, take_step
 from trainer.training.session import Session
@@ -74,15 +74,7 @@ def _compare(session: Session, *, rounds: int, steps: int) -> None:
 
 def _ours(session: Session, steps: int) -> float:
     """Seconds for `steps` steps of the recipe, events written."""
-    training = session.spec.training
-    order = epoch_steps(
-        session.examples[Split.TRAIN].sizes,
-        repeats=training.repeats,
-        batch_size=training.batch_size,
-        micro_batch_size=training.effective_micro_batch_size,
-        seed=0,
-        epoch=1,
-    )
+    order = session.views_of(1)
     progress = EpochProgress(session)
     began = time.monotonic()
     for number, step in enumerate(order[:steps]):
@@ -99,7 +91,7 @@ def _bare(session: Session, steps: int) -> float:
     examples = session.examples[Split.TRAIN]
     size = max(set(examples.sizes), key=examples.sizes.count)
     indices = [index for index, each in enumerate(examples.sizes) if each == size][: session.spec.training.batch_size]
-    latents = examples.latents(indices).to(device)
+    latents = examples.latents([View(index=index) for index in indices]).to(device)
     captions = task.embed([examples.captions[index] for index in indices])
     parameters = list(trainable_parameters(task.base.unet))
     optimizer = torch.optim.AdamW(parameters, lr=1e-6)

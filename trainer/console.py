@@ -56,7 +56,7 @@ class Console:
         tqdm.write(
             f"{event.device}, {event.precision}: {event.train_images} pictures to train on, "
             f"{event.validation_images} to validate, {event.test_images} to test; "
-            f"{event.trainable_parameters:,} parameters at {event.resolution} px.",
+            f"{event.trainable_parameters:,} parameters at {event.resolution} px. {event.data_words}".rstrip(),
             file=sys.stderr,
         )
         self._bar = tqdm(

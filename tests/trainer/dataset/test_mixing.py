@@ -166,6 +166,15 @@ def test_class_pictures_are_kept_apart_from_what_is_measured_too(tmp_path: Path)
     assert numbers(mixture, TRAIN)[4:] == ["1:3.png"]
 
 
+def test_equal_blank_pictures_are_found_though_no_hash_can_tell_them(tmp_path: Path) -> None:
+    blank = PILImage.new("RGB", (96, 96), "white")
+    main = [*MAIN, Drawn(picture=blank, split=VALIDATION)]
+
+    mixture = mixture_of(tmp_path, main, ([Drawn(picture=blank), drawn(11)], {}))
+
+    assert numbers(mixture, TRAIN)[4:] == ["1:2.png"]
+
+
 @pytest.mark.parametrize("has_thumbnail", [True, False])
 @pytest.mark.parametrize("is_mirrored", [True, False])
 def test_a_near_duplicate_is_found_across_datasets(tmp_path: Path, has_thumbnail: bool, is_mirrored: bool) -> None:
