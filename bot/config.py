@@ -101,6 +101,8 @@ class PrepareSettings(_Frozen):
     timeout_s: float = Field(default=300.0, ge=1, le=86_400)
     #: Private memory (RLIMIT_DATA), Linux only.
     memory_mib: int = Field(default=4096, ge=256, le=1_000_000)
+    #: Limits of the trainer by their names there (`trainer/dataset/limits.py`), which checks them.
+    limits: dict[str, bool | int | float] = {}
 
     @property
     def memory_bytes(self) -> int:

@@ -33,7 +33,7 @@ async def run_prepare(
     edits: Path | None = None,
     earlier: Path | None = None,
 ) -> None:
-    """`command prepare SOURCE --out OUT [--edits FILE] [--earlier DATASET_DIR]`; returns if it ended well.
+    """`command prepare SOURCE --out OUT [--edits FILE] [--earlier DATASET_DIR] --limit …`; returns if it ended well.
 
     Raises:
         DatasetRefused: it refused, in its own words (the last line that it wrote to stderr).
@@ -42,6 +42,9 @@ async def run_prepare(
     argv = [*command, "prepare", str(source), "--out", str(out)]
     argv += [] if edits is None else ["--edits", str(edits)]
     argv += [] if earlier is None else ["--earlier", str(earlier)]
+    # Last: what strangers upload is never read as Arrow or Parquet, whatever the settings say.
+    for name, value in {**settings.limits, "allow_arrow": False}.items():
+        argv += ["--limit", f"{name}={str(value).lower()}"]
     status = await _run(argv, log_file, env, timeout_s=settings.timeout_s, memory_bytes=settings.memory_bytes)
     if status != 0:
         memory = f"out of memory at {settings.memory_mib} MiB, or "

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from bot.config import CaptionSettings
@@ -121,3 +124,10 @@ async def test_a_model_writes_the_captions_that_are_missing_and_they_are_marked(
     said = [each for each in report.images if each.is_caption_automatic]
     assert len(said) == written.counts.automatic == len(written.edits.automatic) == 5
     assert {each.caption for each in said} == {"long hair, cat"}
+
+
+async def test_parquet_from_strangers_is_not_read_whatever_the_settings_say(store: DatasetStore) -> None:
+    table = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({"image": [png(seed) for seed in range(8)]}), table)
+    with pytest.raises(DatasetRefused, match="Parquet"):
+        await handed_in(store, {"pictures.parquet": table.getvalue()})

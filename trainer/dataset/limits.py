@@ -32,6 +32,8 @@ class Limits:
 
     #: Whether lists of addresses are downloaded at all.
     allow_downloads: bool = True
+    #: Whether Arrow and Parquet are read: they were not made to be read from strangers. The bot says no.
+    allow_arrow: bool = True
     #: Addresses in private networks, this machine's own among them, are refused: a list could make the trainer ask
     #: services that only it can reach.
     allow_private_addresses: bool = False

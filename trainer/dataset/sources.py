@@ -109,7 +109,7 @@ class Sources:
         yield from self._file(path, label=label, inner=name, scope=0) if listed is None else listed
 
     def _folder(self, root: Path) -> Iterator[Entry]:
-        if is_saved(root):
+        if self._limits.allow_arrow and is_saved(root):
             yield from self._saved(root)
             return
         scope = self._new_scope()
@@ -148,8 +148,7 @@ class Sources:
         try:
             if kind in OPENED:
                 yield from self._archive(path, kind, label)
-            elif kind is Kind.PARQUET and scope:
-                # Only in folders on the server: Arrow was not made to read what strangers upload.
+            elif kind is Kind.PARQUET and scope and self._limits.allow_arrow:
                 rows = self._stack.enter_context(closing(ParquetRows(path)))
                 yield from self._rows({"": rows}, label, (path.parent,))
             else:

@@ -53,7 +53,9 @@ def refuse(sentence: str) -> int:
     return say.EXIT_REFUSED
 
 
-def prepare(source: Path, out: Path, *, edits: Path | None = None, earlier: Path | None = None) -> int:
+def prepare(
+    source: Path, out: Path, *, edits: Path | None = None, earlier: Path | None = None, limit: Path | None = None
+) -> int:
     """What pictures are called decides what is found: `corrupt`, `blur` (kept), `twin` (dropped)."""
     time.sleep(float(os.environ.get("FAKE_PREPARE_S", "0")))
     files = sorted(source.iterdir())
