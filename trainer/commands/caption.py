@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from trainer.commands.bar import Bar
+from trainer.commands.quiet import quieten_libraries
 from trainer.commands.refusing import refuse
 from trainer.dataset.layout import EDITS_NAME
 from trainer.errors import TrainerError
@@ -28,9 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the captions into the edits; how many there are goes to stdout."""
-    # Read when the libraries are imported: their own bars and warnings would cut through ours.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    quieten_libraries()
     from trainer.captioning import writing
     from trainer.captioning.captioner import Detail
 

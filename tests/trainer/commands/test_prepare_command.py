@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.trainer.conftest import draw_pictures
 from trainer.__main__ import main
@@ -75,3 +76,16 @@ def test_the_bar_is_for_terminals_and_the_summary_for_stdout(pictures: Path) -> 
     assert done.returncode == 0
     assert done.stderr == ""
     assert done.stdout.startswith("12 images: 12 kept")
+
+
+def test_a_preview_of_augmentation_is_drawn_before_anything_is_trained(
+    pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared(pictures)
+    out, sheet = pictures.parent / "out", pictures.parent / "sheet.png"
+    assert main(["preview", str(out), "--preset", "photo", "--variants", "2", "--out", str(sheet)]) == 0
+    with Image.open(sheet) as drawn:
+        assert drawn.width > drawn.height / 4
+    capsys.readouterr()
+    assert main(["preview", str(pictures), "--out", str(sheet)]) == EXIT_REFUSED
+    assert "is not a prepared dataset" in capsys.readouterr().err
