@@ -25,7 +25,7 @@ from bot.ui.text import counted
 
 #: What the message menu takes, by ending; what is inside is for the trainer to find out.
 _PICTURES = frozenset({"png", "jpg", "jpeg", "webp", "avif", "heic", "heif", "gif", "bmp", "tif", "tiff"})
-_ARCHIVES = frozenset({"zip", "tar", "gz", "tgz", "xz", "txz", "7z"})
+_ARCHIVES = frozenset({"zip", "tar", "gz", "tgz", "bz2", "tbz2", "xz", "txz", "zst", "7z"})
 _CAPTIONS = frozenset({"txt", "caption", "json", "jsonl", "csv"})
 
 

@@ -52,7 +52,7 @@ class Finetune(commands.Cog):
     @app_commands.command(description="Fine-tune a LoRA on your pictures.")
     @app_commands.guild_only()
     @app_commands.describe(
-        dataset="A zip of pictures (with captions as .txt beside them, if you have some)",
+        dataset="Pictures as zip, tar or 7z (with captions as .txt beside them, if you have some)",
         from_dataset="… or a dataset that was handed in before",
         preset="Where the settings start from",
         base="The model to start from",

@@ -10,7 +10,7 @@ from trainer.protocol.report import DatasetReport
 
 def pack_report(folder: Path, report: DatasetReport, out: Path) -> Path:
     """Write `out`, a zip of the report's pages, sheets and thumbnails; what is not there is left out."""
-    pages = [*sorted(path.name for path in folder.glob("report*.html")), "report.md", "report.json"]
+    pages = [*report.pages, "report.json"]
     thumbnails = [image.thumbnail for image in report.images if image.thumbnail]
     # Pictures are compressed already.
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:

@@ -11,7 +11,7 @@ from bot.datasets.decisions import ToReview, caption_now, is_settled
 from bot.ui.dataset_buttons import DatasetButton, dataset_button
 from bot.ui.layout import Colour, FileToSend, MessageContent, box, layout, picture, row, sendable
 from bot.ui.text import counted, plain
-from trainer.protocol.report import Finding
+from trainer.protocol.report import CAPTION_BY_HAND, Finding
 
 
 def review_page(
@@ -80,7 +80,7 @@ def _state_lines(dataset: Dataset, each: ToReview) -> list[str]:
     edits, image = dataset.edits, each.image
     caption = caption_now(image, edits)
     is_own = each.sha256 in edits.captions
-    source = "by hand" if is_own else image.caption_source or ""
+    source = CAPTION_BY_HAND if is_own else image.caption_source or ""
     looked = " · looked at" if each.sha256 in edits.reviewed else " · not looked at yet"
     by = f" · {plain(source, 80)}{looked if image.is_caption_automatic and not is_own else ''}" if source else ""
     lines = [

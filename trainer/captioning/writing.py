@@ -23,9 +23,6 @@ logger = logging.getLogger(__name__)
 #: Phase, done, total.
 Progress: TypeAlias = Callable[[str, int, int], None]
 
-#: What `Image.caption_source` says of a caption that holds nothing but what the rules add: a trigger word alone.
-BY_RULE = "by rule"
-
 #: Captions are written down this often, so that a run that is broken off loses little.
 _SAVE_EVERY_S = 10.0
 
@@ -73,31 +70,6 @@ def run(
     return len(written)
 
 
-def caption_dataset(
-    dataset_dir: Path,
-    source: str,
-    *,
-    only_missing: bool = True,
-    batch_size: int = 4,
-    device: str = "cpu",
-    detail: Detail = Detail.SHORT,
-    progress: Progress = lambda phase, done, total: None,
-) -> dict[str, str]:
-    """Captions by pixel hash, of the kept pictures that have none, or of all; those that came out empty are left out.
-
-    Raises:
-        DatasetError: `dataset_dir` is no prepared dataset, or a picture in it is damaged.
-        MissingModelError: the model cannot be loaded.
-        OutOfMemoryError: the batch is too large for the GPU.
-    """
-    images = _to_caption(dataset_dir, only_missing, ())
-    captioner = load_captioner(source, device=device, detail=detail)
-    written: dict[str, str] = {}
-    for captions in _captions(captioner, dataset_dir, images, batch_size, progress):
-        written |= captions
-    return written
-
-
 def _to_caption(dataset_dir: Path, only_missing: bool, done: Collection[str]) -> list[report.Image]:
     """Kept pictures that are to be captioned; `done`: pixel hashes of those that are not, whatever they have."""
     try:
@@ -114,7 +86,7 @@ def _to_caption(dataset_dir: Path, only_missing: bool, done: Collection[str]) ->
 
 
 def _has_caption(image: report.Image) -> bool:
-    return image.caption_source not in (None, BY_RULE) and bool(image.caption.strip())
+    return image.caption_source not in (None, report.CAPTION_BY_RULE) and bool(image.caption.strip())
 
 
 def _captions(

@@ -24,7 +24,7 @@ from trainer.protocol.report import RefusalKind
 _CHUNK_BYTES = 2**16
 _REDIRECTS = (301, 302, 303, 307, 308)
 _HEADERS = {
-    "User-Agent": "darkroom-dataset/1 (+https://github.com/darkroom)",
+    "User-Agent": "darkroom-dataset/1",
     "Accept": "image/*,*/*;q=0.5",
     # What comes is what is counted.
     "Accept-Encoding": "identity",

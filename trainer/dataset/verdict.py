@@ -10,12 +10,7 @@ from trainer.dataset.intake import Found
 from trainer.dataset.labels import Caption
 from trainer.dataset.workers import Decoded
 from trainer.protocol.edits import CaptionRules, Edits
-from trainer.protocol.report import Finding
-
-#: What `Image.caption_source` says of a caption that a person wrote in place of the one that was handed in.
-BY_HAND = "by hand"
-#: … and of one that holds nothing but what the rules put into every caption.
-BY_RULE = "by rule"
+from trainer.protocol.report import CAPTION_BY_HAND, CAPTION_BY_RULE, Finding
 
 
 @dataclass(kw_only=True)
@@ -48,7 +43,7 @@ def open_verdict(found: Found, edits: Edits) -> Verdict:
     if caption is not None and not caption.problem:
         caption = Caption(source=caption.source, text=apply_rules(caption.text, edits.rules))
     if caption is None and edits.rules != CaptionRules() and (text := apply_rules("", edits.rules)):
-        caption = Caption(source=BY_RULE, text=text)
+        caption = Caption(source=CAPTION_BY_RULE, text=text)
     return Verdict(
         found=found,
         caption=caption,
@@ -61,7 +56,7 @@ def _caption(handed_in: Caption | None, pixels: str, edits: Edits) -> tuple[Capt
     """A person's caption before the one handed in, and that before a model's."""
     if pixels in edits.captions:
         text = edits.captions[pixels].strip()
-        return (Caption(source=BY_HAND, text=text) if text else None), False
+        return (Caption(source=CAPTION_BY_HAND, text=text) if text else None), False
     if handed_in is not None and handed_in.text:
         return handed_in, False
     if text := edits.automatic.get(pixels, "").strip():

@@ -11,6 +11,11 @@ from pydantic import BaseModel, ConfigDict
 REPORT_VERSION: Literal[1] = 1
 
 
+#: `Image.caption_source` of a caption that a person wrote in place of the one that was handed in, and of one that holds
+#: nothing but what the rules put into every caption.
+CAPTION_BY_HAND, CAPTION_BY_RULE = "by hand", "by rule"
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -97,8 +102,8 @@ class Image(_Frozen):
     group: int | None = None
     split: Split | None = None
     caption: str = ""
-    #: Where the caption comes from: a sidecar's or a table's source, `by hand`, `by rule` (only what every caption
-    #: gets), the name of a captioning model; None if there is none.
+    #: Where the caption comes from: a sidecar's or a table's source, `CAPTION_BY_HAND`, `CAPTION_BY_RULE`, a captioning
+    #: model's name; None if there is none.
     caption_source: str | None = None
     #: Written by a model, and not looked at by a person yet.
     is_caption_automatic: bool = False

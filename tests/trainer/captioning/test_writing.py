@@ -8,10 +8,10 @@ import pytest
 
 from tests.trainer.captioning.random_captioners import make_blip, make_tagger
 from tests.trainer.dataset.making import noise
-from trainer.captioning.writing import BY_RULE, caption_dataset, run
+from trainer.captioning.writing import run
 from trainer.errors import DatasetError
 from trainer.protocol.edits import Edits, EditsError, read_edits
-from trainer.protocol.report import Counts, DatasetReport, Image, Split
+from trainer.protocol.report import CAPTION_BY_RULE, Counts, DatasetReport, Image, Split
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def dataset_dir(tmp_path: Path) -> Path:
     (folder / "pictures").mkdir(parents=True)
     kept = [_kept(folder, number) for number in range(1, 6)]
     kept[1] = kept[1].model_copy(update={"caption": "a tree", "caption_source": "2.txt"})
-    kept[2] = kept[2].model_copy(update={"caption": "sks", "caption_source": BY_RULE})
+    kept[2] = kept[2].model_copy(update={"caption": "sks", "caption_source": CAPTION_BY_RULE})
     dropped = Image(source="6.png", status="dropped", pixels_sha256="hash6")
     counts = Counts(images=6, kept=5, dropped=1, refused=0, train=5, validation=0, test=0, captioned=1)
     report = DatasetReport(digest="d", counts=counts, summary="", images=(*kept, dropped), resolution=64)
@@ -42,23 +42,25 @@ def _kept(folder: Path, number: int) -> Image:
 
 def test_kept_pictures_without_a_caption_get_one(dataset_dir: Path, tagger: str) -> None:
     said = []
+    out = dataset_dir / "edits.json"
 
-    captions = caption_dataset(
-        dataset_dir, tagger, batch_size=3, progress=lambda phase, done, total: said.append((done, total))
-    )
+    run(dataset_dir, tagger, out, batch_size=3, progress=lambda phase, done, total: said.append((done, total)))
 
-    assert captions == dict.fromkeys(["hash1", "hash3", "hash4", "hash5"], "long hair, cat")
+    assert read_edits(out).automatic == dict.fromkeys(["hash1", "hash3", "hash4", "hash5"], "long hair, cat")
     assert said == [(0, 4), (3, 4), (4, 4)]
 
 
 def test_all_pictures_get_one_where_that_is_wanted(dataset_dir: Path, tagger: str) -> None:
-    assert len(caption_dataset(dataset_dir, tagger, only_missing=False)) == 5
+    assert run(dataset_dir, tagger, dataset_dir / "edits.json", only_missing=False) == 5
 
 
 def test_batches_do_not_change_what_is_written(dataset_dir: Path, tmp_path: Path) -> None:
     blip = str(make_blip(tmp_path / "blip"))
 
-    assert caption_dataset(dataset_dir, blip, batch_size=1) == caption_dataset(dataset_dir, blip, batch_size=4)
+    for size in (1, 4):
+        run(dataset_dir, blip, tmp_path / f"{size}.json", batch_size=size)
+
+    assert read_edits(tmp_path / "1.json") == read_edits(tmp_path / "4.json")
 
 
 def test_captions_go_into_the_edits_and_leave_the_rest_of_them_alone(
@@ -111,6 +113,6 @@ def test_what_is_no_dataset_or_no_edits_is_refused(dataset_dir: Path, tagger: st
     (tmp_path / "wrong.json").write_text("[]", encoding="utf-8")
 
     with pytest.raises(DatasetError, match="is not a prepared dataset"):
-        caption_dataset(tmp_path, tagger)
+        run(tmp_path, tagger, tmp_path / "edits.json")
     with pytest.raises(EditsError):
         run(dataset_dir, tagger, tmp_path / "wrong.json")

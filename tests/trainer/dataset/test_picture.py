@@ -39,7 +39,7 @@ def near(image: Image.Image, expected: Image.Image, tolerance: float = 12) -> bo
     return float(gap.mean()) < tolerance
 
 
-@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF"])
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "HEIF"])
 def test_every_format_is_decoded(file_format: str) -> None:
     assert near(decoded(encoded(noise(1), file_format)).image, noise(1), 20)
 

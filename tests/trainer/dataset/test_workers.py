@@ -13,6 +13,7 @@ from trainer.dataset import workers
 from trainer.dataset.limits import Limits
 from trainer.dataset.picture import PictureError
 from trainer.dataset.workers import Decoded, Job, Outcome, decode_all
+from trainer.errors import DecodersError
 from trainer.protocol.report import FindingKind
 
 _decode_one = workers.decode_one
@@ -66,3 +67,13 @@ def test_pictures_are_drawn_only_as_fast_as_they_are_decoded(tmp_path: Path) -> 
 
     for number, _ in decode_all(source(), Limits(), processes=2):  # type: ignore[arg-type]
         assert len(drawn) <= number + 4
+
+
+def dies_at_once(limits: Limits) -> None:
+    os._exit(1)
+
+
+def test_decoders_that_cannot_start_are_no_picture_s_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_confine", dies_at_once)
+    with pytest.raises(DecodersError, match="cannot be started on this machine"):
+        list(decode_all(jobs(tmp_path, 2), Limits(), processes=1))
