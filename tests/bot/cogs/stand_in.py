@@ -106,6 +106,7 @@ def _report(out: Path, read: dict[str, bytes], edits: Edits, sides: dict[str | N
     return DatasetReport(
         digest=digest, input_digest=digest, counts=counts, summary="Pictures.", images=tuple(images), resolution=64,
         sheets=sheets,
+        pages=("report.md", "report.html"),
     )  # fmt: skip
 
 
