@@ -6,6 +6,7 @@ TrainerError
 ├── DatasetError          nothing in the sources can be trained on, or the dataset folder is damaged
 ├── DecodersError         pictures cannot be decoded on this machine at all
 ├── MissingModelError     the base model is not there, is gated, or is of a kind that we do not train
+├── MissingLibraryError   a setting needs a library (or a device) that is not here
 ├── OutOfMemoryError      the device is too small for the settings
 ├── DivergedError         the loss is no longer a number
 ├── DiskFullError         no space left for checkpoints or samples
@@ -16,6 +17,7 @@ TrainerError
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 from trainer.protocol.events import FailureKind
@@ -53,6 +55,45 @@ class DecodersError(TrainerError):
 
 class MissingModelError(TrainerError):
     kind = FailureKind.MISSING_MODEL
+
+
+class MissingLibraryError(TrainerError):
+    kind = FailureKind.MISSING_LIBRARY
+
+
+#: What loaders say where there is no network.
+_OFFLINE = ("offline", "couldn't connect", "connecterror", "connectionerror", "connection error")
+
+
+def hub_problem(source: str, error: Exception) -> MissingModelError | None:
+    """What a person is told of a model that the hub keeps from us; None where something else is wrong with it.
+
+    The loaders of diffusers and transformers raise anything from KeyError to httpx errors, and hide a network error
+    behind an OSError.
+    """
+    text = f"{type(error).__name__}: {error}".lower()
+    if "gated" in text or "401" in text or "403" in text:
+        return MissingModelError(
+            f"{source} is gated or private.", "Accept its licence on the hub and log in with `hf auth login`."
+        )
+    if "LocalEntryNotFound" in " ".join(_causes(error)) or any(word in text for word in _OFFLINE):
+        return MissingModelError(
+            f"{source} is not on this machine and the hub cannot be reached.",
+            "Check the network, or download it once and give its folder.",
+        )
+    return None
+
+
+def first_line(error: Exception) -> str:
+    """The beginning of what an exception says, for a sentence."""
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
+
+
+def _causes(error: BaseException | None) -> Iterator[str]:
+    """Names of an exception and of what led to it."""
+    while error is not None:
+        yield type(error).__name__
+        error = error.__cause__ or error.__context__
 
 
 class OutOfMemoryError(TrainerError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from trainer.captioning.captioner import Captioner, Detail
 from trainer.captioning.describing import Describer, Florence
 from trainer.captioning.tagging import Tagger
-from trainer.errors import MissingModelError
+from trainer.errors import MissingModelError, first_line, hub_problem
 
 #: Kinds (`model_type`) that caption a picture without being told anything.
 _DESCRIBERS = frozenset({"blip", "blip-2", "git"})
@@ -102,27 +101,11 @@ def _load_processor(loader: Any, location: str) -> Any:
 
 
 def _explain(source: str, error: Exception) -> MissingModelError:
-    text = f"{type(error).__name__}: {error}"
-    folded = text.lower()
-    if "gated" in folded or "401" in text or "403" in text:
-        return MissingModelError(
-            f"{source} is gated or private.", "Accept its licence on the hub and log in with `hf auth login`."
-        )
-    if "LocalEntryNotFound" in " ".join(_causes(error)) or "offline" in folded or "couldn't connect" in folded:
-        return MissingModelError(
-            f"{source} is not on this machine and the hub cannot be reached.",
-            "Check the network, or download it once and give its folder.",
-        )
-    if "timm" in folded:
+    if (known := hub_problem(source, error)) is not None:
+        return known
+    said = first_line(error)
+    if "timm" in str(error).lower():
         return MissingModelError(f"{source} is a timm model, such as the WD14 taggers, and is not loaded here.", _KNOWN)
-    if "custom code" in folded:
+    if "custom code" in str(error).lower():
         return MissingModelError(f"{source} brings code of its own, which is never run here.", _KNOWN)
-    first_line = text.strip().splitlines()[0][:300]
-    return MissingModelError(f"{source} cannot be loaded ({first_line}).", _KNOWN)
-
-
-def _causes(error: BaseException | None) -> Iterator[str]:
-    """Names of an exception and of what led to it: the loaders hide a network error behind an OSError."""
-    while error is not None:
-        yield type(error).__name__
-        error = error.__cause__ or error.__context__
+    return MissingModelError(f"{source} cannot be loaded ({said}).", _KNOWN)

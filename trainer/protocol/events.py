@@ -53,6 +53,41 @@ class Started(_Event):
     augmentation_sheet: str | None = None
     #: How often the pictures of which dataset are seen in an epoch, as a sentence; `data.md` has the table.
     data_words: str = ""
+    #: Pictures in memory at once, on each device; `batch_size` of a step comes by accumulation.
+    micro_batch_size: int = 0
+    batch_size: int = 0
+    #: Processes that share each step.
+    processes: int = 1
+
+
+class TrainedPart(BaseModel):
+    """What is trained of one part of the model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    #: Dotted name of the block: `unet.up_blocks.1`, `text_encoder`, `head`.
+    name: str
+    trainable: int
+    #: Weights of the block in all, those of an adapter counted.
+    total: int
+
+
+class StageBegan(_Event):
+    """A stage begins, or blocks join it: what is trained from here on, and how."""
+
+    type: Literal["stage_began"] = "stage_began"
+    #: From 1.
+    stage: int
+    name: str
+    #: The epoch of the whole training that it begins with, and the last one of the stage.
+    first_epoch: int
+    last_epoch: int
+    learning_rate: float
+    optimizer: str
+    schedule: str
+    resolution: int
+    trainable_parameters: int
+    parts: tuple[TrainedPart, ...]
 
 
 class Phase(StrEnum):
@@ -132,6 +167,11 @@ class ValidationLoss(BaseModel):
     #: Mean over the bands of (loss / base model's loss): what early stopping looks at.
     ratio: float
     bands: tuple[BandLoss, ...]
+    #: The loss that is trained with (its kind, weights and all), over all triples.
+    training_loss: float | None = None
+    #: Paired 95 % confidence interval of `ratio`, over pictures; None where there are too few.
+    ratio_low: float | None = None
+    ratio_high: float | None = None
 
 
 class BaseValidated(_Event):
@@ -155,6 +195,25 @@ class EpochEnded(_Event):
     best_epoch: int
     #: Loss chart (PNG), redrawn each epoch.
     chart: str
+    #: The ratio that early stopping looks at, smoothed over epochs.
+    smoothed_ratio: float | None = None
+    #: The same triples on training pictures; None where none are measured.
+    train_validation: ValidationLoss | None = None
+    #: Ratio of the validation pictures over that of the training pictures, less 1: what was learnt by heart.
+    gap: float | None = None
+    #: Further measures by name: `accuracy`, `f1`.
+    metrics: dict[str, float] = {}
+    #: Stage that it belongs to, from 1.
+    stage: int = 1
+
+
+class Validated(_Event):
+    """A validation between two epoch ends; nothing is decided by it."""
+
+    type: Literal["validated"] = "validated"
+    epoch: int
+    step: int
+    validation: ValidationLoss
 
 
 class StoppedEarly(_Event):
@@ -177,13 +236,31 @@ class Tested(_Event):
     test: ValidationLoss
     #: The base model's plain loss on the same triples.
     base_loss: float
+    metrics: dict[str, float] = {}
+    #: Confusion matrix (PNG) of a classifier.
+    chart: str | None = None
+
+
+class ExportFormat(StrEnum):
+    """What a file is, and who reads it."""
+
+    #: Folder or file that diffusers (or peft) loads.
+    DIFFUSERS = "diffusers"
+    #: One file under kohya's and LyCORIS's names: A1111, ComfyUI.
+    KOHYA = "kohya"
+    #: A learnt word, for every program that knows textual inversion.
+    EMBEDDING = "embedding"
+    #: A whole model as one file in the original layout: A1111, ComfyUI.
+    CHECKPOINT = "checkpoint"
+    #: A whole model as a folder that transformers loads.
+    TRANSFORMERS = "transformers"
 
 
 class Exported(_Event):
     """A file for other programs, loaded back and compared."""
 
     type: Literal["exported"] = "exported"
-    format: Literal["diffusers", "kohya"]
+    format: ExportFormat
     path: str
     bytes: int
     sha256: str
@@ -210,9 +287,11 @@ class Finished(_Event):
     best_loss: float
     best_ratio: float
     seconds: float
-    #: Base and best samples side by side.
+    #: Base and best samples side by side; a classifier's confusion matrix.
     comparison: str
     comparison_alt: str
+    #: The whole story with curves, samples and settings (HTML).
+    report: str | None = None
 
 
 class Stopped(_Event):
@@ -233,6 +312,7 @@ class FailureKind(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     DIVERGED = "diverged"
     DISK_FULL = "disk_full"
+    MISSING_LIBRARY = "missing_library"
     BAD_CHECKPOINT = "bad_checkpoint"
     BAD_EXPORT = "bad_export"
     BUG = "bug"
@@ -250,7 +330,9 @@ class Failed(_Event):
 Event = Annotated[
     Started
     | PhaseBegan
+    | StageBegan
     | StepDone
+    | Validated
     | Sampled
     | BaseValidated
     | EpochEnded

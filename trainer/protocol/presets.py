@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from trainer.protocol.settings import Base
 from trainer.protocol.spec import Settings, Spec, SpecError, make_spec, merge
 
 
@@ -56,12 +57,20 @@ def preset_named(name: str) -> Preset:
 
 
 def spec_from_preset(
-    preset: str, *, dataset: str, base: str, name: str = "lora", changes: Settings | None = None
+    preset: str, *, dataset: str, base: str | None = None, name: str = "lora", changes: Settings | None = None
 ) -> Spec:
     """The complete spec of a job: the preset's settings for this base, with `changes` laid over them.
+
+    Without a base the preset's own is taken, or the one that ships.
 
     Raises:
         SpecError: unknown preset, or a setting that does not exist or is out of its range.
     """
-    head = {"name": name, "dataset": dataset, "preset": preset, "base": {"source": base}}
-    return make_spec(merge(head, preset_named(preset).settings_for(base), changes or {}))
+    chosen = preset_named(preset)
+    source = base or chosen.settings.get("base", {}).get("source") or Base().source
+    head = {"name": name, "dataset": dataset, "preset": preset}
+    settings = chosen.settings_for(source)
+    if "stages" in (changes or {}):
+        # The preset's number of epochs is of a training without these stages.
+        settings.get("training", {}).pop("epochs", None)
+    return make_spec(merge(head, settings, {"base": {"source": source}}, changes or {}))
