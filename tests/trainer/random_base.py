@@ -1,34 +1,56 @@
-"""A random Stable Diffusion of a few ten thousand parameters: real classes, no knowledge, fast."""
+"""Random Stable Diffusions of a few hundred thousand parameters, one for each family: real classes, no knowledge."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from safetensors.torch import save_file
-from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+)
 
 from trainer.models.base import tiny_folder
+from trainer.models.methods.checkpoint_file import write_checkpoint
 
 WIDTH = 32
+#: Of the second CLIP of SDXL and SD 3: diffusers tells the two of a single file apart by their widths.
+_SECOND_WIDTH = 48
+#: SD 3's transformer reads wider embeddings than its CLIPs give together, so that zeros fill the rest.
+_T5_WIDTH = 96
+
+_NOISE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+}
 
 
 def make_random_base(folder: Path, *, prediction_type: str = "epsilon") -> Path:
-    """Write a pipeline folder in diffusers layout: 64 px pictures, 16 × 16 latents."""
+    """Write an SD 1 in diffusers layout: 64 px pictures, 16 × 16 latents."""
     torch.manual_seed(0)
-    tokenizer = CLIPTokenizer.from_pretrained(tiny_folder() / "tokenizer")
+    tokenizer = _tokenizer()
     pipeline = StableDiffusionPipeline(
-        vae=AutoencoderKL(
-            block_out_channels=(8, 8, 16),
-            down_block_types=("DownEncoderBlock2D",) * 3,
-            up_block_types=("UpDecoderBlock2D",) * 3,
-            layers_per_block=1,
-            latent_channels=4,
-            norm_num_groups=4,
-            sample_size=64,
-        ),
+        vae=_vae(latent_channels=4),
         unet=UNet2DConditionModel(
             sample_size=16,
             block_out_channels=(16, 32),
@@ -39,30 +61,9 @@ def make_random_base(folder: Path, *, prediction_type: str = "epsilon") -> Path:
             attention_head_dim=8,
             norm_num_groups=8,
         ),
-        text_encoder=CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=WIDTH,
-                intermediate_size=64,
-                projection_dim=WIDTH,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                max_position_embeddings=77,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        ),
+        text_encoder=CLIPTextModel(_clip_config(tokenizer, layers=2)),
         tokenizer=tokenizer,
-        scheduler=DDIMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-            prediction_type=prediction_type,
-        ),
+        scheduler=DDIMScheduler(**_NOISE, clip_sample=False, set_alpha_to_one=False, prediction_type=prediction_type),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -71,90 +72,147 @@ def make_random_base(folder: Path, *, prediction_type: str = "epsilon") -> Path:
     return folder
 
 
+def make_random_sdxl(folder: Path, *, prediction_type: str = "epsilon") -> Path:
+    """Write an SDXL in diffusers layout: 64 px pictures, 16 × 16 latents, two text encoders."""
+    torch.manual_seed(0)
+    tokenizer = _tokenizer()
+    # As in the real one: the end token is said to be number 2, which means "the highest".
+    projected = _clip_config(tokenizer, layers=3, width=_SECOND_WIDTH, eos_token_id=2)
+    time_width = 8
+    pipeline = StableDiffusionXLPipeline(
+        vae=_vae(latent_channels=4),
+        unet=UNet2DConditionModel(
+            sample_size=16,
+            block_out_channels=(16, 32),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2),
+            layers_per_block=1,
+            cross_attention_dim=WIDTH + _SECOND_WIDTH,
+            attention_head_dim=(2, 4),
+            norm_num_groups=8,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=time_width,
+            projection_class_embeddings_input_dim=6 * time_width + _SECOND_WIDTH,
+        ),
+        text_encoder=CLIPTextModel(_clip_config(tokenizer, layers=3)),
+        text_encoder_2=CLIPTextModelWithProjection(projected),
+        tokenizer=tokenizer,
+        tokenizer_2=_tokenizer(),
+        scheduler=EulerDiscreteScheduler(**_NOISE, timestep_spacing="leading", prediction_type=prediction_type),
+        add_watermarker=False,
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def make_random_sd3(folder: Path, *, has_t5: bool = False) -> Path:
+    """Write an SD 3 in diffusers layout: 64 px pictures, 16 × 16 latents of 16 channels, T5 or none."""
+    torch.manual_seed(0)
+    tokenizer = _tokenizer()
+    t5_tokenizer = _t5_tokenizer() if has_t5 else None
+    pipeline = StableDiffusion3Pipeline(
+        vae=_vae(
+            latent_channels=16,
+            shift_factor=0.0609,
+            scaling_factor=1.5305,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        ),
+        transformer=SD3Transformer2DModel(
+            sample_size=16,
+            patch_size=2,
+            in_channels=16,
+            out_channels=16,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=4,
+            caption_projection_dim=WIDTH,
+            joint_attention_dim=_T5_WIDTH,
+            pooled_projection_dim=WIDTH + _SECOND_WIDTH,
+            pos_embed_max_size=24,
+        ),
+        text_encoder=CLIPTextModelWithProjection(_clip_config(tokenizer, layers=3)),
+        text_encoder_2=CLIPTextModelWithProjection(
+            _clip_config(tokenizer, layers=3, width=_SECOND_WIDTH, eos_token_id=2)
+        ),
+        text_encoder_3=None if t5_tokenizer is None else _t5(t5_tokenizer),
+        tokenizer=tokenizer,
+        tokenizer_2=_tokenizer(),
+        tokenizer_3=t5_tokenizer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def _tokenizer() -> CLIPTokenizer:
+    return CLIPTokenizer.from_pretrained(tiny_folder() / "tokenizer")
+
+
+def _clip_config(
+    tokenizer: CLIPTokenizer, *, layers: int, width: int = WIDTH, eos_token_id: int | None = None
+) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=64,
+        projection_dim=width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=77,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=eos_token_id or tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def _vae(**settings: Any) -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        norm_num_groups=4,
+        sample_size=64,
+        **settings,
+    )
+
+
+def _t5_tokenizer() -> PreTrainedTokenizerFast:
+    """A letter is a token; laid out as T5's (padding 0, end 1, nothing in front), without sentencepiece."""
+    letters = ["<pad>", "</s>", "<unk>", "▁", *"abcdefghijklmnopqrstuvwxyz0123456789,.-"]
+    tokenizer = Tokenizer(models.WordLevel({letter: i for i, letter in enumerate(letters)}, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(" ", "▁")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=512,
+    )
+
+
+def _t5(tokenizer: PreTrainedTokenizerFast) -> T5EncoderModel:
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=len(tokenizer),
+            d_model=_T5_WIDTH,
+            d_kv=8,
+            d_ff=64,
+            num_layers=1,
+            num_heads=4,
+            feed_forward_proj="gated-gelu",
+        )
+    )
+
+
 def write_single_file(folder: Path, path: Path) -> Path:
-    """The pipeline of a folder as one original-layout `.safetensors`, as model sites offer it.
-
-    After diffusers' `scripts/convert_diffusers_to_original_stable_diffusion.py`, for any number of levels.
-    """
+    """The SD 1 of a folder as one original-layout `.safetensors`, as model sites offer it."""
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
-    state = {f"model.diffusion_model.{_ldm_unet(name)}": t for name, t in pipeline.unet.state_dict().items()}
-    state |= {f"first_stage_model.{_ldm_vae(n)}": _as_conv(n, t) for n, t in pipeline.vae.state_dict().items()}
-    for name, tensor in pipeline.text_encoder.state_dict().items():
-        standard = name if name.startswith("text_model.") else f"text_model.{name}"
-        state[f"cond_stage_model.transformer.{standard}"] = tensor
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
-    return path
-
-
-_RESNET = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "time_emb_proj": "emb_layers.1",
-    "conv_shortcut": "skip_connection",
-}
-
-
-def _ldm_unet(name: str) -> str:
-    heads = {
-        "time_embedding.linear_1": "time_embed.0",
-        "time_embedding.linear_2": "time_embed.2",
-        "conv_in": "input_blocks.0.0",
-        "conv_norm_out": "out.0",
-        "conv_out": "out.2",
-    }
-    for ours, theirs in heads.items():
-        if name.startswith(ours + "."):
-            return name.replace(ours, theirs, 1)
-    block, *rest = name.split(".")
-    if block == "mid_block":
-        place = {"resnets.0": "middle_block.0", "attentions.0": "middle_block.1", "resnets.1": "middle_block.2"}
-        return _ldm_layers(".".join([place[".".join(rest[:2])], *rest[2:]]), rest[0])
-    level, kind, index = int(rest[0]), rest[1], int(rest[2])
-    # One layer a block: down has (resnet, downsampler), up has two resnets, the last with the upsampler.
-    if block == "down_blocks":
-        number = 1 + 2 * level + (1 if kind == "downsamplers" else index)
-        slot = {"resnets": "0", "attentions": "1", "downsamplers": "0.op"}[kind]
-        tail = rest[4:] if kind == "downsamplers" else rest[3:]
-        return _ldm_layers(".".join([f"input_blocks.{number}.{slot}", *tail]), kind)
-    number = 2 * level + (1 if kind == "upsamplers" else index)
-    slot = {"resnets": "0", "attentions": "1", "upsamplers": "1" if level == 0 else "2"}[kind]
-    return _ldm_layers(".".join([f"output_blocks.{number}.{slot}", *rest[3:]]), kind)
-
-
-def _ldm_layers(name: str, kind: str) -> str:
-    if kind != "resnets":
-        return name
-    for ours, theirs in _RESNET.items():
-        name = name.replace(f".{ours}.", f".{theirs}.")
-    return name
-
-
-def _ldm_vae(name: str) -> str:
-    for level in range(3):
-        for side, theirs in (("encoder.down_blocks", f"encoder.down.{level}"), ("decoder.up_blocks", None)):
-            there = theirs or f"decoder.up.{2 - level}"
-            name = name.replace(f"{side}.{level}.resnets.", f"{there}.block.")
-            name = name.replace(f"{side}.{level}.downsamplers.0.", f"{there}.downsample.")
-            name = name.replace(f"{side}.{level}.upsamplers.0.", f"{there}.upsample.")
-    for ours, theirs in {
-        "mid_block.resnets.0": "mid.block_1",
-        "mid_block.resnets.1": "mid.block_2",
-        "mid_block.attentions.0": "mid.attn_1",
-        "conv_shortcut": "nin_shortcut",
-        "conv_norm_out": "norm_out",
-        "group_norm": "norm",
-        "to_q": "q",
-        "to_k": "k",
-        "to_v": "v",
-        "to_out.0": "proj_out",
-    }.items():
-        name = name.replace(ours, theirs)
-    return name
-
-
-def _as_conv(name: str, tensor: Tensor) -> Tensor:
-    """The original VAE has 1 × 1 convolutions where diffusers has linear attention layers."""
-    is_attention = "mid_block.attentions" in name and tensor.ndim == 2
-    return tensor[:, :, None, None] if is_attention else tensor
+    encoders = {"text_encoder": pipeline.text_encoder}
+    return write_checkpoint(path, "sd1", pipeline.unet, pipeline.vae, encoders, dtype=torch.float32)

@@ -1,0 +1,96 @@
+"""Stable Diffusion 1.x and 2.x: one CLIP text encoder and a UNet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from trainer.models.families import discrete
+from trainer.models.families.clip import check_clip_skip, clip_text_model, find_end_by_token, token_ids
+from trainer.models.families.model import BaseModel, Family, Text
+from trainer.protocol.settings import Base, Objective
+
+#: Width of the text embeddings that SD 2.x reads (OpenCLIP); everything else is laid out as in SD 1.x.
+_SD2_WIDTH = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class StableDiffusion:
+    """The modules of a Stable Diffusion 1.x / 2.x."""
+
+    unet: Any
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
+    #: Layer of the text encoder that is read, from the end; 1 is the last.
+    clip_skip: int
+
+    denoiser_name: Literal["unet"] = "unet"
+
+    @property
+    def family(self) -> Family:
+        return Family.SD2 if self.unet.config.cross_attention_dim == _SD2_WIDTH else Family.SD1
+
+    @property
+    def denoiser(self) -> Any:
+        return self.unet
+
+    @property
+    def text_encoders(self) -> dict[str, Any]:
+        return {"text_encoder": self.text_encoder}
+
+    @property
+    def tokenizers(self) -> dict[str, Any]:
+        return {"text_encoder": self.tokenizer}
+
+    def encode_text(self, captions: list[str]) -> dict[str, Tensor]:
+        """The layer that clip skip says, through the last layer's norm, as A1111 and diffusers do."""
+        ids_BT = token_ids(self.tokenizer, captions, self.tokenizer.model_max_length).to(self.text_encoder.device)
+        if self.clip_skip == 1:
+            return {"caption_BTD": self.text_encoder(ids_BT)[0]}
+        layer_BTD = self.text_encoder(ids_BT, output_hidden_states=True).hidden_states[-self.clip_skip]
+        return {"caption_BTD": clip_text_model(self.text_encoder).final_layer_norm(layer_BTD)}
+
+    def predict(self, noisy_BCHW: Tensor, timestep_B: Tensor, text: Text) -> Tensor:
+        prediction_BCHW: Tensor = self.unet(noisy_BCHW, timestep_B, text["caption_BTD"], return_dict=False)[0]
+        return prediction_BCHW
+
+    def pipeline(self, scheduler: Any) -> Any:
+        from diffusers import StableDiffusionPipeline
+
+        return StableDiffusionPipeline(
+            vae=self.vae,
+            text_encoder=self.text_encoder,
+            tokenizer=self.tokenizer,
+            unet=self.unet,
+            scheduler=scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
+    def sampling_arguments(self, text: Text, negative: Text) -> dict[str, Any]:
+        return {"prompt_embeds": text["caption_BTD"], "negative_prompt_embeds": negative["caption_BTD"]}
+
+
+def assemble(base: Base, objective: Objective, pipeline: Any) -> BaseModel:
+    """The model of a loaded pipeline.
+
+    Raises:
+        MissingModelError: it was trained with noise, or for a prediction, that is not trained here.
+        BadSpecError: the settings do not fit it.
+    """
+    encoder = pipeline.text_encoder
+    check_clip_skip(base.source, base.clip_skip, encoder.config.num_hidden_layers)
+    find_end_by_token(encoder, pipeline.tokenizer)
+    noising, sampler = discrete.make_noising(base.source, pipeline.scheduler, objective)
+    architecture = StableDiffusion(
+        unet=pipeline.unet,
+        vae=pipeline.vae,
+        text_encoder=encoder,
+        tokenizer=pipeline.tokenizer,
+        clip_skip=base.clip_skip,
+    )
+    return BaseModel(source=base.source, architecture=architecture, noising=noising, sampler=sampler)
