@@ -1,123 +1,364 @@
-"""Exported LoRAs carry the names, the alpha and the metadata that other programs read."""
+"""Exported adapters carry the names and numbers that other programs read, and do what was trained.
+
+What a LyCORIS file means is told here a second time, slowly, after KohakuBlueleaf/LyCORIS 4.1.3 (`functional/locon.py`,
+`loha.py`, `lokr.py`, `general.py: weight_decompose`, `modules/ia3.py`).
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from tests.trainer.random_base import make_random_base, make_random_sd3, make_random_sdxl
 from trainer.errors import ExportError
-from trainer.models.base import load_base
-from trainer.models.export import kohya_state, tensor_hashes, write_diffusers, write_kohya
-from trainer.models.lora import add_text_encoder_lora, add_unet_lora, load_lora_state, lora_state
-from trainer.protocol.spec import Adapter, Base, Targets
-from trainer.tasks.verify import compare_exports
+from trainer.models.base import BaseModel, load_base
+from trainer.models.methods.adapters import attach_adapter
+from trainer.models.methods.kohya import kohya_state, network_metadata
+from trainer.models.methods.layer_names import kohya_keys
+from trainer.models.methods.loading_back import load_back
+from trainer.models.methods.single_file import tensor_hashes, write_single_file
+from trainer.models.methods.trained import ExportedFile, Trained
+from trainer.protocol.events import ExportFormat
+from trainer.protocol.settings import Base, Method, MethodKind, Targets
 
-ADAPTER = Adapter(rank=4, alpha=2.0, targets=Targets.ALL, text_encoder=True)
-Weights = dict[str, dict[str, torch.Tensor]]
+KINDS = [kind for kind in MethodKind if kind.is_adapter]
+KOHYA_KINDS = [kind for kind in KINDS if kind is not MethodKind.OFT]
+FAMILIES: dict[str, Callable[[Path], Path]] = {
+    "sd1": make_random_base,
+    "sdxl": make_random_sdxl,
+    "sd3": make_random_sd3,
+}
 
 
 @pytest.fixture(scope="module")
-def weights(random_base: Path) -> Weights:
-    """A LoRA on every kind of layer, with B filled so that it does something."""
-    base = load_base(Base(source=str(random_base)))
-    add_unet_lora(base.unet, ADAPTER)
-    add_text_encoder_lora(base.text_encoder, ADAPTER)
-    generator = torch.Generator().manual_seed(1)
-    found = {"unet": lora_state(base.unet), "text_encoder": lora_state(base.text_encoder)}
-    return {
-        model: {name: torch.randn(t.shape, generator=generator) * 0.2 for name, t in state.items()}
-        for model, state in found.items()
-    }
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Base]:
+    root = tmp_path_factory.mktemp("families")
+    return {name: Base(source=str(make(root / name))) for name, make in FAMILIES.items()}
 
 
-def test_kohya_names_follow_sd_scripts(weights: Weights) -> None:
-    state = kohya_state(weights, alpha=2.0)
+def method_of(kind: MethodKind, **settings: Any) -> Method:
+    given = {"rank": 4, "alpha": 2.0, "targets": Targets.ALL, "text_encoder": True, "block_size": 8, **settings}
+    return Method.model_validate({"kind": kind, **given})
+
+
+@torch.no_grad()
+def trained_on(base: BaseModel, method: Method) -> Trained:
+    """A method whose every weight is as if it was trained a little."""
+    trained = attach_adapter(base, method)
+    generator = torch.Generator().manual_seed(2)
+    for _, parameter in trained.named_parameters():
+        parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+    return trained
+
+
+@torch.no_grad()
+def predict(base: BaseModel) -> Tensor:
+    noise = torch.randn(2, base.denoiser.config.in_channels, 16, 16, generator=torch.Generator().manual_seed(1))
+    return base.predict(noise, torch.tensor([100, 700]), base.encode_text(["a red egg", "blue"]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_file_loads_back_into_a_fresh_base_and_does_the_same(
+    sources: dict[str, Base], family: str, kind: MethodKind, tmp_path: Path
+) -> None:
+    base, fresh = load_base(sources[family]), load_base(sources[family])
+    before = predict(base)
+    method = method_of(kind, dropout=0.3)
+    trained = trained_on(base, method)
+    after = predict(base)
+    effect = float((after - before).abs().max())
+
+    files = trained.export(tmp_path, "egg", {})
+
+    formats = [file.format for file in files]
+    assert formats == [ExportFormat.DIFFUSERS, *([ExportFormat.KOHYA] if kind in KOHYA_KINDS else [])]
+    for file in files:
+        with load_back(file, fresh, method):
+            difference = float((predict(fresh) - after).abs().max())
+        assert difference < (1e-5 if file.format is ExportFormat.DIFFUSERS else 0.02 * effect), file
+        assert torch.equal(predict(fresh), before), f"{file} left something behind"
+
+
+@pytest.mark.parametrize("kind", KOHYA_KINDS)
+# A rank of 4 leaves LoKr's factors of low rank, one of 64 none.
+@pytest.mark.parametrize("rank", [4, 64])
+def test_a_kohya_file_means_the_weights_that_peft_merges(sources: dict[str, Base], kind: MethodKind, rank: int) -> None:
+    base = load_base(sources["sd1"])
+    method = method_of(kind, rank=rank)
+    trained = trained_on(base, method)
+    state = {name: tensor.double() for name, tensor in kohya_state(base, method, trained.state()).items()}
+
+    compared = 0
+    for module_name, module in trained.modules.items():
+        layers = {path: layer for path, layer in module.named_modules() if isinstance(layer, BaseTunerLayer)}
+        keys = kohya_keys(base, module_name, layers)
+        for path, layer in layers.items():
+            weight = layer.get_base_layer().weight.detach().clone()
+            prefix = f"{keys[path]}."
+            tensors = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+            expected = slow_lycoris(weight.double(), tensors)
+            layer.merge()
+            merged = layer.get_base_layer().weight.detach()
+            change = (merged - weight).abs().max()
+            assert change > 1e-3
+            assert (expected - merged).abs().max() < 0.005 * change, path
+            compared += 1
+    assert compared > 20
+
+
+def slow_lycoris(weight: Tensor, t: dict[str, Tensor]) -> Tensor:
+    """A weight with a layer of a LyCORIS file, number by number where that is not too slow."""
+    out, width = weight.shape[0], weight.shape[1]
+    if "on_input" in t:
+        scaled, factors = weight.clone(), t["weight"].flatten()
+        if t["on_input"]:
+            for index in range(width):
+                scaled[:, index] = weight[:, index] * (1 + factors[index])
+        else:
+            for index in range(out):
+                scaled[index] = weight[index] * (1 + factors[index])
+        return scaled
+    rows = weight.reshape(out, -1)
+    merged = rows + slow_change(rows.shape, t)
+    if "dora_scale" in t:
+        assert t["dora_scale"].shape == (out, *(1,) * (weight.ndim - 1))
+        for index in range(out):
+            length = merged[index].pow(2).sum().sqrt()
+            merged[index] = merged[index] / length * t["dora_scale"].flatten()[index]
+    return merged.reshape(weight.shape)
+
+
+def slow_change(shape: torch.Size, t: dict[str, Tensor]) -> Tensor:
+    change = torch.zeros(shape, dtype=torch.float64)
+    if "lora_up.weight" in t:
+        up, down = t["lora_up.weight"].flatten(1), t["lora_down.weight"].flatten(1)
+        for index in range(len(down)):
+            change += torch.outer(up[:, index], down[index]) * t["alpha"] / len(down)
+        return change
+    if "hada_w1_a" in t:
+        rank = len(t["hada_w1_b"])
+        first, second = torch.zeros_like(change), torch.zeros_like(change)
+        for index in range(rank):
+            first += torch.outer(t["hada_w1_a"][:, index], t["hada_w1_b"][index])
+            second += torch.outer(t["hada_w2_a"][:, index], t["hada_w2_b"][index])
+        return first * second * t["alpha"] / rank
+    # LyCORIS scales only where a factor is of low rank.
+    scale = float(t["alpha"]) / len(t["lokr_w2_b"]) if "lokr_w2_b" in t else 1.0
+    small = t["lokr_w1"]
+    large = t["lokr_w2"].flatten(1) if "lokr_w2" in t else t["lokr_w2_a"] @ t["lokr_w2_b"]
+    height, width = large.shape
+    for row in range(small.shape[0]):
+        for column in range(small.shape[1]):
+            block = change[row * height : (row + 1) * height, column * width : (column + 1) * width]
+            block += scale * small[row, column] * large
+    return change
+
+
+def keys_of(base: BaseModel, **settings: Any) -> dict[str, tuple[int, ...]]:
+    kind = settings.pop("kind", MethodKind.LORA)
+    method = method_of(kind, **settings)
+    state = kohya_state(base, method, trained_on(base, method).state())
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def test_kohya_names_follow_sd_scripts(sources: dict[str, Base]) -> None:
+    shapes = keys_of(load_base(sources["sd1"]))
 
     attention = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
     text = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
-    assert state[f"{attention}.lora_down.weight"].shape == (4, 16)
-    assert state[f"{attention}.lora_up.weight"].shape == (16, 4)
-    assert state[f"{text}.lora_down.weight"].shape == (4, 32)
-    assert state["lora_unet_down_blocks_0_resnets_0_conv1.lora_down.weight"].shape == (4, 16, 3, 3)
-    assert state["lora_unet_down_blocks_0_resnets_0_conv1.lora_up.weight"].shape == (16, 4, 1, 1)
+    assert shapes[f"{attention}.lora_down.weight"] == (4, 16)
+    assert shapes[f"{attention}.lora_up.weight"] == (16, 4)
+    assert shapes[f"{attention}.alpha"] == ()
+    assert shapes[f"{text}.lora_down.weight"] == (4, 32)
+    assert shapes["lora_unet_down_blocks_0_resnets_0_conv1.lora_down.weight"] == (4, 16, 3, 3)
+    assert shapes["lora_unet_down_blocks_0_resnets_0_conv1.lora_up.weight"] == (16, 4, 1, 1)
 
 
-def test_every_module_has_down_up_and_the_true_alpha(weights: Weights) -> None:
-    state = kohya_state(weights, alpha=2.0)
+def test_kohya_names_of_sdxl_are_the_original_ones(sources: dict[str, Base]) -> None:
+    """Names as in LoRAs that kohya's trainer made of the real SDXL, which has two layers in a block."""
+    from diffusers import UNet2DConditionModel
 
-    modules = {name.split(".")[0] for name in state}
-    assert len(modules) == sum(map(len, weights.values())) // 2
-    for module in modules:
-        assert {f"{module}.lora_down.weight", f"{module}.lora_up.weight", f"{module}.alpha"} <= state.keys()
-        assert state[f"{module}.alpha"].item() == 2.0
-
-
-def test_both_files_load_back_and_do_the_same(weights: Weights, random_base: Path, tmp_path: Path) -> None:
-    files = _write(weights, tmp_path)
-
-    comparisons = compare_exports(
-        Base(source=str(random_base)), ADAPTER, weights, files, caption="a red egg", device=torch.device("cpu")
-    )
-
-    assert all(comparison.max_effect > 0.1 for comparison in comparisons)
-    assert comparisons[0].max_difference < 1e-5
-    assert comparisons[1].max_difference < 0.02 * comparisons[1].max_effect
-
-
-@pytest.mark.parametrize("damage", ["alpha", "missing text encoder", "one matrix"])
-def test_a_file_that_does_something_else_is_caught(
-    weights: Weights, random_base: Path, tmp_path: Path, damage: str
-) -> None:
-    _, kohya = _write(weights, tmp_path)
-    state = load_file(kohya)
-    if damage == "alpha":
-        state = {name: t * 2 if name.endswith(".alpha") else t for name, t in state.items()}
-    elif damage == "missing text encoder":
-        state = {name: t for name, t in state.items() if not name.startswith("lora_te_")}
-    else:
-        name = next(name for name in state if name.endswith("attn2_to_v.lora_up.weight"))
-        state[name] = torch.zeros_like(state[name])
-    save_file(state, kohya)
-
-    with pytest.raises(ExportError, match="loaded back"):
-        compare_exports(
-            Base(source=str(random_base)), ADAPTER, weights, [kohya], caption="a red egg", device=torch.device("cpu")
+    base = load_base(sources["sdxl"])
+    with torch.device("meta"):
+        real = UNet2DConditionModel(
+            block_out_channels=(320, 640, 1280),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2, 10),
+            layers_per_block=2,
         )
+    base.architecture.__dict__["unet"] = real
+    expected = {
+        "conv_in": "input_blocks_0_0",
+        "time_embedding.linear_1": "time_embed_0",
+        "down_blocks.0.resnets.1.conv1": "input_blocks_2_0_in_layers_2",
+        "down_blocks.0.downsamplers.0.conv": "input_blocks_3_0_op",
+        "down_blocks.1.resnets.0.conv_shortcut": "input_blocks_4_0_skip_connection",
+        "down_blocks.1.attentions.0.proj_in": "input_blocks_4_1_proj_in",
+        "down_blocks.2.attentions.1.transformer_blocks.9.attn2.to_out.0": (
+            "input_blocks_8_1_transformer_blocks_9_attn2_to_out_0"
+        ),
+        "mid_block.resnets.1.time_emb_proj": "middle_block_2_emb_layers_1",
+        "mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj": (
+            "middle_block_1_transformer_blocks_0_ff_net_0_proj"
+        ),
+        "up_blocks.0.attentions.2.proj_out": "output_blocks_2_1_proj_out",
+        "up_blocks.0.upsamplers.0.conv": "output_blocks_2_2_conv",
+        "up_blocks.1.upsamplers.0.conv": "output_blocks_5_2_conv",
+        "up_blocks.2.resnets.2.conv2": "output_blocks_8_0_out_layers_3",
+        "conv_out": "out_2",
+    }
+
+    keys = kohya_keys(base, "unet", expected)
+
+    assert keys == {layer: f"lora_unet_{name}" for layer, name in expected.items()}
+    assert all(layer in dict(real.named_modules()) for layer in expected)
+    texts = kohya_keys(base, "text_encoder_2", ["text_model.encoder.layers.0.self_attn.q_proj"])
+    assert list(texts.values()) == ["lora_te2_text_model_encoder_layers_0_self_attn_q_proj"]
 
 
-def test_the_hash_is_of_the_tensors_and_not_of_the_metadata(weights: Weights, tmp_path: Path) -> None:
-    state = kohya_state(weights, alpha=2.0)
+def test_names_of_sd3_are_those_that_comfyui_knows(sources: dict[str, Base]) -> None:
+    names = keys_of(load_base(sources["sd3"]), kind=MethodKind.LOHA)
+
+    assert "lycoris_transformer_blocks_0_attn_add_q_proj.hada_w1_a" in names
+    assert "lora_te2_text_model_encoder_layers_0_self_attn_q_proj.hada_w1_a" in names
+
+
+def test_every_layer_has_the_true_alpha(sources: dict[str, Base]) -> None:
+    base = load_base(sources["sd1"])
+    method = method_of(MethodKind.LORA)
+    state = kohya_state(base, method, trained_on(base, method).state())
+
+    layers = {name.split(".")[0] for name in state}
+    assert len(layers) > 20
+    assert {float(state[f"{layer}.alpha"]) for layer in layers} == {2.0}
+
+
+def test_the_diffusers_file_asks_for_no_dropout_and_says_the_true_alpha(
+    sources: dict[str, Base], tmp_path: Path
+) -> None:
+    base = load_base(sources["sd1"])
+
+    file, *_ = trained_on(base, method_of(MethodKind.DORA, dropout=0.5)).export(tmp_path, "egg", {})
+
+    with safe_open(file.path, "pt") as opened:
+        said = json.loads(opened.metadata()["lora_adapter_metadata"])
+    assert {said["unet.lora_dropout"], said["text_encoder.lora_dropout"]} == {0.0}
+    assert {said["unet.lora_alpha"], said["text_encoder.lora_alpha"]} == {2.0}
+    assert said["unet.use_dora"] is True
+
+
+@pytest.mark.parametrize("kind", [MethodKind.LOHA, MethodKind.OFT])
+def test_a_peft_folder_is_loaded_by_peft_alone(sources: dict[str, Base], kind: MethodKind, tmp_path: Path) -> None:
+    base, fresh = load_base(sources["sd1"]), load_base(sources["sd1"])
+    method = method_of(kind, text_encoder=False, targets="attention", dropout=0.5)
+    file, *_ = trained_on(base, method).export(tmp_path, "egg", {})
+
+    model = PeftModel.from_pretrained(fresh.denoiser, file.path / "unet")
+
+    assert torch.equal(predict(fresh), predict(base))
+    assert model.peft_config["default"].inference_mode
+    said = json.loads((file.path / "unet" / "adapter_config.json").read_text())
+    assert said["module_dropout"] == 0.0
+    assert said["target_modules"] == sorted(said["target_modules"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "module", "arguments"),
+    [
+        ({"kind": "lora", "targets": "attention"}, "networks.lora", {}),
+        ({"kind": "lora", "targets": "all"}, "networks.lora", {"conv_dim": "4", "conv_alpha": "2.0"}),
+        ({"kind": "dora", "targets": None}, "lycoris.kohya", {"algo": "lora", "dora_wd": "True"}),
+        ({"kind": "loha", "targets": None}, "lycoris.kohya", {"algo": "loha"}),
+        ({"kind": "lokr", "targets": None, "factor": 8}, "lycoris.kohya", {"algo": "lokr", "factor": "8"}),
+        ({"kind": "ia3", "targets": None}, "lycoris.kohya", {"algo": "ia3"}),
+    ],
+)
+def test_the_header_says_which_network_reads_the_file(
+    settings: dict[str, Any], module: str, arguments: dict[str, str]
+) -> None:
+    said = network_metadata(method_of(MethodKind(settings.pop("kind")), **settings))
+
+    assert said["ss_network_module"] == module
+    assert arguments.items() <= said["ss_network_args"].items()
+    assert bool(arguments) == bool(said["ss_network_args"])
+    assert said.get("ss_network_dim", 4) == 4
+    assert ("ss_network_alpha" in said) == (arguments.get("algo") != "ia3")
+
+
+def test_a_kind_without_a_kohya_file_says_nothing() -> None:
+    assert network_metadata(method_of(MethodKind.OFT)) == {}
+
+
+def test_the_header_of_the_file_has_what_it_is_given_and_what_it_is(sources: dict[str, Base], tmp_path: Path) -> None:
+    trained = trained_on(load_base(sources["sd1"]), method_of(MethodKind.LOKR))
+
+    *_, file = trained.export(tmp_path, "egg", {"ss_output_name": "egg", "ss_steps": 7})
+
+    assert file.path == tmp_path / "egg.safetensors"
+    with safe_open(file.path, "pt") as opened:
+        said = opened.metadata()
+    assert (said["ss_output_name"], said["ss_steps"], said["ss_network_dim"]) == ("egg", "7", "4")
+    assert json.loads(said["ss_network_args"])["algo"] == "lokr"
+    assert len(said["sshs_model_hash"]) == 64
+
+
+@pytest.mark.parametrize("kind", [MethodKind.LORA, MethodKind.LOHA])
+@pytest.mark.parametrize("damage", ["no safetensors", "unknown layer"])
+def test_a_damaged_file_cannot_be_loaded_back(
+    sources: dict[str, Base], kind: MethodKind, damage: str, tmp_path: Path
+) -> None:
+    fresh = load_base(sources["sd1"])
+    method = method_of(kind)
+    before = predict(fresh)
+    path = tmp_path / "egg.safetensors"
+    if damage == "no safetensors":
+        path.write_bytes(b"nothing")
+    else:
+        save_file({"lora_unet_nowhere.hada_w1_a": torch.ones(1)}, path)
+
+    with (
+        pytest.raises(ExportError, match=r"egg\.safetensors"),
+        load_back(ExportedFile(format=ExportFormat.KOHYA, path=path), fresh, method),
+    ):
+        pass
+    assert torch.equal(predict(fresh), before)
+
+
+def test_an_error_inside_is_not_taken_for_one_of_the_file(sources: dict[str, Base], tmp_path: Path) -> None:
+    base = load_base(sources["sd1"])
+    method = method_of(MethodKind.LOHA)
+    files = trained_on(base, method).export(tmp_path, "egg", {})
+    fresh = load_base(sources["sd1"])
+    before = predict(fresh)
+
+    for file in files:
+        with pytest.raises(KeyError), load_back(file, fresh, method):
+            raise KeyError("ours")
+        assert torch.equal(predict(fresh), before)
+
+
+def test_the_hash_is_of_the_tensors_and_not_of_the_metadata(tmp_path: Path) -> None:
+    state = {"a.alpha": torch.tensor(2.0), "a.weight": torch.ones(3, 2).T}
     hashes = []
     for name in ("a", "b"):
-        path = write_kohya(tmp_path / f"{name}.safetensors", state, {"ss_output_name": name})
+        path = write_single_file(tmp_path / f"{name}.safetensors", state, {"ss_output_name": name})
         with safe_open(path, "pt") as file:
             hashes.append(file.metadata()["sshs_model_hash"])
             assert file.metadata()["ss_output_name"] == name
 
-    assert hashes[0] == hashes[1] == tensor_hashes(state)["sshs_model_hash"]
-
-
-def test_weights_of_another_lora_are_refused(random_base: Path, weights: Weights) -> None:
-    from trainer.errors import CheckpointError
-
-    base = load_base(Base(source=str(random_base)))
-    add_unet_lora(base.unet, ADAPTER.model_copy(update={"rank": 8}))
-
-    with pytest.raises(CheckpointError, match="do not fit"):
-        load_lora_state(base.unet, weights["unet"])
-
-
-def _write(weights: Weights, folder: Path) -> list[Path]:
-    from peft import LoraConfig
-
-    from trainer.models.lora import UNET_TARGETS
-
-    config = LoraConfig(r=4, lora_alpha=2.0, lora_dropout=0.5, target_modules=list(UNET_TARGETS[Targets.ALL]))
-    return [
-        write_diffusers(folder / "diffusers", weights, config),
-        write_kohya(folder / "kohya.safetensors", kohya_state(weights, alpha=2.0), {}),
-    ]
+    assert torch.equal(load_file(path)["a.weight"], torch.ones(2, 3))
+    assert hashes[0] == hashes[1]
+    changed = {"a.alpha": torch.tensor(3.0), "a.weight": torch.ones(2, 3)}
+    assert tensor_hashes(changed)["sshs_model_hash"] != hashes[0]

@@ -1,0 +1,98 @@
+"""Parts of models by name, and what a name pattern means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForImageClassification, ResNetConfig
+
+from tests.trainer.random_base import make_random_sd3
+from trainer.models.base import load_base
+from trainer.models.methods.blocks import blocks_of, matches
+from trainer.protocol.settings import Base
+
+
+def test_a_unet_is_listed_from_its_input_to_its_output(random_base: Path) -> None:
+    base = load_base(Base(source=str(random_base)))
+
+    assert blocks_of("unet", base.denoiser) == [
+        "unet.conv_in",
+        "unet.time_embedding",
+        "unet.down_blocks.0",
+        "unet.down_blocks.1",
+        "unet.mid_block",
+        "unet.up_blocks.0",
+        "unet.up_blocks.1",
+        "unet.conv_norm_out",
+        "unet.conv_out",
+    ]
+
+
+def test_a_text_encoder_is_listed_layer_by_layer(random_base: Path) -> None:
+    base = load_base(Base(source=str(random_base)))
+
+    assert [name.removeprefix("te.text_model.") for name in blocks_of("te", base.text_encoder)] in (
+        ["embeddings", "encoder.layers.0", "encoder.layers.1", "final_layer_norm"],
+        ["te.embeddings", "te.encoder.layers.0", "te.encoder.layers.1", "te.final_layer_norm"],
+    )
+
+
+def test_a_transformer_and_a_classifier_are_listed_too(tmp_path: Path) -> None:
+    base = load_base(Base(source=str(make_random_sd3(tmp_path / "sd3"))))
+    with torch.device("meta"):
+        classifier = AutoModelForImageClassification.from_config(ResNetConfig())
+
+    assert blocks_of("transformer", base.denoiser)[-4:] == [
+        "transformer.transformer_blocks.0",
+        "transformer.transformer_blocks.1",
+        "transformer.norm_out",
+        "transformer.proj_out",
+    ]
+    stages = [f"model.resnet.encoder.stages.{stage}" for stage in range(4)]
+    assert blocks_of("model", classifier) == ["model.resnet.embedder", *stages, "model.classifier"]
+
+
+def test_every_parameter_lies_in_one_part(random_base: Path) -> None:
+    unet = load_base(Base(source=str(random_base))).denoiser
+
+    blocks = blocks_of("unet", unet)
+
+    for name, _ in unet.named_parameters():
+        assert sum(matches(f"unet.{name}", block) for block in blocks) == 1, name
+
+
+def test_parameters_beside_the_blocks_are_parts_of_their_own() -> None:
+    module = nn.Module()
+    module.scale = nn.Parameter(torch.ones(1))
+    module.layers = nn.ModuleList([nn.Linear(1, 1), nn.Identity()])
+
+    assert blocks_of("m", module) == ["m.scale", "m.layers.0"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "is_meant"),
+    [
+        ("up_blocks.1", True),
+        ("unet.up_blocks.1", True),
+        ("unet", True),
+        ("up_blocks.1.attentions.0.proj_in.lora_A", True),
+        ("up_blocks.*.proj_in", True),
+        ("up_blocks.?.attentions", True),
+        ("*.proj_in.*", True),
+        ("up_blocks.10", False),
+        ("up_blocks.1.att", False),
+        ("attentions.0", False),
+        ("text_encoder", False),
+        ("up_blocks.??", False),
+        ("blocks.1", False),
+    ],
+)
+def test_a_pattern_is_a_name_or_its_beginning_at_a_dot(pattern: str, is_meant: bool) -> None:
+    assert matches("unet.up_blocks.1.attentions.0.proj_in.lora_A", pattern) is is_meant
+
+
+def test_block_1_is_not_block_10() -> None:
+    assert not matches("unet.up_blocks.10.resnets.0.conv1.weight", "up_blocks.1")

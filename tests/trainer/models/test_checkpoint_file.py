@@ -1,0 +1,95 @@
+"""A whole model in the original layout: the names are those of the original, and diffusers reads the same model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from tests.trainer.random_base import make_random_base, make_random_sdxl
+from trainer.models.base import digest_of, fingerprint, load_base
+from trainer.models.methods.checkpoint_file import marks_of, open_clip_state, unet_name, write_checkpoint
+from trainer.protocol.settings import Base, Objective, Prediction
+
+#: Of SD 1.5, from its own file: levels of two layers, no attention in the last.
+SD15 = {
+    "conv_in.weight": "input_blocks.0.0.weight",
+    "time_embedding.linear_2.bias": "time_embed.2.bias",
+    "down_blocks.0.resnets.1.time_emb_proj.weight": "input_blocks.2.0.emb_layers.1.weight",
+    "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight": (
+        "input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
+    ),
+    "down_blocks.2.downsamplers.0.conv.weight": "input_blocks.9.0.op.weight",
+    "down_blocks.3.resnets.1.conv2.bias": "input_blocks.11.0.out_layers.3.bias",
+    "mid_block.resnets.1.norm1.weight": "middle_block.2.in_layers.0.weight",
+    "mid_block.attentions.0.norm.weight": "middle_block.1.norm.weight",
+    "up_blocks.0.upsamplers.0.conv.weight": "output_blocks.2.1.conv.weight",
+    "up_blocks.1.upsamplers.0.conv.weight": "output_blocks.5.2.conv.weight",
+    "up_blocks.3.resnets.2.conv_shortcut.weight": "output_blocks.11.0.skip_connection.weight",
+    "conv_norm_out.weight": "out.0.weight",
+}
+
+
+def test_the_names_of_sd_1_5_are_those_of_its_file() -> None:
+    with torch.device("meta"):
+        state = UNet2DConditionModel(cross_attention_dim=768).state_dict()
+
+    assert {name: unet_name(name, state) for name in SD15} == SD15
+    assert len({unet_name(name, state) for name in state}) == len(state) == 686
+
+
+def test_sd_2_has_the_text_encoder_of_open_clip_and_is_read_back_as_the_same_model(tmp_path: Path) -> None:
+    folder = _make_sd2(tmp_path / "sd2")
+    whole = load_base(Base(source=str(folder)))
+    path = write_checkpoint(
+        tmp_path / "sd2.safetensors", "sd2", whole.denoiser, whole.vae, whole.text_encoders, dtype=torch.float32
+    )
+
+    single = load_base(Base(source=str(path), config=str(folder)))
+
+    assert "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight" in load_file(path)
+    assert whole.family == single.family == "sd2"
+    assert fingerprint(single) == fingerprint(whole)
+    assert digest_of(single.denoiser) == digest_of(whole.denoiser)
+
+
+def test_the_projection_of_open_clip_lies_the_other_way_round() -> None:
+    projection = torch.arange(6.0).reshape(2, 3)
+
+    assert torch.equal(open_clip_state({"text_projection.weight": projection})["text_projection"], projection.T)
+
+
+@pytest.mark.parametrize("has_ztsnr", [True, False])
+def test_an_sdxl_that_says_the_velocity_is_marked_so(tmp_path: Path, has_ztsnr: bool) -> None:
+    folder = make_random_sdxl(tmp_path / "sdxl")
+    objective = Objective(prediction=Prediction.V_PREDICTION, zero_terminal_snr=has_ztsnr)
+    base = load_base(Base(source=str(folder)), objective)
+    path = write_checkpoint(
+        tmp_path / "x.safetensors", "sdxl", base.denoiser, base.vae, base.text_encoders, marks=marks_of(base)
+    )
+
+    single = load_base(Base(source=str(path), config=str(folder)))
+
+    assert single.prediction_type == "v_prediction"
+    assert (float(single.noise_schedule.alphas_cumprod[-1]) == 0) is has_ztsnr
+    assert marks_of(load_base(Base(source=str(folder)))) == ()
+
+
+def _make_sd2(folder: Path) -> Path:
+    """A random base with text embeddings as wide as SD 2's."""
+    make_random_base(folder)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    text = pipeline.text_encoder.config.to_dict() | {
+        "hidden_size": 1024,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+    }
+    pipeline.text_encoder = CLIPTextModel(CLIPTextConfig.from_dict(text))
+    unet = {**pipeline.unet.config, "cross_attention_dim": 1024, "use_linear_projection": True}
+    pipeline.unet = UNet2DConditionModel.from_config(unet)
+    pipeline.save_pretrained(folder)
+    return folder

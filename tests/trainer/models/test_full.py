@@ -1,0 +1,206 @@
+"""A full fine-tune trains what it is told to, gives the base back for a while, and is exported whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.trainer.random_base import make_random_sd3, make_random_sdxl
+from trainer.errors import BadSpecError, CheckpointError
+from trainer.models.base import BaseModel, load_base
+from trainer.models.methods.full import FullTraining, attach_full, load_back
+from trainer.protocol.events import ExportFormat
+from trainer.protocol.settings import Base, Method, MethodKind, Objective, Targets
+
+Load = Callable[[], BaseModel]
+
+
+@pytest.fixture
+def load(random_base: Path) -> Load:
+    return lambda: load_base(Base(source=str(random_base)))
+
+
+def _attach(load: Load, **settings: Any) -> tuple[BaseModel, FullTraining]:
+    base = load()
+    return base, attach_full(base, Method(kind=MethodKind.FULL, **settings), load)
+
+
+def _train(base: BaseModel, full: FullTraining) -> None:
+    """One real step that changes every weight."""
+    optimizer = torch.optim.Adam((parameter for _, parameter in full.named_parameters()), lr=3e-3)
+    torch.autograd.backward(_predict(base).square().sum())
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _predict(base: BaseModel) -> Tensor:
+    noise_BCHW = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    return base.predict(noise_BCHW, torch.tensor([300]), base.encode_text(["a red egg"]))
+
+
+@torch.no_grad()
+def _say(base: BaseModel) -> Tensor:
+    return _predict(base)
+
+
+@pytest.mark.parametrize(
+    ("settings", "trained", "frozen"),
+    [
+        ({}, "unet.conv_norm_out.bias", None),
+        (
+            {"targets": Targets.ATTENTION},
+            "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.weight",
+            "conv",
+        ),
+        ({"targets": Targets.CONV}, "unet.up_blocks.0.resnets.0.conv1.bias", "attn"),
+        (
+            {"targets": Targets.PATTERN, "pattern": "up_blocks.1"},
+            "unet.up_blocks.1.resnets.0.norm1.weight",
+            "down_blocks",
+        ),
+        ({"text_encoder": True}, "text_encoder.encoder.layers.0.self_attn.q_proj.weight", None),
+    ],
+)
+def test_what_is_targeted_is_trained_and_nothing_else(
+    load: Load, settings: dict[str, Any], trained: str, frozen: str | None
+) -> None:
+    base, full = _attach(load, **settings)
+    names = dict(full.named_parameters())
+
+    assert trained in names
+    assert frozen is None or not any(frozen in name for name in names)
+    everything = [*base.denoiser.parameters(), *base.text_encoders["text_encoder"].parameters()]
+    assert {id(p) for p in everything if p.requires_grad} == {id(p) for p in names.values()}
+    assert set(full.modules) == {name.split(".")[0] for name in names}
+    assert full.blocks[-1] == "unet.conv_out"
+
+
+def test_a_pattern_that_means_nothing_is_refused(load: Load) -> None:
+    with pytest.raises(BadSpecError, match="No layer of the unet"):
+        _attach(load, targets=Targets.PATTERN, pattern="up_block.7")
+
+
+def test_the_base_is_there_for_a_while_and_the_training_is_back_to_the_bit(load: Load) -> None:
+    base, full = _attach(load, text_encoder=True)
+    base.denoiser.to(memory_format=torch.channels_last)
+    before = _say(base)
+    _train(base, full)
+    trained, weights = _say(base), full.state()
+
+    with suppress(RuntimeError), full.base_only():
+        assert torch.equal(_say(base), before)
+        raise RuntimeError("stop")
+
+    assert not torch.equal(trained, before)
+    assert torch.equal(_say(base), trained)
+    assert all(torch.equal(t, full.state()[m][n]) for m, tensors in weights.items() for n, t in tensors.items())
+    assert base.denoiser.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_checkpoint_holds_what_is_trained_alone_and_brings_it_back(load: Load) -> None:
+    base, full = _attach(load, targets=Targets.ATTENTION)
+    _train(base, full)
+    trained, weights = _say(base), full.state()
+    _train(base, full)
+    assert not torch.equal(_say(base), trained)
+    other, other_full = _attach(load, targets=Targets.ATTENTION)
+
+    other_full.load(weights)
+
+    assert set(weights) == {"unet"}
+    assert all("attn" in name for name in weights["unet"])
+    assert torch.equal(_say(other), trained)
+
+
+@pytest.mark.parametrize("damage", ["missing", "unknown", "shape", "module"])
+def test_a_checkpoint_of_another_job_is_refused(load: Load, damage: str) -> None:
+    _, full = _attach(load)
+    weights = {name: dict(tensors) for name, tensors in full.state().items()}
+    if damage == "missing":
+        weights["unet"].popitem()
+    elif damage == "unknown":
+        weights["unet"]["more"] = torch.zeros(1)
+    elif damage == "shape":
+        weights["unet"]["conv_in.bias"] = torch.zeros(3)
+    else:
+        weights["text_encoder"] = {"x": torch.zeros(1)}
+
+    with pytest.raises(CheckpointError, match="do not fit this job"):
+        full.load(weights)
+
+
+def test_both_exports_load_back_and_predict_what_the_rounded_weights_predict(load: Load, tmp_path: Path) -> None:
+    base, full = _attach(load, text_encoder=True)
+    untrained = _say(base)
+    _train(base, full)
+    trained = _say(base)
+
+    files = full.export(tmp_path, "momo", {"ss_steps": 7})
+
+    assert [file.format for file in files] == [ExportFormat.DIFFUSERS, ExportFormat.CHECKPOINT]
+    assert torch.equal(_say(base), trained)
+    with full.as_exported():
+        rounded = _say(base)
+    effect = (trained - untrained).abs().max()
+    assert 0 < (rounded - trained).abs().max() < 0.02 * effect
+    for file in files:
+        assert torch.allclose(_say(load_back(file, Base(), Objective())), rounded, atol=1e-6)
+    assert torch.equal(_say(base), trained)
+
+
+def test_the_files_are_half_precision_under_the_names_that_old_readers_know(load: Load, tmp_path: Path) -> None:
+    _, full = _attach(load)
+    folder, single = (file.path for file in full.export(tmp_path, "momo", {"ss_steps": 7}))
+
+    encoder = load_file(folder / "text_encoder" / "model.safetensors")
+    original = load_file(single)
+    assert {t.dtype for t in (*encoder.values(), *original.values())} == {torch.float16}
+    assert all(name.startswith("text_model.") for name in encoder)
+    assert (folder / "unet" / "diffusion_pytorch_model.safetensors").is_file()
+    assert json.loads((folder / "model_index.json").read_text())["_class_name"] == "StableDiffusionPipeline"
+    assert "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight" in original
+    assert "model.diffusion_model.output_blocks.3.1.transformer_blocks.0.attn2.to_k.weight" in original
+    assert "first_stage_model.decoder.mid.attn_1.q.weight" in original
+    with safe_open(single, "pt") as file:
+        assert file.metadata()["ss_steps"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("make", "formats"),
+    [
+        (make_random_sdxl, [ExportFormat.DIFFUSERS, ExportFormat.CHECKPOINT]),
+        (make_random_sd3, [ExportFormat.DIFFUSERS]),
+    ],
+)
+def test_other_families_are_exported_whole_too(
+    tmp_path: Path, make: Callable[[Path], Path], formats: list[ExportFormat]
+) -> None:
+    source = Base(source=str(make(tmp_path / "base")))
+    base = load_base(source)
+    full = attach_full(base, Method(kind=MethodKind.FULL, text_encoder=True), lambda: load_base(source))
+    for _, parameter in full.named_parameters():
+        parameter.data.mul_(1.01)
+
+    files = full.export(tmp_path / "output", "momo", {})
+
+    assert [file.format for file in files] == formats
+    with full.as_exported():
+        rounded = _say_of(base)
+    for file in files:
+        assert torch.allclose(_say_of(load_back(file, source, Objective())), rounded, atol=1e-5)
+
+
+@torch.no_grad()
+def _say_of(base: BaseModel) -> Tensor:
+    channels = base.vae.config.latent_channels
+    noise_BCHW = torch.randn(1, channels, 16, 16, generator=torch.Generator().manual_seed(1))
+    return base.predict(noise_BCHW, torch.tensor([300]), base.encode_text(["a red egg"]))

@@ -1,0 +1,171 @@
+"""Adapters as one file under kohya's and LyCORIS's names, and what such a file does to a weight."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.models.families.model import BaseModel
+from trainer.models.methods.layer_names import kohya_keys
+from trainer.models.methods.trained import Weights
+from trainer.protocol.settings import Method, MethodKind, Targets
+
+#: What LyCORIS calls the kinds. Its own OFT rotates outputs and peft's inputs, so that no file of it says the same.
+_ALGORITHMS = {
+    MethodKind.LORA: "lora",
+    MethodKind.DORA: "lora",
+    MethodKind.LOHA: "loha",
+    MethodKind.LOKR: "lokr",
+    MethodKind.IA3: "ia3",
+}
+
+
+def has_kohya_file(kind: MethodKind) -> bool:
+    """Whether a kohya or LyCORIS file can say what the adapter does."""
+    return kind in _ALGORITHMS
+
+
+def kohya_state(base: BaseModel, method: Method, weights: Weights) -> dict[str, Tensor]:
+    """An adapter under kohya's names: `lora_unet_….lora_down.weight`, `….hada_w1_a`, `….alpha`, …
+
+    Weights are fp16, as kohya saves them by default; alpha is the true one (diffusers' own converter writes the rank).
+    """
+    state: dict[str, Tensor] = {}
+    for module, tensors in weights.items():
+        layers = by_layer(tensors)
+        keys = kohya_keys(base, module, layers)
+        for layer, adapter in layers.items():
+            state |= {f"{keys[layer]}.{name}": tensor for name, tensor in _layer_tensors(method, adapter).items()}
+    return state
+
+
+def by_layer(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """peft's tensors (`….to_q.lora_A.weight`) by the layer that they are on: `….to_q` -> `lora_A`."""
+    layers: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        layer, _, weight = name.removesuffix(".weight").rpartition(".")
+        layers.setdefault(layer, {})[weight] = tensor
+    return layers
+
+
+def _layer_tensors(method: Method, adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One layer, by the names that follow its key in the file."""
+    alpha = torch.tensor(method.effective_alpha)
+    match method.kind:
+        case MethodKind.LORA:
+            return {**_lora(adapter), "alpha": alpha}
+        case MethodKind.DORA:
+            return {**_lora(adapter), "dora_scale": _dora_scale(adapter), "alpha": alpha}
+        case MethodKind.LOHA:
+            return {**_half(adapter), "alpha": alpha}
+        case MethodKind.LOKR:
+            return _lokr(adapter, method)
+        case MethodKind.IA3:
+            return _ia3(adapter["ia3_l"])
+        case _:
+            raise AssertionError(f"{method.kind} has no kohya file")
+
+
+def _half(adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.half() for name, tensor in adapter.items()}
+
+
+def _lora(adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {"lora_down.weight": adapter["lora_A"].half(), "lora_up.weight": adapter["lora_B"].half()}
+
+
+def _dora_scale(adapter: Mapping[str, Tensor]) -> Tensor:
+    """One magnitude for each output, [out, 1] or [out, 1, 1, 1]: what LyCORIS 4 calls `wd_on_output`, its default.
+
+    In fp32: the steps of fp16 are as large as what training changes.
+    """
+    ones = (1,) * (adapter["lora_A"].ndim - 1)
+    return adapter["lora_magnitude_vector"].reshape(-1, *ones).float()
+
+
+def _lokr(adapter: Mapping[str, Tensor], method: Method) -> dict[str, Tensor]:
+    """LyCORIS and all readers take a scale of 1 where neither factor is of low rank, and peft does not."""
+    if "lokr_w1" not in adapter or "lokr_w2" not in adapter:
+        return {**_half(adapter), "alpha": torch.tensor(method.effective_alpha)}
+    scaled = {**adapter, "lokr_w1": adapter["lokr_w1"] * (method.effective_alpha / method.rank)}
+    return {**_half(scaled), "alpha": torch.tensor(float(method.rank))}
+
+
+def _ia3(factor: Tensor) -> dict[str, Tensor]:
+    """LyCORIS holds the factor minus 1, [features] or [1, features, 1, 1].
+
+    A linear layer scaled at the output has [out, 1] in peft. Convolutions of a UNet have a bias and are scaled at the
+    input, always.
+    """
+    on_input = factor.shape[0] == 1
+    weight = (factor - 1).half()
+    return {"weight": weight.flatten() if weight.ndim == 2 else weight, "on_input": torch.tensor(int(on_input))}
+
+
+def network_metadata(method: Method) -> dict[str, Any]:
+    """`ss_network_*`: by which network of kohya's the file is read; nothing for a kind that has no such file."""
+    if not has_kohya_file(method.kind):
+        return {}
+    arguments: dict[str, str] = {}
+    if method.kind is not MethodKind.LORA:
+        arguments["algo"] = _ALGORITHMS[method.kind]
+    if method.kind is MethodKind.DORA:
+        arguments |= {"dora_wd": "True", "wd_on_output": "True"}
+    if method.kind is MethodKind.LOKR:
+        arguments["factor"] = str(method.factor or -1)
+    if method.kind is MethodKind.IA3:
+        size = {}
+    else:
+        size = {"ss_network_dim": method.rank, "ss_network_alpha": method.effective_alpha}
+        if method.targets in {Targets.CONV, Targets.ALL}:
+            arguments |= {"conv_dim": str(method.rank), "conv_alpha": str(method.effective_alpha)}
+    module = "networks.lora" if method.kind is MethodKind.LORA else "lycoris.kohya"
+    return {
+        "ss_network_module": module,
+        **size,
+        "ss_network_dropout": method.dropout,
+        "ss_network_args": arguments,
+    }
+
+
+def merged_weight(weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    """What a layer of a kohya file makes of the weight of the base, in fp32, same shape.
+
+    Formulas of KohakuBlueleaf/LyCORIS 4.1.3: `functional/` `locon.py`, `loha.py`, `lokr.py`, `modules/ia3.py`, and
+    `weight_decompose` of `functional/general.py` for DoRA.
+    """
+    base = weight.float()
+    t = {name: tensor.to(base) for name, tensor in tensors.items()}
+    if "on_input" in t:
+        side = 1 if t["on_input"] else 0
+        shape = [-1 if dim == side else 1 for dim in range(base.ndim)]
+        return base * (1 + t["weight"].reshape(shape))
+    merged = base + _product(t).reshape(base.shape)
+    if "dora_scale" not in t:
+        return merged
+    norms: Tensor = torch.linalg.vector_norm(merged.flatten(1), dim=1)
+    return merged * (t["dora_scale"] / norms.reshape(t["dora_scale"].shape))
+
+
+def _product(t: Mapping[str, Tensor]) -> Tensor:
+    """The change of a weight by LoRA, LoHa or LoKr, flattened in some way."""
+    if "lora_up.weight" in t:
+        up, down = t["lora_up.weight"], t["lora_down.weight"]
+        return t["alpha"] / len(down) * (up.flatten(1) @ down.flatten(1))
+    if "hada_w1_a" in t:
+        rank = len(t["hada_w1_b"])
+        return t["alpha"] / rank * (t["hada_w1_a"] @ t["hada_w1_b"]) * (t["hada_w2_a"] @ t["hada_w2_b"])
+    scale = _lokr_scale(t)
+    small = t["lokr_w1"] if "lokr_w1" in t else t["lokr_w1_a"] @ t["lokr_w1_b"]
+    large = t["lokr_w2"] if "lokr_w2" in t else t["lokr_w2_a"] @ t["lokr_w2_b"]
+    # Pixels of a kernel are the last axes of the large factor, so that its rows may be flattened.
+    return scale * torch.kron(small, large.flatten(1))
+
+
+def _lokr_scale(t: Mapping[str, Tensor]) -> Tensor:
+    ranks: Iterable[Tensor] = (t[name] for name in ("lokr_w1_b", "lokr_w2_b") if name in t)
+    low_rank = next(iter(ranks), None)
+    return torch.tensor(1.0) if low_rank is None else t["alpha"] / len(low_rank)

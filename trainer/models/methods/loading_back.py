@@ -1,0 +1,123 @@
+"""Exported adapters, loaded into a fresh model the way people load them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from trainer.errors import ExportError
+from trainer.models.families.model import BaseModel, Family
+from trainer.models.methods.adapters import module_of, remove_adapter
+from trainer.models.methods.kohya import merged_weight
+from trainer.models.methods.layer_names import kohya_keys
+from trainer.models.methods.trained import ExportedFile
+from trainer.protocol.events import ExportFormat
+from trainer.protocol.settings import Method, MethodKind
+
+
+def load_back(file: ExportedFile, base: BaseModel, method: Method) -> AbstractContextManager[None]:
+    """`base` with an exported adapter, inside of the context; as it was, after it.
+
+    By `pipeline.load_lora_weights` where diffusers reads the file, by `PeftModel.from_pretrained` for peft's folders,
+    and by LyCORIS's formulas for its kinds (diffusers would leave out the magnitudes of a DoRA under kohya's names,
+    and does not know the others).
+
+    Raises:
+        ExportError: the file cannot be loaded.
+    """
+    if file.path.is_dir():
+        return _reporting(file.path, _by_peft(file.path, base))
+    is_for_diffusers = file.format is ExportFormat.DIFFUSERS
+    is_plain_kohya = method.kind is MethodKind.LORA and base.family is not Family.SD3
+    if is_for_diffusers or is_plain_kohya:
+        return _reporting(file.path, _by_diffusers(file.path, base))
+    return _reporting(file.path, _by_formulas(file.path, base))
+
+
+@contextmanager
+def _reporting(path: Path, loading: AbstractContextManager[None]) -> Iterator[None]:
+    """What goes wrong while a file is loaded, as our sentence; what goes wrong with the loaded model, as it is."""
+    try:
+        loading.__enter__()
+    except ExportError:
+        raise
+    except Exception as error:
+        # diffusers, peft and safetensors raise anything.
+        raise ExportError(f"{path.name} cannot be loaded back ({error}).", "This is a bug of ours.") from error
+    try:
+        yield
+    finally:
+        loading.__exit__(None, None, None)
+
+
+@contextmanager
+def _by_diffusers(path: Path, base: BaseModel) -> Iterator[None]:
+    pipeline = base.pipeline()
+    pipeline.load_lora_weights(path.parent, weight_name=path.name, local_files_only=True)
+    try:
+        yield
+    finally:
+        pipeline.unload_lora_weights()
+
+
+@contextmanager
+def _by_peft(folder: Path, base: BaseModel) -> Iterator[None]:
+    names = sorted(part.name for part in folder.iterdir() if part.is_dir())
+    modules = {name: module_of(base, name) for name in names}
+    with warnings.catch_warnings():
+        # The block size of OFT is a wish: each layer has the nearest that divides its width.
+        warnings.filterwarnings("ignore", message="Invalid `oft_block_size`")
+        # peft 0.21.2 asks transformers 5.23 for a property that it is about to drop.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        for name, module in modules.items():
+            PeftModel.from_pretrained(module, folder / name).eval()
+    try:
+        yield
+    finally:
+        for module in modules.values():
+            remove_adapter(module)
+
+
+@contextmanager
+def _by_formulas(path: Path, base: BaseModel) -> Iterator[None]:
+    layers = _by_key(load_file(path))
+    known = _known_layers(base)
+    unknown = next((key for key in layers if key not in known), None)
+    if unknown is not None:
+        raise ExportError(f"{path.name} has {unknown}, which is no layer of the model.", "This is a bug of ours.")
+    before: dict[str, Tensor] = {}
+    try:
+        for key, tensors in layers.items():
+            parameter = known[key].get_parameter("weight")
+            before[key] = parameter.data
+            with torch.no_grad():
+                parameter.data = merged_weight(parameter.data, tensors).to(parameter.dtype)
+        yield
+    finally:
+        for key, weight in before.items():
+            known[key].get_parameter("weight").data = weight
+
+
+def _by_key(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    layers: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in state.items():
+        key, _, weight = name.partition(".")
+        layers.setdefault(key, {})[weight] = tensor
+    return layers
+
+
+def _known_layers(base: BaseModel) -> dict[str, nn.Module]:
+    """Every layer of the model by its key in a kohya file."""
+    known: dict[str, nn.Module] = {}
+    for name in (base.denoiser_name, *(name for name in base.text_encoders if name != "text_encoder_3")):
+        modules = module_of(base, name).named_modules()
+        layers = {path: layer for path, layer in modules if isinstance(layer, nn.Linear | nn.Conv2d)}
+        known |= {key: layers[path] for path, key in kohya_keys(base, name, layers).items()}
+    return known
