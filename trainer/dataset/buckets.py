@@ -94,14 +94,18 @@ def assign(
 
 def fit(image: Image.Image, bucket: Size) -> Image.Image:
     """The picture at exactly the bucket's size: its middle, cut and scaled in one Lanczos pass."""
-    width, height = image.size
+    if image.size == bucket:
+        return image.copy()
+    return image.resize(bucket, Image.Resampling.LANCZOS, box=crop_box(image.size, bucket), reducing_gap=3.0)
+
+
+def crop_box(size: Size, bucket: Size) -> tuple[float, float, float, float]:
+    """The middle of a picture in the bucket's shape: left, top, right and bottom, px."""
+    width, height = size
     scale = max(bucket[0] / width, bucket[1] / height)
     crop_width, crop_height = min(width, bucket[0] / scale), min(height, bucket[1] / scale)
     left, top = (width - crop_width) / 2, (height - crop_height) / 2
-    box = (left, top, left + crop_width, top + crop_height)
-    if image.size == bucket:
-        return image.copy()
-    return image.resize(bucket, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+    return left, top, left + crop_width, top + crop_height
 
 
 def is_upscaled(size: Size, bucket: Size) -> bool:

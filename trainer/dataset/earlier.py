@@ -15,14 +15,14 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from trainer.dataset.layout import DECODED_NAME, DROPPED, PICTURES, THUMBNAILS
+from trainer.dataset.layout import DECODED_NAME, DROPPED, MASKS, PICTURES, THUMBNAILS
 from trainer.dataset.limits import Limits
 from trainer.dataset.split import Shares
 from trainer.dataset.workers import Decoded, Job
 from trainer.protocol.report import Split, read_report
 
 #: Raise it when a picture would be decoded, stored or measured otherwise.
-_DECODING_VERSION = 1
+_DECODING_VERSION = 2
 #: Limits that change how a picture comes out, and not only whether it does.
 _DECIDING = ("max_stored_pixels", "checked_side_px", "background")
 
@@ -30,17 +30,17 @@ _DECODED = TypeAdapter(Decoded)
 
 
 class Earlier:
-    """Decoded pictures of earlier dataset folders, by the SHA-256 of the file that they came from."""
+    """Decoded pictures of earlier dataset folders, by the SHA-256 of the files that they came from."""
 
     def __init__(self, folders: Sequence[Path], limits: Limits) -> None:
-        self._pictures: dict[str, tuple[Path, Decoded]] = {}
+        self._pictures: dict[tuple[str, str], tuple[Path, Decoded]] = {}
         for folder in folders:
             for decoded in _read(folder, limits):
-                self._pictures.setdefault(decoded.file_sha256, (folder, decoded))
+                self._pictures.setdefault(decoded.came_as, (folder, decoded))
 
     def put_in_place(self, job: Job) -> Decoded | None:
         """Link what is known of a job's file to where the job wants it; None if it must be decoded."""
-        if (known := self._pictures.get(job.file_sha256)) is None:
+        if (known := self._pictures.get((job.file_sha256, job.mask_file_sha256))) is None:
             return None
         folder, decoded = known
         picture = job.picture_path.with_suffix(Path(decoded.picture).suffix)
@@ -48,10 +48,14 @@ class Earlier:
             (path for kind in (PICTURES, DROPPED) if (path := folder / kind / decoded.picture).is_file()), None
         )
         thumbnail = folder / THUMBNAILS / decoded.thumbnail
-        if stored is None or not thumbnail.is_file():
+        mask = folder / MASKS / decoded.mask if decoded.mask else None
+        if stored is None or not thumbnail.is_file() or (mask is not None and not mask.is_file()):
             return None
         _link(stored, picture)
         _link(thumbnail, job.thumbnail_path)
+        if mask is not None and not (target := job.mask_folder / mask.name).exists():
+            job.mask_folder.mkdir(exist_ok=True)
+            _link(mask, target)
         return replace(decoded, picture=picture.name, thumbnail=job.thumbnail_path.name)
 
 

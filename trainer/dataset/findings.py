@@ -80,7 +80,10 @@ def _of_decoding(outcome: Decoded | PictureError) -> list[Finding]:
                 message=outcome.message,
             )
         ]
-    return [Finding(kind=FindingKind.UNSUPPORTED, action="kept", message=note) for note in outcome.notes]
+    found = [Finding(kind=FindingKind.UNSUPPORTED, action="kept", message=note) for note in outcome.notes]
+    if outcome.mask_problem:
+        found.append(Finding(kind=FindingKind.MASK, action="kept", message=outcome.mask_problem))
+    return found
 
 
 def _of_size(decoded: Decoded, limits: Limits) -> list[Finding]:

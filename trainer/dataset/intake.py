@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from trainer.dataset.archives import OPENED, RefusedError
 from trainer.dataset.entry import Entry
 from trainer.dataset.kinds import HEAD_BYTES, Kind, has_caption_name, has_image_name, sniff
 from trainer.dataset.labels import Caption, Labels
-from trainer.dataset.layout import PICTURES, THUMBNAILS
+from trainer.dataset.layout import MASKS, PICTURES, THUMBNAILS
 from trainer.dataset.limits import Limits
+from trainer.dataset.masks import find_masks
 from trainer.dataset.picture import PictureError
 from trainer.dataset.progress import Progress
 from trainer.dataset.sources import Sources
@@ -46,6 +48,11 @@ class Folder:
 
     def thumbnail(self, number: int) -> Path:
         return self.root / THUMBNAILS / f"{number:04}.jpg"
+
+    @property
+    def masks(self) -> Path:
+        """Made when there is a mask."""
+        return self.root / MASKS
 
     def make(self) -> None:
         self.picture(0).parent.mkdir()
@@ -91,14 +98,17 @@ class _Intake:
         self.unreadable: dict[int, PictureError] = {}
         #: Files that are equal byte for byte need decoding once.
         self.copies: dict[int, int] = {}
-        self._numbers: dict[str, int] = {}
+        self._numbers: dict[tuple[str, str], int] = {}
+        self._masks = find_masks(sources.entries)
         self.labels = Labels(limits)
 
     def jobs(self) -> Iterator[Job]:
         total = len(self._sources.entries)
         for done, entry in enumerate(self._sources.entries):
             self._progress("reading", done, total)
-            try:
+            if entry.source in self._masks.sources:
+                continue
+            with self._refusing(entry):
                 data = entry.read()
                 kind = sniff(data[:HEAD_BYTES])
                 if kind is Kind.OTHER and has_caption_name(entry.path) and entry.told is None:
@@ -107,12 +117,27 @@ class _Intake:
                     yield from self._add_picture(entry, data, kind)
                 else:
                     raise _not_taken(kind, is_inside="!" in entry.source, is_empty=not data)
-            except RefusedError as refusal:
-                self._sources.refuse(entry.source, refusal)
-            except OSError as error:
-                unread = RefusedError(RefusalKind.DAMAGED, f"it cannot be read ({error.strerror or error})")
-                self._sources.refuse(entry.source, unread)
+        for source, reason in self._masks.unused.items():
+            self._sources.refuse(source, RefusedError(RefusalKind.UNSUPPORTED, reason))
         self._progress("reading", total, total)
+
+    @contextmanager
+    def _refusing(self, entry: Entry) -> Iterator[None]:
+        try:
+            yield
+        except RefusedError as refusal:
+            self._sources.refuse(entry.source, refusal)
+        except OSError as error:
+            unread = RefusedError(RefusalKind.DAMAGED, f"it cannot be read ({error.strerror or error})")
+            self._sources.refuse(entry.source, unread)
+
+    def _mask(self, entry: Entry) -> bytes | None:
+        """The mask file of a picture, if it has one that can be read."""
+        mask = self._masks.of_picture.get(entry.source)
+        if mask is not None:
+            with self._refusing(mask):
+                return mask.read()
+        return None
 
     def _add_picture(self, entry: Entry, data: bytes, kind: Kind) -> Iterator[Job]:
         number = len(self.pictures) + 1
@@ -120,8 +145,10 @@ class _Intake:
         if kind is not Kind.PICTURE:
             self.unreadable[number] = _not_a_picture(kind, is_empty=not data)
             return
+        mask = self._mask(entry)
         file_sha256 = hashlib.sha256(data).hexdigest()
-        first = self._numbers.setdefault(file_sha256, number)
+        mask_file_sha256 = "" if mask is None else hashlib.sha256(mask).hexdigest()
+        first = self._numbers.setdefault((file_sha256, mask_file_sha256), number)
         if first != number:
             self.copies[number] = first
             return
@@ -131,6 +158,9 @@ class _Intake:
             file_sha256=file_sha256,
             picture_path=self._folder.picture(number),
             thumbnail_path=self._folder.thumbnail(number),
+            mask_folder=self._folder.masks,
+            mask=mask,
+            mask_file_sha256=mask_file_sha256,
         )
 
 

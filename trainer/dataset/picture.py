@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import ceil
+from typing import TypeVar
 
 import numpy as np
 import pillow_heif
@@ -43,6 +45,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+_Result = TypeVar("_Result")
 
 
 class PictureError(Exception):
@@ -71,6 +74,8 @@ class Picture:
     #: Upright size as handed in, px.
     width: int
     height: int
+    #: How opaque `image` was, 8-bit grey of its size; None if it has no transparency.
+    alpha: Image.Image | None = None
     #: What was left out or ignored, in words.
     notes: tuple[str, ...] = field(default=())
 
@@ -81,11 +86,26 @@ def decode(data: bytes, limits: Limits) -> Picture:
     Raises:
         PictureError: it is no picture, damaged, of an unknown kind, or too large.
     """
+    return _guarded(_decode, data, limits)
+
+
+def decode_mask(data: bytes, limits: Limits) -> Image.Image:
+    """Decode a mask file: upright, 8-bit grey, at most `Limits.max_stored_pixels`.
+
+    Its transparency where it has any (a cut-out), else its brightness.
+
+    Raises:
+        PictureError: it is no picture, damaged, of an unknown kind, or too large.
+    """
+    return _guarded(_decode_mask, data, limits)
+
+
+def _guarded(decoder: Callable[[bytes, Limits], _Result], data: bytes, limits: Limits) -> _Result:
     with warnings.catch_warnings():
         # Pillow warns of odd metadata that we drop anyway, and of large pictures that are judged below.
         warnings.simplefilter("ignore")
         try:
-            return _decode(data, limits)
+            return decoder(data, limits)
         except PictureError:
             raise
         except Image.DecompressionBombError as error:
@@ -102,9 +122,7 @@ def decode(data: bytes, limits: Limits) -> Picture:
 def _decode(data: bytes, limits: Limits) -> Picture:
     notes: list[str] = []
     with Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
-        pixels = opened.width * opened.height
-        if pixels > limits.max_pixels:
-            raise _too_many_pixels(f"it has {pixels / 1e6:.0f} Mpx", pixels, limits)
+        _check_pixels(opened, limits)
         if frames := _animation_frames(opened):
             notes.append(f"only the first of its {frames} frames is used")
         orientation = _orientation(opened)
@@ -117,18 +135,38 @@ def _decode(data: bytes, limits: Limits) -> Picture:
         orientation = _orientation(opened)
         profile = opened.info.get("icc_profile")
         image = _to_eight_bits(opened)
-    image = _upright_rgb(image, orientation, profile, limits, notes)
+    colour, alpha = _take_alpha(_shrink(image, limits.max_stored_pixels))
+    image = _upright(_flatten(_to_srgb(colour, profile, notes), alpha, limits.background), orientation)
     width, height = size if orientation < 5 else size[::-1]
-    return Picture(image=image, plain=plain, is_lossy=is_lossy, width=width, height=height, notes=tuple(notes))
+    return Picture(
+        image=image,
+        plain=plain,
+        is_lossy=is_lossy,
+        width=width,
+        height=height,
+        alpha=None if alpha is None else _upright(alpha, orientation),
+        notes=tuple(notes),
+    )
 
 
-def _upright_rgb(
-    image: Image.Image, orientation: int, profile: bytes | None, limits: Limits, notes: list[str]
-) -> Image.Image:
-    image = _shrink(image, limits.max_stored_pixels)
-    colour, alpha = _take_alpha(image)
-    colour = _to_srgb(colour, profile, notes)
-    image = _flatten(colour, alpha, limits.background)
+def _decode_mask(data: bytes, limits: Limits) -> Image.Image:
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
+        _check_pixels(opened, limits)
+        opened.load()
+        orientation = _orientation(opened)
+        image = _to_eight_bits(opened)
+    colour, alpha = _take_alpha(_shrink(image, limits.max_stored_pixels))
+    is_cut_out = alpha is not None and alpha.getextrema() != (255, 255)
+    return _upright(alpha if alpha is not None and is_cut_out else colour.convert("L"), orientation)
+
+
+def _check_pixels(opened: ImageFile.ImageFile, limits: Limits) -> None:
+    pixels = opened.width * opened.height
+    if pixels > limits.max_pixels:
+        raise _too_many_pixels(f"it has {pixels / 1e6:.0f} Mpx", pixels, limits)
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
     if orientation in _UPRIGHT:
         image = image.transpose(_UPRIGHT[orientation])
     image.info.clear()

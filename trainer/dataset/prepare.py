@@ -28,7 +28,7 @@ from trainer.protocol.edits import Edits
 from trainer.protocol.report import DatasetReport, Split, read_report
 
 #: Raise it when the same input would be prepared otherwise.
-_METHOD_VERSION = 2
+_METHOD_VERSION = 3
 
 #: Draws contact sheets of a report: thumbnails by picture number (place in `images`, from 1), and the folder to write
 #: to; returns the files.
@@ -101,7 +101,7 @@ def _look_up(out: Path, input_digest: str) -> DatasetReport | None:
         report = read_report(out)
     except (OSError, ValidationError):
         return None
-    kept = [image.path for image in report.images if image.path]
+    kept = [file for image in report.images for file in (image.path, image.mask) if file]
     files = [*kept, *report.sheets, *report.pages]
     is_whole = all((out / file).is_file() for file in files)
     return report if report.input_digest == input_digest and is_whole else None
@@ -120,7 +120,7 @@ def _splits(verdicts: Sequence[Verdict], shares: Shares, known: Mapping[str, Spl
 
 def _decoded_once(verdicts: Sequence[Verdict]) -> list[Decoded]:
     """What was decoded; files that are equal byte for byte were decoded once."""
-    return list({v.decoded.file_sha256: v.decoded for v in verdicts if v.decoded is not None}.values())
+    return list({v.decoded.came_as: v.decoded for v in verdicts if v.decoded is not None}.values())
 
 
 def _finish(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from trainer.dataset.buckets import Size, bucket_for, cropped_share, default_step
 from trainer.dataset.caption_checks import caption_statistics
-from trainer.dataset.layout import PICTURES, THUMBNAILS
+from trainer.dataset.layout import MASKS, PICTURES, THUMBNAILS
 from trainer.dataset.outliers import diverse, isolated
 from trainer.dataset.split import Shares
 from trainer.dataset.summary import summarize
@@ -98,6 +98,7 @@ def _image(verdict: Verdict, side: Split | None, shapes: Mapping[int, Size]) -> 
         height=decoded.height if decoded else None,
         path=f"{PICTURES}/{decoded.picture}" if decoded and not verdict.is_dropped else None,
         thumbnail=f"{THUMBNAILS}/{decoded.thumbnail}" if decoded else None,
+        mask=f"{MASKS}/{decoded.mask}" if decoded and decoded.mask and not verdict.is_dropped else None,
         cropped=_cropped(verdict, shapes),
         decision=verdict.decision,
     )
@@ -144,5 +145,9 @@ def _advised_folds(images: Sequence[Image]) -> int | None:
 
 def _digest(images: Sequence[Image]) -> str:
     """Of what training sees."""
-    kept = sorted([i.pixels_sha256, i.caption, i.split, i.repeats] for i in images if i.status == "kept")
+    kept = sorted(
+        [i.pixels_sha256, i.caption, i.split, i.repeats, *([i.mask] if i.mask else [])]
+        for i in images
+        if i.status == "kept"
+    )
     return hashlib.sha256(json.dumps(kept).encode()).hexdigest()

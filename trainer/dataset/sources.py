@@ -16,6 +16,7 @@ from trainer.dataset.entry import Entry
 from trainer.dataset.hub import is_hub_name, open_hub, parse_name
 from trainer.dataset.kinds import CAPTION_EXTENSIONS, HEAD_BYTES, Kind, is_picture, sniff
 from trainer.dataset.limits import Limits
+from trainer.dataset.masks import mask_files_of
 from trainer.dataset.names import decode_name, is_clutter, natural_key, printable
 from trainer.dataset.rows import ParquetRows, Rows, entries_of, is_saved, open_saved
 from trainer.dataset.url_list import EXTENSIONS, UrlList, list_refusal, parse_list
@@ -94,11 +95,12 @@ class Sources:
 
     @staticmethod
     def _sidecars(path: Path) -> list[Path]:
-        """Captions that lie beside a loose picture."""
+        """Captions and masks that lie beside a loose picture."""
         with path.open("rb") as file:
             if not is_picture(file.read(HEAD_BYTES)):
                 return []
-        return [beside for ext in CAPTION_EXTENSIONS if (beside := path.with_suffix(ext)).is_file()]
+        beside = [*(path.with_suffix(extension) for extension in CAPTION_EXTENSIONS), *mask_files_of(path)]
+        return [file for file in beside if file.is_file()]
 
     def _loose(self, path: Path, *, is_named: bool) -> Iterator[Entry]:
         if any(path.resolve() == known.resolve() for _, known in self._files):

@@ -36,6 +36,7 @@ _KINDS: Mapping[str, tuple[str, ...]] = {
     FindingKind.BY_HAND: ("by hand",),
     FindingKind.CAPTION_MOJIBAKE: ("garbled caption", "garbled captions"),
     FindingKind.CAPTION_CONTRADICTORY: ("contradictory caption", "contradictory captions"),
+    FindingKind.MASK: ("doubtful mask", "doubtful masks"),
     RefusalKind.UNSAFE_PATH: ("unsafe path", "unsafe paths"),
     RefusalKind.LINK: ("link", "links"),
     RefusalKind.TOO_LARGE: ("too large",),
@@ -50,7 +51,7 @@ _KINDS: Mapping[str, tuple[str, ...]] = {
 _TO_LOOK_AT = (
     *(FindingKind.BLUR, FindingKind.TOO_DARK, FindingKind.WASHED_OUT, FindingKind.BLANK, FindingKind.SCREENSHOT),
     *(FindingKind.OUTLIER, FindingKind.EXTREME_ASPECT),
-    *(FindingKind.CAPTION_MOJIBAKE, FindingKind.CAPTION_CONTRADICTORY),
+    *(FindingKind.CAPTION_MOJIBAKE, FindingKind.CAPTION_CONTRADICTORY, FindingKind.MASK),
 )
 
 
@@ -69,6 +70,7 @@ def summarize(
         _opening(images, kept, counts),
         *_captions(kept),
         *_caption_warnings(kept, counts, captions),
+        *_masks(kept),
         *_refused(refused),
         *_near(kept),
         *_upscaled(kept, resolution),
@@ -169,6 +171,13 @@ def _caption_warnings(kept: Sequence[Image], counts: Counts, captions: CaptionSt
             share = "each" if counts.captioned > 1 else "the only"
         said.append(f"“{captions.trigger}” is in {share} caption{'s' if ' of ' in share else ''}.")
     return said
+
+
+def _masks(kept: Sequence[Image]) -> list[str]:
+    masked = sum(image.mask is not None for image in kept)
+    if not masked:
+        return []
+    return [f"{_count(masked, 'has', 'have')} a mask, for a loss that is to be masked."]
 
 
 def _refused(refused: Sequence[Refused]) -> list[str]:

@@ -23,6 +23,7 @@ from pydantic import ConfigDict
 from trainer.dataset.features import feature_of
 from trainer.dataset.limits import Limits
 from trainer.dataset.looks import BYTES_AS_BASE64, Look, look_of
+from trainer.dataset.masks import mask_of, store_mask
 from trainer.dataset.picture import Picture, PictureError, decode
 from trainer.dataset.quality import Quality, measure
 from trainer.errors import DecodersError
@@ -42,6 +43,12 @@ class Job:
     #: Without an extension, which the content decides.
     picture_path: Path
     thumbnail_path: Path
+    #: Folder that its mask goes to, if it has one.
+    mask_folder: Path
+    #: The mask file that came with it.
+    mask: bytes | None = None
+    #: SHA-256 of `mask`.
+    mask_file_sha256: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +71,16 @@ class Decoded:
     quality: Quality
     #: `features.feature_of` its thumbnail.
     feature: bytes
+    #: SHA-256 of the mask file that came with it; file name of what was stored of it, or of the transparency.
+    mask_file_sha256: str = ""
+    mask: str | None = None
+    #: What is wrong with the mask, in words.
+    mask_problem: str = ""
+
+    @property
+    def came_as(self) -> tuple[str, str]:
+        """The files that it was decoded from, by SHA-256: the picture and its mask."""
+        return self.file_sha256, self.mask_file_sha256
 
 
 Outcome = Decoded | PictureError
@@ -183,6 +200,7 @@ def decode_one(job: Job, limits: Limits) -> Outcome:
         thumbnail = _thumbnail(picture.image)
         # As good as a PNG to every hash, at a fifth of its time.
         thumbnail.save(job.thumbnail_path, "JPEG", quality=92, subsampling=0)
+        mask, mask_problem = mask_of(picture, job.mask, limits)
         height, width = pixels.shape[:2]
         digest = hashlib.sha256(f"{width}x{height}:".encode())
         digest.update(pixels.data)
@@ -197,6 +215,9 @@ def decode_one(job: Job, limits: Limits) -> Outcome:
             look=look_of(thumbnail),
             quality=measure(pixels),
             feature=feature_of(thumbnail),
+            mask_file_sha256=job.mask_file_sha256,
+            mask=None if mask is None else store_mask(mask, job.mask_folder),
+            mask_problem=mask_problem,
         )
     except PictureError as error:
         return error

@@ -52,6 +52,8 @@ class FindingKind(StrEnum):
     #: Pictures that show the same under captions that have little in common.
     CAPTION_CONTRADICTORY = "caption_contradictory"
     CAPTION_WITHOUT_TRIGGER = "caption_without_trigger"
+    #: Its mask cannot be used, or is not what it seems to be.
+    MASK = "mask"
 
 
 class RefusalKind(StrEnum):
@@ -120,6 +122,9 @@ class Image(_Frozen):
     path: str | None = None
     #: A small JPEG of it, relative to the dataset folder, dropped pictures too; None if it could not be decoded.
     thumbnail: str | None = None
+    #: Where its loss counts if that is masked: 8-bit grey PNG, white where it does, in the picture's shape, relative to
+    #: the dataset folder; None if all of it does. Kept pictures only.
+    mask: str | None = None
     #: Share of its area that is cut off at `DatasetReport.resolution`, 0 to 1; None if dropped.
     cropped: float | None = None
     #: What a person decided, whatever was measured.

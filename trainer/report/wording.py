@@ -51,6 +51,7 @@ WORDING: Mapping[FindingKind, Wording] = {
         (K.CAPTION_IDENTICAL, "Identical captions", "same caption", "Different pictures, one caption."),
         (K.CAPTION_WITHOUT_TRIGGER, "Captions without the trigger", "no trigger", "They do not teach the trigger."),
         (K.CAPTION_MISSING, "Without a caption", "no caption", "Only the picture is learned, not what it is called."),
+        (K.MASK, "Doubtful masks", "mask", "With a masked loss, what counts may not be what was meant."),
         (K.UPSCALED, "Smaller than the training size", "upscaled", "Enlarged, they are soft."),
     )
 }

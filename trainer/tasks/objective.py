@@ -1,44 +1,163 @@
 """The diffusion objective as small pure functions, under the papers' names.
 
-Shapes: B batch, C latent channels, H and W latent sides. `timestep_B` counts from 0 (least noise) to T - 1.
+Shapes: B batch, C latent channels, H and W latent sides. `timestep_B` counts from 0 (least noise) to T - 1. What each
+setting is for, and its formula in print: docs/objective.md.
 """
 
 from __future__ import annotations
 
 import torch
-from diffusers import DDPMScheduler
-from torch import Tensor
+import torch.nn.functional as F  # noqa: N812  its customary name
+from torch import Generator, Tensor
+
+from trainer.dataset.seeds import derive_seed
+from trainer.errors import BadSpecError
+from trainer.protocol.settings import LossKind, Objective, Prediction
+
+#: The noise schedules of SD 1, 2 and XL run from 1,175 to 0.0047. Outside of this 1 / sqrt(SNR) leaves what the paper
+#: looked at: kohya has the same upper end, and the lower one keeps it finite where the last step is noise alone.
+_LOWEST_SNR, _HIGHEST_SNR = 1e-3, 1e3
+#: Scales of pyramid noise, the finest included: kohya's `multires_noise_iterations` where it is not set.
+_PYRAMID_LEVELS = 6
 
 
-def snr(timestep_B: Tensor, schedule: DDPMScheduler) -> Tensor:
+def check_objective(objective: Objective, prediction_type: str) -> None:
+    """Refuse what contradicts a base that says `epsilon`, `v_prediction` or `flow`; call it when the base is known.
+
+    Raises:
+        BadSpecError: a setting has no meaning for this base, or one that nobody can want.
+    """
+    if prediction_type == "flow":
+        _check_flow(objective)
+    elif prediction_type == "epsilon" and objective.zero_terminal_snr:
+        raise BadSpecError(
+            "objective.zero_terminal_snr leaves no signal in the last step, and this base is asked for the noise.",
+            "Set objective.prediction to v_prediction, or leave zero_terminal_snr off.",
+        )
+    elif prediction_type == "v_prediction" and objective.debiased:
+        raise BadSpecError(
+            "objective.debiased is a weight for bases that are asked for the noise, and this one is asked for the "
+            "velocity.",
+            "Set objective.snr_gamma to 5 instead, or leave debiased off.",
+        )
+
+
+def _check_flow(objective: Objective) -> None:
+    for name, is_set in (
+        ("snr_gamma", objective.snr_gamma is not None),
+        ("debiased", objective.debiased),
+        ("zero_terminal_snr", objective.zero_terminal_snr),
+        ("prediction", objective.prediction is not Prediction.AUTO),
+    ):
+        if is_set:
+            raise BadSpecError(
+                f"objective.{name} is for bases with a noise schedule; this one is a flow model, which has none.",
+                f"Leave objective.{name} away.",
+            )
+
+
+def snr(timestep_B: Tensor, alphas_cumprod: Tensor) -> Tensor:
     """Signal-to-noise ratio alpha_bar / (1 - alpha_bar) of each timestep (Kingma et al. 2021, arXiv:2107.00630)."""
-    alpha_bar_B: Tensor = schedule.alphas_cumprod.to(timestep_B.device)[timestep_B]
+    alpha_bar_B = alphas_cumprod.to(timestep_B.device)[timestep_B]
     return alpha_bar_B / (1 - alpha_bar_B)
 
 
-def min_snr_weight(timestep_B: Tensor, schedule: DDPMScheduler, gamma: float) -> Tensor:
-    """Min-SNR-gamma loss weight (Hang et al. 2023, arXiv:2303.09556, section 3.4).
+def timestep_weight(snr_B: Tensor, prediction_type: str, objective: Objective) -> Tensor:
+    """What the loss of each timestep counts, [B]: 1, min-SNR-gamma or debiased estimation; always 1 for a flow.
 
-    min(SNR, gamma) / SNR for a noise prediction, min(SNR, gamma) / (SNR + 1) for a velocity prediction.
+    Min-SNR-gamma (Hang et al. 2023, arXiv:2303.09556, section 3.4): min(SNR, gamma) / SNR for the noise, and
+    min(SNR, gamma) / (SNR + 1) for the velocity. Debiased (Yu et al. 2023, arXiv:2310.08442): 1 / sqrt(SNR).
     """
-    snr_B = snr(timestep_B, schedule)
-    divisor_B = snr_B + 1 if schedule.config.prediction_type == "v_prediction" else snr_B
-    return snr_B.clamp(max=gamma) / divisor_B
+    if prediction_type == "flow":
+        return torch.ones_like(snr_B)
+    if objective.snr_gamma is not None:
+        if prediction_type == "v_prediction":
+            return snr_B.clamp(max=objective.snr_gamma) / (snr_B + 1)
+        # The same as min(SNR, gamma) / SNR, and 1 instead of 0 / 0 at zero SNR.
+        return (objective.snr_gamma / snr_B).clamp(max=1)
+    if objective.debiased:
+        return snr_B.clamp(_LOWEST_SNR, _HIGHEST_SNR).rsqrt()
+    return torch.ones_like(snr_B)
 
 
-def prediction_target(latents_BCHW: Tensor, noise_BCHW: Tensor, timestep_B: Tensor, schedule: DDPMScheduler) -> Tensor:
-    """What the UNet should say: the noise, or the velocity (Salimans & Ho 2022, arXiv:2202.00512)."""
-    if schedule.config.prediction_type == "v_prediction":
-        velocity: Tensor = schedule.get_velocity(latents_BCHW, noise_BCHW, timestep_B)
-        return velocity
-    return noise_BCHW
+def elementwise_loss(prediction_BCHW: Tensor, target_BCHW: Tensor, objective: Objective) -> Tensor:
+    """The loss of each latent pixel, of the same shape, in fp32; d is the difference, D `huber_delta`.
+
+    mse: d². l1: |d|. huber: d² up to D and 2 D |d| - D² beyond, so that it meets mse as D grows (Huber 1964; torch's
+    has half of it). smooth_l1: d² / 2 D up to D and |d| - D / 2 beyond, so that it meets l1 as D shrinks.
+    """
+    prediction_BCHW, target_BCHW = prediction_BCHW.float(), target_BCHW.float()
+    match objective.loss:
+        case LossKind.MSE:
+            return squared_error(prediction_BCHW, target_BCHW)
+        case LossKind.L1:
+            return F.l1_loss(prediction_BCHW, target_BCHW, reduction="none")
+        case LossKind.HUBER:
+            return 2 * F.huber_loss(prediction_BCHW, target_BCHW, reduction="none", delta=objective.huber_delta)
+        case LossKind.SMOOTH_L1:
+            return F.smooth_l1_loss(prediction_BCHW, target_BCHW, reduction="none", beta=objective.huber_delta)
 
 
 def squared_error(prediction_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
-    """Mean squared error of each sample, [B], in fp32."""
-    return (prediction_BCHW.float() - target_BCHW.float()).square().flatten(1).mean(1)
+    """Squared error of each latent pixel, of the same shape, in fp32."""
+    return F.mse_loss(prediction_BCHW.float(), target_BCHW.float(), reduction="none")
+
+
+def reduce_loss(loss_BCHW: Tensor, mask_B1HW: Tensor | None, floor: float) -> Tensor:
+    """The mean loss of each picture, [B], over all of it or, with a mask (0 to 1), over where that is.
+
+    A latent pixel counts mask * (1 - floor) + floor, and the sum is divided by what all of them count: a face that
+    fills a tenth of a picture teaches as much as a whole picture. OneTrainer offers that ("normalize masked area
+    loss"); kohya does not divide, so that small masks learn more slowly and losses cannot be compared. A mask of less
+    than one latent pixel is not blown up: it counts that little, and an empty one nothing.
+    """
+    if mask_B1HW is None:
+        return loss_BCHW.flatten(1).mean(1)
+    weight_BHW = (mask_B1HW * (1 - floor) + floor).squeeze(1)
+    weighted_B = (loss_BCHW.mean(1) * weight_BHW).sum((1, 2))
+    return weighted_B / weight_BHW.sum((1, 2)).clamp(min=1)
 
 
 def seeded_noise(shape: tuple[int, ...], seed: int) -> Tensor:
     """Standard normal noise that is a function of the seed alone (drawn on the CPU, so alike on every device)."""
     return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
+
+
+def noise_like(shape_CHW: tuple[int, ...], seed: int, objective: Objective) -> Tensor:
+    """The noise of one picture, [C, H, W]: `seeded_noise`, with an offset or coarser noise added where those are set.
+
+    Offset noise (Guttenberg, CrossLabs 2023): noise + offset * xi, with one standard normal xi for each channel.
+    """
+    generator = torch.Generator("cpu").manual_seed(seed)
+    noise_CHW = torch.randn(shape_CHW, generator=generator)
+    if objective.pyramid_noise is not None:
+        return _pyramid(noise_CHW, objective.pyramid_noise, generator)
+    if objective.noise_offset:
+        return noise_CHW + objective.noise_offset * torch.randn((shape_CHW[0], 1, 1), generator=generator)
+    return noise_CHW
+
+
+def _pyramid(noise_CHW: Tensor, discount: float, generator: Generator) -> Tensor:
+    """Multi-resolution noise (Whitaker 2023), as kohya's `pyramid_noise_like` has it, brought back to unit deviation.
+
+    Level i is noise at 1 / r^i of the size, with r drawn anew from 2 to 4, enlarged, times discount^i; level 0 adds to
+    the noise at full size.
+    """
+    _, height, width = noise_CHW.shape
+    total_CHW = noise_CHW
+    for level in range(_PYRAMID_LEVELS):
+        ratio = 2 + 2 * float(torch.rand((), generator=generator))
+        size = max(1, int(height / ratio**level)), max(1, int(width / ratio**level))
+        coarse_1CHW = torch.randn((1, noise_CHW.shape[0], *size), generator=generator)
+        total_CHW = total_CHW + F.interpolate(coarse_1CHW, (height, width), mode="bilinear")[0] * discount**level
+        if 1 in size:
+            break
+    return total_CHW / total_CHW.std()
+
+
+def perturbed(noise_CHW: Tensor, seed: int, gamma: float) -> Tensor:
+    """The noise that the input gets, while the target keeps `noise` (Ning et al. 2023, arXiv:2301.11706, algorithm 1).
+
+    noise + gamma * xi, with a standard normal xi that is a function of the seed.
+    """
+    return noise_CHW + gamma * seeded_noise(tuple(noise_CHW.shape), derive_seed("input perturbation", seed))

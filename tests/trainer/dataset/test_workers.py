@@ -39,6 +39,7 @@ def jobs(folder: Path, count: int) -> list[Job]:
             data=png(number),
             picture_path=folder / f"{number}.png",
             thumbnail_path=folder / f"{number}.t.png",
+            mask_folder=folder / "masks",
         )
         for number in range(1, count + 1)
     ]
