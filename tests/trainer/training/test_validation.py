@@ -10,11 +10,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.protocol.spec import Validation
-from trainer.training.validation import Triple, freeze_triples, keep_triples, measure, summarize
+from trainer.protocol.settings import Validation
+from trainer.tasks.task import FrozenLoss
+from trainer.training.validation import (
+    Triple,
+    freeze_triples,
+    keep_triples,
+    measure,
+    merge,
+    paired_difference,
+    picture_ratios,
+    probe_images,
+    summarize,
+)
 
 SETTINGS = Validation(timesteps=4, draws=2)
 HASHES = [f"{index:064x}" for index in range(9)]
+
+
+def plain(*losses: float) -> list[FrozenLoss]:
+    return [FrozenLoss(plain=loss, training=10 * loss) for loss in losses]
 
 
 def test_every_picture_is_asked_in_every_band_as_often() -> None:
@@ -56,26 +71,147 @@ def test_once_written_the_file_decides(tmp_path: Path) -> None:
     assert again == first
 
 
-@given(batch_size=st.integers(1, 20))
-def test_the_batch_size_changes_nothing(batch_size: int) -> None:
+def test_probes_are_chosen_by_hash_and_hardly_change_when_pictures_join() -> None:
+    chosen = {HASHES[place] for place in probe_images(HASHES, 4, 555)}
+    with_one_more = {[*HASHES, "f" * 64][place] for place in probe_images([*HASHES, "f" * 64], 4, 555)}
+
+    assert len(chosen) == 4
+    assert len(chosen & with_one_more) >= 3
+    assert chosen == {list(reversed(HASHES))[place] for place in probe_images(list(reversed(HASHES)), 4, 555)}
+    assert chosen != {HASHES[place] for place in probe_images(HASHES, 4, 556)}
+    assert probe_images(HASHES, 0, 555) == ()
+
+
+def test_probes_get_the_questions_that_they_would_get_in_a_split_of_their_own() -> None:
+    probes = freeze_triples(HASHES, SETTINGS, 1000, images=(2, 5))
+
+    assert {triple.image for triple in probes} == {2, 5}
+    assert set(probes) < set(freeze_triples(HASHES, SETTINGS, 1000))
+
+
+def test_where_there_is_no_noise_each_picture_is_asked_once() -> None:
+    triples = freeze_triples(HASHES, SETTINGS, 1)
+
+    assert [(triple.image, triple.timestep) for triple in triples] == [(index, 0) for index in range(9)]
+    summary = summarize(triples, plain(*[0.5] * 9), plain(*[1.0] * 9), bands=4, schedule_steps=1)
+    assert [(band.first_timestep, band.last_timestep, band.ratio) for band in summary.bands] == [(0, 0, 0.5)]
+
+
+@given(batch_size=st.integers(1, 20), processes=st.integers(1, 5))
+def test_neither_the_batch_size_nor_the_number_of_processes_changes_anything(batch_size: int, processes: int) -> None:
     triples = freeze_triples(HASHES, SETTINGS, 1000)
     sizes = [(64, 64) if index % 2 else (80, 48) for index in range(len(HASHES))]
 
-    def losses(chunk: Sequence[Triple]) -> list[float]:
+    def losses(chunk: Sequence[Triple]) -> list[FrozenLoss]:
         assert len({sizes[triple.image] for triple in chunk}) == 1
-        return [float(triple.noise_seed % 1000) for triple in chunk]
+        return plain(*[float(triple.noise_seed % 1000) for triple in chunk])
 
-    measured = measure(triples, size_of=sizes, batch_size=batch_size, losses=losses)
+    parts = [
+        measure(triples, size_of=sizes, batch_size=batch_size, losses=losses, shard=(process, processes))
+        for process in range(processes)
+    ]
 
-    assert measured == [triple.noise_seed % 1000 for triple in triples]
+    assert sum(map(len, parts)) == len(triples)
+    assert merge(parts, len(triples)) == plain(*[triple.noise_seed % 1000 for triple in triples])
+
+
+def test_processes_share_the_work_evenly() -> None:
+    triples = freeze_triples(HASHES, SETTINGS, 1000)
+
+    parts = [
+        measure(triples, size_of=[0] * 9, batch_size=6, losses=lambda c: plain(*[1.0] * len(c)), shard=(process, 3))
+        for process in range(3)
+    ]
+
+    assert [len(part) for part in parts] == [24, 24, 24]
+
+
+def test_a_part_that_is_missing_is_not_passed_over() -> None:
+    with pytest.raises(AssertionError, match="3 triples, but 1"):
+        merge([{0: plain(1.0)[0]}], 3)
 
 
 def test_the_ratio_gives_each_band_the_same_weight_however_large_its_loss() -> None:
     triples = [Triple(image=0, pixels_sha256="a", timestep=t, noise_seed=t) for t in (10, 20, 600, 700)]
 
-    summary = summarize(triples, [0.8, 0.8, 0.01, 0.01], [1.0, 1.0, 0.02, 0.02], bands=2, schedule_steps=1000)
+    summary = summarize(triples, plain(0.8, 0.8, 0.01, 0.01), plain(1.0, 1.0, 0.02, 0.02), bands=2, schedule_steps=1000)
 
     assert summary.loss == pytest.approx(0.405)
+    assert summary.training_loss == pytest.approx(4.05)
     assert [band.ratio for band in summary.bands] == pytest.approx([0.8, 0.5])
+    assert [band.loss for band in summary.bands] == pytest.approx([0.8, 0.01])
     assert summary.ratio == pytest.approx(0.65)
     assert [(band.first_timestep, band.last_timestep) for band in summary.bands] == [(0, 499), (500, 999)]
+
+
+def test_a_band_without_a_triple_is_left_out() -> None:
+    triples = [Triple(image=0, pixels_sha256="a", timestep=t, noise_seed=t) for t in (10, 900)]
+
+    summary = summarize(triples, plain(0.8, 0.2), plain(1.0, 1.0), bands=4, schedule_steps=1000)
+
+    assert [(band.first_timestep, band.ratio) for band in summary.bands] == [(0, 0.8), (750, 0.2)]
+    assert summary.ratio == pytest.approx(0.5)
+
+
+def test_the_summary_says_how_sure_it_is_unless_there_are_too_few_pictures() -> None:
+    triples = freeze_triples(HASHES, SETTINGS, 1000)
+    base = plain(*[1.0 + triple.image for triple in triples])
+    losses = plain(*[(1.0 + triple.image) * (0.6 + 0.02 * triple.image) for triple in triples])
+
+    summary = summarize(triples, losses, base, bands=4, schedule_steps=1000)
+    few = [place for place, triple in enumerate(triples) if triple.image < 4]
+    of_few = summarize(
+        [triples[place] for place in few], [losses[place] for place in few], [base[place] for place in few], 4, 1000
+    )
+
+    assert summary.ratio_low is not None
+    assert summary.ratio_high is not None
+    assert 0.6 < summary.ratio_low < summary.ratio < summary.ratio_high < 0.76
+    assert of_few.ratio_low is None
+    assert of_few.ratio_high is None
+
+
+def test_near_duplicates_do_not_make_it_surer() -> None:
+    triples = freeze_triples(HASHES, SETTINGS, 1000)
+    base = plain(*[1.0] * len(triples))
+    losses = plain(*[0.5 + 0.1 * (triple.image // 2) for triple in triples])
+
+    alone = summarize(triples, losses, base, 4, 1000)
+    grouped = summarize(triples, losses, base, 4, 1000, groups=[index // 2 for index in range(9)])
+
+    assert alone.ratio_low is not None
+    assert grouped.ratio_low is not None
+    assert grouped.ratio == alone.ratio
+    assert grouped.ratio_low < alone.ratio_low - 0.05
+
+
+def test_two_models_are_compared_picture_by_picture() -> None:
+    triples = freeze_triples(HASHES, SETTINGS, 1000)
+    worse = plain(*[1.0 + triple.image for triple in triples])
+    better = plain(*[(1.0 + triple.image) * (0.97 if triple.image % 2 else 0.98) for triple in triples])
+
+    difference = paired_difference(triples, better, worse, 4, 1000)
+
+    # The pictures differ tenfold in their loss; what both models have in common does not blur the comparison.
+    assert difference is not None
+    assert 0.97 < difference.low < difference.ratio < difference.high < 0.981
+
+
+def test_a_comparison_weighs_bands_as_the_ratio_to_the_base_does() -> None:
+    triples = freeze_triples(HASHES, SETTINGS, 1000)
+    base = plain(*[100.0 if triple.timestep < 250 else 1.0 for triple in triples])
+    losses = plain(*[50.0 if triple.timestep < 250 else 0.9 for triple in triples])
+
+    difference = paired_difference(triples, losses, base, 4, 1000)
+
+    assert difference is not None
+    assert difference.ratio == pytest.approx(summarize(triples, losses, base, 4, 1000).ratio)
+    assert difference.ratio == pytest.approx((0.5 + 3 * 0.9) / 4)
+
+
+def test_each_picture_has_a_ratio_of_its_own() -> None:
+    triples = freeze_triples(HASHES, SETTINGS, 1000, images=(1, 4))
+    base = plain(*[2.0] * len(triples))
+    losses = plain(*[1.0 if triple.image == 1 else 1.8 for triple in triples])
+
+    assert picture_ratios(triples, losses, base, 4, 1000) == pytest.approx({1: 0.5, 4: 0.9})
