@@ -1,0 +1,180 @@
+"""Pretrained classifiers: loaded by the real loaders, a new head, blocks by name; what is frozen stays as it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from tests.trainer.random_base import make_random_base
+from tests.trainer.random_classifier import make_random_convnext, make_random_resnet, make_random_vit
+from trainer.errors import CheckpointError, MissingModelError
+from trainer.models.classifier import Classifier, load_classifier, set_training
+from trainer.models.classifier_weights import ClassifierWeights
+from trainer.protocol.settings import Base
+
+NAMES = ("cat", "dog", "newt")
+
+
+def load(folder: Path | str, *, seed: int = 1, dropout: float = 0.0) -> Classifier:
+    return load_classifier(Base(source=str(folder)), NAMES, head_seed=seed, dropout=dropout)
+
+
+def weights_of(classifier: Classifier) -> ClassifierWeights:
+    return ClassifierWeights(classifier, resolution=classifier.resolution)
+
+
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_random_resnet(tmp_path_factory.mktemp("base") / "resnet", labels=3)
+
+
+@pytest.mark.parametrize(
+    ("make", "blocks"),
+    [
+        (make_random_resnet, ["embedder", *(f"encoder.stages.{n}" for n in range(4))]),
+        (make_random_vit, ["embeddings", "layers.0", "layers.1", "layernorm"]),
+        (make_random_convnext, ["embeddings", "encoder.stages.0", "encoder.stages.1", "layernorm"]),
+    ],
+)
+def test_every_weight_of_a_backbone_belongs_to_one_block(
+    make: Callable[[Path], Path], blocks: list[str], tmp_path: Path
+) -> None:
+    classifier = load(make(tmp_path / "base"))
+    trained = weights_of(classifier)
+    assert list(trained.blocks) == [*(f"backbone.{block}" for block in blocks), "head"]
+    names = [name for name, _ in trained.named_parameters()]
+    assert all(sum(name.startswith(f"{block}.") for block in trained.blocks) == 1 for name in names)
+    assert sum(p.numel() for _, p in trained.named_parameters()) == sum(
+        p.numel() for p in classifier.model.parameters()
+    )
+    pictures_BCHW = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    assert classifier.logits(pictures_BCHW).shape == (2, 3)
+
+
+def test_the_head_is_always_new_and_the_backbone_is_the_pretrained_one(resnet: Path) -> None:
+    stored = load_file(resnet / "model.safetensors")
+    # As many classes as before: the old head would fit.
+    weights = weights_of(load(resnet)).state()
+    assert not torch.equal(weights["head"]["1.weight"], stored["classifier.1.weight"])
+    assert all(torch.equal(tensor, stored[f"resnet.{name}"]) for name, tensor in weights["backbone"].items())
+    assert torch.equal(weights["head"]["1.weight"], weights_of(load(resnet)).state()["head"]["1.weight"])
+    assert not torch.equal(weights["head"]["1.weight"], weights_of(load(resnet, seed=2)).state()["head"]["1.weight"])
+
+
+def test_loading_draws_nothing_from_the_callers_random_numbers(tmp_path: Path) -> None:
+    # Its head is of other classes, so that transformers draws one of its own.
+    resnet = make_random_resnet(tmp_path / "resnet", labels=10)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    load(resnet)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_pictures_are_normalized_as_the_base_was_trained(resnet: Path) -> None:
+    classifier = load(resnet)
+    pictures_BCHW = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    expected_BK = classifier.model(pixel_values=(pictures_BCHW / 255 - mean) / std).logits
+    assert torch.allclose(classifier.logits(pictures_BCHW), expected_BK, atol=1e-5)
+
+
+def test_what_is_frozen_and_every_batch_norm_stays_in_eval_mode(resnet: Path) -> None:
+    classifier = load(resnet)
+    weights = weights_of(classifier)
+    for name, parameter in weights.named_parameters():
+        parameter.requires_grad_(name.startswith(("head", "backbone.encoder.stages.3")))
+    statistics = {name: buffer.clone() for name, buffer in classifier.model.named_buffers()}
+    set_training(classifier.model, True)
+
+    stages = classifier.model.resnet.encoder.stages
+    assert classifier.head.training
+    assert stages[3].training
+    assert not stages[2].training
+    assert not classifier.model.resnet.embedder.training
+    assert not any(m.training for m in classifier.model.modules() if isinstance(m, nn.BatchNorm2d))
+    classifier.logits(torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)).sum().backward()
+    assert all(torch.equal(buffer, statistics[name]) for name, buffer in classifier.model.named_buffers())
+    norm = stages[3].layers[0].layer[0].normalization
+    assert norm.weight.grad is not None
+    set_training(classifier.model, False)
+    assert not any(module.training for module in classifier.model.modules())
+
+
+def test_dropout_thins_the_features_and_keeps_their_mean(resnet: Path) -> None:
+    classifier = load(resnet, dropout=0.5)
+    classifier.model.train()
+    seen: list[torch.Tensor] = []
+    classifier.head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].flatten(1)))
+    pictures_BCHW = torch.randint(0, 256, (64, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        set_training(classifier.model, True)
+        classifier.logits(pictures_BCHW, range(64))
+        classifier.logits(pictures_BCHW)
+    dropped, whole = seen
+    kept = dropped != 0
+    assert 0.45 < kept[whole != 0].float().mean().item() < 0.55
+    assert torch.allclose(dropped[kept], 2 * whole[kept])
+
+
+def test_weights_come_back_from_a_checkpoint_with_the_statistics_of_batch_norms(resnet: Path, tmp_path: Path) -> None:
+    one, other = weights_of(load(resnet)), weights_of(load(resnet, seed=2))
+    with torch.no_grad():
+        for _, parameter in one.named_parameters():
+            parameter.mul_(1.1)
+        one.modules["backbone"].get_buffer("embedder.embedder.normalization.running_mean").add_(1)
+    other.load(one.state())
+    state, loaded = one.state(), other.state()
+    assert all(torch.equal(tensor, loaded[m][name]) for m, tensors in state.items() for name, tensor in tensors.items())
+    with pytest.raises(CheckpointError, match="another classifier"):
+        weights_of(load(make_random_vit(tmp_path / "vit"))).load(state)
+    with pytest.raises(CheckpointError, match="another classifier"):
+        one.load({"head": state["head"]})
+
+
+def test_what_is_missing_gated_or_no_classifier_is_refused_in_words(
+    resnet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusal(source: Path | str) -> str:
+        with pytest.raises(MissingModelError) as caught:
+            load(source)
+        return caught.value.message
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert refusal("microsoft/resnet-18") == (
+        "microsoft/resnet-18 is not on this machine and the hub cannot be reached."
+    )
+    assert refusal("tiny") == "There is no image classifier at tiny."
+    assert refusal(tmp_path / "nowhere") == f"There is no image classifier at {tmp_path / 'nowhere'}."
+    assert "holds no config.json" in refusal(make_random_base(tmp_path / "diffusion"))
+
+    damaged = make_random_resnet(tmp_path / "damaged")
+    (damaged / "model.safetensors").write_bytes(b"not weights")
+    assert "cannot be loaded as an image classifier" in refusal(damaged)
+    partial = make_random_resnet(tmp_path / "partial")
+    weights = load_file(partial / "model.safetensors")
+    del weights["resnet.embedder.embedder.convolution.weight"]
+    save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
+    assert "1 of its weights are missing or under other names" in refusal(partial)
+    text = make_random_resnet(tmp_path / "text")
+    config = json.loads((text / "config.json").read_text(encoding="utf-8"))
+    (text / "config.json").write_text(json.dumps({**config, "model_type": "bert"}), encoding="utf-8")
+    assert "cannot be loaded as an image classifier" in refusal(text)
+
+
+def test_a_gated_classifier_is_said_to_be_gated(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoModelForImageClassification
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("You are trying to access a gated repo.")
+
+    monkeypatch.setattr(AutoModelForImageClassification, "from_pretrained", refuse)
+    with pytest.raises(MissingModelError, match="someone/secret is gated or private"):
+        load("someone/secret")

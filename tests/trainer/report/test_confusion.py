@@ -1,0 +1,74 @@
+"""Confusion matrices and verdicts as pictures, and as a sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainer.report.confusion import confusion_in_words, draw_confusion, right_of
+from trainer.report.verdicts import draw_verdict
+
+
+def _counts(classes: int) -> list[list[int]]:
+    """Every class is mostly told rightly, and sometimes taken for the next."""
+    return [
+        [20 + row if row == column else 3 if column == (row + 1) % classes else 0 for column in range(classes)]
+        for row in range(classes)
+    ]
+
+
+@pytest.mark.parametrize("classes", [2, 12, 40])
+def test_a_matrix_has_room_for_a_count_and_a_share_in_each_cell(classes: int, tmp_path: Path) -> None:
+    names = [f"class number {place}" for place in range(classes)]
+    path = draw_confusion(tmp_path / "charts" / "c.png", title="run", class_names=names, counts=_counts(classes))
+    with Image.open(path) as drawn:
+        assert drawn.width >= classes * 44
+        assert drawn.width < 2600
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_right_answers_are_blue_and_mistakes_are_not(tmp_path: Path) -> None:
+    def share(counts: list[list[int]], *, is_right: bool) -> float:
+        path = draw_confusion(tmp_path / "c.png", title="run", class_names=["a", "b"], counts=counts)
+        with Image.open(path) as drawn:
+            red, _, blue = (channel.astype(int) for channel in np.moveaxis(np.asarray(drawn.convert("RGB")), -1, 0))
+        return float(((blue - red > 60) if is_right else (red - blue > 60)).mean())
+
+    good, bad = [[9, 0], [0, 9]], [[0, 9], [9, 0]]
+    assert share(good, is_right=True) > 0.15 > 0.01 > share(good, is_right=False)
+    assert share(bad, is_right=False) > 0.15 > 0.01 > share(bad, is_right=True)
+
+
+def test_strange_names_do_not_break_the_chart(tmp_path: Path) -> None:
+    names = ["$\\frac{1}{$", "猫", "a very long name of a class that nobody can read", "line\nbreak"]
+    path = draw_confusion(tmp_path / "c.png", title="$x^", class_names=names, counts=_counts(4))
+    assert path.stat().st_size > 5000
+
+
+def test_a_class_without_pictures_is_drawn_and_counts_for_nothing(tmp_path: Path) -> None:
+    counts = [[3, 1], [0, 0]]
+    assert right_of(counts) == (3, 4)
+    draw_confusion(tmp_path / "c.png", title="run", class_names=["a", "b"], counts=counts)
+    draw_confusion(tmp_path / "c.png", title="run", class_names=["a", "b"], counts=[[0, 0], [0, 0]])
+
+
+def test_the_commonest_mistake_is_told() -> None:
+    assert confusion_in_words(["cat", "dog"], [[4, 0], [0, 4]]) == "8 of 8 pictures are told rightly (100%)."
+    assert confusion_in_words(["cat", "dog", "newt"], [[4, 1, 0], [0, 3, 2], [0, 0, 0]]) == (
+        "7 of 10 pictures are told rightly (70%). Most often dog is taken for newt (2)."
+    )
+
+
+def test_a_verdict_is_framed_by_whether_it_is_right(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (40, 80), "white")
+    corners = []
+    for is_right in (True, False):
+        path = draw_verdict(tmp_path / "v.png", picture, said="a name " * 9, confidence=0.5, is_right=is_right)
+        with Image.open(path) as drawn:
+            assert drawn.size == (256, 256)
+            assert drawn.getpixel((128, 100)) == (255, 255, 255)
+            corners.append(drawn.getpixel((0, 0)))
+    assert corners[0] != corners[1]
