@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from trainer.dataset.folds import apply_split
 from trainer.dataset.overlap import Member, same_pictures, without_overlap
 from trainer.dataset.repeats import Portion, Repeats
 from trainer.errors import DatasetError
 from trainer.protocol.mix import MixRole
 from trainer.protocol.report import DatasetReport, Split, read_report
+from trainer.protocol.settings import SplitChoice, SplitKind
 from trainer.protocol.spec import Spec
 
 
@@ -94,13 +96,13 @@ def read_mixture(spec: Spec) -> Mixture:
         DatasetError: a folder is no prepared dataset, or nothing is left to train on or to validate with.
     """
     training = spec.training
-    main = _read(spec.dataset)
+    main = _read(spec.dataset, spec.split)
     sources = [
         Source(folder=Path(spec.dataset), report=main, trigger=training.trigger, repeats=training.repeats),
         *(
             Source(
                 folder=Path(part.dataset),
-                report=_read(part.dataset),
+                report=_read(part.dataset, SplitChoice() if part.role is MixRole.REGULARIZATION else spec.split),
                 role=part.role,
                 trigger=part.trigger,
                 repeats=part.repeats or 1,
@@ -109,11 +111,13 @@ def read_mixture(spec: Spec) -> Mixture:
             for part in spec.mix
         ),
     ]
-    return mix(sources)
+    return mix(sources, needs_validation=spec.split.kind is not SplitKind.ALL)
 
 
-def mix(sources: Sequence[Source]) -> Mixture:
+def mix(sources: Sequence[Source], *, needs_validation: bool = True) -> Mixture:
     """The pictures of several datasets, none of which trains where it, or one that shows the same, is measured.
+
+    Without `needs_validation` no picture need be left to measure with.
 
     Raises:
         DatasetError: nothing is left to train on or to validate with.
@@ -124,26 +128,37 @@ def mix(sources: Sequence[Source]) -> Mixture:
         pairs = same_pictures(members, [source.folder for source in sources])
         members, left_out = without_overlap(members, pairs)
     mixture = Mixture(sources=tuple(sources), members=members, left_out=left_out)
-    _check_splits(mixture)
+    _check_splits(mixture, (Split.TRAIN, Split.VALIDATION) if needs_validation else (Split.TRAIN,))
     return mixture
 
 
-def plan_repeats(mixture: Mixture, seed: int) -> Repeats:
+def with_source(mixture: Mixture, source: Source) -> Mixture:
+    """The mixture with a further dataset, which is known to show nothing that another one measures with."""
+    members = (*mixture.members, *source.members(len(mixture.sources)))
+    return replace(mixture, sources=(*mixture.sources, source), members=members)
+
+
+def plan_repeats(mixture: Mixture, seed: int, shares: Sequence[float] = ()) -> Repeats:
     """How often each training picture is seen, by its place in `mixture.of(Split.TRAIN)`.
 
-    A dataset with a weight gets that share of an epoch, rounded to a whole number of views, at least one.
+    A dataset with a weight gets that share of an epoch, rounded to a whole number of views, at least one. `shares`, one
+    for each dataset that a spec names, go before weights and repeats; an epoch stays as long as without them, and class
+    pictures keep their share of it.
     """
     train = mixture.of(Split.TRAIN)
     fixed = [
         0 if mixture.source_of(member).weight else mixture.source_of(member).repeats * member.image.repeats
         for member in train
     ]
-    weights = {
-        place: source.weight
-        for place, source in enumerate(mixture.sources)
-        if source.weight and any(member.source == place for member in train)
-    }
+    present = {member.source for member in train}
+    weights = {place: source.weight for place, source in enumerate(mixture.sources) if source.weight}
+    weights = {place: weight for place, weight in weights.items() if place in present}
     total = sum(fixed) / (1 - sum(weights.values()))
+    if shares:
+        fixed = [0] * len(train)
+        unnamed = {place: weight for place, weight in weights.items() if place >= len(shares)}
+        rest = 1 - sum(unnamed.values())
+        weights = {place: share * rest for place, share in enumerate(shares) if share and place in present} | unnamed
     portions = tuple(
         Portion(
             source=place,
@@ -199,17 +214,19 @@ def overlap_in_words(mixture: Mixture) -> str | None:
     )
 
 
-def _read(folder: str) -> DatasetReport:
+def _read(folder: str, choice: SplitChoice) -> DatasetReport:
+    """A dataset's report, with the sides that `choice` gives its pictures."""
     try:
-        return read_report(Path(folder))
+        report = read_report(Path(folder))
     except (OSError, ValidationError) as error:
         raise DatasetError(
             f"{folder} is not a prepared dataset.", "Make it with `python -m trainer prepare`."
         ) from error
+    return report.model_copy(update={"images": apply_split(report.images, choice, report.split_seed)})
 
 
-def _check_splits(mixture: Mixture) -> None:
-    for split in (Split.TRAIN, Split.VALIDATION):
+def _check_splits(mixture: Mixture, needed: Sequence[Split]) -> None:
+    for split in needed:
         if not any(member.source == 0 for member in mixture.of(split)):
             kept = mixture.sources[0].report.counts.kept
             why = "; other datasets of the mix measure with the same ones" if mixture.left_out else ""

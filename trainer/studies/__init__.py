@@ -1,0 +1,1 @@
+"""Studies: several trainings of one job, run as processes, and what is learnt from them together."""
