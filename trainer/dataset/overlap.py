@@ -69,7 +69,7 @@ def same_pictures(members: Sequence[Member], folders: Sequence[Path]) -> Iterato
     yield from _equal(members)
     with tempfile.TemporaryDirectory() as scratch:
         thumbnails = {
-            place: _thumbnail(member.image, folders[member.source], Path(scratch) / f"{place}.png")
+            place: thumbnail_of(member.image, folders[member.source], Path(scratch) / f"{place}.png")
             for place, member in enumerate(members)
         }
         yield from _near(members, thumbnails)
@@ -98,8 +98,13 @@ def _near(members: Sequence[Member], thumbnails: Mapping[int, Path]) -> Iterator
         yield one, other
 
 
-def _thumbnail(image: Image, folder: Path, scratch: Path) -> Path:
-    """The report's, or one that is made now: reports of earlier versions have none."""
+def thumbnail_of(image: Image, folder: Path, scratch: Path) -> Path:
+    """The report's thumbnail of a kept picture, or one that is made now at `scratch`: reports of earlier versions have
+    none.
+
+    Raises:
+        DatasetError: the picture is gone or damaged.
+    """
     if image.thumbnail is not None and (folder / image.thumbnail).is_file():
         return folder / image.thumbnail
     assert image.path is not None, "a kept picture has a file"

@@ -37,7 +37,7 @@ def write_pages(report: DatasetReport, folder: Path) -> list[Path]:
     files[0].write_text(_markdown().render(contents=contents, most_rows=MOST_ROWS), encoding="utf-8")
     style, script = (_source(name) for name in (_STYLE, _SCRIPT))
     for index, page in enumerate(contents.pages):
-        html = _html().render(
+        html = html_template(_HTML).render(
             contents=contents,
             page=page,
             is_first=index == 0,
@@ -89,8 +89,9 @@ def _source(name: str) -> str:
 
 
 @cache
-def _html() -> Template:
-    return _template(_HTML, autoescape=True, finalize=_clean)
+def html_template(name: str) -> Template:
+    """A page whose values are cleaned and escaped, whatever it says; numbers and paths have filters."""
+    return _template(name, autoescape=True, finalize=_clean)
 
 
 @cache
