@@ -4,48 +4,82 @@ from __future__ import annotations
 
 import resource
 import sys
+from datetime import timedelta
+from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 
 from trainer.errors import BadSpecError
-from trainer.protocol.spec import Precision
+from trainer.protocol.settings import Precision
 
 _MIXED_PRECISION = {Precision.FP32: "no", Precision.BF16: "bf16", Precision.FP16: "fp16"}
 
+#: How long the processes of one training wait for each other: the main one may encode a large dataset meanwhile.
+_PATIENCE = timedelta(hours=24)
+
 
 def choose_precision(wanted: Precision) -> Precision:
-    """The precision to train in: as told, or the best of this device.
-
-    On a CPU `auto` is fp32: bf16 autocast loses on small models there (0.63 of fp32 on a tiny one).
+    """The precision to train in: as told, or the best of this device; on a CPU `auto` is left to a trial.
 
     Raises:
         BadSpecError: this machine cannot compute in it.
     """
     if wanted is Precision.FP16 and not torch.cuda.is_available():
         raise BadSpecError("training.precision fp16 needs a GPU, and there is none here.", "Choose auto, fp32 or bf16.")
-    if wanted is not Precision.AUTO:
+    if wanted is not Precision.AUTO or not torch.cuda.is_available():
         return wanted
-    if not torch.cuda.is_available():
-        return Precision.FP32
     return Precision.BF16 if torch.cuda.is_bf16_supported() else Precision.FP16
 
 
-def make_accelerator(precision: Precision) -> Accelerator:
-    """accelerate's view of this process: device placement, autocast, gradient scaling."""
+def make_accelerator(precision: Precision, *, tf32: bool) -> Accelerator:
+    """accelerate's view of this process: device placement, gradient scaling, the processes that share the training."""
     if torch.cuda.is_available():
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
-    return Accelerator(mixed_precision=_MIXED_PRECISION[precision])
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        torch.backends.cudnn.allow_tf32 = tf32
+    return Accelerator(
+        mixed_precision=_MIXED_PRECISION.get(precision, "no"),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
+    )
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """Compute in `precision` where it is safe to."""
+    dtype = dtype_of(precision)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not torch.float32)
+
+
+def dtype_of(precision: Precision) -> torch.dtype:
+    """What frozen weights are kept in."""
+    return {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}.get(precision, torch.float32)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that the device (or this machine) has no room left."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
 
 
 def peak_memory_bytes(device: torch.device) -> int:
     """Peak memory of the GPU, or of this process on a CPU, bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if (peak := _linux_peak_bytes()) is not None:
+        return peak
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux counts in KiB, macOS in bytes.
+    # macOS counts in bytes, others in KiB.
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _linux_peak_bytes() -> int | None:
+    """Of this process alone: `ru_maxrss` begins at the peak of whoever started it."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
+        return None
+    line = next((line for line in status.splitlines() if line.startswith("VmHWM:")), None)
+    return None if line is None else int(line.split()[1]) * 1024
 
 
 def describe(device: torch.device) -> str:

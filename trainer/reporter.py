@@ -27,6 +27,8 @@ _IDENTITY = {
     "stopped_early": (),
     "tested": (),
     "warned": ("kind", "message"),
+    "stage_began": ("stage", "first_epoch"),
+    "validated": ("step",),
 }
 
 
@@ -37,9 +39,11 @@ class Reporter:
         JobFolderBusyError: on entering, another process holds the folder.
     """
 
-    def __init__(self, job_dir: Path, listener: Listener = say_nothing) -> None:
+    def __init__(self, job_dir: Path, listener: Listener = say_nothing, *, is_main: bool = True) -> None:
         self.job_dir = job_dir
         self._listener = listener
+        #: Of the processes that share a training one speaks; the others remember what was said, and are silent.
+        self._is_main = is_main
         self._seq = 0
         self._said: set[tuple[Any, ...]] = set()
         self._history: list[Event] = []
@@ -48,6 +52,9 @@ class Reporter:
         return f"<Reporter {self.job_dir} seq={self._seq}>"
 
     def __enter__(self) -> Self:
+        if not self._is_main:
+            self._remember((self.job_dir / EVENTS_FILE).read_bytes() if (self.job_dir / EVENTS_FILE).exists() else b"")
+            return self
         self.job_dir.mkdir(parents=True, exist_ok=True)
         self._lock = (self.job_dir / LOCK_FILE).open("a")
         try:
@@ -60,8 +67,9 @@ class Reporter:
         return self
 
     def __exit__(self, *exc_info: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._file.close()
-        self._lock.close()
+        if self._is_main:
+            self._file.close()
+            self._lock.close()
 
     @property
     def history(self) -> tuple[Event, ...]:
@@ -77,6 +85,8 @@ class Reporter:
             self._said.add(key)
         self._seq = event.seq
         self._history.append(event)
+        if not self._is_main:
+            return
         self._file.write(event.model_dump_json().encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -97,13 +107,27 @@ class Reporter:
         end = whole.rfind(b"\n") + 1
         if end < len(whole):
             os.truncate(path, end)
-        for line in whole[:end].splitlines():
+        self._remember(whole[:end])
+        self._file = path.open("ab")
+
+    def _remember(self, lines: bytes) -> None:
+        for line in lines[: lines.rfind(b"\n") + 1].splitlines():
             event = parse_event(line)
             self._seq = event.seq
             self._history.append(event)
             if (key := _key(event)) is not None:
                 self._said.add(key)
-        self._file = path.open("ab")
+
+
+def read_events(job_dir: Path) -> tuple[Event, ...]:
+    """Everything said so far in a job folder, by whoever runs it; nothing where nothing was.
+
+    Raises:
+        pydantic.ValidationError: a line is not an event of this version.
+    """
+    path = job_dir / EVENTS_FILE
+    whole = path.read_bytes() if path.exists() else b""
+    return tuple(parse_event(line) for line in whole[: whole.rfind(b"\n") + 1].splitlines())
 
 
 def _key(event: Event) -> tuple[Any, ...] | None:

@@ -49,9 +49,9 @@ def random_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 SMALL: dict[str, Any] = {
     "training": {"epochs": 3, "learning_rate": 5e-3, "batch_size": 4, "micro_batch_size": 2, "repeats": 2},
-    "adapter": {"rank": 4, "alpha": 2.0, "targets": "all", "text_encoder": True, "dropout": 0.1},
+    "method": {"rank": 4, "alpha": 2.0, "targets": "all", "text_encoder": True, "dropout": 0.1},
     "validation": {"timesteps": 2, "draws": 1},
-    "samples": {"steps": 2, "prompts": ["a red egg", "a blue egg"]},
+    "samples": {"steps": 2, "prompts": ["a red egg", "a blue egg"], "unrelated_prompts": []},
 }
 
 
@@ -60,7 +60,12 @@ def make_job(dataset: Path, random_base: Path, tmp_path: Path) -> MakeJob:
     """A job folder on the random base; keywords are groups of settings laid over SMALL."""
 
     def make(name: str = "job", base: str | None = None, **changes: Any) -> Path:
-        settings = {group: {**SMALL.get(group, {}), **changes.get(group, {})} for group in {*SMALL, *changes}}
+        settings = {
+            group: changes[group]
+            if isinstance(changes.get(group), list)
+            else {**SMALL.get(group, {}), **changes.get(group, {})}
+            for group in {*SMALL, *changes}
+        }
         spec = spec_from_preset("lora", dataset=str(dataset), base=base or str(random_base), changes=settings)
         spec.write(tmp_path / name)
         return tmp_path / name

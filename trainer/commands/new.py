@@ -19,7 +19,7 @@ from trainer.protocol.spec import SpecError
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What `new` takes."""
     parser.add_argument("--dataset", type=Path, required=True, metavar="DATASET_DIR")
-    parser.add_argument("--base", default="tiny", help="folder, .safetensors file, hub name, or tiny (the default)")
+    parser.add_argument("--base", help="folder, .safetensors file, hub name, or tiny (the default is the preset's)")
     parser.add_argument("--preset", default="lora", help=f"one of: {', '.join(presets())}")
     parser.add_argument("--name", default="lora", help="name of the LoRA")
     parser.add_argument("--set", action="append", default=[], metavar="GROUP.NAME=VALUE", dest="settings")
@@ -70,7 +70,7 @@ def _parse_settings(assignments: Sequence[str]) -> dict[str, Any]:
         name, equals, text = assignment.partition("=")
         group, dot, key = name.strip().partition(".")
         if not (equals and dot and key):
-            examples = "training.epochs=4, adapter.rank=8"
+            examples = "training.epochs=4, method.rank=8"
             raise SpecError(f"--set {assignment} is not GROUP.NAME=VALUE, such as {examples}.")
         settings.setdefault(group, {})[key] = _parse_value(text.strip())
     return settings

@@ -1,4 +1,4 @@
-"""The pictures of one split, encoded: latents, captions and what each of them counts."""
+"""The pictures of one split, encoded: what the model reads of each, captions, masks, and what each of them counts."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ class View:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Latents:
-    """Where a picture's latents lie: `rows` of [N, C, H, W], the picture's own or its variants'."""
+class Encoded:
+    """Where a picture lies as the model reads it (latents, or pixels for a classifier): `rows` of [N, C, H, W], the
+    picture's own or its variants'."""
 
     stored: Tensor
     rows: range
@@ -54,9 +55,11 @@ class Examples:
     caption_orders: tuple[tuple[str, ...], ...] = field(repr=False)
     #: What the loss of each counts.
     loss_weights: tuple[float, ...] = field(repr=False)
-    originals: tuple[Latents, ...] = field(repr=False)
+    originals: tuple[Encoded, ...] = field(repr=False)
     #: Of each, None where it has none.
-    variants: tuple[Latents | None, ...] = field(repr=False)
+    variants: tuple[Encoded | None, ...] = field(repr=False)
+    #: Where the loss counts, [1, H, W] of each: its own and then those of its variants; None where all of it does.
+    masks: tuple[tuple[Tensor, ...] | None, ...] = field(default=(), repr=False)
 
     @property
     def images(self) -> tuple[Image, ...]:
@@ -74,11 +77,24 @@ class Examples:
     def caption(self, view: View) -> str:
         return self.caption_orders[view.index][view.caption]
 
-    def latents(self, views: Sequence[View]) -> Tensor:
-        """Latents of pictures of one size, [B, C, H, W]."""
-        return torch.stack([self._latent(view) for view in views])
+    @property
+    def contents(self) -> tuple[str, ...]:
+        """What tells each from the others, whatever else is in the dataset."""
+        return tuple(image.pixels_sha256 or image.source for image in self.images)
 
-    def _latent(self, view: View) -> Tensor:
+    def inputs(self, views: Sequence[View]) -> Tensor:
+        """Pictures of one size as the model reads them, [B, C, H, W]."""
+        return torch.stack([self._input(view) for view in views])
+
+    def mask(self, views: Sequence[View]) -> Tensor | None:
+        """Where the loss counts, [B, 1, H, W]; None where all of every picture does."""
+        masks = [self.masks[view.index] if self.masks else None for view in views]
+        if all(mask is None for mask in masks):
+            return None
+        whole = torch.ones(1, *self.inputs(views[:1]).shape[-2:])
+        return torch.stack([whole if m is None else m[view.variant] for m, view in zip(masks, views, strict=True)])
+
+    def _input(self, view: View) -> Tensor:
         variants = self.variants[view.index]
         if view.variant == 0 or variants is None:
             return self.originals[view.index][0]

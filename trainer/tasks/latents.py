@@ -8,32 +8,32 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from PIL import Image as PILImage
 from torch import Tensor
 
 from trainer.dataset.augment import METHOD_VERSION, make_variants, may_flip
 from trainer.dataset.buckets import Size, fit
 from trainer.dataset.opening import open_for
+from trainer.models.base import BaseModel
 from trainer.protocol.augmentation import Augmentation
 from trainer.protocol.report import Image
 from trainer.tasks.cache import cache_key, cached
-from trainer.tasks.examples import Latents
+from trainer.tasks.examples import Encoded
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
-    """A VAE that is to encode pictures of dataset folders, unless their caches hold the latents already."""
+    """A base whose VAE is to encode pictures of dataset folders, unless their caches hold the latents already."""
 
-    vae: AutoencoderKL
+    base: BaseModel
     device: torch.device
     #: Of the weights that the latents depend on.
     fingerprint: str
-    #: Called before each picture that is encoded.
-    tick: Callable[[], None]
 
-    def pictures(self, dataset_dir: Path, images: Sequence[Image], sizes: Sequence[Size]) -> list[Latents]:
-        """Latents of each picture, one row each.
+    def pictures(
+        self, dataset_dir: Path, images: Sequence[Image], sizes: Sequence[Size], tick: Callable[[], None]
+    ) -> list[Encoded]:
+        """Latents of each picture, one row each; `tick` is called before each that is encoded.
 
         Raises:
             DatasetError: a picture of the dataset folder is gone or damaged.
@@ -44,7 +44,7 @@ class Encoder:
             yield fit(_open(dataset_dir, image, size), size)
 
         key = cache_key(self.fingerprint, [*content])
-        return self._of_each(dataset_dir, "latents", key, images, sizes, versions, rows=1)
+        return self._of_each(dataset_dir, "latents", key, images, sizes, versions, tick, rows=1)
 
     def variants(
         self,
@@ -53,7 +53,8 @@ class Encoder:
         sizes: Sequence[Size],
         augmentation: Augmentation,
         seed: int,
-    ) -> list[Latents]:
+        tick: Callable[[], None],
+    ) -> list[Encoded]:
         """Latents of the variants of each picture, `augmentation.variants` rows each.
 
         Raises:
@@ -69,7 +70,7 @@ class Encoder:
             return variants_of(_open(dataset_dir, image, size), image, size, augmentation, seed)
 
         key = cache_key(self.fingerprint, METHOD_VERSION, seed, [settings], [*content])
-        return self._of_each(dataset_dir, "variants", key, images, sizes, versions, rows=augmentation.variants)
+        return self._of_each(dataset_dir, "variants", key, images, sizes, versions, tick, rows=augmentation.variants)
 
     def _of_each(
         self,
@@ -79,15 +80,16 @@ class Encoder:
         images: Sequence[Image],
         sizes: Sequence[Size],
         versions: Callable[[Image, Size], Iterator[PILImage.Image]],
+        tick: Callable[[], None],
         *,
         rows: int,
-    ) -> list[Latents]:
+    ) -> list[Encoded]:
         def compute() -> Mapping[str, Tensor]:
-            self.vae.to(self.device)
+            self.base.vae.to(self.device)
             latents: dict[str, list[Tensor]] = {}
             for image, size in zip(images, sizes, strict=True):
                 for version in versions(image, size):
-                    self.tick()
+                    tick()
                     latents.setdefault(_name_of(size), []).append(self._encode(version))
             return {size: torch.stack(items) for size, items in latents.items()}
 
@@ -96,11 +98,10 @@ class Encoder:
 
     @torch.no_grad()
     def _encode(self, picture: PILImage.Image) -> Tensor:
-        """The mean of the VAE's posterior, scaled as the UNet expects it, [C, H, W]."""
+        """The mean of the VAE's posterior, as the denoiser expects it, [C, H, W]."""
         pixels_HWC = np.asarray(picture, dtype=np.float32) / 127.5 - 1
         pixels_1CHW = torch.from_numpy(pixels_HWC).permute(2, 0, 1)[None].to(self.device)
-        latents_1CHW: Tensor = self.vae.encode(pixels_1CHW).latent_dist.mode() * self.vae.config.scaling_factor
-        return latents_1CHW[0].cpu()
+        return self.base.encode_pixels(pixels_1CHW)[0].cpu()
 
 
 def variants_of(
@@ -120,10 +121,10 @@ def _name_of(size: Size) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-def _places(stored: Mapping[str, Tensor], sizes: Sequence[Size], rows: int) -> Iterator[Latents]:
+def _places(stored: Mapping[str, Tensor], sizes: Sequence[Size], rows: int) -> Iterator[Encoded]:
     """Pictures of a size lie in one tensor, in their order, `rows` rows each."""
     next_row: dict[Size, int] = {}
     for size in sizes:
         start = next_row.get(size, 0)
         next_row[size] = start + rows
-        yield Latents(stored=stored[_name_of(size)], rows=range(start, start + rows))
+        yield Encoded(stored=stored[_name_of(size)], rows=range(start, start + rows))

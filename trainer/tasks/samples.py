@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
 from trainer.models.base import BaseModel
-from trainer.protocol.spec import Samples
+from trainer.protocol.settings import Samples
 
 #: A contact sheet with fewer pictures says too little: short prompt lists are drawn with several seeds.
 MIN_SAMPLES = 4
+#: Pictures that are drawn at once.
+_TOGETHER = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,39 +43,29 @@ def draw_samples(
     settings: Samples,
     *,
     resolution: int,
-    embed: Callable[[list[str]], Tensor],
+    embed: Callable[[list[str]], Mapping[str, Tensor]],
     device: torch.device,
-    micro_batch_size: int,
     between_steps: Callable[[], None] = lambda: None,
 ) -> list[Image.Image]:
-    """The pictures of `plan`, by DPM-Solver++ (Lu et al. 2022, arXiv:2211.01095) with classifier-free guidance.
+    """The pictures of `plan`, by the base's sampler with classifier-free guidance.
 
-    `embed` gives caption embeddings [B, T, D]. The noise of a picture depends on its seed alone, so a picture does
-    not change with the others beside it.
+    The noise of a picture depends on its seed alone, so a picture does not change with the others beside it.
     """
-    pipeline = StableDiffusionPipeline(
-        vae=base.vae.to(device),
-        text_encoder=None,
-        tokenizer=None,
-        unet=base.unet,
-        scheduler=DPMSolverMultistepScheduler.from_config(base.noise_schedule.config),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    pipeline = base.pipeline()
     pipeline.set_progress_bar_config(disable=True)
+    base.vae.to(device)
 
     def after_step(_pipeline: Any, _step: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
         between_steps()
         return values
 
     pictures: list[Image.Image] = []
-    negative_1TD = embed([settings.negative_prompt]).to(device)
-    for start in range(0, len(plan), micro_batch_size):
-        part = plan[start : start + micro_batch_size]
+    for start in range(0, len(plan), _TOGETHER):
+        part = plan[start : start + _TOGETHER]
+        text = embed([sample.prompt for sample in part])
+        negative = embed([settings.negative_prompt] * len(part))
         result = pipeline(
-            prompt_embeds=embed([sample.prompt for sample in part]).to(device),
-            negative_prompt_embeds=negative_1TD.expand(len(part), -1, -1),
+            **base.sampling_arguments(text, negative),
             num_inference_steps=settings.steps,
             guidance_scale=settings.guidance,
             height=resolution,

@@ -19,6 +19,7 @@ from trainer.training.early_stopping import StopMemory
 
 STATE_FILE = "state.json"
 OPTIMIZER_FILE = "optimizer.pt"
+WEIGHTS_FILE = "weights.safetensors"
 
 
 class EpochPoint(BaseModel):
@@ -29,6 +30,26 @@ class EpochPoint(BaseModel):
     epoch: int
     train_loss: float
     validation_loss: float
+    ratio: float
+    #: The ratio on the training pictures that are measured, and the interval of `ratio`; None where there is none.
+    train_ratio: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+    #: Stage, from 1.
+    stage: int = 1
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        return None if self.ratio_low is None or self.ratio_high is None else (self.ratio_low, self.ratio_high)
+
+
+class BetweenPoint(BaseModel):
+    """A validation between two epoch ends."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    #: In epochs: 2.5 is in the middle of the third.
+    at: float
     ratio: float
 
 
@@ -52,8 +73,13 @@ class TrainingState(BaseModel):
     epoch_end_seconds: float = 0.0
     stop_memory: StopMemory = StopMemory()
     curve: tuple[EpochPoint, ...] = ()
+    between: tuple[BetweenPoint, ...] = ()
     #: Step of the checkpoint with the best weights.
     best_step: int = 0
+    #: Steps of further checkpoints that are kept.
+    kept_steps: tuple[int, ...] = ()
+    #: Into how many parts a micro-batch goes through the model, since the memory was too small for all of it.
+    parts: int = 1
     #: No more epochs: what is left is the test and the export.
     is_over: bool = False
     is_stopped_early: bool = False
@@ -78,16 +104,13 @@ class Checkpoints:
                 old.rename(old.with_suffix(""))
         return max(self.folder.glob("step-????????"), default=None)
 
-    def save(
-        self, state: TrainingState, weights: Mapping[str, Mapping[str, Tensor]], optimizer: Mapping[str, Any]
-    ) -> Path:
-        """Keep a state with its weights (a file for each model) and optimizer; drop what is neither latest nor best."""
+    def save(self, state: TrainingState, weights: Mapping[str, Tensor], optimizer: Mapping[str, Any]) -> Path:
+        """Keep a state with its weights and optimizer; drop what is neither latest, nor best, nor to be kept."""
         final = self.path(state.step)
         part = final.with_suffix(".part")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        for name, tensors in weights.items():
-            save_file(dict(tensors), part / f"{name}.safetensors")
+        save_file(dict(weights), part / WEIGHTS_FILE)
         torch.save(dict(optimizer), part / OPTIMIZER_FILE)
         (part / STATE_FILE).write_text(state.model_dump_json(indent=1), encoding="utf-8")
         for file in part.iterdir():
@@ -97,7 +120,7 @@ class Checkpoints:
             final.replace(final.with_suffix(".old"))
         part.replace(final)
         _sync(self.folder)
-        self._prune(keep={state.step, state.best_step})
+        self._prune(keep={state.step, state.best_step, *state.kept_steps})
         return final
 
     def load_state(self, path: Path) -> TrainingState:
@@ -107,10 +130,10 @@ class Checkpoints:
         except (OSError, ValidationError) as error:
             raise _unreadable(path, error) from error
 
-    def load_weights(self, path: Path, name: str) -> dict[str, Tensor]:
+    def load_weights(self, path: Path) -> dict[str, Tensor]:
         """Raises: CheckpointError."""
         try:
-            return load_file(path / f"{name}.safetensors")
+            return load_file(path / WEIGHTS_FILE)
         except (OSError, SafetensorError) as error:
             raise _unreadable(path, error) from error
 

@@ -17,21 +17,20 @@ from typing import Any
 from trainer.dataset.mixing import Seen, seen_per_epoch
 from trainer.protocol.mix import MixRole
 from trainer.protocol.report import Split
-from trainer.protocol.spec import Targets
 from trainer.training.session import Session
 
-_BASE_VERSION = {"sd1": "sd_v1", "sd2": "sd_v2"}
-_ARCHITECTURE = {"sd1": "stable-diffusion-v1/lora", "sd2": "stable-diffusion-v2-512/lora"}
 
-
-def kohya_metadata(session: Session) -> dict[str, Any]:
-    """All metadata of the best checkpoint; nested values are JSON in the file."""
-    return {**_run(session), **_network(session), **_data(session), **_modelspec(session), "format": "pt"}
+def file_metadata(session: Session) -> dict[str, Any]:
+    """All metadata of the best checkpoint; nested values are JSON in the file. What a file of one method says of it
+    (`ss_network_*`) is added where it is written."""
+    return {**_run(session), **_data(session), **_modelspec(session), **session.task.describe(), "format": "pt"}
 
 
 def _run(session: Session) -> dict[str, Any]:
-    training, task = session.spec.training, session.task
+    training, objective, stage = session.spec.training, session.spec.objective, session.stages[0]
+    micro_batch = session.fit.micro_batch_size
     started = session.reporter.history[0].time
+    steps = stage.settings.epochs * session.steps_per_epoch(stage)
     text_encoder_rate = training.text_encoder_learning_rate or training.learning_rate / 2
     return {
         "ss_session_id": str(int(started * 1000) % 2**32),
@@ -40,45 +39,36 @@ def _run(session: Session) -> dict[str, Any]:
         "ss_output_name": session.spec.name,
         "ss_learning_rate": training.learning_rate,
         "ss_unet_lr": training.learning_rate,
-        "ss_text_encoder_lr": text_encoder_rate if task.is_text_encoder_trained else None,
-        "ss_num_batches_per_epoch": session.steps_per_epoch,
+        "ss_text_encoder_lr": text_encoder_rate if session.spec.method.text_encoder else None,
+        "ss_num_batches_per_epoch": session.steps_per_epoch(stage),
         "ss_num_epochs": training.epochs,
         "ss_epoch": session.state.stop_memory.best_epoch,
         "ss_steps": session.state.best_step,
         "ss_max_train_steps": session.total_steps,
-        "ss_gradient_checkpointing": False,
-        "ss_gradient_accumulation_steps": ceil(training.batch_size / training.effective_micro_batch_size),
-        "ss_batch_size_per_device": training.effective_micro_batch_size,
+        "ss_gradient_checkpointing": training.gradient_checkpointing,
+        "ss_gradient_accumulation_steps": ceil(training.batch_size / micro_batch),
+        "ss_batch_size_per_device": micro_batch,
         "ss_total_batch_size": training.batch_size,
         "ss_lr_scheduler": training.schedule.value,
-        "ss_lr_warmup_steps": round(training.warmup_share * session.total_steps),
-        "ss_optimizer": "torch.optim.adamw.AdamW",
+        "ss_lr_warmup_steps": training.warmup_steps
+        if training.warmup_steps is not None
+        else round(training.warmup_share * steps),
+        "ss_optimizer": training.optimizer.value,
         "ss_max_grad_norm": training.max_grad_norm,
-        "ss_mixed_precision": str(session.accelerator.mixed_precision),
-        "ss_loss_type": "l2",
-        "ss_min_snr_gamma": training.snr_gamma,
+        "ss_mixed_precision": session.fit.precision.value.replace("fp32", "no"),
+        "ss_loss_type": objective.loss.value.replace("mse", "l2"),
+        "ss_min_snr_gamma": objective.snr_gamma,
+        "ss_debiased_estimation": objective.debiased,
+        "ss_noise_offset": objective.noise_offset or None,
+        "ss_multires_noise_discount": objective.pyramid_noise,
+        "ss_ip_noise_gamma": objective.input_perturbation or None,
+        "ss_zero_terminal_snr": objective.zero_terminal_snr,
         "ss_caption_dropout_rate": training.caption_dropout,
         "ss_cache_latents": True,
         "ss_seed": training.seed,
-        "ss_clip_skip": None,
+        "ss_clip_skip": session.spec.base.clip_skip if session.spec.base.clip_skip > 1 else None,
         "ss_training_comment": f"Darkroom, preset {session.spec.preset}",
         "ss_sd_model_name": Path(session.spec.base.source).name,
-        "ss_base_model_version": _BASE_VERSION[task.base.family],
-        "ss_v2": task.base.family == "sd2",
-    }
-
-
-def _network(session: Session) -> dict[str, Any]:
-    adapter = session.spec.adapter
-    arguments = {}
-    if adapter.targets is Targets.ALL:
-        arguments = {"conv_dim": str(adapter.rank), "conv_alpha": str(adapter.effective_alpha)}
-    return {
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": adapter.rank,
-        "ss_network_alpha": adapter.effective_alpha,
-        "ss_network_dropout": adapter.dropout or None,
-        "ss_network_args": arguments,
     }
 
 
@@ -90,7 +80,7 @@ def _data(session: Session) -> dict[str, Any]:
         for index, (size, count) in enumerate(sorted(sizes.items()))
     }
     resolution = session.task.resolution
-    rows = seen_per_epoch(session.mixture, session.repeats)
+    rows = seen_per_epoch(session.mixture, session.repeats(session.stages[0]))
     views = Counter({role: sum(row.views for row in rows if row.role is role) for role in MixRole})
     return {
         "ss_num_train_images": views[MixRole.TRAIN],
@@ -132,15 +122,12 @@ def _tags(session: Session) -> dict[str, dict[str, int]]:
 def _modelspec(session: Session) -> dict[str, Any]:
     """https://github.com/Stability-AI/ModelSpec, version 1.0.1."""
     resolution = session.task.resolution
-    is_velocity = session.task.base.prediction_type == "v_prediction"
     values: dict[str, Any] = {
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": _ARCHITECTURE[session.task.base.family],
         "modelspec.implementation": "diffusers",
         "modelspec.title": session.spec.name,
         "modelspec.resolution": f"{resolution}x{resolution}",
         "modelspec.date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S"),
-        "modelspec.prediction_type": "v" if is_velocity else "epsilon",
     }
     if session.spec.training.trigger:
         values["modelspec.trigger_phrase"] = session.spec.training.trigger

@@ -10,10 +10,13 @@ import torch
 from trainer.device import peak_memory_bytes
 from trainer.errors import DivergedError
 from trainer.protocol.events import StepDone
+from trainer.training.optimizers import effective_rate
 from trainer.training.session import Session
 
 #: Reading the loss waits for the device: not at every step.
 INTERVAL_S = 1.0
+#: The loss of one picture scatters by about its mean, so that of 32 by a fifth: five times as much is no chance.
+MIN_WINDOW, MAX_RISE = 32, 5.0
 
 
 class EpochProgress:
@@ -27,6 +30,10 @@ class EpochProgress:
         self._steps = 0
         self._pictures = 0
         self._paced_steps = 0
+        # Of the pictures since the loss was last compared with what it was: their number, and the sum before them.
+        self._window_pictures = 0
+        self._window_sum = session.state.loss_sum
+        self._first_window: float | None = None
         self._began = self._flushed = time.monotonic()
 
     def add(self, loss_sum: torch.Tensor, *, pictures: int) -> None:
@@ -34,25 +41,21 @@ class EpochProgress:
         self._loss_sum += loss_sum
         self._steps += 1
         self._pictures += pictures
-        if time.monotonic() - self._flushed >= INTERVAL_S:
+        # The first step is told at once: people wait for it.
+        if self._paced_steps == 0 or time.monotonic() - self._flushed >= INTERVAL_S:
             self.flush()
 
     def flush(self) -> None:
         """Bring the count into the state, and say it.
 
         Raises:
-            DivergedError: the loss is no longer a number.
+            DivergedError: the loss is no longer a number, or many times what it was at first.
         """
         if not self._steps:
             return
         loss_sum = self._loss_sum.item()
-        if not math.isfinite(loss_sum):
-            rate = self._session.spec.training.learning_rate
-            raise DivergedError(
-                f"The loss is no longer a number: the training diverged in epoch {self._session.state.epoch}. "
-                "The checkpoint of the epoch before is kept.",
-                f"Try a third of the learning rate ({rate / 3:.1e}).",
-            )
+        self._window_pictures += self._pictures
+        self._check(loss_sum)
         now = time.monotonic()
         state = self._session.state
         self._session.state = state.model_copy(
@@ -69,6 +72,29 @@ class EpochProgress:
         self._flushed = now
         self._say()
 
+    def _check(self, loss_sum: float) -> None:
+        """Raises: DivergedError: the loss is no number any more, or many times what it was at first."""
+        state = self._session.state
+        if not math.isfinite(loss_sum):
+            raise self._diverged("The loss is no longer a number")
+        if self._window_pictures < MIN_WINDOW:
+            return
+        window = (loss_sum - self._window_sum) / self._window_pictures
+        first = state.curve[0].train_loss if state.curve else self._first_window
+        if first is not None and window > MAX_RISE * first:
+            raise self._diverged(f"The loss rose from {first:.3g} to {window:.3g}")
+        self._first_window = self._first_window or window
+        self._window_sum, self._window_pictures = loss_sum, 0
+
+    def _diverged(self, what: str) -> DivergedError:
+        state, rate = self._session.state, self._session.schedule.get_last_lr()[0]
+        kept = f"The checkpoint of epoch {state.epoch - 1} is kept" if state.curve else "No epoch was finished"
+        finish = "; `run --finish` tests and exports the best one" if state.curve else ""
+        return DivergedError(
+            f"{what}: the training diverged in epoch {state.epoch}. {kept}{finish}.",
+            f"Try a third of the learning rate ({rate / 3:.1e}), or a longer warm-up.",
+        )
+
     def _say(self) -> None:
         session, state = self._session, self._session.state
         steps_per_s = self._paced_steps / max(self._flushed - self._began, 1e-9)
@@ -79,7 +105,7 @@ class EpochProgress:
             step=state.step,
             epoch=state.epoch,
             loss=state.loss_sum / state.loss_count,
-            learning_rate=session.schedule.get_last_lr()[0],
+            learning_rate=effective_rate(session.optimizer),
             steps_per_s=steps_per_s,
             eta_s=steps_left / steps_per_s + epochs_left * state.epoch_end_seconds,
             peak_memory_bytes=peak_memory_bytes(session.task.device),

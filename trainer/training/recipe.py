@@ -2,8 +2,9 @@
 
     python -m trainer run JOB_DIR
 
-prepare -> load -> cache -> epochs (train, validate, sample, keep, maybe stop) -> test -> export -> last word.
-What happens at the end of an epoch stands in `epoch_end.py`, the end of the job in `finale.py`.
+prepare -> load -> cache -> stages of epochs (train, validate, sample, keep, maybe stop) -> test -> export -> last word.
+It drives a task (`tasks/task.py`) and does not know which. One step stands in `step.py`, what happens at the end of an
+epoch in `epoch_end.py`, the end of the job in `finale.py`.
 """
 
 from __future__ import annotations
@@ -11,15 +12,13 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers.optimization import get_scheduler
 
-from trainer.dataset.mixing import Mixture, plan_repeats, read_mixture
+from trainer.dataset.mixing import Mixture, read_mixture
 from trainer.dataset.seeds import derive_seed
-from trainer.device import choose_precision, describe, make_accelerator
+from trainer.device import choose_precision, describe, is_out_of_memory, make_accelerator
 from trainer.errors import (
     BadSpecError,
     CheckpointError,
@@ -27,27 +26,43 @@ from trainer.errors import (
     OutOfMemoryError,
     TrainerError,
 )
-from trainer.models.lora import trainable_parameters
 from trainer.protocol.events import (
     EXIT_FAILED,
     EXIT_FINISHED,
     EXIT_STOPPED,
     Failed,
     Phase,
+    StageBegan,
     Started,
     Stopped,
 )
 from trainer.protocol.report import Split
-from trainer.protocol.spec import Schedule, Spec, SpecError, read_spec
+from trainer.protocol.settings import Precision
+from trainer.protocol.spec import Spec, SpecError, read_spec
 from trainer.reporter import Reporter
-from trainer.tasks.diffusion import DiffusionTask
-from trainer.tasks.examples import View
+from trainer.tasks.making import make_task
 from trainer.training.checkpoints import Checkpoints, TrainingState
 from trainer.training.data import draw_augmentation, say_warnings, write_seen
-from trainer.training.epoch_end import end_epoch, measure_base, say_pending
+from trainer.training.ema import Ema
+from trainer.training.epoch_end import end_epoch, measure_base, measure_between, say_pending
 from trainer.training.finale import export_and_finish
+from trainer.training.fitting import (
+    MIN_TRIAL_WEIGHTS,
+    Fit,
+    Trial,
+    find_micro_batch,
+    find_precision,
+    keep_fit,
+    read_fit,
+    remembered,
+)
+from trainer.training.optimizers import check_arguments
+from trainer.training.processes import Processes
 from trainer.training.progress import EpochProgress
+from trainer.training.schedules import check_schedule_arguments, check_warmup
 from trainer.training.session import Session
+from trainer.training.stages import check_patterns, trained_parts
+from trainer.training.step import take_step, try_step
 from trainer.training.stop import StopRequest, StopRequestedError
 
 log = logging.getLogger(__name__)
@@ -71,72 +86,116 @@ def prepare_session(reporter: Reporter, stop: StopRequest, *, is_finishing: bool
     job_dir = reporter.job_dir
     stop.check()
     spec, mixture = _read(job_dir)
-    accelerator = make_accelerator(choose_precision(spec.training.precision))
+    precision = choose_precision(spec.training.precision)
+    accelerator = make_accelerator(precision, tf32=spec.training.tf32)
     torch.manual_seed(derive_seed("init", spec.training.seed))
+    task = make_task(spec, mixture, accelerator.device)
     session = Session(
         job_dir=job_dir,
         spec=spec,
-        mixture=mixture,
-        repeats=plan_repeats(mixture, spec.training.seed),
         reporter=reporter,
         stop=stop,
         accelerator=accelerator,
-        task=DiffusionTask(spec, mixture, accelerator),
+        processes=Processes(accelerator),
+        task=task,
         checkpoints=Checkpoints(job_dir),
+        fit=Fit(precision=precision, micro_batch_size=1),
         is_finishing=is_finishing,
     )
+    stop.is_shared = session.processes.count > 1
+    check_patterns(task.trained, session.stages)
     stop.check()
-    if session.checkpoints.latest() is None:
+    latest = session.checkpoints.latest()
+    if latest is None:
         say_warnings(session)
-    session.begin(Phase.CACHING)
-    session.examples = session.task.encode(lambda done, total: stop.check())
-    session.task.place()
-    _make_optimizer(session)
-    if (latest := session.checkpoints.latest()) is not None:
+    _encode(session)
+    _fit(session)
+    if spec.training.ema_decay is not None:
+        session.ema = Ema(dict(task.trained.named_parameters()), decay=spec.training.ema_decay)
+    if latest is not None:
         session.load_checkpoint(latest)
+    for stage in session.stages:
+        check_warmup(session.warmup_steps(stage), stage.settings.epochs * session.steps_per_epoch(stage))
+    session.begin_stage()
     _say_started(session)
     say_pending(session)
     return session
 
 
 def _read(job_dir: Path) -> tuple[Spec, Mixture]:
+    """What is wrong with the settings is said here, before anything large is loaded."""
     try:
         spec = read_spec(job_dir)
     except SpecError as error:
         raise BadSpecError(str(error), "Mend spec.json, or write a new one with `python -m trainer new`.") from error
+    for stage in spec.plan:
+        assert stage.optimizer is not None
+        assert stage.schedule is not None
+        check_arguments(stage.optimizer, stage.optimizer_arguments or {})
+        rate = stage.learning_rate or 0.0
+        check_schedule_arguments(stage.schedule, stage.schedule_arguments or {}, learning_rate=rate)
     return spec, read_mixture(spec)
 
 
-def _make_optimizer(session: Session) -> None:
-    training = session.spec.training
-    optimizer = torch.optim.AdamW(session.task.parameter_groups(), weight_decay=training.weight_decay)
-    session.optimizer = session.accelerator.prepare_optimizer(optimizer)
-    session.schedule = get_scheduler(
-        "constant_with_warmup" if training.schedule is Schedule.CONSTANT else training.schedule.value,
-        optimizer=optimizer,
-        num_warmup_steps=round(training.warmup_share * session.total_steps),
-        num_training_steps=session.total_steps,
-    )
+def _encode(session: Session) -> None:
+    """All pictures at all resolutions; the main process fills the cache, the others read it."""
+    session.begin(Phase.CACHING)
+    task, stop = session.task, session.stop
+    with session.accelerator.main_process_first():
+        session.examples = task.encode(task.resolution, lambda done, total: stop.check())
+        session.train_at = {task.resolution: session.examples[Split.TRAIN]}
+        for resolution in {session.resolution_of(stage) for stage in session.stages} - {task.resolution}:
+            session.train_at[resolution] = task.encode(resolution, lambda done, total: stop.check())[Split.TRAIN]
+
+
+def _fit(session: Session) -> None:
+    """Find precision and micro-batch, or read what an earlier run found, and bring the model to the device."""
+    task, training = session.task, session.spec.training
+    fit = session.processes.agree(read_fit(session.job_dir))
+    if fit is None:
+        task.place(session.fit.precision)
+        trial = Trial(run=lambda pictures, bf16: try_step(session, pictures, in_bf16=bf16), device=task.device)
+        precision = _find_precision(session, trial)
+        task.place(precision)
+        sizes = [size for train in session.train_at.values() for size in train.sizes]
+        largest = max(map(sizes.count, set(sizes)), default=1) * training.repeats
+        micro_batch = find_micro_batch(training, task.weights, largest, trial)
+        fit = session.processes.agree(Fit(precision=precision, micro_batch_size=micro_batch))
+        if session.processes.is_main:
+            keep_fit(session.job_dir, fit)
+    session.fit = fit
+    task.place(fit.precision)
+
+
+def _find_precision(session: Session, trial: Trial) -> Precision:
+    wanted, task = session.fit.precision, session.task
+    if wanted is not Precision.AUTO or task.weights < MIN_TRIAL_WEIGHTS:
+        return find_precision(wanted, task.weights, trial)
+    what = (session.spec.base, session.spec.method, task.resolution)
+    folder = session.mixture.sources[0].folder / "cache"
+    return remembered(folder, what, lambda: find_precision(wanted, task.weights, trial))
 
 
 def _say_started(session: Session) -> None:
     images = {split: len(examples.images) for split, examples in session.examples.items()}
-    trainable = trainable_parameters(*session.task.trained_models.values())
     session.reporter.say(
         Started,
         pid=os.getpid(),
         device=describe(session.task.device),
-        precision=str(session.accelerator.mixed_precision).replace("no", "fp32"),
+        precision=session.fit.precision.value,
         epochs=session.spec.training.epochs,
         total_steps=session.total_steps,
         train_images=images[Split.TRAIN],
         validation_images=images[Split.VALIDATION],
         test_images=images[Split.TEST],
         resolution=session.task.resolution,
-        trainable_parameters=sum(parameter.numel() for parameter in trainable),
+        trainable_parameters=sum(parameter.numel() for _, parameter in session.task.trained.named_parameters()),
         resumed_from_step=session.state.step,
         augmentation_sheet=draw_augmentation(session),
         data_words=write_seen(session),
+        micro_batch_size=session.fit.micro_batch_size,
+        batch_size=session.spec.training.batch_size,
+        processes=session.processes.count,
     )
 
 
@@ -162,36 +221,46 @@ def _train_epochs(session: Session) -> None:
 def _train_epoch(session: Session) -> None:
     """The steps of an epoch that are still to do."""
     state = session.state
+    session.begin_stage()
+    _say_stage(session)
     steps = session.views_of(state.epoch)
     session.begin(Phase.TRAINING)
     session.task.train_mode(True)
     progress = EpochProgress(session)
+    every = session.spec.validation.every_steps
     try:
-        for number, step in enumerate(steps[state.position :], state.step):
+        for place in range(state.position, len(steps)):
             session.stop.check()
-            progress.add(take_step(session, step, number), pictures=sum(map(len, step)))
+            number = state.step + place - state.position
+            progress.add(take_step(session, steps[place], number), pictures=sum(map(len, steps[place])))
+            if every is not None and (number + 1) % every == 0 and place + 1 < len(steps):
+                progress.flush()
+                measure_between(session, position=(place + 1) / len(steps))
+                session.begin(Phase.TRAINING)
+                session.task.train_mode(True)
     finally:
         progress.flush()
 
 
-def take_step(session: Session, step: Sequence[Sequence[View]], number: int) -> torch.Tensor:
-    """One optimizer step, the `number`-th from 0; the sum of the loss over its pictures, on the device."""
-    training = session.spec.training
-    seed = derive_seed("step", training.seed, number)
-    # Dropout layers draw from the global generators, all else from one of its own: both follow from the step alone.
-    torch.manual_seed(seed)
-    generator = torch.Generator("cpu").manual_seed(seed)
-    pictures = sum(map(len, step))
-    loss_sum = torch.zeros((), device=session.task.device)
-    for views in step:
-        loss_B = session.task.train_loss(session.examples[Split.TRAIN], views, generator)
-        session.accelerator.backward(loss_B.sum() / pictures)
-        loss_sum += loss_B.detach().sum()
-    session.accelerator.clip_grad_norm_(session.parameters, training.max_grad_norm)
-    session.optimizer.step()
-    session.schedule.step()
-    session.optimizer.zero_grad()
-    return loss_sum
+def _say_stage(session: Session) -> None:
+    """Told where a stage begins or blocks join it."""
+    stage, epoch = session.stage, session.state.epoch
+    if not stage.begins_anew(epoch):
+        return
+    parts = tuple(trained_parts(session.task.trained))
+    session.reporter.say(
+        StageBegan,
+        stage=stage.number,
+        name=stage.settings.name,
+        first_epoch=epoch,
+        last_epoch=stage.last_epoch,
+        learning_rate=stage.settings.learning_rate,
+        optimizer=str(stage.settings.optimizer),
+        schedule=str(stage.settings.schedule),
+        resolution=session.resolution_of(stage),
+        trainable_parameters=sum(part.trainable for part in parts),
+        parts=parts,
+    )
 
 
 def _say_stopped(reporter: Reporter) -> int:
@@ -218,9 +287,10 @@ def explain(error: Exception) -> TrainerError:
     """What a person is told of an exception."""
     if isinstance(error, TrainerError):
         return error
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if is_out_of_memory(error):
         return OutOfMemoryError(
-            "The device ran out of memory.", "Take a smaller training.micro_batch_size or training.resolution."
+            "The device ran out of memory.",
+            "Take a smaller training.resolution, training.gradient_checkpointing, or a smaller method.rank.",
         )
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return DiskFullError("The disk is full.", "Free some space and resume; the last checkpoint is whole.")

@@ -19,13 +19,13 @@ def run(job_dir: Path, *, finish: bool = False, listener: Listener = say_nothing
 
     With `finish`, no further step is taken: the best checkpoint so far is tested and exported.
 
+    Started several times by `accelerate launch`, the processes share the training and the main one speaks.
+
     Raises:
         JobFolderBusyError: another trainer runs this job.
     """
-    # By default OpenMP's threads spin for milliseconds at each barrier. bench/train.py on two cores, pictures/s alone
-    # and beside one busy process: default 46 and 10, this 43 and 18, OMP_WAIT_POLICY=PASSIVE 35 and 26.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    with StopRequest() as stop, Reporter(job_dir, listener) as reporter:
+    calm_threads()
+    with StopRequest() as stop, Reporter(job_dir, listener, is_main=os.environ.get("RANK", "0") == "0") as reporter:
         reporter.say(PhaseBegan, phase=Phase.LOADING)
         try:
             # torch and diffusers take seconds: by now the folder is held and SIGTERM is no sudden death.
@@ -40,3 +40,12 @@ def run(job_dir: Path, *, finish: bool = False, listener: Listener = say_nothing
             )
             return EXIT_FAILED
         return train(reporter, stop, finish=finish)
+
+
+def calm_threads() -> None:
+    """Let threads that have nothing to do sleep early; call it before torch is imported, which reads it then.
+
+    By default OpenMP's threads spin for milliseconds at each barrier. bench/train.py on two cores, pictures/s alone and
+    beside one busy process: default 46 and 10, this 43 and 18, OMP_WAIT_POLICY=PASSIVE 35 and 26.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")

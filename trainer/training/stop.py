@@ -18,6 +18,9 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.is_set = False
+        #: With several processes a signal counts once all of them know of it: none may stop where others wait for it.
+        self.is_shared = False
+        self.is_agreed = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -31,7 +34,7 @@ class StopRequest:
 
     def check(self) -> None:
         """Raises: StopRequestedError."""
-        if self.is_set:
+        if self.is_agreed if self.is_shared else self.is_set:
             raise StopRequestedError
 
     def _remember(self, number: int, frame: FrameType | None) -> None:

@@ -13,11 +13,11 @@ from PIL import Image as PILImage
 from tests.trainer.dataset.drawn import Drawn, drawn, write_dataset
 from trainer.dataset.mixing import read_mixture
 from trainer.dataset.opening import open_for
-from trainer.device import make_accelerator
 from trainer.errors import DatasetError
 from trainer.protocol.augmentation import Augmentation
 from trainer.protocol.report import Split
-from trainer.protocol.spec import Precision, make_spec
+from trainer.protocol.settings import Precision
+from trainer.protocol.spec import make_spec
 from trainer.tasks import latents
 from trainer.tasks.diffusion import DiffusionTask
 from trainer.tasks.examples import Examples, View, tag_orders, without_separator
@@ -45,13 +45,13 @@ def task(folders: tuple[Path, Path], random_base: Path) -> Callable[..., Diffusi
     def make(**settings: Any) -> DiffusionTask:
         mix = [{"dataset": str(folders[1]), "role": "regularization"}]
         spec = make_spec({"dataset": str(folders[0]), "base": {"source": str(random_base)}, "mix": mix, **settings})
-        return DiffusionTask(spec, read_mixture(spec), make_accelerator(Precision.FP32))
+        return DiffusionTask(spec, read_mixture(spec), torch.device("cpu"))
 
     return make
 
 
 def encode(task: DiffusionTask) -> dict[Split, Examples]:
-    return task.encode(lambda done, total: None)
+    return task.encode(task.resolution, lambda done, total: None)
 
 
 AUGMENTED = {"augmentation": {"preset": "photo", "variants": 3}}
@@ -73,13 +73,13 @@ def test_augmentation_changes_no_latent_of_an_original(task: Callable[..., Diffu
     for split in Split:
         for index in range(len(plain[split].images)):
             view = [View(index=index)]
-            assert torch.equal(plain[split].latents(view), augmented[split].latents(view))
+            assert torch.equal(plain[split].inputs(view), augmented[split].inputs(view))
 
 
 def test_each_variant_has_latents_of_its_own(task: Callable[..., DiffusionTask]) -> None:
     train = encode(task(**AUGMENTED))[Split.TRAIN]
 
-    all_of_it = [train.latents([View(index=index, variant=number)]) for index in range(4) for number in range(4)]
+    all_of_it = [train.inputs([View(index=index, variant=number)]) for index in range(4) for number in range(4)]
 
     for one in range(len(all_of_it)):
         for other in range(one):
@@ -90,13 +90,13 @@ def test_a_variant_is_encoded_as_it_is_drawn(task: Callable[..., DiffusionTask],
     """The row that a view points at holds the latents of that picture's variant, of that number."""
     made = task(**AUGMENTED)
     train = encode(made)[Split.TRAIN]
-    encoder = latents.Encoder(vae=made.base.vae, device=made.device, fingerprint="", tick=lambda: None)
+    encoder = latents.Encoder(base=made.base, device=made.device, fingerprint="")
 
     for index, image in enumerate(train.images[:4]):
         picture = open_for(folders[0], image.path or "", train.sizes[index])
         drawn_again = latents.variants_of(picture, image, train.sizes[index], made.spec.augmentation, 0)
         for number, variant in enumerate(drawn_again, start=1):
-            stored = train.latents([View(index=index, variant=number)])[0]
+            stored = train.inputs([View(index=index, variant=number)])[0]
             assert torch.equal(stored, encoder._encode(variant))
 
 
@@ -105,7 +105,8 @@ def test_variants_are_encoded_once_and_again_only_for_another_setting_or_seed(
 ) -> None:
     def encoded(**settings: Any) -> int:
         counts: list[tuple[int, int]] = []
-        task(**settings).encode(lambda done, total: counts.append((done, total)))
+        made = task(**settings)
+        made.encode(made.resolution, lambda done, total: counts.append((done, total)))
         assert [done for done, _ in counts] == list(range(len(counts)))
         return len(counts)
 
@@ -125,7 +126,8 @@ def test_a_caption_that_names_a_side_makes_other_variants(
     report.write_text(report.read_text(encoding="utf-8").replace("big", "seen from the left"), encoding="utf-8")
 
     counts: list[int] = []
-    task(**AUGMENTED).encode(lambda done, total: counts.append(done))
+    made = task(**AUGMENTED)
+    made.encode(made.resolution, lambda done, total: counts.append(done))
 
     assert len(counts) == 4 * 3
 
@@ -150,9 +152,11 @@ def test_shuffled_captions_are_embedded_before_the_training(
 ) -> None:
     shuffling = task(training={"tag_shuffle": True})
     train = encode(shuffling)[Split.TRAIN]
-    monkeypatch.setattr(DiffusionTask, "_encode_text", None)
+    monkeypatch.setattr(type(shuffling.base), "encode_text", None)
 
-    embedded = [shuffling.embed([caption]) for orders in train.caption_orders for caption in orders]
+    embedded = [
+        shuffling.captions.embed([caption])["caption_BTD"] for orders in train.caption_orders for caption in orders
+    ]
 
     assert len({tuple(one.flatten()[:100].tolist()) for one in embedded}) > 4
 
@@ -179,13 +183,12 @@ def test_the_loss_of_class_pictures_counts_what_was_asked_for(task: Callable[...
     def losses(weight: float) -> tuple[Examples, list[float]]:
         made = task(training={"regularization_weight": weight})
         train = encode(made)[Split.TRAIN]
-        made.place()
+        made.place(Precision.FP32)
         made.train_mode(False)
         views = [View(index=index) for index in (1, 3, 4, 5)]
         assert len({train.sizes[view.index] for view in views}) == 1
-        generator = torch.Generator("cpu").manual_seed(0)
         with torch.no_grad():
-            return train, made.train_loss(train, views, generator).tolist()
+            return train, made.train_loss(train, views, seeds=[1, 2, 3, 4]).tolist()
 
     _, plain = losses(1.0)
     train, weighted = losses(0.25)
@@ -221,9 +224,9 @@ def test_one_picture_in_two_datasets_is_a_picture_of_each(tmp_path: Path, random
     spec = make_spec(
         {"dataset": str(main), "base": {"source": str(random_base)}, "mix": [{"dataset": str(other)}]},
     )
-    train = encode(DiffusionTask(spec, read_mixture(spec), make_accelerator(Precision.FP32)))[Split.TRAIN]
+    train = encode(DiffusionTask(spec, read_mixture(spec), torch.device("cpu")))[Split.TRAIN]
 
-    found = [train.latents([View(index=index)]) for index in range(5)]
+    found = [train.inputs([View(index=index)]) for index in range(5)]
 
     same = [(a, b) for a in range(5) for b in range(a) if torch.equal(found[a], found[b])]
     assert same == [(3, 1)]

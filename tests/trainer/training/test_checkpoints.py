@@ -12,7 +12,7 @@ from trainer.training.checkpoints import Checkpoints, TrainingState
 
 def save(checkpoints: Checkpoints, step: int, *, epoch: int = 1, best_step: int = 0) -> Path:
     state = TrainingState(epoch=epoch, step=step, best_step=best_step)
-    return checkpoints.save(state, {"unet": {"a": torch.full((2,), float(epoch))}}, {"optimizer": {"step": step}})
+    return checkpoints.save(state, {"unet:a": torch.full((2,), float(epoch))}, {"optimizer": {"step": step}})
 
 
 def test_the_latest_and_the_best_are_kept(tmp_path: Path) -> None:
@@ -22,6 +22,16 @@ def test_the_latest_and_the_best_are_kept(tmp_path: Path) -> None:
 
     assert {path.name for path in checkpoints.folder.iterdir()} == {"step-00000005", "step-00000015"}
     assert checkpoints.latest() == checkpoints.path(15)
+
+
+def test_what_is_to_be_kept_stays_beside_them(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    for step in (5, 10, 15, 20):
+        state = TrainingState(step=step, best_step=5, kept_steps=tuple(range(10, step + 1, 10)))
+        checkpoints.save(state, {}, {})
+
+    kept = {path.name for path in checkpoints.folder.iterdir()}
+    assert kept == {"step-00000005", "step-00000010", "step-00000020"}
 
 
 def test_the_same_step_saved_again_takes_the_place_of_the_first(tmp_path: Path) -> None:
@@ -59,4 +69,4 @@ def test_a_death_while_a_step_is_saved_again_leaves_one_of_the_two(
     found = Checkpoints(tmp_path).latest()
     assert found is not None
     assert Checkpoints(tmp_path).load_state(found).epoch == 1
-    assert Checkpoints(tmp_path).load_weights(found, "unet")["a"].tolist() == [1.0, 1.0]
+    assert Checkpoints(tmp_path).load_weights(found)["unet:a"].tolist() == [1.0, 1.0]
