@@ -1,118 +1,269 @@
-"""Our step loop beside a bare one (same model, latents and captions in memory: forward, backward, optimizer, no more).
+"""Our training beside a bare loop: pictures a second, CPU-seconds a picture, start-up to the first step, memory.
 
-    python -m bench.train [--base tiny] [--rounds 8] [--steps 20]
+    python -m bench.train [--base tiny|small|FOLDER] [--rounds 8] [--steps 5] [--diffusers CHECKOUT]
 
-Rounds alternate in one run, so that a machine whose speed drifts slows both alike; what counts is the ratio.
+The bare loop (`bench/bare.py`) has the same UNet with the same LoRA, and one batch of latents and captions in memory.
+Ours is the recipe's own step, events written, validation and samples off. Rounds alternate in one run, so that a
+machine whose speed drifts slows all alike: what counts are the ratios, the median of those of each round. An A/A pair
+(the bare loop a second time) tells how far to believe them. Start-ups are processes of their own, in turns.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
+from safetensors.torch import save_file
 
-from recipes.tiny.demo_dataset import write_demo_dataset
+from bench import bare
+from bench.bare import BareLoop
+from bench.small_base import small_base
+from recipes.tiny.demo_dataset import demo_files
+from trainer.commands.quiet import quieten_libraries
 from trainer.dataset.prepare import prepare
-from trainer.models.lora import trainable_parameters
+from trainer.models.base import tiny_folder
 from trainer.protocol.presets import spec_from_preset
 from trainer.protocol.report import Split
+from trainer.protocol.spec import read_spec
 from trainer.reporter import Reporter
+from trainer.tasks.diffusion import DiffusionTask
 from trainer.tasks.examples import View
 from trainer.training.progress import EpochProgress
-from trainer.training.recipe import prepare_session, take_step
+from trainer.training.recipe import prepare_session
+from trainer.training.run import calm_threads
 from trainer.training.session import Session
+from trainer.training.step import take_step
 from trainer.training.stop import StopRequest
+
+#: Pictures and captions of the demo dataset that are trained on.
+_FILES = 25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is trained in a run of this."""
+
+    base: Path
+    resolution: int
+    batch_size: int
+    folder: Path
+
+    def make_job(self, name: str) -> Path:
+        changes = {
+            "training": {
+                "resolution": self.resolution,
+                "batch_size": self.batch_size,
+                "repeats": 100,
+                "learning_rate": 1e-6,
+                "epochs": 1000,
+            },
+            "method": {"rank": bare.RANK, "alpha": bare.ALPHA, "targets": "attention"},
+        }
+        job_dir = self.folder / name
+        spec = spec_from_preset("lora", dataset=str(self.folder / "dataset"), base=str(self.base), changes=changes)
+        spec.write(job_dir)
+        return job_dir
+
+    @property
+    def batch(self) -> Path:
+        """Latents and captions of one batch."""
+        return self.folder / "batch.safetensors"
+
+
+@dataclass(kw_only=True)
+class Timed:
+    """One loop, and what each round of it took."""
+
+    run: Callable[[int], None]
+    seconds: list[float] = field(default_factory=list)
+    cpu_s: list[float] = field(default_factory=list)
+
+    def round(self, steps: int) -> None:
+        began, cpu_began = time.perf_counter(), time.process_time()
+        self.run(steps)
+        self.seconds.append(time.perf_counter() - began)
+        self.cpu_s.append(time.process_time() - cpu_began)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", default="tiny")
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=20)
-    options = parser.parse_args()
+    options = _options()
     logging.disable(logging.WARNING)
-    with tempfile.TemporaryDirectory() as folder, StopRequest() as stop:
-        job_dir = _make_job(Path(folder), options.base)
-        with Reporter(job_dir) as reporter:
-            began = time.monotonic()
+    quieten_libraries()
+    calm_threads()
+    with tempfile.TemporaryDirectory() as folder:
+        setting = _setting(options.base, Path(folder))
+        job_dir = setting.make_job("job")
+        with StopRequest() as stop, Reporter(job_dir) as reporter:
             session = prepare_session(reporter, stop, is_finishing=False)
-            sys.stdout.write(f"ready to train after {time.monotonic() - began:.1f} s (imports not counted)\n")
-            _compare(session, rounds=options.rounds, steps=options.steps)
+            _keep_batch(session, setting)
+            _say(f"{session.task}, {session.fit}, load {os.getloadavg()[0]:.1f}")
+            _compare_loops(session, setting, rounds=options.rounds, steps=options.steps)
+        precision = session.fit.precision.value
+        del session
+        _compare_starts(setting, precision, rounds=options.starts)
+        if options.diffusers:
+            _time_example(setting, options.diffusers, options.diffusers_python, steps=options.steps)
 
 
-def _make_job(folder: Path, base: str) -> Path:
-    write_demo_dataset(folder / "demo.zip")
-    prepare([folder / "demo.zip"], folder / "dataset", resolution=64)
-    changes = {"training": {"batch_size": 4, "repeats": 50, "epochs": 1000}}
-    spec_from_preset("lora", dataset=str(folder / "dataset"), base=base, changes=changes).write(folder / "job")
-    return folder / "job"
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", default="tiny", help="tiny (64 px, batch 4), small (256 px, batch 2) or a folder")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=5, help="in each round of each loop")
+    parser.add_argument("--starts", type=int, default=3, help="start-ups of each kind")
+    parser.add_argument("--diffusers", type=Path, metavar="CHECKOUT", help="time its LoRA example too")
+    parser.add_argument("--diffusers-python", default=sys.executable, help="has what that example imports")
+    return parser.parse_args()
 
 
-def _compare(session: Session, *, rounds: int, steps: int) -> None:
-    """Print pictures per second of both, and the ratio round by round."""
-    session.task.train_mode(True)
-    for loop in (_ours, _bare):
-        loop(session, 3)
-    ours, bare = [], []
-    for number in range(rounds):
-        for loop, times in ((_ours, ours), (_bare, bare)) if number % 2 else ((_bare, bare), (_ours, ours)):
-            times.append(loop(session, steps))
-    ratios = [theirs / mine for mine, theirs in zip(ours, bare, strict=True)]
-    pictures = steps * session.spec.training.batch_size
-    mine_s, bare_s = statistics.median(ours), statistics.median(bare)
-    sys.stdout.write(
-        f"ours {pictures / mine_s:.2f} pictures/s, bare {pictures / bare_s:.2f}\n"
-        f"ratio {statistics.median(ratios):.3f} ({min(ratios):.3f} – {max(ratios):.3f}; {rounds} rounds of {steps})\n"
+def _setting(base: str, folder: Path) -> Setting:
+    known = {"tiny": (tiny_folder, 64, 4), "small": (small_base, 256, 2)}
+    find, resolution, batch_size = known.get(base, (lambda: Path(base), 256, 1))
+    # A few of them: how many are encoded before the first step is not what is timed.
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    for path, content in list(demo_files().items())[:_FILES]:
+        (pictures / Path(path).name).write_bytes(content)
+    prepare([pictures], folder / "dataset", resolution=resolution)
+    return Setting(base=find(), resolution=resolution, batch_size=batch_size, folder=folder)
+
+
+def _keep_batch(session: Session, setting: Setting) -> None:
+    """One batch of one size, for the bare loops."""
+    examples = session.examples[Split.TRAIN]
+    size = max(set(examples.sizes), key=examples.sizes.count)
+    indices = [place for place, each in enumerate(examples.sizes) if each == size][: setting.batch_size]
+    assert isinstance(session.task, DiffusionTask)
+    captions = session.task.captions.embed([examples.captions[place] for place in indices])["caption_BTD"]
+    save_file(
+        {"latents": examples.inputs([View(index=place) for place in indices]), "captions": captions}, setting.batch
     )
 
 
-def _ours(session: Session, steps: int) -> float:
-    """Seconds for `steps` steps of the recipe, events written."""
+def _compare_loops(session: Session, setting: Setting, *, rounds: int, steps: int) -> None:
+    bare_fp32, bare_bf16 = (BareLoop(setting.base, setting.batch, precision) for precision in ("fp32", "bf16"))
+    loops = {
+        "ours": Timed(run=_ours(session)),
+        "bare fp32": Timed(run=bare_fp32.steps),
+        "bare fp32 again": Timed(run=bare_fp32.steps),
+        "bare bf16": Timed(run=bare_bf16.steps),
+    }
+    for loop in loops.values():
+        loop.run(2)
+    names = list(loops)
+    for number in range(rounds):
+        # Each loop follows each other one equally often.
+        for name in names[number % 4 :] + names[: number % 4]:
+            loops[name].round(steps)
+    pictures = steps * setting.batch_size
+    _say(f"\n{'loop':18}{'pictures/s':>12}{'CPU s/picture':>15}   beside bare fp32, bare bf16; in CPU-seconds")
+    for name, loop in loops.items():
+        speed, cpu_s = pictures / statistics.median(loop.seconds), statistics.median(loop.cpu_s) / pictures
+        others = [loops["bare fp32"], loops["bare bf16"]]
+        ratios = [_ratios(other.seconds, loop.seconds) for other in others]
+        # Other processes on the machine disturb these less.
+        ratios += [_ratios(other.cpu_s, loop.cpu_s) for other in others]
+        _say(f"{name:18}{speed:12.2f}{cpu_s:15.3f}   {'  '.join(ratios)}")
+    _say(f"({rounds} rounds of {steps} steps of {setting.batch_size} pictures; median, lowest and highest ratio)")
+
+
+def _ratios(theirs: Sequence[float], mine: Sequence[float]) -> str:
+    ratios = [their / my for their, my in zip(theirs, mine, strict=True)]
+    return f"{statistics.median(ratios):.3f} ({min(ratios):.2f}–{max(ratios):.2f})"
+
+
+def _ours(session: Session) -> Callable[[int], None]:
+    """Steps of the recipe, one after the other, as `_train_epoch` takes them."""
+    session.task.train_mode(True)
     order = session.views_of(1)
     progress = EpochProgress(session)
-    began = time.monotonic()
-    for number, step in enumerate(order[:steps]):
-        session.stop.check()
-        progress.add(take_step(session, step, number), pictures=sum(map(len, step)))
-    progress.flush()
-    _wait(session.task.device)
-    return time.monotonic() - began
+    number = 0
+
+    def run(steps: int) -> None:
+        nonlocal number
+        for _ in range(steps):
+            step = order[number % len(order)]
+            session.stop.check()
+            progress.add(take_step(session, step, number), pictures=sum(map(len, step)))
+            number += 1
+
+    return run
 
 
-def _bare(session: Session, steps: int) -> float:
-    """Seconds for `steps` bare steps on one batch that is in memory."""
-    task, device = session.task, session.task.device
-    examples = session.examples[Split.TRAIN]
-    size = max(set(examples.sizes), key=examples.sizes.count)
-    indices = [index for index, each in enumerate(examples.sizes) if each == size][: session.spec.training.batch_size]
-    latents = examples.latents([View(index=index) for index in indices]).to(device)
-    captions = task.embed([examples.captions[index] for index in indices])
-    parameters = list(trainable_parameters(task.base.unet))
-    optimizer = torch.optim.AdamW(parameters, lr=1e-6)
-    began = time.monotonic()
-    for _ in range(steps):
-        noise = torch.randn_like(latents)
-        timesteps = torch.randint(task.schedule_steps, (len(indices),), device=device)
-        with task.accelerator.autocast():
-            noisy = task.base.noise_schedule.add_noise(latents, noise, timesteps)
-            predicted = task.unet(noisy, timesteps, captions, return_dict=False)[0]
-        torch.nn.functional.mse_loss(predicted.float(), noise).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-    _wait(device)
-    return time.monotonic() - began
+def _compare_starts(setting: Setting, precision: str, *, rounds: int) -> None:
+    """Processes up to their first step; ours reads latents and captions from the cache, as the bare loop does."""
+    found: dict[str, list[Mapping[str, float]]] = {}
+    for number in range(rounds):
+        job_dir = setting.make_job(f"start-{number}")
+        # The first run of a job pays for the trial of precision and micro-batch.
+        for name, arguments in {
+            "bare": ("bench.bare", str(setting.base), str(setting.batch), precision),
+            "ours, first run": ("bench.first_step", str(job_dir), "cold"),
+            "ours, second run": ("bench.first_step", str(job_dir), "cold"),
+            "ours, warm": ("bench.first_step", str(setting.make_job(f"warm-{number}")), "warm"),
+        }.items():
+            argv = [sys.executable, "-m", *arguments, str(time.time())]
+            done = subprocess.run(argv, capture_output=True, text=True, check=True)
+            found.setdefault(name, []).append(json.loads(done.stdout))
+    _say(f"\n{'to the first step':18}{'seconds':>12}{'CPU s':>12}{'peak MiB':>12}")
+    for name, runs in found.items():
+        row = [statistics.median(run[key] for run in runs) for key in ("seconds", "cpu_s", "memory_mib")]
+        _say(f"{name:18}{row[0]:12.2f}{row[1]:12.2f}{row[2]:12.0f}")
+    _say(f"({rounds} of each; `warm` counts from its order on, its CPU-seconds with the warming up)")
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _time_example(setting: Setting, checkout: Path, python: str, *, steps: int) -> None:
+    """diffusers' own LoRA example: the time of more steps less that of one, so that its start-up does not count."""
+    pictures = setting.folder / "example"
+    _write_folder(setting, pictures)
+    seconds = []
+    for number in (1, 1 + steps):
+        began = time.perf_counter()
+        argv = [
+            python,
+            str(checkout / "examples/text_to_image/train_text_to_image_lora.py"),
+            f"--pretrained_model_name_or_path={setting.base}",
+            f"--train_data_dir={pictures}",
+            f"--output_dir={setting.folder / 'example-output'}",
+            f"--resolution={setting.resolution}",
+            f"--train_batch_size={setting.batch_size}",
+            f"--rank={bare.RANK}",
+            f"--max_train_steps={number}",
+        ]
+        subprocess.run(argv, check=True, capture_output=True)
+        seconds.append(time.perf_counter() - began)
+    speed = steps * setting.batch_size / (seconds[1] - seconds[0])
+    _say(f"\ndiffusers' LoRA example: {speed:.2f} pictures/s, {seconds[0]:.1f} s for a run of one step")
+
+
+def _write_folder(setting: Setting, folder: Path) -> None:
+    """The dataset as `datasets` reads it: pictures and metadata.jsonl."""
+    spec = read_spec(setting.folder / "job")
+    source = Path(spec.dataset)
+    report = json.loads((source / "report.json").read_bytes())
+    folder.mkdir()
+    rows = []
+    for image in report["images"]:
+        if image["path"] and image["split"] == Split.TRAIN.value:
+            name = Path(image["path"]).name
+            (folder / name).write_bytes((source / image["path"]).read_bytes())
+            rows.append(json.dumps({"file_name": name, "text": image["caption"]}))
+    (folder / "metadata.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

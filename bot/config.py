@@ -131,6 +131,8 @@ class TrainerSettings(_Frozen):
 
     #: Python that has the trainer's packages; empty: the bot's own.
     python: str = ""
+    #: Keep one trainer ready, its libraries loaded, so that a job's first step comes seconds earlier.
+    warm: bool = True
     #: Laid over the bot's environment (the token is always taken out).
     env: dict[str, str] = {}
 

@@ -5,6 +5,10 @@ python -m trainer caption DATASET_DIR --model MODEL
 python -m trainer preview DATASET_DIR --preset photo --out SHEET.png
 python -m trainer new --dataset DATASET_DIR --base tiny --preset lora --set training.epochs=4 --out JOB_DIR
 python -m trainer run JOB_DIR
+python -m trainer report JOB_DIR
+python -m trainer wait < ORDER
+python -m trainer kfold JOB_DIR --folds 5
+python -m trainer compare JOB_DIR --vary training.learning_rate=1e-4,3e-4,1e-3
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from trainer.commands import caption, new, prepare, preview, run
+from trainer.commands import caption, compare, kfold, new, prepare, preview, report, run, wait
 from trainer.protocol.events import EXIT_REFUSED
 
 
@@ -40,6 +44,10 @@ def _parser() -> argparse.ArgumentParser:
     preview.add_options(commands.add_parser("preview", help="draw what augmentation will make of a dataset"))
     new.add_options(commands.add_parser("new", help="write a job folder with its spec.json"))
     run.add_options(commands.add_parser("run", help="train a job, or go on with it from its last checkpoint"))
+    wait.add_options(commands.add_parser("wait", help="load everything, then train the job that standard input names"))
+    report.add_options(commands.add_parser("report", help="write the page of a job again: report.html in its folder"))
+    kfold.add_options(commands.add_parser("kfold", help="cross-validate a job, then train on all of its pictures"))
+    compare.add_options(commands.add_parser("compare", help="train a job with several settings and tell which is best"))
     return parser
 
 

@@ -23,7 +23,7 @@ from bot.datasets import DatasetStore
 from bot.db import Database, hold_data_folder, open_db
 from bot.outbox import Notice, Outbox, Sender
 from bot.queue import Dispatcher, DraftStore, JobStore
-from bot.runners import LocalRunner
+from bot.runners import LocalRunner, WarmTrainer
 from bot.schedule import Schedule
 from bot.ui.layout import MessageContent
 from bot.ui.notices import notice_message
@@ -91,7 +91,9 @@ async def compose(
         drafts = DraftStore(db)
         services = Services(config=config, jobs=jobs, datasets=datasets, drafts=drafts, download=download)
         app = App(services, db, outbox)
-        runner = LocalRunner(command=trainer or config.trainer.command, env=environment)
+        is_warm = config.trainer.warm and trainer is None
+        warm = WarmTrainer(command=config.trainer.command, env=environment) if is_warm else None
+        runner = LocalRunner(command=trainer or config.trainer.command, env=environment, warm=warm)
         dispatcher = Dispatcher(jobs, runner, settings=config.queue)
         sender = Sender(outbox, Poster(app.client), app.render, settings=config.cards)
         schedule = Schedule(db=db, datasets=datasets, drafts=drafts, jobs=jobs, silence_s=config.queue.silence_s)
@@ -101,6 +103,8 @@ async def compose(
             group.create_task(dispatcher.run(), name="dispatcher"),
             group.create_task(sender.run(), name="sender"),
         ]
+        if warm is not None:
+            tasks.append(group.create_task(warm.run(), name="warm trainer"))
         try:
             yield app
         finally:

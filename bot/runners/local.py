@@ -13,17 +13,16 @@ from typing import TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
-from bot.errors import LaunchFailed
 from bot.runners.events import EventLines, read_events
 from bot.runners.runner import Handle, Launch, Status
+from bot.runners.spawn import spawn
+from bot.runners.warm import WarmTrainer
+from trainer.protocol.order import LOG_FILE, Order
 from trainer.protocol.process import ProcessIdentity, identify, read_process_file
 
 log = logging.getLogger(__name__)
 
 _Send: TypeAlias = Callable[[int, int], None]
-
-#: Standard output and error of all starts of a job.
-LOG_FILE = "trainer.log"
 
 
 class _Handle(BaseModel):
@@ -44,13 +43,21 @@ class _Handle(BaseModel):
 
 
 class LocalRunner:
-    """Runs `command run JOB_DIR` in a session of its own, standard output and error into JOB_DIR/trainer.log."""
+    """Runs `command run JOB_DIR` in a session of its own, standard output and error into JOB_DIR/trainer.log.
+
+    With a `warm` trainer that is ready, that one gets the job: no libraries to load, and the same in all else.
+    """
 
     def __init__(
-        self, *, command: Sequence[str] = (sys.executable, "-m", "trainer"), env: Mapping[str, str] | None = None
+        self,
+        *,
+        command: Sequence[str] = (sys.executable, "-m", "trainer"),
+        env: Mapping[str, str] | None = None,
+        warm: WarmTrainer | None = None,
     ) -> None:
         self._command = tuple(command)
         self._env = dict(os.environ if env is None else env)
+        self._warm = warm
         #: Children that were not waited for; those of an earlier bot belong to init.
         self._children: set[int] = set()
 
@@ -60,17 +67,32 @@ class LocalRunner:
         if holder and holder.is_alive():
             log.info("#%d: taking over process %d", launch.job_id, holder.pid)
             return _dump(_Handle(job_dir=launch.job_dir, process=holder))
-        argv = (*self._command, "run", str(launch.job_dir), *(["--finish"] if launch.finish else []))
-        pid = await asyncio.to_thread(_spawn, argv, self._env, launch.job_dir / LOG_FILE)
+        pid, how = await self._start(launch)
         self._children.add(pid)
         log.info(
-            "#%d: process %d started (attempt %d%s)",
+            "#%d: process %d %s (attempt %d%s)",
             launch.job_id,
             pid,
+            how,
             launch.attempt,
             ", finish" if launch.finish else "",
         )
         return _dump(_Handle(job_dir=launch.job_dir, process=identify(pid)))
+
+    async def _start(self, launch: Launch) -> tuple[int, str]:
+        """Its pid, and whether it was started for this or was there."""
+        if self._warm is not None:
+            pid = await self._warm.take(Order(job_dir=launch.job_dir.absolute(), finish=launch.finish))
+            if pid is not None:
+                return pid, "was ready and took it"
+        argv = (*self._command, "run", str(launch.job_dir), *(["--finish"] if launch.finish else []))
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        actions = [
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(launch.job_dir / LOG_FILE), flags, 0o644),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ]
+        return await asyncio.to_thread(spawn, argv, self._env, actions), "started"
 
     async def poll(self, handle: Handle) -> Status:
         """See `Runner.poll`."""
@@ -112,24 +134,6 @@ def _dump(handle: _Handle) -> Handle:
 
 def _load(handle: Handle) -> _Handle:
     return _Handle.model_validate_json(handle)
-
-
-def _spawn(argv: Sequence[str], env: Mapping[str, str], log_file: Path) -> int:
-    """Start a process in a new session and return its pid.
-
-    `posix_spawn` and no `subprocess.Popen`: a Popen (or asyncio's transport) that is let go while its process runs
-    complains, or even kills it; this child must outlive us.
-    """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    actions = [
-        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-        (os.POSIX_SPAWN_OPEN, 1, str(log_file), flags, 0o644),
-        (os.POSIX_SPAWN_DUP2, 1, 2),
-    ]
-    try:
-        return os.posix_spawnp(argv[0], tuple(argv), env, file_actions=actions, setsid=True)
-    except OSError as error:
-        raise LaunchFailed(command=" ".join(argv), why=error.strerror or str(error)) from error
 
 
 def _leads_group(pid: int) -> bool:

@@ -1,6 +1,8 @@
-"""A trainer that trains nothing and speaks the protocol: `python fake_trainer.py PLAN run JOB_DIR [--finish]`.
+"""A trainer that trains nothing and speaks the protocol: `python fake_trainer.py PLAN run JOB_DIR [--finish]`, or
+`… PLAN wait`.
 
 PLAN is JSON: {"epochs": 3, "pause_s": 0.05, "starts": ["die:2", "silent", …]}; `starts` says how the n-th start goes.
+`wait` says how waiting goes: "dies" before it is ready, "loads" for ever, "ignores" orders, "drops dead" at one.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from pathlib import Path
 
 from tests.bot import fakes
 from trainer.protocol.events import EXIT_FINISHED, EXIT_STOPPED, EpochEnded, Event, Started, parse_event
+from trainer.protocol.order import LOG_FILE, READY, TAKEN, Order
 from trainer.protocol.process import PROCESS_FILE, identify
 
 EXIT_FOLDER_HELD = 6
@@ -49,8 +52,31 @@ class Job:
         return len(self.said) + 1
 
 
+def wait(how: str) -> Order:
+    """The order that comes, as the real one waits for it."""
+    if how == "dies":
+        sys.exit(1)
+    if how == "loads":
+        signal.pause()
+    os.write(1, READY)
+    line = sys.stdin.buffer.readline()
+    if how == "ignores":
+        signal.pause()
+    if how == "drops dead" or not line:
+        sys.exit(0)
+    order = Order.model_validate_json(line)
+    os.write(1, TAKEN)
+    log = os.open(order.job_dir / LOG_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for descriptor, goal in ((os.open(os.devnull, os.O_RDONLY), 0), (log, 1), (log, 2)):
+        os.dup2(descriptor, goal)
+    return order
+
+
 def main() -> int:
     plan = json.loads(Path(sys.argv[1]).read_text())
+    if sys.argv[2] == "wait":
+        order = wait(plan.get("wait", ""))
+        sys.argv[2:] = ["run", str(order.job_dir), *(["--finish"] if order.finish else [])]
     job = Job(Path(sys.argv[3]))
 
     def told(number: int, frame: object) -> None:
