@@ -21,7 +21,7 @@ from trainer.protocol.presets import presets
 from trainer.protocol.spec import SpecError, allowed_range
 
 _EPOCHS, _LR, _RANK, _SEED = (
-    allowed_range(name) for name in ("training.epochs", "training.learning_rate", "adapter.rank", "training.seed")
+    allowed_range(name) for name in ("training.epochs", "training.learning_rate", "method.rank", "training.seed")
 )
 
 # Discord checks these before it sends anything; `spec_from_preset` checks them again: a client may be old or forged.
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     Rate: TypeAlias = float
     Name: TypeAlias = str
     Trigger: TypeAlias = str
+    ClassPrompt: TypeAlias = str
     Prompts: TypeAlias = str
 else:
     Epochs = app_commands.Range[int, int(_EPOCHS[0]), int(_EPOCHS[1])]
@@ -40,6 +41,7 @@ else:
     Rate = app_commands.Range[float, _LR[0], _LR[1]]
     Name = app_commands.Range[str, 1, 40]
     Trigger = app_commands.Range[str, 1, 50]
+    ClassPrompt = app_commands.Range[str, 1, 200]
     Prompts = app_commands.Range[str, 1, 2000]
 
 
@@ -49,7 +51,7 @@ class Finetune(commands.Cog):
     def __init__(self, services: Services) -> None:
         self._services = services
 
-    @app_commands.command(description="Fine-tune a LoRA on your pictures.")
+    @app_commands.command(description="Fine-tune a model on your pictures.")
     @app_commands.guild_only()
     @app_commands.describe(
         dataset="Pictures as zip, tar or 7z (with captions as .txt beside them, if you have some)",
@@ -62,6 +64,7 @@ class Finetune(commands.Cog):
         rank="Size of the LoRA: more learns more, and overfits sooner",
         prompts="Prompts of the sample pictures, | between them",
         trigger="A word that will call up what is taught",
+        class_prompt="What your subject is one of (“a photo of a dog”), so that the model keeps the others",
         seed="The same seed and settings make the same LoRA",
         early_stop="Stop when the validation loss no longer falls",
         confirm="Show me the dataset's report before anything is queued (yes, if you leave it out)",
@@ -79,6 +82,7 @@ class Finetune(commands.Cog):
         rank: Rank | None = None,
         prompts: Prompts | None = None,
         trigger: Trigger | None = None,
+        class_prompt: ClassPrompt | None = None,
         seed: Seed | None = None,
         early_stop: bool | None = None,
         confirm: bool = True,
@@ -87,7 +91,7 @@ class Finetune(commands.Cog):
         require_permissions(interaction)
         wishes = Wishes(
             preset=preset, base=base, name=name, epochs=epochs, lr=lr, rank=rank, prompts=prompts, trigger=trigger,
-            seed=seed, early_stop=early_stop,
+            class_prompt=class_prompt, seed=seed, early_stop=early_stop,
         )  # fmt: skip
         # Before a byte is downloaded: most mistakes are in the settings.
         make_spec(wishes, self._services.config, dataset_name="lora", folder="not known yet")

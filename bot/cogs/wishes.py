@@ -10,7 +10,7 @@ from typing import Any
 
 from bot.config import Config
 from bot.errors import JobRefused
-from trainer.protocol.presets import spec_from_preset
+from trainer.protocol.presets import preset_named, spec_from_preset
 from trainer.protocol.spec import Spec
 
 
@@ -26,6 +26,7 @@ class Wishes:
     rank: int | None
     prompts: str | None
     trigger: str | None
+    class_prompt: str | None
     seed: int | None
     early_stop: bool | None
 
@@ -39,8 +40,9 @@ class Wishes:
         }
         groups: dict[str, dict[str, Any]] = {
             "training": training,
-            "adapter": {"rank": self.rank},
+            "method": {"rank": self.rank},
             "samples": {"prompts": split_prompts(self.prompts) if self.prompts else None},
+            "prior": {"class_prompt": self.class_prompt and self.class_prompt.strip()},
             "early_stopping": {"enabled": self.early_stop},
         }
         return {
@@ -65,10 +67,7 @@ def make_spec(wishes: Wishes, config: Config, *, dataset_name: str, folder: str)
         JobRefused: an unknown base, or more epochs than this bot allows.
         SpecError: an unknown preset, or a value out of its range.
     """
-    label = wishes.base or config.models.default
-    if label not in config.models.sources:
-        raise JobRefused(f"There is no base model {label!r} here. Models: {', '.join(config.models.sources)}.")
-    source = config.models.sources[label]
+    source = _base_of(wishes, config)
     name = slug(wishes.name) if wishes.name else dataset_name
     spec = spec_from_preset(wishes.preset, dataset=folder, base=source, name=name, changes=wishes.changes())
     if spec.training.epochs > config.limits.max_epochs:
@@ -76,6 +75,16 @@ def make_spec(wishes: Wishes, config: Config, *, dataset_name: str, folder: str)
             f"{spec.training.epochs} epochs are more than the {config.limits.max_epochs} that one job may ask for here."
         )
     return spec
+
+
+def _base_of(wishes: Wishes, config: Config) -> str | None:
+    """What to train; None leaves it to a preset that is for one kind of model only, such as a classifier."""
+    if wishes.base is None and "base" in preset_named(wishes.preset).settings:
+        return None
+    label = wishes.base or config.models.default
+    if label not in config.models.sources:
+        raise JobRefused(f"There is no base model {label!r} here. Models: {', '.join(config.models.sources)}.")
+    return config.models.sources[label]
 
 
 def split_prompts(text: str) -> list[str]:

@@ -20,6 +20,8 @@ class NoticeKind(StrEnum):
     EPOCH = "epoch"
     #: events: [stopped_early]
     EARLY_STOP = "early_stop"
+    #: A stage begins, or blocks join it. events: [stage_began]
+    STAGE = "stage"
     #: events: [warned]
     WARNING = "warning"
     #: The result, mentioning the owner. events: [tested?, exported…, finished]

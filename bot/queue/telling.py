@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 
 from bot.outbox import Notice, NoticeKind
-from trainer.protocol.events import BaseValidated, EpochEnded, Event, Exported, Sampled, StoppedEarly, Tested, Warned
+from trainer.protocol.events import (
+    BaseValidated,
+    EpochEnded,
+    Event,
+    Exported,
+    Sampled,
+    StageBegan,
+    StoppedEarly,
+    Tested,
+    Warned,
+)
 
 
 def notice_of(job_id: int, attempt: int, event: Event, earlier: Sequence[Event]) -> tuple[str, Notice] | None:
@@ -19,7 +30,13 @@ def notice_of(job_id: int, attempt: int, event: Event, earlier: Sequence[Event])
         case StoppedEarly():
             return _notice(job_id, attempt, NoticeKind.EARLY_STOP, "early_stop", [event])
         case Warned():
-            return _notice(job_id, attempt, NoticeKind.WARNING, f"warning:{event.kind}", [event])
+            # Two warnings of a kind may say different things: each is told once.
+            said = hashlib.sha256(event.message.encode()).hexdigest()[:12]
+            return _notice(job_id, attempt, NoticeKind.WARNING, f"warning:{event.kind}:{said}", [event])
+        case StageBegan() if event.name or event.first_epoch > 1:
+            # A training of one stage has nothing to tell of it.
+            key = f"stage:{event.stage}:{event.first_epoch}"
+            return _notice(job_id, attempt, NoticeKind.STAGE, key, [event])
         case _:
             return None
 

@@ -12,6 +12,7 @@ from bot.queue.job import Job, State, StopIntent
 from bot.ui.layout import Colour, FileToSend, JobButton, MessageContent, box, button, layout, picture, row, sendable
 from bot.ui.text import ago, bar, duration, ordinal, plain, size, trend
 from trainer.protocol.events import EpochEnded, Finished, Phase
+from trainer.protocol.spec import Spec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +97,18 @@ def settings_line(job: Job) -> str:
     base = plain(Path(spec.base.source).name, 60)
     return (
         f"{plain(job.dataset_name, 60)} · base {base} · preset {plain(spec.preset, 40)}"
-        f" · rank {spec.adapter.rank} · lr {spec.training.learning_rate:g} · seed {spec.training.seed}"
+        f"{size_words(spec)} · lr {rates_words(spec)} · seed {spec.training.seed}"
     )
+
+
+def size_words(spec: Spec) -> str:
+    """` · rank 16` for what has one."""
+    return f" · rank {spec.method.rank}" if spec.method.kind.has_rank else ""
+
+
+def rates_words(spec: Spec) -> str:
+    """`0.0001`, or `0.0001, then 1e-05` where stages differ."""
+    return ", then ".join(dict.fromkeys(f"{stage.learning_rate:g}" for stage in spec.plan))
 
 
 def validation_words(epoch: EpochEnded, best: EpochEnded | None) -> str:

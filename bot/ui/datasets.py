@@ -12,6 +12,7 @@ from discord import ui
 
 from bot.datasets import Dataset
 from bot.datasets.decisions import is_settled, to_review
+from bot.ui.card import rates_words, size_words
 from bot.ui.dataset_buttons import DatasetButton, dataset_button
 from bot.ui.layout import Colour, FileToSend, MessageContent, box, layout, picture, row, sendable
 from bot.ui.receipts import split_words
@@ -110,7 +111,7 @@ def spec_words(spec: Spec) -> str:
     early = ", early stop" if spec.early_stopping.enabled else ""
     return (
         f"**{plain(spec.name)}** · {counted(spec.training.epochs, 'epoch')}{early} · base {plain(spec.base.source, 60)}"
-        f" · preset {plain(spec.preset, 40)} · rank {spec.adapter.rank} · lr {spec.training.learning_rate:g}"
+        f" · preset {plain(spec.preset, 40)}{size_words(spec)} · lr {rates_words(spec)}"
     )
 
 

@@ -11,7 +11,19 @@ from bot.queue.job import Job
 from bot.ui.card import Standing, settings_line
 from bot.ui.layout import Colour, FileToSend, MessageContent, box, button, layout, picture, row, sendable
 from bot.ui.text import duration, plain, size
-from trainer.protocol.events import Event, Exported, Failed, Finished, Stopped, Tested
+from trainer.protocol.events import Event, Exported, ExportFormat, Failed, Finished, Stopped, Tested
+from trainer.protocol.settings import MethodKind, TaskKind
+
+#: What a finished job hands over.
+_THINGS = {
+    MethodKind.LORA: "LoRA",
+    MethodKind.DORA: "DoRA",
+    MethodKind.LOHA: "LoHa",
+    MethodKind.LOKR: "LoKr",
+    MethodKind.IA3: "(IA)³",
+    MethodKind.OFT: "OFT",
+    MethodKind.TEXTUAL_INVERSION: "new word",
+}
 
 
 def done_post(job: Job, standing: Standing, events: Sequence[Event]) -> MessageContent:
@@ -24,11 +36,14 @@ def done_post(job: Job, standing: Standing, events: Sequence[Event]) -> MessageC
         if finished
         else None
     )
-    sent = sendable([*([comparison] if comparison else []), *(each.file for each in weights)], standing.file_limit)
+    sent = sendable(
+        [*([comparison] if comparison else []), *(each.file for each in weights if not each.is_folder)],
+        standing.file_limit,
+    )
     shown = picture(comparison, finished.comparison_alt) if comparison in sent and comparison and finished else None
     body = box(
         Colour.DONE,
-        f"## ✅ #{job.id} {plain(job.name)} is done\n<@{job.owner_id}> {_result(finished, tested)}",
+        f"## ✅ #{job.id} {plain(job.name)} is done\n<@{job.owner_id}> {_result(job, finished, tested)}",
         shown,
         _how_to_use(job, weights, sent),
         f"-# {settings_line(job)} · {standing.footer(job)}",
@@ -68,18 +83,39 @@ def cancelled_post(job: Job, standing: Standing, stopped: Stopped | None, detail
 
 
 class _Weights:
-    """One exported file, and how to use it."""
+    """One exported file or folder, and how to use it."""
 
     def __init__(self, job: Job, job_dir: Path, event: Exported) -> None:
-        self.file = FileToSend(path=job_dir / event.path, name=f"{job.name}-{event.format}.safetensors")
+        path = job_dir / event.path
+        self.is_folder = not path.suffix
+        self.file = FileToSend(path=path, name=f"{job.name}-{event.format}{path.suffix}")
+        if event.format is ExportFormat.EMBEDDING:
+            # The name of the file is the word in the prompt.
+            self.file = FileToSend(path=path, name=path.name)
         self.size = size(event.bytes)
-        self.use = {
-            "diffusers": f"diffusers: `pipe.load_lora_weights('{self.file.name}')`",
-            "kohya": (
-                f"A1111, Forge, ComfyUI: `{self.file.name}` into the Lora folder,"
-                f" then `<lora:{job.name}-kohya:1>` in the prompt"
-            ),
-        }[event.format]
+        self.use = self._use(job, event.format)
+
+    def _use(self, job: Job, kind: ExportFormat) -> str:
+        name = self.file.name
+        match kind:
+            case ExportFormat.DIFFUSERS if job.spec.method.kind is MethodKind.FULL:
+                return "diffusers: `DiffusionPipeline.from_pretrained(folder)`"
+            case ExportFormat.DIFFUSERS if self.is_folder:
+                return "peft: `PeftModel.from_pretrained(pipe.unet, folder)`"
+            case ExportFormat.DIFFUSERS:
+                return f"diffusers: `pipe.load_lora_weights('{name}')`"
+            case ExportFormat.KOHYA:
+                use = f"then `<lora:{job.name}-kohya:1>` in the prompt"
+                return f"A1111, Forge, ComfyUI: `{name}` into the Lora folder, {use}"
+            case ExportFormat.EMBEDDING:
+                return (
+                    f"diffusers: `pipe.load_textual_inversion('{name}')`;"
+                    f" A1111, ComfyUI: `{name}` into the embeddings folder"
+                )
+            case ExportFormat.CHECKPOINT:
+                return f"A1111, Forge, ComfyUI: `{name}` into the checkpoints folder"
+            case ExportFormat.TRANSFORMERS:
+                return "transformers: `AutoModelForImageClassification.from_pretrained(folder)`"
 
 
 def _how_to_use(job: Job, weights: Sequence[_Weights], sent: Sequence[FileToSend]) -> str | None:
@@ -88,19 +124,22 @@ def _how_to_use(job: Job, weights: Sequence[_Weights], sent: Sequence[FileToSend
     lines = ["**Your files**"]
     for each in weights:
         lines.append(f"• {each.use} · {each.size}")
-        if each.file not in sent:
+        if each.is_folder:
+            lines.append(f"-# A folder, on the machine: `{each.file.path}`")
+        elif each.file not in sent:
             lines.append(f"-# Too large to send here ({each.size}); it lies in `{each.file.path}`")
     if trigger := job.spec.training.trigger:
         lines.append(f"• Say **{plain(trigger, 60)}** in the prompt: that is the word it was taught.")
     return "\n".join(lines)
 
 
-def _result(finished: Finished | None, tested: Tested | None) -> str:
+def _result(job: Job, finished: Finished | None, tested: Tested | None) -> str:
+    thing = _THINGS.get(job.spec.method.kind, "model") if job.spec.task is TaskKind.DIFFUSION else "classifier"
     if finished is None:
-        return "your LoRA is ready."
+        return f"your {thing} is ready."
     early = " (early stop)" if finished.stopped_early else ""
     words = (
-        f"your LoRA is ready. Validation loss **{finished.best_ratio:.2f}× the base's**"
+        f"your {thing} is ready. Validation loss **{finished.best_ratio:.2f}× the base's**"
         f" ({finished.best_loss:.4f} instead of {finished.base_loss:.4f}),"
         f" best epoch {finished.best_epoch} of {finished.epochs}{early}, in {duration(finished.seconds)}."
     )
@@ -108,4 +147,7 @@ def _result(finished: Finished | None, tested: Tested | None) -> str:
         words += " That is no better than the base: look at the samples before you use it."
     if tested:
         words += f" On the test pictures, never seen before: {tested.test.loss:.4f} instead of {tested.base_loss:.4f}."
+        words += "".join(
+            f" {plain(name.replace('_', ' '), 30).capitalize()} {value:.1%}." for name, value in tested.metrics.items()
+        )
     return words

@@ -9,8 +9,17 @@ from bot.queue.job import Job
 from bot.ui.card import Standing, card
 from bot.ui.endings import cancelled_post, done_post, failed_post
 from bot.ui.layout import MessageContent
-from bot.ui.posts import base_post, early_stop_post, epoch_post, lost_post, warning_post
-from trainer.protocol.events import BaseValidated, EpochEnded, Failed, Sampled, Stopped, StoppedEarly, Warned
+from bot.ui.posts import base_post, early_stop_post, epoch_post, lost_post, stage_post, warning_post
+from trainer.protocol.events import (
+    BaseValidated,
+    EpochEnded,
+    Failed,
+    Sampled,
+    StageBegan,
+    Stopped,
+    StoppedEarly,
+    Warned,
+)
 
 _E = TypeVar("_E")
 
@@ -20,14 +29,6 @@ def notice_message(notice: Notice, job: Job, standing: Standing) -> MessageConte
     match notice.kind:
         case NoticeKind.CARD:
             return card(job, standing)
-        case NoticeKind.BASE:
-            return base_post(job, standing, _first(notice, Sampled), _first(notice, BaseValidated))
-        case NoticeKind.EPOCH:
-            return epoch_post(job, standing, _first(notice, Sampled), _needed(notice, EpochEnded))
-        case NoticeKind.EARLY_STOP:
-            return early_stop_post(job, standing, _needed(notice, StoppedEarly))
-        case NoticeKind.WARNING:
-            return warning_post(job, standing, _needed(notice, Warned).message)
         case NoticeKind.DONE:
             return done_post(job, standing, notice.events)
         case NoticeKind.FAILED:
@@ -36,6 +37,23 @@ def notice_message(notice: Notice, job: Job, standing: Standing) -> MessageConte
             return cancelled_post(job, standing, _first(notice, Stopped), notice.detail)
         case NoticeKind.LOST:
             return lost_post(job, standing, notice.detail)
+        case _:
+            return _on_its_way(notice, job, standing)
+
+
+def _on_its_way(notice: Notice, job: Job, standing: Standing) -> MessageContent:
+    """What a training that goes on has to tell."""
+    match notice.kind:
+        case NoticeKind.BASE:
+            return base_post(job, standing, _first(notice, Sampled), _first(notice, BaseValidated))
+        case NoticeKind.EPOCH:
+            return epoch_post(job, standing, _first(notice, Sampled), _needed(notice, EpochEnded))
+        case NoticeKind.EARLY_STOP:
+            return early_stop_post(job, standing, _needed(notice, StoppedEarly))
+        case NoticeKind.STAGE:
+            return stage_post(job, standing, _needed(notice, StageBegan))
+        case _:
+            return warning_post(job, standing, _needed(notice, Warned).message)
 
 
 def _first(notice: Notice, kind: type[_E]) -> _E | None:

@@ -8,7 +8,10 @@ from bot.queue.job import Job
 from bot.ui.card import Standing, best_of, validation_words
 from bot.ui.layout import Colour, FileToSend, MessageContent, box, layout, picture, sendable
 from bot.ui.text import counted, duration, plain, sparkline, trend
-from trainer.protocol.events import BaseValidated, EpochEnded, Sampled, StoppedEarly
+from trainer.protocol.events import BaseValidated, EpochEnded, Sampled, StageBegan, StoppedEarly
+
+#: Blocks of the model that a post names.
+_MOST_PARTS = 8
 
 
 def base_post(job: Job, standing: Standing, sampled: Sampled | None, validated: BaseValidated | None) -> MessageContent:
@@ -27,7 +30,7 @@ def epoch_post(job: Job, standing: Standing, sampled: Sampled | None, ended: Epo
     line = (
         f"{_head(job)} · **epoch {ended.epoch}/{job.spec.training.epochs}**"
         f" · loss {ended.train_loss:.4f}{trend(ended.train_loss, before)}"
-        f" · {validation_words(ended, best_of(history))}"
+        f" · {validation_words(ended, best_of(history))}{_measures(ended)}"
         f" · {duration(ended.seconds)} · {sparkline([epoch.validation.ratio for epoch in history])}"
     )
     return _with_sheet(job, standing, line, sampled)
@@ -42,6 +45,20 @@ def early_stop_post(job: Job, standing: Standing, stopped: StoppedEarly) -> Mess
         f" · saved {counted(stopped.epochs_saved, 'epoch')}, about {duration(stopped.seconds_saved)}"
     )
     return MessageContent(layout=layout(box(Colour.STOPPING, text, f"-# {standing.footer(job)}")), is_silent=True)
+
+
+def stage_post(job: Job, standing: Standing, began: StageBegan) -> MessageContent:
+    """What is trained from here on, and how fast."""
+    name = f" “{plain(began.name, 40)}”" if began.name else ""
+    parts = [part for part in began.parts if part.trainable]
+    listed = ", ".join(plain(part.name, 60) for part in parts[:_MOST_PARTS])
+    more = f" and {len(parts) - _MOST_PARTS} more" if len(parts) > _MOST_PARTS else ""
+    text = (
+        f"🔓 {_head(job)} · **stage {began.stage}{name}**, epochs {began.first_epoch}–{began.last_epoch}"
+        f" · {began.trainable_parameters:,} weights at lr {began.learning_rate:g} ({plain(began.optimizer, 40)},"
+        f" {plain(began.schedule, 40)}) · {began.resolution} px\n-# {listed}{more}"
+    )
+    return MessageContent(layout=layout(f"{text}\n-# {standing.footer(job)}"), is_silent=True)
 
 
 def warning_post(job: Job, standing: Standing, message: str) -> MessageContent:
@@ -60,6 +77,16 @@ def samples_alt(sampled: Sampled) -> str:
     pictures = "; ".join(f"{n}. “{s.prompt}” (seed {s.seed})" for n, s in enumerate(sampled.samples, start=1))
     when = "Base model" if sampled.epoch == 0 else f"Epoch {sampled.epoch}"
     return f"{when}, {counted(len(sampled.samples), 'sample')}: {pictures}"
+
+
+def _measures(ended: EpochEnded) -> str:
+    """` · gap 4 % · accuracy 92 %`: what else was measured."""
+    gap = "" if ended.gap is None else f" · gap {ended.gap:.0%}"
+    return gap + "".join(f" · {_words(name)} {share:.0%}" for name, share in ended.metrics.items())
+
+
+def _words(name: str) -> str:
+    return plain(name.replace("_", " "), 30)
 
 
 def _head(job: Job) -> str:

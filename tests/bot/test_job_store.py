@@ -31,7 +31,7 @@ from tests.bot.fakes import (
     warned,
     was_tested,
 )
-from trainer.protocol.events import Phase
+from trainer.protocol.events import Phase, Warned
 
 WHOLE_RUN = [
     started(1),
@@ -49,7 +49,7 @@ WHOLE_RUN = [
     exported(13),
     finished(14),
 ]
-TOLD = ["base", "epoch:1", "warning:plateau", "epoch:2", "early_stop", "end"]
+TOLD = ["base", "epoch:1", "warning:plateau:191c41526181", "epoch:2", "early_stop", "end"]
 
 
 async def put_in_state(db: Database, job_id: int, state: State) -> None:
@@ -336,6 +336,16 @@ async def test_a_notice_holds_the_events_that_belong_together(store: JobStore, o
         ["stopped_early"],
         ["tested", "exported", "finished"],
     ]
+
+
+async def test_two_warnings_of_a_kind_are_both_told(store: JobStore, db: Database, submit: Submit) -> None:
+    job = await submit()
+    await store.claim(1)
+    said = [Warned(seq=seq, time=0.0, kind="idle_setting", message=f"setting {seq} does nothing") for seq in (1, 2)]
+
+    assert await store.ingest(job.id, 1, [*said, said[0].model_copy(update={"seq": 3})], 500)
+
+    assert len([key for key in await told(db, job.id) if key.startswith("warning:idle_setting:")]) == 2
 
 
 async def test_a_last_word_that_another_run_followed_ends_nothing(store: JobStore, submit: Submit) -> None:

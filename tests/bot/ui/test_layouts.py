@@ -13,7 +13,7 @@ from bot.ui.board import board
 from bot.ui.card import Standing, card
 from bot.ui.endings import cancelled_post, done_post, failed_post
 from bot.ui.layout import MAX_BYTES, MAX_CHARACTERS, MAX_PARTS, FileToSend, MessageContent, layout, picture, weight
-from bot.ui.posts import base_post, early_stop_post, epoch_post, warning_post
+from bot.ui.posts import base_post, early_stop_post, epoch_post, stage_post, warning_post
 from bot.ui.receipts import receipt
 from tests.bot.ui.examples import NOW, OWNER, epoch_ended, job, progress, sampled, step_done, validation
 from trainer.protocol import events as said
@@ -24,8 +24,10 @@ from trainer.protocol.events import (
     FailureKind,
     Finished,
     Phase,
+    StageBegan,
     Stopped,
     StoppedEarly,
+    TrainedPart,
 )
 from trainer.protocol.report import Counts, DatasetReport, Finding, FindingKind, Image, RefusalKind, Refused
 from trainer.protocol.spec import make_spec
@@ -288,3 +290,88 @@ def test_what_is_too_long_is_shortened_the_longest_first() -> None:
     texts = [item.content for item in view.children if isinstance(item, ui.TextDisplay)]
     assert texts[0] == "short"
     assert texts[1].endswith("…")
+
+
+def test_a_stage_says_what_is_trained_and_how_fast(job_dir: Path) -> None:
+    parts = tuple(TrainedPart(name=f"unet.up_blocks.{n}", trainable=100 * n, total=1000) for n in range(11))
+    began = StageBegan(
+        seq=1, time=0, stage=2, name="deeper @everyone", first_epoch=4, last_epoch=9, learning_rate=1e-5,
+        optimizer="lion", schedule="cosine", resolution=512, trainable_parameters=5500, parts=parts,
+    )  # fmt: skip
+
+    text = text_of(stage_post(job(), standing(job_dir), began))
+
+    assert "stage 2 “deeper" in text
+    assert "@everyone" not in text
+    assert "epochs 4–9 · 5,500 weights at lr 1e-05 (lion, cosine) · 512 px" in text
+    # A block of which nothing is trained is not named.
+    assert "unet.up_blocks.0" not in text
+    assert "and 2 more" in text
+
+
+def test_an_epoch_post_tells_the_gap_and_what_a_classifier_gets_right(job_dir: Path) -> None:
+    ended = epoch_ended(3).model_copy(update={"gap": 0.04, "metrics": {"balanced_accuracy": 0.917}})
+
+    text = text_of(epoch_post(job(), standing(job_dir), None, ended))
+
+    assert " · gap 4% · balanced accuracy 92%" in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "exported", "words"),
+    [
+        (
+            {},
+            ("diffusers", "output/a.safetensors"),
+            "your LoRA is ready|pipe.load_lora_weights('fox-lora-diffusers.safetensors')",
+        ),
+        (
+            {"method": {"kind": "textual_inversion"}, "training": {"trigger": "zork"}},
+            ("embedding", "output/zork.safetensors"),
+            "your new word is ready|pipe.load_textual_inversion('zork.safetensors')",
+        ),
+        (
+            {"method": {"kind": "full"}},
+            ("checkpoint", "output/a.safetensors"),
+            "your model is ready|checkpoints folder",
+        ),
+        (
+            {"method": {"kind": "full"}},
+            ("diffusers", "output/diffusers"),
+            "your model is ready|A folder, on the machine",
+        ),
+        (
+            {"method": {"kind": "loha"}},
+            ("diffusers", "output/diffusers"),
+            "your LoHa is ready|PeftModel.from_pretrained",
+        ),
+        (
+            {"method": {"kind": "full"}, "task": "classification"},
+            ("transformers", "output/classifier"),
+            "your classifier is ready|AutoModelForImageClassification",
+        ),
+    ],
+)
+def test_each_kind_of_file_is_handed_over_with_how_to_load_it(
+    job_dir: Path, settings: dict[str, object], exported: tuple[str, str], words: str
+) -> None:
+    file = Exported.model_validate(
+        {
+            "seq": 1,
+            "time": 0,
+            "format": exported[0],
+            "path": exported[1],
+            "bytes": 100,
+            "sha256": "ab",
+            "max_difference": 0,
+        }
+    )
+    finished = Finished(
+        seq=2, time=0, epochs=3, best_epoch=2, stopped_early=False, base_loss=0.1, best_loss=0.09, best_ratio=0.9,
+        seconds=60, comparison="output/cmp.png", comparison_alt="base and best",
+    )  # fmt: skip
+    spec = make_spec({"name": "fox-lora", "dataset": "x", **settings})
+
+    text = text_of(done_post(job(spec=spec), standing(job_dir), [file, finished]))
+
+    assert all(part in text for part in words.split("|"))
