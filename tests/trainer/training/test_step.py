@@ -79,6 +79,26 @@ def test_out_of_memory_halves_the_micro_batch_and_learns_the_same(
     ]
 
 
+def test_gradient_checkpointing_computes_again_and_learns_the_same(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = make_job("plain", **EXACT)
+    thrifty = make_job("thrifty", **{**EXACT, "training": {**EXACT["training"], "gradient_checkpointing": True}})
+    assert run(plain) == EXIT_FINISHED
+    calls = []
+    real = torch.utils.checkpoint.checkpoint
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments[0])
+        return real(*arguments, **options)
+
+    monkeypatch.setattr("torch.utils.checkpoint.checkpoint", counted)
+    assert run(thrifty) == EXIT_FINISHED, said(thrifty)[-1]
+
+    assert calls
+    assert curve(thrifty) == pytest.approx(curve(plain), rel=1e-5)
+
+
 def test_a_device_without_room_for_one_picture_is_one_sentence(
     make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
