@@ -14,16 +14,19 @@ from tests.trainer.dataset.drawn import Drawn, drawn, write_dataset
 from tests.trainer.dataset.making import noise
 from trainer.dataset.mixing import (
     Mixture,
+    Source,
     overlap_in_words,
     plan_repeats,
     read_mixture,
     seen_as_table,
     seen_in_words,
     seen_per_epoch,
+    with_source,
 )
 from trainer.dataset.repeats import Portion, Repeats
 from trainer.errors import DatasetError
-from trainer.protocol.report import Split
+from trainer.protocol.mix import MixRole
+from trainer.protocol.report import Split, read_report
 from trainer.protocol.spec import make_spec
 
 TRAIN, VALIDATION, TEST = Split.TRAIN, Split.VALIDATION, Split.TEST
@@ -78,6 +81,32 @@ def test_a_weight_is_the_share_of_each_epoch(tmp_path: Path) -> None:
         "An epoch shows 4 pictures of main 10 times (40%) and 7 pictures of other-0 8.57 times (60%)."
     )
     assert "| other-0 | train | 7 | 60 | 8.57× | 60.0% |" in seen_as_table([main, other])
+
+
+def test_a_stage_may_share_its_epochs_otherwise_and_leave_a_dataset_out(tmp_path: Path) -> None:
+    mixture = mixture_of(tmp_path, MAIN, ([drawn(seed) for seed in range(11, 18)], {"repeats": 8}), repeats=11)
+
+    def views(shares: tuple[float, ...]) -> list[int]:
+        repeats = plan_repeats(mixture, 0, shares)
+        assert sum(repeats.of_epoch([0] * 11, 3)) == 100, "an epoch stays as long"
+        return [row.views for row in seen_per_epoch(mixture, repeats)]
+
+    assert views(()) == [44, 56]
+    assert views((0.25, 0.75)) == [25, 75]
+    assert views((1.0, 0.0)) == [100, 0]
+    assert views((0.0, 1.0)) == [0, 100]
+
+
+def test_pictures_that_the_base_drew_keep_their_share_whatever_a_stage_shares(tmp_path: Path) -> None:
+    named = mixture_of(tmp_path, MAIN, ([drawn(seed) for seed in range(11, 18)], {"repeats": 8}), repeats=11)
+    class_pictures = read_report(write_dataset(tmp_path / "class", [drawn(21), drawn(22)]))
+    source = Source(folder=tmp_path / "class", report=class_pictures, role=MixRole.REGULARIZATION, weight=0.5)
+    mixture = with_source(named, source)
+
+    for shares, expected in (((), [44, 56, 100]), ((0.25, 0.75), [25, 75, 100]), ((1.0, 0.0), [100, 0, 100])):
+        rows = seen_per_epoch(mixture, plan_repeats(mixture, 0, shares))
+        assert [row.views for row in rows] == expected
+    assert numbers(mixture, VALIDATION) == numbers(named, VALIDATION)
 
 
 @given(
