@@ -9,10 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from tests.trainer.conftest import MakeJob
 from trainer.protocol.events import (
@@ -30,6 +32,7 @@ from trainer.protocol.events import (
 )
 from trainer.tasks.diffusion import DiffusionTask
 from trainer.tasks.examples import View
+from trainer.training.processes import Processes
 from trainer.training.run import run
 from trainer.training.step import pieces
 
@@ -143,6 +146,25 @@ def test_a_loss_that_shoots_up_ends_in_words_and_the_best_epoch_can_be_had(
     assert failed.kind is FailureKind.DIVERGED
     assert "The loss rose from" in failed.message
     assert run(job_dir, finish=True) == EXIT_FINISHED
+
+
+def test_summed_gradients_lie_in_memory_as_their_parameters_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's fused optimizers walk both by the same addresses: another layout would train other weights."""
+    parameter = nn.Parameter(torch.zeros(4, 3, 2, 2).to(memory_format=torch.channels_last))
+    late = nn.Parameter(torch.zeros(2))
+    gradient = torch.arange(48.0).reshape(4, 3, 2, 2)
+    parameter.grad = gradient.clone()
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda flat: flat.mul_(2))
+    accelerator: Any = SimpleNamespace(num_processes=2, process_index=0, is_main_process=True)
+
+    (loss,) = Processes(accelerator).sum_gradients([parameter, late], torch.tensor(3.0))
+
+    assert loss == 6
+    assert parameter.grad is not None
+    assert parameter.grad.stride() == parameter.stride()
+    assert torch.equal(parameter.grad, 2 * gradient)
+    # Without a gradient here, it may have one in another process.
+    assert late.grad is not None
 
 
 @pytest.mark.slow
