@@ -56,12 +56,6 @@ def _check_flow(objective: Objective) -> None:
             )
 
 
-def snr(timestep_B: Tensor, alphas_cumprod: Tensor) -> Tensor:
-    """Signal-to-noise ratio alpha_bar / (1 - alpha_bar) of each timestep (Kingma et al. 2021, arXiv:2107.00630)."""
-    alpha_bar_B = alphas_cumprod.to(timestep_B.device)[timestep_B]
-    return alpha_bar_B / (1 - alpha_bar_B)
-
-
 def timestep_weight(snr_B: Tensor, prediction_type: str, objective: Objective) -> Tensor:
     """What the loss of each timestep counts, [B]: 1, min-SNR-gamma or debiased estimation; always 1 for a flow.
 

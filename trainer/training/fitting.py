@@ -27,7 +27,7 @@ FIT_FILE = "fit.json"
 MIN_TRIAL_WEIGHTS = 20_000_000
 #: Share of the memory that is free before the trial which may be used: validation and samples need some too.
 MEMORY_SHARE = 0.8
-#: More in memory at once is no faster on a CPU, and only makes steps coarse.
+#: As many as before there was a trial; more was not seen to be faster on a CPU, nor tried at length.
 MAX_CPU_MICRO_BATCH = 4
 #: Steps each way, to choose the precision.
 _TRIAL_STEPS = 2

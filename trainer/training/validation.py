@@ -20,7 +20,7 @@ from trainer.protocol.events import BandLoss, ValidationLoss
 from trainer.protocol.settings import Validation
 from trainer.tasks.task import FrozenLoss
 from trainer.training.batches import chunks
-from trainer.training.intervals import Interval, PairedLosses, interval, paired, ratio_of, unit_ratios
+from trainer.training.intervals import PairedLosses, interval, paired, ratio_of, unit_ratios
 
 
 class Triple(BaseModel):
@@ -157,22 +157,6 @@ def summarize(
         ratio_low=sure.low if sure else None,
         ratio_high=sure.high if sure else None,
     )
-
-
-def paired_difference(
-    triples: Sequence[Triple],
-    losses_a: Sequence[FrozenLoss],
-    losses_b: Sequence[FrozenLoss],
-    bands: int,
-    schedule_steps: int,
-    *,
-    groups: Sequence[Hashable] | None = None,
-) -> Interval | None:
-    """The ratio of a model's loss over another's on the same triples: below 1, with all its interval, a is better.
-
-    None where there are too few pictures.
-    """
-    return interval(_paired(triples, losses_a, losses_b, min(bands, schedule_steps), schedule_steps, groups))
 
 
 def picture_ratios(

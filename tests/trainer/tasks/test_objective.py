@@ -21,7 +21,6 @@ from trainer.tasks.objective import (
     perturbed,
     reduce_loss,
     seeded_noise,
-    snr,
     squared_error,
     timestep_weight,
 )
@@ -295,23 +294,6 @@ def test_an_empty_mask_teaches_nothing_and_one_of_less_than_a_pixel_little() -> 
 
 
 # -- timesteps -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("timestep", [0, 1, 250, 500, 999])
-def test_snr_is_signal_over_noise(timestep: int) -> None:
-    expected = alpha_bar(timestep) / (1 - alpha_bar(timestep))
-
-    found = snr(torch.tensor([timestep]), stable_diffusion().alphas_cumprod)
-
-    assert found.item() == pytest.approx(expected, rel=2e-3)
-
-
-def test_snr_is_zero_at_the_last_step_of_a_rescaled_schedule() -> None:
-    found = snr(torch.tensor([0, 999]), stable_diffusion(rescale_betas_zero_snr=True).alphas_cumprod)
-
-    assert found[0].item() == pytest.approx(alpha_bar(0) / (1 - alpha_bar(0)), rel=2e-3)
-    # diffusers leaves alpha_bar at 2^-24 there, for its samplers' sake.
-    assert 0 <= found[1].item() < 1e-6
 
 
 @pytest.mark.parametrize("ratio", SNRS[1:-1])

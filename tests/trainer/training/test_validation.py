@@ -18,7 +18,6 @@ from trainer.training.validation import (
     keep_triples,
     measure,
     merge,
-    paired_difference,
     picture_ratios,
     probe_images,
     summarize,
@@ -183,30 +182,6 @@ def test_near_duplicates_do_not_make_it_surer() -> None:
     assert grouped.ratio_low is not None
     assert grouped.ratio == alone.ratio
     assert grouped.ratio_low < alone.ratio_low - 0.05
-
-
-def test_two_models_are_compared_picture_by_picture() -> None:
-    triples = freeze_triples(HASHES, SETTINGS, 1000)
-    worse = plain(*[1.0 + triple.image for triple in triples])
-    better = plain(*[(1.0 + triple.image) * (0.97 if triple.image % 2 else 0.98) for triple in triples])
-
-    difference = paired_difference(triples, better, worse, 4, 1000)
-
-    # The pictures differ tenfold in their loss; what both models have in common does not blur the comparison.
-    assert difference is not None
-    assert 0.97 < difference.low < difference.ratio < difference.high < 0.981
-
-
-def test_a_comparison_weighs_bands_as_the_ratio_to_the_base_does() -> None:
-    triples = freeze_triples(HASHES, SETTINGS, 1000)
-    base = plain(*[100.0 if triple.timestep < 250 else 1.0 for triple in triples])
-    losses = plain(*[50.0 if triple.timestep < 250 else 0.9 for triple in triples])
-
-    difference = paired_difference(triples, losses, base, 4, 1000)
-
-    assert difference is not None
-    assert difference.ratio == pytest.approx(summarize(triples, losses, base, 4, 1000).ratio)
-    assert difference.ratio == pytest.approx((0.5 + 3 * 0.9) / 4)
 
 
 def test_each_picture_has_a_ratio_of_its_own() -> None:

@@ -109,7 +109,7 @@ class Training(Frozen):
     tf32: bool = True
     #: Compute activations again in the backward pass: about half the speed, a fraction of the memory.
     gradient_checkpointing: bool = False
-    #: `torch.compile` the denoiser: minutes before the first step, faster after.
+    #: `torch.compile` the denoiser: minutes before the first step. On two CPU cores it was never seen to end.
     compile: bool = False
     #: Keep the checkpoint of every n-th epoch, beside the last and the best; None: only those.
     keep_every_epochs: int | None = Field(default=None, ge=1, le=1000)
