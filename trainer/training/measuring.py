@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from trainer.dataset.overlap import Member
 from trainer.device import is_out_of_memory
@@ -16,6 +15,7 @@ from trainer.protocol.report import Split
 from trainer.tasks.examples import Examples
 from trainer.tasks.task import FrozenLoss
 from trainer.training.image_history import read_history
+from trainer.training.session import Session
 from trainer.training.validation import (
     Triple,
     freeze_triples,
@@ -26,9 +26,6 @@ from trainer.training.validation import (
     probe_images,
     summarize,
 )
-
-if TYPE_CHECKING:
-    from trainer.training.session import Session
 
 #: Pictures that are measured at once.
 _TOGETHER = 8
