@@ -13,12 +13,17 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 EVENTS_VERSION: Literal[1] = 1
 
+#: A longer line is no event: readers pass over it, so that garbage costs no memory.
+MAX_LINE_BYTES = 1024 * 1024
+
 #: Exit status of `python -m trainer run`, by last word.
 EXIT_FINISHED, EXIT_FAILED, EXIT_STOPPED = 0, 4, 5
 #: Exit status of `python -m trainer prepare` (and of any call that cannot be understood): nothing was made.
 EXIT_REFUSED = 3
 #: Exit status of `run` where another trainer holds the job folder: nothing was said, nothing is wrong with the job.
 EXIT_BUSY = 6
+#: Exit status of `run` where a later attempt took the job over (`attempt.py`): nothing more was said.
+EXIT_FENCED = 7
 
 
 class _Event(BaseModel):
@@ -28,6 +33,8 @@ class _Event(BaseModel):
     seq: int = Field(ge=1)
     #: Seconds since the epoch, UTC.
     time: float
+    #: Of the trainer that says it (`attempt.py`); 0 on the command line.
+    attempt: int = Field(default=0, ge=0)
 
 
 class Started(_Event):
@@ -310,6 +317,8 @@ class FailureKind(StrEnum):
     BAD_DATASET = "bad_dataset"
     MISSING_MODEL = "missing_model"
     OUT_OF_MEMORY = "out_of_memory"
+    #: The GPU fell off the bus, reported a memory error, or its context broke: another start may do.
+    DEVICE_LOST = "device_lost"
     DIVERGED = "diverged"
     DISK_FULL = "disk_full"
     MISSING_LIBRARY = "missing_library"

@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict
 
 READY, TAKEN = b"ready\n", b"taken\n"
 
+#: Set by whoever bound a trainer to GPUs of this machine: without one that torch can use it must not train.
+NEEDS_GPU_VARIABLE = "DARKROOM_NEEDS_GPU"
+
 #: Standard output and error of all starts of a job.
 LOG_FILE = "trainer.log"
 
@@ -24,6 +27,11 @@ class Order(BaseModel):
     job_dir: Path
     #: Train no further: test and export the best checkpoint.
     finish: bool = False
+    attempt: int = 0
+    #: GPUs to use, as in CUDA_VISIBLE_DEVICES; empty: those that it sees.
+    devices: tuple[str, ...] = ()
+    #: No more pictures than these in memory at once; None: as many as fit.
+    micro_batch: int | None = None
 
     def to_line(self) -> bytes:
         return self.model_dump_json().encode() + b"\n"

@@ -27,17 +27,25 @@ class ProcessIdentity(BaseModel):
         """True while that very process runs; a zombie does not."""
         return identify(self.pid) == self
 
+    def went_down_with_its_machine(self) -> bool:
+        """Whether the machine was started anew since: nobody killed it, and it did not die of itself."""
+        return self.boot_id != _boot_id()
+
 
 def identify(pid: int) -> ProcessIdentity | None:
     """The identity of a running process, None if there is none (or only its zombie)."""
     try:
         # The command name, in brackets, may hold spaces and brackets: fields count from behind the last one.
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        boot_id = _boot_id()
     except (FileNotFoundError, ProcessLookupError):
         return None
     state, start_time = fields[0], int(fields[19])
     return None if state in "ZX" else ProcessIdentity(pid=pid, start_time=start_time, boot_id=boot_id)
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
 def read_process_file(job_dir: Path) -> ProcessIdentity | None:
