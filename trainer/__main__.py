@@ -7,8 +7,11 @@ python -m trainer new --dataset DATASET_DIR --base tiny --preset lora --set trai
 python -m trainer run JOB_DIR
 python -m trainer report JOB_DIR
 python -m trainer wait < ORDER
+python -m trainer devices
 python -m trainer kfold JOB_DIR --folds 5
 python -m trainer compare JOB_DIR --vary training.learning_rate=1e-4,3e-4,1e-3
+python -m trainer study JOB_DIR
+python -m trainer ship URL --job 7 --attempt 1 -- python -m trainer run JOB_DIR --attempt=1
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from trainer.commands import caption, compare, kfold, new, prepare, preview, report, run, wait
+from trainer.commands import caption, compare, devices, kfold, new, prepare, preview, report, run, ship, study, wait
 from trainer.protocol.events import EXIT_REFUSED
 
 
@@ -45,9 +48,12 @@ def _parser() -> argparse.ArgumentParser:
     new.add_options(commands.add_parser("new", help="write a job folder with its spec.json"))
     run.add_options(commands.add_parser("run", help="train a job, or go on with it from its last checkpoint"))
     wait.add_options(commands.add_parser("wait", help="load everything, then train the job that standard input names"))
+    ship.add_options(commands.add_parser("ship", help="train a job whose folder lies in an object store"))
+    devices.add_options(commands.add_parser("devices", help="print which GPUs a training could use, as JSON"))
     report.add_options(commands.add_parser("report", help="write the page of a job again: report.html in its folder"))
     kfold.add_options(commands.add_parser("kfold", help="cross-validate a job, then train on all of its pictures"))
     compare.add_options(commands.add_parser("compare", help="train a job with several settings and tell which is best"))
+    study.add_options(commands.add_parser("study", help="say what a study needs next, for a queue that runs its jobs"))
     return parser
 
 

@@ -10,13 +10,28 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 
-from trainer.errors import BadSpecError
+from trainer.errors import BadSpecError, DeviceLostError
 from trainer.protocol.settings import Precision
 
 _MIXED_PRECISION = {Precision.FP32: "no", Precision.BF16: "bf16", Precision.FP16: "fp16"}
 
 #: How long the processes of one training wait for each other: the main one may encode a large dataset meanwhile.
 _PATIENCE = timedelta(hours=24)
+
+
+def require_its_gpus(visible: str | None) -> None:
+    """Nothing, if the GPUs that a queue gave this job (`visible`, CUDA_VISIBLE_DEVICES) are there.
+
+    Else torch would train on the CPU without a word, for weeks.
+
+    Raises:
+        DeviceLostError: torch finds none of them.
+    """
+    if visible and visible != "-1" and not torch.cuda.is_available():
+        raise DeviceLostError(
+            f"This job was given GPU {visible}, and torch finds no GPU it can use.",
+            "Look at `nvidia-smi` and `python -m trainer devices`; a driver that was updated wants a restart.",
+        )
 
 
 def choose_precision(wanted: Precision) -> Precision:
@@ -54,11 +69,59 @@ def dtype_of(precision: Precision) -> torch.dtype:
     return {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}.get(precision, torch.float32)
 
 
+#: Of the CPU's allocator, of CUDA outside torch's allocator, of cuBLAS.
+_OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that the device (or this machine) has no room left."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
     )
+
+
+#: What CUDA, its libraries, NVML and the processes of a training say when a GPU or one of them is gone or broken.
+_LOST = (
+    "cuda error",
+    "cuda driver error",
+    "cuda unknown error",
+    "no cuda gpus are available",
+    "cublas_status",
+    "cudnn_status",
+    "nccl error",
+    "nccl communicator",
+    "ncclremoteerror",
+    "gpu is lost",
+    "fallen off the bus",
+    "uncorrectable ecc",
+    "unspecified launch failure",
+    # gloo, of a process that died.
+    "connection closed by peer",
+    "connection reset by peer",
+)
+#: The same words, but a program's mistake: another start would end the same way.
+_MISTAKES = (
+    "device-side assert",
+    "no kernel image",
+    "invalid device ordinal",
+    "invalid argument",
+    "invalid configuration argument",
+    "not_supported",
+    "not supported",
+    "invalid_value",
+    "bad_param",
+)
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Whether an exception says that the GPU, or another process of the training, is gone or broken.
+
+    torch raises RuntimeError (AcceleratorError and DistBackendError are of that kind), NVML an exception of its own.
+    """
+    if not isinstance(error, RuntimeError) and not type(error).__name__.startswith("NVMLError"):
+        return False
+    text = str(error).lower()
+    return any(word in text for word in _LOST) and not any(word in text for word in _MISTAKES)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

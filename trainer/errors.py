@@ -8,15 +8,18 @@ TrainerError
 ├── MissingModelError     the base model is not there, is gated, or is of a kind that we do not train
 ├── MissingLibraryError   a setting needs a library (or a device) that is not here
 ├── OutOfMemoryError      the device is too small for the settings
+├── DeviceLostError       the GPU, or another process of the training, is gone or broken
 ├── DivergedError         the loss is no longer a number
 ├── DiskFullError         no space left for checkpoints or samples
 ├── CheckpointError       a checkpoint cannot be read
 ├── ExportError           an exported file does not do what the trained model does
-└── JobFolderBusyError    another trainer runs this job
+├── JobFolderBusyError    another trainer runs this job
+└── FencedError           a later attempt took this job over
 """
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from typing import ClassVar
 
@@ -76,7 +79,9 @@ def hub_problem(source: str, error: Exception) -> MissingModelError | None:
         return MissingModelError(
             f"{source} is gated or private.", "Accept its licence on the hub and log in with `hf auth login`."
         )
-    if "LocalEntryNotFound" in " ".join(_causes(error)) or any(word in text for word in _OFFLINE):
+    if "LocalEntryNotFound" in " ".join(type(each).__name__ for each in _causes(error)) or any(
+        word in text for word in _OFFLINE
+    ):
         return MissingModelError(
             f"{source} is not on this machine and the hub cannot be reached.",
             "Check the network, or download it once and give its folder.",
@@ -89,15 +94,27 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
 
 
-def _causes(error: BaseException | None) -> Iterator[str]:
-    """Names of an exception and of what led to it."""
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an exception comes of a full disk (or quota); torch and safetensors hide that in errors of their own."""
+    return any(
+        (isinstance(each, OSError) and each.errno in {errno.ENOSPC, errno.EDQUOT}) or "os error 28" in str(each)
+        for each in _causes(error)
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and what led to it."""
     while error is not None:
-        yield type(error).__name__
+        yield error
         error = error.__cause__ or error.__context__
 
 
 class OutOfMemoryError(TrainerError):
     kind = FailureKind.OUT_OF_MEMORY
+
+
+class DeviceLostError(TrainerError):
+    kind = FailureKind.DEVICE_LOST
 
 
 class DivergedError(TrainerError):
@@ -121,3 +138,13 @@ class JobFolderBusyError(TrainerError):
 
     def __init__(self, job_dir: object) -> None:
         super().__init__(f"Another trainer is running in {job_dir}.", "Wait for it, or stop it first.")
+
+
+class FencedError(TrainerError):
+    """Exits with its own status, and says nothing into the events of the attempt that took over."""
+
+    def __init__(self, job_dir: object, *, ours: int, valid: int) -> None:
+        super().__init__(
+            f"Attempt {ours} at {job_dir} is over: the job belongs to attempt {valid} now.",
+            "Nothing more was written.",
+        )

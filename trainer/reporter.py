@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import time
 from pathlib import Path
@@ -10,11 +11,16 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from trainer.console import Listener, say_nothing
-from trainer.errors import JobFolderBusyError
-from trainer.protocol.events import Event, parse_event
+from trainer.crashing import crash_point
+from trainer.errors import FencedError, JobFolderBusyError
+from trainer.event_file import EVENTS_FILE, EventFile, Scan, scan
+from trainer.heartbeat import Heartbeat
+from trainer.protocol.attempt import read_attempt
+from trainer.protocol.events import Event, LastWord, parse_event
 from trainer.protocol.process import PROCESS_FILE, identify
 
-EVENTS_FILE = "events.jsonl"
+log = logging.getLogger(__name__)
+
 LOCK_FILE = "lock"
 
 E = TypeVar("E", bound=Event)
@@ -37,10 +43,15 @@ class Reporter:
 
     Raises:
         JobFolderBusyError: on entering, another process holds the folder.
+        FencedError: on entering, the folder belongs to another attempt.
     """
 
-    def __init__(self, job_dir: Path, listener: Listener = say_nothing, *, is_main: bool = True) -> None:
+    def __init__(
+        self, job_dir: Path, listener: Listener = say_nothing, *, is_main: bool = True, attempt: int = 0
+    ) -> None:
         self.job_dir = job_dir
+        #: Stands in each event; 0 was numbered by nobody, and is never fenced.
+        self.attempt = attempt
         self._listener = listener
         #: Of the processes that share a training one speaks; the others remember what was said, and are silent.
         self._is_main = is_main
@@ -52,22 +63,38 @@ class Reporter:
         return f"<Reporter {self.job_dir} seq={self._seq}>"
 
     def __enter__(self) -> Self:
-        if not self._is_main:
-            self._remember((self.job_dir / EVENTS_FILE).read_bytes() if (self.job_dir / EVENTS_FILE).exists() else b"")
-            return self
-        self.job_dir.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.job_dir / LOCK_FILE).open("a")
+        found = scan(self.job_dir / EVENTS_FILE)
+        if self._is_main:
+            self.job_dir.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.job_dir / LOCK_FILE).open("a")
+            try:
+                found = self._take_folder()
+            except BaseException:
+                self._lock.close()
+                raise
+        self._remember(found)
+        return self
+
+    def _take_folder(self) -> Scan:
+        """Hold it and leave a sign of life; what was said in it so far."""
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._lock.close()
             raise JobFolderBusyError(self.job_dir) from None
+        crash_point("lock_held")
+        # An attempt that was late: started, and cut off before it held the folder.
+        self.check_fence()
         self._write_process_file()
-        self._open_events()
-        return self
+        path = self.job_dir / EVENTS_FILE
+        found = scan(path)
+        self._file = EventFile(path, found)
+        self._heartbeat = Heartbeat(self.job_dir, self._is_valid)
+        self._heartbeat.start()
+        return found
 
     def __exit__(self, *exc_info: type[BaseException] | BaseException | TracebackType | None) -> None:
         if self._is_main:
+            self._heartbeat.stop()
             self._file.close()
             self._lock.close()
 
@@ -77,20 +104,42 @@ class Reporter:
         return tuple(self._history)
 
     def say(self, event_type: type[E], /, **fields: Any) -> None:
-        """Append one event, durable before the call returns. One that was said already is not said again."""
-        event = event_type(seq=self._seq + 1, time=time.time(), **fields)
-        if (key := _key(event)) is not None:
-            if key in self._said:
-                return
-            self._said.add(key)
-        self._seq = event.seq
-        self._history.append(event)
-        if not self._is_main:
+        """Append one event, durable before the call returns. One that was said already is not said again.
+
+        Raises:
+            FencedError: the job belongs to another attempt; nothing was written.
+            OSError: it cannot be written (a full disk); it counts as never said.
+        """
+        event = event_type(seq=self._seq + 1, time=time.time(), attempt=self.attempt, **fields)
+        if _key(event) in self._said:
             return
-        self._file.write(event.model_dump_json().encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._listener(event)
+        if self._is_main:
+            self.check_fence()
+            self._write(event)
+        self._note(event)
+        if self._is_main:
+            self._listener(event)
+
+    def check_fence(self) -> None:
+        """Look whether what this process writes still counts.
+
+        Raises:
+            FencedError: the job belongs to another attempt.
+        """
+        if not self._is_valid():
+            raise FencedError(self.job_dir, ours=self.attempt, valid=read_attempt(self.job_dir))
+
+    def _is_valid(self) -> bool:
+        return self.attempt in {0, read_attempt(self.job_dir)}
+
+    def _write(self, event: Event) -> None:
+        is_last = isinstance(event, LastWord)
+        if is_last:
+            crash_point("before_last_word")
+        self._file.append(event.model_dump_json().encode() + b"\n")
+        crash_point("event_written")
+        if is_last:
+            crash_point("after_last_word")
 
     def _write_process_file(self) -> None:
         identity = identify(os.getpid())
@@ -99,24 +148,17 @@ class Reporter:
         part.write_text(identity.model_dump_json(), encoding="utf-8")
         part.replace(self.job_dir / PROCESS_FILE)
 
-    def _open_events(self) -> None:
-        path = self.job_dir / EVENTS_FILE
-        path.touch()
-        whole = path.read_bytes()
-        # A process that was killed in mid-write leaves a torn last line: nobody has read it, so it goes.
-        end = whole.rfind(b"\n") + 1
-        if end < len(whole):
-            os.truncate(path, end)
-        self._remember(whole[:end])
-        self._file = path.open("ab")
+    def _remember(self, found: Scan) -> None:
+        if found.garbage and self._is_main:
+            log.warning("%d lines of %s are no events of this version: passed over", found.garbage, EVENTS_FILE)
+        for event in found.events:
+            self._note(event)
 
-    def _remember(self, lines: bytes) -> None:
-        for line in lines[: lines.rfind(b"\n") + 1].splitlines():
-            event = parse_event(line)
-            self._seq = event.seq
-            self._history.append(event)
-            if (key := _key(event)) is not None:
-                self._said.add(key)
+    def _note(self, event: Event) -> None:
+        self._seq = max(self._seq, event.seq)
+        self._history.append(event)
+        if (key := _key(event)) is not None:
+            self._said.add(key)
 
 
 def read_events(job_dir: Path) -> tuple[Event, ...]:

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from trainer.errors import JobFolderBusyError
-from trainer.protocol.events import Event, Phase, PhaseBegan, Sampled, Stopped, Warned, parse_event
+from tests.trainer.small_disk import fill, small_disk
+from trainer.errors import FencedError, JobFolderBusyError
+from trainer.heartbeat import Heartbeat
+from trainer.protocol.attempt import HEARTBEAT_FILE, write_attempt
+from trainer.protocol.events import (
+    MAX_LINE_BYTES,
+    Event,
+    Phase,
+    PhaseBegan,
+    Sampled,
+    Stopped,
+    Warned,
+    parse_event,
+)
 from trainer.protocol.process import identify, read_process_file
 from trainer.reporter import Reporter
 
@@ -89,3 +103,144 @@ def test_a_second_process_is_refused_while_the_first_lives_and_let_in_after(tmp_
     first.stdout.close()
     with Reporter(tmp_path):
         pass
+
+
+# -- damaged files --------------------------------------------------------------------------------------------------
+
+
+def test_garbage_in_the_middle_is_passed_over_and_numbers_go_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Reporter(tmp_path) as reporter:
+        reporter.say(Sampled, epoch=1, samples=(), sheet="a.png")
+        reporter.say(PhaseBegan, phase=Phase.TRAINING)
+    path = tmp_path / "events.jsonl"
+    first, second = path.read_bytes().splitlines(keepends=True)
+    # Its end looks like an event, and is none.
+    long = b"x" * (2 * MAX_LINE_BYTES) + first
+    # The newest line stands before an older one: what counts is the highest number.
+    path.write_bytes(second + b"\xff\x00\n" + long + b'{"type": "sang", "seq": 99}\n' + first + b'{"torn')
+
+    with Reporter(tmp_path) as reporter:
+        assert [event.seq for event in reporter.history] == [2, 1]
+        reporter.say(Sampled, epoch=1, samples=(), sheet="a.png")
+        reporter.say(PhaseBegan, phase=Phase.TESTING)
+
+    assert parse_event(path.read_bytes().splitlines()[-1]).seq == 3
+    assert b"torn" not in path.read_bytes()
+    assert "3 lines of events.jsonl are no events" in caplog.text
+
+
+def test_a_torn_end_too_long_for_an_event_keeps_its_bytes(tmp_path: Path) -> None:
+    """The bot has passed over it, and reads on from behind it."""
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b"x" * (MAX_LINE_BYTES + 1))
+    with Reporter(tmp_path) as reporter:
+        reporter.say(PhaseBegan, phase=Phase.LOADING)
+    garbage, line = path.read_bytes().splitlines()
+    assert len(garbage) == MAX_LINE_BYTES + 1
+    assert parse_event(line).seq == 1
+
+
+# -- the fence ------------------------------------------------------------------------------------------------------
+
+
+def test_each_event_tells_its_attempt(tmp_path: Path) -> None:
+    write_attempt(tmp_path, 3)
+    with Reporter(tmp_path, attempt=3) as reporter:
+        reporter.say(PhaseBegan, phase=Phase.LOADING)
+    assert read(tmp_path)[0].attempt == 3
+
+
+def test_an_attempt_that_lost_its_job_writes_nothing_more(tmp_path: Path) -> None:
+    write_attempt(tmp_path, 1)
+    with Reporter(tmp_path, attempt=1) as reporter:
+        reporter.say(PhaseBegan, phase=Phase.LOADING)
+        write_attempt(tmp_path, 2)
+        for _ in range(2):
+            with pytest.raises(FencedError, match="the job belongs to attempt 2 now"):
+                reporter.say(PhaseBegan, phase=Phase.CACHING)
+    assert len(read(tmp_path)) == 1
+
+
+def test_an_attempt_that_comes_too_late_leaves_no_trace(tmp_path: Path) -> None:
+    write_attempt(tmp_path, 2)
+    with pytest.raises(FencedError), Reporter(tmp_path, attempt=1):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {"attempt.json", "lock"}
+    with Reporter(tmp_path, attempt=2):
+        pass
+
+
+def test_who_was_numbered_by_nobody_is_never_fenced(tmp_path: Path) -> None:
+    write_attempt(tmp_path, 2)
+    with Reporter(tmp_path) as reporter:
+        reporter.say(PhaseBegan, phase=Phase.LOADING)
+    assert read(tmp_path)[0].attempt == 0
+
+
+# -- the heartbeat --------------------------------------------------------------------------------------------------
+
+
+def beats(path: Path, *, within_s: float) -> bool:
+    """Whether a sign of life comes in that time."""
+    before, until = path.stat().st_mtime_ns, time.monotonic() + within_s
+    while time.monotonic() < until:
+        if path.stat().st_mtime_ns != before:
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def test_a_reporter_gives_a_sign_of_life_at_once(tmp_path: Path) -> None:
+    with Reporter(tmp_path):
+        assert (tmp_path / HEARTBEAT_FILE).exists()
+
+
+def test_a_process_that_is_stopped_gives_no_sign_of_life_until_it_goes_on(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from trainer.heartbeat import Heartbeat\n"
+        "beat = Heartbeat(Path(sys.argv[1]), lambda: True, interval_s=0.02); beat.start()\n"
+        "print('in', flush=True); sys.stdin.read(); beat.stop()"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdin=pipe, stdout=pipe) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        path = tmp_path / HEARTBEAT_FILE
+        assert beats(path, within_s=20)
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(0.2)
+        assert not beats(path, within_s=0.3)
+        process.send_signal(signal.SIGCONT)
+        assert beats(path, within_s=20)
+        process.communicate()
+    assert process.returncode == 0
+
+
+def test_who_lost_the_job_gives_no_sign_of_life_for_the_one_that_has_it(tmp_path: Path) -> None:
+    is_ours = True
+    heartbeat = Heartbeat(tmp_path, lambda: is_ours, interval_s=0.01)
+    heartbeat.start()
+    assert beats(tmp_path / HEARTBEAT_FILE, within_s=20)
+    is_ours = False
+    time.sleep(0.1)
+    assert not beats(tmp_path / HEARTBEAT_FILE, within_s=0.2)
+    heartbeat.stop()
+
+
+# -- the disk -------------------------------------------------------------------------------------------------------
+
+
+def test_an_event_that_finds_no_room_leaves_no_trace_and_was_never_said(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 64) as folder, Reporter(folder) as reporter:
+        reporter.say(PhaseBegan, phase=Phase.LOADING)
+        ballast = folder / "ballast"
+        fill(ballast)
+        with pytest.raises(OSError, match="No space left"):
+            reporter.say(Warned, kind="long", message="x" * 10_000)
+        said = read(folder)
+        assert tuple(said) == reporter.history
+        ballast.unlink()
+        reporter.say(Stopped, epoch=1, step=1, checkpoint=None)
+        assert read(folder)[-1].seq == len(said) + 1

@@ -20,7 +20,7 @@ from trainer.commands.quiet import quieten_libraries
 from trainer.commands.refusing import refuse
 from trainer.errors import TrainerError
 from trainer.protocol.events import EXIT_FINISHED
-from trainer.protocol.order import LOG_FILE, READY, TAKEN, Order
+from trainer.protocol.order import LOG_FILE, NEEDS_GPU_VARIABLE, READY, TAKEN, Order
 from trainer.training.run import calm_threads
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,19 @@ def run(options: argparse.Namespace) -> int:
         _redirect(str(order.job_dir / LOG_FILE), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 1, 2)
     _answer(answer_fd, TAKEN)
     os.close(answer_fd)
-    return run_command.run(argparse.Namespace(job_dir=order.job_dir, finish=order.finish))
+    if order.devices:
+        # In time: nothing that was loaded so far has asked for a GPU, and CUDA reads it when somebody first does.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(order.devices)
+        os.environ[NEEDS_GPU_VARIABLE] = "1"
+    return run_command.run(
+        argparse.Namespace(
+            job_dir=order.job_dir,
+            finish=order.finish,
+            attempt=order.attempt,
+            micro_batch=order.micro_batch,
+            processes=None,
+        )
+    )
 
 
 def warm_up() -> None:

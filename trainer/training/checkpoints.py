@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from trainer.crashing import crash_point
 from trainer.errors import CheckpointError
 from trainer.training.early_stopping import StopMemory
 
@@ -104,22 +105,34 @@ class Checkpoints:
                 old.rename(old.with_suffix(""))
         return max(self.folder.glob("step-????????"), default=None)
 
-    def save(self, state: TrainingState, weights: Mapping[str, Tensor], optimizer: Mapping[str, Any]) -> Path:
-        """Keep a state with its weights and optimizer; drop what is neither latest, nor best, nor to be kept."""
+    def save(
+        self,
+        state: TrainingState,
+        weights: Mapping[str, Tensor],
+        optimizer: Mapping[str, Any],
+        *,
+        before_it_counts: Callable[[], None] = lambda: None,
+    ) -> Path:
+        """Keep a state with its weights and optimizer; drop what is neither latest, nor best, nor to be kept.
+
+        What `before_it_counts` raises comes through; then, and where the disk is full, all is as it was.
+        """
         final = self.path(state.step)
         part = final.with_suffix(".part")
         shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        save_file(dict(weights), part / WEIGHTS_FILE)
-        torch.save(dict(optimizer), part / OPTIMIZER_FILE)
-        (part / STATE_FILE).write_text(state.model_dump_json(indent=1), encoding="utf-8")
-        for file in part.iterdir():
-            _sync(file)
+        try:
+            _write(part, state, weights, optimizer)
+            before_it_counts()
+        except BaseException:
+            # On a full disk this is also what makes room for the last word.
+            shutil.rmtree(part, ignore_errors=True)
+            raise
         if final.exists():
             # The same step again, by a stop around an epoch's end: the older one goes only once the newer is there.
             final.replace(final.with_suffix(".old"))
         part.replace(final)
         _sync(self.folder)
+        crash_point("checkpoint_written")
         self._prune(keep={state.step, state.best_step, *state.kept_steps})
         return final
 
@@ -150,6 +163,18 @@ class Checkpoints:
         for path in self.folder.iterdir():
             if path not in kept:
                 shutil.rmtree(path)
+
+
+def _write(part: Path, state: TrainingState, weights: Mapping[str, Tensor], optimizer: Mapping[str, Any]) -> None:
+    part.mkdir(parents=True)
+    save_file(dict(weights), part / WEIGHTS_FILE)
+    crash_point("checkpoint_half_written")
+    # To a path, torch would not say that the disk is full.
+    with (part / OPTIMIZER_FILE).open("wb") as file:
+        torch.save(dict(optimizer), file)
+    (part / STATE_FILE).write_text(state.model_dump_json(indent=1), encoding="utf-8")
+    for path in part.iterdir():
+        _sync(path)
 
 
 def _sync(path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from trainer.crashing import crash_point
 from trainer.protocol.events import (
     BaseValidated,
     EpochEnded,
@@ -75,7 +76,7 @@ def end_epoch(session: Session) -> None:
         pending.append(_stopped_early(session, memory, why, seconds))
     session.state = _next_state(session, memory, curve, seconds, epoch_end_seconds).model_copy(
         update={
-            "is_over": is_last or why is not None or session.is_finishing,
+            "is_over": is_last or why is not None or session.start.is_finishing,
             "is_stopped_early": why is not None,
             "pending": tuple(pending),
         }
@@ -83,6 +84,7 @@ def end_epoch(session: Session) -> None:
     session.stop.is_agreed = session.processes.any(session.stop.is_set)
     session.save_checkpoint()
     say_pending(session)
+    crash_point("epoch_said")
 
 
 def say_pending(session: Session) -> None:
@@ -115,7 +117,7 @@ def _why_stop(session: Session, memory: StopMemory) -> str | None:
     """Why the training should end here, as a sentence; None if it should not."""
     state, settings = session.state, session.spec.early_stopping
     is_last = state.epoch >= session.spec.training.epochs
-    if is_last or session.is_finishing:
+    if is_last or session.start.is_finishing:
         return None
     if session.spec.split.kind is SplitKind.ALL:
         settings = settings.model_copy(update={"enabled": False})

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from trainer.crashing import crash_point
 from trainer.protocol.events import BaseValidated, Exported, Finished, Phase, Tested
 from trainer.protocol.report import Split
 from trainer.report.gallery import draw_comparison
@@ -103,6 +104,7 @@ def _export(session: Session) -> None:
     session.begin(Phase.EXPORTING)
     if session.processes.is_main:
         files = session.task.trained.export(session.job_dir / "output", session.spec.name, file_metadata(session))
+        crash_point("export_written")
         for verified in session.task.verify(files, shown_examples(session)):
             size, digest = _measure_file(verified.file.path)
             session.reporter.say(

@@ -9,22 +9,33 @@ epoch in `epoch_end.py`, the end of the job in `finale.py`.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
+from math import ceil
 from pathlib import Path
 
 import torch
 
 from trainer.dataset.mixing import Mixture, read_mixture
 from trainer.dataset.seeds import derive_seed
-from trainer.device import choose_precision, describe, is_out_of_memory, make_accelerator
+from trainer.device import (
+    choose_precision,
+    describe,
+    is_device_lost,
+    is_out_of_memory,
+    make_accelerator,
+    require_its_gpus,
+)
 from trainer.errors import (
     BadSpecError,
     CheckpointError,
+    DeviceLostError,
     DiskFullError,
+    FencedError,
     OutOfMemoryError,
     TrainerError,
+    first_line,
+    is_disk_full,
 )
 from trainer.protocol.events import (
     EXIT_FAILED,
@@ -36,6 +47,7 @@ from trainer.protocol.events import (
     Started,
     Stopped,
 )
+from trainer.protocol.order import NEEDS_GPU_VARIABLE
 from trainer.protocol.report import Split
 from trainer.protocol.settings import Precision
 from trainer.protocol.spec import Spec, SpecError, read_spec
@@ -62,30 +74,39 @@ from trainer.training.progress import EpochProgress
 from trainer.training.schedules import check_schedule_arguments, check_warmup
 from trainer.training.session import Session
 from trainer.training.stages import check_patterns, trained_parts
+from trainer.training.start import Start
 from trainer.training.step import take_step, try_step
 from trainer.training.stop import StopRequest, StopRequestedError
 
 log = logging.getLogger(__name__)
 
 
-def train(reporter: Reporter, stop: StopRequest, *, finish: bool) -> int:
-    """The whole job of the reporter's folder; the exit status tells the last word, which is always said."""
+def train(reporter: Reporter, stop: StopRequest, start: Start) -> int:
+    """The whole job of the reporter's folder; the exit status tells the last word, which is always said.
+
+    Raises:
+        FencedError: the job belongs to another attempt; no last word was said.
+    """
     try:
-        session = prepare_session(reporter, stop, is_finishing=finish)
+        session = prepare_session(reporter, stop, start)
         _train_epochs(session)
         export_and_finish(session)
     except StopRequestedError:
         return _say_stopped(reporter)
+    except FencedError:
+        raise
     except Exception as error:  # noqa: BLE001 - whatever it is, it becomes the last word
         return _say_failed(reporter, error)
     return EXIT_FINISHED
 
 
-def prepare_session(reporter: Reporter, stop: StopRequest, *, is_finishing: bool) -> Session:
+def prepare_session(reporter: Reporter, stop: StopRequest, start: Start) -> Session:
     """Read, load, cache, and go back to the last checkpoint."""
     job_dir = reporter.job_dir
     stop.check()
     spec, mixture = _read(job_dir)
+    if os.environ.get(NEEDS_GPU_VARIABLE):
+        require_its_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
     precision = choose_precision(spec.training.precision)
     accelerator = make_accelerator(precision, tf32=spec.training.tf32)
     torch.manual_seed(derive_seed("init", spec.training.seed))
@@ -100,8 +121,9 @@ def prepare_session(reporter: Reporter, stop: StopRequest, *, is_finishing: bool
         task=task,
         checkpoints=Checkpoints(job_dir),
         fit=Fit(precision=precision, micro_batch_size=1),
-        is_finishing=is_finishing,
+        start=start,
     )
+    _check_processes(session)
     stop.is_shared = session.processes.count > 1
     check_patterns(task.trained, session.stages)
     stop.check()
@@ -114,6 +136,7 @@ def prepare_session(reporter: Reporter, stop: StopRequest, *, is_finishing: bool
         session.ema = Ema(dict(task.trained.named_parameters()), decay=spec.training.ema_decay)
     if latest is not None:
         session.load_checkpoint(latest)
+    session.state = session.state.model_copy(update={"parts": max(session.state.parts, _least_parts(session))})
     for stage in session.stages:
         check_warmup(session.warmup_steps(stage), stage.settings.epochs * session.steps_per_epoch(stage))
     session.begin_stage()
@@ -135,6 +158,25 @@ def _read(job_dir: Path) -> tuple[Spec, Mixture]:
         rate = stage.learning_rate or 0.0
         check_schedule_arguments(stage.schedule, stage.schedule_arguments or {}, learning_rate=rate)
     return spec, read_mixture(spec)
+
+
+def _check_processes(session: Session) -> None:
+    """Raises: BadSpecError: fewer (or more) processes share the training than were asked for."""
+    wanted, found = session.start.processes, session.processes.count
+    if wanted is not None and wanted != found:
+        raise BadSpecError(
+            f"{wanted} processes were to share this training, and there are {found}.",
+            "Start it with `accelerate launch --multi_gpu --num_processes N` on a machine with N GPUs, or ask for one.",
+        )
+
+
+def _least_parts(session: Session) -> int:
+    """Into how many parts each micro-batch goes, so that no more pictures are in memory than this start may have.
+
+    The micro-batches themselves stay as they were found: they lay out the epochs, and so what is learnt (ADR 0009).
+    """
+    most = session.start.micro_batch
+    return 1 if most is None else ceil(session.fit.micro_batch_size / most)
 
 
 def _encode(session: Session) -> None:
@@ -159,6 +201,8 @@ def _fit(session: Session) -> None:
         task.place(precision)
         sizes = [size for train in session.train_at.values() for size in train.sizes]
         largest = max(map(sizes.count, set(sizes)), default=1) * training.repeats
+        if session.start.micro_batch is not None:
+            largest = min(largest, session.start.micro_batch)
         micro_batch = find_micro_batch(training, task.weights, largest, trial)
         fit = session.processes.agree(Fit(precision=precision, micro_batch_size=micro_batch))
         if session.processes.is_main:
@@ -201,15 +245,15 @@ def _say_started(session: Session) -> None:
 
 def _train_epochs(session: Session) -> None:
     """All epochs. A stop request leaves a checkpoint of the very step."""
-    if session.is_finishing and session.state.step == 0:
+    if session.start.is_finishing and session.state.step == 0:
         raise CheckpointError("There is nothing to keep: no step was trained yet.", "Let it train for an epoch.")
     measure_base(session)
     try:
         while not session.state.is_over:
-            if session.is_finishing and session.state.position == 0:
+            if session.start.is_finishing and session.state.position == 0:
                 session.state = session.state.model_copy(update={"is_over": True})
                 break
-            if not session.is_finishing:
+            if not session.start.is_finishing:
                 _train_epoch(session)
             end_epoch(session)
     except StopRequestedError:
@@ -279,7 +323,10 @@ def _say_stopped(reporter: Reporter) -> int:
 def _say_failed(reporter: Reporter, error: Exception) -> int:
     log.exception("the run failed")
     known = explain(error)
-    reporter.say(Failed, kind=known.kind, message=known.message, hint=known.hint)
+    try:
+        reporter.say(Failed, kind=known.kind, message=known.message, hint=known.hint)
+    except OSError as mute:
+        log.error("the last word (%s) cannot be written: %s", known, mute)  # noqa: TRY400 - the cause is logged above
     return EXIT_FAILED
 
 
@@ -292,7 +339,13 @@ def explain(error: Exception) -> TrainerError:
             "The device ran out of memory.",
             "Take a smaller training.resolution, training.gradient_checkpointing, or a smaller method.rank.",
         )
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+    if is_device_lost(error):
+        return DeviceLostError(
+            f"A GPU of this training, or another process of it, is gone or broken ({first_line(error)}).",
+            "It can go on from its last checkpoint. If this happens again, look at `nvidia-smi` and `dmesg` "
+            "on that machine.",
+        )
+    if is_disk_full(error):
         return DiskFullError("The disk is full.", "Free some space and resume; the last checkpoint is whole.")
     return TrainerError(
         f"The trainer broke ({type(error).__name__}).", "This is a bug of ours; trainer.log has the details."

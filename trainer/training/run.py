@@ -9,23 +9,29 @@ from pathlib import Path
 from trainer.console import Listener, say_nothing
 from trainer.protocol.events import EXIT_FAILED, Failed, FailureKind, Phase, PhaseBegan
 from trainer.reporter import Reporter
+from trainer.training.start import Start
 from trainer.training.stop import StopRequest
 
 log = logging.getLogger(__name__)
 
+_AS_THE_SPEC_SAYS = Start()
 
-def run(job_dir: Path, *, finish: bool = False, listener: Listener = say_nothing) -> int:
+
+def run(job_dir: Path, start: Start = _AS_THE_SPEC_SAYS, *, listener: Listener = say_nothing) -> int:
     """Train the job of a folder, from its last checkpoint if it has one; the exit status tells the last word.
-
-    With `finish`, no further step is taken: the best checkpoint so far is tested and exported.
 
     Started several times by `accelerate launch`, the processes share the training and the main one speaks.
 
     Raises:
         JobFolderBusyError: another trainer runs this job.
+        FencedError: a later attempt took the job over.
     """
     calm_threads()
-    with StopRequest() as stop, Reporter(job_dir, listener, is_main=os.environ.get("RANK", "0") == "0") as reporter:
+    is_main = os.environ.get("RANK", "0") == "0"
+    with (
+        StopRequest() as stop,
+        Reporter(job_dir, listener, is_main=is_main, attempt=start.attempt) as reporter,
+    ):
         reporter.say(PhaseBegan, phase=Phase.LOADING)
         try:
             # torch and diffusers take seconds: by now the folder is held and SIGTERM is no sudden death.
@@ -39,7 +45,7 @@ def run(job_dir: Path, *, finish: bool = False, listener: Listener = say_nothing
                 hint="Install them with `make setup`, or pip install 'darkroom[trainer]'.",
             )
             return EXIT_FAILED
-        return train(reporter, stop, finish=finish)
+        return train(reporter, stop, start)
 
 
 def calm_threads() -> None:

@@ -30,6 +30,7 @@ from trainer.training.optimizers import evaluation_mode, make_optimizer
 from trainer.training.processes import Processes
 from trainer.training.schedules import make_schedule
 from trainer.training.stages import StageRun, lay_out, parameter_groups, set_trainable, stage_at
+from trainer.training.start import Start
 from trainer.training.stop import StopRequest
 
 
@@ -47,8 +48,8 @@ class Session:
     checkpoints: Checkpoints
     #: Precision and micro-batch on this machine.
     fit: Fit
-    #: End the training with the current epoch, whatever the settings say (`run --finish`).
-    is_finishing: bool
+    #: What whoever started this run asked for.
+    start: Start
     state: TrainingState = field(default_factory=TrainingState)
     #: At the task's own resolution.
     examples: dict[Split, Examples] = field(default_factory=dict)
@@ -178,7 +179,11 @@ class Session:
                 yield
 
     def save_checkpoint(self) -> Path:
-        """Keep the state as it is now, resumable; every process must call it, the main one writes."""
+        """Keep the state as it is now, resumable; every process must call it, the main one writes.
+
+        Raises:
+            FencedError: the job belongs to another attempt; its checkpoints are as they were.
+        """
         path = self.checkpoints.path(self.state.step)
         if self.processes.is_main:
             weights = _flat(self.task.trained.state())
@@ -196,7 +201,7 @@ class Session:
                 optimizer["ema"] = self.ema.state_dict()
             if self.accelerator.scaler is not None:
                 optimizer["scaler"] = self.accelerator.scaler.state_dict()
-            self.checkpoints.save(self.state, weights, optimizer)
+            self.checkpoints.save(self.state, weights, optimizer, before_it_counts=self.reporter.check_fence)
         self.processes.wait()
         return path
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,16 @@ _WITHOUT_CUDA = """
 import sys, torch
 def asked(): sys.stderr.write("it asked for GPUs\\n"); return False
 torch.cuda.is_available = torch.cuda.device_count = torch.cuda.init = asked
+from trainer.__main__ import main
+sys.exit(main(["wait"]))
+"""
+
+
+#: As `-m trainer wait`, with a run that tells what it was asked for and what it sees.
+_TELLS = """
+import os, sys
+from trainer.commands import run
+run.run = lambda options: print(os.environ["CUDA_VISIBLE_DEVICES"], options, flush=True) or 0
 from trainer.__main__ import main
 sys.exit(main(["wait"]))
 """
@@ -44,12 +55,12 @@ def wait(tmp_path: Path) -> Iterator[Wait]:
         process.communicate()
 
 
-def order(process: subprocess.Popen[bytes], job_dir: Path) -> None:
+def order(process: subprocess.Popen[bytes], job_dir: Path, **start: Any) -> None:
     """Wait until it is ready, and give it a job."""
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stdout.readline() == READY
-    process.stdin.write(Order(job_dir=job_dir).to_line())
+    process.stdin.write(Order(job_dir=job_dir, **start).to_line())
     process.stdin.flush()
     assert process.stdout.readline() == TAKEN
 
@@ -66,6 +77,17 @@ def test_a_job_is_trained_to_its_end_and_told_in_its_log(wait: Wait, make_job: M
     assert [events[0].type, events[-1].type] == ["phase_began", "finished"]
     assert "finished: best epoch" in (job_dir / LOG_FILE).read_text(encoding="utf-8")
     assert json.loads((job_dir / "process.json").read_bytes())["pid"] == process.pid
+
+
+def test_an_order_tells_the_attempt_the_gpus_and_the_room(wait: Wait, make_job: MakeJob) -> None:
+    job_dir = make_job()
+    process = wait("-c", _TELLS)
+    order(process, job_dir, attempt=3, devices=("GPU-1", "2"), micro_batch=4)
+    process.communicate(timeout=60)
+
+    told = (job_dir / LOG_FILE).read_text(encoding="utf-8")
+    assert told.startswith("GPU-1,2 Namespace(")
+    assert "attempt=3, micro_batch=4" in told
 
 
 def test_waiting_ends_with_who_started_it_without_a_word(wait: Wait) -> None:

@@ -36,6 +36,7 @@ from trainer.protocol.events import (
     parse_event,
 )
 from trainer.training.run import run
+from trainer.training.start import Start
 
 DEADLINE_S = 240
 
@@ -188,7 +189,7 @@ def test_a_stopped_job_can_be_finished_with_what_it_has(make_job: MakeJob) -> No
     process.terminate()
     assert process.wait(DEADLINE_S) == EXIT_STOPPED
 
-    assert run(job_dir, finish=True) == EXIT_FINISHED
+    assert run(job_dir, Start(is_finishing=True)) == EXIT_FINISHED
 
     (finished,) = of_type(job_dir, Finished)
     assert finished.epochs < 1000
@@ -198,7 +199,7 @@ def test_a_stopped_job_can_be_finished_with_what_it_has(make_job: MakeJob) -> No
 def test_there_is_nothing_to_finish_before_the_first_step(make_job: MakeJob) -> None:
     job_dir = make_job()
 
-    assert run(job_dir, finish=True) == EXIT_FAILED
+    assert run(job_dir, Start(is_finishing=True)) == EXIT_FAILED
     assert failure(job_dir).message.startswith("There is nothing to keep")
 
 

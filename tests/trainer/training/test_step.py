@@ -34,6 +34,7 @@ from trainer.tasks.diffusion import DiffusionTask
 from trainer.tasks.examples import View
 from trainer.training.processes import Processes
 from trainer.training.run import run
+from trainer.training.start import Start
 from trainer.training.step import pieces
 
 pytestmark = pytest.mark.timeout(600)
@@ -145,7 +146,7 @@ def test_a_loss_that_shoots_up_ends_in_words_and_the_best_epoch_can_be_had(
     (failed,) = said(job_dir, Failed)
     assert failed.kind is FailureKind.DIVERGED
     assert "The loss rose from" in failed.message
-    assert run(job_dir, finish=True) == EXIT_FINISHED
+    assert run(job_dir, Start(is_finishing=True)) == EXIT_FINISHED
 
 
 def test_summed_gradients_lie_in_memory_as_their_parameters_do(monkeypatch: pytest.MonkeyPatch) -> None:
