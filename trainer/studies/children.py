@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -42,6 +42,8 @@ class End(StrEnum):
     FAILED = "failed"
     #: Stopped before that, because the study stops; can go on.
     HALTED = "halted"
+    #: Not ended yet: somebody else runs it (`replay.py`).
+    OPEN = "open"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,24 @@ class Outcome:
     story: Story
     #: Why it failed, as a sentence.
     reason: str = ""
+
+
+class Runs(Protocol):
+    """What a study needs of whoever runs its children."""
+
+    def given_up(self, goals: Sequence[Goal]) -> dict[str, Outcome]:
+        """Those that failed before and get no other try, by their names."""
+        ...
+
+    def run(self, goals: Sequence[Goal]) -> dict[str, Outcome]:
+        """The outcome of each goal, by its name."""
+        ...
+
+
+def unfinished(outcomes: Iterable[Outcome]) -> End | None:
+    """Why a study cannot go on: a child is OPEN, else one was HALTED; None where all have ended."""
+    ends = {outcome.end for outcome in outcomes}
+    return next((end for end in (End.OPEN, End.HALTED) if end in ends), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +126,10 @@ class Children:
         self._remember_device = remember_device
         self._listener = listener
         self._command = tuple(command)
+
+    def given_up(self, goals: Sequence[Goal]) -> dict[str, Outcome]:
+        """Nobody: one that failed under an earlier study gets another try."""
+        return {}
 
     def run(self, goals: Sequence[Goal]) -> dict[str, Outcome]:
         """The outcome of each goal, by its name."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
@@ -11,13 +11,14 @@ from trainer.errors import DatasetError
 from trainer.protocol.checks import idle_settings
 from trainer.protocol.report import read_report
 from trainer.protocol.spec import Spec
+from trainer.protocol.study import StudyRow
 from trainer.report.study import StudyPage, write_study_pages
-from trainer.studies.children import Children, End, Goal, Outcome
+from trainer.studies.children import End, Goal, Outcome, Runs, unfinished
 from trainer.studies.compare_page import WINNER_FOLDER, compare_page
 from trainer.studies.grid import Candidate
 from trainer.studies.halving import FEWEST_SURVIVORS, FIRST_EPOCH, rungs, survivors
 from trainer.studies.plans import child_spec
-from trainer.studies.results import MakeChildren, StudyResult
+from trainer.studies.results import MakeChildren, StudyResult, study_row
 from trainer.studies.standings import Standing, rank
 from trainer.studies.state import Rung, Study, StudyKind
 from trainer.studies.stories import read_story
@@ -58,7 +59,7 @@ class _Comparison:
     candidates: Mapping[str, Candidate]
     halving: Halving
     study: Study
-    children: Children
+    children: Runs
     #: Group of near duplicates by the hash of a picture's pixels.
     groups: Mapping[str, int]
     outcomes: dict[str, Outcome] = field(default_factory=dict)
@@ -71,10 +72,15 @@ class _Comparison:
         return tuple(name for name in self.candidates if name not in ended | failed)
 
     def run(self, until_epoch: int | None) -> bool:
-        """Bring all that are alive to an epoch; False where the study halts before."""
+        """Bring all that are alive to an epoch; False where some are not there yet."""
         goals = [self._goal(name, until_epoch) for name in self.alive]
         self.outcomes |= self.children.run(goals)
-        return not any(outcome.end is End.HALTED for outcome in self.outcomes.values())
+        return unfinished(self.outcomes.values()) is None
+
+    def leave_out_given_up(self) -> None:
+        """Those that failed before and get no other try: who is alive hangs on them."""
+        goals = [self._goal(name, None) for name in self.alive]
+        self.outcomes |= self.children.given_up(goals)
 
     def decide(self, epoch: int, keep_one_in: int) -> None:
         """End the worse of those that are alive; durable."""
@@ -123,7 +129,7 @@ def run_compare(
     labels = "; ".join(candidate.label for candidate in candidates)
     with Study(folder, StudyKind.COMPARE, f"{labels}; {halving.words}", spec) as study:
         for candidate in candidates:
-            if not (job_dir := folder / CANDIDATES_FOLDER / candidate.name).exists():
+            if not ((job_dir := folder / CANDIDATES_FOLDER / candidate.name) / "spec.json").exists():
                 child_spec(candidate.spec).write(job_dir)
         comparison = _Comparison(
             folder=folder,
@@ -134,6 +140,7 @@ def run_compare(
             children=make_children(study),
             groups=_groups(spec),
         )
+        comparison.leave_out_given_up()
         is_whole = _run_rungs(comparison) and comparison.run(None)
         return _finish(comparison, is_whole=is_whole, finishes=finishes)
 
@@ -151,7 +158,7 @@ def _groups(spec: Spec) -> dict[str, int]:
 
 
 def _run_rungs(comparison: _Comparison) -> bool:
-    """All rungs that are not decided yet; False where the study halts before the last."""
+    """All rungs that are not decided yet; False where some are not there yet."""
     keep_one_in = comparison.halving.keep_one_in
     if keep_one_in is None:
         return True
@@ -179,10 +186,29 @@ def _finish(comparison: _Comparison, *, is_whole: bool, finishes: bool) -> Study
             winner = comparison.children.run([Goal(name=WINNER_FOLDER, job_dir=folder)])[WINNER_FOLDER]
     page = _write(comparison, is_whole=is_whole, winner=winner)
     if not is_whole:
-        return StudyResult(end=End.HALTED, page=page)
+        end = unfinished(comparison.outcomes.values()) or End.HALTED
+    elif winner is not None:
+        end = winner.end
+    else:
+        end = End.FINISHED if first.is_in_the_running else End.FAILED
+    is_done = winner is not None and winner.end is End.FINISHED
+    return StudyResult(
+        end=end, page=page, rows=tuple(_rows(comparison, winner)), result=WINNER_FOLDER if is_done else None
+    )
+
+
+def _rows(comparison: _Comparison, winner: Outcome | None) -> Iterator[StudyRow]:
+    for one in comparison.ranked():
+        name = one.candidate.name
+        yield study_row(
+            name,
+            f"{CANDIDATES_FOLDER}/{name}",
+            one.outcome,
+            label=one.candidate.label,
+            is_ended_early=one.ended_after is not None,
+        )
     if winner is not None:
-        return StudyResult(end=winner.end, page=page)
-    return StudyResult(end=End.FINISHED if first.is_in_the_running else End.FAILED, page=page)
+        yield study_row(WINNER_FOLDER, WINNER_FOLDER, winner)
 
 
 def _write(comparison: _Comparison, *, is_whole: bool, winner: Outcome | None = None) -> StudyPage:

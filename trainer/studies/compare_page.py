@@ -7,7 +7,6 @@ from pathlib import Path
 
 from trainer.protocol.spec import Spec
 from trainer.report.study import Column, Row, StudyPage
-from trainer.report.study_chart import Curve, draw_study_chart
 from trainer.studies.children import End, Outcome
 from trainer.studies.grid import shown
 from trainer.studies.standings import Standing
@@ -91,7 +90,7 @@ def _verdict(ranked: Sequence[Standing], winner: Outcome | None, *, is_whole: bo
     yield from _saved(ranked)
     open_ = [_name(one) for one in ranked if one.outcome.end is End.HALTED]
     if open_ and not is_whole:
-        yield f"Stopped with {count(len(open_), 'candidate')} still to train; the same command goes on."
+        yield f"Stopped with {count(len(open_), 'candidate')} still to train; started again, it goes on."
 
 
 def _doubts(others: Sequence[Standing]) -> Iterator[str]:
@@ -102,7 +101,7 @@ def _doubts(others: Sequence[Standing]) -> Iterator[str]:
         yield f"{listed([f'{_name(one)} ({_interval(one)})' for one in equal])} cannot be told from it."
     if early:
         named = [f"{_name(one)} (after epoch {one.ended_after}: {_interval(one)})" for one in early]
-        yield f"{listed(named)} could not be told from it when ended early; with --all they run to their end."
+        yield f"{listed(named)} could not be told from it when ended early; a comparison that ends nobody would tell."
     if told and all(one.against_first is not None and not one.may_be_as_good for one in told):
         yield "Every other candidate is worse by more than chance."
     if told and all(one.against_first is None for one in told):
@@ -157,6 +156,9 @@ def _remark(standing: Standing, *, is_first: bool) -> str:
 
 
 def _draw(folder: Path, spec: Spec, ranked: Sequence[Standing]) -> None:
+    # Half a second to load; a step that has nothing to draw yet does without.
+    from trainer.report.study_chart import Curve, draw_study_chart
+
     curves = [
         Curve(
             name=f"{one.candidate.name}  {_name(one)}",

@@ -65,9 +65,7 @@ def parse_axis(text: str) -> Axis:
     """
     setting, equals, listed = (part.strip() for part in text.partition("="))
     if not (equals and setting and listed):
-        raise UsageError(
-            f"--vary {text} is not GROUP.NAME=VALUE,VALUE.", "Such as training.learning_rate=1e-4,3e-4,1e-3."
-        )
+        raise UsageError(f"{text} is not GROUP.NAME=VALUE,VALUE.", "Such as training.learning_rate=1e-4,3e-4,1e-3.")
     if any(fnmatchcase(setting, pattern) for pattern in _MEASURING):
         raise UsageError(
             f"{setting} changes what is measured, so losses under two values of it cannot be compared.",
@@ -77,10 +75,10 @@ def parse_axis(text: str) -> Axis:
         raise UsageError(f"No result hangs on {setting}.", "Vary something that is trained with.")
     values = _parse_values(listed)
     if len(values) < 2:
-        raise UsageError(f"--vary {setting} has one value.", "Give at least two; --set of `trainer new` sets one.")
+        raise UsageError(f"{setting} has one value.", "Give at least two.")
     twice = next((value for index, value in enumerate(values) if value in values[:index]), None)
     if twice is not None:
-        raise UsageError(f"--vary {setting} has {shown(twice)} twice.", "Give each value once.")
+        raise UsageError(f"{setting} has {shown(twice)} twice.", "Give each value once.")
     return Axis(setting=setting, values=values)
 
 
@@ -93,7 +91,7 @@ def candidates(spec: Spec, axes: Sequence[Axis]) -> tuple[Candidate, ...]:
     """
     settings = [axis.setting for axis in axes]
     if len(set(settings)) < len(settings):
-        raise UsageError("A setting is varied twice.", "Give all of its values in one --vary.")
+        raise UsageError("A setting is varied twice.", "Give all of its values at once.")
     combinations = list(itertools.product(*(axis.values for axis in axes)))
     if len(combinations) > MOST_CANDIDATES:
         raise UsageError(f"These are {len(combinations)} candidates.", f"Vary less: {MOST_CANDIDATES} at most.")

@@ -10,11 +10,11 @@ from trainer.errors import DatasetError
 from trainer.protocol.report import read_report
 from trainer.protocol.spec import Spec
 from trainer.report.study import write_study_pages
-from trainer.studies.children import End, Goal, Outcome
+from trainer.studies.children import End, Goal, Outcome, unfinished
 from trainer.studies.fold_summary import summarize_folds
 from trainer.studies.kfold_page import kfold_page
 from trainer.studies.plans import final_spec, fold_spec
-from trainer.studies.results import MakeChildren, StudyResult
+from trainer.studies.results import MakeChildren, StudyResult, study_row
 from trainer.studies.state import Study, StudyKind
 from trainer.studies.stories import read_story
 
@@ -47,8 +47,8 @@ def run_kfold(folder: Path, spec: Spec, folds: int, make_children: MakeChildren)
         children = make_children(study)
         goals = [_goal(folder / FOLDS_FOLDER / str(fold), f"fold {fold}", one) for fold, one in specs.items()]
         outcomes = children.run(goals)
-        if any(outcome.end is End.HALTED for outcome in outcomes.values()):
-            return _write(folder, spec, outcomes, None, End.HALTED)
+        if (end := unfinished(outcomes.values())) is not None:
+            return _write(folder, spec, outcomes, None, end)
         good = [outcome.story for outcome in outcomes.values() if outcome.end is End.FINISHED]
         summary = summarize_folds(good, spec.training.epochs)
         if summary is None:
@@ -70,4 +70,9 @@ def _write(folder: Path, spec: Spec, outcomes: Mapping[str, Outcome], final: Out
         final = Outcome(end=End.HALTED, story=read_story(folder / FINAL_FOLDER))
     page = kfold_page(folder, spec, outcomes, final)
     write_study_pages(page, folder)
-    return StudyResult(end=end, page=page)
+    rows = [
+        study_row(name, outcome.story.job_dir.relative_to(folder).as_posix(), outcome)
+        for name, outcome in {**outcomes, **({FINAL_FOLDER: final} if final else {})}.items()
+    ]
+    is_done = final is not None and final.end is End.FINISHED
+    return StudyResult(end=end, page=page, rows=tuple(rows), result=FINAL_FOLDER if is_done else None)

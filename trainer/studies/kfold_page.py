@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trainer.protocol.spec import Spec
 from trainer.report.study import Column, Row, StudyPage
-from trainer.report.study_chart import Curve, Mean, draw_study_chart
 from trainer.studies.children import End, Outcome
 from trainer.studies.fold_summary import FoldSummary, summarize_folds
 from trainer.studies.stories import Story
 from trainer.studies.wording import count, duration, listed, percent
+
+if TYPE_CHECKING:
+    from trainer.report.study_chart import Curve
 
 CHART = "charts/folds.png"
 
@@ -88,7 +91,7 @@ def _verdict(
     sentences += [f"{name[0].upper()}{name[1:]} failed and is left out: {reason}" for name, reason in failed.items()]
     open_ = [name for name, outcome in outcomes.items() if outcome.end is End.HALTED]
     if open_:
-        sentences.append(f"Stopped with {listed(open_)} still to train; the same command goes on.")
+        sentences.append(f"Stopped with {listed(open_)} still to train; started again, it goes on.")
     return sentences
 
 
@@ -151,6 +154,9 @@ def _final_remark(final: Outcome) -> str:
 
 
 def _draw(folder: Path, spec: Spec, outcomes: Mapping[str, Outcome], summary: FoldSummary) -> None:
+    # Half a second to load; a step that has nothing to draw yet does without.
+    from trainer.report.study_chart import Mean, draw_study_chart
+
     curves = [_curve(name, outcome.story) for name, outcome in outcomes.items() if outcome.story.epochs]
     mean = Mean(
         ratios=summary.mean_curve,
@@ -163,6 +169,8 @@ def _draw(folder: Path, spec: Spec, outcomes: Mapping[str, Outcome], summary: Fo
 
 
 def _curve(name: str, story: Story) -> Curve:
+    from trainer.report.study_chart import Curve
+
     best = story.best
     return Curve(
         name=name,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from trainer.protocol.events import (
     BaseValidated,
     EpochEnded,
@@ -39,8 +41,7 @@ class Story:
     def follow(self) -> list[Event]:
         """The events since the last call; a line that is not complete yet is left for the next one.
 
-        Raises:
-            pydantic.ValidationError: a line is no event of this version.
+        What is no event is passed over, as the trainer does that goes on from there.
         """
         try:
             with (self.job_dir / EVENTS_FILE).open("rb") as file:
@@ -50,7 +51,7 @@ class Story:
             return []
         complete = fresh[: fresh.rfind(b"\n") + 1]
         self._offset += len(complete)
-        events = [parse_event(line) for line in complete.splitlines()]
+        events = [event for line in complete.splitlines() if (event := event_of(line)) is not None]
         for event in events:
             self._take(event)
         return events
@@ -88,6 +89,14 @@ class Story:
                 self.stopped_early = event
             case Tested():
                 self.test = event
+
+
+def event_of(line: bytes) -> Event | None:
+    """The event of a line; None where it is none of this version."""
+    try:
+        return parse_event(line)
+    except ValidationError:
+        return None
 
 
 def read_story(job_dir: Path) -> Story:

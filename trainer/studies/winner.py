@@ -7,12 +7,13 @@ import shutil
 from itertools import count
 from pathlib import Path
 
-from trainer.protocol.events import EpochEnded, StoppedEarly, parse_event
+from trainer.protocol.attempt import ATTEMPT_FILE, HEARTBEAT_FILE
+from trainer.protocol.events import EpochEnded, LastWord, StoppedEarly
 from trainer.protocol.spec import Spec, make_spec, read_spec
-from trainer.studies.stories import EVENTS_FILE
+from trainer.studies.stories import EVENTS_FILE, event_of
 
 #: What belongs to a process, or is made again at the end.
-_LEFT = ("lock", "process.json", "trainer.log", "output", EVENTS_FILE, "spec.json")
+_LEFT = ("lock", "process.json", ATTEMPT_FILE, HEARTBEAT_FILE, "trainer.log", "output", EVENTS_FILE, "spec.json")
 
 
 def make_winner(child: Path, winner: Path, spec: Spec, child_spec: Spec) -> None:
@@ -37,13 +38,19 @@ def make_winner(child: Path, winner: Path, spec: Spec, child_spec: Spec) -> None
 
 
 def _training_events(lines: bytes) -> bytes:
-    """The events up to the last epoch: what a child said of its end is not the winner's end."""
-    whole = lines.splitlines(keepends=True)
-    events = [parse_event(line) for line in whole if line.endswith(b"\n")]
+    """The events up to the last epoch, without last words: what a child said of its ends is not the winner's end.
+
+    They are numbered again, and belong to no attempt: whoever counts the winner's attempts begins at 1 again.
+    """
+    events = [event for line in lines[: lines.rfind(b"\n") + 1].splitlines() if (event := event_of(line)) is not None]
     last = max(
         (place for place, event in enumerate(events) if isinstance(event, EpochEnded | StoppedEarly)), default=-1
     )
-    return b"".join(whole[: last + 1])
+    kept = [event for event in events[: last + 1] if not isinstance(event, LastWord)]
+    return b"".join(
+        event.model_copy(update={"seq": seq, "attempt": 0}).model_dump_json().encode() + b"\n"
+        for seq, event in enumerate(kept, 1)
+    )
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -82,22 +82,7 @@ def run(job_dir: Path, behaviour: dict[str, Any]) -> int:
         if behaviour.get("fails"):
             reporter.say(Failed, kind=FailureKind.OUT_OF_MEMORY, message="The device is full.", hint="Take less.")
             return EXIT_FAILED
-        reporter.say(
-            Started,
-            pid=os.getpid(),
-            device="fake",
-            precision="fp32",
-            epochs=spec.training.epochs,
-            total_steps=spec.training.epochs * 10,
-            train_images=10,
-            validation_images=PICTURES,
-            test_images=2,
-            resolution=64,
-            trainable_parameters=1000,
-            resumed_from_step=10 * len(done),
-        )
-        reporter.say(BaseValidated, validation=validation(spec, 0))
-        keep_losses(job_dir, spec, 0)
+        begin(reporter, spec, len(done))
         for epoch in range(len(done) + 1, spec.training.epochs + 1):
             deadline = time.monotonic() + behaviour.get("epoch_s", 0.02)
             while time.monotonic() < deadline:
@@ -110,22 +95,45 @@ def run(job_dir: Path, behaviour: dict[str, Any]) -> int:
                     (job_dir / "died").touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             end_epoch(reporter, spec, epoch)
-        if spec.validation.test:
-            reporter.say(Tested, test=validation(spec, spec.training.epochs), base_loss=0.2)
-        best = best_epoch(spec, spec.training.epochs)
-        reporter.say(
-            Finished,
-            epochs=spec.training.epochs,
-            best_epoch=best,
-            stopped_early=False,
-            base_loss=0.2,
-            best_loss=0.2 * ratio_of(spec, best),
-            best_ratio=ratio_of(spec, best),
-            seconds=1.0,
-            comparison="",
-            comparison_alt="",
-        )
+        finish(reporter, spec)
     return EXIT_FINISHED
+
+
+def begin(reporter: Reporter, spec: Spec, done: int) -> None:
+    reporter.say(
+        Started,
+        pid=os.getpid(),
+        device="fake",
+        precision="fp32",
+        epochs=spec.training.epochs,
+        total_steps=spec.training.epochs * 10,
+        train_images=10,
+        validation_images=PICTURES,
+        test_images=2,
+        resolution=64,
+        trainable_parameters=1000,
+        resumed_from_step=10 * done,
+    )
+    reporter.say(BaseValidated, validation=validation(spec, 0))
+    keep_losses(reporter.job_dir, spec, 0)
+
+
+def finish(reporter: Reporter, spec: Spec) -> None:
+    if spec.validation.test:
+        reporter.say(Tested, test=validation(spec, spec.training.epochs), base_loss=0.2)
+    best = best_epoch(spec, spec.training.epochs)
+    reporter.say(
+        Finished,
+        epochs=spec.training.epochs,
+        best_epoch=best,
+        stopped_early=False,
+        base_loss=0.2,
+        best_loss=0.2 * ratio_of(spec, best),
+        best_ratio=ratio_of(spec, best),
+        seconds=1.0,
+        comparison="",
+        comparison_alt="",
+    )
 
 
 def best_epoch(spec: Spec, until: int) -> int:

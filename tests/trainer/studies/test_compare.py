@@ -205,7 +205,7 @@ def test_a_budget_of_time_ends_it_with_what_is_known(tmp_path: Path) -> None:
     with start_study("compare", str(tmp_path / "job"), *arguments) as process:
         said, errors = process.communicate(timeout=60)
     assert process.returncode == EXIT_STOPPED, errors
-    assert "still to train; the same command goes on" in said
+    assert "still to train; started again, it goes on" in said
 
 
 @pytest.mark.parametrize(

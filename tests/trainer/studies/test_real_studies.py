@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ import pytest
 from tests.trainer.conftest import MakeJob
 from tests.trainer.studies.studying import epochs_of, events_of
 from trainer.protocol import events
-from trainer.protocol.events import Finished, Started
+from trainer.protocol.events import EXIT_FINISHED, EXIT_STOPPED, Finished, Started
+from trainer.protocol.study import CompareOrder, KfoldOrder, StudyStep, write_study_order
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -69,6 +71,60 @@ def test_three_rates_one_of_which_ends_early_and_the_winner_is_finished(make_job
     assert [epochs_of(folder_of(job, name)) for name in ("c01", "c02", "c03")] == [[1, 2], [1, 2, 3], [1, 2, 3]]
     assert len(events_of(job / "winner", events.Tested)) == 1
     assert epochs_of(job / "winner") == [1, 2, 3]
+
+
+def test_folds_that_a_queue_runs_give_the_same_numbers(make_job: MakeJob) -> None:
+    settings = {**THIN, "training": {"epochs": 2, "repeats": 1}}
+    itself, queue = make_job("itself", **settings), make_job("queue", **settings)
+    study("kfold", str(itself), "--folds", "2")
+    write_study_order(queue, KfoldOrder(folds=2))
+    while not (step := StudyStep.model_validate_json(study("study", str(queue)).splitlines()[-1])).is_over:
+        for goal in step.goals:
+            study("run", str(queue / goal.folder))
+
+    assert step.result == "final"
+    assert (queue / step.result / "output").is_dir()
+    for folder in ("folds/1", "folds/2", "final"):
+        assert numbers_of(queue / folder) == numbers_of(itself / folder)
+    assert set(step.verdict) <= set((itself / "results.md").read_text(encoding="utf-8").splitlines())
+
+
+def test_a_candidate_that_is_stopped_at_a_look_goes_on_to_the_same_numbers(make_job: MakeJob) -> None:
+    settings = {**THIN, "training": {"epochs": 3, "repeats": 1}}
+    axis = "training.learning_rate=1e-6,3e-3,1e-2"
+    itself, queue = make_job("itself", **settings), make_job("queue", **settings)
+    study("compare", str(itself), "--vary", axis, "--first-look", "2", "--finish")
+    write_study_order(queue, CompareOrder(vary=(axis,), first_look=2))
+    while not (step := StudyStep.model_validate_json(study("study", str(queue)).splitlines()[-1])).is_over:
+        for goal in step.goals:
+            run_until(queue / goal.folder, goal.until_epoch)
+
+    assert step.result == "winner"
+    rungs = [json.loads((job / "study.json").read_bytes())["rungs"] for job in (queue, itself)]
+    assert rungs[0] == rungs[1]
+    for folder in (*(f"candidates/{name}" for name in ("c02", "c03")), "winner"):
+        assert numbers_of(queue / folder) == numbers_of(itself / folder)
+
+
+def run_until(job_dir: Path, until_epoch: int | None) -> None:
+    """As a bot does: SIGTERM once the epoch was said to have ended."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "trainer", "run", str(job_dir)],
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    ) as process:
+        while process.poll() is None:
+            if until_epoch is not None and until_epoch in epochs_of(job_dir):
+                process.terminate()
+                until_epoch = None
+            time.sleep(0.02)
+    assert process.returncode in {EXIT_FINISHED, EXIT_STOPPED}
+
+
+def numbers_of(job_dir: Path) -> list[tuple[float, ...]]:
+    """What was measured, epoch by epoch, and in the test."""
+    measured = [(one.validation.ratio, one.train_loss) for one in events_of(job_dir, events.EpochEnded)]
+    return [*measured, *((one.test.ratio,) for one in events_of(job_dir, events.Tested))]
 
 
 def folder_of(job: Path, name: str) -> Path:
