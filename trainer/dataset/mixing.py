@@ -13,6 +13,7 @@ from trainer.dataset.overlap import Member, same_pictures, without_overlap
 from trainer.dataset.repeats import Portion, Repeats
 from trainer.errors import DatasetError
 from trainer.protocol.mix import MixRole
+from trainer.protocol.places import folder_of
 from trainer.protocol.report import DatasetReport, Split, read_report
 from trainer.protocol.settings import SplitChoice, SplitKind
 from trainer.protocol.spec import Spec
@@ -98,10 +99,10 @@ def read_mixture(spec: Spec) -> Mixture:
     training = spec.training
     main = _read(spec.dataset, spec.split)
     sources = [
-        Source(folder=Path(spec.dataset), report=main, trigger=training.trigger, repeats=training.repeats),
+        Source(folder=folder_of(spec.dataset), report=main, trigger=training.trigger, repeats=training.repeats),
         *(
             Source(
-                folder=Path(part.dataset),
+                folder=folder_of(part.dataset),
                 report=_read(part.dataset, SplitChoice() if part.role is MixRole.REGULARIZATION else spec.split),
                 role=part.role,
                 trigger=part.trigger,
@@ -217,7 +218,7 @@ def overlap_in_words(mixture: Mixture) -> str | None:
 def _read(folder: str, choice: SplitChoice) -> DatasetReport:
     """A dataset's report, with the sides that `choice` gives its pictures."""
     try:
-        report = read_report(Path(folder))
+        report = read_report(folder_of(folder))
     except (OSError, ValidationError) as error:
         raise DatasetError(
             f"{folder} is not a prepared dataset.", "Make it with `python -m trainer prepare`."
