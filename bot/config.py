@@ -11,14 +11,19 @@ import os
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
+from datetime import time
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
+from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from bot.errors import ConfigError
+from bot.log import LogFormat, LogLevel
 
 _MIB = 1024 * 1024
+_GIB = 1024**3
 _Snowflake = Annotated[int, Field(ge=1, le=2**63 - 1)]
 
 
@@ -33,6 +38,8 @@ class DiscordSettings(_Frozen):
     guild_ids: tuple[_Snowflake, ...] = ()
     #: Name of the environment variable that holds the bot's token.
     token_env: str = Field(default="DARKROOM_TOKEN", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    #: Channel for news of no job: digest, disk, GPUs, restarts; 0: they are only logged.
+    log_channel: int = Field(default=0, ge=0, le=2**63 - 1)
 
 
 class StorageSettings(_Frozen):
@@ -55,6 +62,10 @@ class LimitSettings(_Frozen):
     max_jobs_per_user: int = Field(default=3, ge=1, le=100)
     #: Epochs that one job may ask for.
     max_epochs: int = Field(default=100, ge=1, le=1000)
+    #: Jobs of one person that may run at the same time; 0: as many as there is room for.
+    max_running_per_user: int = Field(default=0, ge=0, le=100)
+    #: GPU hours of one person from Monday to Monday; 0: any number.
+    gpu_hours_per_week: float = Field(default=0.0, ge=0, le=10_000)
 
     @property
     def max_dataset_bytes(self) -> int:
@@ -83,16 +94,22 @@ class ModelSettings(_Frozen):
 class QueueSettings(_Frozen):
     """How jobs are run."""
 
-    #: Trainings at the same time; one for each GPU.
-    slots: int = Field(default=1, ge=1, le=64)
+    #: Trainings at the same time; 0: one for each GPU that is found (one on a CPU).
+    slots: int = Field(default=0, ge=0, le=256)
+    #: Datasets that are examined at the same time; trainings do not make them wait.
+    cpu_slots: int = Field(default=2, ge=1, le=64)
     #: How often a job whose process is lost is started, the first time included.
     max_attempts: int = Field(default=3, ge=1, le=20)
     #: Pause between two looks at the running trainings.
     poll_s: float = Field(default=1.0, ge=0.05, le=60)
+    #: Pause before a lost job is started again; doubled with each further loss, up to 15 minutes.
+    retry_pause_s: float = Field(default=30.0, ge=0, le=900)
     #: Time that a stopped training has to save its checkpoint before it is killed.
     stop_grace_s: float = Field(default=60.0, ge=1, le=3600)
-    #: A training that says nothing for this long is noted in the log.
+    #: A training that says nothing for this long is noted in the log, and told in the channel.
     silence_s: float = Field(default=900.0, ge=10, le=86_400)
+    #: A training whose process gives no sign of life for this long is killed and goes on from its checkpoint.
+    heartbeat_timeout_s: float = Field(default=600.0, ge=30, le=86_400)
 
 
 class PrepareSettings(_Frozen):
@@ -126,6 +143,103 @@ class CardSettings(_Frozen):
     roll_after_s: float = Field(default=3300.0, ge=60, le=3500)
 
 
+class AtClose(StrEnum):
+    """What becomes of a training that runs when its window closes."""
+
+    #: It goes on to its end.
+    FINISH = "finish"
+    #: It saves its checkpoint and goes on in the next window.
+    REQUEUE = "requeue"
+
+
+class WindowSettings(_Frozen):
+    """When trainings may start."""
+
+    #: `mon-fri 20:00-08:00`, `sat,sun 00:00-24:00`; empty: always (`bot/queue/windows.py` reads them).
+    open: tuple[str, ...] = ()
+    #: Of these hours, of delayed starts, and of the chores.
+    timezone: str = "UTC"
+    at_close: AtClose = AtClose.FINISH
+
+    @field_validator("timezone")
+    @classmethod
+    def _zone_is_known(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (KeyError, ValueError, OSError):
+            raise ValueError(
+                f'"{name}" is no time zone that this machine knows; write one such as "Europe/Berlin"'
+            ) from None
+        return name
+
+    @property
+    def zone(self) -> ZoneInfo:
+        return ZoneInfo(self.timezone)
+
+
+class RetentionSettings(_Frozen):
+    """Which files of ended jobs are deleted; pinned and shared jobs are kept whatever stands here."""
+
+    #: Checkpoints of jobs that ended longer ago than this are deleted, all their files after twice as long; 0: never.
+    max_age_days: int = Field(default=0, ge=0, le=36_500)
+    #: What the ended jobs of one person may take; the oldest checkpoints go first, then the oldest jobs. 0: no limit.
+    max_gib_per_person: float = Field(default=0.0, ge=0, le=1_000_000)
+    #: Newest results of each person that are kept whatever the limits say.
+    keep_newest: int = Field(default=3, ge=0, le=1000)
+    #: Only say what would be deleted.
+    dry_run: bool = False
+
+    @property
+    def max_bytes_per_person(self) -> int:
+        return int(self.max_gib_per_person * _GIB)
+
+
+class BackupSettings(_Frozen):
+    """Nightly copies of the database."""
+
+    #: Time of day in `windows.timezone`; empty: no copies.
+    at: str = Field(default="04:00", pattern=r"^(([01]\d|2[0-3]):[0-5]\d)?$")
+    #: Copies that are kept.
+    keep: int = Field(default=7, ge=1, le=1000)
+    #: Where they go; empty: `backups` in the data folder.
+    folder: str = ""
+
+    @property
+    def clock(self) -> time | None:
+        return time.fromisoformat(self.at) if self.at else None
+
+
+class HealthSettings(_Frozen):
+    """When the machine is too unwell for trainings."""
+
+    #: Free room in the data folder below which nothing new starts; 0: whatever there is.
+    min_free_gib: float = Field(default=10.0, ge=0, le=1_000_000)
+    #: A GPU that is hotter than this gets no new training until it has cooled by 10 °C.
+    max_temperature_c: int = Field(default=92, ge=40, le=150)
+    #: Pause between two looks at the GPUs, each by a process of its own; 0: they are not looked at.
+    gpu_check_minutes: int = Field(default=10, ge=0, le=1440)
+
+    @property
+    def min_free_bytes(self) -> int:
+        return int(self.min_free_gib * _GIB)
+
+
+class LogSettings(_Frozen):
+    """What is logged, to standard error."""
+
+    level: LogLevel = LogLevel.INFO
+    format: LogFormat = LogFormat.TEXT
+
+
+class MetricsSettings(_Frozen):
+    """Numbers for Prometheus."""
+
+    #: Port on which they can be fetched (`/metrics`); 0: none.
+    port: int = Field(default=0, ge=0, le=65_535)
+    #: They tell nobody's pictures or words, yet they are for this machine unless somebody says otherwise.
+    host: str = "127.0.0.1"
+
+
 class TrainerSettings(_Frozen):
     """How trainer processes are started."""
 
@@ -141,6 +255,29 @@ class TrainerSettings(_Frozen):
         return (self.python or sys.executable, "-m", "trainer")
 
 
+class RaySettings(_Frozen):
+    """Trainings on a Ray cluster instead of this machine (docs/scaling.md)."""
+
+    #: Of the head's dashboard, `http://head:8265`; empty: trainings run on this machine.
+    address: str = Field(default="", pattern=r"^(https?://.+)?$")
+    #: Name of the environment variable that holds the cluster's token; unset: the cluster asks for none.
+    token_env: str = Field(default="RAY_AUTH_TOKEN", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    #: Where the nodes see storage.data_dir; empty: under the same path. Not asked where there is a store.
+    shared_root: str = ""
+    #: Object store that job folders go through, as fsspec knows it; empty: the nodes see the data folder.
+    store: str = ""
+    #: Local folder of the nodes for jobs that go through the store; empty: the system's temporary folder.
+    scratch_dir: str = ""
+    #: Python of the nodes that has the trainer's packages.
+    python: str = "python"
+    #: What a job asks of its node; GPUs, where it does not say itself how many.
+    gpus: int = Field(default=1, ge=0, le=64)
+    cpus: int = Field(default=2, ge=1, le=1024)
+    memory_mib: int = Field(default=8192, ge=0, le=10_000_000)
+    #: How long the cluster may take to answer.
+    timeout_s: float = Field(default=30.0, ge=1, le=600)
+
+
 class Config(_Frozen):
     """All settings; `Config()` is the defaults."""
 
@@ -152,7 +289,14 @@ class Config(_Frozen):
     prepare: PrepareSettings = PrepareSettings()
     captions: CaptionSettings = CaptionSettings()
     cards: CardSettings = CardSettings()
+    windows: WindowSettings = WindowSettings()
+    retention: RetentionSettings = RetentionSettings()
+    backup: BackupSettings = BackupSettings()
+    health: HealthSettings = HealthSettings()
+    log: LogSettings = LogSettings()
+    metrics: MetricsSettings = MetricsSettings()
     trainer: TrainerSettings = TrainerSettings()
+    ray: RaySettings = RaySettings()
 
     def trainer_environment(self, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
         """The environment of a trainer process: the bot's without its token, with `trainer.env` laid over it."""

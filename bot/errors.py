@@ -5,13 +5,20 @@ DarkroomError
 ├── DataFolderError
 │   ├── FolderInUse          another bot works on this data folder
 │   ├── SchemaTooNew         a newer Darkroom wrote this database
-│   └── DatabaseDamaged      the database fails its own check
+│   ├── SchemaTooOld         an older one wrote it, and this command may not change it
+│   ├── DatabaseUnreadable   there is none, or it cannot be opened
+│   ├── CopyFailed           no copy of it could be made
+│   ├── CopyRefused          a copy is not put back; nothing was changed
+│   ├── DatabaseDamaged      the database fails its own check
+│   └── DatabaseUnwritable   its disk is full, read-only or broken; nothing was changed
 ├── DatasetRefused           what was handed in cannot be trained on
 │   ├── DatasetTooLarge
 │   ├── TooFewImages
 │   └── PrepareFailed        it could not be examined (time, memory, crash)
 ├── JobRefused               the job is not accepted; nothing was queued
-│   └── TooManyWaiting
+│   ├── TooManyWaiting
+│   ├── OverBudget           it needs more GPU hours than its owner has left this week
+│   └── DuplicateJob         the same data and settings wait, run, or have succeeded
 ├── DatasetInUse             a training that has not ended needs it
 ├── DraftEnded               a request that waited for "Go on" and no longer does
 ├── NotAllowed               somebody else's job
@@ -20,7 +27,8 @@ DarkroomError
 ├── NotFound
 │   ├── NoSuchJob
 │   └── NoSuchDataset
-└── LaunchFailed             no trainer process could be started
+├── LaunchFailed             no trainer process could be started
+└── RunnerUnreachable        the cluster does not answer; what runs there may well run on
 """
 
 from __future__ import annotations
@@ -67,12 +75,60 @@ class SchemaTooNew(DataFolderError):
         )
 
 
+class SchemaTooOld(DataFolderError):
+    """An older Darkroom wrote this database, and whoever asks may only read it."""
+
+    def __init__(self, *, path: Path, found: int, known: int) -> None:
+        self.path, self.found, self.known = path, found, known
+        super().__init__(
+            f"{path} was written by an older Darkroom (schema {found}; this one needs {known}). "
+            "Nothing was changed; the bot brings it up to date when it starts."
+        )
+
+
+class DatabaseUnreadable(DataFolderError):
+    """There is no database, or it cannot be opened."""
+
+    def __init__(self, *, path: Path, why: str) -> None:
+        self.path, self.why = path, why
+        super().__init__(
+            f"{path} cannot be read: {why}. Look at storage.data_dir in the config, and run this as the bot's user."
+        )
+
+
+class CopyFailed(DataFolderError):
+    """No copy of the database could be made."""
+
+    def __init__(self, *, path: Path, why: str) -> None:
+        self.path, self.why = path, why
+        super().__init__(f"{path} could not be written: {why}. Nothing else was changed.")
+
+
+class CopyRefused(DataFolderError):
+    """A copy is not put back."""
+
+    def __init__(self, *, path: Path, why: str) -> None:
+        self.path, self.why = path, why
+        super().__init__(f"{path} is not put back: {why}. Nothing was changed.")
+
+
 class DatabaseDamaged(DataFolderError):
     """The database fails its own check."""
 
     def __init__(self, *, path: Path, finding: str) -> None:
         self.path, self.finding = path, finding
         super().__init__(f"{path} is damaged ({finding}). Put back a copy of it, or set another storage.data_dir.")
+
+
+class DatabaseUnwritable(DataFolderError):
+    """The database takes no change at the moment; what it holds is as it was."""
+
+    def __init__(self, *, path: Path, why: str) -> None:
+        self.path, self.why = path, why
+        super().__init__(
+            f"I can write nothing down at the moment: {why}. Nothing was changed and nothing is lost. "
+            "Whoever runs this bot has to make room or mend the disk; then try again."
+        )
 
 
 class DatasetRefused(DarkroomError):
@@ -119,6 +175,28 @@ class TooManyWaiting(JobRefused):
     def __init__(self, *, waiting: int, allowed: int) -> None:
         self.waiting, self.allowed = waiting, allowed
         super().__init__(f"You have {waiting} of {allowed} jobs waiting. Cancel one, or wait until one starts.")
+
+
+class OverBudget(JobRefused):
+    """It needs more GPU hours than its owner has left this week."""
+
+    def __init__(self, *, needed_h: float | None, left_h: float, allowed_h: float) -> None:
+        self.needed_h, self.left_h, self.allowed_h = needed_h, left_h, allowed_h
+        if needed_h is None or left_h <= 0:
+            said = f"The {allowed_h:g} GPU-h that you have a week are used or promised to your other jobs."
+            what = "Wait until Monday, or cancel a job of yours that waits"
+        else:
+            said = f"This needs ≈ {_hours(needed_h)} GPU-h; you have {_hours(left_h)} h left until Monday."
+            what = "Take fewer epochs, or wait until then"
+        super().__init__(f"{said} {what}; nothing was queued.")
+
+
+class DuplicateJob(JobRefused):
+    """The same data and settings wait, run, or have succeeded."""
+
+    def __init__(self, *, job_id: int, state: str) -> None:
+        self.job_id, self.state = job_id, state
+        super().__init__(f"Same data and settings as #{job_id} ({state}). Nothing was queued.")
 
 
 class NotAllowed(DarkroomError):
@@ -188,6 +266,18 @@ class LaunchFailed(DarkroomError):
     def __init__(self, *, command: str, why: str) -> None:
         self.command, self.why = command, why
         super().__init__(f"The trainer could not be started ({command}: {why}).")
+
+
+class RunnerUnreachable(DarkroomError):
+    """The machine that runs trainings does not answer; nothing is known of them, and nothing is done about them."""
+
+    def __init__(self, *, where: str, why: str) -> None:
+        self.where, self.why = where, why
+        super().__init__(f"{where} cannot be reached ({why}). Trainings there may well go on; asking again.")
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.1f}" if hours >= 1 else f"{hours:.2g}"
 
 
 def _images(count: int) -> str:

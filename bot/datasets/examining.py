@@ -22,10 +22,14 @@ log = logging.getLogger(__name__)
 class Examiner:
     """Runs the trainer on what people handed in."""
 
-    def __init__(self, *, command: Sequence[str], env: Mapping[str, str], settings: PrepareSettings) -> None:
+    def __init__(
+        self, *, command: Sequence[str], env: Mapping[str, str], settings: PrepareSettings, cpu_slots: int
+    ) -> None:
         self._command = tuple(command)
         self._env = dict(env)
         self._settings = settings
+        #: So many examinations at a time, whatever trains: a report never waits for a training.
+        self._cpu_slots = asyncio.Semaphore(cpu_slots)
         #: One examination of a content at a time; the second finds the first one's result.
         self._locks: dict[str, asyncio.Lock] = {}
 
@@ -81,17 +85,19 @@ class Examiner:
         if edits is not None:
             await asyncio.to_thread(edits.write, file)
         try:
-            await run_prepare(
-                source,
-                part,
-                title=title,
-                log_file=folder.parent / "prepare.log",
-                command=self._command,
-                env=self._env,
-                settings=self._settings,
-                edits=None if edits is None else file,
-                earlier=earlier if earlier is not None and await asyncio.to_thread(is_prepared, earlier) else None,
-            )
+            known = earlier is not None and await asyncio.to_thread(is_prepared, earlier)
+            async with self._cpu_slots:
+                await run_prepare(
+                    source,
+                    part,
+                    title=title,
+                    log_file=folder.parent / "prepare.log",
+                    command=self._command,
+                    env=self._env,
+                    settings=self._settings,
+                    edits=None if edits is None else file,
+                    earlier=earlier if known else None,
+                )
             await asyncio.to_thread(publish, part, folder)
         finally:
             await asyncio.to_thread(file.unlink, missing_ok=True)

@@ -27,13 +27,14 @@ UPDATE dataset SET sha256 = ?, revision = ?, earlier = ?, digest = ?, counts = ?
 DELETE = "UPDATE dataset SET deleted_at = ? WHERE id = ?"
 
 JOB_THAT_NEEDS = """
-SELECT id, name FROM job WHERE dataset_id = ? AND state IN ('queued', 'running', 'stopping') ORDER BY id LIMIT 1
+SELECT id, name FROM job
+WHERE dataset_id = ? AND state IN ('queued', 'preparing', 'running', 'stopping', 'paused') ORDER BY id LIMIT 1
 """
 
 REVISIONS_IN_USE = "SELECT sha256, revision FROM dataset WHERE deleted_at IS NULL"
 
 #: Of jobs that ended too: they can be trained again.
 TRAINED_ON = """
-SELECT json_extract(spec, '$.dataset') FROM job
+SELECT json_extract(spec, '$.dataset') FROM job WHERE spec IS NOT NULL
 UNION SELECT json_extract(part.value, '$.dataset') FROM job, json_each(job.spec, '$.mix') AS part
 """

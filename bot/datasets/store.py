@@ -40,6 +40,7 @@ class DatasetStore:
         prepare: PrepareSettings | None = None,
         command: Sequence[str] = (sys.executable, "-m", "trainer"),
         env: Mapping[str, str] | None = None,
+        cpu_slots: int = 2,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._db = db
@@ -47,7 +48,10 @@ class DatasetStore:
         self._incoming = data_dir.absolute() / "incoming"
         self._limits = limits or LimitSettings()
         self._examiner = Examiner(
-            command=command, env=os.environ if env is None else env, settings=prepare or PrepareSettings()
+            command=command,
+            env=os.environ if env is None else env,
+            settings=prepare or PrepareSettings(),
+            cpu_slots=cpu_slots,
         )
         self._now = now
         #: One new revision of a dataset at a time; decisions are written down without waiting for it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib import resources
@@ -13,7 +14,8 @@ from typing import Any
 
 import aiosqlite
 
-from bot.errors import DatabaseDamaged, SchemaTooNew
+from bot.crashing import crash_point
+from bot.errors import DatabaseDamaged, DatabaseUnwritable, SchemaTooNew
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +24,14 @@ Row = aiosqlite.Row
 
 #: A commit costs about 2 ms with FULL (0.01 ms with NORMAL, which may lose it in a power cut).
 _PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000", "foreign_keys=ON")
+
+#: Why a change cannot be written, by SQLite's primary result code. Each ends by itself once somebody mends the disk.
+_UNWRITABLE = {
+    sqlite3.SQLITE_FULL: "the disk that holds the database is full",
+    sqlite3.SQLITE_READONLY: "the database is read-only",
+    sqlite3.SQLITE_IOERR: "the disk that holds the database gives errors",
+    sqlite3.SQLITE_CANTOPEN: "the files of the database cannot be opened for writing",
+}
 
 
 class Database:
@@ -39,16 +49,22 @@ class Database:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
-        """BEGIN IMMEDIATE … COMMIT on the writer connection, one at a time; an exception rolls all of it back."""
+        """BEGIN IMMEDIATE … COMMIT on the writer connection, one at a time; an exception rolls all of it back.
+
+        Raises:
+            DatabaseUnwritable: the disk is full, read-only or broken; nothing was changed.
+        """
         async with self._lock:
             self._after_commit = []
             try:
                 await self._writer.execute("BEGIN IMMEDIATE")
                 yield self._writer
                 await self._writer.commit()
-            except BaseException:
-                # Also when cancelled; does nothing where the commit had got through.
+            except BaseException as error:
+                # Also when cancelled; does nothing where the commit had got through, or SQLite rolled back itself.
                 await self._writer.rollback()
+                if unwritable := _unwritable(self.path, error):
+                    raise unwritable from error
                 raise
             for callback in self._after_commit:
                 callback()
@@ -90,6 +106,7 @@ async def open_db(path: Path) -> AsyncIterator[Database]:
     Raises:
         SchemaTooNew: a newer version wrote it; nothing is changed.
         DatabaseDamaged: it is no (sound) SQLite database.
+        DatabaseUnwritable: its disk is full, read-only or broken.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
@@ -101,6 +118,8 @@ async def open_db(path: Path) -> AsyncIterator[Database]:
             database = Database(path=path, writer=writer, reader=reader)
             await database.check()
         except aiosqlite.DatabaseError as error:
+            if unwritable := _unwritable(path, error):
+                raise unwritable from error
             if isinstance(error, aiosqlite.OperationalError):
                 raise
             raise DatabaseDamaged(path=path, finding=str(error)) from error
@@ -114,6 +133,14 @@ def migrations() -> list[str]:
     numbers = [int(file.name[:4]) for file in files]
     assert numbers == list(range(1, len(files) + 1)), f"migrations are not numbered from 1 without a gap: {numbers}"
     return [file.read_text(encoding="utf-8") for file in files]
+
+
+def _unwritable(path: Path, error: BaseException) -> DatabaseUnwritable | None:
+    """What to say of an error of SQLite's, if it means that nothing can be written; None for any other."""
+    # The lower byte is the primary code; SQLITE_IOERR_WRITE and its like are extended ones.
+    code = getattr(error, "sqlite_errorcode", None)
+    why = None if code is None else _UNWRITABLE.get(code & 0xFF)
+    return None if why is None else DatabaseUnwritable(path=path, why=why)
 
 
 async def _connect(stack: AsyncExitStack, path: Path) -> Connection:
@@ -141,6 +168,7 @@ async def _migrate(connection: Connection, path: Path) -> None:
         except BaseException:
             await connection.rollback()
             raise
+        crash_point("migrated")
         log.info("database %s is now of schema %d", path, number)
 
 

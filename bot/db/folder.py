@@ -10,6 +10,8 @@ from pathlib import Path
 
 from bot.errors import FolderInUse
 
+#: In the data folder.
+DATABASE_FILE = "darkroom.db"
 _LOCK_FILE = "bot.lock"
 
 

@@ -30,8 +30,13 @@ class NoticeKind(StrEnum):
     FAILED = "failed"
     #: A person stopped it. events: [stopped] or []
     CANCELLED = "cancelled"
-    #: The process died without a last word and the job goes on from its checkpoint. `detail` says it in words.
+    #: The process died, or failed in a way that another start may mend, and the job goes on from its checkpoint.
+    #: `detail` says it in words.
     LOST = "lost"
+    #: A person paused it: its GPU is free.
+    PAUSED = "paused"
+    #: Of no job (`job_id` 0): a digest, a full disk, "back after 42 s". `detail` is the text.
+    NEWS = "news"
 
 
 class Notice(BaseModel):
@@ -40,7 +45,8 @@ class Notice(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: NoticeKind
+    #: 0 for news, which are of no job.
     job_id: int
-    attempt: int
+    attempt: int = 0
     events: tuple[Event, ...] = ()
     detail: str = ""

@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
 from bot.config import CardSettings
+from bot.crashing import crash_point
+from bot.errors import DatabaseUnwritable
 from bot.outbox.notice import Notice
 from bot.outbox.post import MessageGone, Post, Render, SendLater, SendNever
 from bot.outbox.store import Card, Outbox, Posting, marker
@@ -95,6 +97,7 @@ class Sender:
                 was_sending=posting.may_be_there,
                 before=self._before(posting),
             )
+            crash_point("post_sent")
         except SendNever as error:
             log.warning("#%d: %s not told: %s", posting.notice.job_id, posting.notice.kind, error.reason)
             await self._outbox.mark_posting(posting, "dead", reason=error.reason)
@@ -102,6 +105,9 @@ class Sender:
         except SendLater as error:
             await self._wait(posting, error.reason, error.after_s)
             return False
+        except DatabaseUnwritable:
+            # No fault of the post's, and no reason to give it up.
+            raise
         except Exception as error:
             log.exception("#%d: %s could not be made", posting.notice.job_id, posting.notice.kind)
             if posting.tries + 1 >= _MAX_SURPRISES:
@@ -110,6 +116,7 @@ class Sender:
             await self._wait(posting, repr(error), None)
             return False
         await self._outbox.mark_posting(posting, "sent", message_id=message_id)
+        crash_point("post_noted")
         return True
 
     async def _show(self, card: Card) -> bool:
@@ -127,6 +134,8 @@ class Sender:
         except SendLater as error:
             await self._outbox.delay_card(card, reason=error.reason, retry_at=self._retry_at(card.tries, error.after_s))
             return False
+        except DatabaseUnwritable:
+            raise
         except Exception as error:
             log.exception("#%d: the card could not be made", card.job_id)
             if card.tries + 1 >= _MAX_SURPRISES:
@@ -150,15 +159,18 @@ class Sender:
             card.channel_id,
             card.nonce,
             was_sending=card.may_be_there,
-            before=lambda: self._outbox.mark_card_sending(card),
+            before=lambda: self._mark_card(card),
         )
+        crash_point("card_sent")
         # After a failure it may be the message of the earlier try, with the state of that time: it is edited next.
         is_newest = not card.may_be_there and card.tries == 0
         await self._outbox.mark_card_shown(card, message_id, is_new=True, is_newest=is_newest)
+        crash_point("card_noted")
 
     async def _edit(self, card: Card, message_id: int) -> None:
         message = await self._render(card.notice, marker(card.nonce))
         await self._post.edit(card.channel_id, message_id, message)
+        crash_point("card_edited")
         await self._outbox.mark_card_shown(card, message_id, is_new=False)
 
     async def _make(self, notice: Notice, channel_id: int, nonce: str, *, was_sending: bool, before: _Mark) -> int:
@@ -172,7 +184,15 @@ class Sender:
         return await self._post.send(channel_id, message, nonce)
 
     def _before(self, posting: Posting) -> _Mark:
-        return lambda: self._outbox.mark_posting(posting, "sending")
+        return lambda: self._mark_post(posting)
+
+    async def _mark_post(self, posting: Posting) -> None:
+        await self._outbox.mark_posting(posting, "sending")
+        crash_point("post_marked")
+
+    async def _mark_card(self, card: Card) -> None:
+        await self._outbox.mark_card_sending(card)
+        crash_point("card_marked")
 
     async def _wait(self, posting: Posting, reason: str, after_s: float | None) -> None:
         retry_at = self._retry_at(posting.tries, after_s)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from bot.db import Row
-from bot.queue.job import Job, Progress, State, StopIntent
+from bot.queue.job import Job, Priority, Progress, State, StopIntent
 from bot.runners import Handle
 from trainer.protocol.events import BaseValidated, EpochEnded, Event, Phase, PhaseBegan, Started, StepDone, parse_event
 from trainer.protocol.spec import Spec
@@ -27,6 +27,17 @@ class Busy:
     stop_sent_at: float | None
     #: When it last said something in this attempt; None: nothing yet.
     heard_at: float | None
+    #: Below the folder of all jobs.
+    folder: str
+    gpus: int
+    #: GPUs that it holds, as in CUDA_VISIBLE_DEVICES; empty: whatever there is.
+    devices: tuple[str, ...]
+    micro_batch: int | None
+    #: When it was claimed, for a process that never gave a sign of life.
+    claimed_at: float
+    #: A study has no process of its own.
+    is_study: bool
+    stop_intent: StopIntent | None
 
 
 def busy_of(row: Row) -> Busy:
@@ -40,7 +51,19 @@ def busy_of(row: Row) -> Busy:
         is_finishing=bool(row["is_finishing"]),
         stop_sent_at=row["stop_sent_at"],
         heard_at=row["heard_at"],
+        folder=folder_of(row),
+        gpus=row["gpus"],
+        devices=tuple(row["devices"].split(",")) if row["devices"] else (),
+        micro_batch=row["micro_batch"],
+        claimed_at=row["claimed_at"] or 0.0,
+        is_study=row["study"] is not None,
+        stop_intent=None if row["stop_intent"] is None else StopIntent(row["stop_intent"]),
     )
+
+
+def folder_of(row: Row) -> str:
+    """A job's folder below the folder of all jobs; a study's child lies in the study's."""
+    return str(row["folder"] or row["id"])
 
 
 def job_of(row: Row, said: Iterable[Event]) -> Job:
@@ -63,6 +86,19 @@ def job_of(row: Row, said: Iterable[Event]) -> Job:
         progress=_progress(row, said),
         last_word=None if row["last_word"] is None else parse_event(row["last_word"]),
         end_reason=row["end_reason"],
+        priority=Priority(row["priority"]),
+        gpus=row["gpus"],
+        run_after=_moment(row["run_after"] or None),
+        round=row["round"],
+        folder=folder_of(row),
+        slots=tuple(row["slot_names"].split(", ")) if row["slot_names"] else (),
+        estimate_s=row["estimate_s"],
+        parent_id=row["parent_id"],
+        child_name=row["child_name"],
+        study=row["study"],
+        is_pinned=row["pinned_at"] is not None,
+        is_shared=row["shared_at"] is not None,
+        are_files_deleted=row["files_deleted_at"] is not None,
     )
 
 

@@ -9,9 +9,11 @@ from bot.outbox import NoticeKind
 from bot.queue.job import Job, State, StopIntent
 from trainer.protocol.events import Failed, FailureKind, Finished, LastWord, Stopped
 
-#: Failures that are tried once more from the checkpoint: a hiccup of driver or GPU looks like a bug.
-#: All the others come back the same (bad spec, bad data, missing model, diverged, …).
-_TRIED_ONCE_MORE = frozenset({FailureKind.BUG})
+#: Pause before another start, by the number of starts that were lost: 1, 2, 4 … times `QueueSettings.retry_pause_s`.
+MAX_RETRY_PAUSE_S = 900.0
+#: Interruptions that are nobody's fault (a reboot, a shutdown) and do not count; more than these do, or a job that
+#: takes its machine down with it would do so for ever.
+MAX_EXCUSED = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,16 +21,24 @@ class Run:
     """One start of a job, when it is over."""
 
     job_id: int
-    #: Running or stopping.
+    #: Preparing, running or stopping.
     state: State
     stop_intent: StopIntent | None
+    #: It only tested and exported.
+    is_finishing: bool = False
     #: Starts that count, this one included.
     starts: int
     max_starts: int
+    #: Starts that did not count.
+    excused: int = 0
     #: Epoch that was in work; 0 before the first step.
     epoch: int
     #: Last epoch that is kept in a checkpoint; 0 if none.
     kept_epoch: int
+    #: Pictures that were in memory at once; 0 if it did not come that far.
+    micro_batch: int = 0
+    #: First pause before another start, seconds.
+    retry_pause_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +53,10 @@ class Outcome:
     is_excused: bool = False
     #: The next start only finishes (`trainer run --finish`); None leaves it as it is.
     finish: bool | None = None
+    #: The next start comes no sooner than after this.
+    pause_s: float = 0.0
+    #: The next start keeps no more pictures in memory at once; None leaves it as it is.
+    micro_batch: int | None = None
 
 
 def may_control(job: Job, *, user_id: int, can_manage: bool) -> bool:
@@ -73,6 +87,9 @@ def require_room(waiting: int, allowed: int) -> None:
 def after_last_word(run: Run, word: LastWord) -> Outcome:
     """What follows when a trainer ended with a last word."""
     match word:
+        case Finished() if run.is_finishing:
+            # Whatever it was told since: a drain in between takes the place of the word that it is to keep its best.
+            return Outcome(state=State.STOPPED, notice=NoticeKind.DONE)
         case Finished():
             return Outcome(state=State.SUCCEEDED, notice=NoticeKind.DONE)
         case Failed():
@@ -81,18 +98,29 @@ def after_last_word(run: Run, word: LastWord) -> Outcome:
             return _after_stop(run, word)
 
 
-def after_loss(run: Run, why: str | None = None) -> Outcome:
-    """What follows when a trainer is gone without a last word; `why` if it could not even be started."""
-    if run.state is State.STOPPING and (run.stop_intent is StopIntent.CANCEL or not run.kept_epoch):
-        return _cancelled(run)
-    happened = why or f"The training process of #{run.job_id} died without a word {_where(run)}"
-    if run.starts < run.max_starts:
-        aside = "" if why else " (killed, or the machine lost power)."
+def after_loss(run: Run, why: str | None = None, *, is_cut_off: bool = False) -> Outcome:
+    """What follows when a trainer is gone without a last word.
+
+    `why` if it could not even be started; `is_cut_off` if its machine went down under it, which does not count.
+    """
+    if run.state is State.STOPPING and (settled := _lost_while_stopping(run)):
+        return settled
+    excused = is_cut_off and run.excused < MAX_EXCUSED
+    happened = (
+        why
+        or f"The training process of #{run.job_id}"
+        f" {'was cut off' if is_cut_off else 'died without a word'} {_where(run)}"
+    )
+    if excused or run.starts < run.max_starts:
+        aside = "" if why else f" ({'its machine went down' if is_cut_off else 'killed, or the machine lost power'})."
+        number = "" if excused else f" (attempt {run.starts + 1} of {run.max_starts})"
         return Outcome(
             state=State.QUEUED,
             notice=NoticeKind.LOST,
-            detail=f"{happened}{aside} {_goes_on(run)} (attempt {run.starts + 1} of {run.max_starts}).",
+            detail=f"{happened}{aside} {_goes_on(run)}{number}.",
             finish=_finish(run),
+            is_excused=excused,
+            pause_s=0.0 if excused else _pause_s(run),
         )
     times = (
         "" if why else (", the only time that it was started." if run.starts == 1 else f", after {run.starts} starts.")
@@ -104,23 +132,70 @@ def after_loss(run: Run, why: str | None = None) -> Outcome:
     )
 
 
+def _lost_while_stopping(run: Run) -> Outcome | None:
+    """What was asked for, where that needs no checkpoint of this very moment; None: it is a loss like any other."""
+    match run.stop_intent:
+        case StopIntent.PAUSE:
+            return Outcome(state=State.PAUSED, notice=NoticeKind.PAUSED, is_excused=True)
+        case StopIntent.REQUEUE:
+            return Outcome(state=State.QUEUED, notice=None, is_excused=True)
+        case StopIntent.KEEP_BEST if run.kept_epoch:
+            return None
+        case _:
+            return _cancelled(run)
+
+
 def _after_failure(run: Run, word: Failed) -> Outcome:
     if run.state is State.STOPPING and run.stop_intent is StopIntent.CANCEL:
         return _cancelled(run)
-    if word.kind in _TRIED_ONCE_MORE and run.state is State.RUNNING and run.starts == 1 < run.max_starts:
-        detail = f"#{run.job_id} failed {_where(run)}: {word.message} {_goes_on(run)}, once."
-        return Outcome(state=State.QUEUED, notice=NoticeKind.LOST, detail=detail)
-    return Outcome(state=State.FAILED, notice=NoticeKind.FAILED)
+    if run.starts >= run.max_starts:
+        return Outcome(state=State.FAILED, notice=NoticeKind.FAILED)
+    match word.kind:
+        case FailureKind.OUT_OF_MEMORY if run.micro_batch > 1:
+            smaller = run.micro_batch // 2
+            how = f"at most {smaller} {'picture' if smaller == 1 else 'pictures'} in memory at once"
+            return _again(run, word, f" with {how}; what is learnt stays the same", micro_batch=smaller)
+        case FailureKind.OUT_OF_MEMORY if run.micro_batch == 0 and run.starts == 1:
+            # Before it knew how many fit: something else filled the memory.
+            return _again(run, word, ", once", pause_s=_pause_s(run))
+        case FailureKind.DEVICE_LOST | FailureKind.DISK_FULL:
+            return _again(run, word, "", pause_s=_pause_s(run))
+        case FailureKind.BUG if run.starts == 1:
+            # A hiccup of driver or GPU looks like a bug.
+            return _again(run, word, ", once")
+        case _:
+            # Bad data, bad settings, a missing model, a loss that diverged: they come back the same.
+            return Outcome(state=State.FAILED, notice=NoticeKind.FAILED)
+
+
+def _again(run: Run, word: Failed, how: str, *, pause_s: float = 0.0, micro_batch: int | None = None) -> Outcome:
+    state = State.QUEUED
+    if run.state is State.STOPPING and run.stop_intent is StopIntent.PAUSE:
+        state, pause_s = State.PAUSED, 0.0
+    return Outcome(
+        state=state,
+        notice=NoticeKind.LOST,
+        detail=f"#{run.job_id} failed {_where(run)}: {word.message} {_goes_on(run)}{how}.",
+        pause_s=pause_s,
+        micro_batch=micro_batch,
+        finish=_finish(run),
+    )
 
 
 def _after_stop(run: Run, word: Stopped) -> Outcome:
     if run.state is not State.STOPPING:
         aside = "the machine shuts down, or somebody ended it"
         detail = f"#{run.job_id} was stopped from outside {_where(run)} ({aside}). {_goes_on(run)}."
-        return Outcome(state=State.QUEUED, notice=NoticeKind.LOST, detail=detail, is_excused=True)
-    if run.stop_intent is StopIntent.KEEP_BEST and word.checkpoint is not None:
-        return Outcome(state=State.QUEUED, notice=None, is_excused=True, finish=True)
-    return _cancelled(run)
+        return Outcome(state=State.QUEUED, notice=NoticeKind.LOST, detail=detail, is_excused=run.excused < MAX_EXCUSED)
+    match run.stop_intent:
+        case StopIntent.KEEP_BEST if word.checkpoint is not None:
+            return Outcome(state=State.QUEUED, notice=None, is_excused=True, finish=True)
+        case StopIntent.PAUSE:
+            return Outcome(state=State.PAUSED, notice=NoticeKind.PAUSED, is_excused=True)
+        case StopIntent.REQUEUE:
+            return Outcome(state=State.QUEUED, notice=None, is_excused=True)
+        case _:
+            return _cancelled(run)
 
 
 def _cancelled(run: Run) -> Outcome:
@@ -131,6 +206,10 @@ def _cancelled(run: Run) -> Outcome:
 def _finish(run: Run) -> bool | None:
     """A run that was to keep its best and died goes on to do that."""
     return True if run.state is State.STOPPING and run.stop_intent is StopIntent.KEEP_BEST else None
+
+
+def _pause_s(run: Run) -> float:
+    return float(min(run.retry_pause_s * 2 ** max(0, run.starts - 1), MAX_RETRY_PAUSE_S))
 
 
 def _where(run: Run) -> str:

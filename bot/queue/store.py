@@ -1,32 +1,47 @@
-"""Jobs in the database: every move is one guarded UPDATE, in one transaction with the messages that it causes."""
+"""Jobs in the database, for people: asking, queueing, stopping, pausing, going on; every move is one guarded UPDATE."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 from bot.config import LimitSettings, QueueSettings
+from bot.crashing import crash_point
 from bot.db import Connection, Database, Row
-from bot.errors import NoSuchJob
-from bot.outbox import Notice, NoticeKind, Outbox
+from bot.errors import DraftEnded, DuplicateJob, JobRefused, NoSuchJob
+from bot.outbox import NoticeKind, Outbox
 from bot.queue import sql
-from bot.queue.job import Job, NewJob, StopIntent
-from bot.queue.rows import Busy, busy_of, job_of
-from bot.queue.rules import Outcome, after_last_word, after_loss, require_room
-from bot.queue.telling import end_events, end_key
-from bot.queue.writing import events_of, first, run_of, write_down
-from bot.runners import Handle
-from trainer.protocol.events import Event, LastWord, parse_event
+from bot.queue.audit import Entry, read_entries
+from bot.queue.children import StudyStore
+from bot.queue.halt import MainSwitch
+from bot.queue.history import Attempt, read_attempts
+from bot.queue.job import ACTIVE, Job, NewJob, Priority, State, StopIntent
+from bot.queue.limits import require_gpus
+from bot.queue.moves import Moves
+from bot.queue.rows import job_of
+from bot.queue.rules import require_room
+from bot.queue.runs import Runs
+from bot.queue.slots import Slots
+from bot.queue.writing import first
+from trainer.protocol.events import Event, parse_event
+from trainer.protocol.study import StudyStep
 
 log = logging.getLogger(__name__)
 
 
+class HasFolder(Protocol):
+    """A job, or what the dispatcher knows of one."""
+
+    @property
+    def folder(self) -> str: ...
+
+
 class JobStore:
-    """Takes jobs in, hands them out, and writes down what becomes of them."""
+    """Takes jobs in and does with them what people say; `runs` is the dispatcher's side of the same tables."""
 
     def __init__(
         self,
@@ -39,17 +54,20 @@ class JobStore:
         now: Callable[[], float] = time.time,
     ) -> None:
         self._db = db
-        self._outbox = outbox
+        self._moves = Moves(db, outbox, now=now)
         self._jobs_dir = data_dir.absolute() / "jobs"
         self._limits = limits or LimitSettings()
-        self._queue = queue or QueueSettings()
         self._now = now
+        self.runs = Runs(self._moves, queue or QueueSettings())
+        self.studies = StudyStore(self._moves)
+        self.slots = Slots(db)
+        self.switch = MainSwitch(self._moves)
         #: Set when there is something for the dispatcher to do.
-        self.changed = asyncio.Event()
+        self.changed = self._moves.changed
 
-    def job_dir(self, job_id: int) -> Path:
+    def job_dir(self, job: HasFolder) -> Path:
         """The folder of a job: spec.json, events.jsonl, samples/, charts/, checkpoints/, output/."""
-        return self._jobs_dir / str(job_id)
+        return self._jobs_dir / job.folder
 
     # -- asking --------------------------------------------------------------------------------------------------
 
@@ -57,7 +75,7 @@ class JobStore:
         """The job of that number.
 
         Raises:
-            NoSuchJob: there is none.
+            NoSuchJob: there is none, or it is a draft.
         """
         jobs = await self._jobs("WHERE job.id = ?", (job_id,))
         if not jobs:
@@ -76,185 +94,238 @@ class JobStore:
         return job
 
     async def active(self, guild_id: int) -> list[Job]:
-        """Jobs of a server that have not ended: those that run, then the line in its order."""
+        """Jobs of a server that have not ended: those that run or are paused, then the line in its order."""
         jobs = await self._jobs(
-            "WHERE job.guild_id = ? AND state IN ('running', 'stopping', 'queued') ORDER BY job.id", (guild_id,)
+            "WHERE job.guild_id = ? AND parent_id IS NULL"
+            " AND state IN ('preparing', 'running', 'stopping', 'paused', 'queued') ORDER BY job.id",
+            (guild_id,),
         )
         places = {job_id: place for place, job_id in enumerate(await self.line(), start=1)}
         return sorted(jobs, key=lambda job: (places.get(job.id, 0), job.id))
 
     async def recent(self, guild_id: int, limit: int = 25) -> list[Job]:
         """The newest jobs of a server, ended or not, newest first."""
-        return await self._jobs("WHERE job.guild_id = ? ORDER BY job.id DESC LIMIT ?", (guild_id, limit))
+        return await self._jobs(
+            "WHERE job.guild_id = ? AND parent_id IS NULL ORDER BY job.id DESC LIMIT ?", (guild_id, limit)
+        )
+
+    async def children(self, job_id: int) -> list[Job]:
+        """The jobs of a study, in the order in which they were made."""
+        return await self._jobs("WHERE parent_id = ? ORDER BY job.id", (job_id,))
 
     async def search(self, guild_id: int, text: str, limit: int = 25) -> list[Job]:
         """Jobs of a server whose number begins with `text` (`#` or not) or whose name holds it; living ones first."""
         return await self._jobs(
-            """WHERE job.guild_id = ?1 AND (instr(CAST(job.id AS TEXT), ?2) = 1 OR instr(job.name, lower(?2)) > 0)
-               ORDER BY state IN ('running', 'stopping', 'queued') DESC, job.id DESC LIMIT ?3""",
+            """WHERE job.guild_id = ?1 AND parent_id IS NULL
+                   AND (instr(CAST(job.id AS TEXT), ?2) = 1 OR instr(job.name, lower(?2)) > 0)
+               ORDER BY state IN ('preparing', 'running', 'stopping', 'paused', 'queued') DESC, job.id DESC LIMIT ?3""",
             (guild_id, text.strip().removeprefix("#"), limit),
         )
 
     async def line(self) -> list[int]:
         """The jobs that wait, of all servers, in the order in which they will start."""
-        return [row[0] for row in await self._db.all(sql.WHOLE_LINE)]
+        return [row["id"] for row in await self._db.all(sql.WHOLE_LINE)]
+
+    async def waiting(self) -> list[Job]:
+        """As `line`, the jobs themselves."""
+        jobs = {job.id: job for job in await self._jobs("WHERE state = 'queued'", ())}
+        return [jobs[job_id] for job_id in await self.line() if job_id in jobs]
 
     async def place_in_line(self, job_id: int) -> int | None:
         """1 for the job that starts next; None for one that does not wait."""
-        row = await self._db.one(sql.PLACE, (job_id,))
-        return None if row is None else int(row[0])
+        row = await self._db.one(sql.PLACE, {"id": job_id})
+        return None if row is None else int(row["place"])
 
     async def events(self, job_id: int) -> tuple[Event, ...]:
         """Everything that a job's trainer said, `step_done` left out, oldest first."""
         rows = await self._db.all("SELECT body FROM job_event WHERE job_id = ? ORDER BY seq", (job_id,))
         return tuple(parse_event(row[0]) for row in rows)
 
-    async def busy(self) -> list[Busy]:
-        """Running and stopping jobs."""
-        return [busy_of(row) for row in await self._db.all(sql.BUSY)]
+    async def attempts(self, job_id: int) -> list[Attempt]:
+        """The starts of a job, oldest first."""
+        return await read_attempts(self._db, job_id)
+
+    async def audit(self, *, guild_id: int, job_id: int | None = None, limit: int = 20) -> list[Entry]:
+        """The newest lines of a server's audit, or of one job in it, newest first."""
+        return await read_entries(self._db, guild_id=guild_id, job_id=job_id, limit=limit)
+
+    async def owner_runs(self, job_id: int) -> tuple[int, int | None]:
+        """How many of a job's owner's trainings run, and how many may while this job waits; None: any number."""
+        row = await self._db.one(sql.OWNER_RUNS, (job_id,))
+        return (0, None) if row is None else (row["runs"], row["max_running"])
+
+    async def study_step(self, job_id: int) -> StudyStep | None:
+        """What the trainer made of a study last; None before it was asked."""
+        row = await self._db.one("SELECT study_step FROM job WHERE id = ?", (job_id,))
+        return None if row is None or row[0] is None else StudyStep.model_validate_json(row[0])
 
     # -- people --------------------------------------------------------------------------------------------------
 
     async def submit(self, new: NewJob) -> Job:
         """Queue a job; once this returns it is queued, also after a power cut. The same interaction twice is one job.
 
+        A draft of that interaction becomes the job.
+
         Raises:
             TooManyWaiting: its owner has as many jobs in line as they may have.
+            DuplicateJob: the same data and settings wait, run, or have succeeded, and it may not repeat them.
+            DraftEnded: its draft was cancelled.
+            JobRefused: it needs more GPUs than there are.
         """
         async with self._db.transaction() as connection:
-            row = await first(connection, "SELECT id FROM job WHERE interaction_id = ?", (new.interaction_id,))
-            if row is None:
-                require_room(await self._waiting(connection, new), self._limits.max_jobs_per_user)
-                row = await first(connection, sql.SUBMIT, {**_columns(new), "now": self._now()})
-                assert row is not None
-                await self._moved(connection, row)
-                log.info("#%d queued (%s, %s)", row["id"], new.spec.name, new.spec.base.source)
+            row = await first(connection, "SELECT * FROM job WHERE interaction_id = ?", (new.interaction_id,))
+            if row is None or row["state"] == State.DRAFT:
+                await self._require_acceptable(connection, new)
+                row = await self._insert(connection, new, is_draft=row is not None)
+            elif row["spec"] is None:
+                raise DraftEnded("This request was cancelled; nothing was queued. Run /finetune again.")
+            crash_point("submit_open")
+        crash_point("submit_committed")
         return await self.get(row["id"])
 
-    async def request_stop(self, job_id: int, *, by: int, intent: StopIntent) -> Job:
-        """Stop a job: one in line at once, a running one by way of its checkpoint; ended ones stay as they are.
+    async def _require_acceptable(self, connection: Connection, new: NewJob) -> None:
+        waiting = await first(connection, sql.WAITING, (new.owner_id, new.guild_id))
+        assert waiting is not None
+        require_room(int(waiting[0]), new.max_waiting or self._limits.max_jobs_per_user)
+        if new.fingerprint is not None and not new.may_repeat:
+            same = await first(connection, sql.DUPLICATE, {"fingerprint": new.fingerprint, "guild_id": new.guild_id})
+            if same is not None:
+                raise DuplicateJob(job_id=same["id"], state=same["state"])
+        slots = await first(connection, "SELECT COUNT(*) FROM slot WHERE is_enabled", ())
+        assert slots is not None
+        require_gpus(new.gpus, slots[0])
+
+    async def _insert(self, connection: Connection, new: NewJob, *, is_draft: bool) -> Row:
+        turn = await first(connection, sql.NEXT_TURN, {"owner_id": new.owner_id, "priority": new.priority})
+        assert turn is not None
+        columns = {**_columns(new), "turn": turn[0], "now": self._now()}
+        row = await first(connection, sql.SUBMIT_DRAFT if is_draft else sql.SUBMIT, columns)
+        assert row is not None
+        before = State.DRAFT if is_draft else None
+        await self._moves.moved(connection, row, verb="submit", before=before, by=new.owner_id)
+        log.info("#%d queued (%s, %s)", row["id"], new.spec.name, new.spec.base.source)
+        return row
+
+    async def request_stop(self, job_id: int, *, by: int | None, intent: StopIntent, why: str = "") -> Job:
+        """Stop a job: one that waits at once, a running one by way of its checkpoint; ended ones stay as they are.
 
         Raises:
             NoSuchJob: there is none of that number.
         """
-        parameters = {"id": job_id, "by": by, "intent": intent, "now": self._now()}
+        values = {"id": job_id, "by": by, "intent": intent, "now": self._now()}
+        statements = (sql.CANCEL_WAITING, sql.FINISH_WAITING, sql.PAUSE_QUEUED, sql.STOP_HARDER, sql.STOP_ACTIVE)
         async with self._db.transaction() as connection:
-            for statement in (sql.CANCEL_QUEUED, sql.FINISH_QUEUED, sql.STOP_HARDER, sql.STOP_RUNNING):
-                row = await first(connection, statement, parameters)
-                if row is None:
-                    continue
-                await self._moved(connection, row)
-                if row["state"] == "cancelled":
-                    await self._tell_end(connection, row, NoticeKind.CANCELLED, None, "")
-                log.info("#%d: %s asked for by %d, now %s", job_id, intent, by, row["state"])
-                break
+            before = await first(connection, "SELECT * FROM job WHERE id = ?", (job_id,))
+            for statement in statements:
+                row = await first(connection, statement, values)
+                if row is not None:
+                    assert before is not None
+                    await self._told_to_stop(connection, before, row, intent, by=by, why=why)
+                    break
+            crash_point("stop_open")
+        crash_point("stop_committed")
         return await self.get(job_id)
 
-    # -- the dispatcher ------------------------------------------------------------------------------------------
+    async def _told_to_stop(
+        self, connection: Connection, before: Row, row: Row, intent: StopIntent, *, by: int | None, why: str
+    ) -> None:
+        await self._moves.moved(connection, row, verb=intent, before=before["state"], by=by, why=why)
+        await self._leave_line(connection, before)
+        if row["state"] == State.CANCELLED:
+            await self._cancel_below(connection, row)
+            if before["state"] != State.DRAFT:
+                await self._moves.tell_end(connection, row, NoticeKind.CANCELLED, None, "")
+        log.info("#%d: %s asked for by %s, now %s", row["id"], intent, by, row["state"])
 
-    async def claim(self, slots: int) -> Busy | None:
-        """Take the first in line, if fewer than `slots` are running."""
-        async with self._db.transaction() as connection:
-            row = await first(connection, sql.CLAIM, {"now": self._now(), "slots": slots})
-            if row is None:
-                return None
-            await self._moved(connection, row)
-        log.info("#%d claimed (attempt %d)", row["id"], row["attempt"])
-        return busy_of(row)
+    async def _cancel_below(self, connection: Connection, study: Row) -> None:
+        """The children of a study that was cancelled while it waited; none of them holds a slot."""
+        for child in await connection.execute_fetchall("SELECT * FROM job WHERE parent_id = ?", (study["id"],)):
+            values = {"id": child["id"], "by": None, "intent": StopIntent.CANCEL, "now": self._now()}
+            row = await first(connection, sql.CANCEL_WAITING, values)
+            if row is not None:
+                why = f"#{study['id']} is cancelled"
+                await self._moves.moved(connection, row, verb="cancel", before=child["state"], why=why)
 
-    async def started(self, job_id: int, attempt: int, handle: Handle) -> None:
-        """Write down where a claimed job runs."""
-        await self._update_busy("handle = :value", job_id, attempt, handle)
+    async def _leave_line(self, connection: Connection, before: Row) -> None:
+        if before["state"] == State.QUEUED and not before["is_front"] and before["gpus"]:
+            values = {name: before[name] for name in ("owner_id", "priority", "turn")}
+            await connection.execute_fetchall(sql.MOVE_UP, values)
 
-    async def stop_sent(self, job_id: int, attempt: int) -> None:
-        """Write down that the trainer was told to stop."""
-        await self._update_busy("stop_sent_at = :value", job_id, attempt, self._now())
+    async def resume(self, job_id: int, *, by: int | None) -> Job:
+        """Let a paused job go on, before those that never started; others stay as they are.
 
-    async def ingest(self, job_id: int, attempt: int, events: Sequence[Event], read_bytes: int) -> bool:
-        """Write down what a trainer said and how far it was read, with every notice that follows, in one transaction.
-
-        A last word at the end of `events` ends the run. Events that are known already are passed over.
-        False, and nothing is changed, if that attempt no longer runs.
+        Raises:
+            NoSuchJob: there is none of that number.
         """
-        async with self._db.transaction() as connection:
-            row = await first(connection, sql.ONE_BUSY, (job_id, attempt))
-            if row is None:
-                return False
-            said = await write_down(connection, self._outbox, row, events)
-            step = None if said.step is None else said.step.model_dump_json()
-            row = await first(
-                connection,
-                sql.HEARD,
-                {"id": job_id, "read_bytes": read_bytes, "last_seq": said.last_seq, "step": step, "now": self._now()},
-            )
-            assert row is not None
-            if said.last_word is not None:
-                run = await run_of(connection, row, self._queue.max_attempts)
-                await self._settle(connection, row, after_last_word(run, said.last_word), said.last_word)
-            elif events:
-                await self._outbox.touch_card(connection, job_id, channel_id=row["channel_id"])
-        return True
+        return await self._change(sql.RESUME, {"id": job_id}, verb="resume", by=by)
 
-    async def lost(self, job_id: int, attempt: int, why: str | None = None) -> bool:
-        """The trainer is gone without a last word (`why`: it could not even be started); False if that is no news."""
+    async def retry(self, job_id: int, *, by: int) -> Job:
+        """Queue a failed or cancelled job once more, from its checkpoint; others stay as they are.
+
+        Raises:
+            NoSuchJob: there is none of that number.
+            JobRefused: its files are gone, or its owner has as many jobs in line as they may have.
+        """
+        job = await self.get(job_id)
+        if job.are_files_deleted:
+            raise JobRefused(f"The files of #{job_id} were deleted to make room. Run /finetune with from_dataset.")
         async with self._db.transaction() as connection:
-            row = await first(connection, sql.ONE_BUSY, (job_id, attempt))
-            if row is None:
-                return False
-            run = await run_of(connection, row, self._queue.max_attempts)
-            await self._settle(connection, row, after_loss(run, why), None)
-        return True
+            waiting = await first(connection, sql.WAITING, (job.owner_id, job.guild_id))
+            assert waiting is not None
+            if job.state.is_end:
+                require_room(int(waiting[0]), self._limits.max_jobs_per_user)
+            row = await first(connection, sql.RETRY, {"id": job_id})
+            if row is not None:
+                await self._moves.moved(connection, row, verb="retry", before=job.state, by=by)
+        crash_point("retry_committed")
+        return await self.get(job_id)
+
+    async def bump(self, job_id: int, priority: Priority, *, by: int) -> Job:
+        """Give a waiting job another priority; others stay as they are.
+
+        Raises:
+            NoSuchJob: there is none of that number.
+        """
+        return await self._change(sql.BUMP, {"id": job_id, "priority": priority}, verb="bump", by=by, why=priority.name)
+
+    async def pin(self, job_id: int, *, by: int, is_pinned: bool = True) -> Job:
+        """Keep the files of a job whatever the limits say, or no longer.
+
+        Raises:
+            NoSuchJob: there is none of that number.
+        """
+        verb = "pin" if is_pinned else "unpin"
+        return await self._change(sql.PIN, {"id": job_id, "is_pinned": is_pinned, "now": self._now()}, verb=verb, by=by)
+
+    async def share(self, job_id: int, *, by: int, is_shared: bool = True) -> Job:
+        """Note that a job's samples were shared with the team, or no longer are; shared ones are kept.
+
+        Raises:
+            NoSuchJob: there is none of that number.
+        """
+        verb = "share" if is_shared else "unshare"
+        values = {"id": job_id, "is_shared": is_shared, "now": self._now()}
+        return await self._change(sql.SHARE, values, verb=verb, by=by)
+
+    async def requeue_all(self, *, by: int | None, why: str) -> int:
+        """Stop everything that runs at its checkpoint, to wait at the front of the line; how many that are."""
+        rows = await self._db.all(f"SELECT id FROM job WHERE state IN {sql.listed(ACTIVE)} AND gpus > 0")
+        for row in rows:
+            await self.request_stop(row["id"], by=by, intent=StopIntent.REQUEUE, why=why)
+        return len(rows)
 
     # -- within ------------------------------------------------------------------------------------------------
 
-    async def _settle(self, connection: Connection, row: Row, outcome: Outcome, word: LastWord | None) -> None:
-        """End a run: move the job along, and tell it."""
-        settled = await first(
-            connection,
-            sql.SETTLE[outcome.state],
-            {
-                "id": row["id"],
-                "attempt": row["attempt"],
-                "finish": None if outcome.finish is None else int(outcome.finish),
-                "excused": int(outcome.is_excused),
-                "last_word": None if word is None else word.model_dump_json(),
-                "reason": outcome.detail or None,
-                "now": self._now(),
-            },
-        )
-        assert settled is not None, f"no move from {row['state']} to {outcome.state}"
-        log.info("#%d %s → %s %s", row["id"], row["state"], outcome.state, outcome.detail)
-        await self._moved(connection, settled)
-        if outcome.notice is not None:
-            await self._tell_end(connection, row, outcome.notice, word, outcome.detail)
-
-    async def _tell_end(
-        self, connection: Connection, row: Row, kind: NoticeKind, word: LastWord | None, detail: str
-    ) -> None:
-        job_id, attempt = row["id"], row["attempt"]
-        events = end_events(kind, word, await events_of(connection, job_id))
-        notice = Notice(kind=kind, job_id=job_id, attempt=attempt, events=events, detail=detail)
-        key = end_key(job_id, kind, attempt)
-        await self._outbox.put(connection, notice, channel_id=row["channel_id"], dedupe_key=key)
-
-    async def _moved(self, connection: Connection, row: Row) -> None:
-        await self._outbox.touch_card(connection, row["id"], channel_id=row["channel_id"], at_once=True)
-        # Whoever waits may have another place in line now.
-        for other in await connection.execute_fetchall(sql.OTHERS_WAITING, (row["id"],)):
-            await self._outbox.touch_card(connection, other["id"], channel_id=other["channel_id"])
-        self._db.after_commit(self.changed.set)
-
-    async def _waiting(self, connection: Connection, new: NewJob) -> int:
-        row = await first(connection, sql.WAITING, (new.owner_id, new.guild_id))
-        assert row is not None
-        return int(row[0])
-
-    async def _update_busy(self, change: str, job_id: int, attempt: int, value: str | float) -> None:
+    async def _change(self, statement: str, values: dict[str, Any], *, verb: str, by: int | None, why: str = "") -> Job:
+        job_id: int = values["id"]
         async with self._db.transaction() as connection:
-            await connection.execute_fetchall(
-                f"UPDATE job SET {change} WHERE id = :id AND attempt = :attempt AND state IN ('running', 'stopping')",
-                {"id": job_id, "attempt": attempt, "value": value},
-            )
+            before = await first(connection, "SELECT * FROM job WHERE id = ?", (job_id,))
+            row = await first(connection, statement, values)
+            if row is not None and before is not None:
+                if row["priority"] != before["priority"]:
+                    await self._leave_line(connection, before)
+                await self._moves.moved(connection, row, verb=verb, before=before["state"], by=by, why=why)
+        return await self.get(job_id)
 
     async def _jobs(self, where: str, parameters: Sequence[int | str]) -> list[Job]:
         rows = await self._db.all(sql.JOBS + where, parameters)
@@ -264,7 +335,7 @@ class JobStore:
         return [job_of(row, said[row["id"]]) for row in rows]
 
 
-def _columns(new: NewJob) -> dict[str, int | str]:
+def _columns(new: NewJob) -> dict[str, Any]:
     return {
         "interaction_id": new.interaction_id,
         "guild_id": new.guild_id,
@@ -273,4 +344,16 @@ def _columns(new: NewJob) -> dict[str, int | str]:
         "dataset_id": new.dataset_id,
         "name": new.spec.name,
         "spec": new.spec.model_dump_json(),
+        "priority": new.priority,
+        "gpus": new.gpus,
+        "run_after": new.run_after,
+        "max_running": new.max_running,
+        "fingerprint": new.fingerprint,
+        "estimate_s": new.estimate_s,
+        "study": new.study,
+        "parent_id": None,
+        "child_name": None,
+        "folder": None,
+        "until_epoch": None,
+        "is_finishing": 0,
     }

@@ -43,7 +43,7 @@ def notice_of(job_id: int, attempt: int, event: Event, earlier: Sequence[Event])
 
 def end_events(kind: NoticeKind, word: Event | None, earlier: Sequence[Event]) -> tuple[Event, ...]:
     """What the notice about a run's end holds: `[tested?, exported…, finished]`, `[failed]`, `[stopped]` or nothing."""
-    if kind is NoticeKind.LOST or word is None:
+    if kind in {NoticeKind.LOST, NoticeKind.PAUSED} or word is None:
         return ()
     if kind is not NoticeKind.DONE:
         return (word,)
@@ -53,9 +53,11 @@ def end_events(kind: NoticeKind, word: Event | None, earlier: Sequence[Event]) -
     return (*tested, *exported.values(), word)
 
 
-def end_key(job_id: int, kind: NoticeKind, attempt: int) -> str:
-    """A job ends once; it can be lost once an attempt."""
-    return f"job:{job_id}:lost:{attempt}" if kind is NoticeKind.LOST else f"job:{job_id}:end"
+def end_key(job_id: int, kind: NoticeKind, attempt: int, round_: int) -> str:
+    """A job ends once a round (Retry begins the next one); it can be lost, or paused, once an attempt."""
+    if kind in {NoticeKind.LOST, NoticeKind.PAUSED}:
+        return f"job:{job_id}:{kind}:{attempt}"
+    return f"job:{job_id}:end" if round_ == 1 else f"job:{job_id}:end:{round_}"
 
 
 def _sampled(earlier: Iterable[Event], epoch: int) -> Sequence[Event]:

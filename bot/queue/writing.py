@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bot.config import QueueSettings
 from bot.db import Connection, Row
 from bot.outbox import Outbox
 from bot.queue.job import State, StopIntent
 from bot.queue.rules import Run
 from bot.queue.telling import notice_of
-from trainer.protocol.events import EpochEnded, Event, Failed, Finished, LastWord, StepDone, Stopped, parse_event
+from trainer.protocol.events import (
+    EpochEnded,
+    Event,
+    Failed,
+    Finished,
+    LastWord,
+    Started,
+    StepDone,
+    Stopped,
+    parse_event,
+)
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +54,7 @@ async def events_of(connection: Connection, job_id: int) -> list[Event]:
 async def write_down(connection: Connection, outbox: Outbox, row: Row, events: Sequence[Event]) -> Said:
     """Insert the events that are new, and put the notices that they cause into the outbox."""
     last_seq: int = row["last_seq"]
-    new = [event for event in events if event.seq > last_seq]
+    new = [event for event in events if event.seq > last_seq and not _is_fenced(row, event)]
     kept = [event for event in new if not isinstance(event, StepDone)]
     earlier = await events_of(connection, row["id"]) if kept else []
     for event in kept:
@@ -48,7 +62,7 @@ async def write_down(connection: Connection, outbox: Outbox, row: Row, events: S
             "INSERT INTO job_event (job_id, seq, attempt, type, body) VALUES (?, ?, ?, ?, ?)",
             (row["id"], event.seq, row["attempt"], event.type, event.model_dump_json()),
         )
-        if told := notice_of(row["id"], row["attempt"], event, earlier):
+        if row["parent_id"] is None and (told := notice_of(row["id"], row["attempt"], event, earlier)):
             key, notice = told
             await outbox.put(connection, notice, channel_id=row["channel_id"], dedupe_key=key)
         earlier.append(event)
@@ -60,17 +74,33 @@ async def write_down(connection: Connection, outbox: Outbox, row: Row, events: S
     )
 
 
-async def run_of(connection: Connection, row: Row, max_starts: int) -> Run:
+def _is_fenced(row: Row, event: Event) -> bool:
+    """Whether a process says it that lost the job to a later attempt (0: a trainer that nobody numbered)."""
+    if 0 < event.attempt < row["attempt"]:
+        log.warning("#%d: attempt %d is over; what it said is refused (%s)", row["id"], event.attempt, event.type)
+        return True
+    return False
+
+
+async def run_of(connection: Connection, row: Row, settings: QueueSettings) -> Run:
     """The run of a busy job row, as the rules see it."""
-    kept = [event.epoch for event in await events_of(connection, row["id"]) if isinstance(event, EpochEnded)]
+    said = await events_of(connection, row["id"])
+    kept = [event.epoch for event in said if isinstance(event, EpochEnded)]
+    fitted = [event.micro_batch_size for event in said if isinstance(event, Started)]
     step = None if row["step"] is None else parse_event(row["step"])
     kept_epoch = kept[-1] if kept else 0
     return Run(
         job_id=row["id"],
         state=State(row["state"]),
         stop_intent=None if row["stop_intent"] is None else StopIntent(row["stop_intent"]),
+        is_finishing=bool(row["is_finishing"]),
         starts=row["attempt"] - row["excused"],
-        max_starts=max_starts,
+        max_starts=settings.max_attempts,
+        excused=row["excused"],
+        micro_batch=min(fitted[-1] if fitted else 0, row["micro_batch"] or 2**31)
+        if fitted
+        else row["micro_batch"] or 0,
+        retry_pause_s=settings.retry_pause_s,
         epoch=max(step.epoch if isinstance(step, StepDone) else 0, kept_epoch),
         kept_epoch=kept_epoch,
     )
