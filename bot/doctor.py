@@ -20,25 +20,21 @@ import aiohttp
 import discord
 
 from bot.config import Config, load_config, read_token
-from bot.errors import ConfigError
+from bot.db import DATABASE_FILE
+from bot.errors import ConfigError, DarkroomError
+from bot.health import examine_health
+from bot.runners.asking import ask_devices
 from bot.ui.permissions import invite_url, missing_permissions
 
 DISCORD_API = "https://discord.com/api/v10"
 _TIMEOUT_S = 10
-_GIB = 1024**3
+#: Loading torch from a slow disk takes a minute.
+_TRAINER_S = 120
+_MIB, _GIB = 1024**2, 1024**3
 #: A LoRA job of a large base writes a few GiB of checkpoints and caches.
 _ENOUGH_DISK_BYTES, _LEAST_DISK_BYTES = 10 * _GIB, 1 * _GIB
 #: Discord's snowflakes and our nonces assume clocks that roughly agree.
 _CLOCK_SKEW_S = 30
-
-#: Asks torch in a process of its own: importing it costs seconds and memory that the bot never needs.
-_ASK_TORCH = """
-import torch
-if torch.cuda.is_available():
-    for n in range(torch.cuda.device_count()):
-        p = torch.cuda.get_device_properties(n)
-        print(f"{p.name}, {p.total_memory / 2**30:.0f} GiB")
-"""
 
 
 class Mark(StrEnum):
@@ -86,7 +82,11 @@ async def examine(
         config = Config()
     else:
         yield _config_finding(config_path, is_there=is_there)
-    for finding in [*check_data_folder(config.storage.data_dir), *check_models(config, environ)]:
+    for finding in check_data_folder(config.storage.data_dir):
+        yield finding
+    async for finding in check_database(config):
+        yield finding
+    for finding in check_models(config, environ):
         yield finding
     async for finding in check_trainer(config, environ):
         yield finding
@@ -116,6 +116,24 @@ def check_data_folder(data_dir: Path) -> Iterator[Finding]:
         yield note(words, "A few jobs of a large base model will fill it.")
     else:
         yield fine(words)
+
+
+async def check_database(config: Config) -> AsyncIterator[Finding]:
+    """How the database is, if there is one; a bot may be working on it."""
+    path = config.storage.data_dir / DATABASE_FILE
+    if not path.exists():
+        yield fine(f"no database yet: the first start makes {path}")
+        return
+    try:
+        health = await examine_health(path)
+    except DarkroomError as error:
+        yield wrong(str(error), "See docs/operations.md.")
+        return
+    jobs = ", ".join(f"{count} {state}" for state, count in health.jobs.items()) or "no jobs yet"
+    words = f"database {path}: schema {health.schema}, {health.database_bytes / _MIB:.1f} MiB, {jobs}"
+    yield fine(f"{words}; sound") if health.integrity == "ok" else note(words)
+    for problem in health.problems:
+        yield note(problem) if health.integrity == "ok" else wrong(problem, "See docs/operations.md.")
 
 
 def check_models(config: Config, environ: Mapping[str, str]) -> Iterator[Finding]:
@@ -159,14 +177,16 @@ async def check_trainer(config: Config, environ: Mapping[str, str]) -> AsyncIter
         last = output.strip().splitlines()[-1] if output.strip() else f"exit status {status}"
         yield wrong(f"trainer does not start: {last}", f"Run `{command} --help`; `make setup` installs what it needs.")
         return
-    status, output = await _run((config.trainer.command[0], "-c", _ASK_TORCH), environment)
-    gpus = output.strip().splitlines() if status == 0 else []
+    devices = await ask_devices(config.trainer.command, environment, timeout_s=_TRAINER_S)
+    gpus = [f"{gpu.name}, {gpu.memory_bytes / _GIB:.0f} GiB" for gpu in devices.gpus]
     if not gpus:
-        yield note(
-            "no GPU that torch can use", "Trainings run on the CPU: fine for `tiny`, far too slow for real models."
-        )
+        why = f": {devices.problem}" if devices.problem else ""
+        advice = "Trainings run on the CPU: fine for `tiny`, far too slow for real models."
+        yield note(f"no GPU that torch can use{why}", advice)
         return
     yield fine(f"GPU: {'; '.join(gpus)}")
+    if devices.problem:
+        yield note(devices.problem)
     if config.queue.slots > len(gpus):
         yield note(
             f"queue.slots is {config.queue.slots}, more than the {len(gpus)} GPU", "They would share its memory."
@@ -182,7 +202,7 @@ async def _run(command: tuple[str, ...], environment: Mapping[str, str]) -> tupl
     except OSError as error:
         return 127, str(error)
     try:
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(_TRAINER_S):
             output, _ = await process.communicate()
     except TimeoutError:
         process.kill()
