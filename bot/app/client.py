@@ -10,13 +10,17 @@ from discord.ext import commands
 
 from bot.app.sync import sync_changed
 from bot.cogs import failures
+from bot.cogs.admin import Admin
 from bot.cogs.buttons import Buttons
 from bot.cogs.dataset import Datasets
 from bot.cogs.dataset_buttons import DatasetButtons
 from bot.cogs.finetune import Finetune
 from bot.cogs.jobs import Jobs, Queue
 from bot.cogs.services import Services
+from bot.cogs.study import Studies
 from bot.db import Database
+from bot.health import Counters
+from bot.ui.admin import AdminButton
 from bot.ui.dataset_buttons import DatasetButton
 from bot.ui.layout import JobButton
 
@@ -33,7 +37,7 @@ class Tree(app_commands.CommandTree["Darkroom"]):
 class Darkroom(commands.Bot):
     """One connection to Discord; a new one can take its place at any time."""
 
-    def __init__(self, services: Services, db: Database) -> None:
+    def __init__(self, services: Services, db: Database, counters: Counters) -> None:
         super().__init__(
             command_prefix=commands.when_mentioned,
             help_command=None,
@@ -45,7 +49,9 @@ class Darkroom(commands.Bot):
             # Messages are never read back from a cache.
             max_messages=None,
             activity=discord.CustomActivity(name="/finetune"),
+            http_trace=counters.http_trace(),
         )
+        self._counters = counters
         self._services = services
         self._db = db
 
@@ -62,9 +68,20 @@ class Darkroom(commands.Bot):
             Jobs(self._services),
             Queue(self._services),
             Buttons(self._services),
+            Studies(self._services),
+            Admin(self._services),
         ):
             await self.add_cog(cog)
-        self.add_dynamic_items(JobButton, DatasetButton)
+        self.add_dynamic_items(JobButton, DatasetButton, AdminButton)
+
+    async def on_connect(self) -> None:
+        self._counters.connected()
+
+    async def on_resumed(self) -> None:
+        self._counters.resumed()
+
+    async def on_disconnect(self) -> None:
+        self._counters.disconnected()
 
     async def on_ready(self) -> None:
         log.info("connected as %s, in %d servers", self.user, len(self.guilds))

@@ -7,16 +7,19 @@ from typing import TextIO
 
 import discord
 
+from bot.app.assembling import assemble
 from bot.app.client import Darkroom
-from bot.app.compose import DATABASE_FILE
 from bot.app.connection import TokenRefused
 from bot.app.sync import look, sync_changed
-from bot.cogs.services import Services
 from bot.config import Config, read_token
-from bot.datasets import DatasetStore
-from bot.db import open_db
+from bot.db import DATABASE_FILE, open_db
+from bot.health import Counters
 from bot.outbox import Outbox
-from bot.queue import DraftStore, JobStore
+from bot.ui.layout import MessageContent
+
+
+async def _nobody_asks() -> MessageContent:
+    raise AssertionError("commands are only told here, never run")
 
 
 async def sync_command(config: Config, *, is_dry: bool, out: TextIO = sys.stdout) -> int:
@@ -29,13 +32,16 @@ async def sync_command(config: Config, *, is_dry: bool, out: TextIO = sys.stdout
     data_dir = config.storage.data_dir
     async with open_db(data_dir / DATABASE_FILE) as db:
         # No lock on the data folder: a running bot need not stop for this, and the database knows two writers.
-        services = Services(
-            config=config,
-            jobs=JobStore(db, Outbox(db), data_dir=data_dir),
-            datasets=DatasetStore(db, data_dir=data_dir),
-            drafts=DraftStore(db),
+        services = assemble(
+            config,
+            db,
+            Outbox(db),
+            data_dir=data_dir,
+            command=config.trainer.command,
+            environment={},
+            health=_nobody_asks,
         )
-        async with Darkroom(services, db) as client:
+        async with Darkroom(services, db, Counters()) as client:
             await client.add_commands()
             scopes = await look(client.tree, db, config.discord.guild_ids)
             for scope in scopes:

@@ -8,13 +8,14 @@ import discord
 from discord.ext import commands
 
 from bot.cogs import failures
-from bot.cogs.jobs import stop
+from bot.cogs.acting import act, samples_of, unshare_here
 from bot.cogs.replies import opened, reply
 from bot.cogs.services import Services, standing_of
-from bot.queue import Job, StopIntent
-from bot.ui.card import Standing, card
+from bot.queue import Job
+from bot.queue.verbs import Verb
+from bot.ui.notices import card_of
 from bot.ui.receipts import said, samples_reply
-from trainer.protocol.events import Sampled
+from bot.ui.standing import Standing
 
 log = logging.getLogger(__name__)
 
@@ -36,28 +37,29 @@ class Buttons(commands.Cog):
 
     async def _press(self, interaction: discord.Interaction, job: Job, verb: str) -> None:
         match verb:
-            case "cancel":
-                await stop(self._services, interaction, job, StopIntent.CANCEL)
-            case "keep_best":
-                await stop(self._services, interaction, job, StopIntent.KEEP_BEST)
+            case "open":
+                await reply(interaction, card_of(job, await self._standing(interaction, job)))
             case "refresh":
                 await self._refresh(interaction, job)
             case "samples":
                 await self._samples(interaction, job)
+            case Verb.UNSHARE:
+                await unshare_here(self._services, interaction, job)
+            case _ if verb in set(Verb):
+                await act(self._services, interaction, job, Verb(verb))
             case _:
                 log.warning("#%d: a button with the unknown verb %r was pressed", job.id, verb)
                 await reply(interaction, said("This button is from another version of me. /job status shows the job."))
 
     async def _refresh(self, interaction: discord.Interaction, job: Job) -> None:
-        content = card(job, await self._standing(interaction, job))
+        content = card_of(job, await self._standing(interaction, job))
         with opened(content.files) as files:
             await interaction.response.edit_message(
                 view=content.layout, attachments=files, allowed_mentions=discord.AllowedMentions.none()
             )
 
     async def _samples(self, interaction: discord.Interaction, job: Job) -> None:
-        events = await self._services.jobs.events(job.id)
-        newest = next((event for event in reversed(events) if isinstance(event, Sampled)), None)
+        newest = await samples_of(self._services, job)
         await reply(interaction, samples_reply(job, await self._standing(interaction, job), newest))
 
     async def _standing(self, interaction: discord.Interaction, job: Job) -> Standing:

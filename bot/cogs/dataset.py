@@ -64,7 +64,7 @@ class Datasets(commands.GroupCog, group_name="dataset", group_description="Hand 
         await interaction.response.defer(ephemeral=True, thinking=True)
         found = await self._own(interaction, dataset, "add to")
         files = [each for each in (file, file2, file3, file4, file5) if each is not None]
-        grown = await self._services.datasets.add(found.id, await receive(self._services, files))
+        grown = await self._services.datasets.add(found.id, await receive(self._services, interaction, files))
         more = grown.counts.kept - found.counts.kept
         note = f"{counted(more, 'picture')} more to train on; those that were there keep their side of the split."
         await reply(interaction, await dataset_card(self._services, interaction, grown, note=note))
@@ -146,7 +146,7 @@ class Datasets(commands.GroupCog, group_name="dataset", group_description="Hand 
     ) -> None:
         assert interaction.guild_id is not None
         store = self._services.datasets
-        received = await receive(self._services, files)
+        received = await receive(self._services, interaction, files)
         known = await store.known(interaction.guild_id, received)
         dataset = await store.prepare(received, guild_id=interaction.guild_id, owner_id=interaction.user.id, name=name)
         if trigger or wants_captions:

@@ -14,8 +14,9 @@ from bot.cogs.drafts import dataset_card, draft_card, require_own
 from bot.cogs.replies import replace, reply
 from bot.cogs.services import Services
 from bot.datasets import require_change
-from bot.errors import NotFound
+from bot.errors import DuplicateJob, NotFound
 from bot.ui.datasets import report_file, report_reply
+from bot.ui.duplicates import duplicate_notice
 from bot.ui.receipts import said
 from bot.ui.text import plain
 
@@ -34,7 +35,7 @@ class DatasetButtons(commands.Cog):
             match verb:
                 case "list":
                     await replace(interaction, await list_page(self._services, interaction, int(arg)))
-                case "go" | "cancel":
+                case "go" | "again" | "cancel":
                     await self._request(interaction, verb, int(arg))
                 case _:
                     await self._press(interaction, dataset_id, verb, arg)
@@ -74,7 +75,12 @@ class DatasetButtons(commands.Cog):
             await replace(interaction, await drafts.cancel(self._services, draft))
             return
         await interaction.response.defer()
-        await replace(interaction, await drafts.queue(self._services, draft_id))
+        try:
+            receipt = await drafts.queue(self._services, interaction, draft_id, may_repeat=verb == "again")
+        except DuplicateJob as error:
+            await reply(interaction, duplicate_notice(error, draft))
+            return
+        await replace(interaction, receipt)
 
     async def _sheet(self, interaction: discord.Interaction, dataset_id: int, arg: str) -> None:
         sheet, _, draft_id = arg.partition("d")

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import discord
 
-from bot.cogs.services import Services
+from bot.cogs.members import allowance_of_member
+from bot.cogs.services import Services, standing_of
 from bot.cogs.wishes import Wishes, make_spec
 from bot.datasets import Dataset
 from bot.errors import NotYourRequest
-from bot.queue import Draft, NewJob
+from bot.queue import Allowance, Draft, NewJob, State
+from bot.queue.duplicates import fingerprint
+from bot.queue.limits import require_budget, require_gpus, require_priority
 from bot.ui.datasets import Shown, report_card
 from bot.ui.layout import MessageContent
 from bot.ui.receipts import receipt, said
+from trainer.protocol.spec import Spec
 
 
 async def dataset_card(
@@ -24,10 +28,11 @@ async def dataset_card(
     note: str = "",
 ) -> MessageContent:
     """The report card of a dataset, with the request that waits for it if there is one."""
-    spec = None
+    spec, estimate = None, None
     if draft is not None:
         wishes = Wishes.from_json(draft.wishes)
-        spec = make_spec(wishes, services.config, dataset_name=dataset.name, folder=str(dataset.folder))
+        spec = await _spec(services, interaction, wishes, dataset)
+        estimate = await services.estimates.of(spec, dataset.counts, wishes.gpus or 1)
     shown = Shown(
         dataset=dataset,
         report=await services.datasets.report(dataset),
@@ -36,6 +41,7 @@ async def dataset_card(
         note=note,
         draft_id=None if draft is None else draft.id,
         spec=spec,
+        estimate=estimate,
     )
     return report_card(shown)
 
@@ -52,38 +58,83 @@ async def draft_card(
     return await dataset_card(services, interaction, dataset, sheet=sheet, draft=draft, note=note)
 
 
-async def queue(services: Services, draft_id: int) -> MessageContent:
-    """Queue the job of a draft, with all that was decided about its dataset; its receipt. Twice is one job.
+async def queue(
+    services: Services, interaction: discord.Interaction, draft_id: int, *, may_repeat: bool = False
+) -> MessageContent:
+    """Queue the job of a draft for its owner, who acts, with all that was decided about its dataset; its receipt.
+
+    Twice is one job. `may_repeat`: also where the same data and settings wait, run, or have succeeded.
 
     Raises:
         DraftEnded: it is older than a day, or was cancelled.
+        DuplicateJob: there is such a job, and it may not be repeated; the draft goes on waiting.
         DarkroomError, SpecError: it cannot be queued; the draft goes on waiting.
     """
-    draft = await services.drafts.go(draft_id)
-    try:
-        dataset = await services.datasets.apply(draft.dataset_id)
-        wishes = Wishes.from_json(draft.wishes)
-        spec = make_spec(wishes, services.config, dataset_name=dataset.name, folder=str(dataset.folder))
-        job = await services.jobs.submit(
-            NewJob(
-                interaction_id=draft.interaction_id,
-                guild_id=draft.guild_id,
-                channel_id=draft.channel_id,
-                owner_id=draft.owner_id,
-                dataset_id=dataset.id,
-                spec=spec,
-            )
-        )
-    except BaseException:
-        await services.drafts.stay(draft_id)
-        raise
-    place = await services.jobs.place_in_line(job.id)
-    return receipt(job, place, await services.datasets.report(dataset))
+    draft = await services.drafts.get(draft_id)
+    if draft.state is not State.DRAFT:
+        job = await services.jobs.get(draft.id)
+    else:
+        job = await services.jobs.submit(await _new_job(services, interaction, draft, may_repeat=may_repeat))
+    dataset = await services.datasets.get(job.dataset_id)
+    standing = await standing_of(job, services, None)
+    return receipt(job, standing, await services.datasets.report(dataset))
+
+
+async def _new_job(services: Services, interaction: discord.Interaction, draft: Draft, *, may_repeat: bool) -> NewJob:
+    """The job of a draft, within what its owner may ask for at this moment."""
+    wishes = Wishes.from_json(draft.wishes)
+    allowance = await require_order(services, interaction, wishes)
+    dataset = await services.datasets.apply(draft.dataset_id)
+    spec = await _spec(services, interaction, wishes, dataset)
+    gpus = wishes.gpus or 1
+    estimate = await services.estimates.of(spec, dataset.counts, gpus)
+    budget = await services.limits.budget(
+        draft.guild_id, draft.owner_id, allowance.gpu_hours_per_week, zone=services.config.windows.zone
+    )
+    require_budget(budget, None if estimate is None else gpus * estimate.seconds / 3600)
+    return NewJob(
+        interaction_id=draft.interaction_id,
+        guild_id=draft.guild_id,
+        channel_id=draft.channel_id,
+        owner_id=draft.owner_id,
+        dataset_id=dataset.id,
+        spec=spec,
+        priority=wishes.order,
+        gpus=gpus,
+        run_after=wishes.run_after or 0.0,
+        max_running=allowance.max_running,
+        max_waiting=allowance.max_waiting,
+        fingerprint=fingerprint(spec, (await services.datasets.report(dataset)).digest),
+        may_repeat=may_repeat,
+        estimate_s=None if estimate is None else estimate.seconds,
+    )
+
+
+async def _spec(services: Services, interaction: discord.Interaction, wishes: Wishes, dataset: Dataset) -> Spec:
+    allowance = await allowance_of_member(services, interaction)
+    return make_spec(
+        wishes,
+        services.config,
+        dataset_name=dataset.name,
+        folder=str(dataset.folder),
+        max_epochs=allowance.max_epochs,
+    )
+
+
+async def require_order(services: Services, interaction: discord.Interaction, wishes: Wishes) -> Allowance:
+    """What whoever acts may ask for, if their place in line and their GPUs are within it.
+
+    Raises:
+        JobRefused: more GPUs than there are, or a priority that is not theirs to ask for.
+    """
+    require_priority(wishes.order, can_manage=interaction.permissions.manage_guild)
+    require_gpus(wishes.gpus or 1, sum(slot.is_enabled for slot in await services.jobs.slots.all()))
+    return await allowance_of_member(services, interaction)
 
 
 async def cancel(services: Services, draft: Draft) -> MessageContent:
     """Forget a draft that waits."""
-    if await services.drafts.cancel(draft.id):
+    if await services.drafts.cancel(draft.id, by=draft.owner_id):
         return said("⬛ Cancelled; nothing was queued. The dataset is kept.")
     return said("This request was queued already. /job list shows it.")
 

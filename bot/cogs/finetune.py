@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+import time
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import discord
 from discord import app_commands
 from discord.ext import commands
 
-from bot.cogs.drafts import draft_card, queue
+from bot.cogs.drafts import draft_card, queue, require_order
 from bot.cogs.intake import choices_of, take_in
 from bot.cogs.replies import reply
 from bot.cogs.services import Services
 from bot.cogs.wishes import Wishes, make_spec
 from bot.datasets import Dataset
-from bot.errors import DarkroomError, DatasetRefused, JobRefused
+from bot.errors import DarkroomError, DatasetRefused, DuplicateJob, JobRefused
+from bot.queue.delayed import parse_start
+from bot.ui.duplicates import duplicate_notice
 from bot.ui.permissions import missing_permissions
 from bot.ui.text import listed
 from trainer.protocol.presets import presets
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
     Trigger: TypeAlias = str
     ClassPrompt: TypeAlias = str
     Prompts: TypeAlias = str
+    Gpus: TypeAlias = int
+    Start: TypeAlias = str
 else:
     Epochs = app_commands.Range[int, int(_EPOCHS[0]), int(_EPOCHS[1])]
     Rank = app_commands.Range[int, int(_RANK[0]), int(_RANK[1])]
@@ -43,6 +48,8 @@ else:
     Trigger = app_commands.Range[str, 1, 50]
     ClassPrompt = app_commands.Range[str, 1, 200]
     Prompts = app_commands.Range[str, 1, 2000]
+    Gpus = app_commands.Range[int, 1, 8]
+    Start = app_commands.Range[str, 1, 40]
 
 
 class Finetune(commands.Cog):
@@ -67,6 +74,9 @@ class Finetune(commands.Cog):
         class_prompt="What your subject is one of (“a photo of a dog”), so that the model keeps the others",
         seed="The same seed and settings make the same LoRA",
         early_stop="Stop when the validation loss no longer falls",
+        priority="What goes first in the line; high is for those who may manage the server",
+        gpus="GPUs that train it together",
+        start="Not before: 22:00, tomorrow 06:30, in 2 h, 2026-11-25 22:00",
         confirm="Show me the dataset's report before anything is queued (yes, if you leave it out)",
     )
     async def finetune(
@@ -85,16 +95,27 @@ class Finetune(commands.Cog):
         class_prompt: ClassPrompt | None = None,
         seed: Seed | None = None,
         early_stop: bool | None = None,
+        priority: Literal["low", "normal", "high"] = "normal",
+        gpus: Gpus = 1,
+        start: Start | None = None,
         confirm: bool = True,
     ) -> None:
         await interaction.response.defer(ephemeral=True, thinking=True)
         require_permissions(interaction)
         wishes = Wishes(
             preset=preset, base=base, name=name, epochs=epochs, lr=lr, rank=rank, prompts=prompts, trigger=trigger,
-            class_prompt=class_prompt, seed=seed, early_stop=early_stop,
+            class_prompt=class_prompt, seed=seed, early_stop=early_stop, priority=priority, gpus=gpus,
+            run_after=None if start is None else parse_start(start, time.time(), self._services.config.windows.zone),
         )  # fmt: skip
         # Before a byte is downloaded: most mistakes are in the settings.
-        make_spec(wishes, self._services.config, dataset_name="lora", folder="not known yet")
+        allowance = await require_order(self._services, interaction, wishes)
+        make_spec(
+            wishes,
+            self._services.config,
+            dataset_name="lora",
+            folder="not known yet",
+            max_epochs=allowance.max_epochs,
+        )
         found = await self._dataset(interaction, dataset, from_dataset)
         # Kept even where it is queued at once: it carries the interaction's id, by which it is one job.
         draft = await self._services.drafts.keep(
@@ -109,10 +130,13 @@ class Finetune(commands.Cog):
             await reply(interaction, await draft_card(self._services, interaction, draft))
             return
         try:
-            await reply(interaction, await queue(self._services, draft.id))
+            await reply(interaction, await queue(self._services, interaction, draft.id))
+        except DuplicateJob as error:
+            # The draft stays, for "Queue anyway".
+            await reply(interaction, duplicate_notice(error, draft))
         except (DarkroomError, SpecError):
             # It was to go at once or not at all: it must not wait for a "Go on" that nobody is asked for.
-            await self._services.drafts.cancel(draft.id)
+            await self._services.drafts.cancel(draft.id, by=interaction.user.id)
             raise
 
     async def _dataset(

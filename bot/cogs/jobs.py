@@ -1,4 +1,4 @@
-"""`/job` and `/queue`: looking at jobs, and stopping one's own."""
+"""`/job` and `/queue`: looking at jobs, and what people may do with their own."""
 
 from __future__ import annotations
 
@@ -8,36 +8,31 @@ import discord
 from discord import app_commands
 from discord.ext import commands
 
+from bot.cogs.acting import act
+from bot.cogs.finding import found_job, job_choices
 from bot.cogs.replies import reply
 from bot.cogs.services import Services, standing_of
-from bot.errors import NotFound
-from bot.queue import Job, State, StopIntent, require_control
-from bot.ui.board import board, job_list
-from bot.ui.card import card
-from bot.ui.receipts import job_choice, said, stop_reply
+from bot.queue.verbs import Verb
+from bot.ui.audit import history
+from bot.ui.board import Scene, board, job_list
+from bot.ui.notices import card_of
+
+_WHICH = {"job": "Number or name of the job"}
 
 
 @app_commands.guild_only()
-class Jobs(commands.GroupCog, group_name="job", group_description="Look at trainings, or stop yours."):
+class Jobs(commands.GroupCog, group_name="job", group_description="Look at trainings, or say what becomes of yours."):
     """Whatever concerns one job that is there."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
 
     @app_commands.command(description="Where a training stands.")
-    @app_commands.describe(job="Number or name of the job")
+    @app_commands.describe(**_WHICH)
     @app_commands.rename(job="id")
     async def status(self, interaction: discord.Interaction, job: str) -> None:
-        found = await find_job(self._services, interaction, job)
-        standing = await standing_of(found, self._services, interaction.client)
-        await reply(interaction, card(found, standing))
-
-    @app_commands.command(description="Stop a training of yours; its checkpoint is kept.")
-    @app_commands.describe(job="Number or name of the job")
-    @app_commands.rename(job="id")
-    async def cancel(self, interaction: discord.Interaction, job: str) -> None:
-        found = await find_job(self._services, interaction, job)
-        await stop(self._services, interaction, found, StopIntent.CANCEL)
+        found = await found_job(self._services, interaction, job)
+        await reply(interaction, card_of(found, await standing_of(found, self._services, interaction.client)))
 
     @app_commands.command(name="list", description="The newest trainings of this server.")
     async def list_jobs(self, interaction: discord.Interaction) -> None:
@@ -46,12 +41,82 @@ class Jobs(commands.GroupCog, group_name="job", group_description="Look at train
             interaction, job_list("Newest trainings", await self._services.jobs.recent(interaction.guild_id, 15))
         )
 
+    @app_commands.command(description="Each start of a training, and who changed what.")
+    @app_commands.describe(**_WHICH)
+    @app_commands.rename(job="id")
+    async def history(self, interaction: discord.Interaction, job: str) -> None:
+        found = await found_job(self._services, interaction, job)
+        attempts = await self._services.jobs.attempts(found.id)
+        entries = await self._services.jobs.audit(guild_id=found.guild_id, job_id=found.id)
+        await reply(interaction, history(found, attempts, entries))
+
+    @app_commands.command(description="Stop a training of yours; its checkpoint is kept.")
+    @app_commands.describe(**_WHICH)
+    @app_commands.rename(job="id")
+    async def cancel(self, interaction: discord.Interaction, job: str) -> None:
+        await self._act(interaction, job, Verb.CANCEL)
+
+    @app_commands.command(description="Free the GPU of a training of yours; it goes on from there when you say so.")
+    @app_commands.describe(**_WHICH)
+    @app_commands.rename(job="id")
+    async def pause(self, interaction: discord.Interaction, job: str) -> None:
+        await self._act(interaction, job, Verb.PAUSE)
+
+    @app_commands.command(description="Let a paused training of yours go on, before those that never started.")
+    @app_commands.describe(**_WHICH)
+    @app_commands.rename(job="id")
+    async def resume(self, interaction: discord.Interaction, job: str) -> None:
+        await self._act(interaction, job, Verb.RESUME)
+
+    @app_commands.command(description="Try a failed or cancelled training of yours again, from its checkpoint.")
+    @app_commands.describe(**_WHICH)
+    @app_commands.rename(job="id")
+    async def retry(self, interaction: discord.Interaction, job: str) -> None:
+        await self._act(interaction, job, Verb.RETRY)
+
+    @app_commands.command(description="Keep the files of a training of yours when room is made.")
+    @app_commands.describe(**_WHICH)
+    @app_commands.rename(job="id")
+    async def pin(self, interaction: discord.Interaction, job: str) -> None:
+        await self._act(interaction, job, Verb.PIN)
+
+    @app_commands.command(description="No longer keep them.")
+    @app_commands.describe(**_WHICH)
+    @app_commands.rename(job="id")
+    async def unpin(self, interaction: discord.Interaction, job: str) -> None:
+        await self._act(interaction, job, Verb.UNPIN)
+
+    @app_commands.command(description="Show everybody here the newest samples of a training of yours.")
+    @app_commands.describe(**_WHICH)
+    @app_commands.rename(job="id")
+    async def share(self, interaction: discord.Interaction, job: str) -> None:
+        await self._act(interaction, job, Verb.SHARE)
+
+    @app_commands.command(description="No longer share it; its files may go when room is made.")
+    @app_commands.describe(**_WHICH)
+    @app_commands.rename(job="id")
+    async def unshare(self, interaction: discord.Interaction, job: str) -> None:
+        await self._act(interaction, job, Verb.UNSHARE)
+
+    async def _act(self, interaction: discord.Interaction, typed: str, verb: Verb) -> None:
+        await act(self._services, interaction, await found_job(self._services, interaction, typed), verb)
+
     @status.autocomplete("job")
+    @history.autocomplete("job")
+    async def choose_any(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
+        return await job_choices(self._services, interaction, typed)
+
     @cancel.autocomplete("job")
-    async def choose_job(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
-        assert interaction.guild_id is not None
-        jobs = await self._services.jobs.search(interaction.guild_id, typed)
-        return [app_commands.Choice(name=job_choice(job), value=str(job.id)) for job in jobs]
+    @pause.autocomplete("job")
+    @resume.autocomplete("job")
+    @retry.autocomplete("job")
+    @pin.autocomplete("job")
+    @unpin.autocomplete("job")
+    @share.autocomplete("job")
+    @unshare.autocomplete("job")
+    async def choose_for_verb(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
+        assert interaction.command is not None
+        return await job_choices(self._services, interaction, typed, verb=Verb(interaction.command.name))
 
 
 class Queue(commands.Cog):
@@ -60,41 +125,18 @@ class Queue(commands.Cog):
     def __init__(self, services: Services) -> None:
         self._services = services
 
-    @app_commands.command(description="What is training, and who waits for what.")
+    @app_commands.command(description="What is training, who waits for what, and what holds it up.")
     @app_commands.guild_only()
     async def queue(self, interaction: discord.Interaction) -> None:
         assert interaction.guild_id is not None
-        active = await self._services.jobs.active(interaction.guild_id)
-        running = [job for job in active if job.state is not State.QUEUED]
-        waiting = [job for job in active if job.state is State.QUEUED]
-        await reply(interaction, board(running, waiting, datetime.now(UTC)))
-
-
-async def find_job(services: Services, interaction: discord.Interaction, typed: str) -> Job:
-    """The job that somebody means by a number (`42`, `#42`) or a name.
-
-    Raises:
-        NotFound: there is none in this server.
-    """
-    assert interaction.guild_id is not None
-    number = typed.strip().removeprefix("#")
-    if number.isascii() and number.isdigit() and len(number) < 19:
-        return await services.jobs.get_in(interaction.guild_id, int(number))
-    found = await services.jobs.search(interaction.guild_id, typed, limit=1)
-    if not found:
-        raise NotFound(f"There is no job {typed[:60]!r} here. /job list shows those that there are.")
-    return found[0]
-
-
-async def stop(services: Services, interaction: discord.Interaction, job: Job, intent: StopIntent) -> None:
-    """Stop a job on behalf of whoever acts, and tell them how it stands now; a second press changes nothing.
-
-    Raises:
-        NotAllowed: it is somebody else's job.
-        NoSuchJob: it is gone.
-    """
-    verb = "cancel" if intent is StopIntent.CANCEL else "stop"
-    can_manage = interaction.permissions.manage_guild
-    require_control(job, user_id=interaction.user.id, can_manage=can_manage, verb=verb)
-    after = await services.jobs.request_stop(job.id, by=interaction.user.id, intent=intent)
-    await reply(interaction, said(stop_reply(job, after)))
+        jobs = self._services.jobs
+        scene = Scene(
+            now=datetime.now(UTC),
+            jobs=await jobs.active(interaction.guild_id),
+            places={job_id: place for place, job_id in enumerate(await jobs.line(), start=1)},
+            forecasts=await self._services.forecaster.all(),
+            slots=await jobs.slots.all(with_unused=True),
+            halt=await jobs.switch.read(),
+            why_closed=self._services.why_closed(),
+        )
+        await reply(interaction, board(scene))

@@ -18,6 +18,14 @@ async def reply(interaction: discord.Interaction, content: MessageContent) -> No
         await answer(view=content.layout, files=files, ephemeral=True, allowed_mentions=content.allowed_mentions)
 
 
+async def announce(interaction: discord.Interaction, content: MessageContent) -> None:
+    """Answer with a message that the whole channel sees."""
+    with opened(content.files) as files:
+        await interaction.response.send_message(
+            view=content.layout, files=files, silent=content.is_silent, allowed_mentions=content.allowed_mentions
+        )
+
+
 async def replace(interaction: discord.Interaction, content: MessageContent) -> None:
     """Show `content` in the place of the message whose button was pressed, also after a defer."""
     is_done = interaction.response.is_done()

@@ -10,6 +10,7 @@ from typing import Any
 
 from bot.config import Config
 from bot.errors import JobRefused
+from bot.queue import Priority
 from trainer.protocol.presets import preset_named, spec_from_preset
 from trainer.protocol.spec import Spec
 
@@ -29,6 +30,11 @@ class Wishes:
     class_prompt: str | None
     seed: int | None
     early_stop: bool | None
+    #: How it stands in line: a `Priority` by name, GPUs at once, and seconds since the epoch before which it does not
+    #: start.
+    priority: str | None = None
+    gpus: int | None = None
+    run_after: float | None = None
 
     def changes(self) -> dict[str, Any]:
         """The settings to lay over the preset."""
@@ -53,6 +59,10 @@ class Wishes:
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
 
+    @property
+    def order(self) -> Priority:
+        return Priority[self.priority.upper()] if self.priority else Priority.NORMAL
+
     @classmethod
     def from_json(cls, text: str) -> Wishes:
         """The wishes of a draft; those that a bot of another version did not know are left to the preset."""
@@ -60,19 +70,21 @@ class Wishes:
         return cls(**{field.name: said.get(field.name) for field in dataclasses.fields(cls)})
 
 
-def make_spec(wishes: Wishes, config: Config, *, dataset_name: str, folder: str) -> Spec:
-    """The complete spec of what somebody asked for.
+def make_spec(wishes: Wishes, config: Config, *, dataset_name: str, folder: str, max_epochs: int | None = None) -> Spec:
+    """The complete spec of what somebody asked for; `max_epochs` of theirs, the configured number if None.
 
     Raises:
-        JobRefused: an unknown base, or more epochs than this bot allows.
+        JobRefused: an unknown base, or more epochs than they may ask for.
         SpecError: an unknown preset, or a value out of its range.
     """
     source = _base_of(wishes, config)
     name = slug(wishes.name) if wishes.name else dataset_name
     spec = spec_from_preset(wishes.preset, dataset=folder, base=source, name=name, changes=wishes.changes())
-    if spec.training.epochs > config.limits.max_epochs:
+    allowed = max_epochs or config.limits.max_epochs
+    if spec.training.epochs > allowed:
         raise JobRefused(
-            f"{spec.training.epochs} epochs are more than the {config.limits.max_epochs} that one job may ask for here."
+            f"{spec.training.epochs} epochs are more than the {allowed} that one job of yours may ask for here. "
+            "Nothing was queued; take fewer epochs."
         )
     return spec
 

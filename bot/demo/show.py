@@ -16,7 +16,7 @@ from simcord.backend.errors import SetupError
 
 from bot.app.compose import App, compose
 from bot.cogs.downloads import read_whole
-from bot.config import CardSettings, Config, QueueSettings, StorageSettings
+from bot.config import CardSettings, Config, HealthSettings, QueueSettings, StorageSettings
 from bot.demo.patience import be_patient
 from bot.demo.stage import Stage, set_stage
 from bot.demo.transcript import Transcript, texts
@@ -166,7 +166,7 @@ async def _stop_all(app: App, stage: Stage) -> None:
 
 
 def _say_where(app: App, job: Job) -> None:
-    folder = app.services.jobs.job_dir(job.id)
+    folder = app.services.jobs.job_dir(job)
     say(f"#{job.id} {job.name}: {job.state}. Its files are in {folder}")
     for path in sorted((folder / "output").glob("*")):
         say(f"  {path.relative_to(folder)}  {path.stat().st_size:,} bytes")
@@ -192,5 +192,6 @@ def _config(data_dir: Path) -> Config:
         storage=StorageSettings(data_dir=data_dir),
         # Nobody limits the rate of a simulated Discord.
         cards=CardSettings(edit_interval_s=1.0),
-        queue=QueueSettings(poll_s=0.3),
+        queue=QueueSettings(poll_s=0.3, retry_pause_s=1.0),
+        health=HealthSettings(min_free_gib=0.5),
     )

@@ -1,40 +1,107 @@
-"""The queue board: what runs, who waits, when it is whose turn."""
+"""The queue board: what runs where, who waits, when it is whose turn, and what holds everybody up."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime, timedelta
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 
-from bot.queue.job import Job
+from bot.queue.forecast import Forecast
+from bot.queue.halt import Halt
+from bot.queue.job import ACTIVE, Job, Priority, State
+from bot.queue.slots import Slot
 from bot.ui.layout import Colour, MessageContent, box, layout
 from bot.ui.receipts import job_line
-from bot.ui.text import ago
+from bot.ui.text import ago, clock, first_lines, plain
+from bot.ui.waiting import halt_words
 
-_SHOWN = 20
+#: Characters that each part of the board may take; a message has 4,000.
+_ROOM = 1050
 
 
-def board(running: Sequence[Job], waiting: Sequence[Job], now: datetime) -> MessageContent:
-    """`waiting` in the order in which they will start."""
-    head = "### Queue\n" + ("\n".join(map(_running_line, running)) if running else "Nothing is training.")
-    lines = [job_line(job, place) for place, job in enumerate(waiting[:_SHOWN], start=1)]
-    if (rest := len(waiting) - _SHOWN) > 0:
-        lines.append(f"… and {rest} more")
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """The whole queue at one moment, as a server sees it."""
+
+    now: datetime
+    #: Jobs of this server that have not ended, those that wait in the order in which they will start.
+    jobs: Sequence[Job]
+    #: Places in the line of all servers.
+    places: Mapping[int, int] = field(default_factory=dict)
+    forecasts: Mapping[int, Forecast] = field(default_factory=dict)
+    slots: Sequence[Slot] = ()
+    #: Who switched the queue off; None: it runs.
+    halt: Halt | None = None
+    #: Why nothing starts at this hour (training windows, a full disk), in a sentence; empty: it may.
+    why_closed: str = ""
+
+    def of(self, *states: State) -> list[Job]:
+        return [job for job in self.jobs if job.state in states]
+
+
+def board(scene: Scene) -> MessageContent:
+    """Running, waiting and paused ones, under what holds them up."""
+    running, waiting, paused = scene.of(*ACTIVE), scene.of(State.QUEUED), scene.of(State.PAUSED)
+    colour = Colour.STOPPING if scene.halt else Colour.TRAINING if running else Colour.WAITING
     body = box(
-        Colour.TRAINING if running else Colour.WAITING,
-        head,
-        "\n".join(lines) if lines else "Nobody waits: `/finetune` starts at once.",
-        f"-# updated {ago(now)}",
+        colour,
+        "\n".join(_head(scene)),
+        "\n".join(_listed("Training", [_running_line(job) for job in running])) or "Nothing is training.",
+        "\n".join(_listed("Waiting", [_waiting_line(job, scene) for job in waiting])) or _nobody_waits(scene),
+        "\n".join(_listed("Paused", [job_line(job) for job in paused])) or None,
+        f"-# updated {ago(scene.now)}",
     )
     return MessageContent(layout=layout(body))
 
 
 def job_list(title: str, jobs: Sequence[Job]) -> MessageContent:
-    lines = "\n".join(job_line(job) for job in jobs) or "No jobs yet: `/finetune` makes the first."
-    return MessageContent(layout=layout(box(Colour.WAITING, f"### {title}\n{lines}")))
+    lines = first_lines([job_line(job) for job in jobs], characters=3000)
+    text = "\n".join(lines) or "No jobs yet: `/finetune` makes the first."
+    return MessageContent(layout=layout(box(Colour.WAITING, f"### {title}\n{text}")))
+
+
+def _head(scene: Scene) -> list[str]:
+    lines = ["### Queue"]
+    if scene.halt is not None:
+        lines.append(f"⛔ {halt_words(scene.halt)}")
+    if scene.why_closed:
+        lines.append(f"🌙 {plain(scene.why_closed, 300)}")
+    if scene.slots:
+        lines += first_lines([f"-# {_slot_words(slot)}" for slot in scene.slots], most=8, characters=600)
+    return lines
+
+
+def _slot_words(slot: Slot) -> str:
+    name = plain(slot.name, 60)
+    if slot.job_id is not None:
+        return f"{name} · #{slot.job_id}" + ("" if slot.is_enabled else ", then switched off")
+    return f"{name} · {'free' if slot.is_enabled else 'switched off'}"
+
+
+def _listed(title: str, lines: Sequence[str]) -> list[str]:
+    return [f"**{title}** ({len(lines)})", *first_lines(lines, characters=_ROOM)] if lines else []
+
+
+def _nobody_waits(scene: Scene) -> str:
+    if scene.halt or scene.why_closed or not any(slot.is_enabled and slot.job_id is None for slot in scene.slots):
+        return "Nobody waits."
+    return "Nobody waits: `/finetune` starts at once."
 
 
 def _running_line(job: Job) -> str:
     step = job.progress.step
+    where = f" · {plain(', '.join(job.slots), 80)}" if job.slots else ""
     if step is None or step.eta_s is None or job.progress.heard_at is None:
-        return job_line(job)
-    return f"{job_line(job)} · ends {ago(job.progress.heard_at + timedelta(seconds=step.eta_s))}"
+        return f"{job_line(job)}{where}"
+    return f"{job_line(job)}{where} · ends {ago(job.progress.heard_at + timedelta(seconds=step.eta_s))}"
+
+
+def _waiting_line(job: Job, scene: Scene) -> str:
+    priority = "" if job.priority is Priority.NORMAL else f" · {job.priority.name.lower()} priority"
+    line = job_line(job, scene.places.get(job.id)) + priority
+    if job.run_after is not None and job.run_after > scene.now:
+        return f"{line} · not before {clock(job.run_after)}"
+    forecast = scene.forecasts.get(job.id)
+    if forecast is None or forecast.starts_at is None:
+        return line
+    return f"{line} · starts about {ago(datetime.fromtimestamp(forecast.starts_at, UTC))}"

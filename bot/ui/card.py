@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import discord
 
-from bot.queue.job import Job, State, StopIntent
+from bot.queue.job import ACTIVE, Job, Priority, State, StopIntent
+from bot.queue.verbs import Verb, makes_sense
 from bot.ui.layout import Colour, FileToSend, JobButton, MessageContent, box, button, layout, picture, row, sendable
+from bot.ui.standing import Standing
 from bot.ui.text import ago, bar, duration, ordinal, plain, size, trend
+from bot.ui.waiting import waiting_lines
 from trainer.protocol.events import EpochEnded, Finished, Phase
 from trainer.protocol.spec import Spec
-
-
-@dataclass(frozen=True, kw_only=True)
-class Standing:
-    """What a message about a job needs beside the job itself."""
-
-    #: Where the job's files lie.
-    job_dir: Path
-    now: datetime
-    #: 1 is next; None when it does not wait.
-    place: int | None = None
-    #: Largest file that the server takes, bytes.
-    file_limit: int = 10 * 1024 * 1024
-    #: By which the sender finds the message again after a crash.
-    marker: str = ""
-
-    def footer(self, job: Job) -> str:
-        """The last line of each message about a job: `job 42·a1 · 3fa8c1d2`."""
-        return f"job {job.id}·a{job.attempt}" + (f" · {self.marker}" if self.marker else "")
-
 
 #: What a running job is busy with: sign, words, colour.
 _PHASES: dict[Phase | None, tuple[str, str, Colour]] = {
@@ -46,9 +28,26 @@ _PHASES: dict[Phase | None, tuple[str, str, Colour]] = {
     Phase.EXPORTING: ("🔵", "Exporting", Colour.ENDING),
 }
 
+_STOPPING = {
+    StopIntent.CANCEL: "Stopping",
+    StopIntent.KEEP_BEST: "Stopping, keeping the best epoch",
+    StopIntent.PAUSE: "Pausing",
+    StopIntent.REQUEUE: "Making room, to go on later",
+}
+
+#: States that are always said in the same words.
+_STANDS = {
+    State.DRAFT: ("📝", "Not queued yet", Colour.WAITING),
+    State.PAUSED: ("⏸️", "Paused", Colour.WAITING),
+    State.SUCCEEDED: ("✅", "Done", Colour.DONE),
+    State.STOPPED: ("✅", "Done, ended early by a person", Colour.DONE),
+    State.FAILED: ("❌", "Failed", Colour.FAILED),
+    State.CANCELLED: ("⬛", "Cancelled", Colour.WAITING),
+}
+
 
 def card(job: Job, standing: Standing) -> MessageContent:
-    """The card of a job as it stands now."""
+    """The card of a training as it stands now (of a study: `study.py`)."""
     sign, words, colour = state_words(job, standing.place)
     chart = _chart(job, standing)
     body = box(
@@ -58,7 +57,7 @@ def card(job: Job, standing: Standing) -> MessageContent:
         picture(chart, chart_alt(job)) if chart else None,
         f"-# {settings_line(job)}",
         f"-# updated {ago(standing.now)} · {standing.footer(job)}",
-        row(*buttons) if (buttons := _buttons(job)) else None,
+        row(*buttons) if (buttons := card_buttons(job)) else None,
     )
     return MessageContent(layout=layout(body), files=(chart,) if chart else (), is_silent=True)
 
@@ -67,21 +66,22 @@ def state_words(job: Job, place: int | None = None) -> tuple[str, str, Colour]:
     """Sign, words and colour of where a job stands."""
     match job.state:
         case State.QUEUED:
-            again = "Waiting to go on from its checkpoint" if job.attempt else "Queued"
             line = f" · {ordinal(place)} in line" if place else ""
+            again = _again_words(job) if job.attempt else "Queued"
             return "🕓", again + line, Colour.WAITING
-        case State.RUNNING:
+        case State.PREPARING | State.RUNNING:
             return _PHASES[job.progress.phase]
-        case State.STOPPING if job.stop_intent == StopIntent.KEEP_BEST:
-            return "🟠", "Stopping, keeping the best epoch", Colour.STOPPING
         case State.STOPPING:
-            return "🟠", "Stopping", Colour.STOPPING
-        case State.SUCCEEDED:
-            return "✅", "Done", Colour.DONE
-        case State.FAILED:
-            return "❌", "Failed", Colour.FAILED
-        case State.CANCELLED:
-            return "⬛", "Cancelled", Colour.WAITING
+            words = "Stopping" if job.stop_intent is None else _STOPPING[job.stop_intent]
+            return "🟠", words, Colour.STOPPING
+        case _:
+            return _STANDS[job.state]
+
+
+def _again_words(job: Job) -> str:
+    if job.stop_intent is StopIntent.KEEP_BEST:
+        return "Waiting to test and export its best epoch"
+    return "Waiting to go on from its checkpoint" if job.progress.epochs else "Waiting to begin again"
 
 
 def share_done(job: Job) -> float:
@@ -132,6 +132,10 @@ def _lines(job: Job, standing: Standing) -> list[str]:
         return _ended(job)
     lines = []
     progress = job.progress
+    if job.state is State.QUEUED:
+        lines += waiting_lines(job, standing)
+    if job.state is State.PAUSED:
+        lines.append(paused_line(job, standing.since))
     if progress.step and job.state in {State.RUNNING, State.STOPPING}:
         lines.append(_progress_line(job))
     if loss := _loss_line(job):
@@ -140,7 +144,31 @@ def _lines(job: Job, standing: Standing) -> list[str]:
         lines.append(_speed_line(job, standing.now))
     elif progress.base and not progress.epochs:
         lines.append(f"base model: val loss {progress.base.validation.loss:.4f} = 1.00×")
+    if place := _place_line(job):
+        lines.append(place)
     return lines
+
+
+def paused_line(job: Job, since: datetime | None) -> str:
+    """Who paused it and when, and from where it goes on."""
+    by = f" by <@{job.stopped_by}>" if job.stopped_by else ""
+    when = f" {ago(since)}" if since else ""
+    if job.study is not None:
+        return f"Paused{by}{when}; its runs keep their checkpoints, and hold no GPU."
+    kept = f"from the checkpoint of epoch {job.progress.epochs[-1].epoch}" if job.progress.epochs else "from its start"
+    return f"Paused{by}{when}; its GPU is free. It goes on {kept}."
+
+
+def _place_line(job: Job) -> str:
+    """`GPU 0 · RTX 4090 · attempt 2 · high priority`: what is not as usual, and where it runs."""
+    parts = [plain(name, 60) for name in job.slots[:4]] if job.state in ACTIVE else []
+    if len(job.slots) > 4 and parts:
+        parts.append(f"and {len(job.slots) - 4} more")
+    if job.attempt > 1:
+        parts.append(f"attempt {job.attempt}" if job.state in ACTIVE else f"started {job.attempt} times so far")
+    if job.priority is not Priority.NORMAL:
+        parts.append(f"{job.priority.name.lower()} priority")
+    return " · ".join(parts)
 
 
 def _progress_line(job: Job) -> str:
@@ -186,8 +214,14 @@ def _ended(job: Job) -> list[str]:
         )
     elif best := best_of(job.progress.epochs):
         lines.append(f"best so far: val {best.validation.ratio:.2f}× base at epoch {best.epoch}")
+    if job.state is State.STOPPED and job.stopped_by:
+        lines.append(f"ended early by <@{job.stopped_by}>; its best epoch was kept")
+    if job.state is State.CANCELLED and job.stopped_by:
+        lines.append(f"cancelled by <@{job.stopped_by}>")
     if job.end_reason:
         lines.append(plain(job.end_reason, 300))
+    if job.are_files_deleted:
+        lines.append("Its files were deleted to make room.")
     return lines
 
 
@@ -207,13 +241,21 @@ def chart_alt(job: Job) -> str:
     return f"Loss by epoch (val as a ratio to the base model): {rows}"
 
 
-def _buttons(job: Job) -> list[JobButton]:
-    found: list[JobButton] = []
-    if job.state in {State.QUEUED, State.RUNNING}:
-        found.append(button(job.id, "cancel", "Cancel", style=discord.ButtonStyle.danger))
-    if job.state == State.RUNNING and job.progress.epochs:
-        found.append(button(job.id, "keep_best", "Stop & keep best"))
-    if job.progress.base or job.progress.epochs:
+def card_buttons(job: Job) -> list[JobButton]:
+    """Five at most: what makes sense in the job's state, in an order that stays."""
+    offered = [
+        (Verb.RESUME, "Resume", None, discord.ButtonStyle.success),
+        (Verb.RETRY, "Retry", "🔁", discord.ButtonStyle.primary),
+        (Verb.CANCEL, "Cancel", None, discord.ButtonStyle.danger),
+        (Verb.PAUSE, "Pause", None, discord.ButtonStyle.secondary),
+        (Verb.KEEP_BEST, "Stop & keep best", None, discord.ButtonStyle.secondary),
+    ]
+    found = [
+        button(job.id, verb, label, emoji=emoji, style=style)
+        for verb, label, emoji, style in offered
+        if makes_sense(verb, job)
+    ]
+    if (job.progress.base or job.progress.epochs) and not job.are_files_deleted:
         found.append(button(job.id, "samples", "Samples", emoji="🖼️"))
     if not job.state.is_end:
         found.append(button(job.id, "refresh", "Refresh", emoji="🔄"))

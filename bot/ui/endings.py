@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import discord
 from discord import ui
 
-from bot.queue.job import Job
-from bot.ui.card import Standing, settings_line
+from bot.queue.job import Job, State
+from bot.queue.verbs import Verb
+from bot.ui.card import settings_line
 from bot.ui.layout import Colour, FileToSend, MessageContent, box, button, layout, picture, row, sendable
+from bot.ui.standing import Standing
 from bot.ui.text import duration, plain, size
 from trainer.protocol.events import Event, Exported, ExportFormat, Failed, Finished, Stopped, Tested
 from trainer.protocol.settings import MethodKind, TaskKind
@@ -41,9 +44,10 @@ def done_post(job: Job, standing: Standing, events: Sequence[Event]) -> MessageC
         standing.file_limit,
     )
     shown = picture(comparison, finished.comparison_alt) if comparison in sent and comparison and finished else None
+    result = f"<@{job.owner_id}> {_result(job, finished, tested)}{_ended_by(job)}"
     body = box(
         Colour.DONE,
-        f"## ✅ #{job.id} {plain(job.name)} is done\n<@{job.owner_id}> {_result(job, finished, tested)}",
+        f"## ✅ #{job.id} {plain(job.name)} is done\n{result}",
         shown,
         _how_to_use(job, weights, sent),
         f"-# {settings_line(job)} · {standing.footer(job)}",
@@ -63,7 +67,8 @@ def failed_post(job: Job, standing: Standing, failed: Failed | None, detail: str
         lines.append(plain(detail, 400))
     if failed and job.progress.epochs:
         lines.append(f"The checkpoints up to epoch {job.progress.epochs[-1].epoch} are kept on the machine.")
-    body = box(Colour.FAILED, "\n".join(lines), f"-# {settings_line(job)} · {standing.footer(job)}")
+    retry = row(button(job.id, Verb.RETRY, "Retry", emoji="🔁", style=discord.ButtonStyle.primary))
+    body = box(Colour.FAILED, "\n".join(lines), f"-# {settings_line(job)} · {standing.footer(job)}", retry)
     return MessageContent(layout=layout(body), mentions=job.owner_id)
 
 
@@ -80,6 +85,12 @@ def cancelled_post(job: Job, standing: Standing, stopped: Stopped | None, detail
         left = "Nothing had been trained yet."
     text = f"⬛ **#{job.id} {plain(job.name)}** was cancelled{by}. {left}"
     return MessageContent(layout=layout(box(Colour.WAITING, text, f"-# {standing.footer(job)}")), is_silent=True)
+
+
+def _ended_by(job: Job) -> str:
+    if job.state is not State.STOPPED:
+        return ""
+    return f"\nIt was ended early{f' by <@{job.stopped_by}>' if job.stopped_by else ' by a person'}."
 
 
 class _Weights:

@@ -6,10 +6,12 @@ from typing import TypeVar
 
 from bot.outbox.notice import Notice, NoticeKind
 from bot.queue.job import Job
-from bot.ui.card import Standing, card
+from bot.ui.card import card
 from bot.ui.endings import cancelled_post, done_post, failed_post
 from bot.ui.layout import MessageContent
-from bot.ui.posts import base_post, early_stop_post, epoch_post, lost_post, stage_post, warning_post
+from bot.ui.posts import base_post, early_stop_post, epoch_post, lost_post, paused_post, stage_post, warning_post
+from bot.ui.standing import Standing
+from bot.ui.study import study_card, study_post
 from trainer.protocol.events import (
     BaseValidated,
     EpochEnded,
@@ -24,11 +26,18 @@ from trainer.protocol.events import (
 _E = TypeVar("_E")
 
 
+def card_of(job: Job, standing: Standing) -> MessageContent:
+    """The live card of a training, or of a study."""
+    return card(job, standing) if job.study is None else study_card(job, standing)
+
+
 def notice_message(notice: Notice, job: Job, standing: Standing) -> MessageContent:
     """The message of a notice; a card shows the job as it is now, the others what happened then."""
     match notice.kind:
         case NoticeKind.CARD:
-            return card(job, standing)
+            return card_of(job, standing)
+        case NoticeKind.DONE if job.study is not None:
+            return study_post(job, standing)
         case NoticeKind.DONE:
             return done_post(job, standing, notice.events)
         case NoticeKind.FAILED:
@@ -37,6 +46,8 @@ def notice_message(notice: Notice, job: Job, standing: Standing) -> MessageConte
             return cancelled_post(job, standing, _first(notice, Stopped), notice.detail)
         case NoticeKind.LOST:
             return lost_post(job, standing, notice.detail)
+        case NoticeKind.PAUSED:
+            return paused_post(job, standing, notice.detail)
         case _:
             return _on_its_way(notice, job, standing)
 

@@ -1,12 +1,16 @@
-"""The posts that a training makes on its way: base, epoch, early stop, warning, lost."""
+"""The posts that a training makes on its way: base, epoch, early stop, warning, lost, paused."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import discord
+
 from bot.queue.job import Job
-from bot.ui.card import Standing, best_of, validation_words
-from bot.ui.layout import Colour, FileToSend, MessageContent, box, layout, picture, sendable
+from bot.queue.verbs import Verb
+from bot.ui.card import best_of, paused_line, validation_words
+from bot.ui.layout import Colour, FileToSend, MessageContent, box, button, layout, picture, row, sendable
+from bot.ui.standing import Standing
 from bot.ui.text import counted, duration, plain, sparkline, trend
 from trainer.protocol.events import BaseValidated, EpochEnded, Sampled, StageBegan, StoppedEarly
 
@@ -67,9 +71,23 @@ def warning_post(job: Job, standing: Standing, message: str) -> MessageContent:
 
 
 def lost_post(job: Job, standing: Standing, detail: str) -> MessageContent:
-    """The trainer's process is gone and the job goes on."""
-    text = f"🔌 {_head(job)} · {plain(detail or 'the trainer was lost; the job goes on from its checkpoint.', 1000)}"
+    """A start came to nothing (its process died, or it failed in a way that may pass), and the job goes on."""
+    happened = detail.removeprefix(f"#{job.id} ") or "This start was lost; the job goes on."
+    text = f"🔌 {_head(job)} · {plain(happened, 1000)}"
     return MessageContent(layout=layout(box(Colour.NOTE, text, f"-# {standing.footer(job)}")), is_silent=True)
+
+
+def paused_post(job: Job, standing: Standing, detail: str) -> MessageContent:
+    """Who paused it, and how it goes on; the buttons are here too: the card may be far up."""
+    text = f"⏸️ {_head(job)} · {paused_line(job, None)}"
+    if detail:
+        text += f" {plain(detail, 400)}"
+    buttons = row(
+        button(job.id, Verb.RESUME, "Resume", style=discord.ButtonStyle.success),
+        button(job.id, Verb.CANCEL, "Cancel", style=discord.ButtonStyle.danger),
+    )
+    body = box(Colour.WAITING, text, f"-# {standing.footer(job)}", buttons)
+    return MessageContent(layout=layout(body), is_silent=True)
 
 
 def samples_alt(sampled: Sampled) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 
-from bot.queue.job import Job, State, StopIntent
-from bot.ui.card import Standing, best_of, settings_line, share_done, state_words
+from bot.queue.job import Job, Priority
+from bot.ui.card import best_of, settings_line, share_done, state_words
 from bot.ui.layout import Colour, FileToSend, MessageContent, box, button, layout, picture, row, sendable
 from bot.ui.posts import samples_alt
+from bot.ui.standing import Standing
 from bot.ui.text import counted, ordinal, plain
+from bot.ui.waiting import waiting_lines
 from trainer.protocol.events import Sampled
 from trainer.protocol.report import Counts, DatasetReport
 
@@ -16,9 +18,9 @@ from trainer.protocol.report import Counts, DatasetReport
 _SHOWN_SKIPPED = 8
 
 
-def receipt(job: Job, place: int | None, report: DatasetReport) -> MessageContent:
-    """What was accepted, where it stands in line, what was kept of the pictures."""
-    line = f" · {ordinal(place)} in line" if place else ""
+def receipt(job: Job, standing: Standing, report: DatasetReport) -> MessageContent:
+    """What was accepted, where it stands in line and when it is expected to start, what was kept of the pictures."""
+    line = f" · {ordinal(standing.place)} in line" if standing.place else ""
     spec = job.spec
     early = f", early stop after {spec.early_stopping.patience} without gain" if spec.early_stopping.enabled else ""
     text = (
@@ -26,14 +28,23 @@ def receipt(job: Job, place: int | None, report: DatasetReport) -> MessageConten
         f"{dataset_words(report)}\n"
         f"{counted(spec.training.epochs, 'epoch')}{early} · {settings_line(job)}"
     )
+    outlook = [*waiting_lines(job, standing), *_order_words(job)]
     skipped = skipped_lines(report)
     body = box(
         Colour.DONE,
         text,
+        "\n".join(outlook) or None,
         "\n".join(skipped) if skipped else None,
         row(button(job.id, "cancel", "Cancel")),
     )
     return MessageContent(layout=layout(body))
+
+
+def _order_words(job: Job) -> list[str]:
+    """What was asked for beyond the usual: `low priority · 2 GPUs`."""
+    words = [] if job.priority is Priority.NORMAL else [f"{job.priority.name.lower()} priority"]
+    words += [f"{job.gpus} GPUs"] if job.gpus > 1 else []
+    return [" · ".join(words)] if words else []
 
 
 def dataset_words(report: DatasetReport) -> str:
@@ -109,19 +120,3 @@ def job_line(job: Job, place: int | None = None) -> str:
     best = best_of(job.progress.epochs)
     result = f" · best val {best.validation.ratio:.2f}× @ e{best.epoch}" if best else ""
     return f"{sign} **#{job.id} {plain(job.name)}** · <@{job.owner_id}> · {words}{percent}{result}"
-
-
-def stop_reply(before: Job, after: Job) -> str:
-    """What came of asking a job to stop; the real state where there was nothing to stop."""
-    name = f"#{after.id}"
-    if before.state.is_end:
-        return f"{name} has already ended: {state_words(before)[1].lower()}."
-    if after.state is State.STOPPING and before.state is State.STOPPING and before.stop_intent == after.stop_intent:
-        return f"{name} is already stopping."
-    if after.state is State.STOPPING and after.stop_intent is StopIntent.KEEP_BEST:
-        return f"🟠 {name} stops here; its best epoch is tested and exported."
-    if after.state is State.STOPPING:
-        return f"🟠 {name} stops after this step and keeps its checkpoint."
-    if after.state is State.CANCELLED:
-        return f"⬛ {name} is cancelled; it no longer waits."
-    return f"{name}: {state_words(after)[1].lower()}."

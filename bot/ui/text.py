@@ -22,6 +22,11 @@ def shorten(text: str, limit: int) -> str:
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 
+def person(user_id: int) -> str:
+    """A mention; 0 is whoever has a shell on the machine."""
+    return f"<@{user_id}>" if user_id else "somebody at the command line"
+
+
 def plain(text: str, limit: int = 200) -> str:
     """Words of a stranger (file name, caption, prompt) so that Discord shows them as they are and calls nobody."""
     escaped = _MARKDOWN.sub(r"\\\1", shorten(_TURNING.sub("", text), limit))
@@ -83,6 +88,11 @@ def clock(moment: datetime) -> str:
     return f"<t:{int(moment.timestamp())}:t>"
 
 
+def moment(when: datetime) -> str:
+    """A day and a time of day in the reader's own time zone."""
+    return f"<t:{int(when.timestamp())}:f>"
+
+
 def ordinal(number: int) -> str:
     """`1st`, `2nd`, `3rd`, `11th`."""
     suffix = "th" if 10 <= number % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
@@ -98,3 +108,14 @@ def listed(words: Iterable[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     *most, last = list(words) or [""]
     return f"{', '.join(most)} and {last}" if most else last
+
+
+def first_lines(lines: Sequence[str], *, most: int = 20, characters: int = 1200) -> list[str]:
+    """As many lines as there is room for, and how many more there are."""
+    shown: list[str] = []
+    for line in lines[:most]:
+        if sum(map(len, shown)) + len(line) > characters:
+            break
+        shown.append(line)
+    rest = len(lines) - len(shown)
+    return [*shown, f"… and {rest} more"] if rest else shown
