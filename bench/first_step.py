@@ -15,6 +15,7 @@ from trainer.commands import wait
 from trainer.commands.quiet import quieten_libraries
 from trainer.reporter import Reporter
 from trainer.training.run import calm_threads
+from trainer.training.start import Start
 from trainer.training.stop import StopRequest
 
 
@@ -29,7 +30,7 @@ def main() -> None:
         from trainer.training.recipe import prepare_session
         from trainer.training.step import take_step
 
-        session = prepare_session(reporter, stop, is_finishing=False)
+        session = prepare_session(reporter, stop, Start())
         session.task.train_mode(True)
         take_step(session, session.views_of(1)[0], 0)
     from bench.bare import tell_first_step

@@ -42,6 +42,7 @@ from trainer.training.progress import EpochProgress
 from trainer.training.recipe import prepare_session
 from trainer.training.run import calm_threads
 from trainer.training.session import Session
+from trainer.training.start import Start
 from trainer.training.step import take_step
 from trainer.training.stop import StopRequest
 
@@ -104,7 +105,7 @@ def main() -> None:
         setting = _setting(options.base, Path(folder))
         job_dir = setting.make_job("job")
         with StopRequest() as stop, Reporter(job_dir) as reporter:
-            session = prepare_session(reporter, stop, is_finishing=False)
+            session = prepare_session(reporter, stop, Start())
             _keep_batch(session, setting)
             _say(f"{session.task}, {session.fit}, load {os.getloadavg()[0]:.1f}")
             _compare_loops(session, setting, rounds=options.rounds, steps=options.steps)

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from bot.config import LimitSettings
+from bot.config import LimitSettings, QueueSettings
 from bot.db import Database, open_db
 from bot.outbox import Outbox
-from bot.queue import Job, JobStore, NewJob
+from bot.queue import Job, JobStore, NewJob, slots_of
+from bot.queue.rows import Busy
 from tests.bot.fakes import Clock
+from trainer.protocol.devices import Devices
 from trainer.protocol.spec import make_spec
 
 GUILD, CHANNEL = 10, 100
@@ -37,8 +39,11 @@ def outbox(db: Database, clock: Clock) -> Outbox:
 
 
 @pytest.fixture
-def store(db: Database, outbox: Outbox, clock: Clock, tmp_path: Path) -> JobStore:
-    return make_store(db, outbox, clock, tmp_path)
+async def store(db: Database, outbox: Outbox, clock: Clock, tmp_path: Path) -> JobStore:
+    """With one slot."""
+    made = make_store(db, outbox, clock, tmp_path)
+    await set_slots(made, 1)
+    return made
 
 
 @pytest.fixture
@@ -47,7 +52,25 @@ def submit(store: JobStore) -> Submit:
 
 
 def make_store(db: Database, outbox: Outbox, clock: Clock, tmp_path: Path) -> JobStore:
-    return JobStore(db, outbox, data_dir=tmp_path / "data", limits=LimitSettings(max_jobs_per_user=100), now=clock)
+    return JobStore(
+        db,
+        outbox,
+        data_dir=tmp_path / "data",
+        limits=LimitSettings(max_jobs_per_user=100),
+        queue=QueueSettings(retry_pause_s=0),
+        now=clock,
+    )
+
+
+async def set_slots(store: JobStore, number: int) -> None:
+    """So many places to run jobs in."""
+    await store.slots.set(slots_of(Devices(), number))
+
+
+async def claim(store: JobStore, slots: int) -> Busy | None:
+    """Take the first in line, if fewer than `slots` run."""
+    await set_slots(store, slots)
+    return await store.runs.claim()
 
 
 def submitter(store: JobStore) -> Submit:

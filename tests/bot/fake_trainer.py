@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 
 from tests.bot import fakes
-from trainer.protocol.events import EXIT_FINISHED, EXIT_STOPPED, EpochEnded, Event, Started, parse_event
+from trainer.protocol.attempt import read_attempt
+from trainer.protocol.events import EXIT_FENCED, EXIT_FINISHED, EXIT_STOPPED, EpochEnded, Event, Started, parse_event
 from trainer.protocol.order import LOG_FILE, READY, TAKEN, Order
 from trainer.protocol.process import PROCESS_FILE, identify
 
@@ -26,8 +27,8 @@ EXIT_FOLDER_HELD = 6
 class Job:
     """A job folder that this process holds."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, attempt: int) -> None:
+        self.folder, self.attempt = folder, attempt
         self.lock = (folder / "lock").open("w")
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -43,6 +44,9 @@ class Job:
         self.is_told_to_stop = False
 
     def say(self, event: Event) -> None:
+        if self.attempt not in {0, read_attempt(self.folder)}:
+            sys.exit(EXIT_FENCED)
+        event = event.model_copy(update={"attempt": self.attempt})
         self.said.append(event)
         with (self.folder / "events.jsonl").open("a") as file:
             file.write(event.model_dump_json() + "\n")
@@ -76,8 +80,10 @@ def main() -> int:
     plan = json.loads(Path(sys.argv[1]).read_text())
     if sys.argv[2] == "wait":
         order = wait(plan.get("wait", ""))
-        sys.argv[2:] = ["run", str(order.job_dir), *(["--finish"] if order.finish else [])]
-    job = Job(Path(sys.argv[3]))
+        finish = ["--finish"] if order.finish else []
+        sys.argv[2:] = ["run", str(order.job_dir), f"--attempt={order.attempt}", *finish]
+    attempts = [int(each.removeprefix("--attempt=")) for each in sys.argv if each.startswith("--attempt=")]
+    job = Job(Path(sys.argv[3]), *attempts)
 
     def told(number: int, frame: object) -> None:
         if not plan.get("ignores_stop"):

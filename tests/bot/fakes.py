@@ -200,6 +200,7 @@ class FakeRunner:
         self.trainings: list[Training] = []
         self.killed: list[int] = []
         self.refuses: LaunchFailed | None = None
+        self.beat: float | None = None
         self._seq: dict[Path, int] = {}
 
     async def launch(self, launch: Launch) -> Handle:
@@ -224,8 +225,11 @@ class FakeRunner:
         self.killed.append(int(handle))
         self.trainings[int(handle)].is_alive = False
 
-    async def events(self, job_dir: Path, offset: int) -> EventLines:
+    async def events(self, handle: Handle, job_dir: Path, offset: int) -> EventLines:
         return read_events(job_dir, offset)
+
+    async def last_beat(self, handle: Handle, job_dir: Path) -> float | None:
+        return self.beat
 
     def say(self, training: Training, *makers: Callable[[int], Event]) -> None:
         """Append events to the job's file, numbered on."""

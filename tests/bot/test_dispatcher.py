@@ -16,7 +16,8 @@ from bot.db import Connection, Database, database, open_db
 from bot.errors import LaunchFailed
 from bot.outbox import Outbox, Sender
 from bot.queue import Dispatcher, JobStore, State, StopIntent
-from tests.bot.conftest import CHANNEL, Submit, add_dataset, make_store, notices, submitter
+from bot.runners import Handle
+from tests.bot.conftest import CHANNEL, Submit, add_dataset, make_store, notices, set_slots, submitter
 from tests.bot.fakes import (
     Clock,
     FakePost,
@@ -67,7 +68,7 @@ async def test_a_job_runs_from_its_spec_to_its_end(
 ) -> None:
     job = await submit()
     await dispatcher.step()
-    assert (store.job_dir(job.id) / "spec.json").exists()
+    assert (store.job_dir(job) / "spec.json").exists()
     training = runner.trainings[0]
     runner.say(training, started, *epoch(1), finished)
     training.is_alive = False
@@ -115,8 +116,10 @@ async def test_a_lost_training_is_told_in_words_and_goes_on(
     await dispatcher.step()
 
     job = await store.get(1)
-    assert (job.state, job.attempt) == (State.RUNNING, 2)
-    assert job.end_reason == (
+    assert (job.state, job.attempt) == (State.PREPARING, 2)
+    lost = await db.one("SELECT why FROM attempt WHERE attempt = 1")
+    assert lost is not None
+    assert lost["why"] == (
         "The training process of #1 died without a word in epoch 3 (killed, or the machine lost power). "
         "It goes on from the checkpoint of epoch 2 (attempt 2 of 3)."
     )
@@ -196,13 +199,14 @@ async def test_a_bug_about_one_job_does_not_stop_another(
     store: JobStore, runner: FakeRunner, submit: Submit, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Broken(FakeRunner):
-        async def events(self, job_dir: Path, offset: int) -> Any:
+        async def events(self, handle: Handle, job_dir: Path, offset: int) -> Any:
             if job_dir.name == "1":
                 raise ZeroDivisionError
-            return await super().events(job_dir, offset)
+            return await super().events(handle, job_dir, offset)
 
     broken = Broken()
-    dispatcher = Dispatcher(store, broken, settings=QueueSettings(slots=2), now=clock)
+    await set_slots(store, 2)
+    dispatcher = Dispatcher(store, broken, now=clock)
     for _ in range(2):
         await submit()
     await dispatcher.step()
@@ -225,6 +229,7 @@ async def a_bot(
         await add_dataset(db)
         outbox = Outbox(db, now=clock)
         store = make_store(db, outbox, clock, tmp_path)
+        await set_slots(store, 1)
         sender = Sender(outbox, post, render, settings=CardSettings(edit_interval_s=1), now=clock)
         yield store, Dispatcher(store, runner, now=clock), sender
 

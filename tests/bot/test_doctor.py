@@ -9,8 +9,17 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from bot.config import Config, ModelSettings
-from bot.doctor import Mark, check_data_folder, check_discord, check_models, check_python
+from bot.config import Config, ModelSettings, StorageSettings, TrainerSettings
+from bot.db import DATABASE_FILE, open_db
+from bot.doctor import (
+    Mark,
+    check_data_folder,
+    check_database,
+    check_discord,
+    check_models,
+    check_python,
+    check_trainer,
+)
 from bot.ui.permissions import NEEDED
 
 TOKEN = {"DARKROOM_TOKEN": "good"}
@@ -112,3 +121,34 @@ def test_a_data_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 def test_an_old_python_is_told() -> None:
     assert check_python((3, 10)).mark is Mark.WRONG
     assert check_python((3, 11)).mark is Mark.FINE
+
+
+async def test_an_existing_database_is_looked_at(tmp_path: Path) -> None:
+    config = Config(storage=StorageSettings(data_dir=tmp_path))
+    database = tmp_path / DATABASE_FILE
+    assert ["no database yet" in str(finding) for finding in [one async for one in check_database(config)]] == [True]
+    async with open_db(database):
+        (finding,) = [one async for one in check_database(config)]
+    assert finding.mark is Mark.FINE
+    assert "no jobs yet; sound" in finding.text
+    database.write_bytes(b"garbage" * 5000)
+    (finding,) = [one async for one in check_database(config)]
+    assert finding.mark is Mark.WRONG
+    assert "is damaged" in finding.text
+
+
+@pytest.mark.parametrize(
+    ("answer", "mark", "words"),
+    [
+        ('{"gpus": [{"id": "GPU-1", "name": "RTX 4090", "memory_bytes": 25769803776}]}', Mark.FINE, "RTX 4090, 24 GiB"),
+        ('{"problem": "The driver is too old."}', Mark.NOTE, "no GPU that torch can use: The driver is too old."),
+    ],
+)
+async def test_the_trainer_is_asked_for_gpus(tmp_path: Path, answer: str, mark: Mark, words: str) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n[ \"$3\" = devices ] && echo '{answer}'\nexit 0\n")
+    python.chmod(0o755)
+    config = Config(trainer=TrainerSettings(python=str(python)))
+    *_, last = [one async for one in check_trainer(config, {"PATH": "/bin"})]
+    assert last.mark is mark
+    assert words in last.text

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from bot.db import Database
-from bot.errors import DraftEnded
-from bot.queue import Draft, DraftState, DraftStore, JobStore, NewJob
+from bot.errors import DraftEnded, NoSuchJob
+from bot.queue import Draft, DraftStore, JobStore, NewJob, State
 from tests.bot.conftest import GUILD
 from tests.bot.fakes import Clock
 from trainer.protocol.spec import make_spec
@@ -33,22 +33,38 @@ async def test_the_same_command_twice_is_one_draft(drafts: DraftStore) -> None:
     assert (await keep(drafts, 2)).id != one.id
 
 
-async def test_a_draft_goes_again_and_again_and_is_then_not_cancelled(drafts: DraftStore) -> None:
-    draft = await keep(drafts)
-    for _ in range(2):
-        assert (await drafts.go(draft.id)).interaction_id == 1
-    assert not await drafts.cancel(draft.id)
-    assert (await drafts.get(draft.id)).state is DraftState.GOING
+def job_of(draft: Draft) -> NewJob:
+    spec = make_spec({"name": "fox", "dataset": "/nowhere"})
+    return NewJob(
+        interaction_id=draft.interaction_id, guild_id=GUILD, channel_id=1, owner_id=5, dataset_id=1, spec=spec
+    )
 
 
-async def test_a_cancelled_draft_goes_nowhere(drafts: DraftStore) -> None:
+async def test_a_draft_becomes_its_job_once_and_is_then_not_cancelled(drafts: DraftStore, store: JobStore) -> None:
     draft = await keep(drafts)
-    assert await drafts.cancel(draft.id)
-    assert not await drafts.cancel(draft.id)
-    for call in (drafts.go(draft.id), drafts.get(draft.id)):
-        with pytest.raises(DraftEnded, match="was cancelled"):
-            await call
+    jobs = await asyncio.gather(*(store.submit(job_of(draft)) for _ in range(3)))
+    assert [(job.id, job.state) for job in jobs] == [(draft.id, State.QUEUED)] * 3
+    assert not await drafts.cancel(draft.id, by=5)
+    assert (await drafts.get(draft.id)).state is State.QUEUED
     assert await drafts.waiting(5, 1) is None
+
+
+async def test_a_cancelled_draft_goes_nowhere(drafts: DraftStore, store: JobStore) -> None:
+    draft = await keep(drafts)
+    assert await drafts.cancel(draft.id, by=5)
+    assert not await drafts.cancel(draft.id, by=5)
+    with pytest.raises(DraftEnded, match="was cancelled"):
+        await drafts.get(draft.id)
+    with pytest.raises(DraftEnded, match="was cancelled"):
+        await store.submit(job_of(draft))
+    assert await drafts.waiting(5, 1) is None
+
+
+async def test_a_draft_is_no_job_yet(drafts: DraftStore, store: JobStore) -> None:
+    draft = await keep(drafts)
+    assert (await store.recent(GUILD), await store.line()) == ([], [])
+    with pytest.raises(NoSuchJob):
+        await store.get(draft.id)
 
 
 async def test_a_draft_waits_for_a_day_and_is_then_swept(drafts: DraftStore, clock: Clock, db: Database) -> None:
@@ -58,23 +74,18 @@ async def test_a_draft_waits_for_a_day_and_is_then_swept(drafts: DraftStore, clo
     assert await drafts.sweep() == 0
     clock.advance(2)
     with pytest.raises(DraftEnded, match="older than a day"):
-        await drafts.go(draft.id)
+        await drafts.get(draft.id)
     assert await drafts.waiting(5, 1) is None
     assert await drafts.sweep() == 1
-    assert await db.all("SELECT * FROM draft") == []
+    assert await db.all("SELECT * FROM job") == []
 
 
-async def test_a_refused_one_waits_again_unless_its_job_is_there(drafts: DraftStore, store: JobStore) -> None:
+async def test_a_day_after_its_draft_a_job_is_still_there(drafts: DraftStore, store: JobStore, clock: Clock) -> None:
     draft = await keep(drafts)
-    await drafts.go(draft.id)
-    assert await drafts.waiting(5, 1) is None
-    await drafts.stay(draft.id)
-    assert (await drafts.waiting(5, 1)) == draft
-    await drafts.go(draft.id)
-    spec = make_spec({"name": "fox", "dataset": "/nowhere"})
-    await store.submit(NewJob(interaction_id=1, guild_id=GUILD, channel_id=1, owner_id=5, dataset_id=1, spec=spec))
-    await drafts.stay(draft.id)
-    assert not await drafts.cancel(draft.id)
+    await store.submit(job_of(draft))
+    clock.advance(2 * DAY_S)
+    assert await drafts.sweep() == 0
+    assert (await drafts.get(draft.id)).id == draft.id
 
 
 async def test_the_newest_of_ones_own_is_the_one_that_waits(drafts: DraftStore) -> None:

@@ -14,9 +14,9 @@ from bot.config import LimitSettings
 from bot.db import Database
 from bot.errors import NoSuchJob, TooManyWaiting
 from bot.outbox import NoticeKind, Outbox
-from bot.queue import MOVES, JobStore, State, StopIntent
+from bot.queue import ACTIVE, MOVES, JobStore, State, StopIntent, sql
 from bot.queue.rules import Outcome
-from tests.bot.conftest import CHANNEL, GUILD, Submit, notices, submitter
+from tests.bot.conftest import CHANNEL, GUILD, Submit, claim, notices, set_slots, submitter
 from tests.bot.fakes import (
     Clock,
     base_validated,
@@ -66,6 +66,15 @@ async def whole_row(db: Database, job_id: int) -> tuple[object, ...]:
 # -- moves ---------------------------------------------------------------------------------------------------------
 
 
+#: What a stop makes of a job that was never started; of all other states it makes nothing.
+_STOPPED = {
+    **{(state, StopIntent.CANCEL): State.CANCELLED for state in (State.DRAFT, State.QUEUED, State.PAUSED)},
+    **{(state, StopIntent.KEEP_BEST): State.CANCELLED for state in (State.DRAFT, State.QUEUED, State.PAUSED)},
+    **{(state, intent): State.STOPPING for state in (State.PREPARING, State.RUNNING) for intent in StopIntent},
+    (State.QUEUED, StopIntent.PAUSE): State.PAUSED,
+}
+
+
 @pytest.mark.parametrize("state", State)
 @pytest.mark.parametrize("intent", StopIntent)
 async def test_a_stop_follows_the_table_and_leaves_all_else_alone(
@@ -77,19 +86,20 @@ async def test_a_stop_follows_the_table_and_leaves_all_else_alone(
 
     after = await store.request_stop(job.id, by=7, intent=intent)
 
-    if state is State.QUEUED:
-        assert after.state is State.CANCELLED
-    elif state is State.RUNNING:
-        assert (after.state, after.stop_intent, after.stopped_by) == (State.STOPPING, intent, 7)
-    elif state is State.STOPPING:
-        assert after.state is State.STOPPING
-    else:
+    expected = _STOPPED.get((state, intent), state)
+    assert after.state is expected
+    assert expected is state or expected in MOVES[state]
+    if expected is state and state is not State.STOPPING:
         assert await whole_row(db, job.id) == before
-    assert after.state is state or after.state in MOVES[state]
+    elif state is not State.STOPPING:
+        assert (after.stop_intent, after.stopped_by) == (
+            StopIntent.CANCEL if expected is State.CANCELLED else intent,
+            7,
+        )
 
 
 @pytest.mark.parametrize("before", State)
-@pytest.mark.parametrize("target", [State.QUEUED, State.SUCCEEDED, State.FAILED, State.CANCELLED])
+@pytest.mark.parametrize("target", list(sql.SETTLE))
 async def test_a_run_settles_only_along_the_table(
     store: JobStore, db: Database, submit: Submit, before: State, target: State
 ) -> None:
@@ -97,11 +107,11 @@ async def test_a_run_settles_only_along_the_table(
     await put_in_state(db, job.id, before)
     row = await db.one("SELECT * FROM job WHERE id = ?", (job.id,))
     assert row is not None
-    is_legal = target in MOVES[before] and before in {State.RUNNING, State.STOPPING}
+    is_legal = target in MOVES[before] and before in ACTIVE
 
     try:
         async with db.transaction() as connection:
-            await store._settle(connection, row, Outcome(state=target, notice=NoticeKind.LOST), None)
+            await store._moves.settle(connection, row, Outcome(state=target, notice=NoticeKind.LOST), None)
     except AssertionError:
         assert not is_legal
         assert tuple(row) == await whole_row(db, job.id)
@@ -110,7 +120,7 @@ async def test_a_run_settles_only_along_the_table(
         assert (await store.get(job.id)).state is target
 
 
-@pytest.mark.parametrize("state", [state for state in State if state not in {State.RUNNING, State.STOPPING}])
+@pytest.mark.parametrize("state", [state for state in State if state not in ACTIVE])
 async def test_what_does_not_run_hears_nothing_and_is_not_lost(
     store: JobStore, db: Database, submit: Submit, state: State
 ) -> None:
@@ -118,23 +128,23 @@ async def test_what_does_not_run_hears_nothing_and_is_not_lost(
     await put_in_state(db, job.id, state)
     before = await whole_row(db, job.id), await notices(db)
 
-    assert not await store.ingest(job.id, 1, WHOLE_RUN, 999)
-    assert not await store.lost(job.id, 1)
-    await store.started(job.id, 1, "{}")  # type: ignore[arg-type]
-    await store.stop_sent(job.id, 1)
+    assert not await store.runs.ingest(job.id, 1, WHOLE_RUN, 999)
+    assert not await store.runs.lost(job.id, 1)
+    await store.runs.started(job.id, 1, "{}")  # type: ignore[arg-type]
+    await store.runs.stop_sent(job.id, 1)
 
     assert (await whole_row(db, job.id), await notices(db)) == before
 
 
 async def test_an_earlier_attempt_is_not_listened_to(store: JobStore, db: Database, submit: Submit) -> None:
     job = await submit()
-    await store.claim(1)
-    await store.lost(job.id, 1)
-    await store.claim(1)
+    await claim(store, 1)
+    await store.runs.lost(job.id, 1)
+    await claim(store, 1)
     before = await whole_row(db, job.id)
 
-    assert not await store.ingest(job.id, 1, WHOLE_RUN, 999)
-    assert not await store.lost(job.id, 1)
+    assert not await store.runs.ingest(job.id, 1, WHOLE_RUN, 999)
+    assert not await store.runs.lost(job.id, 1)
     assert await whole_row(db, job.id) == before
 
 
@@ -151,12 +161,13 @@ async def test_the_same_interaction_twice_is_one_job(store: JobStore, db: Databa
 
 async def test_nobody_queues_more_than_the_limit(db: Database, outbox: Outbox, clock: Clock, tmp_path: Path) -> None:
     store = JobStore(db, outbox, data_dir=tmp_path, limits=LimitSettings(max_jobs_per_user=2), now=clock)
+    await set_slots(store, 1)
     submit = submitter(store)
     results = await asyncio.gather(*(submit(owner=1) for _ in range(5)), return_exceptions=True)
 
     assert [isinstance(result, TooManyWaiting) for result in results].count(True) == 3
     await submit(owner=2)
-    await store.claim(1)
+    await claim(store, 1)
     await submit(owner=1)
 
 
@@ -195,8 +206,8 @@ async def test_people_take_turns(store: JobStore, submit: Submit) -> None:
 
 async def test_whoever_was_just_served_waits_for_the_others(store: JobStore, submit: Submit) -> None:
     await submit(owner=1)
-    await store.claim(1)
-    await store.ingest(1, 1, [finished(1)], 1)
+    await claim(store, 1)
+    await store.runs.ingest(1, 1, [finished(1)], 1)
     await submit(owner=1)
     await submit(owner=2)
 
@@ -206,9 +217,9 @@ async def test_whoever_was_just_served_waits_for_the_others(store: JobStore, sub
 async def test_no_more_are_claimed_than_there_are_slots(store: JobStore, submit: Submit) -> None:
     for _ in range(3):
         await submit()
-    assert [bool(await store.claim(2)) for _ in range(3)] == [True, True, False]
+    assert [bool(await claim(store, 2)) for _ in range(3)] == [True, True, False]
     await store.request_stop(1, by=1, intent=StopIntent.CANCEL)
-    assert await store.claim(2) is None, "a job that is stopping still holds its slot"
+    assert await claim(store, 2) is None, "a job that is stopping still holds its slot"
     assert await store.place_in_line(1) is None
 
 
@@ -219,18 +230,20 @@ async def test_the_line_that_is_shown_is_the_line_that_is_worked_off(
     chance = random.Random(seed)
     for _ in range(chance.randint(3, 14)):
         await submit(owner=chance.randint(1, 4))
-        if chance.random() < 0.4 and (claimed := await store.claim(2)):
+        if chance.random() < 0.4 and (claimed := await claim(store, 2)):
             lost = chance.random() < 0.5
-            await (store.lost(claimed.job_id, 1) if lost else store.ingest(claimed.job_id, 1, [finished(1)], 1))
-    for busy in await store.busy():
-        await store.lost(busy.job_id, busy.attempt)
+            await (
+                store.runs.lost(claimed.job_id, 1) if lost else store.runs.ingest(claimed.job_id, 1, [finished(1)], 1)
+            )
+    for busy in await store.runs.busy():
+        await store.runs.lost(busy.job_id, busy.attempt)
     shown = await store.line()
 
     served = []
-    while first := await store.claim(1):
+    while first := await claim(store, 1):
         served.append(first.job_id)
         seq = 100 + first.attempt
-        await store.ingest(first.job_id, first.attempt, [finished(seq)], seq)
+        await store.runs.ingest(first.job_id, first.attempt, [finished(seq)], seq)
     assert served == shown
 
 
@@ -240,7 +253,7 @@ async def test_a_card_is_drawn_anew_when_its_place_in_line_changes(
     for owner in (1, 2):
         await submit(owner=owner)
     before = await outbox.card(2)
-    await store.claim(1)
+    await claim(store, 1)
     after = await outbox.card(2)
 
     assert before is not None
@@ -253,32 +266,50 @@ import asyncio, pathlib, sys
 from bot.db import open_db
 from bot.outbox import Outbox
 from bot.queue import JobStore
+from trainer.protocol.events import Finished
+
+_WORD = dict(seq=1, time=0, epochs=1, best_epoch=1, stopped_early=False, base_loss=1, best_loss=1, best_ratio=1,
+             seconds=1, comparison="c.png", comparison_alt="c")
 
 async def main():
     async with open_db(pathlib.Path(sys.argv[1])) as db:
         store = JobStore(db, Outbox(db), data_dir=pathlib.Path("."))
-        while claimed := await store.claim(1000):
+        idle = 0
+        while idle < 20:
+            claimed = await store.runs.claim()
+            if claimed is None:
+                idle += 1
+                await asyncio.sleep(0.05)
+                continue
+            idle = 0
+            # It ends at once, and its slot is free for the next.
+            await store.runs.ingest(claimed.job_id, claimed.attempt, [Finished(**_WORD)], 1)
             sys.stdout.write(f"{claimed.job_id}\\n")
 asyncio.run(main())
 """
 
 
 @pytest.mark.slow
-async def test_four_processes_claim_a_hundred_jobs_each_once(db: Database, submit: Submit) -> None:
-    for owner in range(100):
-        await submit(owner=owner % 7)
+async def test_eight_processes_claim_a_thousand_jobs_each_once_and_no_slot_twice(
+    db: Database, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await set_slots(store, 256)
+    for owner in range(1000):
+        await submit(owner=owner % 40)
     root = str(Path(__file__).parents[2])
     processes = [
         await asyncio.create_subprocess_exec(
             sys.executable, "-c", _CLAIMER, str(db.path), stdout=asyncio.subprocess.PIPE, cwd=root
         )
-        for _ in range(4)
+        for _ in range(8)
     ]
     outputs = [await process.communicate() for process in processes]
 
-    assert [process.returncode for process in processes] == [0] * 4
+    assert [process.returncode for process in processes] == [0] * 8
     claimed = [int(line) for out, _ in outputs for line in out.split()]
-    assert sorted(claimed) == list(range(1, 101))
+    assert sorted(claimed) == list(range(1, 1001))
+    rows = await db.all("SELECT job_id, COUNT(*) AS starts FROM attempt GROUP BY job_id")
+    assert {row["starts"] for row in rows} == {1}
 
 
 # -- what trainers say ---------------------------------------------------------------------------------------------
@@ -290,8 +321,8 @@ async def told(db: Database, job_id: int) -> list[str]:
 
 async def test_a_whole_run_is_told_once(store: JobStore, db: Database, submit: Submit) -> None:
     job = await submit()
-    await store.claim(1)
-    assert await store.ingest(job.id, 1, WHOLE_RUN, 500)
+    await claim(store, 1)
+    assert await store.runs.ingest(job.id, 1, WHOLE_RUN, 500)
 
     assert await told(db, job.id) == TOLD
     job = await store.get(job.id)
@@ -307,12 +338,12 @@ async def test_events_in_pieces_and_twice_are_told_once(
     store: JobStore, db: Database, submit: Submit, size: int
 ) -> None:
     job = await submit()
-    await store.claim(1)
+    await claim(store, 1)
     for end in range(size, len(WHOLE_RUN) + size, size):
         # Each batch begins one event too early: it was ingested, yet the bot died before it knew.
         batch = WHOLE_RUN[max(0, end - size - 1) : end]
-        await store.ingest(job.id, 1, batch, end)
-        await store.ingest(job.id, 1, batch, end)
+        await store.runs.ingest(job.id, 1, batch, end)
+        await store.runs.ingest(job.id, 1, batch, end)
 
     assert await told(db, job.id) == TOLD
     assert (await store.get(job.id)).state is State.SUCCEEDED
@@ -320,9 +351,9 @@ async def test_events_in_pieces_and_twice_are_told_once(
 
 async def test_a_notice_holds_the_events_that_belong_together(store: JobStore, outbox: Outbox, submit: Submit) -> None:
     job = await submit()
-    await store.claim(1)
+    await claim(store, 1)
     for event in WHOLE_RUN:
-        await store.ingest(job.id, 1, [event], event.seq)
+        await store.runs.ingest(job.id, 1, [event], event.seq)
 
     found = []
     while posting := await outbox.next_posting(CHANNEL):
@@ -340,18 +371,18 @@ async def test_a_notice_holds_the_events_that_belong_together(store: JobStore, o
 
 async def test_two_warnings_of_a_kind_are_both_told(store: JobStore, db: Database, submit: Submit) -> None:
     job = await submit()
-    await store.claim(1)
+    await claim(store, 1)
     said = [Warned(seq=seq, time=0.0, kind="idle_setting", message=f"setting {seq} does nothing") for seq in (1, 2)]
 
-    assert await store.ingest(job.id, 1, [*said, said[0].model_copy(update={"seq": 3})], 500)
+    assert await store.runs.ingest(job.id, 1, [*said, said[0].model_copy(update={"seq": 3})], 500)
 
     assert len([key for key in await told(db, job.id) if key.startswith("warning:idle_setting:")]) == 2
 
 
 async def test_a_last_word_that_another_run_followed_ends_nothing(store: JobStore, submit: Submit) -> None:
     job = await submit()
-    await store.claim(1)
-    await store.ingest(job.id, 1, [started(1), stopped(2), started(3), step_done(4, 1)], 10)
+    await claim(store, 1)
+    await store.runs.ingest(job.id, 1, [started(1), stopped(2), started(3), step_done(4, 1)], 10)
 
     assert (await store.get(job.id)).state is State.RUNNING
 
@@ -360,12 +391,12 @@ async def test_the_phase_is_forgotten_when_a_run_begins_anew(store: JobStore, su
     from trainer.protocol.events import PhaseBegan
 
     job = await submit()
-    await store.claim(1)
-    await store.ingest(job.id, 1, [started(1), PhaseBegan(seq=2, time=0, phase=Phase.TRAINING)], 10)
+    await claim(store, 1)
+    await store.runs.ingest(job.id, 1, [started(1), PhaseBegan(seq=2, time=0, phase=Phase.TRAINING)], 10)
     assert (await store.get(job.id)).progress.phase is Phase.TRAINING
-    await store.lost(job.id, 1)
-    await store.claim(1)
-    await store.ingest(job.id, 2, [started(3)], 20)
+    await store.runs.lost(job.id, 1)
+    await claim(store, 1)
+    await store.runs.ingest(job.id, 2, [started(3)], 20)
     assert (await store.get(job.id)).progress.phase is None
 
 
@@ -377,25 +408,25 @@ async def test_keeping_the_best_goes_on_to_finish_before_all_others(
 ) -> None:
     for owner in (1, 2):
         await submit(owner=owner)
-    await store.claim(1)
-    await store.ingest(1, 1, WHOLE_RUN[:6], 6)
+    await claim(store, 1)
+    await store.runs.ingest(1, 1, WHOLE_RUN[:6], 6)
     await store.request_stop(1, by=1, intent=StopIntent.KEEP_BEST)
-    await store.ingest(1, 1, [stopped(7)], 7)
+    await store.runs.ingest(1, 1, [stopped(7)], 7)
 
     assert await store.line() == [1, 2]
-    claimed = await store.claim(1)
+    claimed = await claim(store, 1)
     assert claimed is not None
     assert (claimed.job_id, claimed.is_finishing) == (1, True)
     assert "job:1:end" not in await notices(db)
-    await store.ingest(1, 2, [started(8), was_tested(9), finished(10)], 10)
-    assert (await store.get(1)).state is State.SUCCEEDED
+    await store.runs.ingest(1, 2, [started(8), was_tested(9), finished(10)], 10)
+    assert (await store.get(1)).state is State.STOPPED
 
 
 async def test_keeping_the_best_of_nothing_is_a_cancel(store: JobStore, submit: Submit) -> None:
     job = await submit()
-    await store.claim(1)
+    await claim(store, 1)
     await store.request_stop(job.id, by=1, intent=StopIntent.KEEP_BEST)
-    await store.ingest(job.id, 1, [started(1), stopped(2, checkpoint=None)], 2)
+    await store.runs.ingest(job.id, 1, [started(1), stopped(2, checkpoint=None)], 2)
 
     job = await store.get(job.id)
     assert (job.state, job.end_reason) == (State.CANCELLED, "There was nothing to keep yet.")
@@ -403,7 +434,7 @@ async def test_keeping_the_best_of_nothing_is_a_cancel(store: JobStore, submit: 
 
 async def test_a_cancel_overrules_keeping_the_best_and_not_the_other_way(store: JobStore, submit: Submit) -> None:
     job = await submit()
-    await store.claim(1)
+    await claim(store, 1)
     orders = [StopIntent.KEEP_BEST, StopIntent.CANCEL, StopIntent.KEEP_BEST]
     seen = [(await store.request_stop(job.id, by=1, intent=order)).stop_intent for order in orders]
 
@@ -412,13 +443,13 @@ async def test_a_cancel_overrules_keeping_the_best_and_not_the_other_way(store: 
 
 async def test_an_interrupted_job_in_line_can_be_told_to_keep_its_best(store: JobStore, submit: Submit) -> None:
     job = await submit()
-    await store.claim(1)
-    await store.ingest(job.id, 1, WHOLE_RUN[:6], 6)
-    await store.lost(job.id, 1)
+    await claim(store, 1)
+    await store.runs.ingest(job.id, 1, WHOLE_RUN[:6], 6)
+    await store.runs.lost(job.id, 1)
 
     job = await store.request_stop(job.id, by=1, intent=StopIntent.KEEP_BEST)
     assert (job.state, job.stop_intent) == (State.QUEUED, StopIntent.KEEP_BEST)
-    claimed = await store.claim(1)
+    claimed = await claim(store, 1)
     assert claimed is not None
     assert claimed.is_finishing
 
@@ -429,13 +460,13 @@ async def test_a_lost_job_goes_on_before_all_others_until_it_was_lost_too_often(
     for owner in (1, 2):
         await submit(owner=owner)
     for attempt in itertools.count(1):
-        claimed = await store.claim(1)
+        claimed = await claim(store, 1)
         assert claimed is not None
         if claimed.job_id != 1:
             break
         if attempt == 1:
-            await store.ingest(1, 1, WHOLE_RUN[:6], 6)
-        assert await store.lost(1, claimed.attempt)
+            await store.runs.ingest(1, 1, WHOLE_RUN[:6], 6)
+        assert await store.runs.lost(1, claimed.attempt)
 
     job = await store.get(1)
     assert (job.state, job.attempt) == (State.FAILED, 3)
@@ -453,6 +484,6 @@ async def test_a_lost_job_goes_on_before_all_others_until_it_was_lost_too_often(
 async def test_a_stop_that_nobody_asked_for_does_not_count(store: JobStore, submit: Submit) -> None:
     job = await submit()
     for attempt in range(1, 8):
-        assert await store.claim(1)
-        assert await store.ingest(job.id, attempt, [stopped(attempt)], attempt)
+        assert await claim(store, 1)
+        assert await store.runs.ingest(job.id, attempt, [stopped(attempt)], attempt)
     assert (await store.get(job.id)).state is State.QUEUED

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import dataclasses
 import json
 import os
 import signal
@@ -19,10 +19,12 @@ from bot.db import Database
 from bot.errors import LaunchFailed
 from bot.queue import Dispatcher, JobStore, State, StopIntent
 from bot.runners import Handle, Launch, LocalRunner, Status, read_events
+from bot.runners.command import trainer_argv
 from tests.bot.conftest import Submit, notices
-from tests.bot.fakes import Clock, eventually, finished, started
+from tests.bot.fakes import Clock, eventually
+from trainer.protocol.attempt import read_attempt
 from trainer.protocol.events import Finished
-from trainer.protocol.process import identify, read_process_file
+from trainer.protocol.process import ProcessIdentity, identify, read_process_file
 
 ROOT = Path(__file__).parents[2]
 MakeRunner = Callable[..., LocalRunner]
@@ -67,7 +69,7 @@ async def test_a_training_runs_by_itself_and_is_heard(make_runner: MakeRunner, l
     handle = await runner.launch(launch)
     await until_gone(runner, handle)
 
-    said = await runner.events(launch.job_dir, 0)
+    said = await runner.events(handle, launch.job_dir, 0)
     assert isinstance(said.lines[-1].event, Finished)
     assert said.end == (launch.job_dir / "events.jsonl").stat().st_size
     pid = json.loads(handle)["process"]["pid"]
@@ -96,11 +98,12 @@ async def test_the_next_bot_finds_it_and_starts_no_second_one(make_runner: MakeR
 
 
 async def test_two_starts_that_did_not_know_of_each_other_are_one_training(
-    make_runner: MakeRunner, launch: Launch
+    make_runner: MakeRunner, launch: Launch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bot that dies right after a start, before the trainer holds the folder: the next bot starts another one."""
+    """As of a warmed trainer, which has no mark: the bot dies before it holds the folder, the next starts another."""
+    monkeypatch.setattr("bot.runners.local.find_marked", lambda job_dir: {})
     runner = make_runner(epochs=1000)
-    handles = await asyncio.gather(runner.launch(launch), runner.launch(launch))
+    handles = [await runner.launch(launch) for _ in range(2)]
     await until_it_speaks(launch.job_dir)
     holder = read_process_file(launch.job_dir)
     assert holder is not None
@@ -163,34 +166,128 @@ async def test_a_command_that_is_not_there_is_said(launch: Launch) -> None:
         await LocalRunner(command=("/no-such-python",)).launch(launch)
 
 
-# -- event files ---------------------------------------------------------------------------------------------------
+# -- attempts -------------------------------------------------------------------------------------------------------
 
 
-def test_a_torn_line_waits_until_it_is_whole(tmp_path: Path) -> None:
-    whole = started(1).model_dump_json().encode() + b"\n"
-    path = tmp_path / "events.jsonl"
-    for cut in range(len(whole)):
-        path.write_bytes(whole + whole[:cut])
-        said = read_events(tmp_path, 0)
-        assert (len(said.lines), said.end) == (1, len(whole))
-    path.write_bytes(whole * 2)
-    assert [line.end for line in read_events(tmp_path, len(whole)).lines] == [2 * len(whole)]
-
-
-def test_a_line_that_is_no_event_is_passed_over_with_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+async def test_a_living_process_of_an_earlier_attempt_is_killed_before_the_next_one_starts(
+    make_runner: MakeRunner, launch: Launch
 ) -> None:
-    lines = [b'{"type": "sang", "seq": 1}', b"\xff\x00", b"", finished(2).model_dump_json().encode()]
-    (tmp_path / "events.jsonl").write_bytes(b"\n".join(lines) + b"\n")
-    said = read_events(tmp_path, 0)
+    runner = make_runner(epochs=1000)
+    first = await runner.launch(launch)
+    await until_it_speaks(launch.job_dir)
+    second = await runner.launch(dataclasses.replace(launch, attempt=2))
 
-    assert [line.event.seq for line in said.lines] == [2]
-    assert len(caplog.records) == 2
+    assert await runner.poll(first) is Status.GONE
+    assert read_attempt(launch.job_dir) == 2
+
+    async def the_second_speaks() -> bool:
+        return read_events(launch.job_dir, 0).lines[-1].event.attempt == 2
+
+    await eventually(the_second_speaks)
+    assert await runner.poll(first) is Status.GONE
+    await runner.kill(first)
+    assert await runner.poll(second) is Status.RUNNING, "the handle of an attempt reached another one"
+    await runner.kill(second)
+    await until_gone(runner, second)
 
 
-def test_no_file_is_no_events(tmp_path: Path) -> None:
-    said = read_events(tmp_path, 0)
-    assert (said.lines, said.end) == ((), 0)
+async def test_what_an_earlier_attempt_left_behind_is_killed_too(launch: Launch) -> None:
+    """As a rank of `accelerate launch`, in a session of its own, whose launcher was killed."""
+    orphan = "import subprocess; print(subprocess.Popen(['sleep', '1000'], start_new_session=True).pid)"
+    runner = LocalRunner(command=(sys.executable, "-c", orphan))
+    await until_gone(runner, await runner.launch(launch))
+    pid = int((launch.job_dir / "trainer.log").read_text())
+    assert identify(pid) is not None
+
+    handle = await runner.launch(dataclasses.replace(launch, attempt=2))
+
+    assert identify(pid) is None
+    await until_gone(runner, handle)
+    await runner.kill(handle)
+    last = int((launch.job_dir / "trainer.log").read_text().split()[-1])
+
+    async def is_gone() -> bool:
+        return identify(last) is None
+
+    await eventually(is_gone)
+
+
+async def test_a_process_that_does_not_end_is_no_reason_to_start_another(
+    make_runner: MakeRunner, launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = make_runner(epochs=1000)
+    handle = await runner.launch(launch)
+    await until_it_speaks(launch.job_dir)
+    with monkeypatch.context() as patch:
+        patch.setattr("bot.runners.local.GONE_S", 0.1)
+        patch.setattr("bot.runners.local._kill", lambda identities, job_dir: None)
+        with pytest.raises(LaunchFailed, match="of an earlier attempt does not end"):
+            await runner.launch(dataclasses.replace(launch, attempt=2))
+    assert read_attempt(launch.job_dir) == 1
+    await runner.kill(handle)
+    await until_gone(runner, handle)
+
+
+async def test_a_start_that_nobody_wrote_down_is_found_before_it_holds_the_folder(launch: Launch) -> None:
+    runner = LocalRunner(command=("sh", "-c", "sleep 1000"))
+    handle = await runner.launch(launch)
+    assert json.loads(await LocalRunner(command=("/nothing",)).launch(launch)) == json.loads(handle)
+    await runner.kill(handle)
+    await until_gone(runner, handle)
+
+
+async def test_it_sees_the_gpus_that_it_got_and_is_told_all_of_its_start(launch: Launch) -> None:
+    runner = LocalRunner(command=("sh", "-c", 'echo "$CUDA_VISIBLE_DEVICES" "$@"', "x"))
+    got = dataclasses.replace(launch, attempt=3, devices=("GPU-1", "3"), gpus=1, micro_batch=2, finish=True)
+    await until_gone(runner, await runner.launch(got))
+
+    said = (launch.job_dir / "trainer.log").read_text().split()
+    assert said == ["GPU-1,3", "run", str(launch.job_dir), "--attempt=3", "--finish", "--micro-batch=2"]
+
+
+def test_several_gpus_are_shared_by_as_many_processes(launch: Launch) -> None:
+    argv = trainer_argv(("python", "-m", "trainer"), dataclasses.replace(launch, gpus=2), "/job")
+    assert argv[:3] == ("python", "-m", "accelerate.commands.launch")
+    assert "--num_processes=2" in argv
+    assert argv[-6:] == ("-m", "trainer", "run", "/job", "--attempt=1", "--processes=2")
+
+
+async def test_a_stop_is_for_the_trainer_and_not_for_what_launched_it(launch: Launch) -> None:
+    """`accelerate launch` gives its processes 30 s after a SIGTERM; a checkpoint may take longer."""
+    launcher = "import subprocess, sys; sys.exit(subprocess.call(['sh', '-c', 'trap exit TERM; sleep 1000 & wait']))"
+    runner = LocalRunner(command=(sys.executable, "-c", launcher))
+    handle = await runner.launch(launch)
+
+    pid = json.loads(handle)["process"]["pid"]
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+
+    async def has_a_child() -> bool:
+        return bool(children.read_text())  # noqa: ASYNC240
+
+    await eventually(has_a_child)
+    holder = identify(int(children.read_text()))  # noqa: ASYNC240
+    assert holder is not None
+    (launch.job_dir / "process.json").write_text(holder.model_dump_json())
+    signalled = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.kill", lambda pid, number: signalled.append(pid))
+        await runner.stop(handle)
+    assert signalled == [holder.pid]
+    await runner.kill(handle)
+    await until_gone(runner, handle)
+    assert not holder.is_alive()
+
+
+async def test_the_last_beat_is_of_this_attempt(launch: Launch) -> None:
+    beat = launch.job_dir / "heartbeat"
+    beat.touch()
+    runner = LocalRunner(command=("true",))
+    handle = await runner.launch(launch)
+    assert await runner.last_beat(handle, launch.job_dir) is None
+    beat.touch()
+    os.utime(beat, (1000.0, 1000.0))
+    assert await runner.last_beat(handle, launch.job_dir) == 1000.0
+    await until_gone(runner, handle)
 
 
 # -- with the queue ------------------------------------------------------------------------------------------------
@@ -243,7 +340,7 @@ async def test_a_training_outlives_the_bot_and_nothing_is_missed_or_repeated(
     await submit()
     plan = {"epochs": 20, "pause_s": 0.1}
     await Dispatcher(store, make_runner(**plan)).step()
-    await until_it_speaks(store.job_dir(1), 4)
+    await until_it_speaks(store.job_dir(await store.get(1)), 4)
     # The next bot: a new dispatcher and a new runner know nothing but the database and the folder.
     await until_ended(store, Dispatcher(store, make_runner(**plan)))
 
@@ -252,12 +349,12 @@ async def test_a_training_outlives_the_bot_and_nothing_is_missed_or_repeated(
 
 
 async def test_a_cancelled_training_saves_and_ends(
-    store: JobStore, db: Database, submit: Submit, make_runner: MakeRunner
+    store: JobStore, db: Database, submit: Submit, make_runner: MakeRunner, clock: Clock
 ) -> None:
     await submit()
-    dispatcher = Dispatcher(store, make_runner(epochs=1000))
+    dispatcher = Dispatcher(store, make_runner(epochs=1000), now=clock)
     await dispatcher.step()
-    await until_it_speaks(store.job_dir(1), 2)
+    await until_it_speaks(store.job_dir(await store.get(1)), 2)
     await store.request_stop(1, by=5, intent=StopIntent.CANCEL)
     await until_ended(store, dispatcher)
 
@@ -274,7 +371,7 @@ async def test_a_training_that_does_not_obey_is_killed(
     runner = make_runner(epochs=1000, ignores_stop=True)
     dispatcher = Dispatcher(store, runner, settings=QueueSettings(stop_grace_s=20), now=clock)
     await dispatcher.step()
-    await until_it_speaks(store.job_dir(1), 2)
+    await until_it_speaks(store.job_dir(await store.get(1)), 2)
     await store.request_stop(1, by=5, intent=StopIntent.CANCEL)
     await dispatcher.step()
     clock.advance(21)
@@ -282,14 +379,16 @@ async def test_a_training_that_does_not_obey_is_killed(
     assert (await store.get(1)).state is State.CANCELLED
 
 
-async def test_the_best_is_kept_by_a_second_short_run(store: JobStore, submit: Submit, make_runner: MakeRunner) -> None:
+async def test_the_best_is_kept_by_a_second_short_run(
+    store: JobStore, submit: Submit, make_runner: MakeRunner, clock: Clock
+) -> None:
     await submit()
-    dispatcher = Dispatcher(store, make_runner(epochs=1000))
+    dispatcher = Dispatcher(store, make_runner(epochs=1000), now=clock)
     await dispatcher.step()
-    await until_it_speaks(store.job_dir(1), 3)
+    await until_it_speaks(store.job_dir(await store.get(1)), 3)
     await store.request_stop(1, by=5, intent=StopIntent.KEEP_BEST)
     await until_ended(store, dispatcher)
-    assert (await store.get(1)).state is State.SUCCEEDED
+    assert (await store.get(1)).state is State.STOPPED
 
 
 async def test_a_trainer_stopped_by_somebody_else_goes_on(
@@ -298,8 +397,8 @@ async def test_a_trainer_stopped_by_somebody_else_goes_on(
     await submit()
     dispatcher = Dispatcher(store, make_runner(epochs=6, pause_s=0.2))
     await dispatcher.step()
-    await until_it_speaks(store.job_dir(1), 2)
-    holder = read_process_file(store.job_dir(1))
+    await until_it_speaks(store.job_dir(await store.get(1)), 2)
+    holder = read_process_file(store.job_dir(await store.get(1)))
     assert holder is not None
     os.kill(holder.pid, signal.SIGTERM)
     await until_ended(store, dispatcher)
@@ -307,3 +406,13 @@ async def test_a_trainer_stopped_by_somebody_else_goes_on(
     assert (await store.get(1)).state is State.SUCCEEDED
     assert "job:1:lost:1" in await notices(db)
     assert only_once(await notices(db))
+
+
+async def test_a_process_that_went_down_with_its_machine_is_told_from_one_that_died(tmp_path: Path) -> None:
+    mine = identify(os.getpid())
+    assert mine is not None
+    runner = LocalRunner()
+    for boot_id, status in ((mine.boot_id, Status.GONE), ("another-boot", Status.CUT_OFF)):
+        gone = ProcessIdentity(pid=2**22 + 1, start_time=1, boot_id=boot_id)
+        handle = Handle(json.dumps({"job_dir": str(tmp_path), "process": gone.model_dump(), "attempt": 1}))
+        assert await runner.poll(handle) is status

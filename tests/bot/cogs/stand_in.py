@@ -2,6 +2,8 @@
 
 python tests/bot/cogs/stand_in.py prepare SOURCE --out DATASET_DIR [--edits FILE] [--earlier DATASET_DIR]
 python tests/bot/cogs/stand_in.py caption DATASET_DIR --model MODEL --edits FILE
+python tests/bot/cogs/stand_in.py devices
+python tests/bot/cogs/stand_in.py study JOB_DIR [--check]
 python tests/bot/cogs/stand_in.py run JOB_DIR [--finish]
 """
 
@@ -24,10 +26,12 @@ from PIL import ImageDraw
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from trainer.protocol import events as say
+from trainer.protocol.devices import Devices
 from trainer.protocol.edits import Edits, read_edits
 from trainer.protocol.process import PROCESS_FILE, identify
 from trainer.protocol.report import Counts, DatasetReport, Finding, FindingKind, Image, Split, read_report
 from trainer.protocol.spec import Spec, read_spec
+from trainer.protocol.study import ChildGoal, ChildState, KfoldOrder, StudyRow, StudyStep, read_study_order
 
 STEP_S = float(os.environ.get("FAKE_STEP_S", "0.02"))
 #: `oom:2`: the training fails in epoch 2; `die:2`: its process dies there, the first time; `die_always:2`.
@@ -43,6 +47,11 @@ def main(arguments: list[str]) -> int:
             return prepare(Path(source), Path(out), **{name.strip("-"): Path(path) for name, path in options.items()})
         case ["caption", dataset_dir, "--model", model, "--edits", edits]:
             return caption(Path(dataset_dir), model, Path(edits))
+        case ["devices"]:
+            sys.stdout.write(Devices().model_dump_json() + "\n")
+            return 0
+        case ["study", folder, *rest]:
+            return study(Path(folder), only_check=bool(rest))
         case ["run", job_dir, *rest]:
             return Run(Path(job_dir), is_finishing="--finish" in rest).run()
     return say.EXIT_REFUSED
@@ -150,6 +159,29 @@ def finding(kind: FindingKind, *, is_dropped: bool) -> Finding:
 
 def corrupt() -> Finding:
     return Finding(kind=FindingKind.CORRUPT, action="dropped", message="it cannot be decoded")
+
+
+def study(folder: Path, *, only_check: bool) -> int:
+    """Each fold trains on all there is; it is over when all have finished."""
+    order = read_study_order(folder)
+    if not isinstance(order, KfoldOrder):
+        return refuse("method.rank is no setting of this stand-in.")
+    goals, rows = [], []
+    for name in [f"fold {number}" for number in range(1, order.folds + 1)]:
+        events = folder / name / "events.jsonl"
+        said = [say.parse_event(line) for line in events.read_bytes().splitlines()] if events.exists() else []
+        is_over = any(isinstance(event, say.Finished) for event in said)
+        if not is_over and not only_check:
+            read_spec(folder).write(folder / name)
+            goals.append(ChildGoal(name=name, folder=name))
+        state = ChildState.FINISHED if is_over else ChildState.OPEN
+        rows.append(StudyRow(name=name, folder=name, state=state, epochs=1, ratio=0.9))
+    step = StudyStep(
+        goals=tuple(goals), is_over=not goals and not only_check, table=tuple(rows), page="study.html",
+        report="study.md", verdict=() if goals else ("All folds agree.",), result=None if goals else "fold 1",
+    )  # fmt: skip
+    sys.stdout.write(step.model_dump_json() + "\n")
+    return 0
 
 
 class Run:

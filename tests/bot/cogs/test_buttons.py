@@ -30,7 +30,7 @@ async def state(lab: World, job_id: int = 1) -> State:
 async def test_a_stranger_may_look_but_not_stop(data_dir: Path) -> None:
     async with world(data_dir, FAKE_STEP_S=SLOW) as lab:
         card = await start(lab)
-        for verb in ("cancel", "keep_best"):
+        for verb in ("cancel", "keep_best", "pause"):
             told = answer(await lab.ben.click(card, custom_id=f"job:1:{verb}"))
             assert f"Only <@{lab.ana.id}> or somebody who may manage the server can" in told
         assert await state(lab) is State.RUNNING
@@ -69,8 +69,8 @@ async def test_keep_best_ends_with_a_lora(data_dir: Path) -> None:
         card = await start(lab)
         told = answer(await lab.ana.click(card, custom_id="job:1:keep_best"))
         assert "#1 stops here; its best epoch is tested and exported." in told
-        assert "is done" in await lab.until_shown("is done")
-        assert await state(lab) is State.SUCCEEDED
+        assert f"It was ended early by <@{lab.ana.id}>." in await lab.until_shown("is done")
+        assert await state(lab) is State.STOPPED
 
 
 async def test_refresh_redraws_the_card_in_place(data_dir: Path) -> None:

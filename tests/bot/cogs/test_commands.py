@@ -21,7 +21,7 @@ def parts(commands: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 async def test_discord_takes_every_command(data_dir: Path) -> None:
-    async with compose(config_for(data_dir)) as app, Darkroom(app.services, app.db) as client:
+    async with compose(config_for(data_dir)) as app, Darkroom(app.services, app.db, app.counters) as client:
         await client.add_commands()
         commands = [command.to_dict(client.tree) for command in client.tree.get_commands()]
         assert [command["name"] for command in commands] == [
@@ -29,6 +29,8 @@ async def test_discord_takes_every_command(data_dir: Path) -> None:
             "dataset",
             "job",
             "queue",
+            "study",
+            "admin",
             "Use attachments as dataset",
         ]
         for part in parts(commands):
@@ -41,15 +43,24 @@ async def test_discord_takes_every_command(data_dir: Path) -> None:
 
 
 async def test_commands_are_for_servers_only(data_dir: Path) -> None:
-    async with compose(config_for(data_dir)) as app, Darkroom(app.services, app.db) as client:
+    async with compose(config_for(data_dir)) as app, Darkroom(app.services, app.db, app.counters) as client:
         await client.add_commands()
         for command in client.tree.get_commands():
             data: Any = command.to_dict(client.tree)
             assert data["dm_permission"] is False or data["contexts"] == [0], data
 
 
+async def test_admin_is_shown_to_those_who_may_manage_the_server(data_dir: Path) -> None:
+    async with compose(config_for(data_dir)) as app, Darkroom(app.services, app.db, app.counters) as client:
+        await client.add_commands()
+        shown = {command.name: command.to_dict(client.tree) for command in client.tree.get_commands()}
+        needed = str(discord.Permissions(manage_guild=True).value)
+        assert shown["admin"]["default_member_permissions"] == int(needed)
+        assert all(data["default_member_permissions"] is None for name, data in shown.items() if name != "admin")
+
+
 async def test_nothing_privileged_is_asked_for_and_nobody_is_called_by_default(data_dir: Path) -> None:
-    async with compose(config_for(data_dir)) as app, Darkroom(app.services, app.db) as client:
+    async with compose(config_for(data_dir)) as app, Darkroom(app.services, app.db, app.counters) as client:
         assert client.intents == discord.Intents(guilds=True)
         assert client.allowed_mentions is not None
         assert dict(client.allowed_mentions.to_dict()) == {"parse": []}

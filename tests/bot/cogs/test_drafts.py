@@ -9,7 +9,7 @@ import simcord
 
 from bot.app.compose import compose
 from bot.cogs.downloads import read_whole
-from bot.queue import Job
+from bot.queue import Job, RoleLimit
 from tests.bot.cogs.conftest import FAKE_TRAINER, World, answer, archive, config_for, kill_trainers, texts, world
 from tests.bot.cogs.room import DEFECTIVE, StrayPress, buttons, press, shown_again
 
@@ -133,6 +133,44 @@ async def test_a_refused_go_leaves_the_question_open(data_dir: Path) -> None:
         assert "Queued #5" in answer(await press(lab.ana, shown_again(lab, card), "Go on"))
 
 
+async def test_the_same_again_asks_beside_the_question_and_leaves_it_open(data_dir: Path) -> None:
+    async with world(data_dir, FAKE_STEP_S="9") as lab:
+        await press(lab.ana, await ask(lab), "Go on")
+        card = await ask(lab, name="twin")
+        told = await press(lab.ana, card, "Go on")
+        notice = told.followups[-1].message
+        assert "Same data and settings as **#1**" in words(notice)
+        assert "Go on" in buttons(shown_again(lab, card))
+        stranger = StrayPress(lab, lab.ben)
+        client: Any = lab.env.bot
+        client.dispatch("dataset_button", stranger, 1, "again", "2")
+        await lab.until(lambda: bool(stranger.told))
+        assert "can go on with this request" in stranger.told[0]
+        assert "Queued #2 “twin”" in answer(await press(lab.ana, notice, "Queue anyway"))
+        # The card's own button says what became of it.
+        assert "Queued #2 “twin”" in answer(await press(lab.ana, shown_again(lab, card), "Go on"))
+        assert len(await jobs(lab)) == 2
+
+
+async def test_the_question_says_how_long_it_would_take_once_that_is_known(data_dir: Path) -> None:
+    async with world(data_dir) as lab:
+        card = await ask(lab, early_stop=False)
+        assert "runs about" not in words(card)
+        await press(lab.ana, card, "Go on")
+        await lab.until_shown("is done")
+        assert "runs about" in words(await ask(lab, seed=7, early_stop=False))
+
+
+async def test_what_one_may_ask_for_is_looked_at_again_when_it_goes(data_dir: Path) -> None:
+    async with world(data_dir) as lab:
+        card = await ask(lab)
+        guild_id = lab.channel.guild.id
+        await lab.app.services.limits.set(guild_id, RoleLimit(role_id=guild_id, max_epochs=1), by=1)
+        told = await press(lab.ana, card, "Go on")
+        assert "2 epochs are more than the 1" in "\n".join(texts(told.followups[-1].components))
+        assert await jobs(lab) == []
+
+
 async def test_a_dataset_that_was_deleted_meanwhile_is_said(data_dir: Path) -> None:
     async with world(data_dir) as lab:
         card = await ask(lab)
@@ -146,7 +184,7 @@ async def test_a_known_dataset_is_shown_too_and_a_stranger_may_train_on_it(data_
     async with world(data_dir) as lab:
         await press(lab.ana, await ask(lab), "Cancel")
         card = (await lab.ben.slash(lab.channel, "finetune", from_dataset="fox", epochs=1)).response.message
-        assert "Queued #1" in answer(await press(lab.ben, card, "Go on"))
+        assert "Queued #2" in answer(await press(lab.ben, card, "Go on"))
         assert [job.owner_id for job in await jobs(lab)] == [lab.ben.id]
 
 

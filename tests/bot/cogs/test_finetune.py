@@ -8,8 +8,16 @@ from typing import Any
 import discord
 import pytest
 
-from bot.queue import State
-from tests.bot.cogs.conftest import answer, archive, world
+from bot.queue import Priority, RoleLimit, State
+from tests.bot.cogs.conftest import World, answer, archive, world
+from tests.bot.cogs.room import buttons, press
+
+
+async def limit_everyone(lab: World, **limits: float) -> None:
+    """What all members of the server may ask for: @everyone has the server's own number."""
+    guild_id = lab.channel.guild.id
+    limit = RoleLimit.model_validate({"role_id": guild_id, **limits})
+    await lab.app.services.limits.set(guild_id, limit, by=1)
 
 
 async def test_a_zip_becomes_a_lora_and_the_channel_sees_it_grow(data_dir: Path) -> None:
@@ -52,7 +60,9 @@ async def test_a_known_dataset_is_trained_on_again_without_its_file(data_dir: Pa
         choices = await lab.ben.autocomplete(lab.channel, "finetune", "from_dataset", "fo")
         assert choices == [{"name": "fox · 6 images", "value": "fox"}]
         told = answer(
-            await lab.ben.slash(lab.channel, "finetune", confirm=False, from_dataset="fox", epochs=1, name="Second Try")
+            await lab.ben.slash(
+                lab.channel, "finetune", confirm=False, from_dataset="fox", epochs=1, name="Second Try", seed=2
+            )
         )
         assert "Queued #2 “second-try”" in told
         await lab.until(lambda: len(lab.posts("is done")) == 2)
@@ -109,8 +119,7 @@ async def test_a_file_over_the_limit_is_refused_before_it_is_downloaded(data_dir
             downloads.append(attachment.filename)
             yield b""
 
-        limits = lab.app.services.config.limits.model_copy(update={"max_dataset_mib": 1})
-        object.__setattr__(lab.app.services.config, "limits", limits)
+        await limit_everyone(lab, max_dataset_mib=1)
         object.__setattr__(lab.app.services, "download", download)
         told = answer(
             await lab.ana.slash(lab.channel, "finetune", confirm=False, dataset=("big.zip", b"x" * 2**20 + b"x"))
@@ -118,6 +127,98 @@ async def test_a_file_over_the_limit_is_refused_before_it_is_downloaded(data_dir
         assert "big.zip is larger than the 1 MiB" in told
         assert downloads == []
         assert lab.env.errors
+
+
+async def test_what_a_role_may_do_is_for_those_who_have_it(data_dir: Path) -> None:
+    async with world(data_dir) as lab:
+        guild = lab.channel.guild
+        role = guild.create_role("Trainer")
+        cleo = guild.add_member(lab.env.create_user("cleo"), roles=[role])
+        await limit_everyone(lab, max_epochs=3)
+        await lab.app.services.limits.set(guild.id, RoleLimit(role_id=role.id, max_epochs=50), by=1)
+        asked = {"confirm": False, "dataset": archive(), "epochs": 4, "early_stop": False}
+        told = answer(await lab.ana.slash(lab.channel, "finetune", **asked))
+        assert "4 epochs are more than the 3 that one job of yours may ask for here." in told
+        assert "Queued #1" in answer(await lab.ana.slash(lab.channel, "finetune", **{**asked, "epochs": 3}))
+        assert "Queued #2" in answer(await cleo.slash(lab.channel, "finetune", **asked))
+        assert lab.env.errors
+
+
+async def test_priority_gpus_and_a_delay_are_kept_and_shown(data_dir: Path) -> None:
+    async with world(data_dir) as lab:
+        told = answer(
+            await lab.ana.slash(
+                lab.channel, "finetune", confirm=False, dataset=archive(), epochs=1, priority="low", start="in 2 h"
+            )
+        )
+        (job,) = await lab.app.services.jobs.recent(lab.channel.guild.id)
+        assert (job.priority, job.gpus) == (Priority.LOW, 1)
+        assert job.run_after is not None
+        assert 7100 < (job.run_after - job.created_at).total_seconds() <= 7200
+        assert "low priority" in told
+        assert f"It was asked to start at <t:{int(job.run_after.timestamp())}:f>" in told
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"priority": "high"}, "High priority is for those who may manage the server."),
+        ({"gpus": 3}, "This asks for 3 GPUs, and there are "),
+        ({"start": "whenever"}, '"whenever" is no time that I understand.'),
+    ],
+)
+async def test_an_order_that_cannot_be_had_is_refused_before_a_download(
+    data_dir: Path, options: dict[str, Any], sentence: str
+) -> None:
+    async with world(data_dir) as lab:
+        assert sentence in answer(await lab.ana.slash(lab.channel, "finetune", dataset=archive(), **options))
+        assert await lab.app.services.datasets.count(lab.channel.guild.id) == 0
+        assert lab.env.errors
+
+
+async def test_who_may_manage_the_server_may_go_first(data_dir: Path) -> None:
+    async with world(data_dir) as lab:
+        guild = lab.channel.guild
+        chief = guild.create_role("Chief", permissions=discord.Permissions(manage_guild=True))
+        cleo = guild.add_member(lab.env.create_user("cleo"), roles=[chief])
+        await cleo.slash(lab.channel, "finetune", confirm=False, dataset=archive(), epochs=1, priority="high")
+        (job,) = await lab.app.services.jobs.recent(guild.id)
+        assert job.priority is Priority.HIGH
+
+
+async def test_what_was_measured_is_promised_and_the_week_s_hours_end(data_dir: Path) -> None:
+    async with world(data_dir) as lab:
+        asked = {"confirm": False, "dataset": archive(), "epochs": 1}
+        told = answer(await lab.ana.slash(lab.channel, "finetune", **asked))
+        assert "runs about" not in told
+        await lab.until_shown("is done")
+        told = answer(await lab.ana.slash(lab.channel, "finetune", **asked, seed=2))
+        assert "runs about" in told
+        job = await lab.app.services.jobs.get(2)
+        assert job.estimate_s is not None
+        await lab.until(lambda: len(lab.posts("is done")) == 2)
+        await limit_everyone(lab, gpu_hours_per_week=1e-9)
+        told = answer(await lab.ana.slash(lab.channel, "finetune", **asked, seed=3))
+        assert "GPU-h that you have a week are used or promised" in told
+        # Somebody else's week is their own.
+        told = answer(await lab.ben.slash(lab.channel, "finetune", **asked, seed=3))
+        assert "This needs ≈" in told
+        assert lab.env.errors
+
+
+async def test_the_same_again_is_named_and_queued_only_if_that_is_meant(data_dir: Path) -> None:
+    async with world(data_dir, FAKE_STEP_S="9") as lab:
+        asked = {"confirm": False, "dataset": archive(), "epochs": 2}
+        await lab.ana.slash(lab.channel, "finetune", **asked)
+        result = await lab.ben.slash(lab.channel, "finetune", **asked, name="another name")
+        assert "Same data and settings as **#1**" in answer(result)
+        assert list(buttons(result.response)) == ["Open #1", "Queue anyway"]
+        assert len(await lab.app.services.jobs.recent(lab.channel.guild.id)) == 1
+        assert "#1 fox" in answer(await press(lab.ben, result.response.message, "Open #1"))
+        again = await press(lab.ben, result.response.message, "Queue anyway")
+        assert "✅ **Queued #2 “another-name”**" in answer(again)
+        (twin, _) = await lab.app.services.jobs.recent(lab.channel.guild.id)
+        assert twin.owner_id == lab.ben.id
 
 
 async def test_too_many_jobs_in_line_are_refused_and_none_is_lost(data_dir: Path) -> None:

@@ -9,6 +9,7 @@ import simcord
 
 from bot.app.compose import compose
 from bot.cogs.downloads import read_whole
+from bot.outbox import Notice, NoticeKind
 from tests.bot.cogs.conftest import FAKE_TRAINER, World, archive, config_for, kill_trainers, world
 
 EPOCHS = 6
@@ -82,3 +83,14 @@ async def test_posts_wait_for_a_discord_that_is_down_and_then_come_in_order(data
         await lab.ana.slash(lab.channel, "finetune", confirm=False, dataset=archive(), epochs=2)
         await lab.until_shown("is done", 40)
         assert [f"**epoch {n}/2" in text for n, text in enumerate(lab.posts("**epoch "), 1)] == [True] * 2
+
+
+async def test_news_of_no_job_are_told_once_and_call_nobody(data_dir: Path) -> None:
+    async with world(data_dir) as lab:
+        notice = Notice(kind=NoticeKind.NEWS, job_id=0, detail=f"Back after 42 s, <@{lab.ana.id}>.")
+        for _ in range(2):
+            async with lab.app.db.transaction() as connection:
+                await lab.app.outbox.put(connection, notice, channel_id=lab.channel.id, dedupe_key="news:1")
+        assert "-# Darkroom · " in await lab.until_shown("Back after 42 s")
+        assert len(lab.posts("Back after 42 s")) == 1
+        assert lab.called()[-1] == []

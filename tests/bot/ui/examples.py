@@ -59,7 +59,7 @@ def sampled(epoch: int, prompts: tuple[str, ...] = ("a fox",)) -> Sampled:
     return Sampled(seq=1, time=0, epoch=epoch, samples=samples, sheet=f"samples/e{epoch}/sheet.png")
 
 
-def progress(count: int = 3, total: int = 10, phase: Phase = Phase.TRAINING, **changes: Any) -> Progress:
+def progress(count: int = 3, total: int = 10, phase: Phase | None = Phase.TRAINING, **changes: Any) -> Progress:
     done = tuple(epoch_ended(n, 1 - n / (2 * total)) for n in range(1, count + 1))
     known = {
         "phase": phase,

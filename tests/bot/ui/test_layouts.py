@@ -8,13 +8,23 @@ from pathlib import Path
 import pytest
 from discord import ui
 
-from bot.queue.job import State, StopIntent
-from bot.ui.board import board
-from bot.ui.card import Standing, card
+from bot.outbox.notice import Notice, NoticeKind
+from bot.queue.audit import Entry
+from bot.queue.halt import Halt, HaltKind
+from bot.queue.history import Attempt
+from bot.queue.job import Job, State, StopIntent
+from bot.queue.slots import Slot
+from bot.ui.admin import slots_page
+from bot.ui.answers import shared_post
+from bot.ui.audit import audit_page, history
+from bot.ui.board import Scene, board, job_list
+from bot.ui.card import card
 from bot.ui.endings import cancelled_post, done_post, failed_post
 from bot.ui.layout import MAX_BYTES, MAX_CHARACTERS, MAX_PARTS, FileToSend, MessageContent, layout, picture, weight
-from bot.ui.posts import base_post, early_stop_post, epoch_post, stage_post, warning_post
+from bot.ui.news import news_post
+from bot.ui.posts import base_post, early_stop_post, epoch_post, lost_post, paused_post, stage_post, warning_post
 from bot.ui.receipts import receipt
+from bot.ui.standing import Standing
 from tests.bot.ui.examples import NOW, OWNER, epoch_ended, job, progress, sampled, step_done, validation
 from trainer.protocol import events as said
 from trainer.protocol.events import (
@@ -80,7 +90,7 @@ def test_a_training_card_has_bar_numbers_chart_and_buttons(job_dir: Path) -> Non
     assert "2.4 steps/s · 19.0 GiB · ends <t:1772367000:R>" in text
     assert "job 42·a1" in text
     assert "e3 train 0.0900, val 0.85×" in (alt_texts(content)[0] or "")
-    assert labels(content) == ["Cancel", "Stop & keep best", "Samples", "Refresh"]
+    assert labels(content) == ["Cancel", "Pause", "Stop & keep best", "Samples", "Refresh"]
     assert [file.name for file in content.files] == ["loss-e3.png"]
     assert content.is_silent
     assert content.mentions is None
@@ -97,6 +107,14 @@ def test_the_best_epoch_is_named_where_it_is_not_the_last(job_dir: Path) -> None
     [
         ({"state": State.QUEUED, "progress": progress(0, step=None, base=None), "attempt": 0}, "Queued · 2nd in line"),
         ({"state": State.QUEUED}, "Waiting to go on from its checkpoint"),
+        ({"state": State.QUEUED, "progress": progress(0, step=None)}, "Waiting to begin again"),
+        ({"state": State.QUEUED, "stop_intent": StopIntent.KEEP_BEST}, "Waiting to test and export its best epoch"),
+        ({"state": State.PREPARING, "progress": progress(0, step=None, phase=None)}, "**Starting**"),
+        ({"state": State.PAUSED, "stopped_by": 7}, "Paused by <@7>; its GPU is free."),
+        ({"state": State.STOPPED, "stopped_by": 7}, "**Done, ended early by a person**"),
+        ({"state": State.STOPPED, "stopped_by": 7}, "ended early by <@7>; its best epoch was kept"),
+        ({"state": State.STOPPING, "stop_intent": StopIntent.PAUSE}, "**Pausing**"),
+        ({"state": State.STOPPING, "stop_intent": StopIntent.REQUEUE}, "**Making room, to go on later**"),
         ({"progress": progress(phase=Phase.EXPORTING)}, "Exporting"),
         ({"state": State.STOPPING, "stop_intent": StopIntent.KEEP_BEST}, "Stopping, keeping the best epoch"),
         ({"state": State.STOPPING, "stop_intent": StopIntent.CANCEL}, "**Stopping**"),
@@ -109,9 +127,43 @@ def test_each_state_has_its_word(job_dir: Path, changes: dict[str, object], expe
     assert expected in text_of(card(job(**changes), standing(job_dir, place=2)))
 
 
-def test_an_ended_card_offers_no_stop(job_dir: Path) -> None:
-    for state in (State.SUCCEEDED, State.FAILED, State.CANCELLED):
-        assert labels(card(job(state=state), standing(job_dir))) == ["Samples"]
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"state": State.SUCCEEDED}, ["Samples"]),
+        ({"state": State.STOPPED}, ["Samples"]),
+        ({"state": State.FAILED}, ["Retry", "Samples"]),
+        ({"state": State.CANCELLED}, ["Retry", "Samples"]),
+        ({"state": State.FAILED, "are_files_deleted": True}, []),
+        ({"state": State.PAUSED}, ["Resume", "Cancel", "Samples", "Refresh"]),
+        ({"state": State.QUEUED}, ["Cancel", "Pause", "Samples", "Refresh"]),
+        ({"state": State.PREPARING}, ["Cancel", "Pause", "Samples", "Refresh"]),
+        ({"state": State.STOPPING, "stop_intent": StopIntent.CANCEL}, ["Samples", "Refresh"]),
+        ({"state": State.STOPPING, "stop_intent": StopIntent.PAUSE}, ["Cancel", "Samples", "Refresh"]),
+        ({"state": State.RUNNING, "stop_intent": StopIntent.KEEP_BEST}, ["Cancel", "Samples", "Refresh"]),
+    ],
+)
+def test_a_card_offers_what_makes_sense(job_dir: Path, changes: dict[str, object], expected: list[str]) -> None:
+    assert labels(card(job(**changes), standing(job_dir))) == expected
+
+
+def test_the_paused_and_the_lost_say_what_becomes_of_the_job(job_dir: Path) -> None:
+    paused = paused_post(job(state=State.PAUSED, stopped_by=7), standing(job_dir), "")
+    assert "Paused by <@7>; its GPU is free. It goes on from the checkpoint of epoch 3." in text_of(paused)
+    assert labels(paused) == ["Resume", "Cancel"]
+    lost = lost_post(job(state=State.QUEUED), standing(job_dir), "#42 failed: the disk was full. It begins again.")
+    assert "🔌 **#42 fox-lora** · failed: the disk was full. It begins again." in text_of(lost)
+
+
+def test_shared_samples_have_credit_prompts_and_seeds(job_dir: Path) -> None:
+    content = shared_post(job(), standing(job_dir), sampled(3, ("a red fox",)))
+    assert content is not None
+    text = text_of(content)
+    assert "**fox-lora** by <@555> · #42, epoch 3 of 10" in text
+    assert "1. a red fox · seed 1234" in text
+    assert dict(content.allowed_mentions.to_dict()) == {"parse": []}
+    assert labels(content) == ["Unshare"]
+    assert shared_post(job(), standing(job_dir), None) is None
 
 
 def test_an_epoch_post_is_one_line_and_one_sheet_with_words(job_dir: Path) -> None:
@@ -182,7 +234,13 @@ def test_a_failure_says_what_and_what_to_do(job_dir: Path) -> None:
     content = failed_post(job(state=State.FAILED), standing(job_dir), failed, "")
     assert "Out of memory at step 12." in text_of(content)
     assert "→ Use rank 8." in text_of(content)
+    assert labels(content) == ["Retry"]
     assert content.mentions == OWNER
+
+
+def test_a_result_that_a_person_wanted_early_says_who(job_dir: Path) -> None:
+    content = done_post(job(state=State.STOPPED, stopped_by=7), standing(job_dir), (exported(), finished()))
+    assert "It was ended early by <@7>." in text_of(content)
 
 
 def test_a_cancelled_job_says_by_whom_and_what_is_left(job_dir: Path) -> None:
@@ -209,7 +267,7 @@ def dropped(source: str, kind: FindingKind, message: str = "why") -> Image:
     return Image(source=source, status="dropped", findings=(Finding(kind=kind, action="dropped", message=message),))
 
 
-def test_the_receipt_names_place_split_and_what_was_skipped() -> None:
+def test_the_receipt_names_place_split_and_what_was_skipped(job_dir: Path) -> None:
     found = report(
         (
             Image(source="a.zip!1.png", status="kept"),
@@ -217,13 +275,48 @@ def test_the_receipt_names_place_split_and_what_was_skipped() -> None:
             dropped("a.zip!3.png", FindingKind.EXACT_DUPLICATE),
         )
     )
-    text = text_of(receipt(job(state=State.QUEUED), 2, found))
+    text = text_of(receipt(job(state=State.QUEUED), standing(job_dir, 2), found))
     assert "✅ **Queued #42 “fox-lora”** · 2nd in line" in text
     assert (
         "1 image, 2 skipped (1 corrupt, 1 exact duplicate), all captioned · split 1 train / 0 validation / 0 test"
         in text
     )
     assert "skipped a.zip!2.png: why" in text
+
+
+def crowded(worst: Job, where: Standing) -> list[MessageContent]:
+    """Lists as long as they can be, of the worst."""
+    queued = dataclasses.replace(worst, state=State.QUEUED)
+    halt = Halt(kind=HaltKind.DRAIN, by=7, at=NOW, why=HOSTILE)
+    slots = [Slot(id=str(n), device="", name=HOSTILE, job_id=n) for n in range(64)]
+    paused = dataclasses.replace(worst, state=State.PAUSED)
+    entry = Entry(at=NOW, job_id=1, actor_id=OWNER, verb=HOSTILE, before="a", after=HOSTILE, why=HOSTILE)
+    attempt = Attempt(number=1, started_at=NOW, ended_at=NOW, slots=(HOSTILE,), outcome="failed", why=HOSTILE)
+    found = [
+        board(
+            Scene(
+                now=NOW,
+                jobs=[worst] * 9 + [queued] * 300 + [paused] * 50,
+                slots=slots,
+                halt=halt,
+                why_closed=HOSTILE,
+            )
+        ),
+        job_list("Newest", [worst] * 300),
+        card(dataclasses.replace(queued, slots=(HOSTILE,) * 9), dataclasses.replace(where, halt=halt)),
+        card(queued, dataclasses.replace(where, why_closed=HOSTILE)),
+        audit_page("Audit", [entry] * 99),
+        history(worst, [attempt] * 99, [entry] * 99),
+        slots_page(slots, "Said."),
+        lost_post(worst, where, HOSTILE * 20),
+        paused_post(paused, where, HOSTILE),
+        news_post(Notice(kind=NoticeKind.NEWS, job_id=0, detail="long " * 3000), "3fa8c1d2"),
+    ]
+    for content in found:
+        for item in content.layout.walk_children():
+            if isinstance(item, ui.TextDisplay):
+                item.content = item.content.replace("<@7>", "")
+    return found
 
 
 def everything(folder: Path) -> list[MessageContent]:
@@ -263,8 +356,8 @@ def everything(folder: Path) -> list[MessageContent]:
         warning_post(worst, standing(folder), HOSTILE * 50),
         done_post(worst, standing(folder), (exported(), exported("diffusers"), finished(comparison_alt=HOSTILE))),
         failed_post(worst, standing(folder), failed, HOSTILE),
-        receipt(worst, 10**6, found),
-        board([worst] * 4, [worst] * 300, NOW),
+        receipt(worst, standing(folder, 10**6), found),
+        *crowded(worst, standing(folder)),
     ]
 
 

@@ -1,0 +1,208 @@
+"""What the queue costs, by the number of jobs that there are: claims, events, places in line, boards.
+
+    python -m bench.queue                  # 10, 1,000 and 100,000 jobs that ended, 100 that wait; then up to 10,000
+    python -m bench.queue --folder /data   # on another disk: a commit waits for it
+
+Each size is a database of its own; they take turns round by round, so that a busy machine slows all of them alike.
+Given are milliseconds (medians) and, in brackets, the ratio to the smallest. Commits are real ones (FULL).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+from bot.config import LimitSettings
+from bot.db import Database, open_db
+from bot.outbox import Outbox
+from bot.queue import JobStore, NewJob, Slot
+from bot.queue.estimates import Estimates
+from bot.queue.forecast import Forecaster
+from trainer.protocol.events import BandLoss, EpochEnded, Event, Finished, StepDone, ValidationLoss
+from trainer.protocol.spec import make_spec
+
+_PEOPLE = 50
+_GUILD, _CHANNEL = 10, 100
+_SPEC = make_spec({"name": "fox", "dataset": "/nowhere"})
+_COUNTS = '{"images":90,"kept":90,"dropped":0,"refused":0,"train":70,"validation":10,"test":10,"captioned":90}'
+
+_ENDED = """
+WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < :jobs)
+INSERT INTO job (id, interaction_id, guild_id, channel_id, owner_id, dataset_id, name, spec, state, turn, attempt,
+    claim_number, created_at, started_at, ended_at)
+SELECT n, n, :guild, :channel, n % :people, 1, 'fox', :spec, 'succeeded', n / :people, 1, n, n, n, n + 60 FROM number
+"""
+_WAITING = """
+WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < :jobs)
+INSERT INTO job (interaction_id, guild_id, channel_id, owner_id, dataset_id, name, spec, state, turn, created_at)
+SELECT 10000000 + n, :guild, :channel, n % :people, 1, 'fox', :spec, 'queued', 1000000 + n / :people, n FROM number
+"""
+_STARTS = """
+INSERT INTO attempt (job_id, attempt, guild_id, owner_id, gpus, slots, started_at, ended_at, outcome)
+SELECT id, 1, guild_id, owner_id, 1, 'GPU 0', started_at, ended_at, state FROM job WHERE attempt = 1
+"""
+_MEASURES = """
+INSERT INTO measure (job_id, signature, steps, seconds, ended_at) SELECT id, '?', 100, 60.0, ended_at FROM job
+WHERE attempt = 1
+"""
+
+
+@dataclass
+class Room:
+    """One database of a size."""
+
+    ended: int
+    waiting: int
+    db: Database
+    store: JobStore
+    forecaster: Forecaster
+    interactions: count[int] = field(default_factory=lambda: count(50_000_000))
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def words(self) -> str:
+        return f"{self.ended:,} ended" + (f", {self.waiting:,} waiting" if self.waiting > 100 else "")
+
+    async def timed(self, what: str, work: Callable[[], Awaitable[object]]) -> object:
+        begin = time.perf_counter()
+        result = await work()
+        self.seconds.setdefault(what, []).append(time.perf_counter() - begin)
+        return result
+
+    def milliseconds(self, what: str) -> float:
+        return 1000 * statistics.median(self.seconds[what])
+
+
+@asynccontextmanager
+async def room(folder: Path, ended: int, waiting: int) -> AsyncIterator[Room]:
+    """A database with so many jobs in it."""
+    async with open_db(folder / f"{ended}-{waiting}.db") as db:
+        values = {"guild": _GUILD, "channel": _CHANNEL, "people": _PEOPLE, "spec": _SPEC.model_dump_json()}
+        async with db.transaction() as connection:
+            await connection.execute_fetchall(
+                """INSERT INTO dataset (id, guild_id, owner_id, name, sha256, digest, counts, summary, created_at)
+                   VALUES (1, ?, 1, 'foxes', 'a', 'd', ?, '', 0)""",
+                (_GUILD, _COUNTS),
+            )
+            await connection.execute_fetchall(_ENDED, {**values, "jobs": ended})
+            await connection.execute_fetchall(_WAITING, {**values, "jobs": waiting})
+            await connection.execute_fetchall(_STARTS)
+            await connection.execute_fetchall(_MEASURES)
+            await connection.execute_fetchall("ANALYZE")
+        store = JobStore(db, Outbox(db), data_dir=folder, limits=LimitSettings(max_jobs_per_user=100))
+        await store.slots.set([Slot(id="gpu:0", device="0", name="GPU 0")])
+        forecaster = Forecaster(db, store.switch, Estimates(db), now=time.time)
+        yield Room(ended, waiting, db, store, forecaster)
+
+
+async def one_round(room: Room) -> None:
+    """A job from the submission to its end, and what people look at meanwhile."""
+    number = next(room.interactions)
+    new = NewJob(
+        interaction_id=number,
+        guild_id=_GUILD,
+        channel_id=_CHANNEL,
+        # Somebody new each time: a line of 10,000 is more than one person may have.
+        owner_id=number,
+        dataset_id=1,
+        spec=_SPEC,
+        fingerprint=str(number),
+    )
+    await room.timed("submit", lambda: room.store.submit(new))
+    busy = await room.store.runs.claim()
+    assert busy is not None
+    steps = [_step(seq) for seq in range(1, 21)]
+    await room.timed("ingest 20 step events", lambda: room.store.runs.ingest(busy.job_id, busy.attempt, steps, 20))
+    await room.timed("ingest an epoch", lambda: room.store.runs.ingest(busy.job_id, busy.attempt, [_epoch(21, 1)], 21))
+    await room.timed("running jobs", room.store.runs.busy)
+    last = (await room.store.line())[-1]
+    await room.timed("place of the last in line", lambda: room.store.place_in_line(last))
+    await room.timed("expected starts", room.forecaster.all)
+    await room.timed("one job", lambda: room.store.get(busy.job_id))
+    await room.timed("newest 15 jobs", lambda: room.store.recent(_GUILD, 15))
+    await room.timed("end of a job", lambda: room.store.runs.ingest(busy.job_id, busy.attempt, [_finished(22)], 22))
+    again = await room.timed("claim", room.store.runs.claim)
+    assert again is not None
+    await room.store.runs.ingest(again.job_id, again.attempt, [_finished(1)], 1)  # type: ignore[attr-defined]
+
+
+def _step(seq: int) -> Event:
+    return StepDone(
+        seq=seq, time=time.time(), step=seq, epoch=1, loss=0.2, learning_rate=1e-4, steps_per_s=1.0, eta_s=60.0,
+        peak_memory_bytes=0,
+    )  # fmt: skip
+
+
+def _epoch(seq: int, epoch: int) -> Event:
+    band = BandLoss(first_timestep=0, last_timestep=999, loss=0.1, ratio=0.9)
+    loss = ValidationLoss(loss=0.1, ratio=0.9, bands=(band,) * 4)
+    return EpochEnded(
+        seq=seq, time=0.0, epoch=epoch, step=epoch * 10, train_loss=0.2, validation=loss, learning_rate=1e-4,
+        seconds=1.0, is_best=True, best_epoch=epoch, chart="c.png",
+    )  # fmt: skip
+
+
+def _finished(seq: int) -> Event:
+    return Finished(
+        seq=seq, time=0.0, epochs=3, best_epoch=3, stopped_early=False, base_loss=0.2, best_loss=0.1, best_ratio=0.5,
+        seconds=1.0, comparison="c.png", comparison_alt="",
+    )  # fmt: skip
+
+
+async def long_job(room: Room, epochs: int) -> tuple[float, float]:
+    """Milliseconds of the first and of the last ten epochs' ingestions of one long job."""
+    number = next(room.interactions)
+    await room.store.submit(
+        NewJob(interaction_id=number, guild_id=_GUILD, channel_id=_CHANNEL, owner_id=1, dataset_id=1, spec=_SPEC)
+    )
+    busy = await room.store.runs.claim()
+    assert busy is not None
+    took = []
+    for epoch in range(1, epochs + 1):
+        begin = time.perf_counter()
+        await room.store.runs.ingest(busy.job_id, busy.attempt, [_epoch(epoch, epoch)], epoch)
+        took.append(1000 * (time.perf_counter() - begin))
+    await room.store.runs.ingest(busy.job_id, busy.attempt, [_finished(epochs + 1)], epochs + 1)
+    return statistics.median(took[:10]), statistics.median(took[-10:])
+
+
+async def measure(folder: Path, rounds: int) -> None:
+    """Make the databases, take turns, and print the table."""
+    async with AsyncExitStack() as stack:
+        sizes = [(10, 100), (1000, 100), (100_000, 100), (1000, 1000), (1000, 10_000)]
+        rooms = [await stack.enter_async_context(room(folder, *size)) for size in sizes]
+        for _ in range(rounds):
+            for each in rooms:
+                await one_round(each)
+        out = sys.stdout.write
+        out(f"| ms (times the first) | {' | '.join(each.words for each in rooms)} |\n|---|{'--:|' * len(rooms)}\n")
+        for what in rooms[0].seconds:
+            first = rooms[0].milliseconds(what)
+            cells = [f"{each.milliseconds(what):.2f} ({each.milliseconds(what) / first:.2g})" for each in rooms]
+            out(f"| {what} | {' | '.join(cells)} |\n")
+        early, late = await long_job(rooms[0], 300)
+        out(f"\nOne epoch of a job of 300: {early:.2f} ms at its beginning, {late:.2f} ms at its end.\n")
+        per_s = 20 / (rooms[0].milliseconds("ingest 20 step events") / 1000)
+        out(f"Claims a second: {1000 / rooms[0].milliseconds('claim'):.0f}; step events a second: {per_s:.0f}.\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What the queue costs.")
+    parser.add_argument("--folder", type=Path, default=None, help="where the databases go; a temporary one")
+    parser.add_argument("--rounds", type=int, default=25)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        asyncio.run(measure(Path(folder), options.rounds))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,267 @@
+"""The queue under a rain of kills: jobs of many people, a bot and trainers that are killed and frozen, and a count.
+
+    python -m bench.soak                          # 200 jobs of 20 people on 4 slots
+    python -m bench.soak --jobs 12 --people 3 --seed 7
+    python -m bench.soak --claims                 # 8 processes claim 8,000 jobs at once, each of them once
+
+Bot, trainers and database are real; the trainer trains nothing (`soak_trainer`), and Discord is a file (`soak_bot`).
+The exit status is 1 if something does not hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Awaitable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.soak_checks import Finding, findings
+from bench.soak_claims import COUNTS, claim_all
+from bench.soak_trainer import SLOTS_FOLDER
+from bot.config import LimitSettings
+from bot.db import DATABASE_FILE, Database, open_db
+from bot.outbox import Outbox
+from bot.queue import JobStore, NewJob, Slot
+from bot.queue.job import ACTIVE, State, StopIntent
+from trainer.protocol.process import ProcessIdentity, read_process_file
+from trainer.protocol.spec import make_spec
+
+_ROOT = Path(__file__).parents[1]
+_GUILD, _FIRST_CHANNEL, _CHANNELS = 10, 100, 4
+_TICK_S = 0.1
+_SPEC = make_spec({"name": "fox", "dataset": "/nowhere"})
+#: What people do with their jobs; "retry" is a cancel and another try.
+_WISHES = {"": 0.55, "cancel": 0.1, "keep_best": 0.1, "pause": 0.15, "retry": 0.1}
+_INTENTS = {"cancel": StopIntent.CANCEL, "retry": StopIntent.CANCEL, "keep_best": StopIntent.KEEP_BEST,
+            "pause": StopIntent.PAUSE}  # fmt: skip
+
+
+@dataclass
+class Bot:
+    """The bot's process, always one."""
+
+    data_dir: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(_ROOT), "PYTHONUNBUFFERED": "1"}
+        argv = [sys.executable, "-m", "bench.soak_bot", str(self.data_dir)]
+        with (self.data_dir / "bot.log").open("ab") as log:
+            self.process = subprocess.Popen(argv, stdout=log, stderr=log, env=environment)
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+
+@dataclass
+class People:
+    """Those who submit, stop, pause, resume and retry, from a process of their own."""
+
+    store: JobStore
+    db: Database
+    chance: random.Random
+    jobs: int
+    people: int
+    submitted: int = 0
+    done: Counter[str] = field(default_factory=Counter)
+    #: What is still to be done with a job, by its number.
+    wishes: dict[int, str] = field(default_factory=dict)
+
+    async def act(self) -> bool:
+        """A moment of theirs; False once every job has ended and they want nothing more."""
+        for _ in range(min(self.chance.choice((0, 0, 1, 5)), self.jobs - self.submitted)):
+            await self._submit()
+        rows = await self.db.all("SELECT id, state FROM job")
+        for row in rows:
+            await self._look_at(row["id"], State(row["state"]))
+        is_over = all(State(row["state"]).is_end for row in rows) and "again" not in self.wishes.values()
+        return self.submitted < self.jobs or not is_over
+
+    async def _submit(self) -> None:
+        self.submitted += 1
+        new = NewJob(
+            interaction_id=self.submitted,
+            guild_id=_GUILD,
+            channel_id=_FIRST_CHANNEL + self.submitted % _CHANNELS,
+            owner_id=1 + self.submitted % self.people,
+            dataset_id=1,
+            spec=_SPEC,
+            max_waiting=self.jobs,
+        )
+        job = await self.store.submit(new)
+        if self.chance.random() < 0.2:
+            self.done["submitted twice"] += 1
+            assert (await self.store.submit(new)).id == job.id
+        self.wishes[job.id] = self.chance.choices(list(_WISHES), list(_WISHES.values()))[0]
+
+    async def _look_at(self, job_id: int, state: State) -> None:
+        wish = self.wishes.get(job_id, "")
+        if state is State.PAUSED and self.chance.random() < 0.1:
+            await self._do("resumed", self.store.resume(job_id, by=1))
+        elif state is State.CANCELLED and wish == "again" and self.chance.random() < 0.1:
+            self.wishes[job_id] = ""
+            await self._do("retried", self.store.retry(job_id, by=1))
+        elif wish in _INTENTS and self.chance.random() < (0.3 if state in ACTIVE else 0.003):
+            self.wishes[job_id] = ""
+            job = await self.store.request_stop(job_id, by=1, intent=_INTENTS[wish])
+            self.done[f"{_INTENTS[wish]} asked for"] += 1
+            if wish == "retry" and job.state in ACTIVE | {State.CANCELLED}:
+                self.wishes[job_id] = "again" if job.state is State.CANCELLED else "cancelling"
+        elif wish == "cancelling" and state.is_end:
+            # It may have finished just before it was stopped.
+            self.wishes[job_id] = "again" if state is State.CANCELLED else ""
+
+    async def _do(self, what: str, work: Awaitable[object]) -> None:
+        await work
+        self.done[what] += 1
+
+
+@dataclass
+class Harm:
+    """SIGKILL, SIGSTOP and SIGCONT at random moments."""
+
+    store: JobStore
+    bot: Bot
+    chance: random.Random
+    done: Counter[str] = field(default_factory=Counter)
+    thaws: set[asyncio.Task[None]] = field(default_factory=set)
+    due: dict[str, float] = field(default_factory=dict)
+
+    async def act(self) -> None:
+        """Whatever is due now."""
+        if self._is_due("bot", 1.5, 4.0):
+            self.bot.kill()
+            self.bot.start()
+            self.done["bot killed"] += 1
+        if self._is_due("frozen bot", 3.0, 8.0):
+            assert self.bot.process is not None
+            self._freeze(self.bot.process.pid, None)
+            self.done["bot frozen"] += 1
+        for what, verb in (("trainer", "killed"), ("frozen trainer", "frozen")):
+            if self._is_due(what, 0.5, 2.0) and (trainer := await self._trainer()) is not None:
+                self.done[f"trainer {verb}"] += 1
+                if verb == "killed":
+                    _signal(trainer.pid, signal.SIGKILL)
+                else:
+                    self._freeze(trainer.pid, trainer)
+
+    async def calm(self) -> None:
+        """Return once nothing is frozen any more."""
+        await asyncio.gather(*self.thaws)
+
+    def _is_due(self, what: str, least_s: float, most_s: float) -> bool:
+        is_due = time.monotonic() >= self.due.setdefault(what, time.monotonic() + self.chance.uniform(least_s, most_s))
+        if is_due:
+            del self.due[what]
+        return is_due
+
+    async def _trainer(self) -> ProcessIdentity | None:
+        holders = [read_process_file(self.store.job_dir(busy)) for busy in await self.store.runs.busy()]
+        living = [holder for holder in holders if holder is not None and holder.is_alive()]
+        return self.chance.choice(living) if living else None
+
+    def _freeze(self, pid: int, identity: ProcessIdentity | None) -> None:
+        _signal(pid, signal.SIGSTOP)
+        process = self.bot.process
+
+        async def thaw() -> None:
+            await asyncio.sleep(self.chance.uniform(0.1, 1.5))
+            # Another process may have its number by now; that of the bot is kept until somebody has waited for it.
+            if identity.is_alive() if identity is not None else process is self.bot.process:
+                _signal(pid, signal.SIGCONT)
+
+        task = asyncio.create_task(thaw())
+        self.thaws.add(task)
+        task.add_done_callback(self.thaws.discard)
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return
+
+
+async def soak(data_dir: Path, options: argparse.Namespace) -> list[Finding]:
+    """Run it all, and count."""
+    chance, begin = random.Random(options.seed), time.monotonic()
+    (data_dir / SLOTS_FOLDER).mkdir()
+    async with open_db(data_dir / DATABASE_FILE) as db:
+        outbox = Outbox(db)
+        store = JobStore(db, outbox, data_dir=data_dir, limits=LimitSettings(max_jobs_per_user=100))
+        await _furnish(db, store, options.slots)
+        bot = Bot(data_dir)
+        people = People(store, db, chance, options.jobs, options.people)
+        harm = Harm(store, bot, chance)
+        bot.start()
+        try:
+            while await people.act() or await outbox.depth():
+                if time.monotonic() - begin > 60 * options.minutes:
+                    harm.done["minutes were over before all had ended"] += 1
+                    break
+                await harm.act()
+                await asyncio.sleep(_TICK_S)
+        finally:
+            # Also after an error: what is frozen would stay so for ever.
+            await harm.calm()
+            bot.kill()
+        await db.checkpoint()
+    log = (data_dir / "bot.log").read_text(encoding="utf-8", errors="replace")
+    return [
+        *findings(data_dir, options.jobs),
+        Finding(what="errors in the bot's log", figure=str(log.count("Traceback")), holds="Traceback" not in log),
+        *(Finding(what=what, figure=str(number)) for what, number in sorted((people.done + harm.done).items())),
+        Finding(what="seconds", figure=f"{time.monotonic() - begin:.0f}"),
+    ]
+
+
+async def _furnish(db: Database, store: JobStore, slots: int) -> None:
+    async with db.transaction() as connection:
+        await connection.execute_fetchall(
+            """INSERT INTO dataset (id, guild_id, owner_id, name, sha256, digest, counts, summary, created_at)
+               VALUES (1, ?, 1, 'foxes', 'a', 'd', ?, '', 0)""",
+            (_GUILD, COUNTS),
+        )
+    names = [f"fake-{number}" for number in range(slots)]
+    await store.slots.set([Slot(id=f"gpu:{name}", device=name, name=name) for name in names])
+
+
+def table(found: list[Finding]) -> str:
+    """The findings in Markdown."""
+    words = {None: "", True: "holds", False: "**BROKEN**"}
+    rows = [f"| {each.what} | {each.figure} | {words[each.holds]} |" for each in found]
+    return "\n".join(["| what | found | |", "|---|---|---|", *rows, ""])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="The queue under a rain of kills.")
+    parser.add_argument("--jobs", type=int, default=200)
+    parser.add_argument("--people", type=int, default=20)
+    parser.add_argument("--slots", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=30.0, help="give up after so many")
+    parser.add_argument("--folder", type=Path, default=None, help="keep everything here; it must not exist")
+    parser.add_argument("--claims", action="store_true", help="the claims alone")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder: Path = options.folder or Path(scratch) / "data"
+        # Never one that was used before: its trainers, if any live, are known by their path.
+        folder.mkdir(parents=True)
+        found = claim_all(folder) if options.claims else asyncio.run(soak(folder.absolute(), options))
+    sys.stdout.write(table(found))
+    return int(any(each.holds is False for each in found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""The real queue, outbox and runner in a process that may be killed; a file is its Discord.
+
+python -m bench.soak_bot DATA_DIR
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+from bot.config import CardSettings, QueueSettings
+from bot.db import DATABASE_FILE, hold_data_folder, open_db
+from bot.outbox import Notice, Outbox, Sender
+from bot.queue import Dispatcher, JobStore
+from bot.runners import LocalRunner
+
+DISCORD_FILE = "discord.jsonl"
+SETTINGS = QueueSettings(max_attempts=20, poll_s=0.05, retry_pause_s=0, stop_grace_s=2)
+
+
+class FileDiscord:
+    """`Post`: each message a line, in order; a nonce that is there already is that message, as on Discord."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        self._texts: dict[str, str] = {line["nonce"]: line["text"] for line in lines if line["text"]}
+
+    async def send(self, channel_id: int, message: str, nonce: str) -> int:
+        # Told again, and made no second time: a line without a text.
+        is_new = nonce not in self._texts
+        line = {"nonce": nonce, "channel": channel_id, "text": message if is_new else ""}
+        os.write(self._descriptor, json.dumps(line).encode() + b"\n")
+        self._texts.setdefault(nonce, message)
+        return list(self._texts).index(nonce) + 1
+
+    async def edit(self, channel_id: int, message_id: int, message: str) -> None:
+        assert 1 <= message_id <= len(self._texts), f"there is no message {message_id}"
+
+    async def find(self, channel_id: int, marker: str) -> int | None:
+        return next((number for number, text in enumerate(self._texts.values(), 1) if marker in text), None)
+
+
+async def render(notice: Notice, marker: str) -> str:
+    return f"{notice.kind} of #{notice.job_id} · {marker}"
+
+
+async def work(data_dir: Path) -> None:
+    """Run the queue until somebody kills it."""
+    with hold_data_folder(data_dir):
+        async with open_db(data_dir / DATABASE_FILE) as db:
+            outbox = Outbox(db)
+            store = JobStore(db, outbox, data_dir=data_dir, queue=SETTINGS)
+            runner = LocalRunner(command=(sys.executable, "-m", "bench.soak_trainer"))
+            cards = CardSettings(edit_interval_s=1)
+            sender = Sender(outbox, FileDiscord(data_dir / DISCORD_FILE), render, settings=cards, poll_s=0.2)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(Dispatcher(store, runner, settings=SETTINGS).run())
+                group.create_task(sender.run())
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    asyncio.run(work(Path(sys.argv[1])))

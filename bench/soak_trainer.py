@@ -1,0 +1,150 @@
+"""A trainer that trains nothing for 0.3 to 1 s, speaks the protocol, and tells on whoever shares its slot.
+
+python -m bench.soak_trainer run JOB_DIR --attempt=N [--finish]
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+from trainer.protocol.attempt import HEARTBEAT_FILE, read_attempt
+from trainer.protocol.events import (
+    EXIT_FENCED,
+    EXIT_FINISHED,
+    EXIT_STOPPED,
+    BandLoss,
+    EpochEnded,
+    Event,
+    Finished,
+    Started,
+    StepDone,
+    Stopped,
+    ValidationLoss,
+    parse_event,
+)
+from trainer.protocol.process import PROCESS_FILE, identify
+
+EVENTS_FILE = "events.jsonl"
+#: Below the data folder: a lock for each slot, and a line for each two trainers that met in one.
+SLOTS_FOLDER, OVERLAPS_FILE = "slots", "overlaps"
+_EXIT_FOLDER_HELD = 6
+_LOSS = ValidationLoss(loss=0.1, ratio=0.9, bands=(BandLoss(first_timestep=0, last_timestep=999, loss=0.1, ratio=0.9),))
+
+
+class Training:
+    """One start of a job."""
+
+    def __init__(self, folder: Path, attempt: int) -> None:
+        self.folder, self.attempt = folder, attempt
+        self.is_told_to_stop = False
+        self._locks = [_lock(folder / "lock") or sys.exit(_EXIT_FOLDER_HELD)]
+        self._hold_slot(folder.parents[1])
+        path = folder / EVENTS_FILE
+        self.said = [parse_event(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+        identity = identify(os.getpid())
+        assert identity is not None
+        part = folder / (PROCESS_FILE + ".part")
+        part.write_text(identity.model_dump_json())
+        part.replace(folder / PROCESS_FILE)
+
+    def _hold_slot(self, data_dir: Path) -> None:
+        device = os.environ["CUDA_VISIBLE_DEVICES"]
+        lock = _lock(data_dir / SLOTS_FOLDER / device)
+        if lock is None:
+            with (data_dir / OVERLAPS_FILE).open("a") as file:
+                file.write(f"{device} {self.folder.name} {self.attempt} {os.getpid()}\n")
+        else:
+            self._locks.append(lock)
+
+    def say(self, event: Event) -> None:
+        if self.attempt != read_attempt(self.folder):
+            sys.exit(EXIT_FENCED)
+        (self.folder / HEARTBEAT_FILE).touch()
+        event = event.model_copy(update={"attempt": self.attempt, "seq": len(self.said) + 1, "time": time.time()})
+        self.said.append(event)
+        # One write: a process that is killed leaves a whole line or none.
+        with (self.folder / EVENTS_FILE).open("ab", buffering=0) as file:
+            file.write(event.model_dump_json().encode() + b"\n")
+
+    def tell_to_stop(self, number: int, frame: object) -> None:
+        self.is_told_to_stop = True
+
+
+def _lock(path: Path) -> int | None:
+    """A lock that ends with this process, None if another holds it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return None
+    return descriptor
+
+
+def train(training: Training, *, is_finishing: bool) -> int:
+    """Epochs from the last that ended, and the last word; the exit status."""
+    chance = random.Random(training.folder.name)
+    epochs = chance.randint(2, 4)
+    pause_s = chance.uniform(0.3, 1.0) / epochs
+    training.say(_started(epochs))
+    ended = [event.epoch for event in training.said if isinstance(event, EpochEnded)]
+    for epoch in range(max(ended, default=0) + 1, 1 if is_finishing else epochs + 1):
+        time.sleep(pause_s)
+        training.say(_step_done(epoch))
+        if training.is_told_to_stop:
+            kept = "checkpoints/last" if epoch > 1 else None
+            training.say(Stopped(seq=1, time=0.0, epoch=epoch, step=epoch, checkpoint=kept))
+            return EXIT_STOPPED
+        training.say(_epoch_ended(epoch))
+    training.say(_finished(epochs))
+    return EXIT_FINISHED
+
+
+def _started(epochs: int) -> Event:
+    return Started(
+        seq=1, time=0.0, pid=os.getpid(), device="cpu", precision="fp32", epochs=epochs, total_steps=epochs,
+        train_images=10, validation_images=2, test_images=2, resolution=64, trainable_parameters=1,
+    )  # fmt: skip
+
+
+def _step_done(epoch: int) -> Event:
+    return StepDone(
+        seq=1, time=0.0, step=epoch, epoch=epoch, loss=0.2, learning_rate=1e-4, steps_per_s=1.0, eta_s=None,
+        peak_memory_bytes=0,
+    )  # fmt: skip
+
+
+def _epoch_ended(epoch: int) -> Event:
+    return EpochEnded(
+        seq=1, time=0.0, epoch=epoch, step=epoch, train_loss=0.2, validation=_LOSS, learning_rate=1e-4, seconds=0.1,
+        is_best=True, best_epoch=epoch, chart="c.png",
+    )  # fmt: skip
+
+
+def _finished(epochs: int) -> Event:
+    return Finished(
+        seq=1, time=0.0, epochs=epochs, best_epoch=epochs, stopped_early=False, base_loss=0.2, best_loss=0.1,
+        best_ratio=0.5, seconds=1.0, comparison="c.png", comparison_alt="",
+    )  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="A stand-in for the trainer.")
+    parser.add_argument("command", choices=["run"])
+    parser.add_argument("job_dir", type=Path)
+    parser.add_argument("--attempt", type=int, required=True)
+    parser.add_argument("--finish", action="store_true")
+    options = parser.parse_args()
+    training = Training(options.job_dir, options.attempt)
+    signal.signal(signal.SIGTERM, training.tell_to_stop)
+    return train(training, is_finishing=options.finish)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
