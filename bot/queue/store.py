@@ -95,8 +95,9 @@ class JobStore:
 
     async def active(self, guild_id: int) -> list[Job]:
         """Jobs of a server that have not ended: those that run or are paused, then the line in its order."""
+        # `+`: by the index of states. That of servers would look through every job that ever ended there.
         jobs = await self._jobs(
-            "WHERE job.guild_id = ? AND parent_id IS NULL"
+            "WHERE +job.guild_id = ? AND parent_id IS NULL"
             " AND state IN ('preparing', 'running', 'stopping', 'paused', 'queued') ORDER BY job.id",
             (guild_id,),
         )

@@ -27,6 +27,8 @@ from trainer.protocol.events import (
 
 log = logging.getLogger(__name__)
 
+_NEWEST_SAMPLES = "SELECT body FROM job_event WHERE job_id = ? AND type = 'sampled' ORDER BY seq DESC LIMIT 8"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Said:
@@ -51,12 +53,18 @@ async def events_of(connection: Connection, job_id: int) -> list[Event]:
     return [parse_event(row[0]) for row in rows]
 
 
+async def _newest_samples(connection: Connection, job_id: int) -> list[Event]:
+    """The pictures that a post about an epoch may show; not all events, whose number grows with every epoch."""
+    rows = await connection.execute_fetchall(_NEWEST_SAMPLES, (job_id,))
+    return [parse_event(row[0]) for row in reversed(list(rows))]
+
+
 async def write_down(connection: Connection, outbox: Outbox, row: Row, events: Sequence[Event]) -> Said:
     """Insert the events that are new, and put the notices that they cause into the outbox."""
     last_seq: int = row["last_seq"]
     new = [event for event in events if event.seq > last_seq and not _is_fenced(row, event)]
     kept = [event for event in new if not isinstance(event, StepDone)]
-    earlier = await events_of(connection, row["id"]) if kept else []
+    earlier = await _newest_samples(connection, row["id"]) if kept else []
     for event in kept:
         await connection.execute_fetchall(
             "INSERT INTO job_event (job_id, seq, attempt, type, body) VALUES (?, ?, ?, ?, ?)",

@@ -64,6 +64,9 @@ class Model:
         self._queued = 0
         #: How often somebody's first in line was overtaken, by (its job, when it was queued, the person who did).
         self.overtaken: Counter[tuple[int, int, int]] = Counter()
+        #: People one of whose interrupted jobs was moved to another priority: its turn is forgotten with it, which
+        #: gives them one place more. Only who may manage the server can do that.
+        self.forgotten: set[int] = set()
 
     # -- the line ----------------------------------------------------------------------------------------------
 
@@ -112,6 +115,8 @@ class Model:
 
     def _count_overtaken(self, job: ModelJob, now: float) -> None:
         """Whom this claim overtakes: those whose first of this priority was in line before it, and may start."""
+        if job.owner in self.forgotten:
+            return
         for owner in {other.owner for other in self.line()} - {job.owner}:
             theirs = [other for other in self.line() if other.owner == owner and other.priority == job.priority]
             head = next((other for other in theirs if not other.is_front), None)
@@ -174,6 +179,8 @@ class Model:
         if job.state is State.QUEUED and job.priority != priority:
             before, turn = job.priority, job.turn
             job.turn = 0 if job.is_front else self.next_turn(job.owner, priority)
+            if job.is_front:
+                self.forgotten.add(job.owner)
             job.priority, job.queued_as = priority, self.in_line()
             if not job.is_front:
                 self.leave_line(job, turn, before)
