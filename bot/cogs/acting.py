@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import discord
 
+from bot.cogs.members import allowance_of_member
 from bot.cogs.replies import announce, reply
 from bot.cogs.services import Services, standing_of
 from bot.queue import Job, StopIntent, require_control
@@ -32,7 +33,12 @@ async def act(services: Services, interaction: discord.Interaction, job: Job, ve
     if verb is Verb.SHARE and not job.is_shared:
         await _share(services, interaction, job)
         return
-    after = await _done(services, job, verb, user_id)
+    if verb is Verb.RETRY:
+        allowance = await allowance_of_member(services, interaction)
+        # Of whoever acts: a manager may retry for somebody whose own line is full.
+        after = await services.jobs.retry(job.id, by=user_id, max_waiting=allowance.max_waiting)
+    else:
+        after = await _done(services, job, verb, user_id)
     place = await services.jobs.place_in_line(job.id)
     await reply(interaction, said(answer(verb, job, after, place)))
 
@@ -44,8 +50,6 @@ async def _done(services: Services, job: Job, verb: Verb, user_id: int) -> Job:
             return await jobs.request_stop(job.id, by=user_id, intent=_STOPS[verb])
         case Verb.RESUME:
             return await jobs.resume(job.id, by=user_id)
-        case Verb.RETRY:
-            return await jobs.retry(job.id, by=user_id)
         case Verb.PIN | Verb.UNPIN if job.is_pinned is not (verb is Verb.PIN):
             return await jobs.pin(job.id, by=user_id, is_pinned=verb is Verb.PIN)
         case Verb.UNSHARE if job.is_shared:

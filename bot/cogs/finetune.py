@@ -9,6 +9,7 @@ import discord
 from discord import app_commands
 from discord.ext import commands
 
+from bot.cogs.choices import base_choices, preset_choices
 from bot.cogs.drafts import draft_card, queue, require_order
 from bot.cogs.intake import choices_of, take_in
 from bot.cogs.replies import reply
@@ -157,13 +158,11 @@ class Finetune(commands.Cog):
 
     @finetune.autocomplete("preset")
     async def choose_preset(self, _: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
-        found = [each for each in presets().values() if typed.lower() in each.name]
-        return [app_commands.Choice(name=f"{each.name} · {each.summary}"[:100], value=each.name) for each in found[:25]]
+        return preset_choices(typed)
 
     @finetune.autocomplete("base")
     async def choose_base(self, _: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
-        labels = [label for label in self._services.config.models.sources if typed.lower() in label.lower()]
-        return [app_commands.Choice(name=label[:100], value=label[:100]) for label in labels[:25]]
+        return base_choices(self._services.config, typed)
 
 
 def require_permissions(interaction: discord.Interaction) -> None:

@@ -8,6 +8,7 @@ import discord
 from discord import app_commands
 from discord.ext import commands
 
+from bot.cogs.choices import base_choices, preset_choices
 from bot.cogs.finetune import Epochs, Name, Rate, Seed, require_permissions
 from bot.cogs.intake import choices_of
 from bot.cogs.members import allowance_of_member
@@ -137,14 +138,12 @@ class Studies(commands.GroupCog, group_name="study", group_description="Cross-va
     @kfold.autocomplete("preset")
     @compare.autocomplete("preset")
     async def choose_preset(self, _: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
-        found = [each for each in presets().values() if typed.lower() in each.name]
-        return [app_commands.Choice(name=f"{each.name} · {each.summary}"[:100], value=each.name) for each in found[:25]]
+        return preset_choices(typed)
 
     @kfold.autocomplete("base")
     @compare.autocomplete("base")
     async def choose_base(self, _: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
-        labels = [label for label in self._services.config.models.sources if typed.lower() in label.lower()]
-        return [app_commands.Choice(name=label[:100], value=label[:100]) for label in labels[:25]]
+        return base_choices(self._services.config, typed)
 
 
 def compare_order(vary: str, *, finishes: bool) -> CompareOrder:

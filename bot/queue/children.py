@@ -18,6 +18,7 @@ from trainer.protocol.spec import Spec
 log = logging.getLogger(__name__)
 
 _AIM = "UPDATE job SET until_epoch = :until_epoch WHERE id = :id AND until_epoch IS NOT :until_epoch"
+_ROUND = "UPDATE job SET round = :round WHERE id = :id"
 _CHILDREN = "SELECT * FROM job WHERE parent_id = ? ORDER BY id"
 
 
@@ -31,6 +32,11 @@ class NewChild:
     spec: Spec
     #: Stop it at the end of this epoch; None: let it finish.
     until_epoch: int | None
+
+
+def is_of_earlier_round(child: Row, study: Row) -> bool:
+    """Whether a child ended before its study was retried: it has another try."""
+    return bool(child["round"] < study["round"])
 
 
 class StudyStore:
@@ -48,16 +54,6 @@ class StudyStore:
         """Its children, in the order in which they were made."""
         return await self._db.all(_CHILDREN, (job_id,))
 
-    async def next_round(self, job_id: int, attempt: int) -> None:
-        """After a Retry of the study: its failed children get their next round too."""
-        async with self._db.transaction() as connection:
-            study = await first(connection, sql.ONE_BUSY, (job_id, attempt))
-            for child in await connection.execute_fetchall(_CHILDREN, (job_id,)):
-                if study is not None and child["state"] == State.FAILED and child["round"] < study["round"]:
-                    row = await first(connection, sql.RETRY, {"id": child["id"]})
-                    assert row is not None
-                    await self._moves.moved(connection, row, verb="retry", before=child["state"])
-
     async def want(self, job_id: int, attempt: int, wanted: list[NewChild], step: str) -> bool:
         """Write down the study's newest step, and see to it that these children run; False if it no longer does."""
         async with self._db.transaction() as connection:
@@ -74,7 +70,7 @@ class StudyStore:
                 if (row := known.get(child.name)) is None:
                     await self._make(connection, study, child)
                 else:
-                    await self._aim(connection, row, child.until_epoch)
+                    await self._aim(connection, study, row, child.until_epoch)
         return True
 
     async def _note(self, connection: Connection, study: Row, step: str) -> None:
@@ -109,12 +105,15 @@ class StudyStore:
         )
         log.info("#%d queued (%s of #%d)", row["id"], child.name, study["id"])
 
-    async def _aim(self, connection: Connection, child: Row, until_epoch: int | None) -> None:
-        """Let a child that is there run (on) to a new goal."""
+    async def _aim(self, connection: Connection, study: Row, child: Row, until_epoch: int | None) -> None:
+        """Let a child that is there run (on) to a new goal; after a Retry of its study also one that had ended."""
         await connection.execute_fetchall(_AIM, {"id": child["id"], "until_epoch": until_epoch})
-        row = await first(connection, sql.RESUME, {"id": child["id"]})
+        row, verb = await first(connection, sql.RESUME, {"id": child["id"]}), "resume"
+        if row is None and is_of_earlier_round(child, study):
+            row, verb = await first(connection, sql.RETRY, {"id": child["id"]}), "retry"
+            await connection.execute_fetchall(_ROUND, {"id": child["id"], "round": study["round"]})
         if row is not None:
-            await self._moves.moved(connection, row, verb="resume", before=child["state"])
+            await self._moves.moved(connection, row, verb=verb, before=child["state"])
 
     async def stop_children(self, job_id: int, intent: StopIntent, *, why: str) -> int:
         """Cancel or pause whatever lives below a study; how many still hold slots."""

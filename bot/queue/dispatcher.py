@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 
+#: A process that has given no sign of life yet gets so many times as long as one that gave some.
+_PATIENCE_BEFORE_FIRST = 6
+
 
 async def _no_studies(busy: Busy) -> None:
     log.warning("#%d is a study, and nothing here runs studies", busy.job_id)
@@ -198,8 +201,9 @@ class Dispatcher:
     async def _wake_the_dead(self, busy: Busy, handle: Handle) -> None:
         """Kill a process that lives and gives no sign of it (stopped, or stuck in a driver): it goes on elsewhere."""
         beat = await self._runner.last_beat(handle, self._store.job_dir(busy))
-        # None: not one yet since it was started; a process that was stopped that early is silent as well.
+        # None: not one yet since it was started. It may be fetching its dataset from a store; it may also be stopped.
+        patience = _PATIENCE_BEFORE_FIRST if beat is None else 1
         silent_s = self._pulse.silent_s(busy.job_id, busy.attempt, 0.0 if beat is None else beat)
-        if silent_s > self._settings.heartbeat_timeout_s:
+        if silent_s > self._settings.heartbeat_timeout_s * patience:
             log.warning("#%d gives no sign of life for %.0f s: killed, to go on", busy.job_id, silent_s)
             await self._runner.kill(handle)

@@ -118,12 +118,15 @@ def estimate_from(views: int, runs: Sequence[PastRun]) -> Estimate | None:
         return None
     startup_s, pace_s = _fit(runs)
     seconds = startup_s + pace_s * views
-    ratios = sorted(run.seconds / (startup_s + pace_s * run.views) for run in runs)
+    ratios = [run.seconds / (startup_s + pace_s * run.views) for run in runs]
+    # With straight lines between the values (Hyndman & Fan 1996, type 7).
+    tenths = statistics.quantiles(ratios, n=10, method="inclusive") if len(ratios) > 1 else ratios
+    low, high = tenths[0], tenths[-1]
     errors = [abs(run.seconds / run.estimate_s - 1) for run in runs if run.estimate_s]
     return Estimate(
         seconds=seconds,
-        low_s=seconds * min(1.0, _quantile(ratios, 0.1)),
-        high_s=seconds * max(1.0, _quantile(ratios, 0.9)),
+        low_s=seconds * min(1.0, low),
+        high_s=seconds * max(1.0, high),
         usual_error=statistics.median(errors) if len(errors) >= _MIN_ERRORS else None,
         runs=len(runs),
     )
@@ -146,14 +149,6 @@ def _fit(runs: Sequence[PastRun]) -> tuple[float, float]:
         if pace_s > 0 and startup_s >= 0:
             return startup_s, pace_s
     return 0.0, statistics.median(run.seconds / run.views for run in runs)
-
-
-def _quantile(ordered: Sequence[float], share: float) -> float:
-    """With straight lines between the values (Hyndman & Fan 1996, type 7)."""
-    place = share * (len(ordered) - 1)
-    below = int(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
 
 
 class Estimates:

@@ -10,7 +10,7 @@ from bot.crashing import crash_point
 from bot.db import Connection, Row
 from bot.queue import sql
 from bot.queue.halt import HALT_SETTING
-from bot.queue.job import StopIntent
+from bot.queue.job import ACTIVE, StopIntent
 from bot.queue.moves import Moves
 from bot.queue.rows import Busy, busy_of
 from bot.queue.rules import after_last_word, after_loss
@@ -143,7 +143,6 @@ class Runs:
     async def _update(self, change: str, job_id: int, attempt: int, value: str | float) -> None:
         async with self._db.transaction() as connection:
             await connection.execute_fetchall(
-                f"UPDATE job SET {change} WHERE id = :id AND attempt = :attempt"
-                " AND state IN ('preparing', 'running', 'stopping')",
+                f"UPDATE job SET {change} WHERE id = :id AND attempt = :attempt AND state IN {sql.listed(ACTIVE)}",
                 {"id": job_id, "attempt": attempt, "value": value},
             )

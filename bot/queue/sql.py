@@ -74,7 +74,7 @@ SELECT (SELECT COUNT(*) FROM slot WHERE is_enabled AND job_id IS NULL)
 CLAIM = f"""
 UPDATE job SET
     state = 'preparing', attempt = attempt + 1, is_front = 0, handle = NULL, stop_sent_at = NULL, run_after = 0,
-    stop_intent = CASE WHEN is_finishing THEN stop_intent END,
+    stop_intent = CASE WHEN is_finishing THEN 'keep_best' END,
     stopped_by = CASE WHEN is_finishing THEN stopped_by END,
     claim_number = (SELECT COALESCE(MAX(claim_number), 0) + 1 FROM job WHERE claim_number IS NOT NULL),
     started_at = COALESCE(started_at, :now), heard_at = NULL, end_reason = NULL
@@ -222,9 +222,10 @@ WHERE id = :id AND state = 'queued' AND state IN {states_before(State.PAUSED)} A
 RETURNING *
 """
 
-#: A cancel is the stronger word: it also stops a job that finishes.
+#: A cancel is the stronger word: it also stops a job that finishes. A drained one goes on to finish, for whoever asked.
 STOP_ACTIVE = f"""
-UPDATE job SET state = 'stopping', stop_intent = :intent, stopped_by = :by
+UPDATE job SET state = 'stopping', stop_intent = :intent,
+    stopped_by = CASE WHEN is_finishing AND :intent = 'requeue' THEN stopped_by ELSE :by END
 WHERE id = :id AND state IN {states_before(State.STOPPING)}
   AND (:intent = 'cancel' OR :intent = 'requeue' OR NOT is_finishing)
 RETURNING *

@@ -19,7 +19,7 @@ from bot.queue.audit import Entry, read_entries
 from bot.queue.children import StudyStore
 from bot.queue.halt import MainSwitch
 from bot.queue.history import Attempt, read_attempts
-from bot.queue.job import ACTIVE, Job, NewJob, Priority, State, StopIntent
+from bot.queue.job import ACTIVE, LIVING, Job, NewJob, Priority, State, StopIntent
 from bot.queue.limits import require_gpus
 from bot.queue.moves import Moves
 from bot.queue.rows import job_of
@@ -97,8 +97,7 @@ class JobStore:
         """Jobs of a server that have not ended: those that run or are paused, then the line in its order."""
         # `+`: by the index of states. That of servers would look through every job that ever ended there.
         jobs = await self._jobs(
-            "WHERE +job.guild_id = ? AND parent_id IS NULL"
-            " AND state IN ('preparing', 'running', 'stopping', 'paused', 'queued') ORDER BY job.id",
+            f"WHERE +job.guild_id = ? AND parent_id IS NULL AND state IN {sql.listed(LIVING)} ORDER BY job.id",
             (guild_id,),
         )
         places = {job_id: place for place, job_id in enumerate(await self.line(), start=1)}
@@ -117,9 +116,9 @@ class JobStore:
     async def search(self, guild_id: int, text: str, limit: int = 25) -> list[Job]:
         """Jobs of a server whose number begins with `text` (`#` or not) or whose name holds it; living ones first."""
         return await self._jobs(
-            """WHERE job.guild_id = ?1 AND parent_id IS NULL
+            f"""WHERE job.guild_id = ?1 AND parent_id IS NULL
                    AND (instr(CAST(job.id AS TEXT), ?2) = 1 OR instr(job.name, lower(?2)) > 0)
-               ORDER BY state IN ('preparing', 'running', 'stopping', 'paused', 'queued') DESC, job.id DESC LIMIT ?3""",
+               ORDER BY state IN {sql.listed(LIVING)} DESC, job.id DESC LIMIT ?3""",
             (guild_id, text.strip().removeprefix("#"), limit),
         )
 
@@ -260,8 +259,10 @@ class JobStore:
         """
         return await self._change(sql.RESUME, {"id": job_id}, verb="resume", by=by)
 
-    async def retry(self, job_id: int, *, by: int) -> Job:
+    async def retry(self, job_id: int, *, by: int, max_waiting: int | None = None) -> Job:
         """Queue a failed or cancelled job once more, from its checkpoint; others stay as they are.
+
+        `max_waiting`: how many of its owner's jobs may wait; None: the configured number.
 
         Raises:
             NoSuchJob: there is none of that number.
@@ -274,7 +275,7 @@ class JobStore:
             waiting = await first(connection, sql.WAITING, (job.owner_id, job.guild_id))
             assert waiting is not None
             if job.state.is_end:
-                require_room(int(waiting[0]), self._limits.max_jobs_per_user)
+                require_room(int(waiting[0]), max_waiting or self._limits.max_jobs_per_user)
             row = await first(connection, sql.RETRY, {"id": job_id})
             if row is not None:
                 await self._moves.moved(connection, row, verb="retry", before=job.state, by=by)

@@ -95,6 +95,7 @@ async def run_of(connection: Connection, row: Row, settings: QueueSettings) -> R
     said = await events_of(connection, row["id"])
     kept = [event.epoch for event in said if isinstance(event, EpochEnded)]
     fitted = [event.micro_batch_size for event in said if isinstance(event, Started)]
+    ceiling = [row["micro_batch"]] if row["micro_batch"] else []
     step = None if row["step"] is None else parse_event(row["step"])
     kept_epoch = kept[-1] if kept else 0
     return Run(
@@ -105,9 +106,7 @@ async def run_of(connection: Connection, row: Row, settings: QueueSettings) -> R
         starts=row["attempt"] - row["excused"],
         max_starts=settings.max_attempts,
         excused=row["excused"],
-        micro_batch=min(fitted[-1] if fitted else 0, row["micro_batch"] or 2**31)
-        if fitted
-        else row["micro_batch"] or 0,
+        micro_batch=min(fitted[-1:] + ceiling, default=0),
         retry_pause_s=settings.retry_pause_s,
         epoch=max(step.epoch if isinstance(step, StepDone) else 0, kept_epoch),
         kept_epoch=kept_epoch,

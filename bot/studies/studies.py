@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from bot.db import Row
-from bot.errors import JobRefused
+from bot.errors import DatabaseUnwritable, JobRefused
 from bot.outbox import NoticeKind
 from bot.queue import JobStore, State, StopIntent
-from bot.queue.children import NewChild
+from bot.queue.children import NewChild, is_of_earlier_round
 from bot.queue.rows import Busy
 from bot.studies.asking import StudyFailed, StudyRefused, ask_study
 from trainer.protocol.spec import Spec, read_spec
@@ -33,21 +34,33 @@ from trainer.protocol.study import (
 
 log = logging.getLogger(__name__)
 
-#: Times in a row that the trainer may fail to say what comes next before the study ends.
-_MAX_FAILURES = 3
+#: Times in a row that the trainer may fail to say what comes next before the study ends: after some 20 minutes.
+MAX_FAILURES = 8
+#: Pause before it is asked again: 5 s, 10 s, 20 s … The process that an earlier bot asked may still be there.
+_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 300.0
 
 
 class Studies:
     """A plain service: the dispatcher calls `advance` for each study that runs."""
 
-    def __init__(self, store: JobStore, *, command: Sequence[str], env: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        store: JobStore,
+        *,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._store = store
         self._studies = store.studies
         self._command = tuple(command)
         self._env = dict(env)
         #: How the children stood when the trainer was last asked; asked again only when that changes.
         self._asked: dict[tuple[int, int], tuple[object, ...]] = {}
+        self._monotonic = monotonic
+        #: How often in a row there was no answer, and when to ask again.
         self._failures: dict[tuple[int, int], int] = {}
+        self._asks_at: dict[tuple[int, int], float] = {}
         self._asking: dict[int, asyncio.Task[None]] = {}
 
     async def check(self, spec: Spec, order: StudyOrder) -> None:
@@ -72,6 +85,8 @@ class Studies:
         if busy.state is State.STOPPING:
             await self._stop(busy)
             return
+        if self._monotonic() < self._asks_at.get((busy.job_id, busy.attempt), 0.0):
+            return
         children = await self._studies.children(busy.job_id)
         signature = tuple((row["id"], row["state"], row["round"], row["until_epoch"]) for row in children)
         if self._asked.get((busy.job_id, busy.attempt)) == signature:
@@ -91,21 +106,26 @@ class Studies:
         key = (busy.job_id, busy.attempt)
         try:
             step = await self._step(busy)
-        except StudyRefused as error:
-            await self._end(busy, State.FAILED, str(error), None)
-        except (StudyFailed, OSError) as error:
-            self._failures[key] = self._failures.get(key, 0) + 1
-            log.warning("#%d: the study could not go on (%s)", busy.job_id, error)
-            if self._failures[key] >= _MAX_FAILURES:
-                await self._end(busy, State.FAILED, f"The study of #{busy.job_id} cannot go on: {error}", None)
-        except Exception:
-            log.exception("#%d: the study could not go on; trying again", busy.job_id)
-        else:
             self._failures.pop(key, None)
             if step is None or not step.is_over:
                 self._asked[key] = signature
                 return
-            await self._finish(busy, step)
+            outcome = State.FAILED if step.has_failed else State.SUCCEEDED
+            await self._end(busy, outcome, " ".join(step.verdict), step.model_dump_json())
+        except StudyRefused as error:
+            await self._end(busy, State.FAILED, str(error), None)
+        except Exception as error:  # noqa: BLE001 - whatever it was, the study asks again, and not for ever.
+            await self._failed(busy, error)
+
+    async def _failed(self, busy: Busy, error: Exception) -> None:
+        """There was no answer: ask again later, and not for ever. A full disk is no fault of the study's."""
+        key = (busy.job_id, busy.attempt)
+        failures = self._failures[key] = self._failures.get(key, 0) + 1
+        self._asks_at[key] = self._monotonic() + min(_PAUSE_S * 2 ** (failures - 1), _LONGEST_PAUSE_S)
+        is_known = isinstance(error, StudyFailed | OSError | DatabaseUnwritable)
+        log.warning("#%d: the study could not go on (%s)", busy.job_id, error, exc_info=None if is_known else error)
+        if failures >= MAX_FAILURES and not isinstance(error, OSError | DatabaseUnwritable):
+            await self._end(busy, State.FAILED, f"The study of #{busy.job_id} cannot go on: {error}", None)
 
     async def _step(self, busy: Busy) -> StudyStep | None:
         """Ask, and let run what it says; None if that attempt no longer runs."""
@@ -114,9 +134,8 @@ class Studies:
             return None
         folder = self._store.job_dir(busy)
         await asyncio.to_thread(_lay_out, folder, study)
-        await self._studies.next_round(busy.job_id, busy.attempt)
-        children = await self._studies.children(busy.job_id)
-        write_study_ended(folder, [_given_up(row) for row in children if row["state"] in {"failed", "cancelled"}])
+        ended = [row for row in await self._studies.children(busy.job_id) if row["state"] in {"failed", "cancelled"}]
+        write_study_ended(folder, [_given_up(row) for row in ended if not is_of_earlier_round(row, study)])
         step = await ask_study(folder, command=self._command, env=self._env)
         wanted = [
             NewChild(
@@ -130,15 +149,11 @@ class Studies:
         is_there = await self._studies.want(busy.job_id, busy.attempt, wanted, step.model_dump_json())
         return step if is_there else None
 
-    async def _finish(self, busy: Busy, step: StudyStep) -> None:
-        why = f"#{busy.job_id} has ended"
-        if await self._studies.stop_children(busy.job_id, StopIntent.CANCEL, why=why):
-            # Those that were ended early wait paused; nothing should hold a slot here, and if it does, it leaves first.
-            return
-        outcome = State.FAILED if step.has_failed else State.SUCCEEDED
-        await self._end(busy, outcome, " ".join(step.verdict), step.model_dump_json())
-
     async def _end(self, busy: Busy, outcome: State, detail: str, step: str | None) -> None:
+        """End it once nothing below it holds a slot; what waits there, ended early, is ended with it."""
+        if await self._studies.stop_children(busy.job_id, StopIntent.CANCEL, why=f"#{busy.job_id} has ended"):
+            self._asks_at[busy.job_id, busy.attempt] = self._monotonic() + _PAUSE_S
+            return
         notice = NoticeKind.FAILED if outcome is State.FAILED else NoticeKind.DONE
         await self._studies.end(busy.job_id, busy.attempt, outcome, notice=notice, detail=detail, step=step)
         self._asked.pop((busy.job_id, busy.attempt), None)

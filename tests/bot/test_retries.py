@@ -223,3 +223,30 @@ async def test_a_stop_from_outside_counts_once_it_has_come_too_often(store: JobS
     excused = await store._db.one("SELECT excused FROM job")
     assert excused is not None
     assert excused["excused"] == MAX_EXCUSED
+
+
+async def test_a_job_that_keeps_its_best_is_ended_by_a_person_also_when_the_machine_is_drained_meanwhile(
+    store: JobStore, submit: Submit
+) -> None:
+    await submit()
+    await claim(store, 1)
+    await store.runs.ingest(1, 1, [started(1), epoch_ended(2, 1)], 20)
+    await store.request_stop(1, by=7, intent=StopIntent.KEEP_BEST)
+    await store.runs.ingest(1, 1, [stopped(3)], 30)
+    await claim(store, 1)
+    await store.requeue_all(by=9, why="driver update")
+    await store.runs.ingest(1, 2, [stopped(4)], 40)
+    await claim(store, 1)
+    await store.runs.ingest(1, 3, [finished(5)], 50)
+    job = await store.get(1)
+    assert (job.state, job.stopped_by, job.stop_intent) == (State.STOPPED, 7, StopIntent.KEEP_BEST)
+
+
+async def test_a_retry_asks_the_limit_of_whoever_owns_it(store: JobStore, submit: Submit) -> None:
+    await submit()
+    await store.request_stop(1, by=1, intent=StopIntent.CANCEL)
+    for _ in range(3):
+        await submit()
+    with pytest.raises(TooManyWaiting):
+        await store.retry(1, by=1, max_waiting=3)
+    assert (await store.retry(1, by=1, max_waiting=4)).state is State.QUEUED

@@ -244,3 +244,20 @@ async def test_a_process_that_gives_no_sign_of_life_is_killed_and_goes_on(
         await dispatcher.step()
     assert runner.killed == [0]
     assert (await store.get(1)).attempt == 2
+
+
+async def test_a_process_that_never_gave_a_sign_of_life_gets_longer_and_not_for_ever(
+    store: JobStore, submit: Submit, clock: Clock
+) -> None:
+    runner, mono = FakeRunner(), Clock(0.0)
+    settings = QueueSettings(heartbeat_timeout_s=30, retry_pause_s=0)
+    dispatcher = Dispatcher(store, runner, settings=settings, now=clock, pulse=Pulse(monotonic=mono))
+    await submit()
+    for _ in range(15):
+        await dispatcher.step()
+        mono.advance(MAX_LOOK_S)
+    assert runner.killed == []
+    for _ in range(10):
+        await dispatcher.step()
+        mono.advance(MAX_LOOK_S)
+    assert runner.killed == [0]

@@ -21,7 +21,9 @@ from bot.outbox import Outbox
 from bot.queue import Dispatcher, Job, JobStore, NewJob, State, StopIntent, slots_of
 from bot.runners import LocalRunner
 from bot.studies import Studies
+from bot.studies.studies import MAX_FAILURES
 from tests.bot.conftest import CHANNEL, GUILD, notices
+from tests.bot.fakes import Clock
 from tests.trainer.studies.studying import make_study
 from trainer.protocol.devices import Devices
 from trainer.protocol.spec import Spec
@@ -220,3 +222,65 @@ async def test_a_study_that_cannot_be_is_refused_before_it_is_queued(db: Databas
         with pytest.raises(JobRefused, match="20") as refused:
             await room.studies.check(spec, make_study_order({"kind": "kfold", "folds": 20}))
         assert str(refused.value).endswith("Nothing was queued.")
+
+
+async def test_a_cancelled_study_goes_on_when_it_is_retried(db: Database, tmp_path: Path, spec: Spec) -> None:
+    behave(tmp_path, **{"*": {"epoch_s": 5}})
+    async with bot(db, tmp_path) as room:
+        await room.order(spec, kind="kfold", folds=2)
+        while State.RUNNING not in (await room.children()).values():
+            await room.dispatcher.step()
+            await asyncio.sleep(0.05)
+        await room.store.request_stop(1, by=1, intent=StopIntent.CANCEL)
+        await room.until(lambda job: job.state is State.CANCELLED)
+
+        behave(tmp_path)
+        await room.store.retry(1, by=1)
+        job = await room.until(lambda job: job.state.is_end)
+        assert job.state is State.SUCCEEDED
+        assert set((await room.children()).values()) == {State.SUCCEEDED}
+
+
+async def test_a_study_that_cannot_go_on_ends_only_when_nothing_below_it_runs(
+    db: Database, tmp_path: Path, spec: Spec
+) -> None:
+    behave(tmp_path, **{"*": {"epoch_s": 5}, "2": {"fails": True}})
+    async with bot(db, tmp_path) as room:
+        job = await room.order(spec, kind="kfold", folds=2)
+        while State.RUNNING not in (await room.children()).values():
+            await room.dispatcher.step()
+            await asyncio.sleep(0.05)
+        # Somebody changes the question: the trainer refuses from here on.
+        order = room.store.job_dir(job) / "study.json"
+        order.write_text("{}", encoding="utf-8")
+        job = await room.until(lambda job: job.state.is_end)
+        assert job.state is State.FAILED
+        assert [slot.job_id for slot in await room.store.slots.all()] == [None, None]
+        assert all(state.is_end for state in (await room.children()).values())
+
+
+async def test_a_trainer_that_gives_no_answer_is_asked_again_later_and_later(
+    db: Database, tmp_path: Path, spec: Spec
+) -> None:
+    async with bot(db, tmp_path) as room:
+        clock = Clock(0.0)
+        silent = Studies(room.store, command=("false",), env={}, monotonic=clock)
+        await room.order(spec, kind="kfold", folds=2)
+        busy = await room.store.runs.claim()
+        assert busy is not None
+
+        async def ask(times: int) -> None:
+            for _ in range(times):
+                await silent.advance(busy)
+                await asyncio.sleep(0.1)
+
+        await ask(20)
+        assert (await room.store.get(1)).state is State.PREPARING, "a moment's trouble ends no study"
+        for _ in range(MAX_FAILURES):
+            clock.advance(1000)
+            await ask(3)
+        job = await room.store.get(1)
+        assert job.state is State.FAILED
+        assert job.end_reason is not None
+        assert "cannot go on" in job.end_reason
+        await silent.close()
