@@ -40,7 +40,6 @@ class RayNode(_Answer):
     """One machine, or one that was there."""
 
     state: str
-    is_head_node: bool = False
     #: `CPU`, `GPU`, `memory` (bytes), …
     resources_total: dict[str, float] = Field(default_factory=dict)
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import signal
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from bot.errors import DarkroomError
+from bot.runners.briefly import ask_briefly
 from trainer.protocol.events import EXIT_REFUSED
 from trainer.protocol.study import StudyStep
 
@@ -37,30 +34,17 @@ async def ask_study(
         StudyFailed: there was no answer.
     """
     argv = [*command, "study", str(folder), *(["--check"] if only_check else [])]
-    process = await asyncio.create_subprocess_exec(
-        *argv,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env=dict(env),
-        start_new_session=True,
-    )
     try:
-        async with asyncio.timeout(TIMEOUT_S):
-            said, complaint = await process.communicate()
+        answer = await ask_briefly(argv, env, timeout_s=TIMEOUT_S)
     except TimeoutError:
         raise StudyFailed(f"The trainer took longer than {TIMEOUT_S:.0f} s to say what comes next.") from None
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
-    words = complaint.decode(errors="replace").strip()
-    if process.returncode == EXIT_REFUSED:
-        raise StudyRefused(words or "The study was refused without a reason.")
-    last = words.rpartition("\n")[2][:300]
-    if process.returncode != 0:
-        raise StudyFailed(f"the trainer ended with status {process.returncode} ({last or 'no word'}).")
+    except OSError as error:
+        raise StudyFailed(f"The trainer could not be asked ({error.strerror or error}).") from error
+    if answer.status == EXIT_REFUSED:
+        raise StudyRefused(answer.complaint or "The study was refused without a reason.")
+    if answer.status != 0:
+        raise StudyFailed(f"the trainer ended with status {answer.status} ({answer.last_complaint}).")
     try:
-        return StudyStep.model_validate_json(said.rstrip().rpartition(b"\n")[2])
+        return StudyStep.model_validate_json(answer.line)
     except ValidationError as error:
         raise StudyFailed("the trainer's answer is not understood; are both of the same version?") from error
