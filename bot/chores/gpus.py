@@ -137,7 +137,7 @@ class GpuWatch:
         known = _Book.model_validate_json(value).slots if value else {}
         after, turns = judge(slots, known, devices, self._settings)
         for slot_id, one in after.items():
-            # Each time: a bot that starts takes every GPU that it finds for well.
+            # Each time: somebody may have switched it on meanwhile.
             if one.trouble or known.get(slot_id, one).trouble:
                 await self._slots.switch(slot_id, is_enabled=not one.trouble)
         async with self._db.transaction() as connection:

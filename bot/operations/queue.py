@@ -89,7 +89,7 @@ def as_text(line: Line, now: datetime) -> str:
     sections = [
         f"Queue: {_halt_words(line.halt)}",
         _section(f"Slots: {_free(line)} of {len(line.slots)} free", [_slot_words(slot, line) for slot in line.slots]),
-        _section("Running without a slot:", [_job_words(job) for job in slotless]) if slotless else "",
+        _section("Without a slot (a study needs none):", [_job_words(job) for job in slotless]) if slotless else "",
         _section(
             f"Waiting: {len(line.waiting)}",
             [f"{place:3}. {_job_words(job)}{_not_before(job, now)}" for place, job in enumerate(line.waiting, start=1)],

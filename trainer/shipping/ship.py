@@ -47,7 +47,7 @@ def ship(
     except FencedError as error:
         log.warning("%s", error)
         # The trainer looks at it before it says or saves anything.
-        write_attempt(fetched.job_dir, -1 if place.attempt == 0 else 0)
+        write_attempt(fetched.job_dir, place.attempt + 1)
         child.end(grace_s=FENCED_GRACE_S)
         return EXIT_FENCED
 
