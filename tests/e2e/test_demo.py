@@ -29,7 +29,9 @@ def test_it_prints_the_channel_and_where_the_files_are(
 ) -> None:
     assert run(tmp_path, dataset) == 0
     told = capsys.readouterr().out
-    wanted = ["/finetune dataset:fox.zip", "Queued #1", "before training", "epoch 1/", "early stop at", "is done"]
+    # With the name before it: the card, posted earlier, says "epoch 1/24" too where it was seen in that epoch.
+    posts = ["#1 fox · before training", "#1 fox · epoch 1/24", "#1 fox · early stop at", "#1 fox is done"]
+    wanted = ["/finetune dataset:fox.zip", "Queued #1", *posts]
     places = [told.find(words) for words in wanted]
     assert -1 not in places, told
     assert places == sorted(places)
