@@ -51,12 +51,23 @@ class Bot:
 
     data_dir: Path
     process: subprocess.Popen[bytes] | None = None
+    #: Where its part of the log begins.
+    log_begin: int = 0
 
     def start(self) -> None:
         environment = {**os.environ, "PYTHONPATH": str(_ROOT), "PYTHONUNBUFFERED": "1"}
         argv = [sys.executable, "-m", "bench.soak_bot", str(self.data_dir)]
-        with (self.data_dir / "bot.log").open("ab") as log:
+        with self.log.open("ab") as log:
+            self.log_begin = log.tell()
             self.process = subprocess.Popen(argv, stdout=log, stderr=log, env=environment)
+
+    @property
+    def log(self) -> Path:
+        return self.data_dir / "bot.log"
+
+    def is_at_work(self) -> bool:
+        """It has said its first word; one that is killed while it still imports has been tried enough."""
+        return self.log.stat().st_size > self.log_begin
 
     def kill(self) -> None:
         assert self.process is not None
@@ -140,11 +151,12 @@ class Harm:
 
     async def act(self) -> None:
         """Whatever is due now."""
-        if self._is_due("bot", 1.5, 4.0):
+        is_at_work = self.bot.is_at_work()
+        if is_at_work and self._is_due("bot", 1.5, 4.0):
             self.bot.kill()
             self.bot.start()
             self.done["bot killed"] += 1
-        if self._is_due("frozen bot", 3.0, 8.0):
+        if is_at_work and self._is_due("frozen bot", 3.0, 8.0):
             assert self.bot.process is not None
             self._freeze(self.bot.process.pid, None)
             self.done["bot frozen"] += 1
@@ -217,7 +229,7 @@ async def soak(data_dir: Path, options: argparse.Namespace) -> list[Finding]:
             await harm.calm()
             bot.kill()
         await db.checkpoint()
-    log = (data_dir / "bot.log").read_text(encoding="utf-8", errors="replace")
+    log = bot.log.read_text(encoding="utf-8", errors="replace")
     return [
         *findings(data_dir, options.jobs),
         Finding(what="errors in the bot's log", figure=str(log.count("Traceback")), holds="Traceback" not in log),

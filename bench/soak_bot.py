@@ -18,6 +18,8 @@ from bot.outbox import Notice, Outbox, Sender
 from bot.queue import Dispatcher, JobStore
 from bot.runners import LocalRunner
 
+log = logging.getLogger(__name__)
+
 DISCORD_FILE = "discord.jsonl"
 SETTINGS = QueueSettings(max_attempts=20, poll_s=0.05, retry_pause_s=0, stop_grace_s=2)
 
@@ -58,6 +60,8 @@ async def work(data_dir: Path) -> None:
             runner = LocalRunner(command=(sys.executable, "-m", "bench.soak_trainer"))
             cards = CardSettings(edit_interval_s=1)
             sender = Sender(outbox, FileDiscord(data_dir / DISCORD_FILE), render, settings=cards, poll_s=0.2)
+            # `bench.soak` kills nobody who has not come this far.
+            log.info("at work")
             async with asyncio.TaskGroup() as group:
                 group.create_task(Dispatcher(store, runner, settings=SETTINGS).run())
                 group.create_task(sender.run())

@@ -1,9 +1,22 @@
-"""What holds for all tests: one thread for each process that computes."""
+"""What holds for all tests: one thread for each process that computes, and the longest files first."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
+
+import pytest
 
 # Before anything imports torch, and handed on to child processes. Runs are compared to the bit; and threads of several
 # processes that wait for each other on two cores cost more than they bring.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """After they were shuffled: files whose tests may take long begin, so that no process is left alone with one."""
+    longest: dict[Path, float] = {}
+    for item in items:
+        mark = item.get_closest_marker("timeout")
+        longest[item.path] = max(longest.get(item.path, 0.0), float(mark.args[0]) if mark else 0.0)
+    items.sort(key=lambda item: -longest[item.path])

@@ -11,12 +11,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(700)]
 
 
 def test_twelve_jobs_end_once_each_under_a_rain_of_kills(tmp_path: Path) -> None:
     folder = tmp_path / "data"
-    options = ["--jobs=12", "--people=3", "--seed=7", "--minutes=2", f"--folder={folder}"]
+    options = ["--jobs=12", "--people=3", "--seed=7", "--minutes=10", f"--folder={folder}"]
 
     ran = subprocess.run(
         [sys.executable, "-m", "bench.soak", *options],

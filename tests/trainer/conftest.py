@@ -55,9 +55,8 @@ SMALL: dict[str, Any] = {
 }
 
 
-@pytest.fixture
-def make_job(dataset: Path, random_base: Path, tmp_path: Path) -> MakeJob:
-    """A job folder on the random base; keywords are groups of settings laid over SMALL."""
+def job_maker(dataset: Path, random_base: Path, folder: Path) -> MakeJob:
+    """Makes job folders in `folder`; keywords are groups of settings laid over SMALL."""
 
     def make(name: str = "job", base: str | None = None, **changes: Any) -> Path:
         settings = {
@@ -67,7 +66,13 @@ def make_job(dataset: Path, random_base: Path, tmp_path: Path) -> MakeJob:
             for group in {*SMALL, *changes}
         }
         spec = spec_from_preset("lora", dataset=str(dataset), base=base or str(random_base), changes=settings)
-        spec.write(tmp_path / name)
-        return tmp_path / name
+        spec.write(folder / name)
+        return folder / name
 
     return make
+
+
+@pytest.fixture
+def make_job(dataset: Path, random_base: Path, tmp_path: Path) -> MakeJob:
+    """A job folder on the random base."""
+    return job_maker(dataset, random_base, tmp_path)
