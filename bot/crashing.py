@@ -8,8 +8,18 @@ import signal
 #: Name of one point, or `name:n` for the n-th time that it is reached.
 CRASH_VARIABLE = "DARKROOM_CRASH_AT"
 
-#: Every point, in the order of a job's life.
-POINTS = (
+#: In the order of an upload's life: handed in, and, where the bot was killed, brought to its end by the next one.
+UPLOAD_POINTS = (
+    "upload_noted",
+    "upload_received",
+    "upload_examined",
+    "upload_kept",
+    "upload_answered",
+    "upload_told",
+)
+
+#: In the order of a job's life.
+JOB_POINTS = (
     "submit_open",
     "submit_committed",
     "claim_open",
@@ -37,6 +47,8 @@ POINTS = (
     "migrated",
     "backup_written",
 )
+
+POINTS = UPLOAD_POINTS + JOB_POINTS
 
 _reached: dict[str, int] = {}
 

@@ -10,7 +10,7 @@ from bot.chores.retention import Retention
 from bot.cogs.downloads import Download, streamed
 from bot.cogs.services import Services, always_open
 from bot.config import Config
-from bot.datasets import DatasetStore
+from bot.datasets import DatasetStore, Uploads
 from bot.db import Database
 from bot.outbox import Outbox
 from bot.queue import DraftStore, JobStore
@@ -51,6 +51,7 @@ def assemble(
             env=environment,
             cpu_slots=config.queue.cpu_slots,
         ),
+        uploads=Uploads(db),
         drafts=DraftStore(db),
         limits=RoleLimits(db, defaults=config.limits),
         estimates=estimates,

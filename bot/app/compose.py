@@ -21,7 +21,7 @@ from bot.app.assembling import assemble
 from bot.app.client import Darkroom
 from bot.app.machine import find_slots, make_runner
 from bot.app.poster import Poster
-from bot.chores import Chores, Disk, Gates, plan_chores
+from bot.chores import Chores, Disk, Gates, LeftUploads, plan_chores
 from bot.cogs.downloads import Download, streamed
 from bot.cogs.services import Services, standing_of
 from bot.config import Config
@@ -37,6 +37,7 @@ from bot.ui.health import health_message
 from bot.ui.layout import MessageContent
 from bot.ui.news import news_post
 from bot.ui.notices import notice_message
+from bot.ui.uploads import upload_post
 from trainer.protocol.devices import Devices
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,8 @@ class App:
         """The message of a notice, from how its job stands now."""
         if notice.kind is NoticeKind.NEWS:
             return news_post(notice, marker)
+        if notice.kind is NoticeKind.UPLOAD:
+            return upload_post(notice, marker)
         job = await self.services.jobs.get(notice.job_id)
         standing = await standing_of(job, self.services, self._client, marker)
         # A post tells of the attempt that caused it, a card (0) of the newest.
@@ -128,8 +131,18 @@ async def compose(
         )
         # Before anything changes: what the boot message compares with.
         await chores.remember()
+        # Before a client connects: what comes later is this bot's own.
+        left = LeftUploads(
+            db,
+            outbox,
+            uploads=services.uploads,
+            datasets=services.datasets,
+            drafts=services.drafts,
+            captions=config.captions,
+        )
+        await left.remember()
         looking = partial(find_slots, config, command=command, environment=environment)
-        runs = [_work_the_queue(services, dispatcher, looking, chores.looked), sender.run(), chores.run()]
+        runs = [_work_the_queue(services, dispatcher, looking, chores.looked), sender.run(), chores.run(), left.run()]
         async with _tasks([*runs, warm.run()] if warm is not None else runs):
             yield app
 

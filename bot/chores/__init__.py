@@ -4,5 +4,6 @@ from bot.chores.chores import Chore, Chores
 from bot.chores.disk import Disk
 from bot.chores.gates import Gates
 from bot.chores.planning import plan_chores
+from bot.chores.uploads import LeftUploads
 
-__all__ = ["Chore", "Chores", "Disk", "Gates", "plan_chores"]
+__all__ = ["Chore", "Chores", "Disk", "Gates", "LeftUploads", "plan_chores"]

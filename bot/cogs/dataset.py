@@ -12,10 +12,11 @@ from discord.ext import commands
 from bot.cogs.dataset_review import review_content
 from bot.cogs.drafts import dataset_card
 from bot.cogs.failures import told
-from bot.cogs.intake import choices_of, receive
+from bot.cogs.intake import choices_of, noted, receive
 from bot.cogs.replies import reply
 from bot.cogs.services import Services
-from bot.datasets import Dataset, require_change
+from bot.crashing import crash_point
+from bot.datasets import Dataset, ImportWishes, UploadKind, import_files, require_change
 from bot.datasets.decisions import read_rules, with_rules, written_rules
 from bot.errors import DatasetRefused
 from bot.ui.dataset_forms import Form, UploadForm, rules_form
@@ -64,10 +65,13 @@ class Datasets(commands.GroupCog, group_name="dataset", group_description="Hand 
         await interaction.response.defer(ephemeral=True, thinking=True)
         found = await self._own(interaction, dataset, "add to")
         files = [each for each in (file, file2, file3, file4, file5) if each is not None]
-        grown = await self._services.datasets.add(found.id, await receive(self._services, interaction, files))
-        more = grown.counts.kept - found.counts.kept
-        note = f"{counted(more, 'picture')} more to train on; those that were there keep their side of the split."
-        await reply(interaction, await dataset_card(self._services, interaction, grown, note=note))
+        async with noted(self._services, interaction, files, kind=UploadKind.ADD, dataset_id=found.id):
+            received = await receive(self._services, interaction, files)
+            grown = await self._services.datasets.add(found.id, received, upload_id=interaction.id)
+            crash_point("upload_examined")
+            more = grown.counts.kept - found.counts.kept
+            note = f"{counted(more, 'picture')} more to train on; those that were there keep their side of the split."
+            await reply(interaction, await dataset_card(self._services, interaction, grown, note=note))
 
     @app_commands.command(name="list", description="The datasets of this server, the newest first.")
     async def list_datasets(self, interaction: discord.Interaction) -> None:
@@ -121,42 +125,38 @@ class Datasets(commands.GroupCog, group_name="dataset", group_description="Hand 
         files = [each for each in message.attachments if _ending(each) in _PICTURES | _ARCHIVES | _CAPTIONS]
         if all(_ending(each) in _CAPTIONS for each in files):
             raise DatasetRefused("This message has no pictures and no archives attached. Nothing was taken.")
-        await self._show_taken(interaction, files)
+        await self._show_taken(interaction, files, ImportWishes())
 
     async def _uploaded(self, interaction: discord.Interaction, form: Form) -> None:
         assert isinstance(form, UploadForm)
         await interaction.response.defer(ephemeral=True, thinking=True)
         asked = form.texts
-        await self._show_taken(
-            interaction,
-            form.attachments,
+        wishes = ImportWishes(
             name=asked["name"].strip() or None,
             trigger=asked["trigger"].strip(),
             wants_captions=form.wants_captions,
+            can_manage=interaction.permissions.manage_guild,
         )
+        await self._show_taken(interaction, form.attachments, wishes)
 
     async def _show_taken(
-        self,
-        interaction: discord.Interaction,
-        files: Sequence[discord.Attachment],
-        *,
-        name: str | None = None,
-        trigger: str = "",
-        wants_captions: bool = False,
+        self, interaction: discord.Interaction, files: Sequence[discord.Attachment], wishes: ImportWishes
     ) -> None:
         assert interaction.guild_id is not None
-        store = self._services.datasets
-        received = await receive(self._services, interaction, files)
-        known = await store.known(interaction.guild_id, received)
-        dataset = await store.prepare(received, guild_id=interaction.guild_id, owner_id=interaction.user.id, name=name)
-        if trigger or wants_captions:
-            self._require_change(interaction, dataset, "change")
-        if trigger:
-            dataset = await store.edit(dataset.id, lambda edits: with_rules(edits, trigger=trigger))
-        if wants_captions:
-            dataset = await store.caption(dataset.id, self._services.config.captions)
-        note = f"These files were here already, as {known.name}." if known else ""
-        await reply(interaction, await dataset_card(self._services, interaction, dataset, note=note))
+        async with noted(self._services, interaction, files, kind=UploadKind.IMPORT, wishes=wishes.to_json()):
+            received = await receive(self._services, interaction, files)
+            known = await self._services.datasets.known(interaction.guild_id, received)
+            dataset = await import_files(
+                self._services.datasets,
+                received,
+                wishes,
+                guild_id=interaction.guild_id,
+                owner_id=interaction.user.id,
+                captions=self._services.config.captions,
+            )
+            crash_point("upload_examined")
+            note = f"These files were here already, as {known.name}." if known else ""
+            await reply(interaction, await dataset_card(self._services, interaction, dataset, note=note))
 
     async def _named(self, interaction: discord.Interaction, name: str) -> Dataset:
         assert interaction.guild_id is not None

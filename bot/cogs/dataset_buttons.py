@@ -15,6 +15,7 @@ from bot.cogs.replies import replace, reply
 from bot.cogs.services import Services
 from bot.datasets import require_change
 from bot.errors import DuplicateJob, NotFound
+from bot.queue import State
 from bot.ui.datasets import report_file, report_reply
 from bot.ui.duplicates import duplicate_notice
 from bot.ui.receipts import said
@@ -35,6 +36,8 @@ class DatasetButtons(commands.Cog):
             match verb:
                 case "list":
                     await replace(interaction, await list_page(self._services, interaction, int(arg)))
+                case "request":
+                    await self._show_request(interaction, int(arg))
                 case "go" | "again" | "cancel":
                     await self._request(interaction, verb, int(arg))
                 case _:
@@ -67,6 +70,16 @@ class DatasetButtons(commands.Cog):
             case _:
                 log.warning("dataset %d: a button with the unknown verb %r was pressed", dataset_id, verb)
                 await reply(interaction, said("This button is from another version of me. /dataset inspect shows it."))
+
+    async def _show_request(self, interaction: discord.Interaction, draft_id: int) -> None:
+        """The card that its owner would have got, had the bot that took their files in not ended."""
+        draft = await self._services.drafts.get(draft_id)
+        require_own(draft, interaction.user.id)
+        if draft.state is not State.DRAFT:
+            await reply(interaction, said(f"This request is #{draft.id} by now. /job status shows it."))
+            return
+        await interaction.response.defer(ephemeral=True, thinking=True)
+        await reply(interaction, await draft_card(self._services, interaction, draft))
 
     async def _request(self, interaction: discord.Interaction, verb: str, draft_id: int) -> None:
         draft = await self._services.drafts.get(draft_id)

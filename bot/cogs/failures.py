@@ -24,12 +24,15 @@ _REF_LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ23456789"
 _UNKNOWN_INTERACTION = 10062
 
 
-async def tell(interaction: discord.Interaction, error: BaseException) -> None:
-    """Say to the person what went wrong; what nobody foresaw goes into the log under the reference that they get."""
+async def tell(interaction: discord.Interaction, error: BaseException) -> bool:
+    """Say to the person what went wrong; False if they could not be told.
+
+    What nobody foresaw goes into the log under the reference that they get.
+    """
     error = _cause(error)
     if isinstance(error, discord.NotFound) and error.code == _UNKNOWN_INTERACTION:
         log.warning("an interaction came too late to be answered (%s)", interaction.id)
-        return
+        return False
     sentence = known_sentence(error)
     if sentence is None:
         reference = "".join(secrets.choice(_REF_LETTERS) for _ in range(4))
@@ -39,6 +42,8 @@ async def tell(interaction: discord.Interaction, error: BaseException) -> None:
         await reply(interaction, said(sentence))
     except discord.HTTPException:
         log.exception("a person could not be told: %s", sentence)
+        return False
+    return True
 
 
 def told(
@@ -79,7 +84,8 @@ def known_sentence(error: BaseException) -> str | None:
 def _cause(error: BaseException) -> BaseException:
     if isinstance(error, app_commands.CommandInvokeError):
         return error.original
-    if isinstance(error, app_commands.TransformerError) and isinstance(error.__cause__, DarkroomError | SpecError):
+    wraps = isinstance(error, app_commands.TransformerError | app_commands.CheckFailure)
+    if wraps and isinstance(error.__cause__, DarkroomError | SpecError):
         return error.__cause__
     return error
 

@@ -10,19 +10,19 @@ from discord import app_commands
 from discord.ext import commands
 
 from bot.cogs.choices import base_choices, preset_choices
-from bot.cogs.drafts import draft_card, queue, require_order
-from bot.cogs.intake import choices_of, take_in
+from bot.cogs.drafts import draft_card, queue_at_once, require_order
+from bot.cogs.intake import choices_of, noted, take_in
 from bot.cogs.replies import reply
 from bot.cogs.services import Services
 from bot.cogs.wishes import Wishes, make_spec
-from bot.datasets import Dataset
-from bot.errors import DarkroomError, DatasetRefused, DuplicateJob, JobRefused
+from bot.crashing import crash_point
+from bot.datasets import Dataset, UploadKind
+from bot.errors import DatasetRefused, JobRefused
 from bot.queue.delayed import parse_start
-from bot.ui.duplicates import duplicate_notice
 from bot.ui.permissions import missing_permissions
 from bot.ui.text import listed
 from trainer.protocol.presets import presets
-from trainer.protocol.spec import SpecError, allowed_range
+from trainer.protocol.spec import allowed_range
 
 _EPOCHS, _LR, _RANK, _SEED = (
     allowed_range(name) for name in ("training.epochs", "training.learning_rate", "method.rank", "training.seed")
@@ -117,7 +117,24 @@ class Finetune(commands.Cog):
             folder="not known yet",
             max_epochs=allowance.max_epochs,
         )
-        found = await self._dataset(interaction, dataset, from_dataset)
+        if dataset is None:
+            await self._offer(interaction, await self._known(interaction, from_dataset), wishes, confirm=confirm)
+            return
+        if from_dataset is not None:
+            raise DatasetRefused("Give either dataset:<file> or from_dataset:<name>, not both. Nothing was queued.")
+        async with noted(
+            self._services,
+            interaction,
+            [dataset],
+            kind=UploadKind.FINETUNE,
+            wishes=wishes.to_json(),
+            is_at_once=not confirm,
+        ):
+            found = await take_in(self._services, interaction, [dataset])
+            await self._offer(interaction, found, wishes, confirm=confirm)
+
+    async def _offer(self, interaction: discord.Interaction, found: Dataset, wishes: Wishes, *, confirm: bool) -> None:
+        """Show what it would train on and ask, or queue it."""
         # Kept even where it is queued at once: it carries the interaction's id, by which it is one job.
         draft = await self._services.drafts.keep(
             interaction_id=interaction.id,
@@ -127,30 +144,17 @@ class Finetune(commands.Cog):
             dataset_id=found.id,
             wishes=wishes.to_json(),
         )
+        crash_point("upload_kept")
         if confirm:
             await reply(interaction, await draft_card(self._services, interaction, draft))
             return
-        try:
-            await reply(interaction, await queue(self._services, interaction, draft.id))
-        except DuplicateJob as error:
-            # The draft stays, for "Queue anyway".
-            await reply(interaction, duplicate_notice(error, draft))
-        except (DarkroomError, SpecError):
-            # It was to go at once or not at all: it must not wait for a "Go on" that nobody is asked for.
-            await self._services.drafts.cancel(draft.id, by=interaction.user.id)
-            raise
+        await queue_at_once(self._services, interaction, draft)
 
-    async def _dataset(
-        self, interaction: discord.Interaction, attachment: discord.Attachment | None, known: str | None
-    ) -> Dataset:
+    async def _known(self, interaction: discord.Interaction, name: str | None) -> Dataset:
         assert interaction.guild_id is not None
-        if attachment is not None and known is not None:
-            raise DatasetRefused("Give either dataset:<file> or from_dataset:<name>, not both. Nothing was queued.")
-        if known is not None:
-            return await self._services.datasets.named(interaction.guild_id, known)
-        if attachment is None:
+        if name is None:
             raise DatasetRefused("Give me pictures: dataset:<zip file>, or from_dataset:<name>. Nothing was queued.")
-        return await take_in(self._services, interaction, [attachment])
+        return await self._services.datasets.named(interaction.guild_id, name)
 
     @finetune.autocomplete("from_dataset")
     async def choose_dataset(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:

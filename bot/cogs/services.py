@@ -10,7 +10,7 @@ import discord
 
 from bot.cogs.downloads import Download, streamed
 from bot.config import Config
-from bot.datasets import DatasetStore
+from bot.datasets import DatasetStore, Uploads
 from bot.errors import NoSuchDataset
 from bot.queue import DraftStore, Job, JobStore, State
 from bot.queue.estimates import Estimates
@@ -38,6 +38,8 @@ class Services:
     config: Config
     jobs: JobStore
     datasets: DatasetStore
+    #: What is being received and examined, until its owner is answered.
+    uploads: Uploads
     drafts: DraftStore
     limits: RoleLimits
     estimates: Estimates

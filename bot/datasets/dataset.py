@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -46,9 +46,14 @@ class Received:
 
     @property
     def title(self) -> str:
-        """What to call it to the person who handed it in: `momo.zip`, or `momo.png and 3 more`."""
-        rest = len(self.files) - 1
-        return self.files[0].name + (f" and {rest} more" if rest else "")
+        """What to call it to the person who handed it in."""
+        return title_of([file.name for file in self.files])
+
+
+def title_of(names: Sequence[str]) -> str:
+    """What to call files that came together: `momo.zip`, or `momo.png and 3 more`."""
+    rest = len(names) - 1
+    return names[0] + (f" and {rest} more" if rest else "")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,8 +80,9 @@ class Examiner:
 
     async def _fill(self, source: Path, folder: Path, title: str, edits: Edits | None, earlier: Path | None) -> None:
         """Fill `folder`, by rename: one that is there is whole."""
-        part, file = folder.with_suffix(".part"), folder.with_suffix(".edits.json")
-        await asyncio.to_thread(remove, part, folder)
+        # A name of its own: what a killed bot had begun may still be written to by the process that outlived it.
+        part, file = folder.with_suffix(f".{secrets.token_hex(4)}.part"), folder.with_suffix(".edits.json")
+        await asyncio.to_thread(lambda: remove(folder, *folder.parent.glob("*.part")))
         if edits is not None:
             await asyncio.to_thread(edits.write, file)
         try:

@@ -90,7 +90,7 @@ async def _run(
 ) -> int | None:
     """The exit status, None if the time ran out; no process of the group is left either way."""
     # A file and no pipe: what an untrusted archive makes a library print need not fit into the bot's memory.
-    descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    descriptor = _new_log(log_file)
     try:
         process = await asyncio.create_subprocess_exec(
             *argv,
@@ -113,6 +113,12 @@ async def _run(
     finally:
         _kill_group(process.pid)
         await process.wait()
+
+
+def _new_log(log_file: Path) -> int:
+    """A descriptor of a new file: a process that outlived a killed bot goes on writing into the one before."""
+    log_file.unlink(missing_ok=True)
+    return os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
 
 
 def _limit_memory(pid: int, limit_bytes: int) -> None:

@@ -85,8 +85,8 @@ def remove(*folders: Path) -> None:
 def sweep(incoming: Path, datasets: Path, *, contents: set[str], revisions: set[str], before: float) -> int:
     """Delete what nothing uses and was last touched before that time; returns how many folders.
 
-    `contents`: SHA-256 of living datasets, whose source is kept. `revisions`: every `<sha256>/<folder>` that is
-    a dataset's newest, or that a job's spec names.
+    `contents`: SHA-256 of living datasets and of uploads, whose source is kept. `revisions`: every `<sha256>/<folder>`
+    that is a dataset's newest, or that a job's spec names.
     """
     left_over = list(incoming.glob("*"))
     for content in datasets.glob("*"):

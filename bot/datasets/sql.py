@@ -31,6 +31,12 @@ SELECT id, name FROM job
 WHERE dataset_id = ? AND state IN ('queued', 'preparing', 'running', 'stopping', 'paused') ORDER BY id LIMIT 1
 """
 
+#: In the same transaction as `MOVE_ON`: the files are in, only their owner has no answer yet.
+UPLOAD_DONE = "UPDATE upload SET is_done = 1 WHERE interaction_id = ?"
+
+#: Contents that somebody waits for.
+UPLOADED = "SELECT sha256 FROM upload WHERE sha256 IS NOT NULL"
+
 REVISIONS_IN_USE = "SELECT sha256, revision FROM dataset WHERE deleted_at IS NULL"
 
 #: Of jobs that ended too: they can be trained again.

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from bot.config import CaptionSettings, LimitSettings, PrepareSettings
 from bot.datasets import sql
-from bot.datasets.dataset import Dataset, Received, Upload
+from bot.datasets.dataset import Dataset, Received, ReceivedFile, Upload
 from bot.datasets.examining import Examiner
 from bot.datasets.merging import merge
 from bot.datasets.packing import pack_report
-from bot.datasets.receiving import PREPARED, dataset_name, receive
+from bot.datasets.receiving import PREPARED, SOURCE, dataset_name, receive
 from bot.datasets.revisions import dataset_of, is_prepared, make_young, remove, revision_name, sweep
 from bot.db import Connection, Database, Row
 from bot.errors import DatasetInUse, DatasetRefused, DatasetTooLarge, NoSuchDataset, TooFewImages
@@ -73,6 +73,13 @@ class DatasetStore:
         self._require_few(len(uploads))
         limit = self._limits.max_dataset_bytes if max_bytes is None else max_bytes
         return await receive(uploads, incoming=self._incoming, datasets=self._datasets, max_bytes=limit)
+
+    async def received_before(self, sha256: str, files: Sequence[ReceivedFile]) -> Received | None:
+        """What `receive_all` gave when these files arrived, None if they are not all there."""
+        received = Received(sha256=sha256, source=self._datasets / sha256 / SOURCE, files=tuple(files))
+        wanted = {(file.name, file.bytes) for file in files}
+        is_there = await asyncio.to_thread(received.source.is_dir)
+        return received if is_there and wanted <= set(await asyncio.to_thread(_sizes, received.source)) else None
 
     async def prepare(self, received: Received, *, guild_id: int, owner_id: int, name: str | None = None) -> Dataset:
         """Have what was received examined and keep it as a dataset of that server; known content is a look-up.
@@ -201,8 +208,10 @@ class DatasetStore:
         await self.decide(dataset_id, change)
         return await self.apply(dataset_id)
 
-    async def add(self, dataset_id: int, received: Received) -> Dataset:
+    async def add(self, dataset_id: int, received: Received, *, upload_id: int | None = None) -> Dataset:
         """The dataset with more files; the pictures that it had keep their side of the split.
+
+        `upload_id`: the interaction of a `PendingUpload`, which is marked as done with it.
 
         Raises:
             NoSuchDataset: it was deleted.
@@ -221,7 +230,7 @@ class DatasetStore:
                     merged.source, folder, title=dataset.name, edits=dataset.edits, earlier=dataset.folder
                 )
                 self._require_enough(report)
-                if await self._move_on(dataset, folder, earlier, report):
+                if await self._move_on(dataset, folder, earlier, report, upload_id=upload_id):
                     return await self.get(dataset_id)
 
     async def caption(self, dataset_id: int, settings: CaptionSettings) -> Dataset:
@@ -257,12 +266,13 @@ class DatasetStore:
     async def sweep(self, *, older_than_s: float) -> int:
         """Delete what never became a dataset, and revisions that nothing uses; returns how many folders."""
         living = await self._db.all(sql.REVISIONS_IN_USE)
+        uploaded = await self._db.all(sql.UPLOADED)
         trained_on = [Path(row[0]) for row in await self._db.all(sql.TRAINED_ON)]
         return await asyncio.to_thread(
             sweep,
             self._incoming,
             self._datasets,
-            contents={row["sha256"] for row in living},
+            contents={row["sha256"] for row in (*living, *uploaded)},
             revisions={
                 *(f"{row['sha256']}/{row['revision']}" for row in living),
                 *(f"{folder.parent.name}/{folder.name}" for folder in trained_on),
@@ -272,7 +282,9 @@ class DatasetStore:
 
     # -- within --------------------------------------------------------------------------------------------------
 
-    async def _move_on(self, seen: Dataset, folder: Path, earlier: str, report: DatasetReport) -> bool:
+    async def _move_on(
+        self, seen: Dataset, folder: Path, earlier: str, report: DatasetReport, *, upload_id: int | None = None
+    ) -> bool:
         """Let the row show another revision; False, and nothing is changed, if it is no longer as it was seen."""
         sha256 = folder.parent.name
         async with self._db.transaction() as connection:
@@ -287,6 +299,7 @@ class DatasetStore:
                     )
             values = (sha256, folder.name, earlier, report.digest, report.counts.model_dump_json(), report.summary)
             await connection.execute_fetchall(sql.MOVE_ON, (*values, seen.id))
+            await connection.execute_fetchall(sql.UPLOAD_DONE, (upload_id,))
         # What is left behind has its grace from now on.
         await asyncio.to_thread(make_young, seen.folder, seen.source, seen.folder.parent)
         return True

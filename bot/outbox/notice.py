@@ -37,6 +37,8 @@ class NoticeKind(StrEnum):
     PAUSED = "paused"
     #: Of no job (`job_id` 0): a digest, a full disk, "back after 42 s". `detail` is the text.
     NEWS = "news"
+    #: What became of files that an earlier bot had taken in; mentions `owner_id`. `detail` is the text.
+    UPLOAD = "upload"
 
 
 class Notice(BaseModel):
@@ -45,8 +47,12 @@ class Notice(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: NoticeKind
-    #: 0 for news, which are of no job.
+    #: 0 for news and uploads, which are of no job.
     job_id: int
     attempt: int = 0
     events: tuple[Event, ...] = ()
     detail: str = ""
+    #: Of an upload: whose it is, and the request that waits for "Go on" with its dataset (0: none).
+    owner_id: int = 0
+    draft_id: int = 0
+    dataset_id: int = 0

@@ -101,8 +101,8 @@ DROP TABLE draft;
 CREATE INDEX job_by_state ON job (state, id);
 CREATE INDEX job_by_guild ON job (guild_id, id);
 CREATE INDEX job_by_owner ON job (owner_id, state);
--- The last turn of each person, by priority.
-CREATE INDEX job_turns ON job (owner_id, priority, turn) WHERE gpus > 0;
+-- The last turn in line of each person, by priority.
+CREATE INDEX job_turns ON job (owner_id, priority, turn) WHERE state = 'queued' AND gpus > 0 AND NOT is_front;
 CREATE INDEX job_by_parent ON job (parent_id) WHERE parent_id IS NOT NULL;
 CREATE INDEX job_by_fingerprint ON job (fingerprint) WHERE fingerprint IS NOT NULL;
 -- The line, in its order.
@@ -111,11 +111,16 @@ CREATE INDEX job_study_line ON job (is_front DESC, priority DESC, turn, id) WHER
 CREATE INDEX job_claims ON job (claim_number) WHERE claim_number IS NOT NULL;
 CREATE INDEX job_active ON job (owner_id, gpus) WHERE state IN ('preparing', 'running', 'stopping');
 
--- The turn that is being served, by priority; it never goes back.
+-- The last turn of each person that was served, by priority; it never goes back, whatever becomes of the job.
 CREATE TABLE served (
-    priority INTEGER PRIMARY KEY,
-    turn     INTEGER NOT NULL
-) STRICT;
+    priority INTEGER NOT NULL,
+    owner_id INTEGER NOT NULL,
+    turn     INTEGER NOT NULL,
+    PRIMARY KEY (priority, owner_id)
+) STRICT, WITHOUT ROWID;
+
+-- The turn that is being served: the last of anybody.
+CREATE INDEX served_turns ON served (priority, turn);
 
 -- Where trainings run: one row for each GPU, or for each place that the configuration names.
 CREATE TABLE slot (
@@ -198,3 +203,29 @@ CREATE TABLE measure (
 ) STRICT;
 
 CREATE INDEX measure_by_signature ON measure (signature, ended_at);
+
+-- What people hand in, from before its download until they are answered; what a bot that ended left, the next one
+-- brings to its end.
+CREATE TABLE upload (
+    interaction_id INTEGER PRIMARY KEY,
+    guild_id       INTEGER NOT NULL,
+    channel_id     INTEGER NOT NULL,
+    owner_id       INTEGER NOT NULL,
+    kind           TEXT    NOT NULL CHECK (kind IN ('finetune', 'import', 'add')),
+    -- What was asked for beside the files (JSON).
+    wishes         TEXT    NOT NULL,
+    -- 1: to be queued without a question.
+    is_at_once     INTEGER NOT NULL,
+    -- The dataset that they are added to.
+    dataset_id     INTEGER REFERENCES dataset (id),
+    -- What to call the files to their owner.
+    title          TEXT    NOT NULL,
+    -- Once they are on the disk: their content, and name, SHA-256 and bytes of each (JSON).
+    sha256         TEXT,
+    files          TEXT,
+    -- 1: they are in the dataset that they were to be added to.
+    is_done        INTEGER NOT NULL DEFAULT 0,
+    created_at     REAL    NOT NULL,
+    CHECK ((sha256 IS NULL) = (files IS NULL)),
+    CHECK ((kind = 'add') = (dataset_id IS NOT NULL))
+) STRICT;
