@@ -95,12 +95,13 @@ def digest_text(week: Week, totals: Totals, *, title: str, opens_at: datetime | 
         shown = [f"<@{owner}> {seconds / 3600:.1f} h" for owner, seconds in people[:_SHOWN]]
         rest = [f"{counted(len(people) - _SHOWN, 'other')}"] if len(people) > _SHOWN else []
         lines.append(f"**GPUs** {hours:.1f} h: {', '.join(shown + rest)}")
-    if week.best:
-        lines.append("**Best results** (loss to the base model's)")
-    lines += [f"- #{best.job_id} {_name(best)} <@{best.owner_id}> ×{best.ratio:.3f}" for best in week.best[:_SHOWN]]
     lines.append(f"**Storage** {size(sum(totals.bytes_by_owner.values()))} of jobs, {size(totals.free_bytes)} free")
     if opens_at is not None:
         lines.append(f"**Next training window** <t:{opens_at.timestamp():.0f}:F>")
+    # Last: a line below a list is drawn as if it belonged to it.
+    if week.best:
+        lines.append("**Best results** (validation loss against the base model's)")
+    lines += [f"- #{best.job_id} {_name(best)} <@{best.owner_id}> {best.ratio:.3f}×" for best in week.best[:_SHOWN]]
     text = "\n".join(lines)
     assert len(text) <= MAX_CHARACTERS, f"a digest of {len(text)} characters"
     return text
@@ -114,7 +115,12 @@ def _name(best: Best) -> str:
 def _ends(week: Week) -> str:
     if not week.ends:
         return "No job ended."
-    words = {"succeeded": "finished", "stopped": "stopped early", "failed": "failed", "cancelled": "cancelled"}
+    words = {
+        "succeeded": "finished",
+        "stopped": "ended early by a person",
+        "failed": "failed",
+        "cancelled": "cancelled",
+    }
     return "**Jobs** " + ", ".join(f"{week.ends[state]} {word}" for state, word in words.items() if state in week.ends)
 
 

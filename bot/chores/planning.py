@@ -16,6 +16,7 @@ from bot.chores.gpus import GpuWatch
 from bot.chores.news import News
 from bot.chores.retention import Retention
 from bot.chores.silence import SilenceWatch
+from bot.chores.store_sweep import StoreSweep
 from bot.chores.sweeping import empty_wal, sweep_drafts, sweep_leftovers
 from bot.chores.waking import Waking
 from bot.config import Config
@@ -24,6 +25,7 @@ from bot.db import Database
 from bot.outbox import Outbox
 from bot.queue import DraftStore, JobStore
 from bot.queue.storage import Storage
+from bot.runners.stored import StoredJobs, open_store
 from trainer.protocol.devices import Devices
 
 
@@ -43,7 +45,9 @@ def plan_chores(
     """The chores; `ask` is how the GPUs are asked for their health (`ask_devices`)."""
     news = News(db, outbox, channel_id=config.discord.log_channel)
     storage = Storage(db, data_dir=data_dir, settings=config.retention, now=now)
-    retention = Retention(db, data_dir=data_dir, settings=config.retention, news=news, now=now)
+    objects = open_store(config.ray, data_dir)
+    store = None if objects is None else StoreSweep(db, StoredJobs(objects), news=news, now=now)
+    retention = Retention(db, data_dir=data_dir, settings=config.retention, news=news, store=store, now=now)
     silence = SilenceWatch(db, jobs, news, settings=config.queue, now=now)
     boot = Boot(db, news, now=now)
     digest = Digest(db, news, storage, gates.windows, now=now)
@@ -55,6 +59,7 @@ def plan_chores(
         Chore(name="trash", run=retention.sweep, when={"hour": "*/6", "minute": "29"}, at_start=True),
         Chore(name="retention", run=retention.run, when={"hour": "*/6", "minute": "37"}),
         Chore(name="digest", run=digest.look, when={"minute": "0"}, at_start=True),
+        *_store(config, store),
         *_backup(config, db, news, data_dir, now),
         *_gpus(config, db, jobs, news, ask, now),
     ]
@@ -77,6 +82,12 @@ def _each_minute(
         Chore(name="silence", run=silence.look, when={"second": "10"}),
         Chore(name="seen", run=boot.seen, when={"second": "20"}),
     ]
+
+
+def _store(config: Config, store: StoreSweep | None) -> list[Chore]:
+    if store is None or config.retention.dry_run:
+        return []
+    return [Chore(name="store", run=store.run, when={"minute": "41"})]
 
 
 def _backup(config: Config, db: Database, news: News, data_dir: Path, now: Callable[[], float]) -> list[Chore]:

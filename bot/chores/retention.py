@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bot.chores.news import News
+from bot.chores.store_sweep import StoreSweep
 from bot.config import RetentionSettings
 from bot.db import Connection, Database, Row
 from bot.queue.audit import write_entry
@@ -51,27 +52,32 @@ class Retention:
         data_dir: Path,
         settings: RetentionSettings | None = None,
         news: News | None = None,
+        store: StoreSweep | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._db = db
         self._settings = settings or RetentionSettings()
         self._storage = Storage(db, data_dir=data_dir, settings=self._settings, now=now)
         self._news = news
+        #: Where job folders go through an object store; its own chore takes away there what is written down here.
+        self._store = store
         self._jobs_dir = data_dir.absolute() / "jobs"
         self._now = now
 
     async def run(self) -> int:
         """Free what is due; the number of jobs whose files went. A dry run only logs them."""
         await self.sweep()
-        plan, _ = await self._storage.survey()
+        in_store = () if self._store is None else await self._store.with_checkpoints()
+        plan, _ = await self._storage.survey(in_store)
         if self._settings.dry_run:
             for deletion in plan.deletions:
                 log.info("would delete %s", deletion.sentence)
             return 0
         freed = [deletion for deletion in plan.deletions if await self.free(deletion)]
         if freed and self._news is not None:
-            total = size(sum(deletion.bytes for deletion in freed))
-            text = f"Made room: {total}, files of {counted(len(freed), 'job')} (/admin audit names them)."
+            total = sum(deletion.bytes for deletion in freed)
+            room = size(total) if total else "in the object store"
+            text = f"Made room: {room}, files of {counted(len(freed), 'job')} (/admin audit names them)."
             await self._news.tell(text, key=f"retention:{self._now():.0f}", level=logging.INFO)
         return len(freed)
 

@@ -45,6 +45,8 @@ class Holding:
     checkpoint_bytes: int
     #: All its files, checkpoints included.
     bytes: int
+    #: It has more in an object store, where checkpoints may lie that this disk never had.
+    is_in_store: bool = False
 
     def age_days(self, now: float) -> float:
         return 0.0 if self.ended_at is None else (now - self.ended_at) / _DAY_S
@@ -119,7 +121,7 @@ class _Planner:
             if one.age_days(now) >= 2 * days:
                 self._delete(one, What.EVERYTHING, f"{why} (limit: {2 * days})")
             elif one.age_days(now) >= days:
-                self._delete(one, What.CHECKPOINTS, f"{why} (limit: {days})")
+                self._delete(one, What.CHECKPOINTS, f"{why} (limit: {days})", even_elsewhere=one.is_in_store)
 
     def by_size(self, free: Sequence[Holding], held: int, limit: int) -> None:
         """`free` and `held` of one person."""
@@ -136,14 +138,17 @@ class _Planner:
         known = self.deletions.get(one.job_id)
         return known.bytes if known else 0
 
-    def _delete(self, one: Holding, what: What, why: str) -> None:
-        """Delete so much of a job, if that frees more than what goes already."""
+    def _delete(self, one: Holding, what: What, why: str, *, even_elsewhere: bool = False) -> None:
+        """Delete so much of a job, if that frees more here than what goes already (or something `even_elsewhere`)."""
         is_checkpoints = what is What.CHECKPOINTS
         freed = one.checkpoint_bytes if is_checkpoints else one.bytes
-        if freed <= self._freed(one) or (is_checkpoints and one.state not in _FINAL):
+        if is_checkpoints and one.state not in _FINAL:
+            return
+        if freed <= self._freed(one) and not even_elsewhere:
             return
         files = "the checkpoints" if is_checkpoints else "all files"
-        sentence = f"#{one.job_id} {one.name}: {files} ({_gib(freed)}), because {why}."
+        amount = f"{_gib(freed)} here, and what the object store has" if even_elsewhere else _gib(freed)
+        sentence = f"#{one.job_id} {one.name}: {files} ({amount}), because {why}."
         self.deletions.pop(one.job_id, None)
         self.deletions[one.job_id] = Deletion(
             job_id=one.job_id, owner_id=one.owner_id, what=what, bytes=freed, sentence=sentence

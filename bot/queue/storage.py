@@ -6,7 +6,8 @@ import asyncio
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from bot.config import RetentionSettings
@@ -36,9 +37,12 @@ class Storage:
         self._settings = settings or RetentionSettings()
         self._now = now
 
-    async def survey(self) -> tuple[Plan, Totals]:
-        """What would be deleted now, and the sums beside it."""
-        holdings = await self.holdings()
+    async def survey(self, in_store: Collection[int] = ()) -> tuple[Plan, Totals]:
+        """What would be deleted now, and the sums beside it.
+
+        `in_store`: jobs whose checkpoints may lie in an object store.
+        """
+        holdings = [replace(one, is_in_store=one.job_id in in_store) for one in await self.holdings()]
         usage = await asyncio.to_thread(shutil.disk_usage, self._data_dir)
         return plan_retention(holdings, self._settings, self._now()), totals_of(holdings, usage.free)
 

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -23,7 +24,9 @@ from trainer.protocol.events import (
     Tested,
     parse_event,
 )
+from trainer.protocol.log_file import read_tail
 from trainer.protocol.objects import Objects
+from trainer.protocol.order import LOG_FILE
 from trainer.protocol.spec import Spec, read_spec
 from trainer.protocol.store import Begin, JobPlace, first_byte
 
@@ -63,6 +66,8 @@ class Mirror:
             said += self._late_words(before, place, job_dir)
         if said:
             self._objects.write(place.events_from(0), said)
+        if log_so_far := read_tail(job_dir / LOG_FILE):
+            self._objects.write(place.log, log_so_far)
         spec = read_spec(job_dir)
         begin = Begin(
             spec=(job_dir / "spec.json").read_text(encoding="utf-8"),
@@ -151,6 +156,15 @@ class Mirror:
             if inside or found:
                 return
         log.warning("#%d: an event names %s, which is not in the store", place.job_id, name)
+
+    def fetch_log(self, place: JobPlace, job_dir: Path) -> None:
+        """Bring trainer.log up to what the attempt has sent of it: the log of earlier attempts is its beginning.
+
+        Raises:
+            OSError: the store cannot be read, or this disk not be written.
+        """
+        with suppress(FileNotFoundError):
+            self._objects.download(place.log, job_dir / LOG_FILE)
 
     def last_beat(self, place: JobPlace) -> float | None:
         """See `Runner.last_beat`.

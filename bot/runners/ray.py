@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import math
 import os
@@ -16,14 +15,15 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from bot.config import RaySettings
-from bot.errors import ConfigError, LaunchFailed, RunnerUnreachable
+from bot.errors import LaunchFailed, RunnerUnreachable
 from bot.runners.command import trainer_argv
 from bot.runners.events import EventLines, read_events
 from bot.runners.mirror import Mirror, datasets_of
 from bot.runners.ray_api import JobStatus, RayApi, RayJob, RayNode
+from bot.runners.ray_words import keep_words, without_secrets
 from bot.runners.runner import Handle, Launch, Status
+from bot.runners.stored import open_store, owner_of
 from trainer.protocol.attempt import HEARTBEAT_FILE, write_attempt
-from trainer.protocol.objects import Objects
 from trainer.protocol.order import LOG_FILE
 from trainer.protocol.places import write_places
 from trainer.protocol.spec import read_spec
@@ -35,6 +35,10 @@ T = TypeVar("T")
 
 #: Between two looks at whether what waits can ever run.
 _FEASIBLE_S = 60.0
+#: Between two looks at the log of a job that runs, which its machine sends every ten seconds.
+_LOG_S = 30.0
+#: How long the head may take to ask a machine for a job's output that may be gone.
+_PRINTED_S = 5.0
 #: Ray gives a job up that it could not place for long (RAY_JOB_START_TIMEOUT_SECONDS on the head, 15 minutes).
 _WAITED_TOO_LONG = "JOB_SUPERVISOR_ACTOR_START_TIMEOUT"
 #: The process of Ray that watches a job died, which is how the loss of a node looks.
@@ -85,11 +89,12 @@ class RayRunner:
         self._env = dict(env or {})
         self._stop_grace_s = stop_grace_s
         self._api = RayApi(settings.address, token=environ.get(settings.token_env), timeout_s=settings.timeout_s)
-        #: Two bots may share a cluster and a store: their jobs have the same numbers.
-        self._owner = hashlib.sha256(os.fsencode(self._data_dir)).hexdigest()[:8]
-        self._mirror = _mirror(settings, self._owner)
+        self._owner = owner_of(self._data_dir)
+        store = open_store(settings, self._data_dir)
+        self._mirror = None if store is None else Mirror(store)
         self._monotonic = monotonic
         self._looked_at: dict[str, float] = {}
+        self._log_fetched_at: dict[str, float] = {}
 
     def __repr__(self) -> str:
         return f"<RayRunner {self._settings.address} {self._settings.store or self._settings.shared_root}>"
@@ -169,23 +174,53 @@ class RayRunner:
         return write_places(moved) if moved else {}
 
     async def poll(self, handle: Handle) -> Status:
-        """See `Runner.poll`.
+        """See `Runner.poll`; trainer.log is brought on the way, now and then, and when the job has ended.
 
         Raises:
-            RunnerUnreachable: the cluster does not answer: nothing is known, so nothing is started elsewhere.
+            RunnerUnreachable: the cluster or the store does not answer: nothing is known, so nothing is started
+                elsewhere.
         """
         known = _load(handle)
         job = await self._api.job(known.submission_id)
         if job is None:
             log.warning("#%d: the cluster does not know %s any more", known.job_id, known.submission_id)
+            await self._fetch_log(known)
             return Status.GONE
         match job.status:
             case JobStatus.RUNNING:
+                await self._fetch_log(known, every_s=_LOG_S)
                 return Status.RUNNING
             case JobStatus.PENDING:
                 return await self._waiting(known)
             case _:
+                await self._fetch_log(known)
+                if job.status is JobStatus.FAILED:
+                    await self._keep_words(known, job)
                 return _ended(known, job)
+
+    async def _fetch_log(self, known: _Handle, *, every_s: float = 0.0) -> None:
+        """From a store; on shared storage the trainer writes into the very file."""
+        now = self._monotonic()
+        if self._mirror is None or now - self._log_fetched_at.get(known.submission_id, -math.inf) < every_s:
+            return
+        await self._in_store(self._mirror.fetch_log, known.place, known.job_dir)
+        self._log_fetched_at[known.submission_id] = now
+
+    async def _keep_words(self, known: _Handle, job: RayJob) -> None:
+        """Why it failed as Ray sees it: the trainer may never have come so far as to have a log."""
+        words = job.message or ""
+        if job.error_type == _NODE_LOST:
+            # Of others the message holds the end of the output.
+            words += f"\n{await self._printed(known)}"
+        await asyncio.to_thread(keep_words, known.job_dir, known.submission_id, without_secrets(words, self._env))
+
+    async def _printed(self, known: _Handle) -> str:
+        try:
+            async with asyncio.timeout(_PRINTED_S):
+                return await self._api.logs(known.submission_id)
+        except (RunnerUnreachable, TimeoutError) as error:
+            log.info("#%d: its output on the lost machine cannot be had (%s)", known.job_id, error)
+            return ""
 
     async def _waiting(self, known: _Handle) -> Status:
         if known.withdrawn.exists():
@@ -260,18 +295,6 @@ async def count_slots(settings: RaySettings, environ: Mapping[str, str] = os.env
     alive = [node.resources_total for node in await api.nodes() if node.is_alive]
     what, each = ("GPU", 1) if settings.gpus else ("CPU", settings.cpus)
     return max(1, sum(int(resources.get(what, 0.0) // each) for resources in alive))
-
-
-def _mirror(settings: RaySettings, owner: str) -> Mirror | None:
-    if not settings.store:
-        return None
-    try:
-        return Mirror(Objects(f"{settings.store.rstrip('/')}/{owner}"))
-    except (ImportError, ValueError) as error:
-        raise ConfigError(
-            path=Path("ray.store"),
-            problems=[f"{settings.store} cannot be opened ({error}). Try pip install 'darkroom[ray]'."],
-        ) from error
 
 
 def _load(handle: Handle) -> _Handle:

@@ -93,6 +93,15 @@ class RayApi:
         if status not in {HTTPStatus.OK, HTTPStatus.NOT_FOUND}:
             raise self._refused(status, body)
 
+    async def logs(self, submission_id: str) -> str:
+        """What a job printed, as far as it was not redirected; nothing once its machine is gone, which keeps it.
+
+        Raises:
+            RunnerUnreachable: the cluster does not answer.
+        """
+        status, body = await self._ask("GET", f"/api/jobs/{submission_id}/logs")
+        return _Logs.model_validate_json(body).logs if status == HTTPStatus.OK else ""
+
     async def nodes(self) -> list[RayNode]:
         """All machines, those that were lost as well.
 
@@ -123,6 +132,10 @@ class RayApi:
             return RunnerUnreachable(where=self._name, why=f"it refuses the token: {status}")
         lines = body.strip().splitlines()
         return RunnerUnreachable(where=self._name, why=f"it answers {status}: {lines[-1] if lines else 'nothing'}")
+
+
+class _Logs(_Answer):
+    logs: str
 
 
 class _NodeList(_Answer):

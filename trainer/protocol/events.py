@@ -116,6 +116,15 @@ class PhaseBegan(_Event):
     phase: Phase
 
 
+class Working(_Event):
+    """Long work that has nothing else to tell goes on; said at most once a minute, and not kept.
+
+    A trainer that says neither this nor anything else for an hour hangs.
+    """
+
+    type: Literal["working"] = "working"
+
+
 class StepDone(_Event):
     """Progress within an epoch; said about once a second, and at each epoch's last step."""
 
@@ -340,6 +349,7 @@ Event = Annotated[
     Started
     | PhaseBegan
     | StageBegan
+    | Working
     | StepDone
     | Validated
     | Sampled

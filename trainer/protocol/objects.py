@@ -98,6 +98,22 @@ class Objects:
             return []
         return sorted(path[start:] for path in found if not path.endswith(".part"))
 
+    def numbers(self, folder: str) -> list[int]:
+        """The folders right below a folder whose names are numbers, in order; without a look at what is in them."""
+        try:
+            found: list[str] = self._fs.ls(self._path(folder), detail=False)
+        except FileNotFoundError:
+            return []
+        names = [path.rstrip("/").rpartition("/")[2] for path in found]
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def delete_folder(self, folder: str) -> None:
+        """Take all objects below a folder away; one that is gone is no error."""
+        try:
+            self._fs.rm(self._path(folder), recursive=True)
+        except FileNotFoundError:
+            return
+
     def delete(self, name: str) -> None:
         """Take an object away; one that is gone is no error."""
         try:

@@ -7,6 +7,7 @@
     ROOT/jobs/7/attempts/3/files/…             what the job folder holds for people, under its name there
     ROOT/jobs/7/attempts/3/checkpoints/….tar   complete checkpoints
     ROOT/jobs/7/attempts/3/beat                the trainer's last sign of life, seconds since the epoch
+    ROOT/jobs/7/attempts/3/trainer.log         the end of the log, that of earlier attempts before it
 
 Each attempt writes under its own number only, and reads what `begin.json` names: what an earlier one that lost its job
 still writes is read by nobody, however late it comes.
@@ -19,7 +20,9 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict
 
 from trainer.protocol.attempt import ATTEMPT_FILE
+from trainer.protocol.order import LOG_FILE
 
+JOBS_FOLDER = "jobs"
 EVENTS_FOLDER, FILES_FOLDER, CHECKPOINTS_FOLDER = "events", "files", "checkpoints"
 #: Argument of a trainer's command line in whose place its job folder on the node is put.
 JOB_DIR_ARGUMENT = "JOB_DIR"
@@ -40,6 +43,16 @@ class Begin(BaseModel):
     files: tuple[str, ...] = ()
 
 
+def attempts_of(job_id: int) -> str:
+    """The folder of all attempts at a job."""
+    return f"{job_folder(job_id)}/attempts"
+
+
+def job_folder(job_id: int) -> str:
+    """The folder of all that a job has in the store, but its datasets."""
+    return f"{JOBS_FOLDER}/{job_id}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class JobPlace:
     """The names of one attempt at one job."""
@@ -49,11 +62,11 @@ class JobPlace:
 
     @property
     def fence(self) -> str:
-        return f"jobs/{self.job_id}/{ATTEMPT_FILE}"
+        return f"{job_folder(self.job_id)}/{ATTEMPT_FILE}"
 
     @property
     def folder(self) -> str:
-        return f"jobs/{self.job_id}/attempts/{self.attempt}"
+        return f"{attempts_of(self.job_id)}/{self.attempt}"
 
     @property
     def begin(self) -> str:
@@ -62,6 +75,10 @@ class JobPlace:
     @property
     def beat(self) -> str:
         return f"{self.folder}/beat"
+
+    @property
+    def log(self) -> str:
+        return f"{self.folder}/{LOG_FILE}"
 
     @property
     def events(self) -> str:

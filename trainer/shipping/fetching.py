@@ -10,6 +10,7 @@ from trainer.errors import TrainerError
 from trainer.event_file import EVENTS_FILE
 from trainer.protocol.attempt import write_attempt
 from trainer.protocol.objects import Objects
+from trainer.protocol.order import LOG_FILE
 from trainer.protocol.places import write_places
 from trainer.protocol.store import Begin, JobPlace, first_byte
 
@@ -45,6 +46,8 @@ def fetch(objects: Objects, place: JobPlace, scratch: Path) -> Fetched:
     write_attempt(job_dir, place.attempt)
     _fetch_files(objects, begin.files, job_dir)
     _fetch_events(objects, place, job_dir)
+    if (log := objects.read(place.log)) is not None:
+        (job_dir / LOG_FILE).write_bytes(log)
     checkpoints = {PurePosixPath(name).stem: name for name in begin.checkpoints}
     for step, name in checkpoints.items():
         (job_dir / "checkpoints").mkdir(exist_ok=True)

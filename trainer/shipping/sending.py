@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -18,7 +20,9 @@ from trainer.errors import FencedError
 from trainer.event_file import EVENTS_FILE
 from trainer.protocol.attempt import ATTEMPT_FILE, HEARTBEAT_FILE, Attempt
 from trainer.protocol.events import LastWord, parse_event
+from trainer.protocol.log_file import read_tail
 from trainer.protocol.objects import Objects
+from trainer.protocol.order import LOG_FILE
 from trainer.protocol.process import PROCESS_FILE
 from trainer.protocol.store import JobPlace
 from trainer.shipping.fetching import Fetched
@@ -27,13 +31,22 @@ log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 #: What is sent in another way, or means something on this machine only.
-_OWN_WAY = {CHECKPOINTS, EVENTS_FILE, ATTEMPT_FILE, HEARTBEAT_FILE, PROCESS_FILE, "spec.json", "lock"}
+_OWN_WAY = {CHECKPOINTS, EVENTS_FILE, ATTEMPT_FILE, HEARTBEAT_FILE, PROCESS_FILE, LOG_FILE, "spec.json", "lock"}
+#: Between two sendings of the log, whose end is one object. So much of it is lost with the machine.
+LOG_INTERVAL_S = 10.0
 
 
 class Sender:
     """Sends what is new in a job folder; each call of `send` is one round. It remembers what is there already."""
 
-    def __init__(self, objects: Objects, place: JobPlace, fetched: Fetched) -> None:
+    def __init__(
+        self,
+        objects: Objects,
+        place: JobPlace,
+        fetched: Fetched,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._objects = objects
         self._place = place
         self._job_dir = fetched.job_dir
@@ -43,10 +56,12 @@ class Sender:
         self._checkpoints = {
             name: (held_in, _written_at(self._folder(name))) for name, held_in in fetched.checkpoints.items()
         }
-        self._beat: float | None = None
+        self._monotonic = monotonic
+        self._log_bytes = self._size_of_log()
+        self._log_sent_at = monotonic()
 
-    def send(self) -> None:
-        """Send all that is new.
+    def send(self, *, is_last: bool = False) -> None:
+        """Send all that is new; the log now and then, and with the last round.
 
         Raises:
             FencedError: the job belongs to another attempt; nothing was sent.
@@ -59,8 +74,9 @@ class Sender:
         self._send_files()
         self._send_events(said)
         self._send_checkpoints(complete)
+        if is_last or self._monotonic() - self._log_sent_at >= LOG_INTERVAL_S:
+            self._send_log()
         self._send_events(last_word)
-        self._send_beat()
 
     def _check_fence(self) -> None:
         content = self._objects.read(self._place.fence)
@@ -92,6 +108,19 @@ class Sender:
                 # Written anew or taken away in this moment: the next round sees what became of it.
                 continue
             self._files[name] = seen
+
+    def _send_log(self) -> None:
+        self._log_sent_at = self._monotonic()
+        size = self._size_of_log()
+        if size != self._log_bytes:
+            self._objects.write(self._place.log, read_tail(self._job_dir / LOG_FILE))
+            self._log_bytes = size
+
+    def _size_of_log(self) -> int:
+        try:
+            return (self._job_dir / LOG_FILE).stat().st_size
+        except FileNotFoundError:
+            return 0
 
     def _look_at_files(self) -> list[tuple[str, tuple[int, int]]]:
         """Files for people, with size and time of their last change."""
@@ -136,15 +165,6 @@ class Sender:
         # Only now: until a newer one was there, the older ones were needed.
         for name in set(self._checkpoints) - set(self._complete_checkpoints()):
             self._objects.delete(self._checkpoints.pop(name)[0])
-
-    def _send_beat(self) -> None:
-        try:
-            beat = (self._job_dir / HEARTBEAT_FILE).stat().st_mtime
-        except FileNotFoundError:
-            return
-        if beat != self._beat:
-            self._objects.write(self._place.beat, repr(beat).encode())
-            self._beat = beat
 
 
 def _written_at(folder: Path) -> int | None:

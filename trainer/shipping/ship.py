@@ -13,6 +13,7 @@ from trainer.protocol.events import EXIT_FENCED
 from trainer.protocol.objects import Objects
 from trainer.protocol.order import LOG_FILE
 from trainer.protocol.store import JOB_DIR_ARGUMENT, JobPlace
+from trainer.shipping.beating import Beating
 from trainer.shipping.child import Child
 from trainer.shipping.fetching import fetch
 from trainer.shipping.sending import Sender
@@ -41,9 +42,10 @@ def ship(
     argv = [str(fetched.job_dir) if word == JOB_DIR_ARGUMENT else word for word in command]
     child = Child(argv, environment=fetched.environment, log_file=fetched.job_dir / LOG_FILE)
     try:
-        while not child.wait(interval_s):
-            _send(sender)
-        return _send_the_rest(sender, child)
+        with Beating(objects, place, fetched.job_dir, lambda: child.status is not None):
+            while not child.wait(interval_s):
+                _send(sender)
+            return _send_the_rest(sender, child)
     except FencedError as error:
         log.warning("%s", error)
         # The trainer looks at it before it says or saves anything.
@@ -63,7 +65,7 @@ def _send_the_rest(sender: Sender, child: Child) -> int:
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
-            sender.send()
+            sender.send(is_last=True)
         except OSError as error:
             if time.monotonic() > deadline:
                 raise

@@ -68,6 +68,7 @@ def train(reporter: Reporter, plan: dict[str, object], options: argparse.Namespa
         (job_dir / "charts").mkdir(exist_ok=True)
         (job_dir / "charts" / f"{epoch}.png").write_text(f"chart of epoch {epoch}")
         save(job_dir, epoch)
+        sys.stderr.write(f"attempt {options.attempt} printed this in epoch {epoch}\n")
         say(reporter, fakes.epoch_ended(1, epoch), chart=f"charts/{epoch}.png")
     (job_dir / "output").mkdir(exist_ok=True)
     (job_dir / "output" / "comparison.png").write_text(os.environ.get("DARKROOM_DATASETS", ""))

@@ -18,6 +18,7 @@ from tests.bot.runners.conftest import Bench, Listener, everywhere, make_bench, 
 from tests.trainer.conftest import SMALL, draw_pictures
 from trainer.dataset.prepare import prepare
 from trainer.protocol.events import Event, Exported, Finished, Started, Stopped
+from trainer.protocol.order import LOG_FILE
 from trainer.protocol.spec import make_spec
 
 
@@ -27,6 +28,11 @@ def numbers(events: list[Event]) -> list[int]:
 
 def assert_nothing_missed_or_repeated(events: list[Event]) -> None:
     assert numbers(events) == list(range(1, len(events) + 1))
+
+
+def printed(job_dir: Path) -> list[str]:
+    """What the trainer itself printed."""
+    return [line for line in (job_dir / LOG_FILE).read_text().splitlines() if "printed this" in line]
 
 
 @everywhere
@@ -39,6 +45,7 @@ async def test_a_training_is_heard_from_its_first_to_its_last_word(bench: Bench)
     assert [event.type for event in heard.events] == ["started", *["epoch_ended"] * 3, "finished"]
     assert_nothing_missed_or_repeated(heard.events)
     assert {event.attempt for event in heard.events} == {1}
+    assert printed(launch.job_dir) == [f"attempt 1 printed this in epoch {epoch}" for epoch in (1, 2, 3)]
     beat = await runner.last_beat(handle, launch.job_dir)
     assert beat is not None
     assert abs(beat - time.time()) < 60
@@ -131,6 +138,9 @@ async def test_one_that_dies_without_a_word_is_gone_and_the_next_goes_on(bench: 
     handle = await runner.launch(bench.launch(attempt=2))
     await heard.until_gone(runner, handle)
     assert [event.resumed_from_step for event in heard.events if isinstance(event, Started)] == [0, 10]
+    assert printed(launch.job_dir) == [
+        f"attempt {1 if epoch == 1 else 2} printed this in epoch {epoch}" for epoch in (1, 2, 3)
+    ]
     assert isinstance(heard.events[-1], Finished)
     assert_nothing_missed_or_repeated(heard.events)
 
@@ -218,6 +228,7 @@ async def test_jobs_whose_nodes_are_lost_go_on_on_others(
         started_at = time.monotonic()
         for bench, (handle, heard) in zip(benches, starts, strict=True):
             await heard.until_gone(bench.runner(), handle, within_s=30, status=Status.CUT_OFF)
+            assert "Job supervisor actor died" in (heard.job_dir / LOG_FILE).read_text()
         assert time.monotonic() - started_at < 30
     finally:
         for _ in nodes:
@@ -243,6 +254,8 @@ async def goes_on(bench: Bench, heard: Listener) -> None:
     steps = [event.resumed_from_step for event in heard.events if isinstance(event, Started)]
     assert len(steps) == 2
     assert steps[1] > 0
+    log = (heard.job_dir / LOG_FILE).read_text()
+    assert log.index("Job supervisor actor died") < log.index("attempt 2 printed this")
     assert isinstance(heard.events[-1], Finished)
     assert_nothing_missed_or_repeated(heard.events)
 
@@ -314,6 +327,7 @@ async def test_a_real_training_goes_through_the_store(store_bench: Bench) -> Non
     assert all((launch.job_dir / event.path).exists() for event in exported)
     assert word.report is not None
     assert (launch.job_dir / word.report).stat().st_size > 0
+    assert "finished: best epoch" in (launch.job_dir / LOG_FILE).read_text()
     assert not (launch.job_dir / "checkpoints").exists()
     packed = sorted((store_bench.folder / "store").rglob("checkpoints/*.tar"))
     assert packed, "the next attempt could not go on"

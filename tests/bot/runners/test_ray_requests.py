@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 
-from bot.config import RaySettings
+from bot.config import QueueSettings, RaySettings
+from bot.db import Database
 from bot.errors import LaunchFailed, RunnerUnreachable
+from bot.queue import Dispatcher, JobStore, State
+from bot.queue.rules import MAX_EXCUSED
 from bot.runners import Handle, Launch, Status
 from bot.runners.ray import RayRunner
+from bot.runners.ray_words import without_secrets
+from tests.bot.conftest import Submit
+from trainer.protocol.order import LOG_FILE
 from trainer.protocol.places import DATASETS_ENV, read_places
 from trainer.protocol.spec import make_spec
 
@@ -30,6 +36,10 @@ class Head:
         self.says: dict[str, Any] = {"status": "RUNNING"}
         self.nodes: list[dict[str, Any]] = [_NODE]
         self.is_ill = False
+        #: What a job printed; None: its machine is gone.
+        self.printed: str | None = None
+        #: It goes away itself when it is asked for that.
+        self.drops_logs = False
         self.address = ""
 
     async def submit(self, request: web.Request) -> web.Response:
@@ -52,6 +62,14 @@ class Head:
         self.stopped.append(request.match_info["id"])
         return web.json_response({"stopped": True})
 
+    async def logs(self, request: web.Request) -> web.Response:
+        if self.drops_logs:
+            assert request.transport is not None
+            request.transport.abort()
+        if self.printed is None:
+            return web.Response(status=500, text="Traceback\naiohttp.ClientConnectorError: Cannot connect")
+        return web.json_response({"logs": self.printed})
+
     async def list_nodes(self, request: web.Request) -> web.Response:
         return web.json_response({"data": {"result": {"result": self.nodes}}})
 
@@ -62,6 +80,7 @@ async def head() -> AsyncIterator[Head]:
     app.router.add_post("/api/jobs/", head.submit)
     app.router.add_get("/api/jobs/{id}", head.job)
     app.router.add_post("/api/jobs/{id}/stop", head.stop)
+    app.router.add_get("/api/jobs/{id}/logs", head.logs)
     app.router.add_get("/api/v0/nodes", head.list_nodes)
     runner = web.AppRunner(app)
     await runner.setup()
@@ -73,11 +92,11 @@ async def head() -> AsyncIterator[Head]:
     await runner.cleanup()
 
 
-def make_runner(head: Head, data_dir: Path, **settings: Any) -> RayRunner:
+def make_runner(head: Head, data_dir: Path, env: Mapping[str, str] | None = None, **settings: Any) -> RayRunner:
     return RayRunner(
         RaySettings.model_validate({"address": head.address, "python": "/opt/python", **settings}),
         data_dir=data_dir,
-        env={"HF_HOME": "/models"},
+        env={"HF_HOME": "/models"} if env is None else env,
         stop_grace_s=59.5,
         environ={"RAY_AUTH_TOKEN": "secret"},
     )
@@ -217,3 +236,103 @@ async def test_a_request_that_only_a_lost_machine_could_hold_waits_with_a_warnin
     assert "the most that one has is 0 GPUs, 2 CPUs and 8 GiB of memory" in warning
     with pytest.raises(LaunchFailed, match="no machine of the cluster has that"):
         await runner.launch(make_launch(tmp_path, gpus=8))
+
+
+# -- how a job ended -----------------------------------------------------------------------------------------------
+
+
+async def log_after(
+    head: Head, tmp_path: Path, says: dict[str, Any], env: Mapping[str, str] | None = None, **settings: Any
+) -> str:
+    runner, launch = make_runner(head, tmp_path, env, **settings), make_launch(tmp_path)
+    handle = await runner.launch(launch)
+    (launch.job_dir / LOG_FILE).write_text("printed by the trainer\n")
+    head.says = says
+    for _ in range(2):
+        await runner.poll(handle)
+    return (launch.job_dir / LOG_FILE).read_text()
+
+
+async def test_why_ray_says_that_it_failed_stands_once_at_the_end_of_the_log(head: Head, tmp_path: Path) -> None:
+    says = {"status": "FAILED", "error_type": "JOB_ENTRYPOINT_COMMAND_ERROR", "message": "sh: 1: no such folder"}
+    said = await log_after(head, tmp_path, says)
+    [name] = head.submitted
+    assert said == f"printed by the trainer\n--- Ray about {name} ---\nsh: 1: no such folder\n"
+
+
+async def test_one_that_did_not_fail_leaves_its_log_alone(head: Head, tmp_path: Path) -> None:
+    assert await log_after(head, tmp_path, {"status": "STOPPED", "message": "m"}) == "printed by the trainer\n"
+
+
+@pytest.mark.parametrize(("printed", "kept"), [("the last of it\n", True), (None, False)])
+async def test_after_the_loss_of_a_node_its_output_is_asked_for(
+    head: Head, tmp_path: Path, printed: str | None, kept: bool
+) -> None:
+    head.printed = printed
+    says = {"status": "FAILED", "error_type": "JOB_SUPERVISOR_ACTOR_DIED", "message": "its node has died"}
+    said = await log_after(head, tmp_path, says)
+    assert "its node has died" in said
+    assert ("the last of it" in said) is kept
+
+
+async def test_a_head_that_cannot_say_what_a_job_printed_is_no_reason_to_ask_on(head: Head, tmp_path: Path) -> None:
+    head.drops_logs = True
+    says = {"status": "FAILED", "error_type": "JOB_SUPERVISOR_ACTOR_DIED", "message": "its node has died"}
+    assert "its node has died" in await log_after(head, tmp_path, says)
+
+
+async def test_ray_repeats_no_secrets(head: Head, tmp_path: Path) -> None:
+    words = "cannot set up {'HF_TOKEN': 'hf_abc', 'HF_HOME': '/models'} for ship ftp://me:word@host/store"
+    says = {"status": "FAILED", "message": words}
+    said = await log_after(head, tmp_path, says, {"HF_TOKEN": "hf_abc", "HF_HOME": "/models"})
+    assert "cannot set up {'HF_TOKEN': '***', 'HF_HOME': '/models'} for ship ftp://***@host/store" in said
+
+
+async def test_the_log_is_fetched_from_the_store_now_and_then_and_at_the_end(head: Head, tmp_path: Path) -> None:
+    now = [0.0]
+    runner = make_runner(head, tmp_path, store=f"file://{tmp_path}/store")
+    runner._monotonic = lambda: now[0]
+    launch = make_launch(tmp_path)
+    handle = await runner.launch(launch)
+    [begin] = (tmp_path / "store").rglob("begin.json")
+    shipped, here = begin.with_name(LOG_FILE), launch.job_dir / LOG_FILE
+
+    async def read_after(text: str) -> str:
+        shipped.write_text(text)
+        await runner.poll(handle)
+        return here.read_text()
+
+    assert await read_after("one\n") == "one\n"
+    assert await read_after("two\n") == "one\n"
+    now[0] += 31
+    assert await read_after("two\n") == "two\n"
+    head.says = {"status": "FAILED", "message": "why"}
+    for _ in range(2):
+        said = await read_after("three\n")
+        assert said.startswith("three\n---")
+        assert said.count("why") == 1
+    head.submitted.clear()
+    assert await read_after("four\n") == "four\n"
+
+
+async def test_losses_of_nodes_count_as_no_starts_until_there_were_twenty(
+    head: Head, tmp_path: Path, store: JobStore, submit: Submit, db: Database
+) -> None:
+    await submit()
+    dispatcher = Dispatcher(store, make_runner(head, tmp_path / "data"), settings=QueueSettings(max_attempts=3))
+    head.says = {"status": "FAILED", "error_type": "JOB_SUPERVISOR_ACTOR_DIED", "message": "its node has died"}
+    for _ in range(100):
+        await dispatcher.step()
+        if (await store.get(1)).state.is_end:
+            break
+
+    assert (await store.get(1)).state is State.FAILED
+    row = await db.one("SELECT excused FROM job")
+    assert row is not None
+    assert row["excused"] == MAX_EXCUSED == 20
+    assert len(head.submitted) == MAX_EXCUSED + 3
+
+
+def test_a_switch_with_the_name_of_a_secret_is_none() -> None:
+    env = {"HF_TOKEN_IMPLICIT": "1", "HF_TOKEN": "hf_abcdef"}
+    assert without_secrets("attempt 1 of 11 with hf_abcdef", env) == "attempt 1 of 11 with ***"

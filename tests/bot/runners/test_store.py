@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bot.runners.mirror import Mirror
+from bot.runners.stored import StoredJobs
 from tests.bot import fakes
+from tests.bot.fakes import Clock
 from trainer.errors import FencedError
 from trainer.protocol.events import Event
+from trainer.protocol.log_file import MAX_LOG_BYTES
 from trainer.protocol.objects import Objects
+from trainer.protocol.order import LOG_FILE
 from trainer.protocol.places import read_places
 from trainer.protocol.spec import make_spec
 from trainer.protocol.store import Begin, JobPlace
+from trainer.shipping.beating import Beating
 from trainer.shipping.fetching import Fetched, fetch
-from trainer.shipping.sending import Sender
+from trainer.shipping.sending import LOG_INTERVAL_S, Sender
 
 FIRST, SECOND, THIRD = (JobPlace(job_id=7, attempt=number) for number in (1, 2, 3))
 
@@ -243,14 +249,163 @@ def test_a_name_that_leads_out_of_the_job_folder_is_not_fetched(both: Both, capl
 
 
 def test_the_sign_of_life_comes_through(both: Both) -> None:
-    fetched, sender = both.begin(FIRST)
-    sender.send()
+    fetched, _ = both.begin(FIRST)
+    beating = Beating(both.objects, FIRST, fetched.job_dir, lambda: False)
+    beating.pass_on()
     assert both.mirror.last_beat(FIRST) is None
     draw(fetched, "heartbeat", "")
-    sender.send()
+    beating.pass_on()
     assert both.mirror.last_beat(FIRST) == (fetched.job_dir / "heartbeat").stat().st_mtime
+
+
+def test_while_a_large_checkpoint_is_sent_signs_of_life_come_through(
+    both: Both, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those after the trainer's end, whose own heart has stopped by then."""
+    fetched, sender = both.begin(FIRST)
+    save(fetched, 1)
+    beats: list[float] = []
+    pack = Objects.pack
+
+    def pack_slowly(self: Objects, *arguments: Any, **more: Any) -> None:
+        deadline = time.monotonic() + 60
+        while len(beats) < 3 and time.monotonic() < deadline:
+            beat = both.mirror.last_beat(FIRST)
+            if beat is not None and beat not in beats:
+                beats.append(beat)
+            time.sleep(0.01)
+        pack(self, *arguments, **more)
+
+    monkeypatch.setattr(Objects, "pack", pack_slowly)
+    with Beating(both.objects, FIRST, fetched.job_dir, lambda: True, interval_s=0.01):
+        sender.send(is_last=True)
+    assert len(beats) == 3
+    assert beats == sorted(beats)
 
 
 def test_begin_knows_its_own_fields_only() -> None:
     with pytest.raises(ValueError, match="extra"):
         Begin.model_validate({"spec": "", "more": 1})
+
+
+def test_the_log_goes_on_over_the_attempts_and_comes_back(both: Both) -> None:
+    (both.job_dir / LOG_FILE).write_text("said on this machine\n")
+    for place in (FIRST, SECOND):
+        fetched, sender = both.begin(place)
+        with (fetched.job_dir / LOG_FILE).open("a") as file:
+            file.write(f"said by attempt {place.attempt}\n")
+        sender.send(is_last=True)
+        both.mirror.fetch_log(place, both.job_dir)
+
+    said = (both.job_dir / LOG_FILE).read_text()
+    assert said == "said on this machine\nsaid by attempt 1\nsaid by attempt 2\n"
+
+
+def test_what_was_added_to_the_log_here_is_there_in_the_next_attempt(both: Both) -> None:
+    both.begin(FIRST)
+    # Its machine died before it had sent any.
+    both.mirror.fetch_log(FIRST, both.job_dir)
+    (both.job_dir / LOG_FILE).write_text("Ray says why\n")
+    fetched, _ = both.begin(SECOND)
+    assert (fetched.job_dir / LOG_FILE).read_text() == "Ray says why\n"
+
+
+def test_the_log_is_sent_now_and_then_and_only_its_end(both: Both) -> None:
+    clock = Clock()
+    fetched, _ = both.begin(FIRST)
+    sender = Sender(both.objects, FIRST, fetched, monotonic=clock)
+    (fetched.job_dir / LOG_FILE).write_text("first line\n")
+    sender.send()
+    assert both.objects.read(FIRST.log) is None
+    clock.now += LOG_INTERVAL_S
+    sender.send()
+    assert both.objects.read(FIRST.log) == b"first line\n"
+
+    lines = [f"line {number}\n" for number in range(50_000)]
+    (fetched.job_dir / LOG_FILE).write_text("".join(lines))
+    sender.send(is_last=True)
+    kept = both.objects.read(FIRST.log) or b""
+    assert MAX_LOG_BYTES - 20 < len(kept) <= MAX_LOG_BYTES
+    assert "".join(lines).endswith(kept.decode())
+    assert kept.startswith(b"line ")
+    assert LOG_FILE not in {name.rpartition("/")[2] for name in both.objects.names(FIRST.files)}
+
+
+# -- what is left in the store -------------------------------------------------------------------------------------
+
+
+def packed(both: Both) -> list[str]:
+    """Checkpoints in the store, without the names that all of them have."""
+    names = [name for name in both.objects.names("jobs") if name.endswith(".tar")]
+    return [name.removeprefix("jobs/7/attempts/").replace("/checkpoints", "") for name in names]
+
+
+def pack(both: Both, place: JobPlace, *steps: int) -> None:
+    for step in steps:
+        both.objects.write(f"{place.checkpoints}/step-{step:08d}.tar", b"packed")
+
+
+def test_stale_checkpoints_are_those_that_no_next_attempt_begins_with(both: Both) -> None:
+    both.begin(FIRST)
+    pack(both, FIRST, 10, 20)
+    both.mirror.prepare(SECOND, both.job_dir)
+    # It had lost its job, and sent what it saved meanwhile.
+    pack(both, FIRST, 30)
+    pack(both, SECOND, 40)
+    stored = StoredJobs(both.objects)
+    for _ in range(2):
+        stored.delete_stale_checkpoints(7)
+        assert packed(both) == ["1/step-00000010.tar", "1/step-00000020.tar", "2/step-00000040.tar"]
+    both.mirror.prepare(THIRD, both.job_dir)
+    begin = Begin.model_validate_json(both.objects.read(THIRD.begin) or b"")
+    assert len(begin.checkpoints) == 3
+
+
+def test_an_attempt_that_nobody_finished_preparing_is_not_the_last(both: Both) -> None:
+    both.begin(FIRST)
+    pack(both, FIRST, 10)
+    both.objects.write(SECOND.events_from(0), b"{}\n")
+    StoredJobs(both.objects).delete_stale_checkpoints(7)
+    assert packed(both) == ["1/step-00000010.tar"]
+
+
+def test_all_checkpoints_of_a_job_go_and_nothing_else(both: Both) -> None:
+    both.begin(FIRST)
+    pack(both, FIRST, 10)
+    both.mirror.prepare(SECOND, both.job_dir)
+    pack(both, SECOND, 20)
+    before = set(both.objects.names("jobs"))
+    for _ in range(2):
+        StoredJobs(both.objects).delete_checkpoints(7)
+    assert before - set(both.objects.names("jobs")) == {
+        f"{FIRST.checkpoints}/step-00000010.tar",
+        f"{SECOND.checkpoints}/step-00000020.tar",
+    }
+
+
+def test_all_of_a_job_goes_and_its_dataset_and_other_jobs_stay(both: Both) -> None:
+    both.begin(FIRST)
+    pack(both, FIRST, 10)
+    other = JobPlace(job_id=70, attempt=1)
+    both.objects.write(other.begin, b"{}")
+    stored = StoredJobs(both.objects)
+    assert stored.ids() == {7, 70}
+    for _ in range(2):
+        stored.delete(7)
+    assert stored.ids() == {70}
+    assert both.objects.names("jobs") == [other.begin]
+    assert len(both.objects.names("datasets")) == 1
+
+
+def test_a_store_that_is_no_folder_is_cleared_as_well() -> None:
+    objects = Objects("memory://darkroom-of-a-test")
+    objects.write(FIRST.begin, b"{}")
+    pack_in = f"{FIRST.checkpoints}/step-00000010.tar"
+    objects.write(pack_in, b"packed")
+    stored = StoredJobs(objects)
+    assert stored.ids() == {7}
+    stored.delete_checkpoints(7)
+    assert objects.names("jobs") == [FIRST.begin]
+    for _ in range(2):
+        stored.delete(7)
+    assert stored.ids() == set()
