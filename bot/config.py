@@ -36,6 +36,8 @@ class DiscordSettings(_Frozen):
 
     #: Servers that get the commands; empty: every server that invites the bot.
     guild_ids: tuple[_Snowflake, ...] = ()
+    #: People who may switch the whole machine; empty: who may manage the server, where the bot works in one only.
+    operator_ids: tuple[_Snowflake, ...] = ()
     #: Name of the environment variable that holds the bot's token.
     token_env: str = Field(default="DARKROOM_TOKEN", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     #: Channel for news of no job: digest, disk, GPUs, restarts; 0: they are only logged.
@@ -106,10 +108,23 @@ class QueueSettings(_Frozen):
     retry_pause_s: float = Field(default=30.0, ge=0, le=900)
     #: Time that a stopped training has to save its checkpoint before it is killed.
     stop_grace_s: float = Field(default=60.0, ge=1, le=3600)
-    #: A training that says nothing for this long is noted in the log, and told in the channel.
+    #: A training that says nothing for this long is noted in the log, and told in the channel, with when it is ended.
     silence_s: float = Field(default=900.0, ge=10, le=86_400)
     #: A training whose process gives no sign of life for this long is killed and goes on from its checkpoint.
     heartbeat_timeout_s: float = Field(default=600.0, ge=30, le=86_400)
+    #: A training that says nothing for this long although its process gives signs of life is ended as well; four times
+    #: as long while it loads its model, which may be a download; 0: never. Work that takes long says each minute that
+    #: it goes on, so what must be shorter than this is one micro-batch, or one large file read, hashed or written.
+    hang_timeout_s: float = Field(default=3600.0, ge=0, le=604_800)
+
+    @field_validator("hang_timeout_s")
+    @classmethod
+    def _work_has_time_to_speak(cls, seconds: float) -> float:
+        if 0 < seconds < 600:
+            raise ValueError(
+                f"{seconds:g} s would end trainings that compile or read a model; give 0 (never), or 600 up"
+            )
+        return seconds
 
 
 class PrepareSettings(_Frozen):

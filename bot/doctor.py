@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
@@ -89,6 +89,8 @@ async def examine(
     for finding in check_models(config, environ):
         yield finding
     async for finding in check_trainer(config, environ):
+        yield finding
+    for finding in check_operators(config, config.discord.guild_ids):
         yield finding
     async for finding in check_discord(config, environ, api):
         yield finding
@@ -211,6 +213,15 @@ async def _run(command: tuple[str, ...], environment: Mapping[str, str]) -> tupl
     return process.returncode or 0, output.decode(errors="replace")
 
 
+def check_operators(config: Config, guild_ids: Collection[int]) -> Iterator[Finding]:
+    """Does anybody in Discord switch a machine that works for several servers?"""
+    if len(set(guild_ids)) > 1 and not config.discord.operator_ids:
+        yield note(
+            "the bot works in several servers and discord.operator_ids lists nobody",
+            "/admin pause, drain, resume, slots and storage are refused; `python -m bot queue` works.",
+        )
+
+
 async def check_discord(config: Config, environ: Mapping[str, str], api: str) -> AsyncIterator[Finding]:
     """Is the token there and good, and what may the bot do in each server?"""
     try:
@@ -249,6 +260,9 @@ async def _ask_discord(session: aiohttp.ClientSession, config: Config, api: str)
         guilds: list[dict[str, Any]] = await response.json()
     if not guilds:
         yield wrong("the bot is in no server", f"Invite it: {invite_url(int(me['id']))}")
+    if not config.discord.guild_ids:
+        for finding in check_operators(config, {int(guild["id"]) for guild in guilds}):
+            yield finding
     for guild in guilds:
         yield _guild_finding(guild, int(me["id"]))
     for missing in set(config.discord.guild_ids) - {int(guild["id"]) for guild in guilds}:

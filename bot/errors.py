@@ -23,7 +23,8 @@ DarkroomError
 ├── DraftEnded               a request that waited for "Go on" and no longer does
 ├── NotAllowed               somebody else's job
 │   ├── NotYourDataset
-│   └── NotYourRequest
+│   ├── NotYourRequest
+│   └── NotAnOperator        the whole machine, which is for its operators
 ├── NotFound
 │   ├── NoSuchJob
 │   └── NoSuchDataset
@@ -223,6 +224,22 @@ class NotYourRequest(NotAllowed):
     def __init__(self, *, owner_id: int) -> None:
         self.owner_id = owner_id
         DarkroomError.__init__(self, f"Only <@{owner_id}> can go on with this request. /finetune makes one of yours.")
+
+
+class NotAnOperator(NotAllowed):
+    """The whole machine, which is for its operators; without any, several servers share it and nobody is listed."""
+
+    def __init__(self, *, user_id: int, operator_ids: Sequence[int] = ()) -> None:
+        self.user_id, self.operator_ids = user_id, tuple(operator_ids)
+        if operator_ids:
+            named = ", ".join(f"<@{operator_id}>" for operator_id in operator_ids)
+            said = f"Only its operators can do that: {named}."
+        else:
+            said = (
+                "I do not work for this server alone, and nobody is listed as operator. Whoever runs me lists them in "
+                f"config.toml, below [discord]: `operator_ids = [{user_id}]` would be you. Nothing was changed."
+            )
+        DarkroomError.__init__(self, f"This concerns the whole machine. {said}")
 
 
 class DatasetInUse(DarkroomError):

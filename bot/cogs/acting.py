@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import discord
 
-from bot.cogs.members import allowance_of_member
+from bot.cogs.members import allowance_of_member, require_hours
 from bot.cogs.replies import announce, reply
 from bot.cogs.services import Services, standing_of
 from bot.queue import Job, StopIntent, require_control
-from bot.queue.verbs import Verb
+from bot.queue.verbs import Verb, makes_sense
 from bot.ui.answers import answer, no_samples, shared_post
 from bot.ui.receipts import said
 from trainer.protocol.events import Sampled
@@ -25,7 +25,7 @@ async def act(services: Services, interaction: discord.Interaction, job: Job, ve
 
     Raises:
         NotAllowed: it is somebody else's job.
-        JobRefused: it cannot be queued again.
+        JobRefused: it cannot be queued again, or its owner has no room or no GPU hours left for it.
         NoSuchJob: it is gone.
     """
     user_id = interaction.user.id
@@ -34,13 +34,21 @@ async def act(services: Services, interaction: discord.Interaction, job: Job, ve
         await _share(services, interaction, job)
         return
     if verb is Verb.RETRY:
-        allowance = await allowance_of_member(services, interaction)
-        # Of whoever acts: a manager may retry for somebody whose own line is full.
-        after = await services.jobs.retry(job.id, by=user_id, max_waiting=allowance.max_waiting)
+        after = await _retried(services, interaction, job)
     else:
         after = await _done(services, job, verb, user_id)
     place = await services.jobs.place_in_line(job.id)
     await reply(interaction, said(answer(verb, job, after, place)))
+
+
+async def _retried(services: Services, interaction: discord.Interaction, job: Job) -> Job:
+    # Of whoever acts: a manager may retry for somebody whose own line is full.
+    allowance = await allowance_of_member(services, interaction)
+    # Whatever else it is, there is a better answer than that the week's hours are used.
+    if makes_sense(Verb.RETRY, job):
+        needed_h = await services.limits.needed_h(job.id)
+        await require_hours(services, allowance, needed_h, guild_id=job.guild_id, owner_id=job.owner_id)
+    return await services.jobs.retry(job.id, by=interaction.user.id, max_waiting=allowance.max_waiting)
 
 
 async def _done(services: Services, job: Job, verb: Verb, user_id: int) -> Job:

@@ -1,4 +1,4 @@
-"""`/admin`: for those who may manage the server; Discord hides it from others, and each use is checked here too."""
+"""`/admin`: the machine for its operators, one server for those who manage it; each use is checked here anew."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pydantic import ValidationError
 
 from bot.cogs import failures
 from bot.cogs.finding import found_job, job_choices
+from bot.cogs.operators import is_operator, require_manager, require_operator
 from bot.cogs.replies import reply
 from bot.cogs.services import Services
-from bot.errors import JobRefused
+from bot.errors import JobRefused, NotAnOperator
 from bot.queue import HaltKind, Priority, State
 from bot.queue.limits import RoleLimit
 from bot.queue.retention import Plan
@@ -48,14 +49,9 @@ else:
     Hours = app_commands.Range[float, 0, 10_000]
 
 
-def require_manager(interaction: discord.Interaction) -> None:
-    """Nothing, if whoever acts may manage the server.
-
-    Raises:
-        MissingPermissions: they may not.
-    """
-    if not interaction.permissions.manage_guild:
-        raise app_commands.MissingPermissions(["manage_guild"])
+#: Verbs that change and show one server's own, and `health`, which changes nothing and shows numbers only. Every other
+#: verb is about the machine, which all servers share.
+_OF_ONE_SERVER = frozenset({"bump", "limits", "audit", "health"})
 
 
 @app_commands.guild_only()
@@ -69,8 +65,20 @@ class Admin(commands.GroupCog, group_name="admin", group_description="Run the ma
         self._services = services
 
     async def interaction_check(self, interaction: discord.Interaction, /) -> bool:
-        require_manager(interaction)
+        assert interaction.command is not None
+        _, verb, *_ = interaction.command.qualified_name.split()
+        if verb in _OF_ONE_SERVER:
+            require_manager(interaction)
+        else:
+            try:
+                self._require_operator(interaction)
+            except NotAnOperator as error:
+                # Of what a check raises, discord.py hands on its own errors only.
+                raise app_commands.CheckFailure(str(error)) from error
         return True
+
+    def _require_operator(self, interaction: discord.Interaction) -> None:
+        require_operator(interaction, self._services.config.discord)
 
     # -- the main switch ------------------------------------------------------------------------------------------
 
@@ -134,7 +142,10 @@ class Admin(commands.GroupCog, group_name="admin", group_description="Run the ma
         return "" if is_changed else "There is no such slot, or it stood like that already; nothing was changed."
 
     @slots.autocomplete("slot")
-    async def choose_slot(self, _: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
+    async def choose_slot(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
+        # What is typed is not checked by `interaction_check`.
+        if not is_operator(interaction, self._services.config.discord):
+            return []
         slots = await self._services.jobs.slots.all(with_unused=True)
         found = [slot for slot in slots if typed.lower() in slot.name.lower()]
         return [app_commands.Choice(name=slot_choice(slot), value=slot.id) for slot in found[:25]]
@@ -217,7 +228,7 @@ class Admin(commands.GroupCog, group_name="admin", group_description="Run the ma
     @commands.Cog.listener()
     async def on_admin_button(self, interaction: discord.Interaction, verb: str, digest: str) -> None:
         try:
-            require_manager(interaction)
+            self._require_operator(interaction)
             await interaction.response.defer(ephemeral=True, thinking=True)
             await self._delete(interaction, digest, is_confirmed=verb == "delete_now")
         except Exception as error:  # noqa: BLE001 - the edge to Discord: every failure becomes a sentence.

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import discord
 
-from bot.cogs.members import allowance_of_member
+from bot.cogs.members import allowance_of_member, require_hours
+from bot.cogs.replies import reply
 from bot.cogs.services import Services, standing_of
 from bot.cogs.wishes import Wishes, make_spec
 from bot.datasets import Dataset
-from bot.errors import NotYourRequest
+from bot.errors import DarkroomError, DuplicateJob, NotYourRequest
 from bot.queue import Allowance, Draft, NewJob, State
 from bot.queue.duplicates import fingerprint
-from bot.queue.limits import require_budget, require_gpus, require_priority
+from bot.queue.estimates import Estimate
+from bot.queue.limits import require_gpus, require_priority
 from bot.ui.datasets import Shown, report_card
+from bot.ui.duplicates import duplicate_notice
 from bot.ui.layout import MessageContent
 from bot.ui.receipts import receipt, said
-from trainer.protocol.spec import Spec
+from trainer.protocol.spec import Spec, SpecError
 
 
 async def dataset_card(
@@ -28,11 +31,12 @@ async def dataset_card(
     note: str = "",
 ) -> MessageContent:
     """The report card of a dataset, with the request that waits for it if there is one."""
-    spec, estimate = None, None
+    spec, study, estimate = None, None, None
     if draft is not None:
         wishes = Wishes.from_json(draft.wishes)
         spec = await _spec(services, interaction, wishes, dataset)
-        estimate = await services.estimates.of(spec, dataset.counts, wishes.gpus or 1)
+        study = wishes.study_order
+        estimate = await _estimate(services, wishes, spec, dataset)
     shown = Shown(
         dataset=dataset,
         report=await services.datasets.report(dataset),
@@ -41,6 +45,7 @@ async def dataset_card(
         note=note,
         draft_id=None if draft is None else draft.id,
         spec=spec,
+        study=study,
         estimate=estimate,
     )
     return report_card(shown)
@@ -80,18 +85,36 @@ async def queue(
     return receipt(job, standing, await services.datasets.report(dataset))
 
 
+async def queue_at_once(services: Services, interaction: discord.Interaction, draft: Draft) -> None:
+    """Queue the job of a draft that nobody is to confirm, and tell whoever acts; a duplicate waits for "Queue anyway".
+
+    Raises:
+        DarkroomError, SpecError: it cannot be queued; the draft is forgotten.
+    """
+    try:
+        await reply(interaction, await queue(services, interaction, draft.id))
+    except DuplicateJob as error:
+        # The draft stays, for "Queue anyway".
+        await reply(interaction, duplicate_notice(error, draft))
+    except (DarkroomError, SpecError):
+        # It was to go at once or not at all: it must not wait for a "Go on" that nobody is asked for.
+        await services.drafts.cancel(draft.id, by=interaction.user.id)
+        raise
+
+
 async def _new_job(services: Services, interaction: discord.Interaction, draft: Draft, *, may_repeat: bool) -> NewJob:
     """The job of a draft, within what its owner may ask for at this moment."""
     wishes = Wishes.from_json(draft.wishes)
     allowance = await require_order(services, interaction, wishes)
     dataset = await services.datasets.apply(draft.dataset_id)
     spec = await _spec(services, interaction, wishes, dataset)
-    gpus = wishes.gpus or 1
-    estimate = await services.estimates.of(spec, dataset.counts, gpus)
-    budget = await services.limits.budget(
-        draft.guild_id, draft.owner_id, allowance.gpu_hours_per_week, zone=services.config.windows.zone
-    )
-    require_budget(budget, None if estimate is None else gpus * estimate.seconds / 3600)
+    study = wishes.study_order
+    gpus = _gpus(wishes)
+    estimate = await _estimate(services, wishes, spec, dataset)
+    needed_h = None if estimate is None else gpus * estimate.seconds / 3600
+    await require_hours(services, allowance, needed_h, guild_id=draft.guild_id, owner_id=draft.owner_id)
+    if study is not None:
+        await services.studies.check(spec, study)
     return NewJob(
         interaction_id=draft.interaction_id,
         guild_id=draft.guild_id,
@@ -104,10 +127,23 @@ async def _new_job(services: Services, interaction: discord.Interaction, draft: 
         run_after=wishes.run_after or 0.0,
         max_running=allowance.max_running,
         max_waiting=allowance.max_waiting,
-        fingerprint=fingerprint(spec, (await services.datasets.report(dataset)).digest),
+        fingerprint=fingerprint(spec, (await services.datasets.report(dataset)).digest, study=study),
         may_repeat=may_repeat,
         estimate_s=None if estimate is None else estimate.seconds,
+        study=wishes.study,
     )
+
+
+def _gpus(wishes: Wishes) -> int:
+    """Slots that it needs itself; a study leaves them to its runs."""
+    return 0 if wishes.study is not None else wishes.gpus or 1
+
+
+async def _estimate(services: Services, wishes: Wishes, spec: Spec, dataset: Dataset) -> Estimate | None:
+    if wishes.study is not None:
+        # Nobody can say: how many of its runs are ended early is what it finds out.
+        return None
+    return await services.estimates.of(spec, dataset.counts, _gpus(wishes))
 
 
 async def _spec(services: Services, interaction: discord.Interaction, wishes: Wishes, dataset: Dataset) -> Spec:

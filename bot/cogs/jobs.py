@@ -37,9 +37,8 @@ class Jobs(commands.GroupCog, group_name="job", group_description="Look at train
     @app_commands.command(name="list", description="The newest trainings of this server.")
     async def list_jobs(self, interaction: discord.Interaction) -> None:
         assert interaction.guild_id is not None
-        await reply(
-            interaction, job_list("Newest trainings", await self._services.jobs.recent(interaction.guild_id, 15))
-        )
+        jobs = await self._services.jobs.recent(interaction.guild_id, 15)
+        await reply(interaction, job_list("Newest trainings", jobs, datetime.now(UTC)))
 
     @app_commands.command(description="Each start of a training, and who changed what.")
     @app_commands.describe(**_WHICH)

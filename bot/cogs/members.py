@@ -1,4 +1,4 @@
-"""Whoever acts, as the limits see them."""
+"""Whoever acts, as the limits see them, and what they may ask for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import discord
 
 from bot.cogs.services import Services
 from bot.queue import Allowance
+from bot.queue.limits import require_budget
 
 
 async def allowance_of_member(services: Services, interaction: discord.Interaction) -> Allowance:
@@ -13,3 +14,15 @@ async def allowance_of_member(services: Services, interaction: discord.Interacti
     assert interaction.guild_id is not None
     role_ids = {role.id for role in getattr(interaction.user, "roles", ())}
     return await services.limits.allowance(interaction.guild_id, role_ids)
+
+
+async def require_hours(
+    services: Services, allowance: Allowance, needed_h: float | None, *, guild_id: int, owner_id: int
+) -> None:
+    """Nothing, if this week's GPU hours of a job's owner leave room for it; None: nobody knows what it needs.
+
+    Raises:
+        OverBudget: they do not.
+    """
+    zone = services.config.windows.zone
+    require_budget(await services.limits.budget(guild_id, owner_id, allowance.gpu_hours_per_week, zone=zone), needed_h)

@@ -9,18 +9,13 @@ from discord import app_commands
 from discord.ext import commands
 
 from bot.cogs.choices import base_choices, preset_choices
+from bot.cogs.drafts import queue_at_once
 from bot.cogs.finetune import Epochs, Name, Rate, Seed, require_permissions
 from bot.cogs.intake import choices_of
-from bot.cogs.members import allowance_of_member
-from bot.cogs.replies import reply
-from bot.cogs.services import Services, standing_of
-from bot.cogs.wishes import Wishes, make_spec
+from bot.cogs.services import Services
+from bot.cogs.wishes import Wishes
 from bot.errors import JobRefused
-from bot.queue import NewJob
-from bot.queue.limits import require_budget
-from bot.ui.receipts import receipt
 from trainer.protocol.presets import presets
-from trainer.protocol.spec import Spec
 from trainer.protocol.study import CompareOrder, KfoldOrder, StudyOrder, StudyOrderError, make_study_order
 
 if TYPE_CHECKING:
@@ -62,8 +57,9 @@ class Studies(commands.GroupCog, group_name="study", group_description="Cross-va
         seed: Seed | None = None,
         folds: Folds = 5,
     ) -> None:
-        wishes = _wishes(preset=preset, base=base, name=name, epochs=epochs, lr=lr, seed=seed)
-        await self._submit(interaction, from_dataset, wishes, KfoldOrder(folds=folds))
+        order = KfoldOrder(folds=folds)
+        wishes = _wishes(order, preset=preset, base=base, name=name, epochs=epochs, lr=lr, seed=seed)
+        await self._submit(interaction, from_dataset, wishes)
 
     @app_commands.command(description="A run for each combination of settings; the worse are ended early.")
     @app_commands.describe(
@@ -84,51 +80,24 @@ class Studies(commands.GroupCog, group_name="study", group_description="Cross-va
         seed: Seed | None = None,
         finish: bool = True,
     ) -> None:
-        wishes = _wishes(preset=preset, base=base, name=name, epochs=epochs, lr=lr, seed=seed)
-        await self._submit(interaction, from_dataset, wishes, compare_order(vary, finishes=finish))
+        order = compare_order(vary, finishes=finish)
+        wishes = _wishes(order, preset=preset, base=base, name=name, epochs=epochs, lr=lr, seed=seed)
+        await self._submit(interaction, from_dataset, wishes)
 
-    async def _submit(
-        self, interaction: discord.Interaction, from_dataset: str, wishes: Wishes, order: StudyOrder
-    ) -> None:
+    async def _submit(self, interaction: discord.Interaction, from_dataset: str, wishes: Wishes) -> None:
         await interaction.response.defer(ephemeral=True, thinking=True)
         require_permissions(interaction)
         assert interaction.guild_id is not None
-        services = self._services
-        dataset = await services.datasets.named(interaction.guild_id, from_dataset)
-        dataset = await services.datasets.apply(dataset.id)
-        allowance = await allowance_of_member(services, interaction)
-        spec: Spec = make_spec(
-            wishes,
-            services.config,
-            dataset_name=dataset.name,
-            folder=str(dataset.folder),
-            max_epochs=allowance.max_epochs,
+        dataset = await self._services.datasets.named(interaction.guild_id, from_dataset)
+        draft = await self._services.drafts.keep(
+            interaction_id=interaction.id,
+            guild_id=interaction.guild_id,
+            channel_id=interaction.channel_id or 0,
+            owner_id=interaction.user.id,
+            dataset_id=dataset.id,
+            wishes=wishes.to_json(),
         )
-        budget = await services.limits.budget(
-            interaction.guild_id,
-            interaction.user.id,
-            allowance.gpu_hours_per_week,
-            zone=services.config.windows.zone,
-        )
-        # How long a study takes nobody can say: how many of its runs are ended early is what it finds out.
-        require_budget(budget, None)
-        await services.studies.check(spec, order)
-        job = await services.jobs.submit(
-            NewJob(
-                interaction_id=interaction.id,
-                guild_id=interaction.guild_id,
-                channel_id=interaction.channel_id or 0,
-                owner_id=interaction.user.id,
-                dataset_id=dataset.id,
-                spec=spec,
-                gpus=0,
-                max_running=allowance.max_running,
-                max_waiting=allowance.max_waiting,
-                study=order.model_dump_json(),
-            )
-        )
-        standing = await standing_of(job, services, interaction.client)
-        await reply(interaction, receipt(job, standing, await services.datasets.report(dataset)))
+        await queue_at_once(self._services, interaction, draft)
 
     @kfold.autocomplete("from_dataset")
     @compare.autocomplete("from_dataset")
@@ -162,9 +131,16 @@ def compare_order(vary: str, *, finishes: bool) -> CompareOrder:
 
 
 def _wishes(
-    *, preset: str, base: str | None, name: str | None, epochs: int | None, lr: float | None, seed: int | None
+    order: StudyOrder,
+    *,
+    preset: str,
+    base: str | None,
+    name: str | None,
+    epochs: int | None,
+    lr: float | None,
+    seed: int | None,
 ) -> Wishes:
     return Wishes(
         preset=preset, base=base, name=name, epochs=epochs, lr=lr, rank=None, prompts=None, trigger=None,
-        class_prompt=None, seed=seed, early_stop=None,
+        class_prompt=None, seed=seed, early_stop=None, study=order.model_dump_json(),
     )  # fmt: skip

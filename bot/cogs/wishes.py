@@ -1,4 +1,4 @@
-"""What somebody asked `/finetune` for, and the spec that follows from it."""
+"""What somebody asked `/finetune` or `/study` for, and the spec that follows from it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from bot.errors import JobRefused
 from bot.queue import Priority
 from trainer.protocol.presets import preset_named, spec_from_preset
 from trainer.protocol.spec import Spec
+from trainer.protocol.study import StudyOrder, make_study_order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,8 @@ class Wishes:
     priority: str | None = None
     gpus: int | None = None
     run_after: float | None = None
+    #: `StudyOrder` as JSON, for a study.
+    study: str | None = None
 
     def changes(self) -> dict[str, Any]:
         """The settings to lay over the preset."""
@@ -62,6 +65,10 @@ class Wishes:
     @property
     def order(self) -> Priority:
         return Priority[self.priority.upper()] if self.priority else Priority.NORMAL
+
+    @property
+    def study_order(self) -> StudyOrder | None:
+        return None if self.study is None else make_study_order(json.loads(self.study))
 
     @classmethod
     def from_json(cls, text: str) -> Wishes:

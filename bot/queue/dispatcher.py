@@ -27,9 +27,6 @@ log = logging.getLogger(__name__)
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 
-#: A process that has given no sign of life yet gets so many times as long as one that gave some.
-_PATIENCE_BEFORE_FIRST = 6
-
 
 async def _no_studies(busy: Busy) -> None:
     log.warning("#%d is a study, and nothing here runs studies", busy.job_id)
@@ -132,7 +129,7 @@ class Dispatcher:
         elif busy.state is State.STOPPING:
             await self._stop(busy, busy.handle)
         elif status is Status.RUNNING:
-            await self._wake_the_dead(busy, busy.handle)
+            await self._wake_the_dead(busy, busy.handle, said)
         await self._ingest(busy, said)
 
     async def _bury(self, busy: Busy, handle: Handle, said: EventLines, status: Status) -> None:
@@ -198,12 +195,16 @@ class Dispatcher:
         if abs(self._now() - since) > self._settings.stop_grace_s:
             await self._runner.kill(handle)
 
-    async def _wake_the_dead(self, busy: Busy, handle: Handle) -> None:
-        """Kill a process that lives and gives no sign of it (stopped, or stuck in a driver): it goes on elsewhere."""
-        beat = await self._runner.last_beat(handle, self._store.job_dir(busy))
-        # None: not one yet since it was started. It may be fetching its dataset from a store; it may also be stopped.
-        patience = _PATIENCE_BEFORE_FIRST if beat is None else 1
-        silent_s = self._pulse.silent_s(busy.job_id, busy.attempt, 0.0 if beat is None else beat)
-        if silent_s > self._settings.heartbeat_timeout_s * patience:
-            log.warning("#%d gives no sign of life for %.0f s: killed, to go on", busy.job_id, silent_s)
+    async def _wake_the_dead(self, busy: Busy, handle: Handle, said: EventLines) -> None:
+        """Kill a process that lives and does not get on (stopped, or stuck in a driver): its job goes on in another."""
+        if busy.stop_sent_at is not None:
+            # Killed before, and still there.
             await self._runner.kill(handle)
+            return
+        beat = await self._runner.last_beat(handle, self._store.job_dir(busy))
+        why = self._pulse.why_kill(busy, self._settings, beat=beat, end=said.end)
+        if why is None:
+            return
+        log.warning("#%d is killed, to go on: %s", busy.job_id, why)
+        await self._runner.kill(handle)
+        await self._runs.killed(busy.job_id, busy.attempt, why)

@@ -88,9 +88,9 @@ class DraftStore:
         row = await self._db.one("SELECT * FROM job WHERE id = ? AND wishes IS NOT NULL", (draft_id,))
         is_queued = row is not None and row["spec"] is not None
         if row is None or (not is_queued and row["created_at"] < self._now() - DRAFT_LIFE_S):
-            raise DraftEnded("This request is older than a day and no longer waits. Run /finetune again.")
+            raise DraftEnded("This request is older than a day and no longer waits. Run the command again.")
         if row["state"] == State.CANCELLED and not is_queued:
-            raise DraftEnded("This request was cancelled; nothing was queued. Run /finetune again.")
+            raise DraftEnded("This request was cancelled; nothing was queued. Run the command again.")
         return _draft(row)
 
     async def waiting(self, owner_id: int, dataset_id: int) -> Draft | None:

@@ -38,10 +38,15 @@ FROM attempt INDEXED BY attempt_by_owner
 WHERE owner_id = :owner_id AND started_at >= :monday - {_WEEK_S} AND guild_id = :guild_id
 """
 
-#: GPU seconds that somebody's jobs are believed to need yet.
+#: GPU seconds that a job is believed to need yet; NULL: nobody knows.
+_YET = """gpus * MAX(0, estimate_s - COALESCE((
+    SELECT SUM(COALESCE(ended_at, :now) - started_at) FROM attempt WHERE attempt.job_id = job.id), 0))"""
+
+_NEEDED = f"SELECT {_YET} AS seconds FROM job WHERE id = :id"
+
+#: What somebody's jobs are believed to need yet.
 _PROMISED = f"""
-SELECT COALESCE(SUM(gpus * MAX(0, estimate_s - COALESCE((
-    SELECT SUM(COALESCE(ended_at, :now) - started_at) FROM attempt WHERE attempt.job_id = job.id), 0))), 0) AS seconds
+SELECT COALESCE(SUM({_YET}), 0) AS seconds
 FROM job INDEXED BY job_by_owner
 WHERE owner_id = :owner_id AND state IN {listed(LIVING)} AND guild_id = :guild_id AND estimate_s IS NOT NULL
 """
@@ -204,6 +209,11 @@ class RoleLimits:
         assert used is not None
         assert promised is not None
         return Budget(allowed_h=allowed_h, used_h=used["seconds"] / _HOUR_S, promised_h=promised["seconds"] / _HOUR_S)
+
+    async def needed_h(self, job_id: int) -> float | None:
+        """GPU hours that a job is believed to need yet, its earlier starts taken off; None: nobody knows."""
+        row = await self._db.one(_NEEDED, {"id": job_id, "now": self._now()})
+        return None if row is None or row["seconds"] is None else row["seconds"] / _HOUR_S
 
 
 def _limit_of(row: Any) -> RoleLimit:

@@ -24,9 +24,12 @@ class Busy:
     #: Bytes of events.jsonl that were ingested.
     read_bytes: int
     is_finishing: bool
+    #: When it was told to stop, or was killed because it gave no sign of life or no word.
     stop_sent_at: float | None
     #: When it last said something in this attempt; None: nothing yet.
     heard_at: float | None
+    #: It has said nothing yet, or nothing but that it loads its model.
+    is_loading: bool
     #: Below the folder of all jobs.
     folder: str
     gpus: int
@@ -51,6 +54,7 @@ def busy_of(row: Row) -> Busy:
         is_finishing=bool(row["is_finishing"]),
         stop_sent_at=row["stop_sent_at"],
         heard_at=row["heard_at"],
+        is_loading=row["heard_at"] is None or bool(row["is_loading"]),
         folder=folder_of(row),
         gpus=row["gpus"],
         devices=tuple(row["devices"].split(",")) if row["devices"] else (),

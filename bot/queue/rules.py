@@ -98,21 +98,23 @@ def after_last_word(run: Run, word: LastWord) -> Outcome:
             return _after_stop(run, word)
 
 
-def after_loss(run: Run, why: str | None = None, *, is_cut_off: bool = False) -> Outcome:
+def after_loss(run: Run, why: str | None = None, *, is_cut_off: bool = False, killed: str | None = None) -> Outcome:
     """What follows when a trainer is gone without a last word.
 
-    `why` if it could not even be started; `is_cut_off` if its machine went down under it, which does not count.
+    `why` if it could not even be started; `is_cut_off` if its machine went down under it, which does not count;
+    `killed` is why we killed it, if we did.
     """
     if run.state is State.STOPPING and (settled := _lost_while_stopping(run)):
         return settled
     excused = is_cut_off and run.excused < MAX_EXCUSED
-    happened = (
-        why
-        or f"The training process of #{run.job_id}"
-        f" {'was cut off' if is_cut_off else 'died without a word'} {_where(run)}"
-    )
+    verb, aside = "died without a word", "killed, or the machine lost power"
+    if is_cut_off:
+        verb, aside = "was cut off", "its machine went down"
+    elif killed:
+        verb, aside = "was ended", killed
+    happened = why or f"The training process of #{run.job_id} {verb} {_where(run)}"
     if excused or run.starts < run.max_starts:
-        aside = "" if why else f" ({'its machine went down' if is_cut_off else 'killed, or the machine lost power'})."
+        aside = "" if why else f" ({aside})."
         number = "" if excused else f" (attempt {run.starts + 1} of {run.max_starts})"
         return Outcome(
             state=State.QUEUED,
@@ -122,6 +124,8 @@ def after_loss(run: Run, why: str | None = None, *, is_cut_off: bool = False) ->
             is_excused=excused,
             pause_s=0.0 if excused else _pause_s(run),
         )
+    if killed and not is_cut_off and not why:
+        happened += f" ({killed})"
     times = (
         "" if why else (", the only time that it was started." if run.starts == 1 else f", after {run.starts} starts.")
     )

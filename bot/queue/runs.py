@@ -60,7 +60,8 @@ class Runs:
             if ready is None or free["free"] < ready["gpus"]:
                 return None
         if ready["gpus"] and not ready["is_front"]:
-            await connection.execute_fetchall(sql.SERVE, {"priority": ready["priority"], "turn": ready["turn"]})
+            served = {name: ready[name] for name in ("priority", "owner_id", "turn")}
+            await connection.execute_fetchall(sql.SERVE, served)
         return await first(connection, sql.CLAIM, {**now, "id": ready["id"]})
 
     async def _take_slots(self, connection: Connection, row: Row) -> None:
@@ -78,6 +79,13 @@ class Runs:
     async def stop_sent(self, job_id: int, attempt: int) -> None:
         """Write down that the trainer was told to stop."""
         await self._update("stop_sent_at = :value", job_id, attempt, self._moves.now())
+
+    async def killed(self, job_id: int, attempt: int, why: str) -> None:
+        """Write down that the process was killed, and why, for what is told once it is gone."""
+        async with self._db.transaction() as connection:
+            values = {"id": job_id, "attempt": attempt, "why": why}
+            await connection.execute_fetchall(sql.KILLED_FOR, values)
+        await self.stop_sent(job_id, attempt)
 
     async def ingest(self, job_id: int, attempt: int, events: Sequence[Event], read_bytes: int) -> bool:
         """Write down what a trainer said and how far it was read, with every notice that follows, in one transaction.
@@ -135,7 +143,10 @@ class Runs:
             if row is None:
                 return False
             run = await run_of(connection, row, self._settings)
-            await self._moves.settle(connection, row, after_loss(run, why, is_cut_off=is_cut_off), None)
+            noted = await first(connection, sql.WHY_KILLED, (job_id, attempt))
+            killed = None if noted is None else noted["why"]
+            outcome = after_loss(run, why, is_cut_off=is_cut_off, killed=killed)
+            await self._moves.settle(connection, row, outcome, None)
             crash_point("lost_open")
         crash_point("lost_committed")
         return True

@@ -20,11 +20,11 @@ _ACTIVE = listed(ACTIVE)
 
 #: The one order of the line: interrupted jobs first, then priority, then turns between people (index `job_line`).
 #:
-#: A job gets its `turn` when it is queued: one more than its owner's last of that priority, and no less than the turn
-#: that is being served there (start-time fair queueing, Goyal, Vin and Cheng 1996, with jobs of one size). So
-#: everybody's first comes before anybody's second, whoever comes late is not sent to the end, and the order is a plain
-#: index: claiming, the place in line and the board read the same rows in the same order, whatever the number of jobs.
-#: A study takes no turn, its children do. 0: it is not in line, or was served already (`is_front`).
+#: A job gets its `turn` when it is queued: one more than its owner's last of that priority, in line or served, and no
+#: less than the turn that is being served there (start-time fair queueing, Goyal, Vin and Cheng 1996, with jobs of one
+#: size). So everybody's first comes before anybody's second, whoever comes late is not sent to the end, and the order
+#: is a plain index: claiming, the place in line and the board read the same rows in the same order, whatever the number
+#: of jobs. A study takes no turn, its children do. Out of line it says nothing; what was served stands in `served`.
 ORDER = "is_front DESC, priority DESC, turn, id"
 
 #: May start now, if there is a slot: its time has come, and its owner does not run as many as they may. A pause before
@@ -95,6 +95,11 @@ INSERT INTO attempt (job_id, attempt, guild_id, owner_id, gpus, slots, started_a
 VALUES (:id, :attempt, :guild_id, :owner_id, :gpus, :slots, :now)
 """
 
+#: Why a start that has not ended yet was killed.
+KILLED_FOR = "UPDATE attempt SET why = :why WHERE job_id = :id AND attempt = :attempt AND ended_at IS NULL"
+
+WHY_KILLED = "SELECT why FROM attempt WHERE job_id = ? AND attempt = ?"
+
 END_ATTEMPT = """
 UPDATE attempt SET ended_at = :now, outcome = :outcome, why = :why
 WHERE job_id = :id AND attempt = :attempt AND ended_at IS NULL
@@ -102,19 +107,22 @@ WHERE job_id = :id AND attempt = :attempt AND ended_at IS NULL
 
 
 def _next_turn(owner_id: str, priority: str) -> str:
-    """The turn of a person's next job: one after their last, and no less than what is being served."""
+    """The turn of a person's next job: one after their last in line or served, no less than what is being served."""
     return f"""MAX(
     COALESCE((SELECT MAX(other.turn) FROM job AS other INDEXED BY job_turns
-              WHERE other.owner_id = {owner_id} AND other.priority = {priority} AND other.gpus > 0), 0) + 1,
-    COALESCE((SELECT served.turn FROM served WHERE served.priority = {priority}), 0))"""
+              WHERE other.owner_id = {owner_id} AND other.priority = {priority}
+                AND other.state = 'queued' AND other.gpus > 0 AND NOT other.is_front), 0) + 1,
+    COALESCE((SELECT served.turn FROM served
+              WHERE served.priority = {priority} AND served.owner_id = {owner_id}), 0) + 1,
+    COALESCE((SELECT MAX(served.turn) FROM served WHERE served.priority = {priority}), 0))"""
 
 
 NEXT_TURN = f"SELECT {_next_turn(':owner_id', ':priority')}"
 
-#: The turn that is being served; it never goes back.
+#: What somebody was served never goes back: else a cancel and a Retry, or another priority, would give a turn away.
 SERVE = """
-INSERT INTO served (priority, turn) VALUES (:priority, :turn)
-ON CONFLICT (priority) DO UPDATE SET turn = MAX(turn, excluded.turn)
+INSERT INTO served (priority, owner_id, turn) VALUES (:priority, :owner_id, :turn)
+ON CONFLICT (priority, owner_id) DO UPDATE SET turn = MAX(turn, excluded.turn)
 """
 
 #: Somebody's later jobs move up when one of theirs leaves the line unserved.
@@ -122,9 +130,6 @@ MOVE_UP = """
 UPDATE job SET turn = turn - 1
 WHERE owner_id = :owner_id AND priority = :priority AND gpus > 0 AND turn > :turn AND state = 'queued' AND NOT is_front
 """
-
-#: What becomes of the turn of a job that leaves the line.
-_LEFT = "turn = CASE WHEN is_front THEN turn ELSE 0 END"
 
 SUBMIT = """
 INSERT INTO job (interaction_id, guild_id, channel_id, owner_id, dataset_id, name, spec, state, priority, turn, gpus,
@@ -188,7 +193,9 @@ WHERE id = :id RETURNING *
 BUSY = f"""
 SELECT job.*, (SELECT group_concat(device, ',') FROM (
     SELECT device FROM slot WHERE slot.job_id = job.id AND device != '' ORDER BY position)) AS devices,
-    (SELECT started_at FROM attempt WHERE attempt.job_id = job.id AND attempt.attempt = job.attempt) AS claimed_at
+    (SELECT started_at FROM attempt WHERE attempt.job_id = job.id AND attempt.attempt = job.attempt) AS claimed_at,
+    (SELECT type = 'phase_began' AND json_extract(body, '$.phase') = 'loading' FROM job_event
+        WHERE job_id = job.id AND type IN ('started', 'phase_began') ORDER BY seq DESC LIMIT 1) AS is_loading
 FROM job INDEXED BY job_active WHERE state IN {_ACTIVE} ORDER BY id
 """
 
@@ -202,7 +209,7 @@ _HAS_EPOCH = "EXISTS (SELECT 1 FROM job_event WHERE job_id = job.id AND type = '
 
 #: At once: it waits, is paused, or was never queued. Keeping the best of nothing is a cancel.
 CANCEL_WAITING = f"""
-UPDATE job SET state = 'cancelled', stop_intent = 'cancel', stopped_by = :by, ended_at = :now, {_LEFT}
+UPDATE job SET state = 'cancelled', stop_intent = 'cancel', stopped_by = :by, ended_at = :now
 WHERE id = :id AND state IN ('draft', 'queued', 'paused') AND state IN {states_before(State.CANCELLED)}
   AND (:intent = 'cancel' OR (:intent = 'keep_best' AND NOT {_HAS_EPOCH}))
 RETURNING *
@@ -217,7 +224,7 @@ RETURNING *
 """
 
 PAUSE_QUEUED = f"""
-UPDATE job SET state = 'paused', stop_intent = 'pause', stopped_by = :by, {_LEFT}
+UPDATE job SET state = 'paused', stop_intent = 'pause', stopped_by = :by
 WHERE id = :id AND state = 'queued' AND state IN {states_before(State.PAUSED)} AND :intent = 'pause'
 RETURNING *
 """

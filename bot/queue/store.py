@@ -137,7 +137,7 @@ class JobStore:
         return None if row is None else int(row["place"])
 
     async def events(self, job_id: int) -> tuple[Event, ...]:
-        """Everything that a job's trainer said, `step_done` left out, oldest first."""
+        """Everything that a job's trainer said, `step_done` and `working` left out, oldest first."""
         rows = await self._db.all("SELECT body FROM job_event WHERE job_id = ? ORDER BY seq", (job_id,))
         return tuple(parse_event(row[0]) for row in rows)
 
@@ -178,7 +178,7 @@ class JobStore:
                 await self._require_acceptable(connection, new)
                 row = await self._insert(connection, new, is_draft=row is not None)
             elif row["spec"] is None:
-                raise DraftEnded("This request was cancelled; nothing was queued. Run /finetune again.")
+                raise DraftEnded("This request was cancelled; nothing was queued. Run the command again.")
             crash_point("submit_open")
         crash_point("submit_committed")
         return await self.get(row["id"])

@@ -22,6 +22,7 @@ from trainer.protocol.events import (
     Started,
     StepDone,
     Stopped,
+    Working,
     parse_event,
 )
 
@@ -63,7 +64,7 @@ async def write_down(connection: Connection, outbox: Outbox, row: Row, events: S
     """Insert the events that are new, and put the notices that they cause into the outbox."""
     last_seq: int = row["last_seq"]
     new = [event for event in events if event.seq > last_seq and not _is_fenced(row, event)]
-    kept = [event for event in new if not isinstance(event, StepDone)]
+    kept = [event for event in new if not isinstance(event, StepDone | Working)]
     earlier = await _newest_samples(connection, row["id"]) if kept else []
     for event in kept:
         await connection.execute_fetchall(

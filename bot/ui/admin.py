@@ -114,9 +114,10 @@ def slot_choice(slot: Slot) -> str:
 
 def _slot_line(slot: Slot) -> str:
     memory = "" if slot.memory_bytes is None else f" · {size(slot.memory_bytes)}"
-    use = "free" if slot.job_id is None else f"#{slot.job_id}"
-    off = "" if slot.is_enabled else " · **switched off**"
-    return f"{plain(slot.name, 60)}{memory} · {use}{off}"
+    uses = [] if slot.job_id is None else [f"#{slot.job_id}"]
+    if not slot.is_enabled:
+        uses.append("**switched off**")
+    return f"{plain(slot.name, 60)}{memory} · {' · '.join(uses) or 'free'}"
 
 
 def limits_page(limits: Sequence[RoleLimit], note: str = "") -> MessageContent:

@@ -15,7 +15,7 @@ def duplicate_notice(error: DuplicateJob, draft: Draft) -> MessageContent:
     body = box(
         Colour.NOTE,
         f"Same data and settings as **#{error.job_id}** ({error.state}). Nothing is queued.\n"
-        "-# It would make the same file again. Another seed, other settings or other pictures would not.",
+        "-# It would make the same again. Another seed, other settings or other pictures would not.",
         row(
             button(error.job_id, "open", f"Open #{error.job_id}"),
             dataset_button(draft.dataset_id, "again", "Queue anyway", arg=draft.id, style=discord.ButtonStyle.primary),

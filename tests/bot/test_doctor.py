@@ -17,6 +17,7 @@ from bot.doctor import (
     check_database,
     check_discord,
     check_models,
+    check_operators,
     check_python,
     check_trainer,
 )
@@ -90,6 +91,22 @@ async def test_a_server_that_the_bot_is_not_in_is_told(discord_api: FakeDiscord)
     assert any("not in the server 8" in line for line in await told(TOKEN, discord_api.url, config))
     discord_api.guilds = []
     assert any("the bot is in no server" in line for line in await told(TOKEN, discord_api.url))
+
+
+async def test_several_servers_without_operators_are_worth_knowing(discord_api: FakeDiscord) -> None:
+    several = Config(discord=Config().discord.model_copy(update={"guild_ids": (7, 8)}))
+    listed = Config(discord=several.discord.model_copy(update={"operator_ids": (5,)}))
+    (found,) = check_operators(several, several.discord.guild_ids)
+    assert str(found).startswith("! the bot works in several servers and discord.operator_ids lists nobody")
+    assert not list(check_operators(listed, listed.discord.guild_ids))
+    assert not list(check_operators(Config(), ()))
+    assert not list(check_operators(Config(), (7, 7)))
+    # With no servers in the config, those that invited it.
+    assert not any("operator_ids" in line for line in await told(TOKEN, discord_api.url))
+    discord_api.guilds.append(discord_api.guilds[0] | {"id": "8"})
+    assert any("operator_ids" in line for line in await told(TOKEN, discord_api.url))
+    named = Config(discord=Config().discord.model_copy(update={"guild_ids": (7,)}))
+    assert not any("operator_ids" in line for line in await told(TOKEN, discord_api.url, named))
 
 
 def test_each_model_is_looked_for_where_it_would_come_from(tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ class StrayPress:
     def __init__(self, lab: World, user: Any = None) -> None:
         self.guild_id = lab.channel.guild.id
         self.user = user or lab.ana
+        self.client = lab.env.bot
         self.permissions = discord.Permissions.none()
         self.filesize_limit = 10 * 2**20
         self.response = self

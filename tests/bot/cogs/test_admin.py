@@ -1,11 +1,16 @@
-"""`/admin`: the main switch, bumps, slots, limits and storage, for those who may manage the server and nobody else."""
+"""`/admin`: the main switch, bumps, slots, limits and storage, for those whom they concern and nobody else."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import discord
 
 from bot.queue import HaltKind, Priority, Slot, State
 from bot.queue.retention import Deletion, Plan, Totals, What
@@ -14,17 +19,22 @@ from tests.bot.cogs.room import StrayPress, buttons, press
 from tests.bot.cogs.test_buttons import SLOW, start, state
 from tests.bot.cogs.test_job_commands import boss
 
-COMMANDS: tuple[tuple[str, dict[str, Any]], ...] = (
+#: Of the whole machine.
+MACHINE: tuple[tuple[str, dict[str, Any]], ...] = (
     ("admin pause", {}),
     ("admin drain", {}),
     ("admin resume", {}),
-    ("admin bump", {"id": "1"}),
     ("admin slots", {}),
+    ("admin storage", {}),
+)
+#: Of one server.
+SERVER: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("admin bump", {"id": "1"}),
     ("admin limits list", {}),
     ("admin audit", {}),
     ("admin health", {}),
-    ("admin storage", {}),
 )
+COMMANDS = MACHINE + SERVER
 
 
 async def test_nobody_else_may_even_if_they_see_it(data_dir: Path) -> None:
@@ -139,6 +149,13 @@ async def test_health_is_told(data_dir: Path) -> None:
         assert answer(await boss(lab).slash(lab.channel, "admin health"))
 
 
+def serve(lab: World, **services: Any) -> None:
+    """Other services for `/admin`."""
+    client: Any = lab.env.bot
+    admin = client.get_cog("Admin")
+    admin._services = dataclasses.replace(admin._services, **services)
+
+
 class Disk:
     """A plan that a test sets, and what was freed by it."""
 
@@ -157,10 +174,8 @@ class Disk:
 
 def with_disk(lab: World) -> Disk:
     disk = Disk()
-    client: Any = lab.env.bot
     storage: Any = disk
-    admin = client.get_cog("Admin")
-    admin._services = dataclasses.replace(lab.app.services, storage=storage, free=disk.free)
+    serve(lab, storage=storage, free=disk.free)
     return disk
 
 
@@ -194,10 +209,104 @@ async def test_a_strangers_press_deletes_nothing(data_dir: Path) -> None:
     async with world(data_dir) as lab:
         disk = with_disk(lab)
         shown = await boss(lab).slash(lab.channel, "admin storage")
-        stray = StrayPress(lab)
-        client: Any = lab.env.bot
-        digest = next(iter(buttons(shown.response.message).values())).rpartition(":")[2]
-        client.dispatch("admin_button", stray, "delete_now", digest)
-        await lab.until(lambda: bool(stray.told))
-        assert "You lack the permission" in stray.told[0]
+        assert "You lack the permission" in await press_astray(lab, StrayPress(lab), shown)
         assert disk.freed == []
+
+
+async def press_astray(lab: World, stray: StrayPress, shown: Any) -> str:
+    """Confirm, without having been asked, that what was shown is deleted; what was told."""
+    client: Any = lab.env.bot
+    digest = next(iter(buttons(shown.response.message).values())).rpartition(":")[2]
+    client.dispatch("admin_button", stray, "delete_now", digest)
+    await lab.until(lambda: bool(stray.told))
+    return stray.told[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoServers:
+    """A bot that works in two servers, and who manages them."""
+
+    lab: World
+    boss: Any
+    #: Another server's channel, and who may manage that one.
+    channel: Any
+    other_boss: Any
+
+
+@asynccontextmanager
+async def two_servers(data_dir: Path) -> AsyncIterator[TwoServers]:
+    async with world(data_dir) as lab:
+        guild = lab.env.create_guild("Elsewhere")
+        lead = guild.create_role("lead", permissions=discord.Permissions(manage_guild=True))
+        other_boss = guild.add_member(lab.env.create_user("other"), roles=[lead])
+        yield TwoServers(lab=lab, boss=boss(lab), channel=guild.create_text_channel("there"), other_boss=other_boss)
+
+
+def configured(lab: World, **settings: Any) -> None:
+    config = lab.app.services.config
+    serve(lab, config=config.model_copy(update={"discord": config.discord.model_copy(update=settings)}))
+
+
+async def test_in_two_servers_nobody_switches_the_machine_until_operators_are_listed(data_dir: Path) -> None:
+    async with two_servers(data_dir) as both:
+        lab = both.lab
+        await lab.ana.slash(lab.channel, "finetune", confirm=False, dataset=archive(), epochs=1)
+        await lab.until_shown("is done")
+        await the_slot(lab)
+        for actor, channel in ((both.boss, lab.channel), (both.other_boss, both.channel)):
+            for command, options in MACHINE:
+                told = answer(await actor.slash(channel, command, **options))
+                assert "nobody is listed as operator" in told, command
+                assert f"below [discord]: `operator_ids = [{actor.id}]` would be you. Nothing was changed." in told
+            assert await actor.autocomplete(channel, "admin slots", "slot", "") == []
+        assert await lab.app.services.jobs.switch.read() is None
+        # What concerns one server is its manager's, whoever runs the machine.
+        for command, options in SERVER:
+            assert "operator" not in answer(await both.boss.slash(lab.channel, command, **options)), command
+        assert lab.env.errors
+
+
+async def test_a_listed_operator_needs_no_server_and_an_unlisted_manager_gets_no_machine(data_dir: Path) -> None:
+    async with two_servers(data_dir) as both:
+        lab = both.lab
+        configured(lab, operator_ids=(lab.ana.id,))
+        await the_slot(lab)
+        disk = with_disk(lab)
+        client: Any = lab.env.bot
+        (admin,) = [each for each in await client.tree.fetch_commands() if each.name == "admin"]
+        lab.channel.guild.set_command_permissions(admin, {lab.ana: True})
+        for command, options in MACHINE:
+            assert "whole machine" not in answer(await lab.ana.slash(lab.channel, command, **options)), command
+            told = answer(await both.boss.slash(lab.channel, command, **options))
+            assert f"This concerns the whole machine. Only its operators can do that: <@{lab.ana.id}>." in told
+        for command, options in SERVER:
+            told = answer(await lab.ana.slash(lab.channel, command, **options))
+            assert "You lack the permission to do this: manage_guild." in told, command
+        assert lab.env.errors
+        assert await lab.ana.autocomplete(lab.channel, "admin slots", "slot", "")
+        shown = await lab.ana.slash(lab.channel, "admin storage")
+        stray = StrayPress(lab, both.boss)
+        stray.permissions = discord.Permissions.all()
+        assert "Only its operators" in await press_astray(lab, stray, shown)
+        assert disk.freed == []
+        asked = await press(lab.ana, shown.response.message, "Delete these")
+        await press(lab.ana, asked.response.message, "Yes, delete them")
+        assert disk.freed == [1]
+
+
+async def test_where_the_config_names_one_server_its_managers_are_operators_and_no_other(data_dir: Path) -> None:
+    async with two_servers(data_dir) as both:
+        lab = both.lab
+        configured(lab, guild_ids=(lab.channel.guild.id,))
+        assert "The queue is paused" in answer(await both.boss.slash(lab.channel, "admin pause"))
+        told = answer(await both.other_boss.slash(both.channel, "admin resume"))
+        assert "nobody is listed as operator" in told
+        assert await lab.app.services.jobs.switch.read() is not None
+        assert lab.env.errors
+
+
+async def test_every_verb_of_admin_is_of_the_machine_or_of_a_server(data_dir: Path) -> None:
+    async with world(data_dir) as lab:
+        client: Any = lab.env.bot
+        verbs = {command.name for command in client.get_cog("Admin").__cog_app_commands_group__.commands}
+        assert verbs == {command.split()[1] for command, _ in COMMANDS}

@@ -8,10 +8,11 @@ from typing import Any
 import discord
 import pytest
 
-from bot.queue import Job, State
+from bot.queue import HaltKind, Job, State
 from tests.bot.cogs.conftest import World, answer, archive, world
 from tests.bot.cogs.room import buttons, press
 from tests.bot.cogs.test_buttons import SLOW, start, state
+from tests.bot.cogs.test_finetune import limit_everyone
 
 
 def boss(lab: World) -> Any:
@@ -91,6 +92,29 @@ async def test_a_success_is_not_tried_again(data_dir: Path) -> None:
         await done(lab)
         told = answer(await lab.ana.slash(lab.channel, "job retry", id="1"))
         assert "#1 is not failed or cancelled: done." in told
+
+
+async def test_a_retry_is_held_to_the_weeks_hours_as_a_new_job_is(data_dir: Path) -> None:
+    async with world(data_dir) as lab:
+        await done(lab)
+        await lab.app.services.jobs.switch.halt(HaltKind.PAUSE, by=1)
+        await lab.ana.slash(lab.channel, "finetune", confirm=False, dataset=archive(), epochs=1, seed=2)
+        await lab.ana.slash(lab.channel, "job cancel", id="2")
+        await limit_everyone(lab, gpu_hours_per_week=1e-9)
+        told = answer(await lab.ana.slash(lab.channel, "job retry", id="2"))
+        assert "The 1e-09 GPU-h that you have a week are used or promised to your other jobs." in told
+        # For what is no Retry there is a better answer.
+        assert "#1 is not failed or cancelled: done." in answer(await lab.ana.slash(lab.channel, "job retry", id="1"))
+        # What is left is more than nothing, and less than it was believed to need.
+        needed_h = await lab.app.services.limits.needed_h(2)
+        budget = await lab.app.services.limits.budget(lab.channel.guild.id, lab.ana.id, 1)
+        assert needed_h
+        await limit_everyone(lab, gpu_hours_per_week=budget.used_h + needed_h / 2)
+        assert "This needs ≈" in answer(await lab.ana.slash(lab.channel, "job retry", id="2"))
+        assert await state(lab, 2) is State.CANCELLED
+        await limit_everyone(lab, gpu_hours_per_week=budget.used_h + needed_h * 2)
+        assert "#2 is tried again" in answer(await lab.ana.slash(lab.channel, "job retry", id="2"))
+        assert lab.env.errors
 
 
 async def test_pins_are_the_owners_and_a_second_one_changes_nothing(data_dir: Path) -> None:

@@ -8,8 +8,9 @@ import pytest
 
 from bot.cogs.study import compare_order
 from bot.errors import JobRefused
-from bot.queue import State
-from tests.bot.cogs.conftest import World, answer, archive, world
+from bot.queue import HaltKind, State
+from tests.bot.cogs.conftest import World, answer, archive, texts, world
+from tests.bot.cogs.room import DEFECTIVE, buttons, press, shown_again
 from tests.bot.cogs.test_buttons import state
 
 
@@ -42,6 +43,63 @@ async def test_a_study_that_the_trainer_refuses_queues_nothing(data_dir: Path) -
         assert "is no setting of this stand-in. Nothing was queued." in told
         assert len(await lab.app.services.jobs.recent(lab.channel.guild.id)) == 1
         assert lab.env.errors
+
+
+async def test_the_same_study_again_is_named_and_queued_only_if_that_is_meant(data_dir: Path) -> None:
+    async with world(data_dir) as lab:
+        await hand_in(lab)
+        asked = {"from_dataset": "fox", "epochs": 1, "folds": 2}
+        await lab.ana.slash(lab.channel, "study kfold", **asked)
+        # While it runs, none of its own runs is taken for a duplicate; nor are the trainings that it consists of.
+        result = await lab.ben.slash(lab.channel, "study kfold", **asked, name="another")
+        assert "Same data and settings as **#2**" in answer(result)
+        assert list(buttons(result.response)) == ["Open #2", "Queue anyway"]
+        assert "2-fold cross-validation" in answer(await press(lab.ben, result.response.message, "Open #2"))
+        await lab.until_shown("#2 fox is done")
+        assert [await state(lab, child) for child in await runs_of(lab, 2)] == [State.SUCCEEDED] * 2
+        assert "Same data" in answer(await lab.ana.slash(lab.channel, "study kfold", **asked))
+
+        again = await press(lab.ben, result.response.message, "Queue anyway")
+
+        assert "✅ **Queued #" in answer(again)
+        twin = (await lab.app.services.jobs.recent(lab.channel.guild.id))[0]
+        assert (twin.name, twin.owner_id, twin.gpus, twin.study is not None) == ("another", lab.ben.id, 0, True)
+        await lab.until_shown(f"#{twin.id} another is done")
+        assert len(await runs_of(lab, twin.id)) == 2
+
+
+async def runs_of(lab: World, study_id: int) -> list[int]:
+    return [child.id for child in await lab.app.services.jobs.children(study_id)]
+
+
+async def test_other_folds_are_another_study_and_a_training_of_the_settings_is_none(data_dir: Path) -> None:
+    async with world(data_dir) as lab:
+        await hand_in(lab)
+        await lab.app.services.jobs.switch.halt(HaltKind.PAUSE, by=1)
+        # The training of these very settings has succeeded, as #1.
+        for folds in (2, 3):
+            told = answer(await lab.ana.slash(lab.channel, "study kfold", from_dataset="fox", epochs=1, folds=folds))
+            assert "Queued" in told
+        told = answer(await lab.ana.slash(lab.channel, "study kfold", from_dataset="fox", epochs=1, folds=3))
+        assert "Same data" in told
+        seeded = answer(await lab.ana.slash(lab.channel, "study kfold", from_dataset="fox", epochs=1, folds=3, seed=7))
+        assert "Queued" in seeded
+
+
+async def test_a_study_that_waits_for_its_dataset_is_called_one(data_dir: Path) -> None:
+    async with world(data_dir) as lab:
+        await lab.ana.slash(lab.channel, "finetune", confirm=False, dataset=DEFECTIVE, epochs=1)
+        await lab.until_shown("is done")
+        for _ in range(2):
+            await lab.ana.slash(lab.channel, "study kfold", from_dataset="fox", epochs=1, folds=2)
+        page = (await lab.ana.slash(lab.channel, "dataset review", dataset="fox")).response.message
+        await press(lab.ana, page, "Done")
+        card = shown_again(lab, page)
+        words = "\n".join(texts(card.components))
+        assert "2-fold cross-validation of **fox** · 1 epoch" in words
+        assert "runs about" not in words
+        await press(lab.ana, card, "Go on")
+        assert len(await lab.app.services.jobs.recent(lab.channel.guild.id)) == 2, "it is a duplicate still"
 
 
 async def test_datasets_presets_and_bases_are_offered(data_dir: Path) -> None:

@@ -59,14 +59,12 @@ class Model:
     def __init__(self, slots: int) -> None:
         self.slots = slots
         self.jobs: dict[int, ModelJob] = {}
-        self.served: Counter[int] = Counter()
+        #: The last turn that each (person, priority) was served.
+        self.served: Counter[tuple[int, int]] = Counter()
         self.is_halted = False
         self._queued = 0
         #: How often somebody's first in line was overtaken, by (its job, when it was queued, the person who did).
         self.overtaken: Counter[tuple[int, int, int]] = Counter()
-        #: People one of whose interrupted jobs was moved to another priority: its turn is forgotten with it, which
-        #: gives them one place more. Only who may manage the server can do that.
-        self.forgotten: set[int] = set()
 
     # -- the line ----------------------------------------------------------------------------------------------
 
@@ -74,8 +72,10 @@ class Model:
         return sorted((job for job in self.jobs.values() if job.state is State.QUEUED), key=lambda job: job.place)
 
     def next_turn(self, owner: int, priority: int) -> int:
-        mine = [job.turn for job in self.jobs.values() if (job.owner, job.priority) == (owner, priority)]
-        return max(max(mine, default=0) + 1, self.served[priority])
+        mine = (owner, priority)
+        waiting = [job.turn for job in self.line() if (job.owner, job.priority) == mine and not job.is_front]
+        being_served = max((turn for (_, at), turn in self.served.items() if at == priority), default=0)
+        return max(max(waiting, default=0) + 1, self.served[mine] + 1, being_served)
 
     def in_line(self) -> int:
         self._queued += 1
@@ -105,7 +105,8 @@ class Model:
             return None
         if not first.is_front:
             self._count_overtaken(first, now)
-            self.served[first.priority] = max(self.served[first.priority], first.turn)
+            who = (first.owner, first.priority)
+            self.served[who] = max(self.served[who], first.turn)
         first.slots = self.free()[: first.gpus]
         first.attempt += 1
         first.is_front, first.run_after = False, 0.0
@@ -115,8 +116,6 @@ class Model:
 
     def _count_overtaken(self, job: ModelJob, now: float) -> None:
         """Whom this claim overtakes: those whose first of this priority was in line before it, and may start."""
-        if job.owner in self.forgotten:
-            return
         for owner in {other.owner for other in self.line()} - {job.owner}:
             theirs = [other for other in self.line() if other.owner == owner and other.priority == job.priority]
             head = next((other for other in theirs if not other.is_front), None)
@@ -133,7 +132,6 @@ class Model:
         turn = job.turn
         if waits and (intent is StopIntent.CANCEL or (is_kept and not job.kept_epoch)):
             job.intent = StopIntent.CANCEL
-            job.turn = job.turn if job.is_front else 0
             job.go(State.CANCELLED)
         elif waits and is_kept and not job.is_finishing:
             if job.state is State.PAUSED:
@@ -142,7 +140,6 @@ class Model:
             job.intent, job.run_after = intent, 0.0
         elif job.state is State.QUEUED and intent is StopIntent.PAUSE:
             job.intent = intent
-            job.turn = job.turn if job.is_front else 0
             job.go(State.PAUSED)
         elif job.state is State.STOPPING:
             assert job.intent is not None
@@ -179,8 +176,6 @@ class Model:
         if job.state is State.QUEUED and job.priority != priority:
             before, turn = job.priority, job.turn
             job.turn = 0 if job.is_front else self.next_turn(job.owner, priority)
-            if job.is_front:
-                self.forgotten.add(job.owner)
             job.priority, job.queued_as = priority, self.in_line()
             if not job.is_front:
                 self.leave_line(job, turn, before)
