@@ -16,12 +16,14 @@ from trainer.errors import FencedError, JobFolderBusyError
 from trainer.event_file import EVENTS_FILE, EventFile, Scan, scan
 from trainer.heartbeat import Heartbeat
 from trainer.protocol.attempt import read_attempt
-from trainer.protocol.events import Event, LastWord, parse_event
+from trainer.protocol.events import Event, LastWord, Working, parse_event
 from trainer.protocol.process import PROCESS_FILE, identify
 
 log = logging.getLogger(__name__)
 
 LOCK_FILE = "lock"
+#: So often long work says that it goes on. The bot ends what says nothing for an hour (`queue.hang_timeout_s`).
+SPEAK_EVERY_S = 60.0
 
 E = TypeVar("E", bound=Event)
 
@@ -56,6 +58,7 @@ class Reporter:
         #: Of the processes that share a training one speaks; the others remember what was said, and are silent.
         self._is_main = is_main
         self._seq = 0
+        self._spoke_at = time.monotonic()
         self._said: set[tuple[Any, ...]] = set()
         self._history: list[Event] = []
 
@@ -117,8 +120,20 @@ class Reporter:
             self.check_fence()
             self._write(event)
         self._note(event)
+        self._spoke_at = time.monotonic()
         if self._is_main:
             self._listener(event)
+
+    def say_working(self) -> None:
+        """Say that long work goes on, if nothing was said for a minute; to be called between its pieces.
+
+        Only from the thread that works: from another it would hide that this one hangs.
+
+        Raises:
+            FencedError, OSError: as `say`.
+        """
+        if time.monotonic() - self._spoke_at >= SPEAK_EVERY_S:
+            self.say(Working)
 
     def check_fence(self) -> None:
         """Look whether what this process writes still counts.

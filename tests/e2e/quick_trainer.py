@@ -4,7 +4,8 @@ python -S -E tests/e2e/quick_trainer.py EVENTS.json run JOB_DIR --attempt=N [--f
 
 EVENTS.json holds one event of each kind, which it says with its own numbers. The job's name says how it goes:
 `plain`, `long`, `dies` (the first start, by SIGKILL), `fails` (the first start), `waits` (until it is told to stop),
-`deaf` (as `waits`, and hears no SIGTERM), `garbles` (rubbish between its events).
+`deaf` (as `waits`, and hears no SIGTERM), `hangs` (the first start: its main thread for ever, while its heart beats),
+`garbles` (rubbish between its events).
 It holds the job folder's lock, as the real one does, and one lock for each slot that it was given: two trainers on a
 slot, or in a folder, leave a line in `clashes`.
 """
@@ -14,6 +15,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import IO
@@ -75,6 +77,8 @@ class Trainer:
                 self.file.write(GARBAGE)
             if name == "dies" and epoch == 2 and starts == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
+            if name == "hangs" and epoch == 2 and starts == 0:
+                self.hang()
             if name == "fails" and epoch == 2 and starts == 0:
                 self.say("failed")
                 return EXIT_FAILED
@@ -84,6 +88,17 @@ class Trainer:
             self.say("epoch_ended", epoch=epoch)
         self.say("finished")
         return EXIT_FINISHED
+
+    def hang(self) -> None:
+        threading.Thread(target=self.beat_for_ever, daemon=True).start()
+        lock = threading.Lock()
+        with lock:
+            lock.acquire()
+
+    def beat_for_ever(self) -> None:
+        while True:
+            time.sleep(0.02)
+            (self.job_dir / "heartbeat").touch()
 
     def say(self, kind: str, **values: object) -> None:
         self.seq += 1

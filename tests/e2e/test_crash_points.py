@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bot.crashing import POINTS
+from bot.crashing import JOB_POINTS
 from tests.e2e.team import Team, assert_nothing_is_lost_or_doubled
 
 #: Points after which trainers run, so that killing them too is another story.
@@ -25,7 +25,7 @@ def team(tmp_path: Path) -> Iterator[Team]:
         made.kill_trainers()
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", JOB_POINTS)
 def test_a_bot_that_is_killed_at_a_point_loses_and_doubles_nothing(team: Team, point: str) -> None:
     assert team.run_bot(crash_at=point) == -signal.SIGKILL, team.log.read_text()[-3000:]
     assert team.run_bot() == 0, team.log.read_text()[-6000:]

@@ -64,12 +64,12 @@ class Night:
 
 @asynccontextmanager
 async def a_night(
-    data_dir: Path, *, now: Callable[[], float] = time.time, pulse: Pulse | None = None
+    data_dir: Path, *, now: Callable[[], float] = time.time, pulse: Pulse | None = None, **settings_s: float
 ) -> AsyncIterator[Night]:
     with hold_data_folder(data_dir):
         async with open_db(data_dir / "darkroom.db") as db:
             await add_dataset(db)
-            settings = SETTINGS.model_copy(update={"heartbeat_timeout_s": 30.0, "stop_grace_s": 1.0})
+            settings = SETTINGS.model_copy(update={"heartbeat_timeout_s": 30.0, "stop_grace_s": 1.0} | settings_s)
             services = Services(db, data_dir, settings=settings, now=now, pulse=pulse)
             await services.store.slots.set(slots_of(two_gpus(), None))
             tasks = [asyncio.create_task(services.dispatcher.run()), asyncio.create_task(services.sender.run())]
@@ -199,6 +199,26 @@ async def test_a_trainer_that_was_stopped_by_the_system_is_killed_and_its_job_go
         assert told.count("#1 lost 1") == 1
 
 
+async def test_a_trainer_whose_main_thread_hangs_while_its_heart_beats_is_killed_and_its_job_goes_on(
+    tmp_path: Path,
+) -> None:
+    start = time.monotonic()
+    pulse = Pulse(monotonic=lambda: start + 100 * (time.monotonic() - start))
+    async with a_night(tmp_path / "data", pulse=pulse, heartbeat_timeout_s=3600.0, hang_timeout_s=600.0) as night:
+        job = await night.submit("hangs")
+        await night.until(job, State.RUNNING, epoch=1)
+        hanging = night.trainer(job)
+        await night.until(job, State.SUCCEEDED)
+        assert night.trainer(job) != hanging
+        assert (await night.store.get(job.id)).attempt == 2
+        told = await night.told()
+        assert [text for text in told if " epoch " in text] == [f"#1 epoch {number}" for number in range(1, 4)], told
+        assert told.count("#1 lost 1") == 1
+        lost = await night.db.one("SELECT why FROM attempt WHERE attempt = 1")
+        assert lost is not None
+        assert "in epoch 2 (it hung: no word for 10 min although its process lived)" in lost["why"]
+
+
 async def test_a_trainer_that_hears_no_stop_is_killed_after_its_grace(tmp_path: Path) -> None:
     async with a_night(tmp_path / "data") as night:
         job = await night.submit("deaf")
@@ -266,7 +286,7 @@ def test_a_reboot_counts_for_nobody(tmp_path: Path) -> None:
     """As after a power cut: no process of the last boot lives, and what is written down names that boot."""
     team = Team(tmp_path)
     assert team.run_bot(crash_at="handle_stored:2") == -signal.SIGKILL
-    team.kill_trainers()
+    team.cut_power()
     running = [row["id"] for row in team.rows("SELECT id FROM job WHERE handle IS NOT NULL")]
     assert running
     rename_boot(team.data_dir)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -26,7 +27,7 @@ from trainer.protocol.events import (
     parse_event,
 )
 from trainer.protocol.process import identify, read_process_file
-from trainer.reporter import Reporter
+from trainer.reporter import SPEAK_EVERY_S, Reporter
 
 
 def read(job_dir: Path) -> list[Event]:
@@ -244,3 +245,22 @@ def test_an_event_that_finds_no_room_leaves_no_trace_and_was_never_said(tmp_path
         ballast.unlink()
         reporter.say(Stopped, epoch=1, step=1, checkpoint=None)
         assert read(folder)[-1].seq == len(said) + 1
+
+
+def test_long_work_says_that_it_goes_on_and_only_where_nothing_else_was_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("trainer.reporter.time", SimpleNamespace(monotonic=lambda: now, time=lambda: now))
+    with Reporter(tmp_path) as reporter:
+        reporter.say_working()
+        now += SPEAK_EVERY_S
+        reporter.say(PhaseBegan, phase=Phase.CACHING)
+        reporter.say_working()
+        now += SPEAK_EVERY_S - 1
+        reporter.say_working()
+        now += 1
+        reporter.say_working()
+        reporter.say_working()
+
+    assert [event.type for event in read(tmp_path)] == ["phase_began", "working"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,13 +30,16 @@ class CaptionEmbeddings:
     is_trained: bool
     _known: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)
 
-    def add(self, captions: Iterable[str]) -> None:
-        """Embed what is not known yet, and keep it; the empty caption is always among it."""
+    def add(self, captions: Iterable[str], progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Embed what is not known yet, and keep it; the empty caption is always among it.
+
+        `progress` is told done and total before each few captions that are embedded.
+        """
         texts = sorted({*captions, ""} - self._known.keys())
         if self.is_trained or not texts:
             return
         key = cache_key(self.fingerprint, [*texts])
-        stored = cached(self.folder, "captions", key, lambda: self._embed_all(texts))
+        stored = cached(self.folder, "captions", key, lambda: self._embed_all(texts, progress))
         for place, text in enumerate(texts):
             self._known[text] = {name: tensor[place] for name, tensor in stored.items()}
 
@@ -49,11 +52,14 @@ class CaptionEmbeddings:
         return {name: torch.stack([row[name] for row in rows]).to(self.device) for name in rows[0]}
 
     @torch.no_grad()
-    def _embed_all(self, texts: list[str]) -> dict[str, Tensor]:
+    def _embed_all(self, texts: list[str], progress: Callable[[int, int], None]) -> dict[str, Tensor]:
         encoders = self.base.text_encoders.values()
         for encoder in encoders:
             encoder.to(self.device)
-        parts = [self.base.encode_text(texts[start : start + _BATCH]) for start in range(0, len(texts), _BATCH)]
+        parts = []
+        for start in range(0, len(texts), _BATCH):
+            progress(start, len(texts))
+            parts.append(self.base.encode_text(texts[start : start + _BATCH]))
         for encoder in encoders:
             encoder.to("cpu")
         return {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}

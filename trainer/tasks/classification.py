@@ -175,12 +175,12 @@ class ClassificationTask:
             "f1": float(f1_score(true, predicted, **options)),
         }
 
-    def draw_chart(self, examples: Examples, path: Path) -> str | None:
+    def draw_chart(self, examples: Examples, path: Path, between_batches: Callable[[], None]) -> str | None:
         """The confusion matrix of a split, and what it shows as a sentence; None of no pictures."""
         if not examples.members:
             return None
         counts = [[0] * len(self.class_names) for _ in self.class_names]
-        for true, predicted in zip(*self._answers(examples, lambda: None), strict=True):
+        for true, predicted in zip(*self._answers(examples, between_batches), strict=True):
             counts[true][predicted] += 1
         title = f"{self.spec.name}: {examples.members[0].split} pictures"
         draw_confusion(path, title=title, class_names=self.class_names, counts=counts)
@@ -190,7 +190,9 @@ class ClassificationTask:
         """The classes, in the order of the head's outputs."""
         return {"classes": list(self.class_names)}
 
-    def verify(self, files: Sequence[ExportedFile], examples: Examples) -> list[Verified]:
+    def verify(
+        self, files: Sequence[ExportedFile], examples: Examples, between_files: Callable[[], None]
+    ) -> list[Verified]:
         """Load each folder back with transformers, and compare what it says of pictures with what was trained.
 
         Raises:

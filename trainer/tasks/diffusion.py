@@ -94,7 +94,8 @@ class DiffusionTask:
             self._add_class_pictures(progress)
         encoder = Encoder(base=self.base, device=self.device, fingerprint=self.fingerprint)
         by_split = encode_splits(self.spec, self.mixture, encoder, resolution, progress)
-        self.captions.add(c for examples in by_split.values() for orders in examples.caption_orders for c in orders)
+        orders = (orders for examples in by_split.values() for orders in examples.caption_orders)
+        self.captions.add((caption for each in orders for caption in each), progress)
         samples = self.spec.samples
         self.captions.add([*samples.prompts, *samples.unrelated_prompts, samples.negative_prompt])
         return by_split
@@ -205,7 +206,7 @@ class DiffusionTask:
         """None: a diffusion model is measured by its loss."""
         return {}
 
-    def draw_chart(self, examples: Examples, path: Path) -> str | None:
+    def draw_chart(self, examples: Examples, path: Path, between_batches: Callable[[], None]) -> str | None:
         """None: there is nothing to tell apart."""
         return None
 
@@ -218,7 +219,9 @@ class DiffusionTask:
             "modelspec.prediction_type": "v" if self.base.prediction_type == "v_prediction" else "epsilon",
         }
 
-    def verify(self, files: Sequence[ExportedFile], examples: Examples) -> list[Verified]:
+    def verify(
+        self, files: Sequence[ExportedFile], examples: Examples, between_files: Callable[[], None]
+    ) -> list[Verified]:
         """Load each file back into a fresh base, and compare predictions.
 
         Raises:
@@ -228,7 +231,9 @@ class DiffusionTask:
         weights = self.trained.state()
         # Several models follow one another on the device: this one makes room.
         self.base.denoiser.to("cpu")
-        return verify_exports(self.spec, weights, files, caption=caption, device=self.device)
+        return verify_exports(
+            self.spec, weights, files, caption=caption, device=self.device, between_files=between_files
+        )
 
     def _add_class_pictures(self, progress: Callable[[int, int], None]) -> None:
         """Let the base draw the pictures of its class that keep it from forgetting, and train on them too."""

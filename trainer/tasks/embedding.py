@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,11 @@ class Embedder:
     device: torch.device
 
     @torch.no_grad()
-    def pictures(self, paths: Sequence[Path]) -> Tensor:
-        """Pictures of any size as unit vectors, [N, D] on the CPU."""
+    def pictures(self, paths: Sequence[Path], check: Callable[[], None] = lambda: None) -> Tensor:
+        """Pictures of any size as unit vectors, [N, D] on the CPU; `check` is called between batches."""
         parts = []
         for start in range(0, len(paths), _TOGETHER):
+            check()
             pixels = self.processor(images=[_open(path) for path in paths[start : start + _TOGETHER]])["pixel_values"]
             pixels_BCHW = torch.stack([torch.as_tensor(each) for each in pixels]).to(self.device)
             if self.tokenizer is None:

@@ -38,7 +38,14 @@ def encode_splits(
     captions = _captions(spec, mixture)
     masks: Sequence[tuple[Tensor, ...] | None] = ()
     if spec.objective.masked:
-        masks = encode_masks(spec, mixture, sizes, is_varied, vae_scale=encoder.base.vae_scale)
+        masks = encode_masks(
+            spec,
+            mixture,
+            sizes,
+            is_varied,
+            vae_scale=encoder.base.vae_scale,
+            tick=lambda: progress(len(members), len(members)),
+        )
     by_split = {}
     for split in Split:
         chosen = [place for place, member in enumerate(members) if member.split is split]

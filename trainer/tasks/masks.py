@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +25,18 @@ _VERSION = 1
 
 
 def encode_masks(
-    spec: Spec, mixture: Mixture, sizes: Sequence[Size], is_varied: Sequence[bool], *, vae_scale: int
+    spec: Spec,
+    mixture: Mixture,
+    sizes: Sequence[Size],
+    is_varied: Sequence[bool],
+    *,
+    vae_scale: int,
+    tick: Callable[[], None] = lambda: None,
 ) -> list[tuple[Tensor, ...] | None]:
     """Masks of each picture of a job, [1, H, W] from 0 to 1: its own, then those of its variants.
 
     None where all of a picture counts. `sizes` are those that the pictures are trained at, px, and `vae_scale` the
-    pixels of a latent pixel's side.
+    pixels of a latent pixel's side; `tick` is called before each picture whose masks are made.
 
     Raises:
         BadSpecError: no picture that is trained on has a mask.
@@ -48,7 +54,7 @@ def encode_masks(
         places = [i for i, member in enumerate(members) if member.source == number and member.image.mask]
         images, image_sizes = [members[i].image for i in places], [sizes[i] for i in places]
         augmentations = [spec.augmentation if is_varied[i] else None for i in places]
-        found = _of_folder(source.folder, images, image_sizes, augmentations, spec.training.seed, vae_scale)
+        found = _of_folder(source.folder, images, image_sizes, augmentations, spec.training.seed, vae_scale, tick)
         for place, versions in zip(places, found, strict=True):
             masks[place] = versions
     return masks
@@ -88,6 +94,7 @@ def _of_folder(
     augmentations: Sequence[Augmentation | None],
     seed: int,
     vae_scale: int,
+    tick: Callable[[], None],
 ) -> Iterator[tuple[Tensor, ...]]:
     """Masks of each picture, from the dataset folder's cache or made once (bytes there: a quarter of the numbers)."""
     if not images:
@@ -96,6 +103,7 @@ def _of_folder(
     def compute() -> Mapping[str, Tensor]:
         rows: dict[str, Tensor] = {}
         for place, (image, size, augmentation) in enumerate(zip(images, sizes, augmentations, strict=True)):
+            tick()
             cells = size[0] // vae_scale, size[1] // vae_scale
             versions = [load_mask(dataset_dir, image, size, cells)]
             if augmentation is not None:

@@ -120,14 +120,16 @@ class Task(Protocol):
     def metrics(self, examples: Examples, between_batches: Callable[[], None]) -> Mapping[str, float]:
         """Further measures of a split by name; none for a diffusion model."""
 
-    def draw_chart(self, examples: Examples, path: Path) -> str | None:
+    def draw_chart(self, examples: Examples, path: Path, between_batches: Callable[[], None]) -> str | None:
         """A picture of how a split is told apart (a confusion matrix), and what it shows as a sentence; None: none."""
 
     def describe(self) -> Mapping[str, Any]:
         """What metadata of exported files say of base and task (`ss_base_model_version`, `modelspec.architecture`)."""
 
-    def verify(self, files: Sequence[ExportedFile], examples: Examples) -> list[Verified]:
-        """Load each exported file back into a fresh model, and compare.
+    def verify(
+        self, files: Sequence[ExportedFile], examples: Examples, between_files: Callable[[], None]
+    ) -> list[Verified]:
+        """Load each exported file back into a fresh model, and compare; `between_files` is called before each.
 
         Raises:
             ExportError: a file cannot be loaded, or does something else than what was trained.

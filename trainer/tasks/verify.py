@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -22,7 +22,13 @@ _PROBE_SEED = 7
 
 
 def verify_exports(
-    spec: Spec, weights: Weights, files: Sequence[ExportedFile], *, caption: str, device: torch.device
+    spec: Spec,
+    weights: Weights,
+    files: Sequence[ExportedFile],
+    *,
+    caption: str,
+    device: torch.device,
+    between_files: Callable[[], None] = lambda: None,
 ) -> list[Verified]:
     """Load each file into a fresh base as people load it, and compare predictions in fp32 with those of `weights`.
 
@@ -33,6 +39,7 @@ def verify_exports(
     effect = _distance(trained, untrained)
     verified = []
     for file in files:
+        between_files()
         with loaded_back(file, spec) as (model, written):
             difference = _distance(_predict(model, written(caption), device), trained)
         if not difference <= TOLERANCE * effect + 1e-5:

@@ -22,7 +22,7 @@ def draw_epoch_samples(session: Session, epoch: int) -> tuple[str, dict[str, Any
     folder = sample_folder(session.job_dir, epoch)
     folder.mkdir(parents=True, exist_ok=True)
     shown = session.task.draw(
-        shown_examples(session), folder, shard=session.processes.share, between_steps=session.stop.check
+        shown_examples(session), folder, shard=session.processes.share, between_steps=session.check
     )
     session.processes.wait()
     sheet = folder / "sheet.png"

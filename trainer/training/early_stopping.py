@@ -112,20 +112,20 @@ class StopMemory(BaseModel):
         if self.best_ratio >= 1:
             words = (
                 f"No better than the base model after {_epochs(self.epoch)} "
-                f"({self.best_ratio:.3f} × its loss at best, after epoch {self.best_epoch}, and {self.ratio:.3f} now)"
+                f"({self.best_ratio:.3f}× its loss at best, after epoch {self.best_epoch}, and {self.ratio:.3f} now)"
             )
             return f"{words}{self._gap_words(self.best_epoch)}."
         if since_best >= min(settings.patience, self.epochs_without_improvement):
             words = (
                 f"No better than epoch {self.best_epoch} for {_epochs(since_best)} "
-                f"({self.best_ratio:.3f} × the base's loss then, {self.ratio:.3f} now)"
+                f"({self.best_ratio:.3f}× the base's loss then, {self.ratio:.3f} now)"
             )
             return f"{words}{self._gap_words(self.best_epoch)}."
         # An epoch among the last is the lowest, but by less than what counts, or by chance.
         count = self.epochs_without_improvement
         words = (
             f"Less than {settings.min_delta * 100:g} % of the base's loss gained in {_epochs(count)} "
-            f"(smoothed over epochs {self.reference_ratio:.3f} × the base's loss before, {self.smoothed_ratio:.3f} now)"
+            f"(smoothed over epochs {self.reference_ratio:.3f}× the base's loss before, {self.smoothed_ratio:.3f} now)"
         )
         return f"{words}{self._gap_words(self.epoch - count)}."
 

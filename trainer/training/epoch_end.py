@@ -57,7 +57,7 @@ def end_epoch(session: Session) -> None:
     began = time.monotonic()
     with session.evaluated():
         validation, train_validation = _measure(session)
-        metrics = dict(session.task.metrics(session.examples[Split.VALIDATION], session.stop.check))
+        metrics = dict(session.task.metrics(session.examples[Split.VALIDATION], session.check))
         memory = _remember(session, validation, train_validation)
         why = _why_stop(session, memory)
         is_last = session.state.epoch >= session.spec.training.epochs

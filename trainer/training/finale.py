@@ -55,13 +55,13 @@ def _test(session: Session) -> None:
     base = base_losses(session, Measured.TEST)
     chart = session.job_dir / "charts" / "test.png"
     is_drawn = session.processes.agree(
-        session.processes.is_main and session.task.draw_chart(examples, chart) is not None
+        session.processes.is_main and session.task.draw_chart(examples, chart, session.check) is not None
     )
     session.reporter.say(
         Tested,
         test=summarize_split(session, Measured.TEST, losses),
         base_loss=sum(loss.plain for loss in base) / len(base),
-        metrics=dict(session.task.metrics(examples, session.stop.check)),
+        metrics=dict(session.task.metrics(examples, session.check)),
         chart=str(chart.relative_to(session.job_dir)) if is_drawn else None,
     )
 
@@ -71,7 +71,9 @@ def _compare(session: Session) -> tuple[str, str]:
     path = session.job_dir / "output" / "comparison.png"
     path.parent.mkdir(exist_ok=True)
     examples = shown_examples(session)
-    said = session.processes.agree(session.task.draw_chart(examples, path) if session.processes.is_main else None)
+    said = session.processes.agree(
+        session.task.draw_chart(examples, path, session.check) if session.processes.is_main else None
+    )
     if said is not None:
         return str(path.relative_to(session.job_dir)), said
     best_epoch = session.state.stop_memory.best_epoch
@@ -84,7 +86,7 @@ def _compare(session: Session) -> tuple[str, str]:
                     draw_epoch_samples(session, epoch)
             else:
                 draw_epoch_samples(session, epoch)
-        shown.append(session.task.draw(examples, folder, shard=slice(0, 0), between_steps=session.stop.check))
+        shown.append(session.task.draw(examples, folder, shard=slice(0, 0), between_steps=session.check))
     prompts = [each.prompt for each in shown[0]]
     if session.processes.is_main:
         draw_comparison(
@@ -105,7 +107,7 @@ def _export(session: Session) -> None:
     if session.processes.is_main:
         files = session.task.trained.export(session.job_dir / "output", session.spec.name, file_metadata(session))
         crash_point("export_written")
-        for verified in session.task.verify(files, shown_examples(session)):
+        for verified in session.task.verify(files, shown_examples(session), session.reporter.say_working):
             size, digest = _measure_file(verified.file.path)
             session.reporter.say(
                 Exported,

@@ -118,7 +118,7 @@ def _draw_unrelated(session: Session) -> list[Pair]:
         return []
     session.begin(Phase.SAMPLING)
     folder = session.job_dir / "samples" / "unrelated"
-    share, check = session.processes.share, session.stop.check
+    share, check = session.processes.share, session.check
     with session.task.base_only():
         before = session.task.draw_prompts(prompts, folder / "base", shard=share, between_steps=check)
     after = session.task.draw_prompts(prompts, folder / "best", shard=share, between_steps=check)
@@ -180,7 +180,7 @@ def _open_album(session: Session, scratch: Path) -> Album:
     """The pictures that are taught; class pictures are there to be kept, not to be learnt."""
     mixture = session.mixture
     taught = [member for member in mixture.of(Split.TRAIN) if mixture.source_of(member).role is MixRole.TRAIN]
-    return Album(taught, [source.folder for source in mixture.sources], scratch, session.stop.check)
+    return Album(taught, [source.folder for source in mixture.sources], scratch, session.check)
 
 
 def _sample_pairs(session: Session) -> list[Pair]:
@@ -190,7 +190,7 @@ def _sample_pairs(session: Session) -> list[Pair]:
             shown_examples(session),
             sample_folder(session.job_dir, epoch),
             shard=slice(0, 0),
-            between_steps=session.stop.check,
+            between_steps=session.check,
         )
         for epoch in (0, session.state.stop_memory.best_epoch)
     )
@@ -198,11 +198,11 @@ def _sample_pairs(session: Session) -> list[Pair]:
 
 
 def _look_at_samples(session: Session, album: Album, pairs: Sequence[Pair], embedder: Embedder | None) -> Memorization:
-    check = session.stop.check
+    check = session.check
     after = [album.nearest(pair.after.path, check) for pair in pairs]
     before = [album.nearest(pair.before.path, check) for pair in pairs]
-    similar = _similarities(embedder, album, [pair.after.path for pair in pairs])
-    base_similar = _similarities(embedder, album, [pair.before.path for pair in pairs])
+    similar = _similarities(embedder, album, [pair.after.path for pair in pairs], check)
+    base_similar = _similarities(embedder, album, [pair.before.path for pair in pairs], check)
     pictures = []
     for pair, near, base, similarity, base_similarity in zip(pairs, after, before, similar, base_similar, strict=True):
         number, dataset = _number_of(session, album.members[near.place])
@@ -277,11 +277,13 @@ def _look_at_unrelated(session: Session, album: Album, pairs: Sequence[Pair], em
     return forgetting.model_copy(update={"sentence": forgetting_in_words(forgetting)})
 
 
-def _similarities(embedder: Embedder | None, album: Album, drawings: Sequence[Path]) -> list[float | None]:
+def _similarities(
+    embedder: Embedder | None, album: Album, drawings: Sequence[Path], check: Callable[[], None]
+) -> list[float | None]:
     """Cosine of each drawing to the training picture that is most like it."""
     if embedder is None:
         return [None] * len(drawings)
-    similarity_NM = embedder.pictures(drawings) @ embedder.pictures(album.thumbnails).T
+    similarity_NM = embedder.pictures(drawings) @ embedder.pictures(album.thumbnails, check).T
     return [float(value) for value in similarity_NM.max(dim=1).values]
 
 

@@ -108,7 +108,7 @@ def _measure(session: Session, measured: Measured, batch_size: int) -> list[Froz
         size_of=examples.sizes,
         batch_size=batch_size,
         losses=losses,
-        between_batches=session.stop.check,
+        between_batches=session.check,
         shard=(processes.index, processes.count),
     )
     return merge(processes.gather([found]), len(triples(session, measured)))

@@ -182,12 +182,12 @@ def _least_parts(session: Session) -> int:
 def _encode(session: Session) -> None:
     """All pictures at all resolutions; the main process fills the cache, the others read it."""
     session.begin(Phase.CACHING)
-    task, stop = session.task, session.stop
+    task = session.task
     with session.accelerator.main_process_first():
-        session.examples = task.encode(task.resolution, lambda done, total: stop.check())
+        session.examples = task.encode(task.resolution, lambda *_: session.check())
         session.train_at = {task.resolution: session.examples[Split.TRAIN]}
         for resolution in {session.resolution_of(stage) for stage in session.stages} - {task.resolution}:
-            session.train_at[resolution] = task.encode(resolution, lambda done, total: stop.check())[Split.TRAIN]
+            session.train_at[resolution] = task.encode(resolution, lambda *_: session.check())[Split.TRAIN]
 
 
 def _fit(session: Session) -> None:

@@ -168,6 +168,15 @@ class Session:
     def begin(self, phase: Phase) -> None:
         self.reporter.say(PhaseBegan, phase=phase)
 
+    def check(self) -> None:
+        """To be called between two pieces of long work: it says that the work goes on, and is where a stop is heard.
+
+        Raises:
+            StopRequestedError: somebody asked this process to stop.
+        """
+        self.stop.check()
+        self.reporter.say_working()
+
     @contextmanager
     def evaluated(self) -> Iterator[None]:
         """The weights that are validated, sampled and exported: averaged ones where the settings ask for them."""

@@ -59,6 +59,8 @@ def _accumulate(session: Session, step: Sequence[tuple[View, ...]], number: int)
     is_too_large = False
     try:
         for first, views in list(pieces(step, session.state.parts))[processes.share]:
+            # No stop is heard here: a step is whole or was not taken.
+            session.reporter.say_working()
             loss_sum += _backward(session, views, first, number, pictures)
     except Exception as error:
         if not is_out_of_memory(error):

@@ -84,7 +84,7 @@ def test_a_new_head_on_a_frozen_backbone_learns_shapes_and_its_files_say_the_sam
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
     (file,) = task.trained.export(tmp_path, "shapes", {})
-    (verified,) = task.verify([file], splits[VALIDATION])
+    (verified,) = task.verify([file], splits[VALIDATION], lambda: None)
     assert verified.max_difference < 1e-4
     # By hand, as people will use it, from a picture that was not brought to size.
     model = AutoModelForImageClassification.from_pretrained(file.path)
@@ -179,7 +179,7 @@ def test_metrics_tell_a_lopsided_guess_from_a_good_one(tmp_path: Path, resnet: P
     assert task.metrics(examples, lambda: None) == pytest.approx(
         {"accuracy": 0.75, "balanced_accuracy": 0.5, "f1": (2 * 0.75 / 1.75) / 2}
     )
-    sentence = task.draw_chart(examples, tmp_path / "confusion.png")
+    sentence = task.draw_chart(examples, tmp_path / "confusion.png", lambda: None)
     assert sentence == "3 of 4 pictures are told rightly (75%). Most often square is taken for circle (1)."
     with PILImage.open(tmp_path / "confusion.png") as chart:
         assert chart.width > 300
@@ -190,7 +190,7 @@ def test_nothing_is_said_of_a_split_without_pictures(tmp_path: Path, resnet: Pat
     task = make_task(write_classes(tmp_path / "prepared", counts), resnet)
     examples = encode(task)[TEST]
     assert task.metrics(examples, lambda: None) == {}
-    assert task.draw_chart(examples, tmp_path / "confusion.png") is None
+    assert task.draw_chart(examples, tmp_path / "confusion.png", lambda: None) is None
 
 
 def test_shown_pictures_are_of_all_classes_and_each_process_draws_its_share(
@@ -258,12 +258,12 @@ def test_a_damaged_export_is_found_out(shapes: Path, resnet: Path, tmp_path: Pat
     weights["classifier.1.bias"][0] += 1
     save_file(weights, file.path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ExportError, match="says something else than the classifier that was trained"):
-        task.verify([file], examples)
+        task.verify([file], examples, lambda: None)
     config = json.loads((file.path / "config.json").read_text(encoding="utf-8"))
     config["id2label"] = {"0": "square", "1": "circle"}
     (file.path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(ExportError, match="has other classes"):
-        task.verify([file], examples)
+        task.verify([file], examples, lambda: None)
 
 
 def test_the_classes_of_a_report_are_those_of_the_folders(shapes: Path, resnet: Path) -> None:

@@ -181,8 +181,12 @@ def test_each_picture_has_its_mask_and_those_of_its_variants_or_none(tmp_path: P
     folder, job = a_job(tmp_path)
     augmentation = moves(*MOVES[:3])
 
-    found = encode_masks(masked(folder, augmentation), job, [SIZE] * 3, [True, True, False], vae_scale=8)
+    ticks: list[int] = []
+    found = encode_masks(
+        masked(folder, augmentation), job, [SIZE] * 3, [True, True, False], vae_scale=8, tick=lambda: ticks.append(1)
+    )
 
+    assert len(ticks) == 2
     assert found[1] is None
     first, last = found[0], found[2]
     assert first is not None
