@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
-_TIME = re.compile(r"<t:(\d+):\w>")
+_TIME = re.compile(r"<t:(\d+)(?::([tTdDfFR]))?>")
+#: How Discord's marks look beside "R", in the words of `time.strftime`; a mark without a letter is an "f".
+_CLOCKS = {
+    "t": "%H:%M",
+    "T": "%H:%M:%S",
+    "d": "%d/%m/%Y",
+    "D": "%d %B %Y",
+    "f": "%d %B %Y %H:%M",
+    "F": "%A, %d %B %Y %H:%M",
+}
+_UNITS = {"days": 86_400, "h": 3_600, "min": 60, "s": 1}
 _MENTION = re.compile(r"<@(\d+)>")
 _ESCAPE = re.compile(r"\\([\\*_~`|\[\]#>-])")
 _MARKUP = re.compile(r"^(#{1,3}|-#) |\*\*|\u200b", re.MULTILINE)
@@ -15,25 +26,34 @@ _MARKUP = re.compile(r"^(#{1,3}|-#) |\*\*|\u200b", re.MULTILINE)
 class Transcript:
     """Remembers what it has told, so that each message is told once and a card when its headline changes."""
 
-    def __init__(self, names: dict[int, str]) -> None:
+    def __init__(self, names: dict[int, str], *, now: Callable[[], float] = time.time) -> None:
         self._names = names
+        self._now = now
+        #: Headlines without their times, which change by themselves.
         self._told: dict[int, str] = {}
 
     def news(self, messages: list[Any]) -> Iterator[str]:
         """What is new in the channel since the last time."""
         for message in messages:
-            text = self.plain("\n".join(texts(message.components)) or message.content)
+            text = "\n".join(texts(message.components)) or message.content
             headline = "\n".join(text.splitlines()[:2])
-            if self._told.get(message.id) == headline:
+            timeless = _TIME.sub("", headline)
+            if self._told.get(message.id) == timeless:
                 continue
             is_edit = message.id in self._told
-            self._told[message.id] = headline
-            yield self._entry(message, headline if is_edit else text, is_edit=is_edit)
+            self._told[message.id] = timeless
+            yield self._entry(message, self.plain(headline if is_edit else text), is_edit=is_edit)
 
     def plain(self, text: str) -> str:
         """Discord's markup as plain text."""
         text = _MENTION.sub(lambda match: "@" + self._names.get(int(match[1]), "somebody"), text)
-        return _ESCAPE.sub(r"\1", _MARKUP.sub("", _TIME.sub("soon", text)))
+        return _ESCAPE.sub(r"\1", _MARKUP.sub("", _TIME.sub(self._time, text)))
+
+    def _time(self, mark: re.Match[str]) -> str:
+        moment = int(mark[1])
+        if mark[2] == "R":
+            return relative(moment - self._now())
+        return time.strftime(_CLOCKS[mark[2] or "f"], time.localtime(moment))
 
     def _entry(self, message: Any, text: str, *, is_edit: bool) -> str:
         author = self._names.get(message.author.id, message.author.name)
@@ -41,6 +61,15 @@ class Transcript:
         files = "" if is_edit else "".join(f"\n  [file] {attachment.filename}" for attachment in message.attachments)
         body = "\n".join(f"  {line}" for line in text.splitlines())
         return f"{author}{' (edited)' if is_edit else ''}{seen}\n{body}{files}"
+
+
+def relative(seconds: float) -> str:
+    """`in 2 min`, `3 h ago`, `now`: in one unit, as Discord says it."""
+    whole = abs(round(seconds))
+    if not whole:
+        return "now"
+    amount = next(f"{round(whole / unit)} {name}" for name, unit in _UNITS.items() if whole >= unit)
+    return f"in {amount}" if seconds > 0 else f"{amount} ago"
 
 
 def texts(components: Any) -> Iterator[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from bot.config import Config
 from bot.db import DATABASE_FILE, Copy, back_up, copy_database
+from bot.ui.text import counted
 
 
 def backup_folder(config: Config) -> Path:
@@ -29,6 +30,10 @@ async def run_backup(config: Config, *, to: Path | None = None) -> str:
 def describe(copy: Copy) -> str:
     """A copy in one sentence."""
     return (
-        f"{copy.path}: {copy.bytes / 1024:,.0f} KiB, {copy.jobs} jobs, {copy.datasets} datasets, schema {copy.schema}; "
-        "opened and found sound."
+        f"{copy.path}: {copy.bytes / 1024:,.0f} KiB, {held_words(copy)}, schema {copy.schema}; opened and found sound."
     )
+
+
+def held_words(copy: Copy) -> str:
+    """`1 job, 3 datasets`."""
+    return f"{counted(copy.jobs, 'job')}, {counted(copy.datasets, 'dataset')}"

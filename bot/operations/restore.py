@@ -23,6 +23,7 @@ import aiosqlite
 from bot.db import DATABASE_FILE, Connection, Copy, copy_database, hold_data_folder, open_db, open_to_read, verify_copy
 from bot.db.copies import sync_folder
 from bot.errors import CopyFailed, CopyRefused, DatabaseDamaged, DatabaseUnreadable, DataFolderError, SchemaTooNew
+from bot.operations.backup import held_words
 from bot.queue.audit import write_entry
 from trainer.protocol.attempt import read_attempt
 from trainer.protocol.process import read_process_file
@@ -56,7 +57,7 @@ class Restored:
     def __str__(self) -> str:
         return "\n".join(
             [
-                f"Put back {self.copy.path}: {self.copy.jobs} jobs, {self.copy.datasets} datasets.",
+                f"Put back {self.copy.path}: {held_words(self.copy)}.",
                 *([f"The database that was there is kept as {self.aside}."] if self.aside else []),
                 *([f"Started since the copy was made: {_numbers(self.raised)}."] if self.raised else []),
                 *(

@@ -8,7 +8,7 @@ from bot.queue.audit import Entry
 from bot.queue.history import Attempt
 from bot.queue.job import Job
 from bot.ui.layout import Colour, MessageContent, box, layout
-from bot.ui.text import clock, duration, first_lines, moment, person, plain
+from bot.ui.text import duration, first_lines, moment, person, plain
 
 
 def audit_page(title: str, entries: Sequence[Entry]) -> MessageContent:
@@ -32,21 +32,22 @@ def history(job: Job, attempts: Sequence[Attempt], entries: Sequence[Entry]) -> 
 
 
 def attempt_line(attempt: Attempt) -> str:
-    """`2 · <t:…:f>, 12 min · GPU 0 · RTX 4090 · queued: the machine went down`."""
+    """`**2** · <t:…:f>, 12 min · GPU 0 · RTX 4090 · queued: the machine went down`."""
+    # Not "2.": Discord makes a list of that and numbers it anew.
+    number = f"**{attempt.number}**"
     where = f" · {plain(', '.join(attempt.slots), 80)}" if attempt.slots else ""
     if attempt.ended_at is None:
-        return f"{attempt.number}. {moment(attempt.started_at)}{where} · runs"
+        return f"{number} · {moment(attempt.started_at)}{where} · runs"
     took = duration((attempt.ended_at - attempt.started_at).total_seconds())
     why = f": {plain(attempt.why, 160)}" if attempt.why else ""
-    return f"{attempt.number}. {moment(attempt.started_at)}, {took}{where} · then {attempt.outcome}{why}"
+    return f"{number} · {moment(attempt.started_at)}, {took}{where} · then {attempt.outcome}{why}"
 
 
 def entry_line(entry: Entry, *, names_job: bool) -> str:
-    """`<t:…:t> · <@1> · cancel #42 · running → stopping · why`."""
+    """`<t:…:f> · <@1> · cancel #42 · running → stopping · why`."""
     who = "Darkroom" if entry.actor_id is None else person(entry.actor_id)
     what = plain(entry.verb, 60) + (f" #{entry.job_id}" if names_job and entry.job_id is not None else "")
-    when = moment(entry.at) if names_job else clock(entry.at)
-    parts = [when, who, what, _change(entry), plain(entry.why, 160) if entry.why else ""]
+    parts = [moment(entry.at), who, what, _change(entry), plain(entry.why, 160) if entry.why else ""]
     return " · ".join(part for part in parts if part)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from bot.queue.job import ACTIVE, Job, Priority, State, StopIntent
 from bot.queue.verbs import Verb, makes_sense
 from bot.ui.layout import Colour, FileToSend, JobButton, MessageContent, box, button, layout, picture, row, sendable
 from bot.ui.standing import Standing
-from bot.ui.text import ago, bar, duration, ordinal, plain, size, trend
+from bot.ui.text import ago, bar, duration, listed, ordinal, plain, size, trend
 from bot.ui.waiting import waiting_lines
 from trainer.protocol.events import EpochEnded, Finished, Phase
 from trainer.protocol.spec import Spec
@@ -91,19 +92,23 @@ def share_done(job: Job) -> float:
     return min(1.0, step / total) if total else 0.0
 
 
-def settings_line(job: Job) -> str:
-    """What is trained on what, in one line."""
+def settings_line(job: Job, *, without: Container[str] = ()) -> str:
+    """What is trained on what, in one line; `without` settings that vary from run to run (`method.rank`)."""
     spec = job.spec
-    base = plain(Path(spec.base.source).name, 60)
-    return (
-        f"{plain(job.dataset_name, 60)} · base {base} · preset {plain(spec.preset, 40)}"
-        f"{size_words(spec)} · lr {rates_words(spec)} · seed {spec.training.seed}"
-    )
+    parts = {
+        "dataset": plain(job.dataset_name, 60),
+        "base.source": f"base {plain(Path(spec.base.source).name, 60)}",
+        "preset": f"preset {plain(spec.preset, 40)}",
+        "method.rank": size_words(spec),
+        "training.learning_rate": f"lr {rates_words(spec)}",
+        "training.seed": f"seed {spec.training.seed}",
+    }
+    return " · ".join(words for name, words in parts.items() if words and name not in without)
 
 
 def size_words(spec: Spec) -> str:
-    """` · rank 16` for what has one."""
-    return f" · rank {spec.method.rank}" if spec.method.kind.has_rank else ""
+    """`rank 16` for what has one, else nothing."""
+    return f"rank {spec.method.rank}" if spec.method.kind.has_rank else ""
 
 
 def rates_words(spec: Spec) -> str:
@@ -160,10 +165,11 @@ def paused_line(job: Job, since: datetime | None) -> str:
 
 
 def _place_line(job: Job) -> str:
-    """`GPU 0 · RTX 4090 · attempt 2 · high priority`: what is not as usual, and where it runs."""
-    parts = [plain(name, 60) for name in job.slots[:4]] if job.state in ACTIVE else []
-    if len(job.slots) > 4 and parts:
-        parts.append(f"and {len(job.slots) - 4} more")
+    """`on GPU 0 · RTX 4090 · attempt 2 · high priority`: what is not as usual, and where it runs."""
+    parts = []
+    if job.slots and job.state in ACTIVE:
+        more = [f"{len(job.slots) - 4} more"] if len(job.slots) > 4 else []
+        parts.append(f"on {listed([*(plain(name, 60) for name in job.slots[:4]), *more])}")
     if job.attempt > 1:
         parts.append(f"attempt {job.attempt}" if job.state in ACTIVE else f"started {job.attempt} times so far")
     if job.priority is not Priority.NORMAL:
@@ -195,7 +201,7 @@ def _loss_line(job: Job) -> str:
 def _speed_line(job: Job, now: datetime) -> str:
     step = job.progress.step
     assert step is not None
-    parts = [f"{step.steps_per_s:.2g} steps/s", size(step.peak_memory_bytes)]
+    parts = [f"{step.steps_per_s:.2g} steps/s", f"{size(step.peak_memory_bytes)} of memory"]
     if step.eta_s is not None:
         # From when it was said: between two readings the end does not move.
         said = job.progress.heard_at or now

@@ -17,9 +17,11 @@ from bot.ui.card import rates_words, size_words
 from bot.ui.dataset_buttons import DatasetButton, dataset_button
 from bot.ui.layout import Colour, FileToSend, MessageContent, box, layout, picture, row, sendable
 from bot.ui.receipts import split_words
-from bot.ui.text import ago, counted, duration, plain, size
+from bot.ui.study import order_words
+from bot.ui.text import ago, counted, plain, rough_duration, size
 from trainer.protocol.report import CaptionStatistics, DatasetReport, Finding, Image
 from trainer.protocol.spec import Spec
+from trainer.protocol.study import StudyOrder
 
 LIST_PAGE = 10
 _SHOWN_KINDS, _SHOWN_BUCKETS, _SHOWN_WORDS = 10, 5, 6
@@ -40,6 +42,8 @@ class Shown:
     #: The request that waits for this dataset, and what it would train.
     draft_id: int | None = None
     spec: Spec | None = None
+    #: What it asks of these settings, if it is a study.
+    study: StudyOrder | None = None
     #: How long that would take; None: no job like it ran yet.
     estimate: Estimate | None = None
 
@@ -112,20 +116,25 @@ def delete_question(dataset: Dataset) -> MessageContent:
 def spec_words(spec: Spec) -> str:
     """What a request would train, in one line."""
     early = ", early stop" if spec.early_stopping.enabled else ""
-    return (
-        f"**{plain(spec.name)}** · {counted(spec.training.epochs, 'epoch')}{early} · base {plain(spec.base.source, 60)}"
-        f" · preset {plain(spec.preset, 40)}{size_words(spec)} · lr {rates_words(spec)}"
+    parts = (
+        f"**{plain(spec.name)}**",
+        f"{counted(spec.training.epochs, 'epoch')}{early}",
+        f"base {plain(spec.base.source, 60)}",
+        f"preset {plain(spec.preset, 40)}",
+        size_words(spec),
+        f"lr {rates_words(spec)}",
     )
+    return " · ".join(part for part in parts if part)
 
 
 def estimate_words(estimate: Estimate) -> str:
     """`runs about 48 min (4 of 5 like it: 41 min to 1 h 02 min; usually ±15 %)`."""
     asides = []
     if estimate.high_s > estimate.low_s * 1.05:
-        asides.append(f"4 of 5 like it: {duration(estimate.low_s)} to {duration(estimate.high_s)}")
+        asides.append(f"4 of 5 like it: {rough_duration(estimate.low_s)} to {rough_duration(estimate.high_s)}")
     if estimate.usual_error is not None:
         asides.append(f"usually ±{estimate.usual_error:.0%}")
-    return f"runs about {duration(estimate.seconds)}" + (f" ({'; '.join(asides)})" if asides else "")
+    return f"runs about {rough_duration(estimate.seconds)}" + (f" ({'; '.join(asides)})" if asides else "")
 
 
 def _undecided(shown: Shown) -> int:
@@ -205,8 +214,9 @@ def _sheet(shown: Shown) -> tuple[FileToSend | None, str]:
 def _request(shown: Shown) -> str | None:
     if shown.spec is None:
         return None
+    kind = "" if shown.study is None else f"{order_words(shown.study)} of "
     run = f"\n{estimate_words(shown.estimate)}" if shown.estimate else ""
-    return f"{spec_words(shown.spec)}{run}\nNothing is queued yet. **Go on** with this dataset?"
+    return f"{kind}{spec_words(shown.spec)}{run}\nNothing is queued yet. **Go on** with this dataset?"
 
 
 def _rows(shown: Shown, *, has_sheet: bool) -> list[ui.ActionRow[ui.LayoutView]]:

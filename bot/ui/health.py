@@ -14,13 +14,13 @@ _SHOWN = 10
 
 def health_message(health: Health) -> MessageContent:
     """What is wrong first, then the numbers."""
-    head = "### ✓ All is well" if not health.problems else f"### ! {counted(len(health.problems), 'problem')}"
+    head = "### ✅ All is well" if not health.problems else f"### ⚠️ {counted(len(health.problems), 'problem')}"
     body = box(
         Colour.FAILED if health.problems else Colour.TRAINING,
         "\n".join([head, *(f"- {shorten(problem, 400)}" for problem in health.problems[:_SHOWN])]),
         "\n".join(_numbers(health)),
         "\n".join(_beat_line(beat) for beat in health.heartbeats[:_SHOWN]) or None,
-        f"-# {ago(health.at)}",
+        f"-# as of {ago(health.at)}",
     )
     return MessageContent(layout=layout(body), is_silent=True)
 
@@ -43,11 +43,11 @@ def _numbers(health: Health) -> Iterator[str]:
         lost = "" if gateway.disconnected_at is None else f", the last {ago(gateway.disconnected_at)}"
         yield (
             f"**Discord** {'connected' if gateway.is_connected else 'not connected'} · "
-            f"lost {counted(gateway.disconnects, 'time')}{lost} · "
+            f"connection lost {counted(gateway.disconnects, 'time')}{lost} · "
             f"{counted(gateway.resumes, 'resume')}"
         )
         limited = "" if gateway.rate_limited_at is None else f", the last {ago(gateway.rate_limited_at)}"
-        yield f"**Rate limits** {counted(gateway.rate_limits, 'answer')} of 429{limited}"
+        yield f"**Rate limits** met {counted(gateway.rate_limits, 'time')} (429){limited}"
 
 
 def _beat_line(beat: Heartbeat) -> str:

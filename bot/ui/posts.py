@@ -11,7 +11,7 @@ from bot.queue.verbs import Verb
 from bot.ui.card import best_of, paused_line, validation_words
 from bot.ui.layout import Colour, FileToSend, MessageContent, box, button, layout, picture, row, sendable
 from bot.ui.standing import Standing
-from bot.ui.text import counted, duration, plain, sparkline, trend
+from bot.ui.text import counted, duration, plain, rough_duration, sparkline, trend
 from trainer.protocol.events import BaseValidated, EpochEnded, Sampled, StageBegan, StoppedEarly
 
 #: Blocks of the model that a post names.
@@ -46,7 +46,7 @@ def early_stop_post(job: Job, standing: Standing, stopped: StoppedEarly) -> Mess
         f"⏹ {_head(job)} · **early stop at epoch {stopped.epoch}/{job.spec.training.epochs}**\n"
         f"{plain(stopped.reason, 400)}\n"
         f"Kept: epoch {stopped.best_epoch} (val {stopped.best_ratio:.2f}× base)"
-        f" · saved {counted(stopped.epochs_saved, 'epoch')}, about {duration(stopped.seconds_saved)}"
+        f" · saved {counted(stopped.epochs_saved, 'epoch')}, about {rough_duration(stopped.seconds_saved)}"
     )
     return MessageContent(layout=layout(box(Colour.STOPPING, text, f"-# {standing.footer(job)}")), is_silent=True)
 

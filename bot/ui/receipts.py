@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 
 from bot.queue.job import Job, Priority
@@ -16,6 +17,8 @@ from trainer.protocol.report import Counts, DatasetReport
 
 #: How many skipped pictures are named; the rest is counted.
 _SHOWN_SKIPPED = 8
+#: Kinds of what was left out that are counted as things.
+_THINGS = {"archive", "duplicate", "link", "outlier", "screenshot"}
 
 
 def receipt(job: Job, standing: Standing, report: DatasetReport) -> MessageContent:
@@ -53,9 +56,14 @@ def dataset_words(report: DatasetReport) -> str:
     words = counted(counts.kept, "image")
     reasons = skipped_reasons(report)
     if skipped := counts.dropped + counts.refused:
-        words += f", {skipped} skipped ({', '.join(f'{number} {reason}' for reason, number in reasons.most_common(5))})"
+        words += f", {skipped} skipped ({', '.join(_reason(number, why) for why, number in reasons.most_common(5))})"
     captions = "all captioned" if counts.captioned == counts.kept else f"{counts.captioned} captioned"
     return f"{words}, {captions} · split {split_words(counts)}"
+
+
+def _reason(number: int, why: str) -> str:
+    """`2 exact duplicates`, `2 too small`: some kinds are things, some say how a picture is."""
+    return counted(number, why) if why.split()[-1] in _THINGS else f"{number} {why}"
 
 
 def split_words(counts: Counts) -> str:
@@ -75,15 +83,27 @@ def skipped_reasons(report: DatasetReport) -> Counter[str]:
 
 
 def skipped_lines(report: DatasetReport) -> list[str]:
-    """The skipped ones by name, the first few."""
+    """The skipped ones by name, the first few; without the folder that all of them share."""
     lines = []
+    sources = [image.source for image in report.images] + [refused.source for refused in report.refused]
+    shared = _folder(os.path.commonprefix(sources))  # noqa: RUF071 - cut at the end of a folder.
     for image in report.images:
         if image.status == "dropped":
             why = next((finding.message for finding in image.findings if finding.action == "dropped"), "dropped")
-            lines.append(f"-# skipped {plain(image.source, 80)}: {plain(why, 120)}")
-    lines += [f"-# refused {plain(each.source, 80)}: {plain(each.reason, 120)}" for each in report.refused]
+            lines.append(_left_out("skipped", image.source, why, shared))
+    lines += [_left_out("refused", each.source, each.reason, shared) for each in report.refused]
     rest = len(lines) - _SHOWN_SKIPPED
     return lines if rest <= 0 else [*lines[:_SHOWN_SKIPPED], f"-# … and {rest} more"]
+
+
+def _folder(path: str) -> str:
+    """Up to the last `/`, or the `!` after an archive's name."""
+    return path[: max(path.rfind("/"), path.rfind("!")) + 1]
+
+
+def _left_out(verb: str, source: str, why: str, shared: str) -> str:
+    name, why = source.removeprefix(shared), why.replace(shared, "") if shared else why
+    return f"-# {verb} {plain(name, 80)}: {plain(why, 120)}"
 
 
 def samples_reply(job: Job, standing: Standing, sampled: Sampled | None) -> MessageContent:
@@ -113,10 +133,15 @@ def job_choice(job: Job) -> str:
     return f"#{job.id} · {job.name} · {job.state}{percent}"[:100]
 
 
-def job_line(job: Job, place: int | None = None) -> str:
-    """A job in a list, one line."""
-    sign, words, _ = state_words(job, place)
+def job_line(job: Job, place: int | None = None, *, is_among_waiting: bool = False) -> str:
+    """A job in a list, one line; among those that wait, its place says enough."""
+    sign, words, _ = state_words(job)
     percent = f" {share_done(job):.0%}" if job.progress.step and not job.state.is_end else ""
+    if percent and not job.state.is_active:
+        percent = f" at{percent}"
+    if place is not None:
+        stands = "" if is_among_waiting and not job.attempt else f"{words}{percent} · "
+        words, percent = f"{stands}{ordinal(place)} in line", ""
     best = best_of(job.progress.epochs)
     result = f" · best val {best.validation.ratio:.2f}× @ e{best.epoch}" if best else ""
     return f"{sign} **#{job.id} {plain(job.name)}** · <@{job.owner_id}> · {words}{percent}{result}"

@@ -25,7 +25,7 @@ def _planned(deletions: Sequence[Deletion]) -> str:
     if not deletions:
         return "Nothing is due to be deleted."
     freed = sum(deletion.bytes for deletion in deletions)
-    lines = [f"- {plain(deletion.sentence)}" for deletion in deletions]
+    lines = [f"- <@{deletion.owner_id}> · {plain(deletion.sentence)}" for deletion in deletions]
     title = f"**Due to be deleted: files of {counted(len(deletions), 'job')}, {size(freed)}**"
     return "\n".join((title, *_shortened(lines)))
 

@@ -13,7 +13,7 @@ from bot.ui.layout import Colour, FileToSend, MessageContent, box, layout, pictu
 from bot.ui.standing import Standing
 from bot.ui.text import ago, counted, first_lines, plain
 from bot.ui.waiting import waiting_lines
-from trainer.protocol.study import ChildState, KfoldOrder, StudyRow, StudyStep, make_study_order
+from trainer.protocol.study import ChildState, KfoldOrder, StudyOrder, StudyRow, StudyStep, make_study_order
 
 #: Runs that a card names; a study may have hundreds.
 _SHOWN = 20
@@ -42,7 +42,7 @@ def study_card(job: Job, standing: Standing) -> MessageContent:
         "\n".join(study_lines(standing.children, standing.step)) or None,
         _verdict(standing.step),
         picture(chart, standing.step.chart_alt) if chart and standing.step else None,
-        f"-# {settings_line(job)}\n-# updated {ago(standing.now)} · {standing.footer(job)}",
+        f"-# {_settings(job)}\n-# updated {ago(standing.now)} · {standing.footer(job)}",
         row(*buttons) if (buttons := card_buttons(job)) else None,
     )
     return MessageContent(layout=layout(body), files=(chart,) if chart else (), is_silent=True)
@@ -69,19 +69,36 @@ def study_post(job: Job, standing: Standing) -> MessageContent:
         "\n".join(study_lines(standing.children, step)) or None,
         picture(chart, step.chart_alt) if chart and step and chart in sent else None,
         _places(standing, results, sent),
-        f"-# {settings_line(job)} · {standing.footer(job)}",
+        f"-# {_settings(job)} · {standing.footer(job)}",
     )
     carried = [ui.File[ui.LayoutView](file.url) for file in results if file in sent]
     return MessageContent(layout=layout(body, *carried), files=sent, mentions=job.owner_id)
 
 
 def kind_words(job: Job) -> str:
-    """`5-fold cross-validation`, `comparison of learning_rate and rank`."""
-    order = make_study_order(json.loads(job.study or "{}"))
+    """`5-fold cross-validation`, `comparison of learning rate × rank`."""
+    return order_words(_order(job))
+
+
+def order_words(order: StudyOrder) -> str:
+    """As `kind_words`, of what was ordered."""
     if isinstance(order, KfoldOrder):
         return f"{order.folds}-fold cross-validation"
-    names = [plain(setting.partition("=")[0].rpartition(".")[2].replace("_", " "), 40) for setting in order.vary]
+    names = [plain(setting.rpartition(".")[2].replace("_", " "), 40) for setting in _varied(order)]
     return f"comparison of {' × '.join(names)}"
+
+
+def _order(job: Job) -> StudyOrder:
+    return make_study_order(json.loads(job.study or "{}"))
+
+
+def _varied(order: StudyOrder) -> list[str]:
+    """Settings that differ from run to run: `training.learning_rate`, …"""
+    return [] if isinstance(order, KfoldOrder) else [axis.partition("=")[0].strip() for axis in order.vary]
+
+
+def _settings(job: Job) -> str:
+    return settings_line(job, without=_varied(_order(job)))
 
 
 def _standing_words(job: Job, standing: Standing) -> tuple[str, str, Colour]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 _SPARKS = "▁▂▃▄▅▆▇█"
 #: `<@1>`, `<#1>`, `<:emoji:1>`, `<t:1>`, `</command:1>`, `<id:customize>`: everything that Discord draws from a `<`.
@@ -13,6 +13,8 @@ _DRAWN_BY_DISCORD = re.compile(r"<(?=[@#:/at]|id:)")
 _MARKDOWN = re.compile(r"([\\*_~`|\[\]])|^(?=[#>-])")
 #: Letters that turn the reading direction of what follows.
 _TURNING = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+#: A time of day that is further away than this may be taken for today's.
+_WITHIN_A_DAY = timedelta(hours=12)
 _ZERO_WIDTH_SPACE = "\u200b"
 
 
@@ -69,6 +71,11 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min"
 
 
+def rough_duration(seconds: float) -> str:
+    """What is only estimated, no finer than it is known: `40 s`, `5 min`, `2 h 05 min`."""
+    return duration(seconds) if seconds < 60 else duration(round(seconds / 60) * 60).removesuffix(" 00 s")
+
+
 def size(count: float) -> str:
     """Bytes in the unit that a person would choose: `143 MiB`."""
     for unit in ("B", "KiB", "MiB"):
@@ -91,6 +98,11 @@ def clock(moment: datetime) -> str:
 def moment(when: datetime) -> str:
     """A day and a time of day in the reader's own time zone."""
     return f"<t:{int(when.timestamp())}:f>"
+
+
+def point(when: datetime, now: datetime) -> str:
+    """A time of day where that says which one is meant, else with its day."""
+    return clock(when) if abs(when - now) < _WITHIN_A_DAY else moment(when)
 
 
 def ordinal(number: int) -> str:

@@ -72,10 +72,10 @@ def test_the_digest_in_words() -> None:
         "### The week until 23 November\n"
         "**Jobs** 12 finished, 1 failed\n"
         "**GPUs** 32.5 h: <@2> 30.5 h, <@1> 2.0 h\n"
-        "**Best results** (loss to the base model's)\n"
-        "- #7 fox <@1> ×0.500\n"
         "**Storage** 1.0 GiB of jobs, 50.0 GiB free\n"
-        "**Next training window** <t:1795546800:F>"
+        "**Next training window** <t:1795546800:F>\n"
+        "**Best results** (validation loss against the base model's)\n"
+        "- #7 fox <@1> 0.500×"
     )
 
 

@@ -13,6 +13,7 @@ from tests.bot.conftest import claim
 from tests.bot.fakes import failed, finished, started
 from tests.bot.jobs import new_job
 from trainer.protocol.spec import make_spec
+from trainer.protocol.study import CompareOrder, KfoldOrder
 
 
 def of(digest: str = "d", **settings: Any) -> str:
@@ -43,6 +44,15 @@ def test_mixed_in_datasets_count_by_what_is_in_them() -> None:
         return fingerprint(make_spec({"dataset": "/a", "mix": [{"dataset": folder, "repeats": 2}]}), "d", (digest,))
 
     assert mixed("/b", "e") == mixed("/c", "e") != mixed("/b", "f")
+
+
+def test_a_study_is_no_training_and_each_order_is_another_study() -> None:
+    spec = make_spec({"dataset": "/a"})
+    orders = (None, KfoldOrder(folds=2), KfoldOrder(folds=3), CompareOrder(vary=("method.rank=2,4",)))
+    assert len({fingerprint(spec, "d", study=order) for order in orders}) == len(orders)
+    named = make_spec({"dataset": "/b", "name": "two"})
+    assert fingerprint(named, "d", study=orders[1]) == fingerprint(spec, "d", study=orders[1])
+    assert fingerprint(spec, "e", study=orders[1]) != fingerprint(spec, "d", study=orders[1])
 
 
 async def test_a_living_or_succeeded_job_is_named_and_a_failed_one_is_no_reason(store: JobStore) -> None:

@@ -169,7 +169,7 @@ async def test_the_report_fits_into_a_message_whatever_is_wrong(
     assert parts < 10
     assert characters < 3500
     shown = str(message.layout.to_components())
-    for words in ("2 problems", "draining", "1 answer of 429", "0 of 15 free", "15 preparing", "sound"):
+    for words in ("2 problems", "draining", "met 1 time (429)", "0 of 15 free", "15 preparing", "sound"):
         assert words in shown
 
 

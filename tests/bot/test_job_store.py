@@ -14,7 +14,7 @@ from bot.config import LimitSettings
 from bot.db import Database
 from bot.errors import NoSuchJob, TooManyWaiting
 from bot.outbox import NoticeKind, Outbox
-from bot.queue import ACTIVE, MOVES, JobStore, State, StopIntent, sql
+from bot.queue import ACTIVE, MOVES, JobStore, Priority, State, StopIntent, sql
 from bot.queue.rules import Outcome
 from tests.bot.conftest import CHANNEL, GUILD, Submit, claim, notices, set_slots, submitter
 from tests.bot.fakes import (
@@ -212,6 +212,35 @@ async def test_whoever_was_just_served_waits_for_the_others(store: JobStore, sub
     await submit(owner=2)
 
     assert await store.line() == [3, 2]
+
+
+@pytest.mark.parametrize("trick", ["cancel, retry, cancel", "another priority"])
+async def test_a_turn_that_was_had_counts_whatever_becomes_of_its_job(
+    store: JobStore, submit: Submit, trick: str
+) -> None:
+    for owner in (1, 2, 2):
+        await submit(owner=owner)
+    await claim(store, 1)
+    if trick == "another priority":
+        await store.runs.lost(1, 1)
+        await store.bump(1, Priority.HIGH, by=9)
+        await claim(store, 1)
+    else:
+        await store.request_stop(1, by=1, intent=StopIntent.CANCEL)
+        await store.runs.lost(1, 1)
+        await store.retry(1, by=1)
+        await store.request_stop(1, by=1, intent=StopIntent.CANCEL)
+    await submit(owner=1)
+
+    assert await store.line() == [2, 3, 4], "both had one turn, and the other asked earlier for a second"
+
+
+async def test_a_turn_is_found_by_indexes_whatever_the_number_of_jobs(db: Database) -> None:
+    values = {"owner_id": 1, "priority": 0, "turn": 1}
+    for statement in (sql.NEXT_TURN, sql.MOVE_UP):
+        plan = [row["detail"] for row in await db.all("EXPLAIN QUERY PLAN " + statement, values)]
+        assert not [step for step in plan if step.startswith("SCAN") and step != "SCAN CONSTANT ROW"], plan
+        assert any("job_turns" in step for step in plan), plan
 
 
 async def test_no_more_are_claimed_than_there_are_slots(store: JobStore, submit: Submit) -> None:

@@ -29,7 +29,7 @@ from bot.queue.limits import (
     week_of,
 )
 from tests.bot.conftest import GUILD, claim, make_store, set_slots
-from tests.bot.fakes import Clock, finished, started
+from tests.bot.fakes import Clock, failed, finished, started
 from tests.bot.jobs import new_job
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -194,8 +194,24 @@ async def test_gpu_hours_are_those_of_this_week_running_ones_up_to_now(
     assert (await roles.budget(GUILD, 3, None)).left_h is None
 
 
+async def test_what_a_job_needs_yet_is_what_it_was_believed_to_less_its_earlier_starts(
+    db: Database, outbox: Outbox, clock: Clock, tmp_path: Path
+) -> None:
+    store = make_store(db, outbox, clock, tmp_path)
+    roles = RoleLimits(db, now=clock)
+    await set_slots(store, 2)
+    job = await store.submit(new_job(gpus=2, estimate_s=7200.0))
+    unknown = await store.submit(new_job())
+    assert await claim(store, 2)
+    clock.advance(1800)
+    await store.runs.ingest(job.id, 1, [started(1), failed(2)], 1)
+    clock.advance(9000)
+    assert await roles.needed_h(job.id) == pytest.approx(2 * 1.5)
+    assert await roles.needed_h(unknown.id) is None
+
+
 async def test_the_hours_are_one_look_into_an_index(db: Database) -> None:
-    values = {"owner_id": 1, "guild_id": GUILD, "now": WEDNESDAY, "monday": MONDAY}
-    for statement in (limits._USED, limits._PROMISED):
+    values = {"owner_id": 1, "guild_id": GUILD, "now": WEDNESDAY, "monday": MONDAY, "id": 1}
+    for statement in (limits._USED, limits._PROMISED, limits._NEEDED):
         plan = [row["detail"] for row in await db.all("EXPLAIN QUERY PLAN " + statement, values)]
         assert not [step for step in plan if step.startswith("SCAN")], plan

@@ -43,7 +43,7 @@ def draw_loss_chart(
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(5, 2))
     figure.suptitle(title, color=_TEXT, x=0.012, ha="left", fontsize=12, fontweight="bold")
     _draw_ratios(upper, epochs, ratios, intervals, train_ratios, between)
-    _mark_best(upper, epochs, ratios, best_epoch, total_epochs)
+    _mark_best(upper, epochs, ratios, best_epoch)
     curves = [*ratios, *(ratio for _, ratio in between), *(ratio for ratio in train_ratios if ratio is not None)]
     _frame_ratios(upper, curves, [one for one in intervals if one])
     lower.plot(epochs, train_losses, color=_TRAIN, marker="o", markersize=3, linewidth=1.6)
@@ -56,8 +56,7 @@ def draw_loss_chart(
         _mark_stages(axes, stages if len(stages) > 1 else (), total_epochs, is_named=axes is upper)
         if stopped_at is not None:
             axes.axvline(stopped_at, color=_STOP, linewidth=1.4, linestyle="--", label="stopped early")
-    if train_ratios or stopped_at is not None:
-        _legend(figure, upper)
+    _legend(figure, upper)
     return _save(figure, path)
 
 
@@ -120,7 +119,9 @@ def _draw_ratios(
     if any(intervals):
         lows = [one[0] if one else nan for one in intervals]
         highs = [one[1] if one else nan for one in intervals]
-        axes.fill_between([0, *epochs], [1.0, *lows], [1.0, *highs], color=_VALIDATION, alpha=0.18, linewidth=0)
+        axes.fill_between(
+            [0, *epochs], [1.0, *lows], [1.0, *highs], color=_VALIDATION, alpha=0.18, linewidth=0, label="95 % interval"
+        )
     if any(ratio is not None for ratio in train_ratios):
         probes = [nan if ratio is None else ratio for ratio in train_ratios]
         axes.plot([0, *epochs], [1.0, *probes], color=_PROBES, linewidth=1.8, label="training pictures")
@@ -132,23 +133,13 @@ def _draw_ratios(
     axes.set_ylabel("loss, share of the base's")
 
 
-def _mark_best(axes: Axes, epochs: Sequence[int], ratios: Sequence[float], best_epoch: int, total_epochs: int) -> None:
+def _mark_best(axes: Axes, epochs: Sequence[int], ratios: Sequence[float], best_epoch: int) -> None:
+    """A star, named in the legend: beside the star its words would lie on the curves."""
     if best_epoch not in epochs:
         return
     best = ratios[list(epochs).index(best_epoch)]
-    axes.plot([best_epoch], [best], marker="*", markersize=15, color=_BEST, linestyle="none", zorder=5)
-    place = best_epoch / max(total_epochs, 1)
-    axes.annotate(
-        f"best: {best:.1%}, epoch {best_epoch}",
-        (best_epoch, best),
-        textcoords="offset points",
-        xytext=(0, 11),
-        # Never over the edge.
-        ha="left" if place < 0.15 else "right" if place > 0.85 else "center",
-        color=_BEST,
-        fontsize=10,
-        fontweight="bold",
-    )
+    label = f"best: {best:.1%}, epoch {best_epoch}"
+    axes.plot([best_epoch], [best], marker="*", markersize=15, color=_BEST, linestyle="none", zorder=5, label=label)
 
 
 def _frame_ratios(axes: Axes, curves: Sequence[float], intervals: Sequence[tuple[float, float]]) -> None:

@@ -53,8 +53,9 @@ class Candidate:
 
     @property
     def label(self) -> str:
-        """`learning_rate 0.0003, rank 8`."""
-        return ", ".join(f"{setting.rpartition('.')[2]} {shown(value)}" for setting, value in self.values.items())
+        """`learning rate 0.0003, rank 8`."""
+        named = ((setting.rpartition(".")[2].replace("_", " "), value) for setting, value in self.values.items())
+        return ", ".join(f"{name} {shown(value)}" for name, value in named)
 
 
 def parse_axis(text: str) -> Axis:

@@ -27,7 +27,7 @@ async def test_a_copy_holds_what_was_committed_and_is_one_file(config: Config, s
     said = await run_backup(config)
     (copy,) = backup_folder(config).iterdir()
     assert f"{copy}: " in said
-    assert "1 jobs, 1 datasets, schema" in said
+    assert "1 job, 1 dataset, schema" in said
     assert await verify_copy(copy)
     with closing(sqlite3.connect(f"file:{copy}?mode=ro&immutable=1", uri=True)) as connection:
         assert connection.execute("SELECT state FROM job").fetchall() == [("queued",)]

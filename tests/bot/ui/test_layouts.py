@@ -87,7 +87,7 @@ def test_a_training_card_has_bar_numbers_chart_and_buttons(job_dir: Path) -> Non
     assert "▰▰▰▰▰" in text
     assert "**35%** · epoch 4/10 · step 35/100" in text
     assert "loss 0.0841 ▼ · val 0.85× base ★ best" in text
-    assert "2.4 steps/s · 19.0 GiB · ends <t:1772367000:R>" in text
+    assert "2.4 steps/s · 19.0 GiB of memory · ends <t:1772367000:R>" in text
     assert "job 42·a1" in text
     assert "e3 train 0.0900, val 0.85×" in (alt_texts(content)[0] or "")
     assert labels(content) == ["Cancel", "Pause", "Stop & keep best", "Samples", "Refresh"]
@@ -272,16 +272,18 @@ def test_the_receipt_names_place_split_and_what_was_skipped(job_dir: Path) -> No
         (
             Image(source="a.zip!1.png", status="kept"),
             dropped("a.zip!2.png", FindingKind.CORRUPT),
-            dropped("a.zip!3.png", FindingKind.EXACT_DUPLICATE),
+            dropped("a.zip!3.png", FindingKind.EXACT_DUPLICATE, "the same picture as a.zip!1.png"),
+            dropped("a.zip!4.png", FindingKind.EXACT_DUPLICATE),
         )
     )
     text = text_of(receipt(job(state=State.QUEUED), standing(job_dir, 2), found))
     assert "✅ **Queued #42 “fox-lora”** · 2nd in line" in text
     assert (
-        "1 image, 2 skipped (1 corrupt, 1 exact duplicate), all captioned · split 1 train / 0 validation / 0 test"
+        "1 image, 3 skipped (2 exact duplicates, 1 corrupt), all captioned · split 1 train / 0 validation / 0 test"
         in text
     )
-    assert "skipped a.zip!2.png: why" in text
+    assert "skipped 2.png: why" in text
+    assert "skipped 3.png: the same picture as 1.png" in text
 
 
 def crowded(worst: Job, where: Standing) -> list[MessageContent]:
@@ -302,7 +304,7 @@ def crowded(worst: Job, where: Standing) -> list[MessageContent]:
                 why_closed=HOSTILE,
             )
         ),
-        job_list("Newest", [worst] * 300),
+        job_list("Newest", [worst] * 300, NOW),
         card(dataclasses.replace(queued, slots=(HOSTILE,) * 9), dataclasses.replace(where, halt=halt)),
         card(queued, dataclasses.replace(where, why_closed=HOSTILE)),
         audit_page("Audit", [entry] * 99),

@@ -21,7 +21,7 @@ from bot.queue.verbs import Verb, makes_sense
 from bot.ui.admin import bumped_words, confirm_page, halted_words, limits_page, plan_digest, slots_page, storage_page
 from bot.ui.answers import answer
 from bot.ui.audit import audit_page, history
-from bot.ui.board import Scene, board
+from bot.ui.board import Scene, board, job_list
 from bot.ui.card import card
 from bot.ui.notices import card_of
 from bot.ui.standing import Forecast, Standing
@@ -32,6 +32,7 @@ from trainer.protocol.study import ChildState, CompareOrder, KfoldOrder, StudyRo
 
 HALT = Halt(kind=HaltKind.PAUSE, by=7, at=NOW, why="driver update")
 LATER = NOW + timedelta(minutes=35)
+LATER_T = f"<t:{int(LATER.timestamp())}:t>"
 
 
 def queued(**changes: Any) -> Job:
@@ -49,12 +50,13 @@ def standing(folder: Path, **changes: Any) -> Standing:
         ({"run_after": LATER}, {}, f"It was asked to start at <t:{int(LATER.timestamp())}:f>"),
         ({"run_after": LATER, "attempt": 1}, {}, f"It tries again <t:{int(LATER.timestamp())}:R>"),
         ({}, {"why_closed": "The training window opens Mon 20:00 (UTC)."}, "The training window opens Mon 20:00"),
-        ({}, {"owner_runs": 2, "owner_may_run": 2}, "<@555> has 2 of 2 trainings running"),
-        ({"gpus": 4}, {"free_slots": 1, "slots": 4}, "It needs 4 GPUs at once; 1 of 4 are free."),
+        ({}, {"owner_runs": 2, "owner_may_run": 2}, "running and may have 2 at once; this one starts when one of"),
+        ({}, {"owner_runs": 1, "owner_may_run": 1}, "<@555> has 1 training running and may have 1 at once;"),
+        ({"gpus": 4}, {"free_slots": 1, "slots": 4}, "It needs 4 GPUs at once; 1 of 4 is free."),
         (
             {},
             {"forecast": Forecast(starts_at=LATER, seconds=2880, usual_error=0.15)},
-            f"starts about <t:{int(LATER.timestamp())}:R> · runs about 48 min (usually ±15%)",
+            f"starts about {LATER_T} (<t:{int(LATER.timestamp())}:R>) · runs about 48 min (usually ±15%)",
         ),
         ({"priority": Priority.HIGH}, {}, "high priority"),
     ],
@@ -75,12 +77,27 @@ def test_nothing_holds_up_a_job_that_only_waits_its_turn(tmp_path: Path) -> None
 def test_no_start_is_promised_while_the_queue_is_off(tmp_path: Path) -> None:
     text = text_of(card(queued(), standing(tmp_path, halt=HALT, forecast=Forecast(starts_at=LATER, seconds=60))))
     assert "starts about" not in text
-    assert "runs about 1 min 00 s" in text
+    assert "runs about 1 min" in text
+
+
+def test_what_starts_at_once_is_not_promised_for_a_moment_that_is_over(tmp_path: Path) -> None:
+    coming = Forecast(starts_at=NOW + timedelta(seconds=0.5), seconds=290)
+    text = text_of(card(queued(), standing(tmp_path, place=1, forecast=coming)))
+    assert "\nstarts now · runs about 5 min\n" in text
+
+
+def test_a_start_that_was_asked_for_is_told_once(tmp_path: Path) -> None:
+    around = standing(tmp_path, place=1, forecast=Forecast(starts_at=LATER, seconds=2880))
+    text = text_of(card(queued(run_after=LATER), around))
+    assert "It was asked to start at" in text
+    assert "\nruns about 48 min\n" in text
+    later = dataclasses.replace(around, forecast=Forecast(starts_at=LATER + timedelta(minutes=20)))
+    assert "starts about" in text_of(card(queued(run_after=LATER), later))
 
 
 def test_a_running_card_names_its_slot_and_attempt(tmp_path: Path) -> None:
     running = job(slots=("GPU 0 · RTX 4090",), attempt=2, priority=Priority.LOW)
-    assert "GPU 0 · RTX 4090 · attempt 2 · low priority" in text_of(card(running, standing(tmp_path)))
+    assert "\non GPU 0 · RTX 4090 · attempt 2 · low priority" in text_of(card(running, standing(tmp_path)))
 
 
 def test_a_paused_card_says_since_when(tmp_path: Path) -> None:
@@ -117,9 +134,55 @@ def test_the_board_shows_all_that_a_person_wants_to_know() -> None:
     assert "GPU 0 · RTX 4090 · #1" in text
     assert "GPU 1 · RTX 4090 · free" in text
     assert "GPU 2 · RTX 4090 · switched off" in text
-    assert f"Queued · 5th in line · high priority · starts about <t:{int(starts)}:R>" in text
-    assert f"6th in line · not before <t:{int(starts)}:t>" in text
+    assert "🟢 **#1 fox-lora** · <@555> · Training 35% · best val 0.85× @ e3 · on GPU 0 · ends <t:" in text
+    assert f"<@555> · 5th in line · high priority · starts about {LATER_T}" in text
+    assert f"<@555> · 6th in line · not before {LATER_T}" in text
+    assert "Paused at 35% · best val" in text
     assert text.index("**Training** (1)") < text.index("**Waiting** (2)") < text.index("**Paused** (1)")
+
+
+def test_a_start_of_another_day_is_told_with_its_day() -> None:
+    later = NOW + timedelta(days=2)
+    coming = Coming(job_id=2, starts_at=later.timestamp(), ends_at=None, seconds=None)
+    jobs = [queued(id=1, run_after=later), queued(id=2)]
+    text = text_of(board(Scene(now=NOW, jobs=jobs, places={1: 1, 2: 2}, forecasts={2: coming})))
+    assert f"not before <t:{int(later.timestamp())}:f>" in text
+    assert f"starts about <t:{int(later.timestamp())}:f>" in text
+
+
+def test_who_waits_to_go_on_is_listed_with_how_far_it_came() -> None:
+    text = text_of(board(Scene(now=NOW, jobs=[job(state=State.QUEUED)], places={42: 4})))
+    assert "Waiting to go on from its checkpoint at 35% · 4th in line · best val 0.85× @ e3" in text
+
+
+def test_a_list_says_when_a_job_ended() -> None:
+    text = text_of(job_list("Newest", [job(state=State.FAILED, ended_at=LATER), job()], NOW))
+    assert f"Failed · best val 0.85× @ e3 · <t:{int(LATER.timestamp())}:R>\n" in text
+    assert text.endswith("Training 35% · best val 0.85× @ e3")
+
+
+def test_a_list_says_what_waits_for_its_hour() -> None:
+    jobs = [queued(id=1, run_after=LATER), queued(id=2, run_after=NOW - timedelta(minutes=1))]
+    first, second = text_of(job_list("Newest", jobs, NOW)).splitlines()[-2:]
+    assert first.endswith(f"not before {LATER_T}")
+    assert "not before" not in second
+
+
+def test_a_board_full_of_everything_is_cut_between_jobs() -> None:
+    slots = [
+        Slot(id=str(n), device=str(n), name=f"GPU {n} · NVIDIA RTX 6000 Ada Generation", job_id=n) for n in range(9)
+    ]
+    jobs = [job(id=n, slots=(f"GPU {n} · NVIDIA RTX 6000 Ada Generation",)) for n in range(9)]
+    jobs += [queued(id=n) for n in range(10, 300)] + [job(id=n, state=State.PAUSED) for n in range(300, 340)]
+    scene = Scene(
+        now=NOW, jobs=jobs, places={n: n for n in range(10, 300)}, slots=slots, halt=HALT, why_closed="x" * 250
+    )
+    text = text_of(board(scene))
+    lines = [line for line in text.splitlines() if "**#" in line]
+    assert "Training** (9)" in text
+    assert "Waiting** (290)" in text
+    assert "Paused** (40)" in text
+    assert not [line for line in lines if line.endswith("…")]
 
 
 def test_a_long_line_is_counted_and_not_cut_in_the_middle() -> None:
@@ -134,7 +197,9 @@ def test_an_empty_board_promises_a_start_only_where_there_is_room() -> None:
     assert "starts at once" in text_of(board(Scene(now=NOW, jobs=[], slots=[free])))
     assert "starts at once" not in text_of(board(Scene(now=NOW, jobs=[], slots=[free], halt=HALT)))
     taken = dataclasses.replace(free, job_id=9)
-    assert "starts at once" not in text_of(board(Scene(now=NOW, jobs=[], slots=[taken])))
+    busy = text_of(board(Scene(now=NOW, jobs=[], slots=[taken])))
+    assert "starts at once" not in busy
+    assert "Nothing of this server is training." in busy
 
 
 @pytest.mark.parametrize(
@@ -188,9 +253,9 @@ def test_history_and_audit_name_who_when_and_why() -> None:
     ended = Attempt(number=1, started_at=NOW, ended_at=LATER, slots=("GPU 0",), outcome="queued", why="it was lost")
     running = Attempt(number=2, started_at=LATER, ended_at=None, slots=("GPU 1",), outcome=None, why=None)
     told = text_of(history(job(), [ended, running], [entry]))
-    assert "2. <t:1772368500:f> · GPU 1 · runs" in told
+    assert "**2** · <t:1772368500:f> · GPU 1 · runs" in told
     assert ", 35 min · GPU 0 · then queued: it was lost" in told
-    assert "cancel · running → stopping" in told
+    assert f"<t:{int(NOW.timestamp())}:f> · <@7> · cancel · running → stopping" in told
 
 
 def test_the_switch_says_what_becomes_of_what_runs() -> None:
@@ -217,6 +282,7 @@ def test_a_plan_is_deleted_only_as_it_was_shown() -> None:
     plan, totals = Plan(deletions=(one,)), Totals(free_bytes=1, bytes_by_owner={5: 100}, held_bytes=0)
     content = storage_page(plan, totals)
     assert labels(content) == ["Delete these"]
+    assert "- <@5> · \\#1 fox: the checkpoints." in text_of(content)
     assert labels(confirm_page(plan)) == ["Yes, delete them"]
     assert labels(storage_page(Plan(), totals)) == []
     more = Plan(deletions=(one, dataclasses.replace(one, job_id=2)))
@@ -281,6 +347,8 @@ def test_a_studys_end_tells_its_verdict_and_carries_its_result(tmp_path: Path) -
     text = text_of(content)
     assert "your comparison of rank is over.\n→ Rank 8 is the best.\n→ Rank 32 overfits." in text
     assert "test 0.90×" in text
+    assert " · rank " not in text, "it varies from run to run"
+    assert " · lr 0.0001 · " in text
     assert str(tmp_path / "study/page.html") in text
     assert [file.name for file in content.files] == ["study-3.png", "fox-lora-kohya.safetensors"]
     assert content.mentions == 555

@@ -47,7 +47,7 @@ def test_the_worse_half_ends_early_and_the_best_wins(tmp_path: Path) -> None:
     spec = make_study(tmp_path, {"*": {"epoch_s": 0.25}})
     result = compare(tmp_path, spec)
     assert result.end is End.FINISHED
-    assert result.page.verdict[0].startswith("learning_rate 0.0003 wins: 63.3 % of the base's validation loss")
+    assert result.page.verdict[0].startswith("learning rate 0.0003 wins: 63.3 % of the base's validation loss")
     assert "2 of 4 candidates were ended early, which saved 12 epochs." in result.page.verdict
     assert [len(epochs_of(child(tmp_path, f"c0{place}"))) for place in (1, 2, 3, 4)] == [2, 8, 8, 2]
     assert [row.cells[0] for row in result.page.rows] == ["c03", "c02", "c01", "c04"]
@@ -75,7 +75,7 @@ def test_what_chance_may_have_decided_is_said(tmp_path: Path) -> None:
     spec = make_study(tmp_path)
     verdict = compare(tmp_path, spec, "training.learning_rate=2.999e-4,3e-4").page.verdict
     assert any(
-        sentence.startswith("learning_rate 0.0002999 (") and sentence.endswith("cannot be told from it.")
+        sentence.startswith("learning rate 0.0002999 (") and sentence.endswith("cannot be told from it.")
         for sentence in verdict
     )
 
@@ -92,8 +92,8 @@ def test_a_clear_loser_is_worse_by_more_than_chance(tmp_path: Path) -> None:
 def test_a_failed_candidate_is_told_and_the_others_go_on(tmp_path: Path) -> None:
     spec = make_study(tmp_path, {"c03": {"fails": True}})
     result = compare(tmp_path, spec)
-    assert result.page.verdict[0].startswith("learning_rate 0.00029 wins")
-    assert "learning_rate 0.0003 failed: The device is full. Take less." in result.page.verdict
+    assert result.page.verdict[0].startswith("learning rate 0.00029 wins")
+    assert "learning rate 0.0003 failed: The device is full. Take less." in result.page.verdict
     assert result.page.rows[-1].cells[0] == "c03"
 
 
@@ -144,7 +144,7 @@ def test_a_failed_candidate_that_wins_at_its_second_try_puts_the_first_winner_as
     compare(tmp_path, spec, axis, finishes=True)
     (tmp_path / "job" / "behaviour.json").write_text("{}", encoding="utf-8")
     result = compare(tmp_path, spec, axis, finishes=True)
-    assert result.page.verdict[0].startswith("learning_rate 0.0003 wins")
+    assert result.page.verdict[0].startswith("learning rate 0.0003 wins")
     assert read_spec(child(tmp_path, "winner")).training.learning_rate == 3e-4
     assert read_spec(tmp_path / "job" / "winner-before-1").training.learning_rate == 2.9e-4
     compare(tmp_path, spec, axis, finishes=True)
@@ -177,7 +177,7 @@ def test_stopped_and_asked_again_it_decides_the_same_and_the_ended_stay_ended(tm
     with start_study(*arguments) as process:
         said, errors = process.communicate(timeout=60)
     assert process.returncode == EXIT_FINISHED, errors
-    assert "learning_rate 0.0003 wins" in said
+    assert "learning rate 0.0003 wins" in said
     assert json.loads(state.read_bytes())["rungs"] == decided
     assert len(events_of(child(tmp_path, "c01"), Started)) == starts
     assert epochs_of(child(tmp_path, "c03")) == list(range(1, 9))
@@ -193,7 +193,7 @@ def test_killed_between_the_looks_it_decides_by_what_the_runs_said(tmp_path: Pat
     with start_study(*arguments) as process:
         said, errors = process.communicate(timeout=60)
     assert process.returncode == EXIT_FINISHED, errors
-    assert "learning_rate 0.0003 wins" in said
+    assert "learning rate 0.0003 wins" in said
     [first] = json.loads((tmp_path / "job" / "study.json").read_bytes())["rungs"]
     assert (first["epoch"], first["ended"]) == (2, ["c01", "c04"])
 

@@ -28,7 +28,7 @@ def test_every_combination_is_a_candidate_and_differs_in_nothing_else() -> None:
         (1e-3, 32),
     ]
     assert [one.name for one in found] == ["c01", "c02", "c03", "c04", "c05", "c06"]
-    assert found[2].label == "learning_rate 0.0003, rank 8"
+    assert found[2].label == "learning rate 0.0003, rank 8"
     back = found[5].spec.model_copy(update={"training": spec_of().training, "method": spec_of().method})
     assert back == spec_of()
 

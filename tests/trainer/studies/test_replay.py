@@ -82,7 +82,7 @@ def test_a_comparison_stops_at_each_look_and_ends_the_worse(tmp_path: Path, caps
     waits = queue.step()
     assert asked(waits) == [("c04", 2)], "nobody is decided about before all are there"
     assert states(waits)["c01"] is ChildState.WAITING
-    assert waits.verdict[0].startswith("learning_rate 0.0003 leads so far")
+    assert waits.verdict[0].startswith("learning rate 0.0003 leads so far")
     queue.run(waits.goals[0])
 
     rest = queue.step()
@@ -101,8 +101,8 @@ def test_a_comparison_stops_at_each_look_and_ends_the_worse(tmp_path: Path, caps
     queue.run(winner.goals[0])
     last = queue.step()
     assert (last.is_over, last.has_failed, last.result) == (True, False, "winner")
-    assert last.verdict[0].startswith("learning_rate 0.0003 wins: 63.3 % of the base's validation loss")
-    assert [row.label for row in last.table[:2]] == ["learning_rate 0.0003", "learning_rate 0.00029"]
+    assert last.verdict[0].startswith("learning rate 0.0003 wins: 63.3 % of the base's validation loss")
+    assert [row.label for row in last.table[:2]] == ["learning rate 0.0003", "learning rate 0.00029"]
     assert epochs_of(job / "winner") == list(range(1, 9)), "those of the candidate, none trained twice"
     assert len(events_of(job / "winner", Finished)) == 1
 

@@ -188,7 +188,7 @@ def test_the_reason_names_epochs_both_losses_and_how_the_gap_grew() -> None:
 
     assert memory.gap == pytest.approx(0.0901, abs=1e-3)
     assert memory.reason(PATIENT) == (
-        "No better than epoch 2 for 3 epochs (0.612 × the base's loss then, 0.634 now); "
+        "No better than epoch 2 for 3 epochs (0.612× the base's loss then, 0.634 now); "
         "the gap to the training images grew from 2 % to 9 %."
     )
 
@@ -197,7 +197,7 @@ def test_the_reason_says_nothing_of_a_gap_that_was_not_measured() -> None:
     _, memory = follow([0.9, 0.95, 0.96, 0.97])
 
     assert memory.gap is None
-    assert memory.reason(PATIENT) == ("No better than epoch 1 for 3 epochs (0.900 × the base's loss then, 0.970 now).")
+    assert memory.reason(PATIENT) == ("No better than epoch 1 for 3 epochs (0.900× the base's loss then, 0.970 now).")
 
 
 def test_a_gap_that_stays_or_closes_is_said_so() -> None:
@@ -212,7 +212,7 @@ def test_worse_than_the_base_is_said_so() -> None:
     _, memory = follow([1.05, 1.03, 1.06])
 
     assert memory.reason(PATIENT) == (
-        "No better than the base model after 3 epochs (1.030 × its loss at best, after epoch 2, and 1.060 now)."
+        "No better than the base model after 3 epochs (1.030× its loss at best, after epoch 2, and 1.060 now)."
     )
 
 
