@@ -1,4 +1,7 @@
-"""What holds for all tests: one thread for each process that computes, and the longest files first."""
+"""What holds for all tests: one thread for each process that computes, the longest files first, the same examples.
+
+HYPOTHESIS_PROFILE=random make test      # other examples each time: to look for what nobody thought of
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,16 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Before anything imports torch, and handed on to child processes. Runs are compared to the bit; and threads of several
 # processes that wait for each other on two cores cost more than they bring.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What passed here passes in CI: a rare example that is found there would stop somebody else's work.
+settings.register_profile("fixed", derandomize=True)
+settings.register_profile("random")
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 
 @pytest.hookimpl(trylast=True)

@@ -30,7 +30,8 @@ def apply_rules(caption: str, rules: CaptionRules) -> str:
     What is there already is not added again: applying the rules twice changes nothing, unless one replacement makes
     the words that another one takes.
     """
-    text = " ".join(caption.split())
+    # A comma that nothing stands before would make the beginning that is put there look like a trigger.
+    text = " ".join(caption.split()).lstrip(" ,，、")
     rest = _without_front_trigger(text, rules.trigger)
     # Where the trigger stands in front it stays there, also where it is said once more.
     in_front = bool(rest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from trainer.dataset.caption_rules import MAX_GROWN_CHARACTERS, apply_rules, holds
@@ -106,6 +106,8 @@ _REPLACEMENTS = st.lists(
 
 @settings(max_examples=400, deadline=None)
 @given(_CAPTIONS, _REPLACEMENTS, st.lists(_FEW, max_size=2), _FEW, _FEW, st.sampled_from(["", "sks", "cat", "猫"]))
+@example(",", [], [], "猫", "", "猫")
+@example(", -", [], [], "猫", "", "猫")
 def test_twice_is_once(
     caption: str, replace: list[tuple[str, str]], strip: list[str], prefix: str, suffix: str, trigger: str
 ) -> None:
