@@ -132,14 +132,7 @@ async def compose(
         # Before anything changes: what the boot message compares with.
         await chores.remember()
         # Before a client connects: what comes later is this bot's own.
-        left = LeftUploads(
-            db,
-            outbox,
-            uploads=services.uploads,
-            datasets=services.datasets,
-            drafts=services.drafts,
-            captions=config.captions,
-        )
+        left = _left_uploads(config, services, db, outbox)
         await left.remember()
         looking = partial(find_slots, config, command=command, environment=environment)
         runs = [_work_the_queue(services, dispatcher, looking, chores.looked), sender.run(), chores.run(), left.run()]
@@ -150,6 +143,17 @@ async def compose(
 async def _health(config: Config, db: Database, counters: Counters) -> MessageContent:
     found = await examine_health(db.path, counters=counters, min_free_bytes=config.health.min_free_bytes)
     return health_message(found)
+
+
+def _left_uploads(config: Config, services: Services, db: Database, outbox: Outbox) -> LeftUploads:
+    return LeftUploads(
+        db,
+        outbox,
+        uploads=services.uploads,
+        datasets=services.datasets,
+        drafts=services.drafts,
+        captions=config.captions,
+    )
 
 
 def _plan(

@@ -198,7 +198,7 @@ class Dispatcher:
     async def _wake_the_dead(self, busy: Busy, handle: Handle, said: EventLines) -> None:
         """Kill a process that lives and does not get on (stopped, or stuck in a driver): its job goes on in another."""
         if busy.stop_sent_at is not None:
-            # Killed before, and still there.
+            # It was to be killed before, and is still there.
             await self._runner.kill(handle)
             return
         beat = await self._runner.last_beat(handle, self._store.job_dir(busy))
@@ -206,5 +206,6 @@ class Dispatcher:
         if why is None:
             return
         log.warning("#%d is killed, to go on: %s", busy.job_id, why)
+        # Written down first: a bot that ends in between leaves the kill, and its reason, to the next one.
+        await self._runs.to_be_killed(busy.job_id, busy.attempt, why)
         await self._runner.kill(handle)
-        await self._runs.killed(busy.job_id, busy.attempt, why)

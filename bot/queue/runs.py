@@ -80,12 +80,12 @@ class Runs:
         """Write down that the trainer was told to stop."""
         await self._update("stop_sent_at = :value", job_id, attempt, self._moves.now())
 
-    async def killed(self, job_id: int, attempt: int, why: str) -> None:
-        """Write down that the process was killed, and why, for what is told once it is gone."""
+    async def to_be_killed(self, job_id: int, attempt: int, why: str) -> None:
+        """Write down that the process is killed, and why, for what is told once it is gone."""
         async with self._db.transaction() as connection:
-            values = {"id": job_id, "attempt": attempt, "why": why}
+            values = {"id": job_id, "attempt": attempt, "why": why, "now": self._moves.now()}
             await connection.execute_fetchall(sql.KILLED_FOR, values)
-        await self.stop_sent(job_id, attempt)
+            await connection.execute_fetchall(sql.TO_BE_KILLED, values)
 
     async def ingest(self, job_id: int, attempt: int, events: Sequence[Event], read_bytes: int) -> bool:
         """Write down what a trainer said and how far it was read, with every notice that follows, in one transaction.

@@ -98,6 +98,10 @@ VALUES (:id, :attempt, :guild_id, :owner_id, :gpus, :slots, :now)
 #: Why a start that has not ended yet was killed.
 KILLED_FOR = "UPDATE attempt SET why = :why WHERE job_id = :id AND attempt = :attempt AND ended_at IS NULL"
 
+TO_BE_KILLED = f"""
+UPDATE job SET stop_sent_at = :now WHERE id = :id AND attempt = :attempt AND state IN {_ACTIVE}
+"""
+
 WHY_KILLED = "SELECT why FROM attempt WHERE job_id = ? AND attempt = ?"
 
 END_ATTEMPT = """

@@ -151,6 +151,25 @@ async def test_a_bot_that_was_restarted_counts_anew(night: Night) -> None:
     assert night.runner.killed == [0]
 
 
+async def test_a_bot_killed_as_it_kills_leaves_the_kill_and_its_reason_to_the_next(
+    db: Database, night: Night, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def die(handle: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(night.runner, "kill", die)
+        with pytest.raises(KeyboardInterrupt):
+            await night.beat_for(HOUR_S + MINUTE_S)
+    assert night.runner.killed == []
+    night.start_bot()
+    await night.beat_for(MINUTE_S)
+    assert night.runner.killed == [0]
+    ended = await db.one("SELECT why FROM attempt WHERE attempt = 1")
+    assert ended is not None
+    assert "it hung: no word for 1 h" in ended["why"]
+
+
 async def test_with_0_a_silent_training_is_never_ended(store: JobStore, submit: Submit, clock: Clock) -> None:
     night = Night(store, clock, hang_timeout_s=0)
     await submit()
