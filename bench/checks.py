@@ -22,11 +22,11 @@ from PIL import Image
 
 from recipes.tiny.demo_dataset import demo_files
 from tests.trainer.dataset import defects
-from trainer.dataset.features import feature_of
+from trainer.dataset.images.decoding import PictureError, decode
+from trainer.dataset.images.features import feature_of
+from trainer.dataset.images.outliers import diverse, find_outliers, isolated
+from trainer.dataset.images.quality import findings_of, measure
 from trainer.dataset.limits import Limits
-from trainer.dataset.outliers import diverse, find_outliers, isolated
-from trainer.dataset.picture import PictureError, decode
-from trainer.dataset.quality import findings_of, measure
 from trainer.protocol.report import FindingKind
 
 Pictures = Mapping[str, Image.Image]

@@ -29,10 +29,10 @@ from pathlib import Path
 import psutil
 from PIL import Image, ImageOps
 
+from trainer.dataset.images.decode_workers import usable_cores
+from trainer.dataset.images.decoding import decode
 from trainer.dataset.limits import Limits
-from trainer.dataset.picture import decode
-from trainer.dataset.prepare import prepare
-from trainer.dataset.workers import usable_cores
+from trainer.dataset.preparing.prepare import prepare
 from trainer.report.pages import write_pages
 from trainer.report.sheets import draw_sheets
 

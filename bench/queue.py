@@ -25,8 +25,8 @@ from bot.config import LimitSettings
 from bot.db import Database, open_db
 from bot.outbox import Outbox
 from bot.queue import JobStore, NewJob, Slot
-from bot.queue.estimates import Estimates
-from bot.queue.forecast import Forecaster
+from bot.queue.planning.estimates import Estimates
+from bot.queue.planning.forecast import Forecaster
 from trainer.protocol.events import BandLoss, EpochEnded, Event, Finished, StepDone, ValidationLoss
 from trainer.protocol.spec import make_spec
 

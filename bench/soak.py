@@ -31,7 +31,7 @@ from bot.config import LimitSettings
 from bot.db import DATABASE_FILE, Database, open_db
 from bot.outbox import Outbox
 from bot.queue import JobStore, NewJob, Slot
-from bot.queue.job import ACTIVE, State, StopIntent
+from bot.queue.domain.job import ACTIVE, State, StopIntent
 from trainer.protocol.process import ProcessIdentity, read_process_file
 from trainer.protocol.spec import make_spec
 

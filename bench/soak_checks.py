@@ -12,7 +12,7 @@ from pathlib import Path
 from bench.soak_bot import DISCORD_FILE, SETTINGS
 from bench.soak_trainer import EVENTS_FILE, OVERLAPS_FILE
 from bot.db import DATABASE_FILE
-from bot.queue.job import ENDS, MOVES, State
+from bot.queue.domain.job import ENDS, MOVES, State
 from bot.runners.processes import find_marked
 from trainer.protocol.events import EpochEnded, parse_event
 

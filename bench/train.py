@@ -30,7 +30,7 @@ from bench.bare import BareLoop
 from bench.small_base import small_base
 from recipes.tiny.demo_dataset import demo_files
 from trainer.commands.quiet import quieten_libraries
-from trainer.dataset.prepare import prepare
+from trainer.dataset.preparing.prepare import prepare
 from trainer.models.base import tiny_folder
 from trainer.protocol.presets import spec_from_preset
 from trainer.protocol.report import Split

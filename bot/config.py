@@ -170,7 +170,7 @@ class AtClose(StrEnum):
 class WindowSettings(_Frozen):
     """When trainings may start."""
 
-    #: `mon-fri 20:00-08:00`, `sat,sun 00:00-24:00`; empty: always (`bot/queue/windows.py` reads them).
+    #: `mon-fri 20:00-08:00`, `sat,sun 00:00-24:00`; empty: always (`bot/queue/planning/windows.py` reads them).
     open: tuple[str, ...] = ()
     #: Of these hours, of delayed starts, and of the chores.
     timezone: str = "UTC"

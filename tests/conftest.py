@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.golden import REWRITE_VARIABLE
+
 # Before anything imports torch, and handed on to child processes. Runs are compared to the bit; and threads of several
 # processes that wait for each other on two cores cost more than they bring.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -19,6 +21,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("fixed", derandomize=True)
 settings.register_profile("random")
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--rewrite-golden", action="store_true", help="rewrite the golden files (tests/golden.py)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--rewrite-golden"):
+        os.environ[REWRITE_VARIABLE] = "1"
 
 
 @pytest.hookimpl(trylast=True)

@@ -65,8 +65,7 @@ def test_an_absent_package_would_be_noticed() -> None:
 
 
 def test_preparing_a_dataset_does_not_wait_for_torch() -> None:
-    code = (
-        "import sys, trainer.__main__, trainer.dataset.prepare, trainer.report.sheets; sys.exit('torch' in sys.modules)"
-    )
+    modules = "trainer.__main__, trainer.dataset.preparing.prepare, trainer.report.sheets"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

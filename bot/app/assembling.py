@@ -6,7 +6,6 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
-from bot.chores.retention import Retention
 from bot.cogs.downloads import Download, streamed
 from bot.cogs.services import Services, always_open
 from bot.config import Config
@@ -14,11 +13,12 @@ from bot.datasets import DatasetStore, Uploads
 from bot.db import Database
 from bot.outbox import Outbox
 from bot.queue import DraftStore, JobStore
-from bot.queue.estimates import Estimates
-from bot.queue.forecast import Forecaster
-from bot.queue.limits import RoleLimits
-from bot.queue.storage import Storage
-from bot.queue.windows import windows_of
+from bot.queue.planning.estimates import Estimates
+from bot.queue.planning.forecast import Forecaster
+from bot.queue.planning.storage import Storage
+from bot.queue.planning.windows import windows_of
+from bot.queue.store.limits import RoleLimits
+from bot.scheduled.retention import Retention
 from bot.studies import Studies
 from bot.ui.layout import MessageContent
 

@@ -21,7 +21,6 @@ from bot.app.assembling import assemble
 from bot.app.client import Darkroom
 from bot.app.machine import find_slots, make_runner
 from bot.app.poster import Poster
-from bot.chores import Chores, Disk, Gates, LeftUploads, plan_chores
 from bot.cogs.downloads import Download, streamed
 from bot.cogs.services import Services, standing_of
 from bot.config import Config
@@ -30,9 +29,10 @@ from bot.health import Counters, examine_health
 from bot.operations.metrics import serve_metrics
 from bot.outbox import Notice, NoticeKind, Outbox, Sender
 from bot.queue import Dispatcher, Slot
-from bot.queue.windows import windows_of
+from bot.queue.planning.windows import windows_of
 from bot.runners import WarmTrainer
 from bot.runners.asking import ask_devices
+from bot.scheduled import Chores, Disk, Gates, LeftUploads, plan_chores
 from bot.ui.health import health_message
 from bot.ui.layout import MessageContent
 from bot.ui.news import news_post

@@ -8,7 +8,7 @@ from bot.cogs.members import allowance_of_member, require_hours
 from bot.cogs.replies import announce, reply
 from bot.cogs.services import Services, standing_of
 from bot.queue import Job, StopIntent, require_control
-from bot.queue.verbs import Verb, makes_sense
+from bot.queue.domain.verbs import Verb, makes_sense
 from bot.ui.answers import answer, no_samples, shared_post
 from bot.ui.receipts import said
 from trainer.protocol.events import Sampled

@@ -16,8 +16,8 @@ from bot.cogs.replies import reply
 from bot.cogs.services import Services
 from bot.errors import JobRefused, NotAnOperator
 from bot.queue import HaltKind, Priority, State
-from bot.queue.limits import RoleLimit
-from bot.queue.retention import Plan
+from bot.queue.planning.retention import Plan
+from bot.queue.store.limits import RoleLimit
 from bot.ui.admin import (
     bumped_words,
     confirm_page,

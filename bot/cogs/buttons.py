@@ -12,7 +12,7 @@ from bot.cogs.acting import act, samples_of, unshare_here
 from bot.cogs.replies import opened, reply
 from bot.cogs.services import Services, standing_of
 from bot.queue import Job
-from bot.queue.verbs import Verb
+from bot.queue.domain.verbs import Verb
 from bot.ui.notices import card_of
 from bot.ui.receipts import said, samples_reply
 from bot.ui.standing import Standing

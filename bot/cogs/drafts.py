@@ -11,9 +11,9 @@ from bot.cogs.wishes import Wishes, make_spec
 from bot.datasets import Dataset
 from bot.errors import DarkroomError, DuplicateJob, NotYourRequest
 from bot.queue import Allowance, Draft, NewJob, State
-from bot.queue.duplicates import fingerprint
-from bot.queue.estimates import Estimate
-from bot.queue.limits import require_gpus, require_priority
+from bot.queue.domain.duplicates import fingerprint
+from bot.queue.planning.estimates import Estimate
+from bot.queue.store.limits import require_gpus, require_priority
 from bot.ui.datasets import Shown, report_card
 from bot.ui.duplicates import duplicate_notice
 from bot.ui.layout import MessageContent

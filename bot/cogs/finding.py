@@ -8,7 +8,7 @@ from discord import app_commands
 from bot.cogs.services import Services
 from bot.errors import NotFound
 from bot.queue import Job, State, may_control
-from bot.queue.verbs import Verb, makes_sense
+from bot.queue.domain.verbs import Verb, makes_sense
 from bot.ui.receipts import job_choice
 
 #: Discord shows no more.

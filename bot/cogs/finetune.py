@@ -18,7 +18,7 @@ from bot.cogs.wishes import Wishes, make_spec
 from bot.crashing import crash_point
 from bot.datasets import Dataset, UploadKind
 from bot.errors import DatasetRefused, JobRefused
-from bot.queue.delayed import parse_start
+from bot.queue.planning.delayed import parse_start
 from bot.ui.permissions import missing_permissions
 from bot.ui.text import listed
 from trainer.protocol.presets import presets

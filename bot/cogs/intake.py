@@ -30,7 +30,7 @@ async def noted(
     """Attachments are taken in and their owner is answered within; what fails there is told, and goes no further.
 
     It is written down before and forgotten after it: a bot that ends in between, in peace or not, leaves it to the
-    next one (`bot.chores.uploads`).
+    next one (`bot.scheduled.uploads`).
     """
     assert interaction.guild_id is not None
     await services.uploads.note(

@@ -12,7 +12,7 @@ from bot.cogs.acting import act
 from bot.cogs.finding import found_job, job_choices
 from bot.cogs.replies import reply
 from bot.cogs.services import Services, standing_of
-from bot.queue.verbs import Verb
+from bot.queue.domain.verbs import Verb
 from bot.ui.audit import history
 from bot.ui.board import Scene, board, job_list
 from bot.ui.notices import card_of

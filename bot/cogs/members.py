@@ -6,7 +6,7 @@ import discord
 
 from bot.cogs.services import Services
 from bot.queue import Allowance
-from bot.queue.limits import require_budget
+from bot.queue.store.limits import require_budget
 
 
 async def allowance_of_member(services: Services, interaction: discord.Interaction) -> Allowance:

@@ -13,11 +13,11 @@ from bot.config import Config
 from bot.datasets import DatasetStore, Uploads
 from bot.errors import NoSuchDataset
 from bot.queue import DraftStore, Job, JobStore, State
-from bot.queue.estimates import Estimates
-from bot.queue.forecast import Forecaster
-from bot.queue.limits import RoleLimits
-from bot.queue.retention import Deletion
-from bot.queue.storage import Storage
+from bot.queue.planning.estimates import Estimates
+from bot.queue.planning.forecast import Forecaster
+from bot.queue.planning.retention import Deletion
+from bot.queue.planning.storage import Storage
+from bot.queue.store.limits import RoleLimits
 from bot.studies import Studies
 from bot.ui.layout import MessageContent
 from bot.ui.standing import Forecast, Standing

@@ -17,9 +17,10 @@ from bot.db.setting import read_setting
 from bot.errors import DatabaseDamaged
 from bot.health.counters import Counters
 from bot.health.health import GatewayHealth, Health, Heartbeat, OutboxHealth, problems_of
-from bot.queue import Halt, Slots, State, sql
-from bot.queue.halt import HALT_SETTING
-from bot.queue.rows import Busy, busy_of
+from bot.queue import Halt, Slots, State
+from bot.queue.store import job_sql
+from bot.queue.store.job_rows import Busy, busy_of
+from bot.queue.store.queue_control import HALT_SETTING
 from trainer.protocol.attempt import HEARTBEAT_FILE
 
 _DAY_S = 86_400.0
@@ -63,7 +64,7 @@ async def examine(
     """As `examine_health`, of an open database."""
     halt = await read_setting(db, HALT_SETTING)
     slots = await Slots(db).all()
-    busy = [busy_of(row) for row in await db.all(sql.BUSY)]
+    busy = [busy_of(row) for row in await db.all(job_sql.BUSY)]
     health = Health(
         at=_moment(at),
         integrity=await integrity_of(db) if checks_integrity else None,

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from bot.queue.halt import Halt
-from bot.queue.job import State
+from bot.queue.domain.job import State
+from bot.queue.store.queue_control import Halt
 
 _MIB, _GIB = 1024**2, 1024**3
 #: The sender works off a backlog in seconds; this is an outage, or a channel that takes nothing.

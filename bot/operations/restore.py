@@ -24,7 +24,7 @@ from bot.db import DATABASE_FILE, Connection, Copy, copy_database, hold_data_fol
 from bot.db.copies import sync_folder
 from bot.errors import CopyFailed, CopyRefused, DatabaseDamaged, DatabaseUnreadable, DataFolderError, SchemaTooNew
 from bot.operations.backup import held_words
-from bot.queue.audit import write_entry
+from bot.queue.store.audit import write_entry
 from trainer.protocol.attempt import read_attempt
 from trainer.protocol.process import read_process_file
 

@@ -14,12 +14,12 @@ from collections.abc import Awaitable, Callable
 from bot.config import QueueSettings
 from bot.crashing import crash_point
 from bot.errors import DatabaseUnwritable, LaunchFailed, RunnerUnreachable
-from bot.queue.gate import Gate
-from bot.queue.halt import HaltKind
-from bot.queue.job import State
-from bot.queue.pulse import Pulse
-from bot.queue.rows import Busy
-from bot.queue.store import JobStore
+from bot.queue.domain.admission import Gate
+from bot.queue.domain.job import State
+from bot.queue.liveness import Pulse
+from bot.queue.store.job_rows import Busy
+from bot.queue.store.job_store import JobStore
+from bot.queue.store.queue_control import HaltKind
 from bot.runners import EventLines, Handle, Launch, Runner, Status
 from trainer.protocol.events import Failed, Finished, Stopped
 

@@ -18,8 +18,8 @@ from bot.db import Row
 from bot.errors import DatabaseUnwritable, JobRefused
 from bot.outbox import NoticeKind
 from bot.queue import JobStore, State, StopIntent
-from bot.queue.children import NewChild, is_of_earlier_round
-from bot.queue.rows import Busy
+from bot.queue.store.children import NewChild, is_of_earlier_round
+from bot.queue.store.job_rows import Busy
 from bot.studies.asking import StudyFailed, StudyRefused, ask_study
 from trainer.protocol.spec import Spec, read_spec
 from trainer.protocol.study import (

@@ -10,11 +10,11 @@ from typing import Any, Self
 import discord
 from discord import ui
 
-from bot.queue.halt import Halt, HaltKind
-from bot.queue.job import Job, Priority, State
-from bot.queue.limits import RoleLimit
-from bot.queue.retention import Plan, Totals
-from bot.queue.slots import Slot
+from bot.queue.domain.job import Job, Priority, State
+from bot.queue.planning.retention import Plan, Totals
+from bot.queue.store.limits import RoleLimit
+from bot.queue.store.queue_control import Halt, HaltKind
+from bot.queue.store.slots import Slot
 from bot.ui.card import state_words
 from bot.ui.layout import Colour, MessageContent, box, layout, row
 from bot.ui.storage import storage_message

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bot.queue.job import Job, State, StopIntent
-from bot.queue.verbs import Verb
+from bot.queue.domain.job import Job, State, StopIntent
+from bot.queue.domain.verbs import Verb
 from bot.ui.card import state_words
 from bot.ui.layout import FileToSend, MessageContent, button, layout, picture, row, sendable
 from bot.ui.posts import samples_alt

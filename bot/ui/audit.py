@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bot.queue.audit import Entry
-from bot.queue.history import Attempt
-from bot.queue.job import Job
+from bot.queue.domain.job import Job
+from bot.queue.store.attempts import Attempt
+from bot.queue.store.audit import Entry
 from bot.ui.layout import Colour, MessageContent, box, layout
 from bot.ui.text import duration, first_lines, moment, person, plain
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from bot.queue.forecast import Forecast
-from bot.queue.halt import Halt
-from bot.queue.job import ACTIVE, Job, Priority, State
-from bot.queue.slots import Slot
+from bot.queue.domain.job import ACTIVE, Job, Priority, State
+from bot.queue.planning.forecast import Forecast
+from bot.queue.store.queue_control import Halt
+from bot.queue.store.slots import Slot
 from bot.ui.layout import Colour, MessageContent, box, layout
 from bot.ui.receipts import job_line
 from bot.ui.text import ago, first_lines, listed, plain, point

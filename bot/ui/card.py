@@ -8,8 +8,8 @@ from pathlib import Path
 
 import discord
 
-from bot.queue.job import ACTIVE, Job, Priority, State, StopIntent
-from bot.queue.verbs import Verb, makes_sense
+from bot.queue.domain.job import ACTIVE, Job, Priority, State, StopIntent
+from bot.queue.domain.verbs import Verb, makes_sense
 from bot.ui.layout import Colour, FileToSend, JobButton, MessageContent, box, button, layout, picture, row, sendable
 from bot.ui.standing import Standing
 from bot.ui.text import ago, bar, duration, listed, ordinal, plain, size, trend

@@ -12,7 +12,7 @@ from discord import ui
 
 from bot.datasets import Dataset
 from bot.datasets.decisions import is_settled, to_review
-from bot.queue.estimates import Estimate
+from bot.queue.planning.estimates import Estimate
 from bot.ui.card import rates_words, size_words
 from bot.ui.dataset_buttons import DatasetButton, dataset_button
 from bot.ui.layout import Colour, FileToSend, MessageContent, box, layout, picture, row, sendable

@@ -8,8 +8,8 @@ from pathlib import Path
 import discord
 from discord import ui
 
-from bot.queue.job import Job, State
-from bot.queue.verbs import Verb
+from bot.queue.domain.job import Job, State
+from bot.queue.domain.verbs import Verb
 from bot.ui.card import settings_line
 from bot.ui.layout import Colour, FileToSend, MessageContent, box, button, layout, picture, row, sendable
 from bot.ui.standing import Standing

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bot.health import Health, Heartbeat
-from bot.queue.halt import HaltKind
+from bot.queue.store.queue_control import HaltKind
 from bot.ui.layout import Colour, MessageContent, box, layout
 from bot.ui.text import ago, counted, duration, shorten, size
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 from bot.outbox.notice import Notice, NoticeKind
-from bot.queue.job import Job
+from bot.queue.domain.job import Job
 from bot.ui.card import card
 from bot.ui.endings import cancelled_post, done_post, failed_post
 from bot.ui.layout import MessageContent

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import discord
 
-from bot.queue.job import Job
-from bot.queue.verbs import Verb
+from bot.queue.domain.job import Job
+from bot.queue.domain.verbs import Verb
 from bot.ui.card import best_of, paused_line, validation_words
 from bot.ui.layout import Colour, FileToSend, MessageContent, box, button, layout, picture, row, sendable
 from bot.ui.standing import Standing

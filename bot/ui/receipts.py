@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 
-from bot.queue.job import Job, Priority
+from bot.queue.domain.job import Job, Priority
 from bot.ui.card import best_of, settings_line, share_done, state_words
 from bot.ui.layout import Colour, FileToSend, MessageContent, box, button, layout, picture, row, sendable
 from bot.ui.posts import samples_alt

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from bot.queue.halt import Halt
-from bot.queue.job import Job
+from bot.queue.domain.job import Job
+from bot.queue.store.queue_control import Halt
 from trainer.protocol.study import StudyStep
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bot.queue.retention import Deletion, Plan, Totals
+from bot.queue.planning.retention import Deletion, Plan, Totals
 from bot.ui.layout import Colour, MessageContent, box, layout
 from bot.ui.text import counted, plain, size
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from discord import ui
 
-from bot.queue.job import Job, State
+from bot.queue.domain.job import Job, State
 from bot.ui.card import best_of, card_buttons, paused_line, settings_line, share_done, state_words
 from bot.ui.layout import Colour, FileToSend, MessageContent, box, layout, picture, row, sendable
 from bot.ui.standing import Standing

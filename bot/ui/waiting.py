@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from bot.queue.halt import Halt, HaltKind
-from bot.queue.job import Job
+from bot.queue.domain.job import Job
+from bot.queue.store.queue_control import Halt, HaltKind
 from bot.ui.standing import Forecast, Standing
 from bot.ui.text import ago, counted, moment, person, plain, point, rough_duration
 

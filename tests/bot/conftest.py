@@ -11,7 +11,7 @@ from bot.config import LimitSettings, QueueSettings
 from bot.db import Database, open_db
 from bot.outbox import Outbox
 from bot.queue import Job, JobStore, NewJob, slots_of
-from bot.queue.rows import Busy
+from bot.queue.store.job_rows import Busy
 from tests.bot.fakes import Clock
 from trainer.protocol.devices import Devices
 from trainer.protocol.spec import make_spec

@@ -11,23 +11,23 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from bot.chores import Chore, Chores, Disk, Gates, plan_chores
-from bot.chores.backup import NightlyBackup
-from bot.chores.boot import Boot
-from bot.chores.due import is_due, last_daily, last_weekly
-from bot.chores.news import News
-from bot.chores.silence import SilenceWatch
-from bot.chores.sweeping import empty_wal, sweep_drafts, sweep_leftovers
-from bot.chores.waking import Waking
 from bot.config import BackupSettings, Config, QueueSettings, WindowSettings
 from bot.datasets import DatasetStore
 from bot.db import Database, verify_copy
 from bot.db.setting import read_setting
 from bot.outbox import Outbox
 from bot.queue import DraftStore, JobStore, StopIntent
-from bot.queue.gate import Gate
-from bot.queue.windows import parse_windows
+from bot.queue.domain.admission import Gate
+from bot.queue.planning.windows import parse_windows
 from bot.runners import Handle
+from bot.scheduled import Chore, Chores, Disk, Gates, plan_chores
+from bot.scheduled.backup import NightlyBackup
+from bot.scheduled.boot import Boot
+from bot.scheduled.due import is_due, last_daily, last_weekly
+from bot.scheduled.news import News
+from bot.scheduled.silence import SilenceWatch
+from bot.scheduled.sweeping import empty_wal, sweep_drafts, sweep_leftovers
+from bot.scheduled.waking import Waking
 from tests.bot.conftest import CHANNEL, Submit, claim
 from tests.bot.fakes import Clock, epoch_ended, eventually, finished, started, step_done
 from trainer.protocol.devices import Devices

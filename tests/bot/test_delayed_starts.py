@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from bot.errors import JobRefused
-from bot.queue.delayed import parse_start
+from bot.queue.planning.delayed import parse_start
 
 BERLIN = ZoneInfo("Europe/Berlin")
 

@@ -6,14 +6,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
-from bot.chores.digest import MAX_CHARACTERS, Best, Digest, Week, digest_text, read_week
-from bot.chores.news import News
 from bot.db import Database
 from bot.outbox import Outbox
 from bot.queue import JobStore
-from bot.queue.retention import Totals
-from bot.queue.storage import Storage
-from bot.queue.windows import parse_windows
+from bot.queue.planning.retention import Totals
+from bot.queue.planning.storage import Storage
+from bot.queue.planning.windows import parse_windows
+from bot.scheduled.digest import MAX_CHARACTERS, Best, Digest, Week, digest_text, read_week
+from bot.scheduled.news import News
 from tests.bot.conftest import Submit
 from tests.bot.fakes import Clock, finished
 

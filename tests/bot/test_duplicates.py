@@ -8,7 +8,7 @@ import pytest
 
 from bot.errors import DuplicateJob
 from bot.queue import JobStore, StopIntent
-from bot.queue.duplicates import fingerprint
+from bot.queue.domain.duplicates import fingerprint
 from tests.bot.conftest import claim
 from tests.bot.fakes import failed, finished, started
 from tests.bot.jobs import new_job

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bot.db import Database
-from bot.queue import JobStore, StopIntent, estimates
-from bot.queue.estimates import Estimate, Estimates, PastRun, estimate_from, planned_steps, signature_of
+from bot.queue import JobStore, StopIntent
+from bot.queue.planning import estimates
+from bot.queue.planning.estimates import Estimate, Estimates, PastRun, estimate_from, planned_steps, signature_of
 from tests.bot.conftest import claim
 from tests.bot.fakes import Clock, epoch_ended, finished, started, stopped
 from tests.bot.jobs import new_job

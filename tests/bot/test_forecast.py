@@ -17,10 +17,10 @@ from bot.config import AtClose
 from bot.db import Database, open_db
 from bot.outbox import Outbox
 from bot.queue import Forecast, HaltKind, JobStore, Priority, StopIntent
-from bot.queue import forecast as module
-from bot.queue.estimates import Estimates
-from bot.queue.forecast import Forecaster, Held, Waiting, after_work, start_times
-from bot.queue.windows import parse_windows
+from bot.queue.planning import forecast as module
+from bot.queue.planning.estimates import Estimates
+from bot.queue.planning.forecast import Forecaster, Held, Waiting, after_work, start_times
+from bot.queue.planning.windows import parse_windows
 from tests.bot.conftest import add_dataset, claim, make_store, set_slots
 from tests.bot.fakes import Clock, finished, started, step_done
 from tests.bot.jobs import new_job

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from bot.chores.news import News
-from bot.chores.silence import SilenceWatch
 from bot.config import QueueSettings
 from bot.db import Database
 from bot.errors import DatabaseUnwritable
 from bot.outbox import Outbox
 from bot.queue import Dispatcher, JobStore, State, StopIntent
-from bot.queue.pulse import MAX_LOOK_S, Pulse
-from bot.queue.rules import Run, after_loss
+from bot.queue.domain.rules import Run, after_loss
+from bot.queue.liveness import MAX_LOOK_S, Pulse
+from bot.scheduled.news import News
+from bot.scheduled.silence import SilenceWatch
 from bot.ui.text import clock as clock_time
 from tests.bot.conftest import Submit, notices
 from tests.bot.fakes import Clock, FakeRunner, epoch_ended, finished, started, step_done

@@ -14,8 +14,9 @@ from bot.config import LimitSettings
 from bot.db import Database
 from bot.errors import NoSuchJob, TooManyWaiting
 from bot.outbox import NoticeKind, Outbox
-from bot.queue import ACTIVE, MOVES, JobStore, Priority, State, StopIntent, sql
-from bot.queue.rules import Outcome
+from bot.queue import ACTIVE, MOVES, JobStore, Priority, State, StopIntent
+from bot.queue.domain.rules import Outcome
+from bot.queue.store import job_sql
 from tests.bot.conftest import CHANNEL, GUILD, Submit, claim, notices, set_slots, submitter
 from tests.bot.fakes import (
     Clock,
@@ -99,7 +100,7 @@ async def test_a_stop_follows_the_table_and_leaves_all_else_alone(
 
 
 @pytest.mark.parametrize("before", State)
-@pytest.mark.parametrize("target", list(sql.SETTLE))
+@pytest.mark.parametrize("target", list(job_sql.SETTLE))
 async def test_a_run_settles_only_along_the_table(
     store: JobStore, db: Database, submit: Submit, before: State, target: State
 ) -> None:
@@ -237,7 +238,7 @@ async def test_a_turn_that_was_had_counts_whatever_becomes_of_its_job(
 
 async def test_a_turn_is_found_by_indexes_whatever_the_number_of_jobs(db: Database) -> None:
     values = {"owner_id": 1, "priority": 0, "turn": 1}
-    for statement in (sql.NEXT_TURN, sql.MOVE_UP):
+    for statement in (job_sql.NEXT_TURN, job_sql.MOVE_UP):
         plan = [row["detail"] for row in await db.all("EXPLAIN QUERY PLAN " + statement, values)]
         assert not [step for step in plan if step.startswith("SCAN") and step != "SCAN CONSTANT ROW"], plan
         assert any("job_turns" in step for step in plan), plan

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from bot.chores import LeftUploads
 from bot.config import CaptionSettings, LimitSettings
 from bot.datasets import (
     Dataset,
@@ -28,6 +27,7 @@ from bot.db import Database
 from bot.errors import DatabaseUnwritable
 from bot.outbox import Notice, NoticeKind, Outbox
 from bot.queue import Draft, DraftStore, JobStore, NewJob
+from bot.scheduled import LeftUploads
 from tests.bot.cogs.conftest import FAKE_TRAINER
 from tests.bot.conftest import CHANNEL, GUILD
 from tests.bot.fakes import Clock
@@ -287,7 +287,7 @@ async def test_what_comes_after_the_start_is_the_running_bots_own(place: Place) 
 
 
 async def test_a_disk_that_cannot_be_written_to_is_waited_for(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bot.chores.uploads._PAUSE_S", 0.01)
+    monkeypatch.setattr("bot.scheduled.uploads._PAUSE_S", 0.01)
     keep, failures = place.drafts.keep, [1, 2]
 
     async def unwritable(**values: Any) -> Draft:

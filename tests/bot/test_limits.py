@@ -15,10 +15,11 @@ from bot.config import LimitSettings
 from bot.db import Database
 from bot.errors import JobRefused, OverBudget
 from bot.outbox import Outbox
-from bot.queue import Priority, limits
-from bot.queue.audit import read_entries
-from bot.queue.job import StopIntent
-from bot.queue.limits import (
+from bot.queue import Priority
+from bot.queue.domain.job import StopIntent
+from bot.queue.store import limits
+from bot.queue.store.audit import read_entries
+from bot.queue.store.limits import (
     Budget,
     RoleLimit,
     RoleLimits,

@@ -27,7 +27,7 @@ def restored() -> Iterator[None]:
 def logged(form: LogFormat, level: int | str = "INFO") -> tuple[io.StringIO, logging.Logger]:
     stream = io.StringIO()
     setup_logging(level, stream, form=form)
-    return stream, logging.getLogger("bot.queue.store")
+    return stream, logging.getLogger("bot.queue.store.job_store")
 
 
 def lines(stream: io.StringIO) -> list[dict[str, Any]]:
@@ -42,7 +42,7 @@ def test_a_line_is_one_object_with_the_number_of_its_job() -> None:
     queued, slots, copied = lines(stream)
     assert queued["job"] == 42
     assert queued["message"] == "#42 queued (fuchs “ü”)"
-    assert (queued["level"], queued["logger"]) == ("INFO", "bot.queue.store")
+    assert (queued["level"], queued["logger"]) == ("INFO", "bot.queue.store.job_store")
     assert datetime.fromisoformat(queued["time"]).utcoffset() is not None
     assert "job" not in slots
     assert copied["job"] == 9

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from bot.chores.disk import Disk, DiskWatch
-from bot.chores.gpus import GpuWatch
-from bot.chores.news import News
 from bot.config import HealthSettings
 from bot.db import Database
 from bot.outbox import Outbox
 from bot.queue import JobStore, slots_of
-from bot.queue.audit import read_entries
+from bot.queue.store.audit import read_entries
+from bot.scheduled.disk import Disk, DiskWatch
+from bot.scheduled.gpus import GpuWatch
+from bot.scheduled.news import News
 from tests.bot.conftest import Submit
 from tests.bot.fakes import Clock
 from trainer.protocol.devices import Devices, Gpu

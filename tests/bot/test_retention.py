@@ -10,17 +10,17 @@ from discord import ui
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bot.chores import retention as module
-from bot.chores.news import News
-from bot.chores.retention import Retention
 from bot.config import RetentionSettings
 from bot.db import Database
 from bot.errors import JobRefused
 from bot.outbox import Outbox
 from bot.queue import JobStore, State
-from bot.queue.audit import read_entries
-from bot.queue.retention import Holding, Plan, Totals, What, plan_retention, totals_of
-from bot.queue.storage import Storage, bytes_in
+from bot.queue.planning.retention import Holding, Plan, Totals, What, plan_retention, totals_of
+from bot.queue.planning.storage import Storage, bytes_in
+from bot.queue.store.audit import read_entries
+from bot.scheduled import retention as module
+from bot.scheduled.news import News
+from bot.scheduled.retention import Retention
 from bot.ui.layout import MessageContent, weight
 from bot.ui.storage import storage_message
 from tests.bot.conftest import Submit

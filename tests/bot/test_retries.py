@@ -9,7 +9,7 @@ from bot.db import Database
 from bot.errors import JobRefused, TooManyWaiting
 from bot.outbox import NoticeKind, Outbox
 from bot.queue import JobStore, State, StopIntent
-from bot.queue.rules import MAX_EXCUSED, MAX_RETRY_PAUSE_S, Run, after_last_word, after_loss
+from bot.queue.domain.rules import MAX_EXCUSED, MAX_RETRY_PAUSE_S, Run, after_last_word, after_loss
 from tests.bot.conftest import Submit, claim, notices, set_slots
 from tests.bot.fakes import Clock, epoch_ended, failed, finished, started, stopped
 from trainer.protocol.events import Event, FailureKind, Started

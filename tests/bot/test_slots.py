@@ -8,8 +8,8 @@ from bot.config import QueueSettings
 from bot.db import Database
 from bot.errors import JobRefused
 from bot.queue import Dispatcher, Gate, HaltKind, JobStore, NewJob, Slot, State, StopIntent, slots_of
-from bot.queue.audit import read_entries
-from bot.queue.pulse import MAX_LOOK_S, Pulse
+from bot.queue.liveness import MAX_LOOK_S, Pulse
+from bot.queue.store.audit import read_entries
 from tests.bot.conftest import GUILD, Submit, set_slots
 from tests.bot.fakes import Clock, FakeRunner, epoch_ended, finished, started, stopped
 from trainer.protocol.devices import Devices, Gpu

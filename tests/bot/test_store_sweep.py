@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 
-from bot.chores import Disk, Gates, plan_chores
-from bot.chores.news import News
-from bot.chores.retention import Retention
-from bot.chores.store_sweep import StoreSweep
 from bot.config import Config, RaySettings, RetentionSettings
 from bot.datasets import DatasetStore
 from bot.db import Database, Row
 from bot.outbox import Outbox
 from bot.queue import DraftStore, JobStore
-from bot.queue.audit import read_entries
-from bot.queue.windows import parse_windows
+from bot.queue.planning.windows import parse_windows
+from bot.queue.store.audit import read_entries
 from bot.runners.stored import StoredJobs, open_store
+from bot.scheduled import Disk, Gates, plan_chores
+from bot.scheduled.news import News
+from bot.scheduled.retention import Retention
+from bot.scheduled.store_sweep import StoreSweep
 from tests.bot.conftest import Submit
 from tests.bot.fakes import Clock, Killed
 from trainer.protocol.devices import Devices

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from bot.config import AtClose, WindowSettings
 from bot.errors import ConfigError
-from bot.queue.gate import Gate
-from bot.queue.windows import Windows, gate_at, next_closing, next_opening, parse_windows, windows_of
+from bot.queue.domain.admission import Gate
+from bot.queue.planning.windows import Windows, gate_at, next_closing, next_opening, parse_windows, windows_of
 
 BERLIN = "Europe/Berlin"
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")

@@ -22,7 +22,7 @@ from bot.db import Database, database, hold_data_folder, open_db
 from bot.db.copies import back_up
 from bot.outbox import Notice, NoticeKind, Outbox, Sender
 from bot.queue import Dispatcher, Job, JobStore, NewJob, State, StopIntent, slots_of
-from bot.queue.pulse import Pulse
+from bot.queue.liveness import Pulse
 from bot.runners import LocalRunner
 from tests.bot import fakes
 from tests.bot.conftest import CHANNEL, GUILD, add_dataset

@@ -21,7 +21,7 @@ import pytest
 from bot.db import Database, hold_data_folder, open_db
 from bot.errors import DatabaseUnwritable
 from bot.queue import Job, State, StopIntent, slots_of
-from bot.queue.pulse import Pulse
+from bot.queue.liveness import Pulse
 from tests.bot.conftest import add_dataset
 from tests.bot.fakes import eventually
 from tests.e2e.team import Team, assert_nothing_is_lost_or_doubled

@@ -13,7 +13,7 @@ import pytest
 from bot.runners import Launch, LocalRunner, Status, WarmTrainer, read_events
 from tests.bot.fakes import eventually
 from tests.trainer.conftest import draw_pictures
-from trainer.dataset.prepare import prepare
+from trainer.dataset.preparing.prepare import prepare
 from trainer.protocol.events import Exported, Finished
 from trainer.protocol.order import LOG_FILE
 from trainer.protocol.presets import spec_from_preset

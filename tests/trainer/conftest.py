@@ -33,7 +33,7 @@ def draw_pictures(folder: Path, count: int = 12) -> Path:
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared dataset of 12 pictures."""
-    from trainer.dataset.prepare import prepare
+    from trainer.dataset.preparing.prepare import prepare
 
     folder = tmp_path_factory.mktemp("dataset")
     prepare([draw_pictures(folder / "pictures")], folder / "prepared", resolution=64)

@@ -15,7 +15,7 @@ from trainer.commands.bar import Bar
 from trainer.commands.refusing import refuse
 from trainer.dataset.layout import EDITS_NAME
 from trainer.dataset.limits import Limits
-from trainer.dataset.split import Shares
+from trainer.dataset.split.group_split import Shares
 from trainer.errors import TrainerError, UsageError
 from trainer.protocol.edits import CaptionRules, Edits, EditsError, Replacement, read_edits
 from trainer.protocol.report import DatasetReport, read_report
@@ -60,7 +60,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Prepare, with a progress bar where stderr is a terminal; the summary goes to stdout."""
     # Here, so that the other commands start without waiting for what decodes and measures pictures.
-    from trainer.dataset.prepare import prepare
+    from trainer.dataset.preparing.prepare import prepare
     from trainer.report.pages import write_pages
     from trainer.report.sheets import draw_sheets
 

@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from trainer.protocol.augmentation import Augmentation
 from trainer.protocol.checks import check_together
+from trainer.protocol.frozen import Frozen
 from trainer.protocol.mix import MixPart
 from trainer.protocol.settings import (
     Base,
@@ -31,7 +32,6 @@ from trainer.protocol.settings import (
     Validation,
     resolved,
 )
-from trainer.protocol.settings.frozen import Frozen
 from trainer.protocol.spec_errors import names_of, range_of, sentences
 from trainer.protocol.upgrade import upgrade
 

@@ -23,7 +23,7 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import Field, ValidationError
 
-from trainer.protocol.settings.frozen import Frozen
+from trainer.protocol.frozen import Frozen
 from trainer.protocol.spec_errors import sentences
 
 ORDER_FILE, ENDED_FILE = "study_order.json", "study_ended.json"

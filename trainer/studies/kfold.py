@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from trainer.dataset.folds import assign_folds
+from trainer.dataset.split.folds import assign_folds
 from trainer.errors import DatasetError
 from trainer.protocol.report import read_report
 from trainer.protocol.spec import Spec

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from trainer.dataset.mixing import Mixture
-from trainer.dataset.overlap import Member
+from trainer.dataset.split.mixing import Mixture
+from trainer.dataset.split.overlap import Member
 from trainer.errors import DatasetError
 from trainer.protocol.mix import MixRole
 from trainer.protocol.report import Split

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from trainer.dataset.mixing import Mixture
 from trainer.dataset.seeds import derive_seed
+from trainer.dataset.split.mixing import Mixture
 from trainer.device import autocast
 from trainer.errors import BadSpecError
 from trainer.models.classifier import Classifier, load_classifier, set_training

@@ -15,8 +15,8 @@ import torch
 from PIL import Image as PILImage
 from torch import Tensor
 
-from trainer.dataset.mixing import Mixture, with_source
 from trainer.dataset.seeds import derive_seed
+from trainer.dataset.split.mixing import Mixture, with_source
 from trainer.device import autocast, choose_precision, dtype_of
 from trainer.errors import BadSpecError
 from trainer.models.base import BaseModel, digest_of, fingerprint, load_base

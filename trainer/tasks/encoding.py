@@ -9,8 +9,8 @@ from math import lcm
 from torch import Tensor
 
 from trainer.dataset.buckets import Size, assign, default_step
-from trainer.dataset.mixing import Mixture
-from trainer.dataset.overlap import Member
+from trainer.dataset.split.mixing import Mixture
+from trainer.dataset.split.overlap import Member
 from trainer.models.base import BaseModel
 from trainer.protocol.mix import MixRole
 from trainer.protocol.report import Split

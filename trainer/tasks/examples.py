@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from trainer.dataset.buckets import Size
-from trainer.dataset.overlap import Member
+from trainer.dataset.captions.tag_order import SEPARATOR, shuffled
 from trainer.dataset.seeds import derive_seed
-from trainer.dataset.tag_order import SEPARATOR, shuffled
+from trainer.dataset.split.overlap import Member
 from trainer.protocol.report import Image
 
 #: Orders of a caption's tags that are embedded: a bounded number, because embedding a new one at each step would keep

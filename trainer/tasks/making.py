@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from trainer.dataset.mixing import Mixture
+from trainer.dataset.split.mixing import Mixture
 from trainer.protocol.settings import TaskKind
 from trainer.protocol.spec import Spec
 from trainer.tasks.task import Task

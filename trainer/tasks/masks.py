@@ -10,10 +10,10 @@ import torch
 from PIL import Image as PILImage
 from torch import Tensor
 
-from trainer.dataset.augment import METHOD_VERSION, may_flip, move_mask
 from trainer.dataset.buckets import Size
-from trainer.dataset.masks import fit_mask, open_mask
-from trainer.dataset.mixing import Mixture
+from trainer.dataset.images.augment import METHOD_VERSION, may_flip, move_mask
+from trainer.dataset.images.mask_files import fit_mask, open_mask
+from trainer.dataset.split.mixing import Mixture
 from trainer.errors import BadSpecError
 from trainer.protocol.augmentation import Augmentation
 from trainer.protocol.report import Image, Split

@@ -15,9 +15,9 @@ import torch
 from PIL import Image as PILImage
 from torch import Tensor
 
-from trainer.dataset.augment import METHOD_VERSION, make_variants, may_flip
 from trainer.dataset.buckets import fit
-from trainer.dataset.opening import open_for
+from trainer.dataset.images.augment import METHOD_VERSION, make_variants, may_flip
+from trainer.dataset.images.image_opening import open_for
 from trainer.protocol.augmentation import Augmentation
 from trainer.protocol.report import Image
 from trainer.tasks.cache import cache_key, cached

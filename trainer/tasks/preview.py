@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.dataset.buckets import Size, bucket_for, default_step, fit
-from trainer.dataset.opening import open_for
+from trainer.dataset.images.image_opening import open_for
 from trainer.errors import DatasetError
 from trainer.protocol.augmentation import Augmentation
 from trainer.protocol.report import Image, Split, read_report

@@ -13,8 +13,8 @@ from typing import TypeAlias
 
 from PIL import Image as PILImage
 
-from trainer.dataset.mixing import Source
 from trainer.dataset.seeds import derive_seed
+from trainer.dataset.split.mixing import Source
 from trainer.protocol.mix import MixRole
 from trainer.protocol.report import Counts, DatasetReport, Image, Split
 from trainer.protocol.settings import Prior

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from trainer.dataset.features import feature_of, stack
-from trainer.dataset.likeness import MAX_DIFFERENCE, difference
-from trainer.dataset.looks import look_of
-from trainer.dataset.overlap import Member, thumbnail_of
+from trainer.dataset.images.features import feature_of, stack
+from trainer.dataset.images.image_similarity import MAX_DIFFERENCE, difference
+from trainer.dataset.images.perceptual_hash import look_of
+from trainer.dataset.split.overlap import Member, thumbnail_of
 from trainer.errors import DatasetError
 
 #: Training pictures that a drawing is compared with pixel by pixel (5 ms each), by each of the cheap measures.

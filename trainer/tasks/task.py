@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from trainer.dataset.mixing import Mixture
+from trainer.dataset.split.mixing import Mixture
 from trainer.models.methods.trained import ExportedFile, Trained
 from trainer.protocol.report import Split
 from trainer.protocol.settings import Precision

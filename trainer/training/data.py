@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from trainer.dataset.mixing import overlap_in_words, seen_as_table, seen_in_words, seen_per_epoch
+from trainer.dataset.split.mixing import overlap_in_words, seen_as_table, seen_in_words, seen_per_epoch
 from trainer.protocol.checks import doubtful_settings, idle_settings
 from trainer.protocol.events import Warned
 from trainer.protocol.report import Split

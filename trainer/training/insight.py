@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from PIL import Image
 
-from trainer.dataset.overlap import Member, thumbnail_of
+from trainer.dataset.split.overlap import Member, thumbnail_of
 from trainer.errors import TrainerError
 from trainer.protocol.events import Finished, Phase, Warned
 from trainer.protocol.mix import MixRole

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 
-from trainer.dataset.overlap import Member
+from trainer.dataset.split.overlap import Member
 from trainer.device import is_out_of_memory
 from trainer.protocol.events import Phase, ValidationLoss
 from trainer.protocol.mix import MixRole

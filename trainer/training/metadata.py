@@ -14,7 +14,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from trainer.dataset.mixing import Seen, seen_per_epoch
+from trainer.dataset.split.mixing import Seen, seen_per_epoch
 from trainer.protocol.mix import MixRole
 from trainer.protocol.report import Split
 from trainer.training.session import Session

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from trainer.dataset.mixing import Mixture, read_mixture
 from trainer.dataset.seeds import derive_seed
+from trainer.dataset.split.mixing import Mixture, read_mixture
 from trainer.device import (
     choose_precision,
     describe,

@@ -13,8 +13,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from trainer.dataset.mixing import Mixture, plan_repeats
-from trainer.dataset.repeats import Repeats
+from trainer.dataset.split.mixing import Mixture, plan_repeats
+from trainer.dataset.split.repeats import Repeats
 from trainer.protocol.events import Phase, PhaseBegan
 from trainer.protocol.report import Split
 from trainer.protocol.settings import OptimizerKind

@@ -13,7 +13,7 @@ from typing import Any
 import discord
 
 from bot.queue import HaltKind, Priority, Slot, State
-from bot.queue.retention import Deletion, Plan, Totals, What
+from bot.queue.planning.retention import Deletion, Plan, Totals, What
 from tests.bot.cogs.conftest import World, answer, archive, world
 from tests.bot.cogs.room import StrayPress, buttons, press
 from tests.bot.cogs.test_buttons import SLOW, start, state

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from bot.queue import ACTIVE, ENDS, MOVES, State, StopIntent
-from bot.queue.rules import MAX_RETRY_PAUSE_S
+from bot.queue.domain.rules import MAX_RETRY_PAUSE_S
 from trainer.protocol.events import FailureKind
 
 STRENGTH = (StopIntent.REQUEUE, StopIntent.PAUSE, StopIntent.KEEP_BEST, StopIntent.CANCEL)

@@ -16,7 +16,7 @@ from bot.runners import Handle, Runner, Status
 from tests.bot.runners.cluster import RayCluster
 from tests.bot.runners.conftest import Bench, Listener, everywhere, make_bench, until
 from tests.trainer.conftest import SMALL, draw_pictures
-from trainer.dataset.prepare import prepare
+from trainer.dataset.preparing.prepare import prepare
 from trainer.protocol.events import Event, Exported, Finished, Started, Stopped
 from trainer.protocol.order import LOG_FILE
 from trainer.protocol.spec import make_spec

@@ -13,7 +13,7 @@ from bot.config import QueueSettings, RaySettings
 from bot.db import Database
 from bot.errors import LaunchFailed, RunnerUnreachable
 from bot.queue import Dispatcher, JobStore, State
-from bot.queue.rules import MAX_EXCUSED
+from bot.queue.domain.rules import MAX_EXCUSED
 from bot.runners import Handle, Launch, Status
 from bot.runners.ray import RayRunner
 from bot.runners.ray_words import without_secrets

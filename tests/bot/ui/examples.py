@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from bot.queue.job import Job, Progress, State
+from bot.queue.domain.job import Job, Progress, State
 from trainer.protocol.events import (
     BandLoss,
     BaseValidated,

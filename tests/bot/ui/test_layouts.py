@@ -9,11 +9,11 @@ import pytest
 from discord import ui
 
 from bot.outbox.notice import Notice, NoticeKind
-from bot.queue.audit import Entry
-from bot.queue.halt import Halt, HaltKind
-from bot.queue.history import Attempt
-from bot.queue.job import Job, State, StopIntent
-from bot.queue.slots import Slot
+from bot.queue.domain.job import Job, State, StopIntent
+from bot.queue.store.attempts import Attempt
+from bot.queue.store.audit import Entry
+from bot.queue.store.queue_control import Halt, HaltKind
+from bot.queue.store.slots import Slot
 from bot.ui.admin import slots_page
 from bot.ui.answers import shared_post
 from bot.ui.audit import audit_page, history

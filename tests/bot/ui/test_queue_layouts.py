@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from bot.queue.audit import Entry
-from bot.queue.forecast import Forecast as Coming
-from bot.queue.halt import Halt, HaltKind
-from bot.queue.history import Attempt
-from bot.queue.job import Job, Priority, State, StopIntent
-from bot.queue.limits import RoleLimit
-from bot.queue.retention import Deletion, Plan, Totals, What
-from bot.queue.slots import Slot
-from bot.queue.verbs import Verb, makes_sense
+from bot.queue.domain.job import Job, Priority, State, StopIntent
+from bot.queue.domain.verbs import Verb, makes_sense
+from bot.queue.planning.forecast import Forecast as Coming
+from bot.queue.planning.retention import Deletion, Plan, Totals, What
+from bot.queue.store.attempts import Attempt
+from bot.queue.store.audit import Entry
+from bot.queue.store.limits import RoleLimit
+from bot.queue.store.queue_control import Halt, HaltKind
+from bot.queue.store.slots import Slot
 from bot.ui.admin import bumped_words, confirm_page, halted_words, limits_page, plan_digest, slots_page, storage_page
 from bot.ui.answers import answer
 from bot.ui.audit import audit_page, history

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from tests.trainer.dataset.making import noise
-from trainer.dataset.augment import make_variants, may_flip
 from trainer.dataset.buckets import Size, fit
-from trainer.dataset.opening import open_for
+from trainer.dataset.images.augment import make_variants, may_flip
+from trainer.dataset.images.image_opening import open_for
 from trainer.errors import DatasetError
 from trainer.protocol.augmentation import RANGES, Augmentation, AugmentationPreset, Augmenter, AugmenterName, Flip
 
@@ -87,7 +87,8 @@ def test_another_process_makes_the_same_variants() -> None:
     """Nothing hangs on the process: hash seeds, addresses, what was drawn before."""
     program = (
         "import hashlib\nfrom tests.trainer.dataset.making import noise\n"
-        "from trainer.dataset.augment import make_variants\nfrom trainer.protocol.augmentation import Augmentation\n"
+        "from trainer.dataset.images.augment import make_variants\n"
+        "from trainer.protocol.augmentation import Augmentation\n"
         "photo = Augmentation(preset='photo')\n"
         "made = make_variants(noise(1), (64, 64), photo, caption='', pixels_sha256='a', seed=0)\n"
         "print(hashlib.sha256(b''.join(v.tobytes() for v in made)).hexdigest())"

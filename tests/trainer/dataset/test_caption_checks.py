@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from trainer.dataset.caption_checks import caption_statistics, check_captions
-from trainer.dataset.caption_words import guess_trigger
-from trainer.dataset.mojibake import is_garbled, mended
+from trainer.dataset.captions.caption_checks import caption_statistics, check_captions
+from trainer.dataset.captions.caption_words import guess_trigger
+from trainer.dataset.captions.mojibake import is_garbled, mended
 from trainer.protocol.report import Finding, FindingKind
 
 _LANGUAGES = [

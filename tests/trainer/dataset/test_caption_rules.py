@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from trainer.dataset.caption_rules import MAX_GROWN_CHARACTERS, apply_rules, holds
+from trainer.dataset.captions.caption_rules import MAX_GROWN_CHARACTERS, apply_rules, holds
 from trainer.protocol.edits import CaptionRules
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.dataset.captions import CaptionError, clean, read_caption
+from trainer.dataset.captions.caption_sources import CaptionError, clean, read_caption
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
 from tests.trainer.dataset.making import encoded
-from trainer.dataset.duplicates import Groups, candidates, exact_copies, near_pairs
-from trainer.dataset.likeness import MAX_DIFFERENCE, difference
-from trainer.dataset.looks import look_of
+from trainer.dataset.images.image_similarity import MAX_DIFFERENCE, difference
+from trainer.dataset.images.near_duplicates import Groups, candidates, exact_copies, near_pairs
+from trainer.dataset.images.perceptual_hash import look_of
 
 
 def scene(seed: int) -> Image.Image:
@@ -83,7 +83,7 @@ def test_the_mirrors_hash_is_the_hash_of_the_mirror() -> None:
 
 
 def test_candidates_are_found_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.dataset.duplicates._BLOCK_ROWS", 3)
+    monkeypatch.setattr("trainer.dataset.images.near_duplicates._BLOCK_ROWS", 3)
     looks = {index: look_of(scene(index % 7)) for index in range(14)}
     found = list(candidates(looks))
     assert set(found) >= {(index, index + 7) for index in range(7)}

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.dataset.making import encoded, make_zip, noise, png
-from trainer.dataset import workers
-from trainer.dataset.earlier import Earlier
+from trainer.dataset.images import decode_workers
 from trainer.dataset.layout import DECODED_NAME
 from trainer.dataset.limits import Limits
-from trainer.dataset.prepare import prepare
-from trainer.dataset.split import Shares
+from trainer.dataset.preparing.decode_cache import Earlier
+from trainer.dataset.preparing.prepare import prepare
+from trainer.dataset.split.group_split import Shares
 from trainer.protocol.edits import Edits
 from trainer.protocol.report import DatasetReport, FindingKind
 
@@ -22,13 +22,13 @@ from trainer.protocol.report import DatasetReport, FindingKind
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each file was sent to a decoder, by SHA-256."""
     counter: Counter[str] = Counter()
-    submit = workers._submit
+    submit = decode_workers._submit
 
-    def counting(pool: object, job: workers.Job, limits: Limits) -> object:
+    def counting(pool: object, job: decode_workers.Job, limits: Limits) -> object:
         counter[job.file_sha256] += 1
         return submit(pool, job, limits)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(workers, "_submit", counting)
+    monkeypatch.setattr(decode_workers, "_submit", counting)
     return counter
 
 

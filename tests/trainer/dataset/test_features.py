@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.trainer.dataset import defects
 from tests.trainer.dataset.making import encoded
-from trainer.dataset.features import MANNER, feature_of, stack
+from trainer.dataset.images.features import MANNER, feature_of, stack
 
 
 def thumbnail(image: Image.Image) -> Image.Image:

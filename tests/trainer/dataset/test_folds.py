@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from tests.trainer.dataset.drawn import drawn, write_dataset
 from tests.trainer.report.making import picture
-from trainer.dataset.folds import apply_split, assign_folds, content_of
-from trainer.dataset.mixing import read_mixture
+from trainer.dataset.split.folds import apply_split, assign_folds, content_of
+from trainer.dataset.split.mixing import read_mixture
 from trainer.errors import DatasetError
 from trainer.protocol.mix import MixRole
 from trainer.protocol.report import Image, Split

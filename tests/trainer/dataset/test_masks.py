@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.trainer.dataset.making import encoded, make_zip, noise, png
-from trainer.dataset import masks as masks_module
-from trainer.dataset import workers
 from trainer.dataset.buckets import Size, fit
 from trainer.dataset.entry import Entry
+from trainer.dataset.images import decode_workers
+from trainer.dataset.images import mask_files as masks_module
+from trainer.dataset.images.mask_files import find_masks, fit_mask, open_mask
 from trainer.dataset.limits import Limits
-from trainer.dataset.masks import find_masks, fit_mask, open_mask
-from trainer.dataset.prepare import prepare
+from trainer.dataset.preparing.prepare import prepare
 from trainer.errors import DatasetError
 from trainer.protocol import report as protocol
 from trainer.protocol.report import DatasetReport, FindingKind
@@ -273,7 +273,7 @@ def test_masks_are_opened_by_decoders_and_nowhere_else(tmp_path: Path, monkeypat
         raise AssertionError("this process must not open a stranger's mask")
 
     monkeypatch.setattr(masks_module, "decode_mask", opened_here)
-    monkeypatch.setattr(workers, "mask_of", opened_here)
+    monkeypatch.setattr(decode_workers, "mask_of", opened_here)
 
     report = prepared(tmp_path, {"a.png": png(1), "a.mask.png": encoded(a_mask())})
 
@@ -303,13 +303,13 @@ def test_equal_pictures_with_masks_of_their_own_are_decoded_each(tmp_path: Path)
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Numbers of the pictures that went to a decoder."""
     numbers: list[int] = []
-    submit = workers._submit
+    submit = decode_workers._submit
 
-    def counting(pool: object, job: workers.Job, limits: Limits) -> object:
+    def counting(pool: object, job: decode_workers.Job, limits: Limits) -> object:
         numbers.append(job.number)
         return submit(pool, job, limits)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(workers, "_submit", counting)
+    monkeypatch.setattr(decode_workers, "_submit", counting)
     return numbers
 
 

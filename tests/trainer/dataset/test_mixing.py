@@ -12,7 +12,7 @@ from PIL import Image as PILImage
 
 from tests.trainer.dataset.drawn import Drawn, drawn, write_dataset
 from tests.trainer.dataset.making import noise
-from trainer.dataset.mixing import (
+from trainer.dataset.split.mixing import (
     Mixture,
     Source,
     overlap_in_words,
@@ -23,7 +23,7 @@ from trainer.dataset.mixing import (
     seen_per_epoch,
     with_source,
 )
-from trainer.dataset.repeats import Portion, Repeats
+from trainer.dataset.split.repeats import Portion, Repeats
 from trainer.errors import DatasetError
 from trainer.protocol.mix import MixRole
 from trainer.protocol.report import Split, read_report

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from tests.trainer.dataset import defects
-from trainer.dataset.features import MANNER, feature_of, stack
-from trainer.dataset.outliers import diverse, find_outliers, isolated
+from trainer.dataset.images.features import MANNER, feature_of, stack
+from trainer.dataset.images.outliers import diverse, find_outliers, isolated
 from trainer.protocol.report import FindingKind
 
 

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image, ImageCms
 
 from tests.trainer.dataset.making import encoded, noise
+from trainer.dataset.images.decoding import Picture, PictureError, decode
 from trainer.dataset.limits import Limits
-from trainer.dataset.picture import Picture, PictureError, decode
 from trainer.protocol.report import FindingKind
 
 LIMITS = Limits()

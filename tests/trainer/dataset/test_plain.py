@@ -11,8 +11,8 @@ import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
 from tests.trainer.dataset.making import encoded, noise, png
+from trainer.dataset.images.decoding import decode
 from trainer.dataset.limits import Limits
-from trainer.dataset.picture import decode
 
 SECRET = b"48.8584 N, 2.2945 E"
 
@@ -117,7 +117,7 @@ def test_a_large_png_is_stored_smaller() -> None:
 
 
 def test_a_cut_jpeg_is_damaged_however_small_it_is_looked_at() -> None:
-    from trainer.dataset.picture import PictureError
+    from trainer.dataset.images.decoding import PictureError
 
     data = encoded(noise(1, 2400, 1800), "JPEG")
     with pytest.raises(PictureError, match="damaged"):

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from tests.trainer.dataset.making import encoded, make_link, make_zip, noise, patch_directory, png
-from trainer.dataset import prepare as prepare_module
 from trainer.dataset.limits import Limits
-from trainer.dataset.prepare import prepare
+from trainer.dataset.preparing import prepare as prepare_module
+from trainer.dataset.preparing.prepare import prepare
 from trainer.errors import DatasetError
 from trainer.protocol.report import DatasetReport, FindingKind, RefusalKind, Split, read_report
 
@@ -267,7 +267,7 @@ def test_a_decoder_that_runs_out_of_memory_costs_only_its_picture(tmp_path: Path
 KILLED_WHILE_DRAWING = """
 import sys, time
 from pathlib import Path
-from trainer.dataset.prepare import prepare
+from trainer.dataset.preparing.prepare import prepare
 
 def draw(report, thumbnails, folder):
     print("drawing", flush=True)
@@ -295,7 +295,10 @@ def test_a_kill_in_the_middle_leaves_no_half_dataset_and_the_next_run_cleans_up(
 
 def test_it_imports_no_torch_and_is_fast_to_start() -> None:
     slow = ["torch", "matplotlib", "scipy", "imgaug", "sklearn", "datasets", "pyarrow", "transformers", "py7zr"]
-    code = f"import sys, json, trainer.dataset.prepare; print(json.dumps([m for m in {slow} if m in sys.modules]))"
+    code = (
+        "import sys, json, trainer.dataset.preparing.prepare; "
+        f"print(json.dumps([m for m in {slow} if m in sys.modules]))"
+    )
     began = time.monotonic()
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, cwd=Path(__file__).parents[3])
     assert json.loads(said.stdout) == []

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from tests.trainer.dataset import defects
-from trainer.dataset.quality import Quality, findings_of, measure
+from trainer.dataset.images.quality import Quality, findings_of, measure
 from trainer.protocol.report import Finding, FindingKind
 
 

@@ -13,12 +13,12 @@ import pytest
 from tests.trainer.dataset.making import encoded, noise, png
 from tests.trainer.dataset.serving import as_json, serving
 from tests.trainer.dataset.test_sources import captions, taken
-from trainer.dataset import hub
 from trainer.dataset.archives import RefusedError
-from trainer.dataset.hub import HubName, is_hub_name, open_hub, parse_name
 from trainer.dataset.limits import Limits
-from trainer.dataset.rows import splits_of
-from trainer.dataset.sources import Sources
+from trainer.dataset.sources import hub
+from trainer.dataset.sources.dataset_rows import splits_of
+from trainer.dataset.sources.hub import HubName, is_hub_name, open_hub, parse_name
+from trainer.dataset.sources.source_readers import Sources
 from trainer.errors import DatasetError
 from trainer.protocol.report import RefusalKind
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 from tests.trainer.dataset import defects
 from tests.trainer.dataset.making import encoded
-from trainer.dataset.quality import findings_of, measure
-from trainer.dataset.screenshots import Text, screenshot_finding
+from trainer.dataset.images.quality import findings_of, measure
+from trainer.dataset.images.screenshots import Text, screenshot_finding
 from trainer.protocol.report import FindingKind
 
 Drawn = Callable[..., Image.Image]

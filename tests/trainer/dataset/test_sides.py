@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trainer.dataset.sides import forbids_flip, mentions_side, mentions_text
+from trainer.dataset.captions.orientation import forbids_flip, mentions_side, mentions_text
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ import pytest
 
 from tests.trainer.dataset.making import encoded, make_zip, noise, png
 from tests.trainer.dataset.packing import make_7z, make_tar
-from trainer.dataset.intake import Folder, Found, take_in
+from trainer.dataset.images.decode_workers import Decoded
+from trainer.dataset.images.decoding import PictureError
 from trainer.dataset.limits import Limits
-from trainer.dataset.picture import PictureError
-from trainer.dataset.sources import Sources
-from trainer.dataset.workers import Decoded
+from trainer.dataset.preparing.intake import Folder, Found, take_in
+from trainer.dataset.sources.source_readers import Sources
 from trainer.protocol.report import RefusalKind, Refused
 
 

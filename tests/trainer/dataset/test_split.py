@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from trainer.dataset.split import Member, Shares, split
+from trainer.dataset.split.group_split import Member, Shares, split
 from trainer.protocol.report import Split
 
 #: Sizes and class of each group.

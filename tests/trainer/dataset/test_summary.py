@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.trainer.report.making import bucket, count, found, picture, statistics
-from trainer.dataset.summary import nothing_to_train_on, summarize
+from trainer.dataset.preparing.summary import nothing_to_train_on, summarize
 from trainer.protocol.report import FindingKind, Image, RefusalKind, Refused, Split
 
 

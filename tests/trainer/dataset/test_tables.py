@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.dataset.tables import Row, TableError, is_table_name, read_json, read_table
+from trainer.dataset.captions.tables import Row, TableError, is_table_name, read_json, read_table
 
 
 def said(rows: tuple[Row, ...]) -> list[tuple[str, str, str]]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.dataset.tag_order import shuffled, tags_of
+from trainer.dataset.captions.tag_order import shuffled, tags_of
 
 _TAGS = "sks, 1girl, long_hair, smile, outdoors, tree"
 

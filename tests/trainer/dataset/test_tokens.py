@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
-from trainer.dataset.tokens import LIMIT, count_tokens, unread_part, vocabulary
+from trainer.dataset.captions.tokens import LIMIT, count_tokens, unread_part, vocabulary
 
 _CAPTIONS = [
     "",

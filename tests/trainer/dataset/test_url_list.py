@@ -13,11 +13,11 @@ from tests.trainer.dataset.making import make_zip, png
 from tests.trainer.dataset.serving import Answer, body, drip, endless, redirect, serving, unsaid
 from tests.trainer.dataset.test_sources import captions, taken
 from trainer.dataset.archives import RefusedError
-from trainer.dataset.download import download, is_public
+from trainer.dataset.images.decode_workers import Decoded
 from trainer.dataset.limits import Limits
-from trainer.dataset.sources import Sources
-from trainer.dataset.url_list import parse_list
-from trainer.dataset.workers import Decoded
+from trainer.dataset.sources.download import download, is_public
+from trainer.dataset.sources.source_readers import Sources
+from trainer.dataset.sources.url_list import parse_list
 from trainer.protocol.report import RefusalKind
 
 OPEN = Limits(allow_private_addresses=True)
@@ -175,7 +175,7 @@ def test_a_redirect_into_this_network_is_refused(monkeypatch: pytest.MonkeyPatch
         )
         # The first address is taken for a public one, so that only the second is in question.
         verdicts = iter([True, False])
-        monkeypatch.setattr("trainer.dataset.download.is_public", lambda _: next(verdicts))
+        monkeypatch.setattr("trainer.dataset.sources.download.is_public", lambda _: next(verdicts))
         refusal = refused(f"http://public.example:{port}/on", Limits())
     assert refusal.kind is RefusalKind.UNSAFE_PATH
     assert refusal.reason == "its address lies in a private network, which is not asked"

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.dataset.making import png
-from trainer.dataset import workers
+from trainer.dataset.images import decode_workers
+from trainer.dataset.images.decode_workers import Decoded, Job, Outcome, decode_all
+from trainer.dataset.images.decoding import PictureError
 from trainer.dataset.limits import Limits
-from trainer.dataset.picture import PictureError
-from trainer.dataset.workers import Decoded, Job, Outcome, decode_all
 from trainer.errors import DecodersError
 from trainer.protocol.report import FindingKind
 
-_decode_one = workers.decode_one
+_decode_one = decode_workers.decode_one
 
 
 def dies_on_the_third(job: Job, limits: Limits) -> Outcome:
@@ -49,7 +49,7 @@ def jobs(folder: Path, count: int) -> list[Job]:
 def test_a_dead_decoder_costs_only_its_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoder: object, victim: int
 ) -> None:
-    monkeypatch.setattr(workers, "decode_one", decoder)
+    monkeypatch.setattr(decode_workers, "decode_one", decoder)
     outcomes = dict(decode_all(jobs(tmp_path, 9), Limits(decode_cpu_s=1), processes=2))
     assert list(outcomes) == list(range(1, 10))
     lost = outcomes.pop(victim)
@@ -75,6 +75,6 @@ def dies_at_once(limits: Limits) -> None:
 
 
 def test_decoders_that_cannot_start_are_no_picture_s_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "_confine", dies_at_once)
+    monkeypatch.setattr(decode_workers, "_confine", dies_at_once)
     with pytest.raises(DecodersError, match="cannot be started on this machine"):
         list(decode_all(jobs(tmp_path, 2), Limits(), processes=1))

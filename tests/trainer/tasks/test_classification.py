@@ -18,7 +18,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from tests.trainer.drawn_classes import write_classes
 from tests.trainer.random_classifier import SIDE, make_random_resnet, make_random_vit
 from trainer.dataset.buckets import fit
-from trainer.dataset.mixing import read_mixture
+from trainer.dataset.split.mixing import read_mixture
 from trainer.errors import BadSpecError, DatasetError, ExportError
 from trainer.protocol.presets import spec_from_preset
 from trainer.protocol.report import Split, read_report

@@ -11,8 +11,8 @@ import torch
 from PIL import Image as PILImage
 
 from tests.trainer.dataset.drawn import Drawn, drawn, write_dataset
-from trainer.dataset.mixing import read_mixture
-from trainer.dataset.opening import open_for
+from trainer.dataset.images.image_opening import open_for
+from trainer.dataset.split.mixing import read_mixture
 from trainer.errors import DatasetError
 from trainer.protocol.augmentation import Augmentation
 from trainer.protocol.report import Split

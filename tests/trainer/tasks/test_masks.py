@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.trainer.dataset.drawn import Drawn, drawn, write_dataset
 from trainer.dataset.buckets import Size
-from trainer.dataset.mixing import Mixture, Source, mix
+from trainer.dataset.split.mixing import Mixture, Source, mix
 from trainer.errors import BadSpecError, DatasetError
 from trainer.protocol.augmentation import Augmentation, Augmenter, AugmenterName
 from trainer.protocol.mix import MixRole

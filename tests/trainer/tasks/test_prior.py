@@ -10,7 +10,7 @@ from random import Random
 import pytest
 from PIL import Image
 
-from trainer.dataset.mixing import Source, mix, plan_repeats, seen_per_epoch
+from trainer.dataset.split.mixing import Source, mix, plan_repeats, seen_per_epoch
 from trainer.protocol.mix import MixRole
 from trainer.protocol.report import Split, read_report
 from trainer.protocol.settings import Prior

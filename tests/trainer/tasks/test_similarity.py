@@ -11,7 +11,7 @@ from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFilter, ImageOps
 
 from tests.trainer.report.making import picture
-from trainer.dataset.overlap import Member
+from trainer.dataset.split.overlap import Member
 from trainer.errors import DatasetError
 from trainer.protocol.report import Split
 from trainer.tasks.similarity import Album, feature_distance, mean_likeness, pixel_difference

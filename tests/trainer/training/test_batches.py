@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.dataset.repeats import Portion, Repeats
+from trainer.dataset.split.repeats import Portion, Repeats
 from trainer.training.batches import deal_views, epoch_steps, steps_per_epoch
 
 Sizes = list[tuple[int, int]]

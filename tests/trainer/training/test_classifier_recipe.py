@@ -56,7 +56,7 @@ def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prepared from folders, as people hand them in."""
-    from trainer.dataset.prepare import prepare
+    from trainer.dataset.preparing.prepare import prepare
 
     folder = tmp_path_factory.mktemp("classes")
     draw_class_folders(folder / "pictures", {"circle": 30, "square": 24})

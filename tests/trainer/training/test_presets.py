@@ -9,7 +9,7 @@ import pytest
 
 from tests.trainer.drawn_classes import draw_class_folders
 from tests.trainer.random_classifier import make_random_resnet
-from trainer.dataset.prepare import prepare
+from trainer.dataset.preparing.prepare import prepare
 from trainer.protocol.events import EXIT_FINISHED, Exported, StageBegan, parse_event
 from trainer.protocol.presets import preset_named, presets, spec_from_preset
 from trainer.protocol.settings import TaskKind

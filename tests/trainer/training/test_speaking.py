@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.conftest import SMALL, draw_pictures
-from trainer.dataset.prepare import prepare
+from trainer.dataset.preparing.prepare import prepare
 from trainer.protocol.events import EXIT_FINISHED, EpochEnded, Event, Exported, Phase, PhaseBegan, Working, parse_event
 from trainer.protocol.presets import spec_from_preset
 from trainer.training.run import run

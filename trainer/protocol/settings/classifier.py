@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from trainer.protocol.settings.frozen import Frozen
+from trainer.protocol.frozen import Frozen
 
 
 class TaskKind(StrEnum):

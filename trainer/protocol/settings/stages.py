@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from trainer.protocol.settings.frozen import Frozen
+from trainer.protocol.frozen import Frozen
 from trainer.protocol.settings.training import Arguments, OptimizerKind, ScheduleKind, Training
 
 #: A block by its dotted name or the beginning of it, with `*` and `?`: `unet.up_blocks`, `up_blocks.1`,

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from pydantic import Field
 
-from trainer.protocol.settings.frozen import Frozen
+from trainer.protocol.frozen import Frozen
 
 #: Arguments of an optimizer or a schedule, under the names that its library gives them.
 Arguments: TypeAlias = dict[str, bool | int | float | str | tuple[float, ...]]

@@ -1,0 +1,55 @@
+"""Writes files and folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+#: Ends the name of what is not complete yet; whatever ends so was left by a process that died.
+PARTIAL_SUFFIX = ".part"
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, and rename it to `path` if the body succeeds.
+
+    The temporary name is unique, so concurrent writers do not disturb each other: the last one wins. It keeps the
+    extension of `path`, from which many libraries choose the format. If the body fails, the temporary file is
+    removed and `path` is unchanged.
+
+    Args:
+        path: The final name; its folder must exist.
+        durable: Also survive a power cut (fsync of the file and of its folder, a few milliseconds each).
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    partial = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}{path.suffix}")
+    try:
+        yield partial
+        if durable:
+            sync(partial)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    if durable:
+        sync(path.parent)
+
+
+def write_text(path: Path, text: str, *, durable: bool = False) -> None:
+    """Write `text` as UTF-8; see `atomic_write`."""
+    with atomic_write(path, durable=durable) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a folder to the disk (fsync)."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

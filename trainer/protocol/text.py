@@ -1,0 +1,66 @@
+"""Translation of user-facing text, and numbers, durations, sizes and lists as people read them.
+
+Every sentence for a user goes through `_` or `ngettext`, with named placeholders:
+
+    _("#{job} is queued.", job=job.id)
+    ngettext("{n} image", "{n} images", len(images))
+
+Babel extracts them (`pybabel extract -k _ -k ngettext:1,2 bot trainer`).
+"""
+
+from __future__ import annotations
+
+import gettext
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+_LOCALE_DIR = Path(__file__).parent / "locale"
+_catalog = gettext.translation("darkroom", _LOCALE_DIR, [os.environ.get("DARKROOM_LANGUAGE", "en")], fallback=True)
+
+
+def _(message: str, **values: object) -> str:
+    """The translation of `message`; `{name}` placeholders are filled if values are given."""
+    translated = _catalog.gettext(message)
+    return translated.format_map(values) if values else translated
+
+
+def ngettext(one: str, many: str, n: int, **values: object) -> str:
+    """The translation of `one` or `many`, whichever `n` asks for; `{n}` is the number with thousands separators."""
+    return _catalog.ngettext(one, many, n).format_map({"n": f"{n:,}", **values})
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `4 min 51 s`, `48 min`, `2 h 05 min`: to about two digits."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 10:
+        return f"{minutes} min {rest:02} s"
+    hours, minutes = divmod(round(whole / 60), 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min"
+
+
+def rough_duration(seconds: float) -> str:
+    """An estimate, in whole minutes from one minute on: `40 s`, `5 min`, `2 h 05 min`."""
+    return duration(seconds) if seconds < 59.5 else duration(round(seconds / 60) * 60).removesuffix(" 00 s")
+
+
+def size(count: float) -> str:
+    """Bytes in a readable unit: `143 MiB`."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+def listed(words: Iterable[str], *, most: int | None = None) -> str:
+    """`a`, `a and b`, `a, b and c`; of more than `most` words: `a, b and 7 more`."""
+    items = list(words)
+    if most is not None and len(items) > most + 1:
+        items = [*items[:most], _("{n} more", n=len(items) - most)]
+    if len(items) < 2:
+        return "".join(items)
+    return _("{items} and {last}", items=", ".join(items[:-1]), last=items[-1])
