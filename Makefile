@@ -1,37 +1,56 @@
-# make setup | demo | run | test | check        (HEADLESS=1 make demo: no page, exit status tells)
+# make demo | run | setup | test | test-all | check | format        (HEADLESS=1 make demo: no page, exit status 0 if it succeeded)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= config.toml
 WORKERS ?= 2
 SOURCES := bot trainer recipes tests bench
+# A file's tests stay in one process: they share what is expensive to make. A process takes up to 1.5 GiB.
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo run test check format tiny clean
+.PHONY: setup demo run test test-slow test-all coverage check format messages tiny clean
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n '1s/^# //p' Makefile
 
-setup: $(VENV)/.installed
-
-# pip, not uv: it takes the CPU or CUDA build of torch that this machine's index offers, pinned in constraints.txt.
-$(VENV)/.installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Darkroom needs Python 3.11 or newer; this is %s. Try: make PYTHON=python3.12 setup" % sys.version.split()[0])'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bot,trainer,ray,demo,dev]'
-	# imaug brings opencv-python as well, which needs libGL; the headless build of the same files must be the last word.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --force-reinstall opencv-python-headless
-	touch $@
-
-demo: setup
+# What each command needs is installed before it runs: `caption_dataset` no simulated Discord, `demo` no Ray and no development tools.
+setup: $(VENV)/.setup
+demo: $(VENV)/.demo
 	$(BIN)/python -m bot demo $(if $(HEADLESS),--headless)
 
-run: setup
+run: $(VENV)/.run
 	$(BIN)/python -m bot run --config $(CONFIG)
 
-# A file's tests stay in one process: they share what is costly to make. A process takes up to 1.5 GiB.
+$(VENV)/.run: EXTRAS := bot,trainer
+$(VENV)/.demo: EXTRAS := bot,trainer,demo
+$(VENV)/.setup: EXTRAS := bot,trainer,ray,demo,dev
+
+# pip, not uv: it takes the CPU or CUDA build of torch that this machine's index offers, pinned in constraints.txt.
+# imaug brings opencv-python as well, which needs libGL; the headless build of the same files must be the last word.
+$(VENV)/.run $(VENV)/.demo $(VENV)/.setup: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Darkroom needs Python 3.11 or newer; this is %s. Try: make PYTHON=python3.12 setup" % sys.version.split()[0])'
+	@echo "Installing the libraries into $(VENV). The first time pip downloads about 0.7 GB with the CPU build of torch, about"
+	@echo "3.5 GB with the CUDA build (at 100 Mbit/s: one or five minutes), and unpacks them for two minutes or so."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --force-reinstall opencv-python-headless
+	@touch $@ $(if $(findstring dev,$(EXTRAS)),$(VENV)/.run $(VENV)/.demo)
+
+# The fast tests.
 test: setup
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow"
+
+# The others: those that train for real, and those that kill real bots.
+test-slow: setup
+	$(PYTEST) -m slow
+
+test-all: setup
+	$(PYTEST)
+
+# As test-all, with the branches that no test reaches (a third slower).
+coverage: setup
+	$(PYTEST) --cov --cov-report=term:skip-covered
 
 check: setup
 	$(BIN)/ruff format --check $(SOURCES)
@@ -44,9 +63,14 @@ format: setup
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
 
-# Trains the small Stable Diffusion that ships in trainer/models/tiny anew (about 85 minutes on two cores).
+# The sentences that can be translated, for translators: build/darkroom.pot.
+messages: setup
+	@mkdir -p build
+	$(BIN)/pybabel extract --mapping-file=pyproject.toml --keyword=_ --keyword=ngettext:1,2 --omit-header --no-location --output=build/darkroom.pot bot trainer
+
+# Trains the small Stable Diffusion that ships in trainer/models/tiny again (about 85 minutes on two cores).
 tiny: setup
 	$(BIN)/python -m recipes.tiny.build --out trainer/models/tiny
 
 clean:
-	rm -rf $(VENV) demo-data .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) demo-data build .mypy_cache .ruff_cache .pytest_cache .coverage
