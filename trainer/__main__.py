@@ -1,17 +1,16 @@
 """The trainer's command line.
 
-python -m trainer prepare pictures.zip --out DATASET_DIR
+python -m trainer prepare images.zip --out DATASET_DIR
 python -m trainer caption DATASET_DIR --model MODEL
 python -m trainer preview DATASET_DIR --preset photo --out SHEET.png
 python -m trainer new --dataset DATASET_DIR --base tiny --preset lora --set training.epochs=4 --out JOB_DIR
 python -m trainer run JOB_DIR
 python -m trainer report JOB_DIR
-python -m trainer wait < ORDER
+python -m trainer wait < RUN_OPTIONS
 python -m trainer devices
 python -m trainer kfold JOB_DIR --folds 5
 python -m trainer compare JOB_DIR --vary training.learning_rate=1e-4,3e-4,1e-3
 python -m trainer study JOB_DIR
-python -m trainer ship URL --job 7 --attempt 1 -- python -m trainer run JOB_DIR --attempt=1
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from trainer.commands import caption, compare, devices, kfold, new, prepare, preview, report, run, ship, study, wait
+from trainer.commands import data_commands, devices_command, study_commands, training_commands
 from trainer.protocol.events import EXIT_REFUSED
 
 
@@ -32,28 +31,30 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status tells how it ended (`trainer/protocol/events.py`)."""
+    """Run one command and return its exit status (`trainer/protocol/events.py`)."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    command: int = options.command(options)
-    return command
+    status: int = options.command(options)
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m trainer", description="Prepare pictures and fine-tune Stable Diffusion on them.")
+    parser = _Parser(prog="python -m trainer", description="Prepare images and fine-tune Stable Diffusion on them.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    prepare.add_options(commands.add_parser("prepare", help="make a dataset folder from archives, pictures, folders"))
-    caption.add_options(commands.add_parser("caption", help="write captions by a local model where there are none"))
-    preview.add_options(commands.add_parser("preview", help="draw what augmentation will make of a dataset"))
-    new.add_options(commands.add_parser("new", help="write a job folder with its spec.json"))
-    run.add_options(commands.add_parser("run", help="train a job, or go on with it from its last checkpoint"))
-    wait.add_options(commands.add_parser("wait", help="load everything, then train the job that standard input names"))
-    ship.add_options(commands.add_parser("ship", help="train a job whose folder lies in an object store"))
-    devices.add_options(commands.add_parser("devices", help="print which GPUs a training could use, as JSON"))
-    report.add_options(commands.add_parser("report", help="write the page of a job again: report.html in its folder"))
-    kfold.add_options(commands.add_parser("kfold", help="cross-validate a job, then train on all of its pictures"))
-    compare.add_options(commands.add_parser("compare", help="train a job with several settings and tell which is best"))
-    study.add_options(commands.add_parser("study", help="say what a study needs next, for a queue that runs its jobs"))
+    for name, add_arguments, help_text in (
+        ("prepare", data_commands.add_prepare, "make a dataset folder from archives, images and folders"),
+        ("caption", data_commands.add_caption, "write missing captions with a local model"),
+        ("preview", data_commands.add_preview, "draw the augmented variants of a dataset"),
+        ("new", training_commands.add_new, "write a job folder with its spec.json"),
+        ("run", training_commands.add_run, "train a job, or resume it from its last checkpoint"),
+        ("wait", training_commands.add_wait, "load the libraries, then train the job named on standard input"),
+        ("devices", devices_command.add_options, "print the GPUs that a training could use, as JSON"),
+        ("report", training_commands.add_report, "write report.html of a job again"),
+        ("kfold", study_commands.add_kfold, "cross-validate a job, then train on all of its images"),
+        ("compare", study_commands.add_compare, "train a job with several settings and report which is best"),
+        ("study", study_commands.add_study, "print what a study needs next, for a queue that runs its jobs"),
+    ):
+        add_arguments(commands.add_parser(name, help=help_text))
     return parser
 
 

@@ -1,9 +1,10 @@
-"""What a person at a terminal sees while a job runs: a progress bar, a line for each epoch, the last word."""
+"""Shows a run on a terminal: a progress bar, a line for each epoch, and the terminal event."""
 
 from __future__ import annotations
 
 import sys
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
 
 from tqdm import tqdm
 
@@ -19,23 +20,32 @@ from trainer.protocol.events import (
     StepDone,
     Stopped,
     StoppedEarly,
+    TerminalEvent,
     Tested,
     Warned,
 )
+from trainer.protocol.text import _, duration, ngettext, size
+
+#: Called with the phase, the number of items done, and the total.
+Progress: TypeAlias = Callable[[str, int, int], None]
+
+
+def ignore_progress(phase: str, done: int, total: int) -> None:
+    """The `Progress` of a command that shows none."""
 
 
 class Listener(Protocol):
-    """Is told each event once it is durable."""
+    """Called with each event once it is durable."""
 
     def __call__(self, event: Event, /) -> None: ...
 
 
-def say_nothing(event: Event, /) -> None:
-    """For a trainer without a person in front of it: the events file has it all."""
+def ignore_event(event: Event, /) -> None:
+    """The listener of a trainer without a terminal: its events are in the file."""
 
 
 class Console:
-    """Writes to stderr; a bar only where that is a terminal."""
+    """Writes to stderr; the progress bar only appears on a terminal."""
 
     def __init__(self) -> None:
         self._bar: tqdm[None] | None = None
@@ -49,16 +59,24 @@ class Console:
             self._bar.set_description(event.phase.value)
         elif (line := describe(event)) is not None:
             tqdm.write(line, file=sys.stderr)
-        if isinstance(event, Finished | Stopped | Failed) and self._bar is not None:
+        if isinstance(event, TerminalEvent) and self._bar is not None:
             self._bar.close()
 
     def _begin(self, event: Started) -> None:
-        tqdm.write(
-            f"{event.device}, {event.precision}: {event.train_images} pictures to train on, "
-            f"{event.validation_images} to validate, {event.test_images} to test; "
-            f"{event.trainable_parameters:,} parameters at {event.resolution} px. {event.data_words}".rstrip(),
-            file=sys.stderr,
+        images = ngettext("{n} training image", "{n} training images", event.train_images)
+        line = _(
+            "{device}, {precision}: {images}, {validation} for validation, {test} for the test; "
+            "{parameters:,} parameters at {resolution} px. {data}",
+            device=event.device,
+            precision=event.precision,
+            images=images,
+            validation=event.validation_images,
+            test=event.test_images,
+            parameters=event.trainable_parameters,
+            resolution=event.resolution,
+            data=event.data_summary,
         )
+        tqdm.write(line.rstrip(), file=sys.stderr)
         self._bar = tqdm(
             total=event.total_steps, initial=event.resumed_from_step, unit="step", file=sys.stderr, disable=None
         )
@@ -72,27 +90,41 @@ class Console:
 
 
 def describe(event: Event) -> str | None:
-    """One line for an event that is worth one."""
+    """Return one line about an event, None for events that are not shown."""
     match event:
         case BaseValidated():
-            return f"before training: validation loss {event.validation.loss:.4f}"
+            return _("before training: validation loss {loss:.4f}", loss=event.validation.loss)
         case EpochEnded():
-            star = "  * best" if event.is_best else ""
-            return (
-                f"epoch {event.epoch}: loss {event.train_loss:.4f}, validation {event.validation.loss:.4f} "
-                f"({event.validation.ratio:.1%} of the base's), {event.seconds:.0f} s{star}"
-            )
-        case StoppedEarly() | Warned():
-            return event.reason if isinstance(event, StoppedEarly) else event.message
+            return _(
+                "epoch {epoch}: loss {loss:.4f}, validation {validation:.4f} ({ratio:.1%} of the base's), {time}",
+                epoch=event.epoch,
+                loss=event.train_loss,
+                validation=event.validation.loss,
+                ratio=event.validation.ratio,
+                time=duration(event.seconds),
+            ) + ("  * best" if event.is_best else "")
+        case StoppedEarly():
+            return event.reason
+        case Warned():
+            return event.message
         case Tested():
-            return f"test loss {event.test.loss:.4f} ({event.test.ratio:.1%} of the base's)"
+            return _("test loss {loss:.4f} ({ratio:.1%} of the base's)", loss=event.test.loss, ratio=event.test.ratio)
         case Exported():
-            return f"{event.format}: {event.path} ({event.bytes / 2**20:.1f} MiB), loaded back and compared"
+            return _(
+                "{format}: {path} ({size}), loaded back and compared",
+                format=event.format,
+                path=event.path,
+                size=size(event.bytes),
+            )
         case Finished():
-            return f"finished: best epoch {event.best_epoch}, {event.best_ratio:.1%} of the base's validation loss"
+            return _(
+                "finished: best epoch {epoch}, {ratio:.1%} of the base's validation loss",
+                epoch=event.best_epoch,
+                ratio=event.best_ratio,
+            )
         case Stopped():
-            return f"stopped at step {event.step}; run it again to go on"
+            return _("stopped at step {step}; run it again to resume", step=event.step)
         case Failed():
-            return f"failed: {event.message} {event.hint}"
+            return _("failed: {message} {hint}", message=event.message, hint=event.hint)
         case _:
             return None

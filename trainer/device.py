@@ -1,86 +1,96 @@
-"""Where the numbers are crunched: device, precision, and how much memory it took."""
+"""Selects device and precision, classifies device errors, and wraps the collectives between training processes."""
 
 from __future__ import annotations
 
 import resource
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor, nn
 
 from trainer.errors import BadSpecError, DeviceLostError
 from trainer.protocol.settings import Precision
+from trainer.protocol.text import _
 
 _MIXED_PRECISION = {Precision.FP32: "no", Precision.BF16: "bf16", Precision.FP16: "fp16"}
 
-#: How long the processes of one training wait for each other: the main one may encode a large dataset meanwhile.
-_PATIENCE = timedelta(hours=24)
+T = TypeVar("T")
+
+#: Time-out of collectives; the main process may encode a large dataset while the others wait.
+_COLLECTIVE_TIMEOUT = timedelta(hours=24)
 
 
-def require_its_gpus(visible: str | None) -> None:
-    """Nothing, if the GPUs that a queue gave this job (`visible`, CUDA_VISIBLE_DEVICES) are there.
+def require_assigned_gpus(visible: str | None) -> None:
+    """Raise unless torch finds the GPUs that the queue assigned to this job (`visible`, CUDA_VISIBLE_DEVICES).
 
-    Else torch would train on the CPU without a word, for weeks.
+    Without this check torch would silently train on the CPU.
 
     Raises:
         DeviceLostError: torch finds none of them.
     """
     if visible and visible != "-1" and not torch.cuda.is_available():
         raise DeviceLostError(
-            f"This job was given GPU {visible}, and torch finds no GPU it can use.",
-            "Look at `nvidia-smi` and `python -m trainer devices`; a driver that was updated wants a restart.",
+            _("This job was given GPU {gpu}, but torch finds no GPU that it can use.", gpu=visible),
+            _("Check `nvidia-smi` and `python -m trainer devices`; after a driver update, restart the machine."),
         )
 
 
 def choose_precision(wanted: Precision) -> Precision:
-    """The precision to train in: as told, or the best of this device; on a CPU `auto` is left to a trial.
+    """Resolve `auto` to the best precision of the GPU; on a CPU it stays `auto`, for a trial to decide.
 
     Raises:
-        BadSpecError: this machine cannot compute in it.
+        BadSpecError: This machine cannot compute in the wanted precision.
     """
     if wanted is Precision.FP16 and not torch.cuda.is_available():
-        raise BadSpecError("training.precision fp16 needs a GPU, and there is none here.", "Choose auto, fp32 or bf16.")
+        raise BadSpecError(
+            _("training.precision fp16 needs a GPU, and there is none here."), _("Choose auto, fp32 or bf16.")
+        )
     if wanted is not Precision.AUTO or not torch.cuda.is_available():
         return wanted
     return Precision.BF16 if torch.cuda.is_bf16_supported() else Precision.FP16
 
 
 def make_accelerator(precision: Precision, *, tf32: bool) -> Accelerator:
-    """accelerate's view of this process: device placement, gradient scaling, the processes that share the training."""
+    """Create accelerate's Accelerator: device placement, gradient scaling and the process group."""
     if torch.cuda.is_available():
         torch.backends.cuda.matmul.allow_tf32 = tf32
         torch.backends.cudnn.allow_tf32 = tf32
     return Accelerator(
         mixed_precision=_MIXED_PRECISION.get(precision, "no"),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=_COLLECTIVE_TIMEOUT)],
     )
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Compute in `precision` where it is safe to."""
+    """Return an autocast context for `precision`; disabled for fp32."""
     dtype = dtype_of(precision)
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not torch.float32)
 
 
 def dtype_of(precision: Precision) -> torch.dtype:
-    """What frozen weights are kept in."""
+    """Return the dtype of frozen weights."""
     return {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}.get(precision, torch.float32)
 
 
-#: Of the CPU's allocator, of CUDA outside torch's allocator, of cuBLAS.
+#: From the CPU allocator, from CUDA outside torch's allocator, and from cuBLAS.
 _OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that the device (or this machine) has no room left."""
+    """True if the device or the machine ran out of memory."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
     )
 
 
-#: What CUDA, its libraries, NVML and the processes of a training say when a GPU or one of them is gone or broken.
+#: Messages of CUDA, its libraries, NVML and the process group for a GPU or a process that is gone or broken.
 _LOST = (
     "cuda error",
     "cuda driver error",
@@ -95,12 +105,12 @@ _LOST = (
     "fallen off the bus",
     "uncorrectable ecc",
     "unspecified launch failure",
-    # gloo, of a process that died.
+    # From gloo, if a process died.
     "connection closed by peer",
     "connection reset by peer",
 )
-#: The same words, but a program's mistake: another start would end the same way.
-_MISTAKES = (
+#: Messages that match `_LOST` but are bugs: another start would fail in the same way.
+_BUGS = (
     "device-side assert",
     "no kernel image",
     "invalid device ordinal",
@@ -114,29 +124,29 @@ _MISTAKES = (
 
 
 def is_device_lost(error: BaseException) -> bool:
-    """Whether an exception says that the GPU, or another process of the training, is gone or broken.
+    """True if the GPU, or another process of the training, is gone or broken.
 
-    torch raises RuntimeError (AcceleratorError and DistBackendError are of that kind), NVML an exception of its own.
+    torch raises RuntimeError (AcceleratorError and DistBackendError are subclasses), NVML its own exceptions.
     """
     if not isinstance(error, RuntimeError) and not type(error).__name__.startswith("NVMLError"):
         return False
     text = str(error).lower()
-    return any(word in text for word in _LOST) and not any(word in text for word in _MISTAKES)
+    return any(word in text for word in _LOST) and not any(word in text for word in _BUGS)
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Peak memory of the GPU, or of this process on a CPU, bytes."""
+    """Return the peak memory in bytes: of the GPU, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if (peak := _linux_peak_bytes()) is not None:
         return peak
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # macOS counts in bytes, others in KiB.
+    # ru_maxrss is in bytes on macOS, in KiB elsewhere.
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _linux_peak_bytes() -> int | None:
-    """Of this process alone: `ru_maxrss` begins at the peak of whoever started it."""
+    """Read VmHWM; unlike it, `ru_maxrss` starts at the peak of the parent process."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")
     except OSError:
@@ -145,9 +155,75 @@ def _linux_peak_bytes() -> int | None:
     return None if line is None else int(line.split()[1]) * 1024
 
 
-def describe(device: torch.device) -> str:
-    """`NVIDIA H100 (79 GiB)` or `CPU, 2 threads`."""
+def describe_device(device: torch.device) -> str:
+    """Describe a device: `NVIDIA H100 (79 GiB)` or `CPU, 2 threads`."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return f"{properties.name} ({properties.total_memory / 2**30:.0f} GiB)"
     return f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that share one training (data parallel), started by accelerate; no-ops if there is only one.
+
+    Every process holds the whole model and computes its shard of each step. Gradients are summed once per step by one
+    flat all-reduce rather than by DistributedDataParallel: random numbers follow from the step and the position of an
+    image in it, so the sum does not depend on the number of processes, and no process waits for one that has no
+    micro-batch left (docs/adr/0009).
+    """
+
+    accelerator: Accelerator
+
+    @property
+    def count(self) -> int:
+        return int(self.accelerator.num_processes)
+
+    @property
+    def index(self) -> int:
+        return int(self.accelerator.process_index)
+
+    @property
+    def is_main(self) -> bool:
+        return bool(self.accelerator.is_main_process)
+
+    @property
+    def shard(self) -> slice:
+        """The slice of a list that this process works on: every n-th item."""
+        return slice(self.index, None, self.count)
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter], *extras: Tensor) -> tuple[Tensor, ...]:
+        """All-reduce the gradients in place, and return the sums of `extras` (scalars)."""
+        if self.count == 1:
+            return extras
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in trained]
+        tensors = [gradient.float() for gradient in gradients] + [extra.float().reshape(1) for extra in extras]
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        torch.distributed.all_reduce(flat)
+        parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+        summed = [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+        for parameter, gradient in zip(trained, summed, strict=False):
+            # With the strides of the parameter: torch's fused optimizers address both alike.
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
+        return tuple(value.reshape(()) for value in summed[len(trained) :])
+
+    def broadcast(self, value: T) -> T:
+        """Broadcast rank 0's value to all ranks."""
+        if self.count == 1:
+            return value
+        values = [value]
+        broadcast_object_list(values)
+        return values[0]
+
+    def any_rank(self, value: bool) -> bool:
+        """True if `value` is true on any rank."""
+        return value if self.count == 1 else any(gather_object([value]))
+
+    def gather(self, values: Sequence[T]) -> list[T]:
+        """Concatenate the values of all ranks, in rank order."""
+        return list(values) if self.count == 1 else list(gather_object(list(values)))
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        self.accelerator.wait_for_everyone()

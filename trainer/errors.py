@@ -1,18 +1,18 @@
-"""What can go wrong in a trainer, as sentences: what happened and why, and a hint what to do.
+"""The errors of the trainer; each has a message (what happened and why) and a hint (what to do).
 
 TrainerError
-├── UsageError            the call cannot be understood (command line)
-├── BadSpecError          the settings cannot be trained with
-├── DatasetError          nothing in the sources can be trained on, or the dataset folder is damaged
-├── DecodersError         pictures cannot be decoded on this machine at all
-├── MissingModelError     the base model is not there, is gated, or is of a kind that we do not train
-├── MissingLibraryError   a setting needs a library (or a device) that is not here
+├── UsageError            invalid arguments on the command line
+├── BadSpecError          settings that cannot be trained with
+├── DatasetError          the sources hold nothing to train on, or the dataset folder is damaged
+├── DecodersError         no image can be decoded on this machine
+├── MissingModelError     the base model is missing, gated, or of an unsupported kind
+├── MissingLibraryError   a setting needs a library (or a device) that this machine lacks
 ├── OutOfMemoryError      the device is too small for the settings
-├── DeviceLostError       the GPU, or another process of the training, is gone or broken
-├── DivergedError         the loss is no longer a number
+├── DeviceLostError       the GPU, or another process of the training, is lost or broken
+├── DivergedError         the loss is not finite
 ├── DiskFullError         no space left for checkpoints or samples
 ├── CheckpointError       a checkpoint cannot be read
-├── ExportError           an exported file does not do what the trained model does
+├── ExportError           an exported file does not match the trained model
 ├── JobFolderBusyError    another trainer runs this job
 └── FencedError           a later attempt took this job over
 """
@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from trainer.protocol.events import FailureKind
+from trainer.protocol.text import _
 
 
 class TrainerError(Exception):
@@ -64,38 +65,39 @@ class MissingLibraryError(TrainerError):
     kind = FailureKind.MISSING_LIBRARY
 
 
-#: What loaders say where there is no network.
+#: Words in the errors of model loaders without a network.
 _OFFLINE = ("offline", "couldn't connect", "connecterror", "connectionerror", "connection error")
 
 
 def hub_problem(source: str, error: Exception) -> MissingModelError | None:
-    """What a person is told of a model that the hub keeps from us; None where something else is wrong with it.
+    """Return an error if the hub refused a model or cannot be reached, None for any other problem.
 
-    The loaders of diffusers and transformers raise anything from KeyError to httpx errors, and hide a network error
-    behind an OSError.
+    The loaders of diffusers and transformers raise anything from KeyError to httpx errors, and wrap network errors in
+    OSError.
     """
     text = f"{type(error).__name__}: {error}".lower()
     if "gated" in text or "401" in text or "403" in text:
         return MissingModelError(
-            f"{source} is gated or private.", "Accept its licence on the hub and log in with `hf auth login`."
+            _("{source} is gated or private.", source=source),
+            _("Accept its license on the hub and log in with `hf auth login`."),
         )
     if "LocalEntryNotFound" in " ".join(type(each).__name__ for each in _causes(error)) or any(
         word in text for word in _OFFLINE
     ):
         return MissingModelError(
-            f"{source} is not on this machine and the hub cannot be reached.",
-            "Check the network, or download it once and give its folder.",
+            _("{source} is not on this machine and the hub cannot be reached.", source=source),
+            _("Check the network, or download the model once and use its folder."),
         )
     return None
 
 
 def first_line(error: Exception) -> str:
-    """The beginning of what an exception says, for a sentence."""
+    """Return the first line of an exception, shortened, to put into a sentence."""
     return f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an exception comes of a full disk (or quota); torch and safetensors hide that in errors of their own."""
+    """Return True if an exception was caused by a full disk (or quota); torch and safetensors wrap the OSError."""
     return any(
         (isinstance(each, OSError) and each.errno in {errno.ENOSPC, errno.EDQUOT}) or "os error 28" in str(each)
         for each in _causes(error)
@@ -103,7 +105,6 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and what led to it."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
@@ -134,17 +135,19 @@ class ExportError(TrainerError):
 
 
 class JobFolderBusyError(TrainerError):
-    """Exits with its own status, and says nothing into the events of the trainer that holds the folder."""
+    """Has its own exit status; no event is written, since the other trainer owns the event file."""
 
     def __init__(self, job_dir: object) -> None:
-        super().__init__(f"Another trainer is running in {job_dir}.", "Wait for it, or stop it first.")
+        super().__init__(
+            _("Another trainer is running in {job_dir}.", job_dir=job_dir), _("Wait for it, or stop it first.")
+        )
 
 
 class FencedError(TrainerError):
-    """Exits with its own status, and says nothing into the events of the attempt that took over."""
+    """Has its own exit status; no event is written, since the later attempt owns the event file."""
 
     def __init__(self, job_dir: object, *, ours: int, valid: int) -> None:
         super().__init__(
-            f"Attempt {ours} at {job_dir} is over: the job belongs to attempt {valid} now.",
-            "Nothing more was written.",
+            _("Attempt {ours} of {job_dir} is superseded by attempt {valid}.", ours=ours, job_dir=job_dir, valid=valid),
+            _("Nothing more was written."),
         )

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from trainer.protocol.frozen import Frozen
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Gpu(_Frozen):
+class Gpu(Frozen):
     """One GPU that torch can use."""
 
-    #: As in CUDA_VISIBLE_DEVICES: its UUID where the driver tells it, else its number.
+    #: As in CUDA_VISIBLE_DEVICES: its UUID if the driver reports it, else its number.
     id: str
     name: str
     memory_bytes: int
-    #: What NVML tells of its health; None where it does not.
+    #: Health as NVML reports it; None if it does not.
     free_bytes: int | None = None
     temperature_c: int | None = None
     utilization_percent: int | None = None
-    #: Memory errors that could not be corrected, since the driver was loaded.
+    #: Uncorrected memory errors since the driver was loaded.
     ecc_errors: int | None = None
 
 
-class Devices(_Frozen):
-    """What this machine computes on."""
+class Devices(Frozen):
+    """The GPUs of a machine."""
 
     gpus: tuple[Gpu, ...] = ()
-    #: Why there are none, or none can be used; empty where nothing is wrong.
+    #: Why no GPU can be used; empty if nothing is wrong.
     problem: str = ""

@@ -1,7 +1,7 @@
-"""What a trainer says: one JSON object a line in `events.jsonl`, each with `seq` and `time`, ending in one last word.
+"""The events of a trainer: one JSON object per line of `events.jsonl`.
 
-`seq` rises by one over the whole life of a job folder, resumed runs included. Paths are relative to the job folder.
-The last word of a run is `finished`, `stopped` or `failed`; a file without one means that the process died.
+`seq` rises by one over the whole life of a job folder, across all runs. Paths are relative to the job folder. The
+terminal event of a run is `finished`, `stopped` or `failed`; without one the process died.
 """
 
 from __future__ import annotations
@@ -9,36 +9,39 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter
+
+from trainer.protocol.frozen import Frozen
 
 EVENTS_VERSION: Literal[1] = 1
 
-#: A longer line is no event: readers pass over it, so that garbage costs no memory.
+#: A longer line is not an event; readers skip it, so that garbage costs no memory.
 MAX_LINE_BYTES = 1024 * 1024
 
-#: Exit status of `python -m trainer run`, by last word.
+#: Exit status of `python -m trainer run`, by terminal event.
 EXIT_FINISHED, EXIT_FAILED, EXIT_STOPPED = 0, 4, 5
-#: Exit status of `python -m trainer prepare` (and of any call that cannot be understood): nothing was made.
+#: Exit status of a command that refused its input or arguments: nothing was written.
 EXIT_REFUSED = 3
-#: Exit status of `run` where another trainer holds the job folder: nothing was said, nothing is wrong with the job.
+#: Exit status of `run` if another trainer holds the job folder: no event was written, and the job is not affected.
 EXIT_BUSY = 6
-#: Exit status of `run` where a later attempt took the job over (`attempt.py`): nothing more was said.
+#: Exit status of `run` if a later attempt took the job over (`exchange/attempt.py`): no more events were written.
 EXIT_FENCED = 7
 
 
-class _Event(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class _Event(Frozen):
+    # A diverged loss is infinite or nan, and is reported.
+    model_config = ConfigDict(allow_inf_nan=True)
 
     #: Rises by one with each event of a job folder, from 1.
     seq: int = Field(ge=1)
     #: Seconds since the epoch, UTC.
     time: float
-    #: Of the trainer that says it (`attempt.py`); 0 on the command line.
+    #: Attempt that emitted it (`exchange/attempt.py`); 0 on the command line.
     attempt: int = Field(default=0, ge=0)
 
 
 class Started(_Event):
-    """The model is loaded, the data encoded, the plan known; said once in each run, before it validates or trains."""
+    """The model is loaded and the data encoded; emitted once in each run, before it validates or trains."""
 
     type: Literal["started"] = "started"
     version: Literal[1] = EVENTS_VERSION
@@ -54,39 +57,37 @@ class Started(_Event):
     #: Side of the training resolution, px.
     resolution: int
     trainable_parameters: int
-    #: Step of the checkpoint that this run goes on from; 0 for a fresh one.
+    #: Step of the checkpoint that this run resumes from; 0 for a new run.
     resumed_from_step: int = 0
     #: Originals beside their variants (PNG); None without augmentation.
     augmentation_sheet: str | None = None
-    #: How often the pictures of which dataset are seen in an epoch, as a sentence; `data.md` has the table.
-    data_words: str = ""
-    #: Pictures in memory at once, on each device; `batch_size` of a step comes by accumulation.
+    #: How often the images of each dataset are seen in an epoch, as a sentence; `data.md` has the table.
+    data_summary: str = ""
+    #: Images in memory at once on each device; gradient accumulation makes up the rest of `batch_size`.
     micro_batch_size: int = 0
     batch_size: int = 0
     #: Processes that share each step.
     processes: int = 1
 
 
-class TrainedPart(BaseModel):
-    """What is trained of one part of the model."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class TrainedPart(Frozen):
+    """Trainable weights of one block of the model."""
 
     #: Dotted name of the block: `unet.up_blocks.1`, `text_encoder`, `head`.
     name: str
     trainable: int
-    #: Weights of the block in all, those of an adapter counted.
+    #: All weights of the block, those of an adapter included.
     total: int
 
 
 class StageBegan(_Event):
-    """A stage begins, or blocks join it: what is trained from here on, and how."""
+    """A stage begins, or unfreezes blocks: what is trained from here on, and how."""
 
     type: Literal["stage_began"] = "stage_began"
     #: From 1.
     stage: int
     name: str
-    #: The epoch of the whole training that it begins with, and the last one of the stage.
+    #: First and last epoch of the stage, counted over the whole training.
     first_epoch: int
     last_epoch: int
     learning_rate: float
@@ -98,7 +99,7 @@ class StageBegan(_Event):
 
 
 class Phase(StrEnum):
-    """What a trainer is busy with, between `started` and its last word."""
+    """Kind of work of a trainer."""
 
     LOADING = "loading"
     CACHING = "caching"
@@ -110,23 +111,23 @@ class Phase(StrEnum):
 
 
 class PhaseBegan(_Event):
-    """A new kind of work has begun."""
+    """Another kind of work has begun."""
 
     type: Literal["phase_began"] = "phase_began"
     phase: Phase
 
 
-class Working(_Event):
-    """Long work that has nothing else to tell goes on; said at most once a minute, and not kept.
+class KeepAlive(_Event):
+    """Keep-alive during long work; emitted at most once a minute, and not stored by the bot.
 
-    A trainer that says neither this nor anything else for an hour hangs.
+    A trainer that emits no event of any kind for an hour counts as hung.
     """
 
-    type: Literal["working"] = "working"
+    type: Literal["keep_alive"] = "keep_alive"
 
 
 class StepDone(_Event):
-    """Progress within an epoch; said about once a second, and at each epoch's last step."""
+    """Progress within an epoch; emitted about once a second, and at each epoch's last step."""
 
     type: Literal["step_done"] = "step_done"
     step: int
@@ -135,16 +136,14 @@ class StepDone(_Event):
     loss: float
     learning_rate: float
     steps_per_s: float
-    #: Seconds to the end of the training at this pace, samples and validation included; None while unknown.
+    #: Estimated seconds to the end of the training, samples and validation included; None while unknown.
     eta_s: float | None
     #: Peak memory of the device (GPU) or of the process (CPU), bytes.
     peak_memory_bytes: int
 
 
-class Sample(BaseModel):
-    """One generated picture."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Sample(Frozen):
+    """One image that the model drew."""
 
     path: str
     prompt: str
@@ -152,7 +151,7 @@ class Sample(BaseModel):
 
 
 class Sampled(_Event):
-    """Sample pictures; epoch 0 is the base model. Said before the `base_validated` or `epoch_ended` they go with."""
+    """Samples of an epoch, 0 for the base model; emitted before the `base_validated` or `epoch_ended` of that epoch."""
 
     type: Literal["sampled"] = "sampled"
     epoch: int
@@ -161,44 +160,44 @@ class Sampled(_Event):
     sheet: str
 
 
-class BandLoss(BaseModel):
+class BandLoss(Frozen):
     """Mean loss over one band of timesteps."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(allow_inf_nan=True)
 
     first_timestep: int
     last_timestep: int
     loss: float
-    #: Loss over the base model's on the same triples; 1.0 for the base itself.
+    #: Ratio to the base model's loss on the same triples; 1.0 for the base itself.
     ratio: float
 
 
-class ValidationLoss(BaseModel):
-    """Loss on the frozen triples of a split."""
+class ValidationLoss(Frozen):
+    """Loss on the validation triples of a split."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(allow_inf_nan=True)
 
     #: Plain mean squared error over all triples.
     loss: float
-    #: Mean over the bands of (loss / base model's loss): what early stopping looks at.
+    #: Mean over the bands of (loss / base model's loss); early stopping decides by it.
     ratio: float
     bands: tuple[BandLoss, ...]
-    #: The loss that is trained with (its kind, weights and all), over all triples.
+    #: The training objective (with its kind and weights) over all triples.
     training_loss: float | None = None
-    #: Paired 95 % confidence interval of `ratio`, over pictures; None where there are too few.
+    #: Paired 95 % confidence interval of `ratio` over images; None if there are too few.
     ratio_low: float | None = None
     ratio_high: float | None = None
 
 
 class BaseValidated(_Event):
-    """The base model's loss, before the first step."""
+    """Loss of the base model, before the first step."""
 
     type: Literal["base_validated"] = "base_validated"
     validation: ValidationLoss
 
 
 class EpochEnded(_Event):
-    """An epoch is over, validated, and kept in a checkpoint."""
+    """An epoch has ended, was validated, and is stored in a checkpoint."""
 
     type: Literal["epoch_ended"] = "epoch_ended"
     epoch: int
@@ -211,20 +210,20 @@ class EpochEnded(_Event):
     best_epoch: int
     #: Loss chart (PNG), redrawn each epoch.
     chart: str
-    #: The ratio that early stopping looks at, smoothed over epochs.
+    #: The ratio smoothed over epochs; early stopping decides by it.
     smoothed_ratio: float | None = None
-    #: The same triples on training pictures; None where none are measured.
+    #: The same on training images; None if none are measured.
     train_validation: ValidationLoss | None = None
-    #: Ratio of the validation pictures over that of the training pictures, less 1: what was learnt by heart.
+    #: Ratio on validation images over that on training images, minus 1: the extent of overfitting.
     gap: float | None = None
-    #: Further measures by name: `accuracy`, `f1`.
-    metrics: dict[str, float] = {}
-    #: Stage that it belongs to, from 1.
+    #: More measures by name: `accuracy`, `f1`.
+    metrics: dict[str, float] = Field(default_factory=dict)
+    #: Number of its stage, from 1.
     stage: int = 1
 
 
 class Validated(_Event):
-    """A validation between two epoch ends; nothing is decided by it."""
+    """A validation within an epoch, for the curve only; no decision depends on it."""
 
     type: Literal["validated"] = "validated"
     epoch: int
@@ -246,25 +245,25 @@ class StoppedEarly(_Event):
 
 
 class Tested(_Event):
-    """The one look at the test split, with the best checkpoint."""
+    """The only evaluation on the test split, with the best checkpoint."""
 
     type: Literal["tested"] = "tested"
     test: ValidationLoss
     #: The base model's plain loss on the same triples.
     base_loss: float
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float] = Field(default_factory=dict)
     #: Confusion matrix (PNG) of a classifier.
     chart: str | None = None
 
 
 class ExportFormat(StrEnum):
-    """What a file is, and who reads it."""
+    """Format of an exported file."""
 
     #: Folder or file that diffusers (or peft) loads.
     DIFFUSERS = "diffusers"
     #: One file under kohya's and LyCORIS's names: A1111, ComfyUI.
     KOHYA = "kohya"
-    #: A learnt word, for every program that knows textual inversion.
+    #: A learned word, for every program that supports textual inversion.
     EMBEDDING = "embedding"
     #: A whole model as one file in the original layout: A1111, ComfyUI.
     CHECKPOINT = "checkpoint"
@@ -273,19 +272,19 @@ class ExportFormat(StrEnum):
 
 
 class Exported(_Event):
-    """A file for other programs, loaded back and compared."""
+    """A file for other programs was written, loaded back and compared."""
 
     type: Literal["exported"] = "exported"
     format: ExportFormat
     path: str
     bytes: int
     sha256: str
-    #: Largest difference of the noise prediction between the trained model and the file loaded back.
+    #: Largest difference between the predictions of the trained model and of the file loaded back.
     max_difference: float
 
 
 class Warned(_Event):
-    """Something that a person should know and that does not stop the run."""
+    """A problem that does not stop the run."""
 
     type: Literal["warned"] = "warned"
     kind: str
@@ -293,7 +292,7 @@ class Warned(_Event):
 
 
 class Finished(_Event):
-    """Last word: the training ended by itself and its files are in `output/`."""
+    """Terminal event: the training has ended and its files are in `output/`."""
 
     type: Literal["finished"] = "finished"
     epochs: int
@@ -306,12 +305,12 @@ class Finished(_Event):
     #: Base and best samples side by side; a classifier's confusion matrix.
     comparison: str
     comparison_alt: str
-    #: The whole story with curves, samples and settings (HTML).
+    #: Report with curves, samples and settings (HTML).
     report: str | None = None
 
 
 class Stopped(_Event):
-    """Last word: told to stop (SIGTERM); `checkpoint` resumes exactly, None if there was nothing to keep yet."""
+    """Terminal event: stopped by SIGTERM. `checkpoint` resumes exactly; None if there was nothing to store yet."""
 
     type: Literal["stopped"] = "stopped"
     epoch: int
@@ -320,13 +319,13 @@ class Stopped(_Event):
 
 
 class FailureKind(StrEnum):
-    """Why a run failed; what the bot retries depends on it."""
+    """Why a run failed; the bot decides by it whether to retry."""
 
     BAD_SPEC = "bad_spec"
     BAD_DATASET = "bad_dataset"
     MISSING_MODEL = "missing_model"
     OUT_OF_MEMORY = "out_of_memory"
-    #: The GPU fell off the bus, reported a memory error, or its context broke: another start may do.
+    #: The GPU fell off the bus, reported a memory error, or its context broke: another attempt may succeed.
     DEVICE_LOST = "device_lost"
     DIVERGED = "diverged"
     DISK_FULL = "disk_full"
@@ -337,7 +336,7 @@ class FailureKind(StrEnum):
 
 
 class Failed(_Event):
-    """Last word: it cannot go on. `message` says what happened and why, `hint` what to do."""
+    """Terminal event: the run cannot continue. `message`: what happened and why; `hint`: what to do."""
 
     type: Literal["failed"] = "failed"
     kind: FailureKind
@@ -349,7 +348,7 @@ Event = Annotated[
     Started
     | PhaseBegan
     | StageBegan
-    | Working
+    | KeepAlive
     | StepDone
     | Validated
     | Sampled
@@ -364,15 +363,15 @@ Event = Annotated[
     | Failed,
     Field(discriminator="type"),
 ]
-LastWord = Finished | Stopped | Failed
+TerminalEvent = Finished | Stopped | Failed
 
 _event: TypeAdapter[Event] = TypeAdapter(Event)
 
 
 def parse_event(line: str | bytes) -> Event:
-    """The event of one line.
+    """Return the event of one line.
 
     Raises:
-        pydantic.ValidationError: the line is not an event of this version.
+        pydantic.ValidationError: The line is not an event of this version.
     """
     return _event.validate_json(line)

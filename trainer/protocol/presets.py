@@ -1,4 +1,4 @@
-"""Presets: named settings that work, one TOML file each, with what changes for a base of another size."""
+"""Presets: tested settings, one TOML file each, with the changes for bases of another size."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
+from trainer.protocol.frozen import Frozen
 from trainer.protocol.settings import Base
-from trainer.protocol.spec import Settings, Spec, SpecError, make_spec, merge
+from trainer.protocol.spec import Settings, Spec, SpecDraft, SpecError, make_spec_draft, merge
+from trainer.protocol.text import _
 
 
-class Preset(BaseModel):
+class Preset(Frozen):
     """A starting point for a spec."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     name: str
-    #: One sentence for the person who chooses.
+    #: One sentence that helps to choose.
     summary: str
-    settings: dict[str, Any] = {}
-    #: Laid over `settings` where the spec's base has this source.
-    bases: dict[str, dict[str, Any]] = {}
+    settings: dict[str, Any] = Field(default_factory=dict)
+    #: Overrides for a base with this source.
+    bases: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     def settings_for(self, base_source: str) -> dict[str, Any]:
         return merge(self.settings, self.bases.get(base_source, {}))
@@ -32,7 +32,7 @@ class Preset(BaseModel):
 
 @cache
 def presets() -> dict[str, Preset]:
-    """All presets that ship, by name, the default (`lora`) first."""
+    """Return the built-in presets by name, the default (`lora`) first."""
     folder = resources.files(__package__) / "presets"
     files = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".toml")), key=lambda entry: entry.name)
     found = [
@@ -43,34 +43,44 @@ def presets() -> dict[str, Preset]:
 
 
 def preset_named(name: str) -> Preset:
-    """The preset of that name.
+    """Return the preset of that name.
 
     Raises:
-        SpecError: there is none; the sentence names the nearest, and all.
+        SpecError: There is no such preset; the message names the nearest one and lists all.
     """
     known = presets()
     if name in known:
         return known[name]
     near = difflib.get_close_matches(name, known, n=1)
-    guess = f" Did you mean {near[0]}?" if near else ""
-    raise SpecError(f"There is no preset {name!r}.{guess} Presets: {', '.join(known)}.")
+    guess = _(" Did you mean {preset}?", preset=near[0]) if near else ""
+    raise SpecError(
+        _("There is no preset {name!r}.{guess} Presets: {presets}.", name=name, guess=guess, presets=", ".join(known))
+    )
+
+
+def draft_from_preset(
+    preset: str, *, base: str | None = None, name: str = "lora", changes: Settings | None = None
+) -> SpecDraft:
+    """Make a job's spec without its dataset: the preset's settings for this base, with `changes` laid over them.
+
+    Without a base, the preset's own is taken, or the one that ships.
+
+    Raises:
+        SpecError: The preset is unknown, or a setting does not exist or is out of its range.
+    """
+    chosen = preset_named(preset)
+    source = base or chosen.settings.get("base", {}).get("source") or Base().source
+    settings = chosen.settings_for(source)
+    if "stages" in (changes or {}):
+        # The preset's number of epochs is of a training without these stages.
+        settings.get("training", {}).pop("epochs", None)
+    return make_spec_draft(
+        merge({"name": name, "preset": preset}, settings, {"base": {"source": source}}, changes or {})
+    )
 
 
 def spec_from_preset(
     preset: str, *, dataset: str, base: str | None = None, name: str = "lora", changes: Settings | None = None
 ) -> Spec:
-    """The complete spec of a job: the preset's settings for this base, with `changes` laid over them.
-
-    Without a base the preset's own is taken, or the one that ships.
-
-    Raises:
-        SpecError: unknown preset, or a setting that does not exist or is out of its range.
-    """
-    chosen = preset_named(preset)
-    source = base or chosen.settings.get("base", {}).get("source") or Base().source
-    head = {"name": name, "dataset": dataset, "preset": preset}
-    settings = chosen.settings_for(source)
-    if "stages" in (changes or {}):
-        # The preset's number of epochs is of a training without these stages.
-        settings.get("training", {}).pop("epochs", None)
-    return make_spec(merge(head, settings, {"base": {"source": source}}, changes or {}))
+    """Make the complete spec of a job; see `draft_from_preset`, which raises the same."""
+    return draft_from_preset(preset, base=base, name=name, changes=changes).with_dataset(dataset)

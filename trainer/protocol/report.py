@@ -1,27 +1,21 @@
-"""What a prepared dataset holds: `report.json`, written by `trainer prepare`, read by the trainer and the bot."""
+"""The report of a prepared dataset (`report.json`), written by `trainer prepare`, read by the trainer and the bot."""
 
 from __future__ import annotations
 
 from enum import StrEnum
-from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from trainer.protocol.frozen import Frozen
 
 REPORT_VERSION: Literal[1] = 1
 
 
-#: `Image.caption_source` of a caption that a person wrote in place of the one that was handed in, and of one that holds
-#: nothing but what the rules put into every caption.
+#: Values of `Image.caption_source`: a person replaced the caption; the caption consists only of what the rules add.
 CAPTION_BY_HAND, CAPTION_BY_RULE = "by hand", "by rule"
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
 class FindingKind(StrEnum):
-    """The one vocabulary of what can be found in a picture or its caption."""
+    """What can be found in an image or its caption."""
 
     EXACT_DUPLICATE = "exact_duplicate"
     NEAR_DUPLICATE = "near_duplicate"
@@ -35,29 +29,29 @@ class FindingKind(StrEnum):
     CORRUPT = "corrupt"
     UNSUPPORTED = "unsupported"
     TOO_MANY_PIXELS = "too_many_pixels"
-    #: Text on plain paper, or a capture of a screen: not what a picture model should learn.
+    #: Text on plain paper, or a capture of a screen.
     SCREENSHOT = "screenshot"
     OUTLIER = "outlier"
-    #: A person said so, whatever was measured (`Edits`).
+    #: Decided by a person, whatever was measured (`Edits`).
     BY_HAND = "by_hand"
     CAPTION_MISSING = "caption_missing"
     CAPTION_EMPTY = "caption_empty"
     CAPTION_UNREADABLE = "caption_unreadable"
-    #: Bytes of one encoding read as another, before the caption was handed in: `cafÃ©`.
+    #: Bytes of one encoding that were read as another before the upload: `cafÃ©`.
     CAPTION_MOJIBAKE = "caption_mojibake"
-    #: Stable Diffusion reads 77 tokens and no more.
+    #: Stable Diffusion reads 77 tokens at most.
     CAPTION_TOO_LONG = "caption_too_long"
-    #: Different pictures under one caption.
+    #: Different images with the same caption.
     CAPTION_IDENTICAL = "caption_identical"
-    #: Pictures that show the same under captions that have little in common.
+    #: Similar images with captions that have little in common.
     CAPTION_CONTRADICTORY = "caption_contradictory"
     CAPTION_WITHOUT_TRIGGER = "caption_without_trigger"
-    #: Its mask cannot be used, or is not what it seems to be.
+    #: Its mask cannot be used, or is probably no mask.
     MASK = "mask"
 
 
 class RefusalKind(StrEnum):
-    """Why an entry or a whole source was not opened."""
+    """Why an entry or a source was not opened."""
 
     UNSAFE_PATH = "unsafe_path"
     LINK = "link"
@@ -69,21 +63,19 @@ class RefusalKind(StrEnum):
     OVERLAP = "overlap"
     COLLISION = "collision"
     NESTED_ARCHIVE = "nested_archive"
-    #: A download that failed.
-    UNREACHABLE = "unreachable"
     UNSUPPORTED = "unsupported"
 
 
-class Finding(_Frozen):
-    """One thing found in one picture: what was measured, against what, and what was done."""
+class Finding(Frozen):
+    """One finding about one image: the measure, its threshold, and the action."""
 
     kind: FindingKind
-    #: The measured value and its threshold, in the unit that `message` names; None where nothing was measured.
+    #: The measured value and its threshold, in the unit that `message` names; None if nothing was measured.
     measure: float | None = None
     threshold: float | None = None
     action: Literal["dropped", "kept"]
     message: str
-    #: Source of the other picture, for duplicates.
+    #: Source of the other image, for duplicates.
     other: str | None = None
 
 
@@ -93,63 +85,63 @@ class Split(StrEnum):
     TEST = "test"
 
 
-class Image(_Frozen):
-    """One picture that was handed in."""
+class Image(Frozen):
+    """One image of the sources."""
 
-    #: The path below the input; `archive.zip!member` inside an archive.
+    #: Path below the input; `archive.zip!member` inside an archive.
     source: str
     status: Literal["kept", "dropped"]
     findings: tuple[Finding, ...] = ()
-    #: Pictures of one group never sit in two splits; None if dropped before grouping.
+    #: Group of near duplicates; a group is never in two splits. None if dropped before grouping.
     group: int | None = None
     split: Split | None = None
     caption: str = ""
-    #: Where the caption comes from: a sidecar's or a table's source, `CAPTION_BY_HAND`, `CAPTION_BY_RULE`, a captioning
-    #: model's name; None if there is none.
+    #: Origin of the caption: a sidecar or table, `CAPTION_BY_HAND`, `CAPTION_BY_RULE`, or the name of a captioning
+    #: model; None if there is no caption.
     caption_source: str | None = None
-    #: Written by a model, and not looked at by a person yet.
+    #: Written by a model and not reviewed yet.
     is_caption_automatic: bool = False
-    #: First-level folder, or a table's class or label column: what the split is stratified by.
+    #: First-level folder, or a table's class or label column; the split is stratified by it.
     class_name: str = ""
-    #: How often it is seen for each time that another is, from kohya's `10_name` folders.
+    #: How often it is seen for each time that another image is, from kohya's `10_name` folders.
     repeats: int = 1
-    #: SHA-256 of the stored picture's pixels (upright RGB) and their size; None if it could not be decoded.
+    #: SHA-256 of the stored pixels (upright RGB) and their size; None if it could not be decoded.
     pixels_sha256: str | None = None
-    #: Upright size as handed in, px; the stored picture is smaller where this passes about 2048² px.
+    #: Upright size of the source, px; the stored image is smaller if this exceeds about 2048² px.
     width: int | None = None
     height: int | None = None
-    #: The decoded picture, relative to the dataset folder; kept pictures only.
+    #: The decoded image, relative to the dataset folder; kept images only.
     path: str | None = None
-    #: A small JPEG of it, relative to the dataset folder, dropped pictures too; None if it could not be decoded.
+    #: A small JPEG, relative to the dataset folder, of dropped images too; None if it could not be decoded.
     thumbnail: str | None = None
-    #: Where its loss counts if that is masked: 8-bit grey PNG, white where it does, in the picture's shape, relative to
-    #: the dataset folder; None if all of it does. Kept pictures only.
+    #: Mask of the loss: 8-bit gray PNG in the image's shape, white where the loss counts, relative to the dataset
+    #: folder; None without a mask. Kept images only.
     mask: str | None = None
-    #: Share of its area that is cut off at `DatasetReport.resolution`, 0 to 1; None if dropped.
+    #: Share of its area that is cropped at `DatasetReport.resolution`, 0 to 1; None if dropped.
     cropped: float | None = None
-    #: What a person decided, whatever was measured.
+    #: A person's decision, which overrides all measures.
     decision: Literal["keep", "drop"] | None = None
 
 
-class Refused(_Frozen):
-    """An entry or a source that was not opened."""
+class Refused(Frozen):
+    """An entry or source that was not opened."""
 
     source: str
     kind: RefusalKind
     reason: str
 
 
-class Bucket(_Frozen):
-    """Pictures that are trained at the same size."""
+class Bucket(Frozen):
+    """Images that are trained at the same size."""
 
     width: int
     height: int
     images: int
-    #: Mean share of a picture that is cropped away.
+    #: Mean share of an image that is cropped.
     mean_cropped: float
 
 
-class Counts(_Frozen):
+class Counts(Frozen):
     images: int
     kept: int
     dropped: int
@@ -158,73 +150,63 @@ class Counts(_Frozen):
     validation: int
     test: int
     captioned: int
-    #: Captions among `captioned` that a model wrote and nobody has looked at.
+    #: Captions among `captioned` that a model wrote and that are not reviewed yet.
     automatic: int = 0
 
 
-class WordCount(_Frozen):
-    """A tag or word of the captions, and how many kept pictures have it."""
+class WordCount(Frozen):
+    """A tag or word of the captions, and the number of kept images that have it."""
 
     word: str
     images: int
 
 
-class CaptionStatistics(_Frozen):
-    """What the captions of the kept pictures have in common."""
+class CaptionStatistics(Frozen):
+    """Statistics of the captions of the kept images."""
 
     distinct: int
-    #: CLIP tokens, without the two that mark begin and end: SD 1.x, 2.x and SDXL read 75 of them.
+    #: CLIP tokens, without the begin and end tokens; SD 1.x, 2.x and SDXL read 75.
     median_tokens: float
     longest_tokens: int
     #: Captions that are longer than that.
     too_long: int
-    #: The word that should call up what is taught, and how many captions hold it.
+    #: The trigger word, and the number of captions that contain it.
     trigger: str = ""
     with_trigger: int = 0
-    #: Commonest first.
+    #: Most frequent first.
     words: tuple[WordCount, ...] = ()
 
 
-class DatasetReport(_Frozen):
-    """A prepared dataset, whole."""
+class DatasetReport(Frozen):
+    """A prepared dataset, complete."""
 
     version: Literal[1] = REPORT_VERSION
-    #: SHA-256 over the kept pictures, captions and splits: two datasets of one digest train alike.
+    #: SHA-256 over the kept images, captions and splits: datasets with the same digest train alike.
     digest: str
-    #: SHA-256 over everything handed in and the settings: preparing the same again is a look-up.
+    #: SHA-256 over all sources and settings: preparing the same again is a look-up.
     input_digest: str = ""
     counts: Counts
-    #: One paragraph in plain words.
+    #: One paragraph for the user.
     summary: str
     images: tuple[Image, ...]
     refused: tuple[Refused, ...] = ()
     #: At `resolution`.
     buckets: tuple[Bucket, ...] = ()
     resolution: int
-    #: Contact sheets (PNG) relative to the dataset folder: kept pictures by split, then the dropped.
+    #: Contact sheets (PNG) relative to the dataset folder: kept images by split, then the dropped ones.
     sheets: tuple[str, ...] = ()
-    #: The report for people, Markdown and HTML, relative to the dataset folder.
+    #: The report as Markdown and HTML pages, relative to the dataset folder.
     pages: tuple[str, ...] = ()
     captions: CaptionStatistics | None = None
-    #: Picture numbers (place in `images`, from 1): few that cover the whole range of the kept pictures, and those that
-    #: are least like any other, each the most telling first.
+    #: Image numbers (position in `images`, from 1): a few that cover the range of the kept images, and those that are
+    #: least similar to any other, both most representative first.
     diverse: tuple[int, ...] = ()
     isolated: tuple[int, ...] = ()
-    #: Folds of a cross-validation that is advised instead of one split, where there are too few different pictures.
+    #: Number of folds of a recommended cross-validation, if there are too few distinct images for one split.
     advised_folds: int | None = None
-    #: Shares of validation and test, and the seed, that the pictures were split by.
+    #: Shares of validation and test, and the seed of the split.
     shares: tuple[float, float] | None = None
     split_seed: int = 0
 
     def kept(self, split: Split) -> tuple[Image, ...]:
         return tuple(image for image in self.images if image.status == "kept" and image.split == split)
-
-
-def read_report(dataset_dir: Path) -> DatasetReport:
-    """The report of a prepared dataset folder.
-
-    Raises:
-        FileNotFoundError: the folder was not written by `trainer prepare`.
-        pydantic.ValidationError: the report is of another version or damaged.
-    """
-    return DatasetReport.model_validate_json((dataset_dir / "report.json").read_bytes())

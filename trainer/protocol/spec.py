@@ -1,27 +1,27 @@
-"""What a job is: the one immutable `spec.json` that the bot (or `trainer new`) writes and `trainer run` reads.
+"""The spec of a job: the immutable `spec.json` that the bot (or `trainer new`) writes and `trainer run` reads.
 
-A spec is complete: everything that changes the result stands in it, in groups (`settings/`). Unknown fields are
-refused, with the nearest known name; every number has a range; settings that contradict each other are refused too.
+A spec is complete: it contains everything that changes the result. Unknown fields are refused, with the nearest known
+name; every number has a range; settings that contradict each other are refused.
 """
 
 from __future__ import annotations
 
+import difflib
 import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, Self, TypeAlias, TypeVar, get_args
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from trainer.protocol.augmentation import Augmentation
-from trainer.protocol.checks import check_together
+from trainer.protocol.conflicts import check_method, check_mix, check_objective, check_rate, check_stages
 from trainer.protocol.frozen import Frozen
-from trainer.protocol.mix import MixPart
 from trainer.protocol.settings import (
     Base,
     Classifier,
     EarlyStopping,
     Method,
+    MixPart,
     Objective,
     Prior,
     Samples,
@@ -32,26 +32,25 @@ from trainer.protocol.settings import (
     Validation,
     resolved,
 )
-from trainer.protocol.spec_errors import names_of, range_of, sentences
-from trainer.protocol.upgrade import upgrade
+from trainer.protocol.text import _
 
-SPEC_VERSION: Literal[2] = 2
+SPEC_VERSION: Literal[1] = 1
 
 Settings: TypeAlias = Mapping[str, Any]
 
+_S = TypeVar("_S", bound="SpecDraft")
+
 
 class SpecError(ValueError):
-    """Settings that cannot be trained with; the message is a sentence for a person."""
+    """Settings that cannot be trained with; the message is a sentence for the user."""
 
 
-class Spec(Frozen):
-    """One training job, complete."""
+class SpecDraft(Frozen):
+    """A training job without its dataset: settings that are valid by themselves and together."""
 
-    version: Literal[2] = SPEC_VERSION
+    version: Literal[1] = SPEC_VERSION
     task: TaskKind = TaskKind.DIFFUSION
     name: str = Field(default="lora", pattern=r"^[a-z0-9][a-z0-9._-]{0,39}$")
-    #: A folder that `trainer prepare` wrote.
-    dataset: str = Field(min_length=1)
     #: The preset that the settings started from, for the record.
     preset: str = "lora"
     base: Base = Base()
@@ -67,68 +66,87 @@ class Spec(Frozen):
     early_stopping: EarlyStopping = EarlyStopping()
     samples: Samples = Samples()
     augmentation: Augmentation = Augmentation()
-    #: Further datasets that are trained on beside `dataset`.
+    #: Other datasets that are trained on beside `dataset`.
     mix: tuple[MixPart, ...] = Field(default=(), max_length=16)
 
     @model_validator(mode="before")
     @classmethod
-    def _upgrade(cls, content: Any) -> Any:
-        return upgrade(content) if isinstance(content, dict) else content
+    def _add_epochs(cls, content: Any) -> Any:
+        return _with_sum_of_epochs(content) if isinstance(content, dict) else content
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        check_together(self)
+        check_method(self.method, self.task, self.training)
+        check_objective(self.objective)
+        check_stages(self.stages, self.training, datasets=1 + len(self.mix))
+        for stage in self.plan:
+            check_rate(stage)
         return self
 
     @property
     def plan(self) -> tuple[Stage, ...]:
-        """The stages with nothing left open that `training` says; at least one."""
+        """The stages with their open values filled from `training`; at least one."""
         return tuple(resolved(stage, self.training) for stage in self.stages or (Stage(epochs=self.training.epochs),))
 
-    def write(self, job_dir: Path) -> Path:
-        """Write `spec.json` into `job_dir` by rename, and return its path."""
-        job_dir.mkdir(parents=True, exist_ok=True)
-        path = job_dir / "spec.json"
-        part = path.with_suffix(".json.part")
-        part.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        part.replace(path)
-        return path
+    def with_dataset(self, dataset: str, *, name: str | None = None) -> Spec:
+        """Complete the draft with a prepared dataset folder, and with another name if one is given.
+
+        Raises:
+            SpecError: The name is invalid, or `mix` contains the same dataset.
+        """
+        return make_spec({**self.model_dump(mode="json"), "dataset": dataset, "name": name or self.name})
 
 
-def read_spec(job_dir: Path) -> Spec:
-    """The spec of a job folder.
+class Spec(SpecDraft):
+    """One training job, complete."""
 
-    Raises:
-        SpecError: `spec.json` is missing, is not JSON, or holds settings that cannot be trained with.
-    """
-    path = job_dir / "spec.json"
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SpecError(f"{job_dir} has no spec.json; write one with `python -m trainer new`.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path} is not JSON ({error}).") from error
-    if not isinstance(raw, dict):
-        raise SpecError(f"{path} does not hold a JSON object.")
-    if raw.get("version", SPEC_VERSION) not in {1, SPEC_VERSION}:
-        raise SpecError(f"{path} is of version {raw['version']}; this trainer reads versions 1 to {SPEC_VERSION}.")
-    return make_spec(raw)
+    #: A folder that `trainer prepare` wrote.
+    dataset: str = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check_mix(self) -> Self:
+        check_mix(self.dataset, self.mix)
+        return self
+
+
+def _with_sum_of_epochs(settings: dict[str, Any]) -> dict[str, Any]:
+    """Set `training.epochs` to the sum over the stages if it is left out; another number is refused later."""
+    stages, training = settings.get("stages"), settings.get("training", {})
+    if not stages or not isinstance(training, Mapping) or "epochs" in training:
+        return settings
+    counts = [stage.get("epochs") if isinstance(stage, Mapping) else stage.epochs for stage in stages]
+    if not all(isinstance(count, int) for count in counts):
+        return settings
+    return {**settings, "training": {**training, "epochs": sum(counts)}}
 
 
 def make_spec(settings: Settings) -> Spec:
-    """A spec from nested settings.
+    """Validate nested settings.
 
     Raises:
-        SpecError: one sentence that names every problem, with the nearest known name or the allowed range.
+        SpecError: One sentence for each problem, with the nearest known name or the allowed range.
     """
+    return _validated(Spec, settings)
+
+
+def make_spec_draft(settings: Settings) -> SpecDraft:
+    """Validate nested settings that have no dataset yet.
+
+    Raises:
+        SpecError: One sentence for each problem, with the nearest known name or the allowed range.
+    """
+    return _validated(SpecDraft, settings)
+
+
+def _validated(model: type[_S], settings: Settings) -> _S:
     try:
-        return Spec.model_validate_json(json.dumps(settings))
+        return model.model_validate_json(json.dumps(settings))
     except ValidationError as error:
-        raise SpecError(" ".join(sentences(error, Spec))) from error
+        raise SpecError(" ".join(problem_sentences(error, model))) from error
 
 
 def merge(settings: Settings, *overrides: Settings) -> dict[str, Any]:
-    """`settings` with each of `overrides` laid over it, group by group."""
+    """Lay each of `overrides` over `settings`, group by group."""
     merged: dict[str, Any] = {
         key: dict(value) if isinstance(value, Mapping) else value for key, value in settings.items()
     }
@@ -140,13 +158,96 @@ def merge(settings: Settings, *overrides: Settings) -> dict[str, Any]:
 
 
 def known_settings() -> Iterator[str]:
-    """Every dotted name that a spec knows: `training.epochs`, `method.rank`, …"""
-    return names_of(Spec)
+    """Yield every dotted name that a spec knows: `training.epochs`, `method.rank`, …"""
+    return _dotted_names(Spec)
 
 
 def allowed_range(dotted_name: str) -> tuple[float, float]:
-    """The smallest and largest value of a numeric setting: `allowed_range("training.epochs") == (1, 1000)`.
+    """Return the limits of a numeric setting: `allowed_range("training.epochs") == (1, 1000)`.
 
-    A setting of a list's item goes by the item's place: `mix.0.repeats`.
+    An item of a list is named by its index: `mix.0.repeats`.
     """
-    return range_of(Spec, dotted_name)
+    return _range_of(Spec, dotted_name)
+
+
+def problem_sentences(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
+    """Yield a sentence for each problem: the nearest known name, the allowed range or the choices."""
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"])
+        match problem["type"]:
+            case "extra_forbidden":
+                if near := difflib.get_close_matches(name, _siblings(model, name.split(".")), n=1, cutoff=0.4):
+                    yield _("{name} is not a setting; did you mean {near}?", name=name, near=near[0])
+                else:
+                    yield _("{name} is not a setting.", name=name)
+            case "missing":
+                yield _("{name} is missing.", name=name)
+            case "greater_than_equal" | "less_than_equal" | "greater_than" | "less_than":
+                low, high = _range_of(model, name)
+                yield _(
+                    "{name} {value} is outside {low:g} – {high:g}.",
+                    name=name,
+                    value=problem["input"],
+                    low=low,
+                    high=high,
+                )
+            case "enum" | "literal_error":
+                expected = (problem.get("ctx") or {})["expected"]
+                yield _(
+                    "{name} {value!r} is not one of {expected}.", name=name, value=problem["input"], expected=expected
+                )
+            case "value_error":
+                yield _conflict_sentence(name, str((problem.get("ctx") or {})["error"]))
+            case "string_pattern_mismatch" if name == "name":
+                yield _(
+                    "name {value!r} must be 1–40 lower-case letters, digits, '.', '-' or '_', and begin with a letter "
+                    "or digit.",
+                    value=problem["input"],
+                )
+            case _:
+                yield _("{name} {value!r}: {why}.", name=name, value=problem["input"], why=problem["msg"].lower())
+
+
+def _conflict_sentence(name: str, message: str) -> str:
+    """Return the message of a validator, in upper case unless it begins with the name of a setting."""
+    first = message.split()[0]
+    begins_with_setting = "." in first or "_" in first
+    return f"{name}: {message}" if name else message if begins_with_setting else message[0].upper() + message[1:]
+
+
+def _dotted_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _dotted_names(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _siblings(model: type[BaseModel], path: Sequence[str]) -> Iterator[str]:
+    """Yield the known names that an unknown one may stand for: of its list item, or of the whole model."""
+    groups = path[:-1]
+    if any(group.isdigit() for group in groups):
+        return _dotted_names(_model_at(model, groups), ".".join([*groups, ""]))
+    return _dotted_names(model)
+
+
+def _range_of(model: type[BaseModel], dotted_name: str) -> tuple[float, float]:
+    *groups, name = dotted_name.split(".")
+    bounds: dict[str, float] = {}
+    for constraint in _model_at(model, groups).model_fields[name].metadata:
+        for key in ("ge", "gt", "le", "lt"):
+            if (value := getattr(constraint, key, None)) is not None:
+                bounds["low" if key in {"ge", "gt"} else "high"] = value
+    return bounds["low"], bounds["high"]
+
+
+def _model_at(model: type[BaseModel], groups: Sequence[str]) -> type[BaseModel]:
+    """Return the model at a dotted path; an index leads to the model of the list's items."""
+    for group in groups:
+        if not group.isdigit():
+            annotation = model.model_fields[group].annotation
+            found = next((kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)), None)
+            assert found is not None
+            assert issubclass(found, BaseModel)
+            model = found
+    return model

@@ -1,143 +1,97 @@
-"""A study (k-fold, comparison) whose runs are jobs of somebody else's queue: what is asked for, and what comes next.
+"""What a study (cross-validation or comparison) is asked for, and what it needs next from the queue that runs it.
 
-Whoever runs the queue writes `study_order.json` beside the parent's `spec.json` and calls `python -m trainer study
-JOB_DIR`, again whenever something happened to a child. The answer, a `StudyStep` on one line, says which children must
-run now; their folders, `spec.json` in each, are made by then. Everything else is read from the children's own events:
-a call may come at any time, twice, or after a crash, and says the same as long as nothing new happened.
+The queue writes `study_request.json` beside the parent's `spec.json` and calls `python -m trainer study JOB_DIR` after
+each change of a child. The answer, a `StudyStep` on one line, lists the children that must run now; by then their
+folders exist, with a `spec.json` in each. All other state is read from the children's own events, so a call may come at
+any time, twice, or after a crash, and gives the same answer as long as nothing new has happened.
 
-Three promises of the caller:
+The queue promises three things:
 
-- A child is run by `trainer run` in its folder like any other job, in whatever slot is free.
-- One with `until_epoch` is stopped (SIGTERM) once its `epoch_ended` of that epoch was said. It says `stopped` and keeps
-  its checkpoint; it runs on later if a further step asks for more. A later epoch than asked for harms nothing.
-- What its events cannot tell stands in `study_ended.json`, complete at each call: who was given up, who was halted.
+- It runs a child by `trainer run` in its folder like any other job, in any free slot.
+- It stops a child with `until_epoch` (SIGTERM) after the `epoch_ended` event of that epoch. The child then emits
+  `stopped` and keeps its checkpoint; a later step may ask it to go further. Stopping later than asked does no harm.
+- `study_ended.json` is complete at each call: it lists the children that failed for good or were halted, which their
+  events cannot tell.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from enum import StrEnum
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from pydantic import Field, ValidationError
 
 from trainer.protocol.frozen import Frozen
-from trainer.protocol.spec_errors import sentences
+from trainer.protocol.spec import problem_sentences
+from trainer.protocol.text import _
 
-ORDER_FILE, ENDED_FILE = "study_order.json", "study_ended.json"
 STUDY_VERSION: Literal[1] = 1
 
 
-class StudyOrderError(ValueError):
-    """A study that cannot be run; the message is a sentence for a person."""
+class StudyRequestError(ValueError):
+    """A study that cannot be run; the message is a sentence for the user."""
 
 
-class KfoldOrder(Frozen):
-    """Cross-validation: a run for each fold, then one on all pictures."""
+class KfoldRequest(Frozen):
+    """Cross-validation: a run for each fold, then one on all images."""
 
     version: Literal[1] = STUDY_VERSION
     kind: Literal["kfold"] = "kfold"
     folds: int = Field(default=5, ge=2, le=20)
 
 
-class CompareOrder(Frozen):
-    """Comparison: a run for each combination of values, the worse ended early, the best tested and exported."""
+class CompareRequest(Frozen):
+    """Comparison: a run for each combination of values; the worse end early, the best is tested and exported."""
 
     version: Literal[1] = STUDY_VERSION
     kind: Literal["compare"] = "compare"
     #: Settings and the values to try, such as `training.learning_rate=1e-4,3e-4`; several make a grid.
     vary: tuple[str, ...] = Field(min_length=1, max_length=8)
-    #: One in so many goes on at each look; None: nobody is ended early.
+    #: Keep one in this many candidates at each rung; None: end none early.
     keep_one_in: int | None = Field(default=2, ge=2, le=64)
-    #: Nobody is ended before this epoch; None: a fifth of the epochs.
+    #: End none before this epoch; None: a fifth of the epochs.
     first_look: int | None = Field(default=None, ge=2, le=1000)
     #: Test and export the winner too.
     finishes: bool = True
 
 
-StudyOrder: TypeAlias = KfoldOrder | CompareOrder
+StudyRequest: TypeAlias = KfoldRequest | CompareRequest
 
 
-def make_study_order(content: Any) -> StudyOrder:
-    """An order from its fields, `kind` among them.
+def make_study_request(content: Any) -> StudyRequest:
+    """Validate a request that is given as a mapping; its `kind` chooses the model.
 
     Raises:
-        StudyOrderError: one sentence for each problem, with the nearest known name or the allowed range.
+        StudyRequestError: one sentence for each problem, with the nearest known name or the allowed range.
     """
-    kinds: dict[str, type[StudyOrder]] = {"kfold": KfoldOrder, "compare": CompareOrder}
+    kinds: dict[str, type[StudyRequest]] = {"kfold": KfoldRequest, "compare": CompareRequest}
     kind = content.get("kind") if isinstance(content, dict) else None
     if not isinstance(kind, str) or kind not in kinds:
-        raise StudyOrderError(f"A study is of kind {' or '.join(kinds)}, not {kind!r}.")
+        raise StudyRequestError(_("A study is of kind {kinds}, not {kind!r}.", kinds=" or ".join(kinds), kind=kind))
     model = kinds[kind]
     try:
         return model.model_validate_json(json.dumps(content))
     except ValidationError as error:
-        raise StudyOrderError(" ".join(sentences(error, model))) from error
+        raise StudyRequestError(" ".join(problem_sentences(error, model))) from error
 
 
-def write_study_order(job_dir: Path, order: StudyOrder) -> None:
-    """Write `study_order.json` by rename; `spec.json` stands beside it."""
-    _write(job_dir / ORDER_FILE, order)
+class ChildOutcome(StrEnum):
+    """Why the queue no longer runs a child that has not finished."""
 
-
-def read_study_order(job_dir: Path) -> StudyOrder:
-    """The study of a job folder.
-
-    Raises:
-        StudyOrderError: there is none, or it cannot be run.
-    """
-    path = job_dir / ORDER_FILE
-    try:
-        return make_study_order(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise StudyOrderError(f"{job_dir} has no {ORDER_FILE}, so it is no study.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise StudyOrderError(f"{path} is not JSON ({error}).") from error
-
-
-class GivenUp(StrEnum):
-    """What the caller made of a child that has not finished."""
-
-    #: No more retries, or a person took it out: the study goes on without it.
+    #: Out of retries, or cancelled by a user: the study continues without it.
     FAILED = "failed"
-    #: The study is to end with what is known; the child could run on.
+    #: The study ends with the results so far; the child could continue.
     HALTED = "halted"
 
 
-class ChildEnd(Frozen):
-    """A child that the caller will not run any more, whatever its last word was."""
+class EndedChild(Frozen):
+    """A child that the queue will not run again, whatever its last event was."""
 
     name: str
-    end: GivenUp
-    #: One sentence for the results; empty: what the child's own last word says.
+    outcome: ChildOutcome
+    #: One sentence for the results; empty: take it from the child's terminal event.
     reason: str = ""
-
-
-class _Ended(Frozen):
-    version: Literal[1] = STUDY_VERSION
-    children: tuple[ChildEnd, ...] = ()
-
-
-def write_study_ended(job_dir: Path, children: Sequence[ChildEnd]) -> None:
-    """Write `study_ended.json` by rename: all that are given up as of now. One that is retried stands there no more."""
-    _write(job_dir / ENDED_FILE, _Ended(children=tuple(children)))
-
-
-def read_study_ended(job_dir: Path) -> tuple[ChildEnd, ...]:
-    """Who was given up; nobody where nothing was written.
-
-    Raises:
-        StudyOrderError: the file cannot be read.
-    """
-    path = job_dir / ENDED_FILE
-    try:
-        return _Ended.model_validate_json(path.read_bytes()).children
-    except FileNotFoundError:
-        return ()
-    except ValidationError as error:
-        raise StudyOrderError(f"{path} does not say which runs were given up: {error.errors()[0]['msg']}.") from error
 
 
 class ChildGoal(Frozen):
@@ -146,19 +100,19 @@ class ChildGoal(Frozen):
     name: str
     #: Holds its `spec.json`; relative to the study's job folder.
     folder: str
-    #: Stop it once it has ended this epoch; None: let it finish.
+    #: Stop it after this epoch; None: let it finish.
     until_epoch: int | None = None
 
 
 class ChildState(StrEnum):
-    """Where a child stands, as the study sees it."""
+    """State of a child as the study sees it."""
 
-    #: Has a goal.
+    #: Must run to reach its goal.
     OPEN = "open"
-    #: Has come as far as the others must come first.
+    #: Has reached its goal and waits for the others.
     WAITING = "waiting"
     FINISHED = "finished"
-    #: The comparison ended it for good; it has no goal any more.
+    #: Ended for good by the comparison.
     ENDED_EARLY = "ended_early"
     FAILED = "failed"
     HALTED = "halted"
@@ -169,41 +123,35 @@ class StudyRow(Frozen):
 
     name: str
     folder: str
-    #: What it is tried with: `learning_rate 0.0003, rank 8`; empty for a fold.
+    #: The values that it tries, such as `learning rate 0.0003, rank 8`; empty for a fold.
     label: str = ""
     state: ChildState
-    #: Epochs that it has ended.
+    #: Completed epochs.
     epochs: int
-    #: Best validation loss so far over the base's; None before the first epoch.
+    #: Best validation loss so far, divided by the base model's; None before the first epoch.
     ratio: float | None = None
-    #: Its loss on the test pictures over the base's; None for all but the last run.
+    #: Loss on the test images, divided by the base model's; None for all but the last run.
     test_ratio: float | None = None
 
 
 class StudyStep(Frozen):
-    """What a study needs next, and how it stands. Paths are relative to its job folder."""
+    """What a study needs next, and its results so far. Paths are relative to its job folder."""
 
     version: Literal[1] = STUDY_VERSION
-    #: Children that must run now; none where it is over.
+    #: Children that must run now; empty once the study is over.
     goals: tuple[ChildGoal, ...] = ()
     is_over: bool = False
-    #: It is over and nothing usable came out: each run failed, or the last one did.
+    #: The study is over without a usable result: every run failed, or the last one did.
     has_failed: bool = False
-    #: What was found out so far, a sentence each, the most important first.
+    #: The findings so far, one sentence each, the most important first.
     verdict: tuple[str, ...] = ()
-    #: Every child that was begun, the best first in a comparison, the final run last.
+    #: Every child that has been created: in a comparison the best first, the final run last.
     table: tuple[StudyRow, ...] = ()
-    #: The results as a page (HTML) and as text (Markdown), with everything known so far.
+    #: The results as a page (HTML) and as text (Markdown).
     page: str
     report: str
-    #: All curves in one picture (PNG); None before the first epoch.
+    #: All curves in one image (PNG); None before the first epoch.
     chart: str | None = None
     chart_alt: str = ""
-    #: Folder of the run whose `output/` is the study's result; None before it has finished, and where there is none.
+    #: Folder of the run whose `output/` is the study's result; None until it has finished.
     result: str | None = None
-
-
-def _write(path: Path, content: Frozen) -> None:
-    part = path.with_suffix(".json.part")
-    part.write_text(content.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    part.replace(path)

@@ -5,7 +5,7 @@ Every sentence for a user goes through `_` or `ngettext`, with named placeholder
     _("#{job} is queued.", job=job.id)
     ngettext("{n} image", "{n} images", len(images))
 
-Babel extracts them (`pybabel extract -k _ -k ngettext:1,2 bot trainer`).
+Babel extracts them, from Python and from the templates (`make messages`).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _LOCALE_DIR = Path(__file__).parent / "locale"
 _catalog = gettext.translation("darkroom", _LOCALE_DIR, [os.environ.get("DARKROOM_LANGUAGE", "en")], fallback=True)
 
 
-def _(message: str, **values: object) -> str:
+def _(message: str, /, **values: object) -> str:
     """The translation of `message`; `{name}` placeholders are filled if values are given."""
     translated = _catalog.gettext(message)
     return translated.format_map(values) if values else translated
 
 
-def ngettext(one: str, many: str, n: int, **values: object) -> str:
+def ngettext(one: str, many: str, n: int, /, **values: object) -> str:
     """The translation of `one` or `many`, whichever `n` asks for; `{n}` is the number with thousands separators."""
     return _catalog.ngettext(one, many, n).format_map({"n": f"{n:,}", **values})
 
@@ -64,3 +64,15 @@ def listed(words: Iterable[str], *, most: int | None = None) -> str:
     if len(items) < 2:
         return "".join(items)
     return _("{items} and {last}", items=", ".join(items[:-1]), last=items[-1])
+
+
+def percent(share: float) -> str:
+    """A share with one decimal: `61.2 %`."""
+    return f"{100 * share:.1f} %"
+
+
+def change(ratio: float) -> str:
+    """A ratio as a signed change: `+1.2 %`, `−0.4 %`, `±0.0 %`."""
+    value = round(100 * (ratio - 1), 1)
+    sign = "+" if value > 0 else "−" if value < 0 else "±"
+    return f"{sign}{abs(value):.1f} %"

@@ -1,4 +1,4 @@
-"""`python -m trainer devices`: which GPUs a training could use here, and how they are, as one line of JSON."""
+"""`python -m trainer devices`: prints the usable GPUs and their health as one line of JSON."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _NVIDIA, _DISPLAY = "0x10de", "0x03"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What `devices` takes: nothing."""
+    """Declare the arguments of `devices`: none."""
     parser.set_defaults(command=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print `trainer.protocol.devices.Devices`; what is wrong with the driver stands in it.
+    """Print `trainer.protocol.devices.Devices`, with any problem of the driver.
 
-    A driver that hangs, hangs this too: whoever calls it sets a limit.
+    A hung driver hangs this command too, so the caller sets a time limit.
     """
     with warnings.catch_warnings():
-        # torch warns of a broken driver; the sentence is in what we print.
+        # torch warns about a broken driver, which is reported in the output.
         warnings.simplefilter("ignore")
         found = find_devices()
     sys.stdout.write(found.model_dump_json() + "\n")
@@ -40,69 +40,69 @@ def run(options: argparse.Namespace) -> int:
 
 
 def find_devices(pci: Path = _PCI) -> Devices:
-    """The GPUs that torch can use, within CUDA_VISIBLE_DEVICES."""
+    """Return the GPUs that torch can use, within CUDA_VISIBLE_DEVICES."""
     try:
         import torch
 
         if torch.version.cuda is None:
             raise RuntimeError("this torch is built without CUDA")
-        # Raises where `device_count` would say 0.
+        # This raises an error where `device_count` would return 0.
         torch.cuda.current_device()
         names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         nvml = _nvml()
         return Devices(gpus=tuple(_gpu(torch, nvml, number, names) for number in range(torch.cuda.device_count())))
-    except Exception as error:  # noqa: BLE001 - whatever a broken driver raises, it is the answer
-        # On a machine without such a card nothing is wrong.
+    except Exception as error:  # noqa: BLE001 - a broken driver may raise anything, and it is the result
+        # A machine without a card has no problem.
         return Devices(problem=f"The GPUs cannot be used: {first_line(error)}" if _has_card(pci) else "")
 
 
 def _gpu(torch: ModuleType, nvml: ModuleType | None, number: int, visible: list[str]) -> Gpu:
     properties = torch.cuda.get_device_properties(number)
     known = getattr(properties, "uuid", None)
-    told = visible[number] if number < len(visible) else ""
-    # A part of a card (MIG) goes by the name that it was given; its properties tell the whole card's.
-    uuid = told if told.startswith("MIG-") else f"GPU-{known}" if known else ""
-    gpu = Gpu(id=uuid or told or str(number), name=properties.name, memory_bytes=properties.total_memory)
+    name = visible[number] if number < len(visible) else ""
+    # A part of a card (MIG) is identified by its own name; its properties have the uuid of the whole card.
+    uuid = name if name.startswith("MIG-") else f"GPU-{known}" if known else ""
+    gpu = Gpu(id=uuid or name or str(number), name=properties.name, memory_bytes=properties.total_memory)
     return gpu if nvml is None or not uuid else _with_health(gpu, nvml)
 
 
 def _nvml() -> ModuleType | None:
-    """NVIDIA's library of health (`pip install nvidia-ml-py`), where it is installed and works."""
+    """Return NVIDIA's management library (`pip install nvidia-ml-py`) if it is installed and works."""
     try:
         nvml = importlib.import_module("pynvml")
         nvml.nvmlInit()
-    except Exception:  # noqa: BLE001 - without it we know less, and that is all
+    except Exception:  # noqa: BLE001 - it is optional, and may fail in any way
         return None
     return nvml
 
 
 def _with_health(gpu: Gpu, nvml: ModuleType) -> Gpu:
-    handle = _told(lambda: nvml.nvmlDeviceGetHandleByUUID(gpu.id))
+    handle = _query(lambda: nvml.nvmlDeviceGetHandleByUUID(gpu.id))
     if handle is None:
         return gpu
-    memory = _told(lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
-    rates = _told(lambda: nvml.nvmlDeviceGetUtilizationRates(handle))
+    memory = _query(lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
+    rates = _query(lambda: nvml.nvmlDeviceGetUtilizationRates(handle))
     uncorrected, since_loaded = nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC
     return gpu.model_copy(
         update={
             "free_bytes": None if memory is None else memory.free,
-            "temperature_c": _told(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
+            "temperature_c": _query(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
             "utilization_percent": None if rates is None else rates.gpu,
-            "ecc_errors": _told(lambda: nvml.nvmlDeviceGetTotalEccErrors(handle, uncorrected, since_loaded)),
+            "ecc_errors": _query(lambda: nvml.nvmlDeviceGetTotalEccErrors(handle, uncorrected, since_loaded)),
         }
     )
 
 
-def _told(ask: Callable[[], T]) -> T | None:
-    """What a card answers; None where it does not know such a thing."""
+def _query(query: Callable[[], T]) -> T | None:
+    """Return the value of an NVML query, None if the card does not support it."""
     try:
-        return ask()
-    except Exception:  # noqa: BLE001 - pynvml's errors are made at run time, by number
+        return query()
+    except Exception:  # noqa: BLE001 - pynvml creates its error classes at run time
         return None
 
 
 def _has_card(pci: Path) -> bool:
-    """Whether an NVIDIA display controller is in this machine, driver or not."""
+    """Return True if this machine has an NVIDIA display controller, with or without a driver."""
     try:
         return any(
             (card / "vendor").read_text(encoding="ascii").strip() == _NVIDIA

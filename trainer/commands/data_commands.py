@@ -1,0 +1,254 @@
+"""The commands about one dataset: `prepare`, `caption` and `preview`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from trainer.commands.terminal import ProgressBar, not_prepared, quieten_libraries, refuse
+from trainer.dataset.dataset_folder import EDITS_NAME
+from trainer.dataset.input_files import Limits
+from trainer.dataset.split.group_split import Shares
+from trainer.errors import TrainerError, UsageError
+from trainer.exchange.dataset_dir import read_edits, read_report
+from trainer.protocol.augmentation import Augmentation, AugmentationPreset, Flip
+from trainer.protocol.edits import CaptionRules, Edits, EditsError, Replacement
+from trainer.protocol.report import DatasetReport
+from trainer.protocol.text import _, ngettext
+
+
+def add_prepare(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `prepare`."""
+    parser.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="zip, tar, 7z, image, folder, or a Hugging Face dataset (hf://owner/name)",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DATASET_DIR")
+    parser.add_argument("--resolution", type=int, default=512, help="training size of the model, px")
+    parser.add_argument(
+        "--earlier",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DATASET_DIR",
+        help="reuse its decoded images and splits",
+    )
+    split = parser.add_argument_group("split")
+    split.add_argument("--validation", type=float, default=0.15, metavar="SHARE")
+    split.add_argument("--test", type=float, default=0.15, metavar="SHARE")
+    split.add_argument("--split-seed", type=int, default=0)
+    people = parser.add_argument_group("edits (stored in DATASET_DIR/edits.json until changed)")
+    people.add_argument("--edits", type=Path, help="use another edits file")
+    for name in ("keep", "drop", "undecide"):
+        people.add_argument(f"--{name}", type=_numbers, default=(), metavar="N,N", help="images by number")
+    people.add_argument("--trigger", help="trigger word put in front of each caption that lacks it")
+    people.add_argument("--prefix", help="text before each caption")
+    people.add_argument("--suffix", help="text after each caption")
+    people.add_argument("--strip", action="append", metavar="WORD", help="removed from each caption")
+    people.add_argument("--replace", action="append", metavar="OLD=NEW", help="replaced in each caption")
+    parser.add_argument("--background", type=_color, help="background of transparent images: white, #rrggbb")
+    limits = "a limit for untrusted files: " + ", ".join(_plain_limits())
+    parser.add_argument("--limit", action="append", default=[], metavar="NAME=VALUE", help=limits)
+    parser.set_defaults(command=run_prepare)
+
+
+def run_prepare(options: argparse.Namespace) -> int:
+    """Prepare a dataset, with a progress bar on a terminal, and print the summary."""
+    # Imported here: decoders and measures take time to load that the other commands do not need.
+    from trainer.dataset.preparing.prepare import prepare
+    from trainer.report.dataset_page import write_pages
+    from trainer.report.sheets import draw_sheets
+
+    try:
+        with ProgressBar() as bar:
+            report = prepare(
+                options.sources,
+                options.out,
+                limits=_limits(options),
+                resolution=options.resolution,
+                shares=_shares(options),
+                edits=_edits(options),
+                earlier=options.earlier,
+                draw_sheets=draw_sheets,
+                write_pages=write_pages,
+                progress=bar,
+            )
+    except (TrainerError, EditsError) as error:
+        return refuse(str(error))
+    sys.stdout.write(f"{report.summary}\n")
+    return 0
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.replace(" ", "").split(","))
+
+
+def _color(text: str) -> tuple[int, int, int]:
+    from PIL import ImageColor
+
+    return ImageColor.getrgb(text)[:3]
+
+
+def _plain_limits() -> list[str]:
+    return [field.name for field in dataclasses.fields(Limits) if field.name != "background"]
+
+
+def _limits(options: argparse.Namespace) -> Limits:
+    """Return the limits of the command line; raise UsageError if one is unknown or not a number."""
+    limits = Limits() if options.background is None else Limits(background=options.background)
+    for assignment in options.limit:
+        name, _equals, text = assignment.partition("=")
+        if name not in _plain_limits():
+            known = ", ".join(_plain_limits())
+            raise UsageError(
+                _("--limit {text}: there is no limit {name}.", text=assignment, name=name),
+                _("Limits: {known}.", known=known),
+            )
+        kind = type(getattr(limits, name))
+        try:
+            value = text.lower() in ("1", "true", "yes", "on") if kind is bool else kind(text)
+        except ValueError as error:
+            raise UsageError(_("--limit {text}: {value} is not a number.", text=assignment, value=text), "") from error
+        changes: dict[str, Any] = {name: value}
+        limits = dataclasses.replace(limits, **changes)
+    return limits
+
+
+def _shares(options: argparse.Namespace) -> Shares:
+    try:
+        return Shares(validation=options.validation, test=options.test, seed=options.split_seed)
+    except ValueError as error:
+        raise UsageError(f"--validation {options.validation} --test {options.test}: {error}.", "") from error
+
+
+def _edits(options: argparse.Namespace) -> Edits:
+    """Return the edits of `--edits` or of the dataset folder, updated by those of the command line."""
+    path = options.edits or options.out / EDITS_NAME
+    edits = read_edits(path) if options.edits or path.is_file() else Edits()
+    decisions = dict(edits.decisions)
+    for choice in ("keep", "drop", "undecide"):
+        if numbers := getattr(options, choice):
+            _decide(decisions, choice, numbers, _report(options.out))
+    try:
+        rules = CaptionRules.model_validate(edits.rules.model_dump() | _rules(options))
+    except ValidationError as error:
+        why = error.errors()[0]["msg"].lower()
+        raise UsageError(_("The caption rules are invalid: {why}.", why=why), "") from error
+    return edits.model_copy(update={"decisions": decisions, "rules": rules})
+
+
+def _decide(
+    decisions: dict[str, Literal["keep", "drop"]], choice: str, numbers: Sequence[int], report: DatasetReport
+) -> None:
+    for number in numbers:
+        image = report.images[number - 1] if 1 <= number <= len(report.images) else None
+        if image is None or image.pixels_sha256 is None:
+            why = _("there is no such image") if image is None else _("it could not be decoded")
+            count = ngettext("The dataset has {n} image.", "The dataset has {n} images.", len(report.images))
+            raise UsageError(f"--{choice} {number}: {why}.", count)
+        decisions.pop(image.pixels_sha256, None)
+        if choice != "undecide":
+            decisions[image.pixels_sha256] = "keep" if choice == "keep" else "drop"
+
+
+def _report(out: Path) -> DatasetReport:
+    try:
+        return read_report(out)
+    except (OSError, ValidationError) as error:
+        message = _("{folder} is not a prepared dataset, so its images have no numbers yet.", folder=out)
+        raise UsageError(message, _("Prepare it once without --keep, --drop and --undecide.")) from error
+
+
+def _rules(options: argparse.Namespace) -> dict[str, object]:
+    """Return the caption rules of the command line."""
+    given: dict[str, object] = {
+        name: getattr(options, name) for name in ("trigger", "prefix", "suffix") if getattr(options, name) is not None
+    }
+    if options.strip is not None:
+        given["strip"] = tuple(options.strip)
+    if options.replace is not None:
+        pairs = [pair.partition("=") for pair in options.replace]
+        given["replace"] = tuple(Replacement(old=old, new=new).model_dump() for old, _equals, new in pairs if old)
+    return given
+
+
+def add_caption(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `caption`."""
+    parser.add_argument("dataset_dir", type=Path, metavar="DATASET_DIR")
+    parser.add_argument("--model", required=True, help="folder or hub name: BLIP, BLIP-2, GIT, Florence-2 or a tagger")
+    parser.add_argument("--edits", type=Path, help="where to write the captions (default: DATASET_DIR/edits.json)")
+    parser.add_argument("--all", action="store_true", help="also replace captions, except edited ones")
+    parser.add_argument("--detail", choices=["short", "detailed"], default="short", help="detail of Florence-2")
+    parser.add_argument("--batch-size", type=int, default=4, metavar="N")
+    parser.add_argument("--device", help="cpu or cuda (default: the GPU if there is one)")
+    parser.set_defaults(command=run_caption)
+
+
+def run_caption(options: argparse.Namespace) -> int:
+    """Write captions into the edits, and print their number."""
+    quieten_libraries()
+    from trainer.captioning import auto_captions
+    from trainer.captioning.captioners import Detail
+
+    edits = options.edits or options.dataset_dir / EDITS_NAME
+    try:
+        with ProgressBar() as bar:
+            count = auto_captions.caption_dataset(
+                options.dataset_dir,
+                options.model,
+                edits,
+                only_missing=not options.all,
+                batch_size=options.batch_size,
+                device=options.device,
+                detail=Detail(options.detail),
+                progress=bar,
+            )
+    except (TrainerError, EditsError) as error:
+        return refuse(str(error))
+    if not count:
+        message = _("No caption was written: every image has one, or the model wrote none.")
+    else:
+        message = ngettext(
+            "{n} caption written to {path}. Prepare the dataset again to use it.",
+            "{n} captions written to {path}. Prepare the dataset again to use them.",
+            count,
+            path=edits,
+        )
+    sys.stdout.write(f"{message}\n")
+    return 0
+
+
+def add_preview(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `preview`."""
+    presets = [preset.value for preset in AugmentationPreset if preset is not AugmentationPreset.CUSTOM]
+    parser.add_argument("dataset_dir", type=Path, metavar="DATASET_DIR")
+    parser.add_argument("--preset", choices=presets, default="light", help="augmentation.preset of the job")
+    parser.add_argument("--variants", type=int, choices=range(1, 17), default=4, metavar="N")
+    parser.add_argument("--flip", choices=[flip.value for flip in Flip], default="auto")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True, metavar="PNG")
+    parser.set_defaults(command=run_preview)
+
+
+def run_preview(options: argparse.Namespace) -> int:
+    """Draw the sheet and print its path."""
+    quieten_libraries()
+    from trainer.tasks.variant_preview import preview_variants
+
+    augmentation = Augmentation(preset=options.preset, variants=options.variants, flip=options.flip)
+    try:
+        preview_variants(options.dataset_dir, augmentation, options.seed, options.out)
+    except TrainerError as error:
+        return refuse(str(error))
+    except (OSError, ValueError):
+        return refuse(not_prepared(options.dataset_dir))
+    sys.stdout.write(f"{options.out}\n")
+    return 0

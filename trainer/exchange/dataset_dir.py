@@ -1,0 +1,44 @@
+"""Reads and writes the files of a prepared dataset: `report.json` and its edits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from trainer.exchange.files import write_text
+from trainer.protocol.edits import Edits, EditsError
+from trainer.protocol.report import DatasetReport
+from trainer.protocol.text import _
+
+REPORT_FILE = "report.json"
+
+
+def read_report(dataset_dir: Path) -> DatasetReport:
+    """Read the report of a prepared dataset.
+
+    Raises:
+        FileNotFoundError: The folder was not written by `trainer prepare`.
+        pydantic.ValidationError: The report has another version or is damaged.
+    """
+    return DatasetReport.model_validate_json((dataset_dir / REPORT_FILE).read_bytes())
+
+
+def write_edits(path: Path, edits: Edits) -> None:
+    """Write edits to a file, atomically."""
+    write_text(path, edits.model_dump_json(indent=1) + "\n")
+
+
+def read_edits(path: Path) -> Edits:
+    """Read edits from a file.
+
+    Raises:
+        EditsError: The file is missing or does not hold edits.
+    """
+    try:
+        return Edits.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise EditsError(_("{path} cannot be read: {why}.", path=path, why=error.strerror)) from error
+    except ValidationError as error:
+        why = error.errors()[0]["msg"].lower()
+        raise EditsError(_("{path} does not hold edits ({why}).", path=path, why=why)) from error

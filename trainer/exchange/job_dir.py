@@ -1,0 +1,75 @@
+"""Names and files of a job folder: `spec.json`, the log, and where its datasets lie on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from trainer.exchange.files import write_text
+from trainer.protocol.spec import SPEC_VERSION, Spec, SpecError, make_spec
+from trainer.protocol.text import _
+
+SPEC_FILE = "spec.json"
+#: Standard output and error of all attempts at a job.
+LOG_FILE = "trainer.log"
+#: Environment variable: a JSON object that maps a dataset folder of the spec to its folder on this machine. Set by the
+#: process that starts a trainer on another machine, so that the spec is the same on all of them.
+DATASETS_VARIABLE = "DARKROOM_DATASETS"
+
+_paths: TypeAdapter[dict[str, str]] = TypeAdapter(dict[str, str])
+
+
+def write_spec(job_dir: Path, spec: Spec) -> Path:
+    """Write `spec.json`, creating the job folder; return its path."""
+    job_dir.mkdir(parents=True, exist_ok=True)
+    path = job_dir / SPEC_FILE
+    write_text(path, spec.model_dump_json(indent=2) + "\n")
+    return path
+
+
+def read_spec(job_dir: Path) -> Spec:
+    """Read the spec of a job folder.
+
+    Raises:
+        SpecError: `spec.json` is missing, is not JSON, is of another version, or holds invalid settings.
+    """
+    path = job_dir / SPEC_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SpecError(
+            _("{job_dir} has no spec.json; write one with `python -m trainer new`.", job_dir=job_dir)
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise SpecError(_("{path} is not JSON ({error}).", path=path, error=error)) from error
+    if not isinstance(content, dict):
+        raise SpecError(_("{path} does not hold a JSON object.", path=path))
+    if (version := content.get("version", SPEC_VERSION)) != SPEC_VERSION:
+        raise SpecError(
+            _(
+                "{path} has version {version}; this trainer reads version {ours}.",
+                path=path,
+                version=version,
+                ours=SPEC_VERSION,
+            )
+        )
+    return make_spec(content)
+
+
+def dataset_path(dataset: str) -> Path:
+    """Return the folder on this machine of a dataset that a spec names."""
+    return Path(read_dataset_paths(os.environ).get(dataset, dataset))
+
+
+def read_dataset_paths(environ: Mapping[str, str]) -> dict[str, str]:
+    """Map dataset folders of a spec to folders on this machine; those that are not listed are the same."""
+    return _paths.validate_json(environ.get(DATASETS_VARIABLE) or "{}")
+
+
+def dataset_paths_environment(paths: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment variable that passes `paths` to a trainer."""
+    return {DATASETS_VARIABLE: _paths.dump_json(dict(paths)).decode()}

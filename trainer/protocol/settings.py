@@ -1,0 +1,472 @@
+"""All settings of a job, in groups. Each has its range here; `spec.py` puts the groups together."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Self, TypeAlias
+
+from pydantic import Field, StringConstraints, model_validator
+
+from trainer.protocol.frozen import Frozen
+from trainer.protocol.text import _
+
+#: Arguments of an optimizer or a schedule, by the names that its library gives them.
+Arguments: TypeAlias = dict[str, bool | int | float | str | tuple[float, ...]]
+Prompt = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500)]
+#: A block by its dotted name or the beginning of it, with `*` and `?`: `unet.up_blocks`, `up_blocks.1`,
+#: `text_encoder`, `*.attn2`, `head`.
+BlockPattern = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+
+
+class TaskKind(StrEnum):
+    """What kind of model is trained."""
+
+    DIFFUSION = "diffusion"
+    CLASSIFICATION = "classification"
+
+
+# -- the model and what is trained of it ---------------------------------------------------------------------------
+
+
+class Base(Frozen):
+    """The pretrained model to start from."""
+
+    #: A folder in diffusers layout, a single `.safetensors` file, a hub name (`owner/name`), or `tiny`.
+    #: For a classifier: a folder or hub name of `transformers`, such as `microsoft/resnet-18`.
+    source: str = Field(default="tiny", min_length=1, max_length=500)
+    #: Hub revision (branch, tag or commit); only for hub names.
+    revision: str | None = None
+    #: A folder in diffusers layout whose configs describe a single-file `source`; None asks the hub.
+    config: str | None = None
+    #: Layer of the CLIP text encoders to read, from the end: 1 is the last, 2 the one before (as in A1111).
+    clip_skip: int = Field(default=1, ge=1, le=12)
+
+
+class MethodKind(StrEnum):
+    """How a model is changed."""
+
+    #: Hu et al. 2021, arXiv:2106.09685: W + alpha / rank * B A.
+    LORA = "lora"
+    #: Liu et al. 2024, arXiv:2402.09353: LoRA for the direction, a vector for the magnitude.
+    DORA = "dora"
+    #: Hadamard product of two low-rank products (Hyeon-Woo et al. 2021, arXiv:2108.06098; LyCORIS, arXiv:2309.14859).
+    LOHA = "loha"
+    #: Kronecker product (LyCORIS, arXiv:2309.14859): very small files.
+    LOKR = "lokr"
+    #: Liu et al. 2022, arXiv:2205.05638: one factor for each feature, tiny and quick.
+    IA3 = "ia3"
+    #: Qiu et al. 2023, arXiv:2306.07280: rotates weights, keeps the angles between neurons.
+    OFT = "oft"
+    #: Every weight of the chosen layers.
+    FULL = "full"
+    #: Gal et al. 2022, arXiv:2208.01618: the model stays the same and learns a new word.
+    TEXTUAL_INVERSION = "textual_inversion"
+
+    @property
+    def is_adapter(self) -> bool:
+        """True if it adds small weights beside the model's own."""
+        return self not in {MethodKind.FULL, MethodKind.TEXTUAL_INVERSION}
+
+    @property
+    def has_rank(self) -> bool:
+        return self in {MethodKind.LORA, MethodKind.DORA, MethodKind.LOHA, MethodKind.LOKR}
+
+
+class Targets(StrEnum):
+    """Which layers of the UNet (or transformer) are trained."""
+
+    #: q, k, v and output projections of every attention: the usual choice, 1x parameters.
+    ATTENTION = "attention"
+    #: Attention, feed-forward and projection layers.
+    LINEAR = "linear"
+    #: Convolutions of the residual blocks, down- and upsamplers.
+    CONV = "conv"
+    #: Every linear and convolutional layer of the transformer and residual blocks: learns new shapes best.
+    ALL = "all"
+    #: Layers whose name matches `pattern`.
+    PATTERN = "pattern"
+
+
+class Method(Frozen):
+    """What is trained, and how large it is."""
+
+    kind: MethodKind = MethodKind.LORA
+    #: Of lora, dora, loha and lokr.
+    rank: int = Field(default=16, ge=1, le=256)
+    #: None means alpha = rank, a scale of 1.
+    alpha: float | None = Field(default=None, gt=0, le=1024)
+    #: Of lora and dora: drops inputs of a layer; of loha and lokr: drops whole layers.
+    dropout: float = Field(default=0.0, ge=0, le=0.9)
+    #: Side of the rotated blocks of oft; a layer whose width it does not divide gets the nearest size that does.
+    block_size: int = Field(default=32, ge=2, le=1024)
+    #: Size of the smaller factor of lokr; None: the divisor of a layer's width nearest to its square root.
+    factor: int | None = Field(default=None, ge=2, le=1024)
+    #: None: attention for adapters, every weight for full.
+    targets: Targets | None = None
+    #: Names of layers with `*` and `?`, such as `up_blocks.*.attn2.*`; only with the targets pattern.
+    pattern: str = Field(default="", max_length=200)
+    #: Train the text encoders too, by the same kind.
+    text_encoder: bool = False
+    #: Tokens that the new word of textual_inversion takes in a prompt.
+    vectors: int = Field(default=1, ge=1, le=32)
+    #: Word whose meaning the new word starts from; only for textual_inversion.
+    initial_word: str = Field(default="", max_length=50)
+
+    @property
+    def effective_alpha(self) -> float:
+        return float(self.rank) if self.alpha is None else self.alpha
+
+
+class ClassWeights(StrEnum):
+    NONE = "none"
+    #: A class with few images counts as much as one with many.
+    BALANCED = "balanced"
+
+
+class Classifier(Frozen):
+    """A pretrained image classifier with a new head for the dataset's classes, trained by cross-entropy."""
+
+    #: Share of the target that is spread over all classes (Szegedy et al. 2015, arXiv:1512.00567).
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    class_weights: ClassWeights = ClassWeights.NONE
+    #: Of the features before the head.
+    dropout: float = Field(default=0.0, ge=0, le=0.9)
+
+
+# -- the optimization ----------------------------------------------------------------------------------------------
+
+
+class OptimizerKind(StrEnum):
+    """Optimizers by name; `training/optimizers.py` lists the library of each."""
+
+    ADAMW = "adamw"
+    ADAM = "adam"
+    SGD = "sgd"
+    #: AdamW with its state in 8 bits (Dettmers et al. 2021, arXiv:2110.02861); needs bitsandbytes and a GPU.
+    ADAMW_8BIT = "adamw_8bit"
+    ADAFACTOR = "adafactor"
+    LION = "lion"
+    #: Finds its own rate; `learning_rate` is a factor, usually 1 (Mishchenko & Defazio 2023, arXiv:2306.06101).
+    PRODIGY = "prodigy"
+    #: As prodigy (Defazio & Mishchenko 2023, arXiv:2301.07733).
+    DADAPT_ADAM = "dadapt_adam"
+    CAME = "came"
+    #: Needs no schedule (Defazio et al. 2024, arXiv:2405.15682).
+    SCHEDULE_FREE_ADAMW = "schedule_free_adamw"
+
+    @property
+    def finds_its_rate(self) -> bool:
+        return self in {OptimizerKind.PRODIGY, OptimizerKind.DADAPT_ADAM}
+
+
+class ScheduleKind(StrEnum):
+    """How the learning rate changes after the warm-up."""
+
+    CONSTANT = "constant"
+    LINEAR = "linear"
+    COSINE = "cosine"
+    COSINE_WITH_RESTARTS = "cosine_with_restarts"
+    POLYNOMIAL = "polynomial"
+    #: Smith & Topin 2017, arXiv:1708.07120; has its own warm-up.
+    ONE_CYCLE = "one_cycle"
+    #: Chen et al. 2021, arXiv:2107.04197: slow at first, fast at the end.
+    REX = "rex"
+
+
+class Precision(StrEnum):
+    """`auto`: bf16 if the GPU supports it, fp16 on older GPUs; on a CPU whichever is faster in a short trial."""
+
+    AUTO = "auto"
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
+class Training(Frozen):
+    """The optimization of all stages; a stage may override some of these."""
+
+    #: With `stages`: the sum of their epochs.
+    epochs: int = Field(default=20, ge=1, le=1000)
+    #: How often each training image is seen in one epoch.
+    repeats: int = Field(default=1, ge=1, le=1000)
+    #: Images per optimizer step (the effective batch).
+    batch_size: int = Field(default=4, ge=1, le=1024)
+    #: Images in memory at once; gradient accumulation makes up the rest of `batch_size`. None: as many as fit, found
+    #: by trial steps.
+    micro_batch_size: int | None = Field(default=None, ge=1, le=256)
+    #: Above 0.01 only for optimizers that find their own rate, and sgd.
+    learning_rate: float = Field(default=1e-4, ge=1e-7, le=10.0)
+    #: None: half of `learning_rate`. Only used with `method.text_encoder`.
+    text_encoder_learning_rate: float | None = Field(default=None, ge=1e-8, le=10.0)
+    #: Factor between the rates of a block and the next one, from the output inwards: 1 gives all the same rate, 0.8
+    #: moves the first blocks less.
+    layer_decay: float = Field(default=1.0, ge=0.1, le=1)
+    optimizer: OptimizerKind = OptimizerKind.ADAMW
+    #: More arguments of the optimizer by its own names: `betas`, `momentum`, `d_coef`, …
+    optimizer_arguments: Arguments = Field(default_factory=dict)
+    #: Not applied to norms and biases.
+    weight_decay: float = Field(default=0.01, ge=0, le=1)
+    schedule: ScheduleKind = ScheduleKind.COSINE
+    #: More arguments of the schedule: `num_cycles`, `power`, `lr_end`, `pct_start`, …
+    schedule_arguments: Arguments = Field(default_factory=dict)
+    #: Share of a stage's steps over which the rate rises from 0.
+    warmup_share: float = Field(default=0.05, ge=0, le=0.5)
+    #: The same in steps; takes precedence over `warmup_share`.
+    warmup_steps: int | None = Field(default=None, ge=0, le=100_000)
+    max_grad_norm: float = Field(default=1.0, gt=0, le=1000)
+    #: Exponential moving average of the weights, which is then validated, sampled and exported; None: off.
+    ema_decay: float | None = Field(default=None, ge=0.5, lt=1)
+    #: Share of captions replaced by the empty one, so that classifier-free guidance keeps working.
+    caption_dropout: float = Field(default=0.05, ge=0, le=1)
+    #: Trigger word put before each caption that does not contain it; the new word of textual_inversion.
+    trigger: str = Field(default="", max_length=50)
+    #: Shuffle the tags of a caption each time it is used; captions that are sentences stay as they are.
+    tag_shuffle: bool = False
+    #: Tags that stay in front, the trigger included. Only used with `tag_shuffle`.
+    keep_tags: int = Field(default=1, ge=0, le=75)
+    #: Weight of the loss of a class image, relative to a training image. Only used with class images.
+    regularization_weight: float = Field(default=1.0, gt=0, le=10)
+    #: Side of the square whose area each image is resized to, px; None: the base's own size.
+    resolution: int | None = Field(default=None, ge=64, le=2048, multiple_of=8)
+    precision: Precision = Precision.AUTO
+    #: Use TensorFloat-32 for fp32 computations, on GPUs that support it.
+    tf32: bool = True
+    #: Recompute activations in the backward pass: about half the speed, a fraction of the memory.
+    gradient_checkpointing: bool = False
+    #: `torch.compile` the denoiser: minutes before the first step. On two CPU cores it never finished.
+    compile: bool = False
+    #: Keep the checkpoint of every n-th epoch, beside the last and the best; None: only those.
+    keep_every_epochs: int | None = Field(default=None, ge=1, le=1000)
+    seed: int = Field(default=0, ge=0, le=2**31 - 1)
+
+
+class Unfreeze(Frozen):
+    """Blocks that are trained from a later epoch on."""
+
+    blocks: BlockPattern
+    #: Epoch of the stage, from 1.
+    from_epoch: int = Field(ge=1, le=1000)
+
+
+class Stage(Frozen):
+    """One part of a training, with its own epochs, rates and frozen layers. None means: as in `training`."""
+
+    name: str = Field(default="", max_length=40)
+    epochs: int = Field(ge=1, le=1000)
+    learning_rate: float | None = Field(default=None, ge=1e-7, le=10.0)
+    text_encoder_learning_rate: float | None = Field(default=None, ge=1e-8, le=10.0)
+    layer_decay: float | None = Field(default=None, ge=0.1, le=1)
+    optimizer: OptimizerKind | None = None
+    optimizer_arguments: Arguments | None = None
+    weight_decay: float | None = Field(default=None, ge=0, le=1)
+    schedule: ScheduleKind | None = None
+    schedule_arguments: Arguments | None = None
+    warmup_share: float | None = Field(default=None, ge=0, le=0.5)
+    warmup_steps: int | None = Field(default=None, ge=0, le=100_000)
+    #: Side of the training images, px; validation stays at `training.resolution`, so that epochs can be compared.
+    resolution: int | None = Field(default=None, ge=64, le=2048, multiple_of=8)
+    #: Of the blocks that the method trains, only these; empty: all.
+    train: tuple[BlockPattern, ...] = Field(default=(), max_length=64)
+    #: Of those, all but these.
+    freeze: tuple[BlockPattern, ...] = Field(default=(), max_length=64)
+    #: Blocks that are added at a later epoch of the stage.
+    unfreeze: tuple[Unfreeze, ...] = Field(default=(), max_length=64)
+    #: Share of an epoch for each dataset, the main one first, then those of `mix`; 0 leaves one out. Empty: as `mix`.
+    shares: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(default=(), max_length=17)
+
+
+def resolved(stage: Stage, training: Training) -> Stage:
+    """Return the stage with its open values filled from `training`; `resolution` may stay open."""
+    values = {
+        name: getattr(training, name)
+        for name in Stage.model_fields
+        if name in Training.model_fields and getattr(stage, name) is None
+    }
+    if stage.warmup_share is not None and stage.warmup_steps is None:
+        # The stage sets a share: the steps of `training` would take precedence over it.
+        values["warmup_steps"] = None
+    if stage.optimizer not in {None, training.optimizer} and stage.optimizer_arguments is None:
+        values["optimizer_arguments"] = {}
+    if stage.schedule not in {None, training.schedule} and stage.schedule_arguments is None:
+        values["schedule_arguments"] = {}
+    return stage.model_copy(update=values)
+
+
+class LossKind(StrEnum):
+    """How the difference between prediction and target counts."""
+
+    MSE = "mse"
+    L1 = "l1"
+    #: Quadratic within `huber_delta`, linear beyond; scaled so that delta -> infinity is mse.
+    HUBER = "huber"
+    #: Huber divided by its delta: l1 beyond `huber_delta`, rounded off within.
+    SMOOTH_L1 = "smooth_l1"
+
+
+class Prediction(StrEnum):
+    """What the denoiser predicts."""
+
+    #: The base's own prediction type.
+    AUTO = "auto"
+    EPSILON = "epsilon"
+    V_PREDICTION = "v_prediction"
+
+
+class Objective(Frozen):
+    """The loss of a diffusion model: its kind, its weight over timesteps, and the noise."""
+
+    loss: LossKind = LossKind.MSE
+    huber_delta: float = Field(default=0.1, gt=0, le=10)
+    #: Min-SNR-gamma loss weighting (Hang et al. 2023, arXiv:2303.09556); None weighs all timesteps alike.
+    snr_gamma: float | None = Field(default=None, gt=0, le=100)
+    #: Weight 1 / sqrt(SNR), for epsilon (Yu et al. 2023, arXiv:2310.08442).
+    debiased: bool = False
+    prediction: Prediction = Prediction.AUTO
+    #: Rescale the noise schedule so that its last step is pure noise (Lin et al. 2023, arXiv:2305.08891).
+    zero_terminal_snr: bool = False
+    #: Noise with an offset for each channel, so that very dark and very bright images can be learned.
+    noise_offset: float = Field(default=0.0, ge=0, le=1)
+    #: Noise with coarser noise added, each scale smaller by this factor; None: off. 0.3 is usual.
+    pyramid_noise: float | None = Field(default=None, gt=0, lt=1)
+    #: Noise added to the noise of the input only (Ning et al. 2023, arXiv:2301.11706); 0.1 is the paper's.
+    input_perturbation: float = Field(default=0.0, ge=0, le=1)
+    #: Weight the loss by the image's mask (its alpha channel, or a mask file beside it).
+    masked: bool = False
+    #: Weight outside the mask.
+    mask_floor: float = Field(default=0.0, ge=0, le=1)
+
+
+# -- the data ------------------------------------------------------------------------------------------------------
+
+
+class Prior(Frozen):
+    """Class images that the base model draws, so that it does not forget the class (DreamBooth, Ruiz et al. 2022,
+    arXiv:2208.12242). They train under the class prompt, weighted by `training.regularization_weight`."""
+
+    #: The class of the subject: `a photo of a dog`. Empty: no class images.
+    class_prompt: str = Field(default="", max_length=500)
+    #: Images to draw, once for a base and a prompt.
+    images: int = Field(default=100, ge=1, le=2000)
+    #: Share of an epoch that is class images.
+    weight: float = Field(default=0.5, gt=0, lt=1)
+    steps: int = Field(default=25, ge=1, le=200)
+    guidance: float = Field(default=7.0, ge=0, le=30)
+    seed: int = Field(default=99, ge=0, le=2**31 - 1)
+
+    @property
+    def is_on(self) -> bool:
+        return bool(self.class_prompt)
+
+
+class SplitKind(StrEnum):
+    """Which split a job uses."""
+
+    #: The one of the prepared dataset.
+    REPORT = "report"
+    #: One fold of k: its images validate, those of the other folds train; the test images stay apart.
+    FOLD = "fold"
+    #: Training and validation images all train, and a share of them is measured for the curve. No early stopping; the
+    #: last epoch is kept. The test images stay apart.
+    ALL = "all"
+
+
+class SplitChoice(Frozen):
+    """The split of the main dataset and of those mixed in; duplicates always stay together."""
+
+    kind: SplitKind = SplitKind.REPORT
+    #: The fold that validates, from 1; only for `fold`.
+    fold: int = Field(default=1, ge=1, le=20)
+    folds: int = Field(default=5, ge=2, le=20)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.fold > self.folds:
+            raise ValueError(_("there is no fold {fold} of {folds}.", fold=self.fold, folds=self.folds))
+        return self
+
+
+class MixRole(StrEnum):
+    """What another dataset of a job is for."""
+
+    #: Learned like the main dataset; its validation and test images are measured too.
+    TRAIN = "train"
+    #: Images of the subject's class, seen so that the model does not forget the class (prior preservation, Ruiz et al.
+    #: 2022, arXiv:2208.12242). All of them train, unaugmented and under their own captions.
+    REGULARIZATION = "regularization"
+
+
+class MixPart(Frozen):
+    """Another dataset of a job. Without `repeats` and `weight`, each of its images is seen once in an epoch."""
+
+    #: A folder that `trainer prepare` wrote.
+    dataset: str = Field(min_length=1)
+    #: How often each of its training images is seen in one epoch.
+    repeats: int | None = Field(default=None, ge=1, le=1000)
+    #: Share of all images of an epoch that come from this dataset.
+    weight: float | None = Field(default=None, gt=0, lt=1)
+    role: MixRole = MixRole.TRAIN
+    #: A word put before each of its captions that does not contain it.
+    trigger: str = Field(default="", max_length=50)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.repeats is not None and self.weight is not None:
+            raise ValueError(_("repeats and weight both set how often its images are seen; give one of them."))
+        if self.trigger and self.role is MixRole.REGULARIZATION:
+            raise ValueError(_("a regularization dataset keeps its own captions; remove its trigger."))
+        return self
+
+
+# -- how a training is judged --------------------------------------------------------------------------------------
+
+
+class Validation(Frozen):
+    """The validation loss: frozen (image, timestep, noise) triples, before the first step and after each epoch."""
+
+    #: Timesteps for each image, spread evenly over the noise schedule.
+    timesteps: int = Field(default=4, ge=1, le=100)
+    #: Noise draws for each image and timestep: more draws, less scatter.
+    draws: int = Field(default=2, ge=1, le=64)
+    #: Upper limit of the validation images that are used, chosen once.
+    max_images: int = Field(default=64, ge=1, le=10_000)
+    #: Training images that are measured in the same way, so that overfitting shows as a gap; 0: none.
+    train_images: int = Field(default=32, ge=0, le=10_000)
+    #: Also validate every so many steps, for the curve; decisions are made at the end of an epoch. None: off.
+    every_steps: int | None = Field(default=None, ge=1, le=1_000_000)
+    seed: int = Field(default=555, ge=0, le=2**31 - 1)
+    #: Evaluate the test split at the end, and export; false for the runs of a study, of which one is chosen.
+    test: bool = True
+
+
+class EarlyStopping(Frozen):
+    """Stop when the validation loss, as a ratio to the base model's, no longer falls."""
+
+    enabled: bool = True
+    #: Epochs without an improvement before the training stops.
+    patience: int = Field(default=4, ge=1, le=1000)
+    #: How much lower the ratio must be to count as an improvement (0.002 = 0.2 % of the base's loss).
+    min_delta: float = Field(default=0.002, ge=0, le=1)
+    #: Epochs that never stop the training.
+    warmup_epochs: int = Field(default=2, ge=0, le=1000)
+    #: Exponential smoothing of the ratio: the weight of the epochs before; 0: none.
+    smoothing: float = Field(default=0.3, ge=0, lt=1)
+    #: Hours after which the training ends with the epoch, whatever the loss; None: no limit.
+    max_hours: float | None = Field(default=None, gt=0, le=10_000)
+
+
+class Samples(Frozen):
+    """Images that the model draws during training: the same prompts and seeds each time, the base's first."""
+
+    #: Empty: captions of the validation split.
+    prompts: tuple[Prompt, ...] = Field(default=(), max_length=8)
+    #: Prompts unrelated to the data, drawn before and after, which show what the model forgot.
+    unrelated_prompts: tuple[Prompt, ...] = Field(
+        default=("a mountain lake in the morning", "a bowl of fruit on a table"), max_length=8
+    )
+    negative_prompt: str = Field(default="", max_length=500)
+    every_epochs: int = Field(default=1, ge=1, le=1000)
+    steps: int = Field(default=25, ge=1, le=200)
+    guidance: float = Field(default=7.0, ge=0, le=30)
+    seed: int = Field(default=1234, ge=0, le=2**31 - 1)
+    #: A local CLIP or DINO model (folder of transformers) that compares samples to prompts and training images.
+    similarity_model: str | None = Field(default=None, max_length=500)

@@ -1,1 +1,0 @@
-"""A job whose folder lies in an object store: fetched, trained on a local disk, and sent back while it trains."""
