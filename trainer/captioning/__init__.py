@@ -1,1 +1,1 @@
-"""Captions that a local model writes for pictures that have none."""
+"""Captions for images without one, by a local model."""

@@ -1,1 +1,1 @@
-"""From whatever people upload to pictures worth training on: read, decode, clean, split, report."""
+"""Datasets: opened, decoded, checked, split and reported, from top to bottom in `preparing/prepare.py`."""

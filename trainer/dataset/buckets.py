@@ -1,6 +1,6 @@
-"""Aspect-ratio buckets: pictures of like shape are trained together, each cropped as little as possible.
+"""Aspect-ratio buckets: images of similar shape are trained together, each cropped as little as possible.
 
-After NovelAI's "Aspect Ratio Bucketing" (2022): widths and heights are multiples of a step, of about one area.
+After NovelAI's "Aspect Ratio Bucketing" (2022): widths and heights are multiples of a step, all with about one area.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from PIL import Image
 #: Width, height, px.
 Size: TypeAlias = tuple[int, int]
 
-#: Longest side over `resolution`: 4:1 at full area. Beyond it Stable Diffusion repeats its subject.
+#: Longest side over `resolution`, which is 4:1 at full area. Beyond it Stable Diffusion repeats its subject.
 _LONGEST = 2
-#: No picture is cropped by more than this share to fill up a batch.
+#: Largest share of an image that is cropped to fill a batch.
 MAX_MERGE_CROP = 0.25
 
 
-def default_step(resolution: int, pictures: int) -> int:
-    """Multiple that bucket sides are of: coarse for few pictures, so that buckets fill a batch.
+def default_step(resolution: int, images: int) -> int:
+    """The step of bucket sides, px: coarse for few images, so that buckets fill a batch.
 
-    Measured on 200 mixed pictures at 512 px: step 64 crops 5 % away on average, step 32 half of that.
+    Measured on 200 mixed images at 512 px: step 64 crops 5 % on average, step 32 half of that.
     """
-    step = 64 if resolution >= 512 and pictures < 100 else 32
+    step = 64 if resolution >= 512 and images < 100 else 32
     return max(8, min(step, resolution // 8 // 8 * 8))
 
 
 def cropped_share(size: Size, bucket: Size) -> float:
-    """Share of a picture's area that is cut off to give it the bucket's shape, 0 to 1."""
-    picture, shape = size[0] / size[1], bucket[0] / bucket[1]
-    return 1 - min(picture / shape, shape / picture)
+    """Share of an image's area that is cropped to give it the bucket's shape, 0 to 1."""
+    aspect, bucket_aspect = size[0] / size[1], bucket[0] / bucket[1]
+    return 1 - min(aspect / bucket_aspect, bucket_aspect / aspect)
 
 
 @lru_cache
-def shapes(resolution: int, step: int) -> tuple[Size, ...]:
-    """Every bucket of at most resolution² px (the square of `resolution` rounded to `step` always is one).
+def bucket_shapes(resolution: int, step: int) -> tuple[Size, ...]:
+    """All buckets of at most resolution² px, including the square of `resolution` rounded to `step`.
 
     Raises:
-        ValueError: the step is larger than the resolution.
+        ValueError: The step is larger than the resolution.
     """
     if not 0 < step <= resolution:
         raise ValueError(f"a bucket step of {step} px does not fit a resolution of {resolution} px")
@@ -57,23 +57,21 @@ def shapes(resolution: int, step: int) -> tuple[Size, ...]:
 
 
 def bucket_for(width: int, height: int, resolution: int, step: int) -> Size:
-    """The bucket that crops least off a picture; of equals the largest.
+    """The bucket that crops least of an image; the largest of equal ones.
 
     Raises:
-        ValueError: the step is larger than the resolution.
+        ValueError: The step is larger than the resolution.
     """
-    return _best((width, height), shapes(resolution, step))
+    return _best((width, height), bucket_shapes(resolution, step))
 
 
-def assign(
-    sizes: Sequence[Size], resolution: int, step: int, batch: int = 1, max_crop: float = MAX_MERGE_CROP
-) -> list[Size]:
-    """A bucket for each picture; buckets that hold fewer than `batch` are given up for their neighbours.
+def assign_buckets(sizes: Sequence[Size], resolution: int, step: int, batch: int = 1) -> list[Size]:
+    """A bucket for each image; the images of buckets with fewer than `batch` move to the nearest other bucket.
 
-    A picture that would lose more than `max_crop` that way stays in its small bucket.
+    An image that would lose more than `MAX_MERGE_CROP` stays in its small bucket.
 
     Raises:
-        ValueError: the step is larger than the resolution.
+        ValueError: The step is larger than the resolution.
     """
     chosen = [bucket_for(width, height, resolution, step) for width, height in sizes]
     settled: set[Size] = set()
@@ -82,25 +80,25 @@ def assign(
         small = [bucket for bucket, count in counts.items() if count < batch and bucket not in settled]
         if not small or len(counts) == 1:
             return chosen
-        # The smallest first: what it holds may fill up the next smallest.
+        # The smallest first: its images may fill the next smallest.
         bucket = min(small, key=lambda bucket: (counts[bucket], bucket))
         others = tuple(sorted(other for other in counts if other != bucket))
         settled.add(bucket)
         for index, size in enumerate(sizes):
             if chosen[index] == bucket:
                 nearest = _best(size, others)
-                chosen[index] = nearest if cropped_share(size, nearest) <= max_crop else bucket
+                chosen[index] = nearest if cropped_share(size, nearest) <= MAX_MERGE_CROP else bucket
 
 
-def fit(image: Image.Image, bucket: Size) -> Image.Image:
-    """The picture at exactly the bucket's size: its middle, cut and scaled in one Lanczos pass."""
+def fit_to_bucket(image: Image.Image, bucket: Size) -> Image.Image:
+    """Crop the middle of an image and scale it to the bucket's size in one Lanczos pass."""
     if image.size == bucket:
         return image.copy()
     return image.resize(bucket, Image.Resampling.LANCZOS, box=crop_box(image.size, bucket), reducing_gap=3.0)
 
 
 def crop_box(size: Size, bucket: Size) -> tuple[float, float, float, float]:
-    """The middle of a picture in the bucket's shape: left, top, right and bottom, px."""
+    """The box that `fit_to_bucket` crops: left, top, right and bottom, px."""
     width, height = size
     scale = max(bucket[0] / width, bucket[1] / height)
     crop_width, crop_height = min(width, bucket[0] / scale), min(height, bucket[1] / scale)
@@ -109,13 +107,13 @@ def crop_box(size: Size, bucket: Size) -> tuple[float, float, float, float]:
 
 
 def is_upscaled(size: Size, bucket: Size) -> bool:
-    """True if `fit` has to invent pixels."""
+    """True if `fit_to_bucket` enlarges the image."""
     return max(bucket[0] / size[0], bucket[1] / size[1]) > 1
 
 
 def _best(size: Size, buckets: Sequence[Size]) -> Size:
     def rank(bucket: Size) -> tuple[float, int, float]:
-        # Rounded, so that arithmetic noise does not decide between buckets of one shape.
+        # Rounded, so that floating-point noise does not decide between buckets of one shape.
         log_ratio = abs(math.log(size[0] * bucket[1] / (size[1] * bucket[0])))
         return round(cropped_share(size, bucket), 9), -bucket[0] * bucket[1], log_ratio
 

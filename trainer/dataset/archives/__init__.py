@@ -1,35 +1,32 @@
-"""Archives from strangers behind one interface: checked, listed, and read member by member, never unpacked to names."""
+"""Untrusted archives behind one interface: checked, listed, and read by member, never unpacked to their names."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from trainer.dataset.archives.member import Archive, Member, RefusedError
-from trainer.dataset.archives.tar import TarArchive
-from trainer.dataset.archives.zip import ZipArchive
-from trainer.dataset.kinds import Kind
-from trainer.dataset.limits import Limits
-
-__all__ = ["OPENED", "Archive", "Member", "RefusedError", "open_archive"]
+from trainer.dataset.archives.archive import Archive
+from trainer.dataset.archives.tar_archive import TarArchive
+from trainer.dataset.archives.zip_archive import ZipArchive
+from trainer.dataset.input_files import FileKind, Limits
 
 #: Kinds that `open_archive` takes.
-OPENED = frozenset({Kind.ZIP, Kind.TAR, Kind.COMPRESSED, Kind.SEVEN_ZIP})
+READABLE_ARCHIVES = frozenset({FileKind.ZIP, FileKind.TAR, FileKind.COMPRESSED, FileKind.SEVEN_ZIP})
 
 
-def open_archive(path: Path, kind: Kind, limits: Limits) -> Archive:
-    """The archive, listed; close it to give its temporary file back.
+def open_archive(path: Path, kind: FileKind, limits: Limits) -> Archive:
+    """Open and list an archive; close it to delete its temporary files.
 
     Raises:
-        RefusedError: the archive is damaged or hostile as a whole.
-        ValueError: `kind` is not in `OPENED`.
+        RefusedError: The archive is damaged or hostile as a whole.
+        ValueError: `kind` is not in `READABLE_ARCHIVES`.
     """
-    if kind is Kind.ZIP:
+    if kind is FileKind.ZIP:
         return ZipArchive(path, limits)
-    if kind is Kind.SEVEN_ZIP:
+    if kind is FileKind.SEVEN_ZIP:
         # py7zr and its ciphers take 0.2 s to import, and most uploads are zips.
-        from trainer.dataset.archives.seven_zip import SevenZipArchive
+        from trainer.dataset.archives.seven_zip_archive import SevenZipArchive
 
         return SevenZipArchive(path, limits)
-    if kind in (Kind.TAR, Kind.COMPRESSED):
-        return TarArchive(path, limits, is_compressed=kind is Kind.COMPRESSED)
-    raise ValueError(f"{kind} is no archive that is opened")
+    if kind in (FileKind.TAR, FileKind.COMPRESSED):
+        return TarArchive(path, limits, is_compressed=kind is FileKind.COMPRESSED)
+    raise ValueError(f"{kind} is not an archive that can be opened")

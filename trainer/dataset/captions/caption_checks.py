@@ -1,26 +1,43 @@
-"""What is wrong with captions: garbled, longer than is read, shared, contradictory, without the trigger word."""
+"""Checks captions for what training would learn wrongly, and counts their words and tokens.
+
+Tokens are CLIP's, from its own vocabulary (`clip/`), whatever base is trained later.
+"""
 
 from __future__ import annotations
 
+import gzip
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cache
+from importlib import resources
 from statistics import median, median_low
 
-from trainer.dataset.captions.caption_rules import holds
-from trainer.dataset.captions.caption_words import commonest, telling_words
-from trainer.dataset.captions.mojibake import is_garbled, mended
-from trainer.dataset.captions.tokens import LIMIT, count_tokens, unread_part
+from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+
+from trainer.dataset.captions.caption_rules import contains_words
+from trainer.dataset.captions.caption_text import fix_mojibake, is_garbled
+from trainer.dataset.captions.caption_words import content_words, most_common_words
 from trainer.protocol.report import CaptionStatistics, Finding, FindingKind
+from trainer.protocol.text import _
 
-#: Different captions for each different picture, from which a caption under two pictures is an oversight; below it the
-#: captions name concepts ("sks cat" under each of thirty pictures), and sharing them is what was meant.
+#: Tokens of a caption that Stable Diffusion reads: CLIP's context of 77 without the begin and end tokens.
+MAX_TOKENS = 75
+
+#: Distinct captions per group from which a caption shared by two images counts as a mistake. With fewer, captions name
+#: concepts ("sks cat" for each of thirty images) and are meant to be shared.
 MIN_DISTINCT = 0.5
-#: Share of the words of the shorter of two captions that the other one has too, below which they contradict each other.
+#: Two captions contradict each other if they share less than this part of the words of the shorter one.
 MIN_COMMON_WORDS = 0.2
-
-#: Captions of one group that each caption is compared with: a film's frames would take minutes.
+#: Captions of one group that each caption is compared with: the frames of a film would take minutes.
 _MAX_COMPARED = 100
 _MAX_QUOTED = 60
+
+_BEGIN, _END = "<|startoftext|>", "<|endoftext|>"
+_VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
+#: The merges of the file that CLIP was trained with (openai/CLIP, `simple_tokenizer.py`).
+_MERGES = slice(1, 49152 - 256 - 2 + 1)
+_PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 def check_captions(
@@ -30,52 +47,64 @@ def check_captions(
     trigger: str = "",
     sources: Mapping[int, str] | None = None,
 ) -> dict[int, list[Finding]]:
-    """Findings by picture number, all of them warnings; pictures with none are left out, and so are empty captions.
+    """Find the doubtful captions, by image number. All findings are warnings; empty captions are ignored.
 
-    `groups`: number of the group of near-duplicates that each picture is in; a picture without one stands alone.
-    `sources`: what pictures are called, for `Finding.other`.
+    Args:
+        captions: Caption by image number.
+        groups: Group of near duplicates by image number; an image without one is its own group.
+        trigger: The trigger word that each caption should contain, or "".
+        sources: Source by image number, for `Finding.other`.
     """
     present = {number: caption for number, caption in captions.items() if caption.strip()}
     findings: dict[int, list[Finding]] = defaultdict(list)
     tokens = count_tokens(list(present.values()))
     for (number, caption), count in zip(present.items(), tokens, strict=True):
-        findings[number] += _of_text(caption, count, trigger)
-    # A picture without a group is its own; groups are never negative.
-    sets = {number: groups.get(number, -1 - number) for number in present}
+        findings[number] += _findings_of_text(caption, count, trigger)
+    # Group numbers are never negative.
+    group_of = {number: groups.get(number, -1 - number) for number in present}
     for number, finding in (
-        *_identical(present, sets, trigger),
-        *_contradictory(present, sets, trigger, sources or {}),
+        *_identical(present, group_of, trigger),
+        *_contradictory(present, group_of, trigger, sources or {}),
     ):
         findings[number].append(finding)
     return {number: found for number, found in findings.items() if found}
 
 
 def caption_statistics(captions: Mapping[int, str], trigger: str = "") -> CaptionStatistics:
-    """What the captions have in common; empty ones are not counted."""
+    """Statistics over all captions that are not empty."""
     texts = [caption for caption in captions.values() if caption.strip()]
     tokens = count_tokens(texts)
     return CaptionStatistics(
         distinct=len({_folded(text) for text in texts}),
         median_tokens=float(median(tokens)) if tokens else 0.0,
         longest_tokens=max(tokens, default=0),
-        too_long=sum(1 for count in tokens if count > LIMIT),
+        too_long=sum(1 for count in tokens if count > MAX_TOKENS),
         trigger=trigger,
-        with_trigger=sum(1 for text in texts if holds(text, trigger)),
-        words=commonest(texts),
+        with_trigger=sum(1 for text in texts if contains_words(text, trigger)),
+        words=most_common_words(texts),
     )
 
 
-def _of_text(caption: str, tokens: int, trigger: str) -> Iterator[Finding]:
+def _findings_of_text(caption: str, tokens: int, trigger: str) -> Iterator[Finding]:
     if is_garbled(caption):
-        fixed = mended(caption)
-        message = f"its caption is garbled: {_quoted(caption)}"
-        message += f" should probably be {_quoted(fixed)}" if fixed else ", read in the wrong encoding; write it anew"
+        fixed, quoted = fix_mojibake(caption), _quoted(caption)
+        if fixed:
+            message = _(
+                "its caption is garbled: {caption} should probably be {fixed}", caption=quoted, fixed=_quoted(fixed)
+            )
+        else:
+            message = _("its caption is garbled: {caption}, read in the wrong encoding; write it again", caption=quoted)
         yield Finding(kind=FindingKind.CAPTION_MOJIBAKE, action="kept", message=message)
-    if tokens > LIMIT:
-        message = f"its caption has {tokens} tokens and {LIMIT} are read; not read is {_quoted(unread_part(caption))}"
-        yield _measured(FindingKind.CAPTION_TOO_LONG, tokens, LIMIT, message)
-    if trigger.strip() and not holds(caption, trigger):
-        message = f"its caption does not hold the trigger word {trigger}"
+    if tokens > MAX_TOKENS:
+        message = _(
+            "its caption has {n} tokens and only {most} are read; {rest} is cut off",
+            n=tokens,
+            most=MAX_TOKENS,
+            rest=_quoted(truncated_part(caption)),
+        )
+        yield _measured(FindingKind.CAPTION_TOO_LONG, tokens, MAX_TOKENS, message)
+    if trigger.strip() and not contains_words(caption, trigger):
+        message = _("its caption does not contain the trigger word {trigger}", trigger=trigger)
         yield Finding(kind=FindingKind.CAPTION_WITHOUT_TRIGGER, action="kept", message=message)
 
 
@@ -83,14 +112,14 @@ def _identical(captions: Mapping[int, str], groups: Mapping[int, int], trigger: 
     by_text: dict[str, list[int]] = defaultdict(list)
     for number, caption in captions.items():
         by_text[_folded(caption)].append(number)
-    different = len(set(groups.values()))
-    if len(by_text) < 2 or len(by_text) < MIN_DISTINCT * different:
+    if len(by_text) < 2 or len(by_text) < MIN_DISTINCT * len(set(groups.values())):
         return
     for numbers in by_text.values():
         shared = len({groups[number] for number in numbers})
-        # A trigger by itself is what the rules make of a picture without a caption: nobody wrote it twice.
-        if shared > 1 and telling_words(captions[numbers[0]], trigger):
-            message = f"{shared} different pictures have its caption, {_quoted(captions[numbers[0]])}"
+        # The caption rules give the trigger alone to images without a caption.
+        if shared > 1 and content_words(captions[numbers[0]], trigger):
+            caption = _quoted(captions[numbers[0]])
+            message = _("{n} different images have its caption, {caption}", n=shared, caption=caption)
             finding = _measured(FindingKind.CAPTION_IDENTICAL, shared, 1, message)
             yield from ((number, finding) for number in numbers)
 
@@ -103,13 +132,13 @@ def _contradictory(
         by_group[group].append(number)
     for numbers in by_group.values():
         if len(numbers) > 1:
-            yield from _contradictory_in([(n, captions[n]) for n in numbers], trigger, sources)
+            yield from _contradictory_in([(number, captions[number]) for number in numbers], trigger, sources)
 
 
 def _contradictory_in(
     captioned: Sequence[tuple[int, str]], trigger: str, sources: Mapping[int, str]
 ) -> Iterator[tuple[int, Finding]]:
-    words = {caption: telling_words(caption, trigger) for _, caption in captioned}
+    words = {caption: content_words(caption, trigger) for _number, caption in captioned}
     if len(words) < 2:
         return
     others = captioned[:: max(1, len(captioned) // _MAX_COMPARED)]
@@ -119,17 +148,21 @@ def _contradictory_in(
             for other, text in others
             if other != number and (overlap := _overlap(words[caption], words[text])) is not None
         ]
-        # The median: in a burst under one caption, the one odd caption is at fault and not the others.
-        if not overlaps or median_low([overlap for overlap, _, _ in overlaps]) >= MIN_COMMON_WORDS:
+        # The median: one odd caption in a burst is at fault, not the others.
+        if not overlaps or median_low([overlap for overlap, *_rest in overlaps]) >= MIN_COMMON_WORDS:
             continue
         overlap, other, text = min(overlaps)
-        message = f"its caption {_quoted(caption)} has little in common with {_quoted(text)} of nearly the same picture"
+        message = _(
+            "its caption {caption} has little in common with {other}, the caption of a near duplicate",
+            caption=_quoted(caption),
+            other=_quoted(text),
+        )
         finding = _measured(FindingKind.CAPTION_CONTRADICTORY, overlap, MIN_COMMON_WORDS, message)
         yield number, finding.model_copy(update={"other": sources.get(other)})
 
 
 def _overlap(one: Collection[str], other: Collection[str]) -> float | None:
-    """Share of the smaller set's words that are in the larger; None if they are not to be compared."""
+    """Share of the smaller set's words that are in the larger; None if they cannot be compared."""
     if not one or not other or _is_latin(one) != _is_latin(other):
         return None
     small, large = sorted((set(one), set(other)), key=len)
@@ -142,7 +175,7 @@ def _is_like_any(word: str, others: Collection[str]) -> bool:
 
 
 def _is_latin(words: Collection[str]) -> bool:
-    """Written in Latin letters: a caption and its translation into Chinese have no word in common."""
+    """True for mostly Latin letters: a caption and its Chinese translation have no word in common."""
     return 2 * sum(1 for word in words if word[0] < "\u0370") > len(words)
 
 
@@ -156,3 +189,54 @@ def _measured(kind: FindingKind, measure: float, threshold: float, message: str)
 
 def _quoted(text: str) -> str:
     return f"“{text if len(text) <= _MAX_QUOTED else text[: _MAX_QUOTED - 1].rstrip() + '…'}”"
+
+
+def count_tokens(captions: Sequence[str]) -> list[int]:
+    """Count the tokens of each caption, without begin and end tokens and without truncation."""
+    encodings = _tokenizer().encode_batch_fast(list(captions), add_special_tokens=False)
+    return [len(encoding) for encoding in encodings]
+
+
+def truncated_part(caption: str) -> str:
+    """The end of a caption that a model does not read, from the first word that is cut; "" if all of it is read."""
+    offsets: list[tuple[int, int]] = _tokenizer().encode(caption, add_special_tokens=False).offsets
+    if len(offsets) <= MAX_TOKENS:
+        return ""
+    start = offsets[MAX_TOKENS][0]
+    return caption[caption.rfind(" ", 0, start + 1) + 1 :].strip()
+
+
+def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """CLIP's tokens with their ids, and its merges, most common first."""
+    packed = (resources.files("trainer.dataset") / "clip" / _VOCABULARY).read_bytes()
+    lines = gzip.decompress(packed).decode("utf-8").split("\n")[_MERGES]
+    merges = [(left, right) for left, right in (line.split() for line in lines)]
+    letters = _letters()
+    merged = (left + right for left, right in merges)
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *merged, _BEGIN, _END]
+    return {token: number for number, token in enumerate(tokens)}, merges
+
+
+@cache
+def _tokenizer() -> Tokenizer:
+    """Equal to transformers' `CLIPTokenizer`, which diffusers uses; takes about 0.2 s to build."""
+    tokens, merges = clip_vocabulary()
+    tokenizer = Tokenizer(BPE(vocab=tokens, merges=merges, end_of_word_suffix="</w>", unk_token=_END))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PATTERN), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in (_BEGIN, _END)])
+    return tokenizer
+
+
+def _letters() -> list[str]:
+    """A visible letter for each byte, in the order of CLIP's vocabulary: printable bytes first, as themselves."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    hidden = sum(1 for byte in range(256) if byte not in printable)
+    return [*map(chr, printable), *(chr(256 + index) for index in range(hidden))]

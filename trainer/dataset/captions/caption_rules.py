@@ -1,4 +1,4 @@
-"""What is done to every caption by rule: text replaced, words taken out, a beginning, an end and a trigger added."""
+"""The caption rules of a dataset: replace and strip words, add a prefix, a suffix and the trigger word."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from functools import lru_cache
 
 from trainer.protocol.edits import CaptionRules, Replacement
 
-#: Captions grow no longer than this, characters: fifty replacements that double each other would fill the memory.
+#: Captions do not grow beyond this, characters: fifty replacements that double each other would fill the memory.
 MAX_GROWN_CHARACTERS = 2000
-#: A word taken out may bring together another that is replaced, and so on; rules that feed each other end here.
+#: Removing a word can bring together words that another rule replaces; rules that feed each other end here.
 _MAX_PASSES = 4
 
 #: Han, kana, Hangul and Thai put no space between words.
@@ -19,40 +19,40 @@ _STARTS_WORD = rf"(?<!{_LETTER})(?<!{_LETTER}[-'’])"
 _ENDS_WORD = rf"(?!{_LETTER})(?![-'’]{_LETTER})"
 _IS_UNSPACED = re.compile(rf"[{_UNSPACED}\u3000-\u303f\uff00-\uffef]")
 
-#: What is left of `(masterpiece:1.2)` without its word.
+#: What remains of `(masterpiece:1.2)` without its word.
 _EMPTY_BRACKETS = re.compile(r"\(\s*(?::\s*[\d.]*\s*)?\)|\[\s*\]|\{\s*\}")
-_LONELY_COMMAS = re.compile(r"\s*([,，、])(?:\s*[,，、])+")
+_REPEATED_COMMAS = re.compile(r"\s*([,，、])(?:\s*[,，、])+")
 
 
 def apply_rules(caption: str, rules: CaptionRules) -> str:
-    """The caption after replace, strip, prefix, suffix and trigger, in this order.
+    """Apply replace, strip, prefix, suffix and trigger, in this order.
 
-    What is there already is not added again: applying the rules twice changes nothing, unless one replacement makes
-    the words that another one takes.
+    What is already there is not added again: applying the rules twice changes nothing, unless one replacement produces
+    the words that another one replaces.
     """
-    # A comma that nothing stands before would make the beginning that is put there look like a trigger.
+    # With a leading comma, the prefix would look like a trigger.
     text = " ".join(caption.split()).lstrip(" ,，、")
-    rest = _without_front_trigger(text, rules.trigger)
-    # Where the trigger stands in front it stays there, also where it is said once more.
-    in_front = bool(rest)
-    body = _changed(text if rest is None else rest, rules)
-    whole = _join(_join(_folded(rules.prefix), body), _folded(rules.suffix))
-    if rules.trigger.strip() and (in_front or not holds(whole, rules.trigger)):
-        return ", ".join(part for part in (_folded(rules.trigger), whole) if part)
+    after_trigger = _after_leading_trigger(text, rules.trigger)
+    # A leading trigger stays in front even if it occurs again later.
+    keep_trigger = bool(after_trigger)
+    body = _replace_and_strip(text if after_trigger is None else after_trigger, rules)
+    whole = _join(_join(_fold_spaces(rules.prefix), body), _fold_spaces(rules.suffix))
+    if rules.trigger.strip() and (keep_trigger or not contains_words(whole, rules.trigger)):
+        return ", ".join(part for part in (_fold_spaces(rules.trigger), whole) if part)
     return whole
 
 
-def holds(caption: str, words: str) -> bool:
-    """True if the caption holds `words` as whole words (`cat`, not `cats`); letter case does not count."""
+def contains_words(caption: str, words: str) -> bool:
+    """True if the caption contains `words` as whole words (`cat`, not `cats`), ignoring case."""
     return bool(words.strip()) and _phrase(words).search(caption) is not None
 
 
-def _changed(text: str, rules: CaptionRules) -> str:
-    """The caption between its beginning and its end, replaced and stripped until nothing is left to do."""
+def _replace_and_strip(text: str, rules: CaptionRules) -> str:
+    """Replace and strip between prefix and suffix until nothing changes."""
     limit = max(len(text), MAX_GROWN_CHARACTERS)
-    for _ in range(_MAX_PASSES):
+    for _pass in range(_MAX_PASSES):
         before = text
-        text = _without_ends(text, rules)
+        text = _without_affixes(text, rules)
         for replacement in rules.replace:
             text = _replaced(text, replacement)[:limit]
         for words in rules.strip:
@@ -63,16 +63,16 @@ def _changed(text: str, rules: CaptionRules) -> str:
 
 
 def _replaced(text: str, replacement: Replacement) -> str:
-    """`old` gives way to `new`, except where it is already part of `new`: `cat` in `black cat`."""
+    """Replace `old` by `new`, except where it is already part of `new`: `cat` in `black cat`."""
     old, new = replacement.old, replacement.new
     if not new.strip() and old.strip() not in ("", "_", "-"):
         return _without(text, old)
-    pattern = _either(new, old) if holds(new, old) else _phrase(old)
-    return " ".join(pattern.sub(lambda _: new, text).split())
+    pattern = _either(new, old) if contains_words(new, old) else _phrase(old)
+    return " ".join(pattern.sub(lambda _match: new, text).split())
 
 
 def _without(text: str, words: str) -> str:
-    if not holds(text, words):
+    if not contains_words(text, words):
         return text
     pattern = _phrase(words)
     while pattern.search(text):
@@ -81,23 +81,23 @@ def _without(text: str, words: str) -> str:
 
 
 def _tidy(text: str) -> str:
-    """No empty brackets, no comma after a comma, none at either end."""
+    """Remove empty brackets, repeated commas, and commas at either end."""
     while _EMPTY_BRACKETS.search(text):
         text = _EMPTY_BRACKETS.sub("", text)
-    text = _LONELY_COMMAS.sub(r"\1", " ".join(text.split()))
+    text = _REPEATED_COMMAS.sub(r"\1", " ".join(text.split()))
     return re.sub(r"\s+([,，、])", r"\1", text).strip(" ,，、")
 
 
-def _without_front_trigger(text: str, trigger: str) -> str | None:
-    """What follows a trigger that is the first tag; None if it is not."""
-    first, _, rest = text.partition(",")
-    if not trigger.strip() or first.strip().casefold() != _folded(trigger).casefold():
+def _after_leading_trigger(text: str, trigger: str) -> str | None:
+    """The text after a trigger that is the first tag; None if it is not the first tag."""
+    first, _comma, rest = text.partition(",")
+    if not trigger.strip() or first.strip().casefold() != _fold_spaces(trigger).casefold():
         return None
     return rest.strip()
 
 
-def _without_ends(text: str, rules: CaptionRules) -> str:
-    """Without the prefix and suffix that it has already, however often."""
+def _without_affixes(text: str, rules: CaptionRules) -> str:
+    """Remove the prefix and suffix that the text already has, however often."""
     before = None
     while before != text:
         before = text
@@ -109,39 +109,41 @@ def _without_ends(text: str, rules: CaptionRules) -> str:
 
 
 def _join(left: str, right: str) -> str:
-    """Both with a space between them, unless the script or the punctuation wants none."""
+    """Join with a space, except before punctuation and between scripts without spaces."""
     if not left or not right:
         return left or right
-    is_close = right[0] in ",.;:!?，。、；：！？" or (_IS_UNSPACED.match(left[-1]) and _IS_UNSPACED.match(right[0]))
-    return f"{left}{'' if is_close else ' '}{right}"
+    needs_no_space = right[0] in ",.;:!?，。、；：！？" or (
+        _IS_UNSPACED.match(left[-1]) and _IS_UNSPACED.match(right[0])
+    )
+    return f"{left}{'' if needs_no_space else ' '}{right}"
 
 
-def _folded(text: str) -> str:
+def _fold_spaces(text: str) -> str:
     return " ".join(text.split())
 
 
 @lru_cache(maxsize=1024)
 def _phrase(words: str) -> re.Pattern[str]:
-    return re.compile(_spelled(words))
+    return re.compile(_pattern(words))
 
 
 @lru_cache(maxsize=1024)
 def _at_end(words: str) -> re.Pattern[str]:
-    return re.compile(f"{_spelled(words)}$")
+    return re.compile(f"{_pattern(words)}$")
 
 
 @lru_cache(maxsize=1024)
 def _either(words: str, others: str) -> re.Pattern[str]:
-    return re.compile(f"{_spelled(words)}|{_spelled(others)}")
+    return re.compile(f"{_pattern(words)}|{_pattern(others)}")
 
 
-def _spelled(words: str) -> str:
-    """A pattern of `words` as whole words; `long hair` finds `long_hair` too."""
+def _pattern(words: str) -> str:
+    """A regular expression for `words` as whole words; `long hair` also matches `long_hair`."""
     parts = [part for part in re.split(r"[\s_]+", words) if part]
     if not parts:
         return re.escape(words)
     starts = _STARTS_WORD if re.match(_LETTER, parts[0]) else ""
     ends = _ENDS_WORD if re.match(_LETTER, parts[-1][-1]) else ""
-    # Letter case counts in the boundaries, where it has no meaning: without, each pattern takes 20 ms to compile.
-    spelled = r"[\s_]+".join(map(re.escape, parts))
-    return f"{starts}(?i:{spelled}){ends}"
+    # The boundaries are case-sensitive, which changes nothing: otherwise each pattern takes 20 ms to compile.
+    joined = r"[\s_]+".join(map(re.escape, parts))
+    return f"{starts}(?i:{joined}){ends}"

@@ -1,86 +1,144 @@
-"""The words of captions: which say something, which are commonest, and which may be the trigger."""
+"""The words of captions: lists of tags, content words, and mentions that forbid mirroring the image."""
 
 from __future__ import annotations
 
+import random
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
-from functools import cache
+from collections.abc import Collection, Iterable, Iterator
 
-from trainer.dataset.captions.tag_order import tags_of
-from trainer.dataset.captions.tokens import count_tokens, vocabulary
 from trainer.protocol.report import WordCount
 
 MAX_WORDS = 20
 
-#: Of the captions, the share that holds what is taken for a trigger.
-_TRIGGER_SHARE = 0.9
-_MIN_CAPTIONS_FOR_TRIGGER = 4
-#: Place in CLIP's vocabulary, which goes from common to rare, from which a word counts as rare: `sks` is 48136, `ohwx`
-#: 47993, `dachshund` 42720, `corgi` 31320.
-_RARE_TOKEN = 45_000
+#: kohya's keep-tokens separator: tags before it stay in front, tags after a second one stay at the end. Removed before
+#: a model reads the caption.
+KEEP_TOKENS_SEPARATOR = "|||"
+#: Mean words of a tag; longer parts between commas belong to a sentence.
+_MAX_MEAN_WORDS = 4
+_SENTENCE_END = re.compile(r"\w{2,}[\])\"'”’]?[.!?]['\"”’]?$|。$")
 
-#: Words that tell no two pictures apart: English, German, French, Spanish, Portuguese, Russian.
-_STOP_WORDS = """
+#: Words without content: English, German, French, Spanish, Portuguese, Russian.
+_STOP_WORDS_TEXT = """
 a an and are as at be by for from has have her his in into is it its near of off on onto or over some that the their
 them there this to under very was while who with photo photograph picture image illustration drawing
 der die das ein eine einer eines einem einen und im in am an auf aus mit von vom zu zum zur bei bild foto
 le la les un une des du de et en dans sur avec au aux par pour el los las una unos y con del al da do em
 и в на с у из под над по
 """
-_STOPPED = frozenset(_STOP_WORDS.split())
+_STOP_WORDS = frozenset(_STOP_WORDS_TEXT.split())
 _WORD = re.compile(r"[^\W_]+(?:[-'’][^\W_]+)*")
 #: Han, kana and Thai, which put no space between words.
 _UNSPACED = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+")
 
+#: Some of these words have a second meaning ("she left", "chain links", "tout droit"). Not mirroring an image costs a
+#: little variety; mirroring one that it changes teaches an error.
+_SIDES = (
+    *("left", "right", "(left|right)(most|wards?)", "(left|right)[- ]?(hand|handed|side|facing)"),
+    *("(anti|counter)?-?clockwise", "starboard"),
+    *("links", "rechts", "(linke|rechte)[mnrs]?", "(links|rechts)händig"),
+    *("gauches?", "droite?s?"),
+    *("izquierd[ao]s?", "derech[ao]s?", "esquerd[ao]s?", "direit[ao]s?", "sinistr[aoie]", "destr[aoie]"),
+    *("слева", "справа", "(на|в)?лево", "(на|в)?право", "(лев|прав)(ый|ая|ое|ой|ого|ому|ым|ом|ую|ые|ых|ыми)"),
+    *("(z )?(lew|praw)(ej|o|y|a|e|ą|ego|ym)",),
+)
+_TEXT = (
+    *("text", "texts", "letters?", "lettering", "words?", "typography", "calligraphy", "handwriting", "handwritten"),
+    *("inscription", "inscribed", "signs?", "signboard", "signature", "watermark", "logo", "slogan", "subtitles?"),
+    *("saying", "(that|which) (says|reads)", "speech[- ]bubbles?", "licen[cs]e[- ]plates?", "number[- ]plates?"),
+    *("schrift", "schriftzug", "aufschrift", "buchstaben?", "beschriftung", "texte", "lettres?", "écriture", "panneau"),
+    *("textos?", "letras?", "letrero", "scritta", "lettere", "текст", "надписи?", "надпись", "буквы?", "вывеска"),
+)
+#: Scripts that put no space between words: found anywhere.
+_SIDES_UNSPACED = "左|右|왼쪽|오른쪽|좌측|우측"
+_TEXT_UNSPACED = "文字|字母|字样|汉字|漢字|写着|寫著|写有|标语|標語|招牌|看板|書かれ|글자|글씨"
+_NO_TEXT = re.compile(r"\b(?:no|without|ohne|sans|sin|без)[ _](?:any[ _])?(?:text|watermark|logo|signature)\w*")
+#: Words in quotation marks can usually be read in the image.
+_QUOTED = re.compile(r"""["“”„«「『《][^"“”„«»「」『』《》]{2,}["“”»」』》]|(?<!\w)['‘][^'‘’]{2,40}['’](?!\w)""")
 
-def telling_words(caption: str, trigger: str = "") -> set[str]:
-    """Words in small letters, without stop words, numbers and the trigger; in Chinese and its like, character pairs."""
+
+def parse_tags(caption: str) -> list[str]:
+    """The tags of a comma-separated caption, in order; empty if it is a sentence or has fewer than three."""
+    tags = [tag for tag in (part.strip() for part in caption.replace(KEEP_TOKENS_SEPARATOR, ",").split(",")) if tag]
+    if len(tags) < 3 or _SENTENCE_END.search(caption.strip()):
+        return []
+    words = sum(len(tag.split()) for tag in tags)
+    return tags if words <= _MAX_MEAN_WORDS * len(tags) else []
+
+
+def shuffle_tags(caption: str, keep: int, random: random.Random) -> str:
+    """Shuffle the tags of a caption, except the first `keep`; other captions are returned unchanged.
+
+    Tags before a `|||` also stay in front, and those after a second one at the end (kohya's `keep_tokens` and
+    `keep_tokens_separator`); the separator is removed.
+    """
+    if not parse_tags(caption):
+        return caption
+    head, rest, tail = _split_at_separators(caption)
+    if not head:
+        head, rest = rest[:keep], rest[keep:]
+    random.shuffle(rest)
+    return ", ".join([*head, *rest, *tail])
+
+
+def _split_at_separators(caption: str) -> tuple[list[str], list[str], list[str]]:
+    """Tags that stay in front, that are shuffled, and that stay at the end."""
+    parts = [
+        [tag for tag in map(str.strip, part.split(",")) if tag] for part in caption.split(KEEP_TOKENS_SEPARATOR, 2)
+    ]
+    if len(parts) == 1:
+        return [], parts[0], []
+    return parts[0], parts[1], parts[2] if len(parts) > 2 else []
+
+
+def content_words(caption: str, trigger: str = "") -> set[str]:
+    """Lower-case words without stop words, numbers and the trigger; character pairs for Chinese, Japanese and Thai."""
     return set(_words(caption)) - set(_words(trigger))
 
 
-def commonest(captions: Collection[str]) -> tuple[WordCount, ...]:
-    """The tags or words that most captions have, at most `MAX_WORDS`: tags where most captions are lists of them.
+def most_common_words(captions: Collection[str]) -> tuple[WordCount, ...]:
+    """The words that most captions have, at most `MAX_WORDS`; tags instead if most captions are lists of tags.
 
-    What one caption alone has, and single letters, are left out.
+    Words of only one caption and single letters are left out.
     """
-    lists = [{tag.casefold() for tag in tags_of(caption)} for caption in captions]
+    lists = [{tag.casefold() for tag in parse_tags(caption)} for caption in captions]
     if 2 * sum(1 for tags in lists if tags) <= len(captions):
-        lists = [telling_words(caption) for caption in captions]
+        lists = [content_words(caption) for caption in captions]
     counts = Counter(word for words in lists for word in words)
-    # Equal counts in alphabetical order: a report of the same data is the same report.
     shared = ((word, count) for word, count in counts.items() if count > 1 and not (word.isascii() and len(word) == 1))
+    # Equal counts in alphabetical order, so that the same data gives the same report.
     ranked = sorted(shared, key=lambda item: (-item[1], item[0]))
     return tuple(WordCount(word=word, images=count) for word, count in ranked[:MAX_WORDS])
 
 
-def guess_trigger(captions: Collection[str]) -> str:
-    """The rare word that at least nine of ten captions hold, the first of several; empty if there is none."""
-    if len(captions) < _MIN_CAPTIONS_FOR_TRIGGER:
-        return ""
-    counts = Counter(word for caption in captions for word in set(_words(caption)))
-    needed = _TRIGGER_SHARE * len(captions)
-    first = next(iter(captions))
-    common = [word for word in dict.fromkeys(_words(first)) if counts[word] >= needed]
-    return next((word for word in common if _is_rare(word)), "")
-
-
 def _words(caption: str) -> Iterator[str]:
     for word in _WORD.findall(_UNSPACED.sub(" ", caption.casefold().replace("_", " "))):
-        if word not in _STOPPED and not word.isdigit():
+        if word not in _STOP_WORDS and not word.isdigit():
             yield word
     for run in _UNSPACED.findall(caption):
         yield from (run[start : start + 2] for start in range(max(1, len(run) - 1)))
 
 
-def _is_rare(word: str) -> bool:
-    return word.isascii() and (count_tokens([word]) != [1] or _number(f"{word}</w>") >= _RARE_TOKEN)
+def is_orientation_sensitive(caption: str) -> bool:
+    """True if the caption would be wrong for the mirrored image."""
+    return mentions_side(caption) or mentions_text(caption)
 
 
-@cache
-def _numbers() -> dict[str, int]:
-    return vocabulary()[0]
+def mentions_side(caption: str) -> bool:
+    """True if the caption names left or right, in one of a dozen languages, as a whole word (`left`, not `cleft`)."""
+    return _SIDE_WORD.search(caption.casefold()) is not None
 
 
-def _number(token: str) -> int:
-    return _numbers().get(token, 0)
+def mentions_text(caption: str) -> bool:
+    """True if the caption mentions readable text: letters, a sign, words in quotation marks."""
+    folded = _NO_TEXT.sub("", caption.casefold())
+    return _QUOTED.search(folded) is not None or _TEXT_WORD.search(folded) is not None
+
+
+def _any_word(words: Iterable[str], unspaced: str) -> re.Pattern[str]:
+    # An underscore separates the words of a tag: `facing_left`.
+    return re.compile(rf"(?<![^\W_])(?:{'|'.join(words)})(?![^\W_])|{unspaced}")
+
+
+_SIDE_WORD = _any_word(_SIDES, _SIDES_UNSPACED)
+_TEXT_WORD = _any_word(_TEXT, _TEXT_UNSPACED)

@@ -1,7 +1,7 @@
-"""What is said of each picture: its caption, class and repeats, and who said it.
+"""Finds the caption, class and repeats of each image.
 
-The nearest word wins. Caption: sidecar, then table (of the nearest folder), then the dataset row or list line that the
-picture comes from, then kohya's folder name. Class: table, row, kohya's folder name, first-level folder.
+The closest source wins. Caption: sidecar, then table (of the nearest folder), then the dataset row that holds the
+image, then kohya's folder name. Class: table, row, kohya's folder name, first-level folder.
 """
 
 from __future__ import annotations
@@ -13,24 +13,32 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import PurePosixPath
 
-from trainer.dataset.archives import RefusedError
-from trainer.dataset.captions.caption_sources import CaptionError, clean, decode_text
-from trainer.dataset.captions.tables import Row, TableError, is_table_name, read_json, read_table
-from trainer.dataset.entry import Entry
-from trainer.dataset.kinds import CAPTION_EXTENSIONS, has_image_name
-from trainer.dataset.limits import Limits
-from trainer.dataset.names import natural_key, printable, same_name_key, stem_key
+from trainer.dataset.captions.caption_tables import CaptionRow, TableError, is_table_name, read_json, read_table
+from trainer.dataset.captions.caption_text import CaptionError, clean_text, decode_text
+from trainer.dataset.input_files import (
+    CAPTION_EXTENSIONS,
+    Limits,
+    RefusedError,
+    SourceEntry,
+    has_image_name,
+    natural_key,
+    printable,
+    same_name_key,
+    stem_key,
+)
+from trainer.protocol import text
 from trainer.protocol.report import RefusalKind
+from trainer.protocol.text import _, ngettext
 
 #: Repeats and trigger in kohya's folder names. Four digits are a year (`2023_holiday`).
-_KOHYA = re.compile(r"(\d{1,3})_(.*\S)\s*")
-#: Rows of one table without a picture that are reported one by one.
+_KOHYA_FOLDER = re.compile(r"(\d{1,3})_(.*\S)\s*")
+#: Rows of one table without an image that are reported one by one.
 _MAX_LOST_ROWS = 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Caption:
-    """What is said of a picture; `problem` where it cannot be read."""
+    """A caption and its source; `problem` if it cannot be read."""
 
     source: str
     text: str = ""
@@ -38,7 +46,9 @@ class Caption:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Label:
+class ImageLabels:
+    """The labels of one image."""
+
     caption: Caption | None
     class_name: str
     repeats: int
@@ -46,44 +56,43 @@ class Label:
 
 @dataclass(frozen=True, kw_only=True)
 class _Table:
-    entry: Entry
-    rows: tuple[Row, ...]
+    entry: SourceEntry
+    rows: tuple[CaptionRow, ...]
 
 
-class Labels:
-    """Collects sidecars and tables while entries are read, and joins them with the pictures afterwards."""
+class LabelIndex:
+    """Collects sidecars and tables while entries are read, then assigns them to the images."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._sidecars: dict[tuple[int, str, str], Caption] = {}
         self._tables: list[_Table] = []
-        #: `captions.txt` and its like: tables, unless a picture has their name.
-        self._undecided: list[tuple[Entry, str]] = []
-        self._rows: dict[str, tuple[str, Row]] = {}
-        self._classes: dict[str, str] = {}
-        self._used: set[str] = set()
-        self._lost: list[tuple[str, RefusedError]] = []
+        #: `captions.txt` and similar names: tables unless an image has the same name.
+        self._possible_tables: list[tuple[SourceEntry, str]] = []
+        self._rows: dict[str, tuple[str, CaptionRow]] = {}
+        self._class_folders: dict[str, str] = {}
+        self._used_sources: set[str] = set()
+        self._refused: list[tuple[str, RefusedError]] = []
 
-    def add(self, entry: Entry, data: bytes) -> None:
-        """Take a sidecar or a table.
+    def add(self, entry: SourceEntry, data: bytes) -> None:
+        """Add a sidecar or a table.
 
         Raises:
-            RefusedError: it is a table that cannot be read.
+            RefusedError: A table cannot be read.
         """
         extension = PurePosixPath(entry.path).suffix.lower()
         is_table, is_json = is_table_name(entry.path), extension == ".json"
         limit = self._limits.max_table_bytes if is_table or is_json else self._limits.max_caption_bytes
         try:
-            text = _text(data, limit)
+            content = _decode(data, limit)
             if is_json:
-                self._add_json(entry, text)
-            elif is_table and extension == ".txt":
-                self._undecided.append((entry, text))
-                self._add_sidecar(entry, extension, Caption(source=entry.source, text=clean(text)))
-            elif is_table:
-                self._tables.append(_Table(entry=entry, rows=read_table(entry.path, text)))
+                self._add_json(entry, content)
+            elif is_table and extension != ".txt":
+                self._tables.append(_Table(entry=entry, rows=read_table(entry.path, content)))
             else:
-                self._add_sidecar(entry, extension, Caption(source=entry.source, text=clean(text)))
+                if is_table:
+                    self._possible_tables.append((entry, content))
+                self._add_sidecar(entry, extension, Caption(source=entry.source, text=clean_text(content)))
         except CaptionError as error:
             if is_table:
                 raise RefusedError(RefusalKind.DAMAGED, str(error)) from error
@@ -91,109 +100,111 @@ class Labels:
         except TableError as error:
             raise RefusedError(RefusalKind.DAMAGED, printable(str(error))) from error
 
-    def _add_json(self, entry: Entry, text: str) -> None:
-        held = read_json(text)
-        if isinstance(held, str):
-            self._add_sidecar(entry, ".json", Caption(source=entry.source, text=held))
+    def _add_json(self, entry: SourceEntry, content: str) -> None:
+        parsed = read_json(content)
+        if isinstance(parsed, str):
+            self._add_sidecar(entry, ".json", Caption(source=entry.source, text=parsed))
         else:
-            self._tables.append(_Table(entry=entry, rows=held))
+            self._tables.append(_Table(entry=entry, rows=parsed))
 
-    def _add_sidecar(self, entry: Entry, extension: str, caption: Caption) -> None:
+    def _add_sidecar(self, entry: SourceEntry, extension: str, caption: Caption) -> None:
         self._sidecars[entry.scope, stem_key(entry.path), extension] = caption
 
-    def join(self, pictures: Iterable[Entry]) -> None:
-        """Find the picture of every row; call it once, when all entries were read."""
-        pictures = list(pictures)
-        self._classes = class_folders(pictures)
-        places = _Places(pictures)
-        stems = {(entry.scope, stem_key(entry.path)) for entry in pictures}
-        for entry, text in self._undecided:
-            key = entry.scope, stem_key(entry.path)
-            if key not in stems:
-                self._decide(entry, text)
+    def join(self, images: Iterable[SourceEntry]) -> None:
+        """Find the image of every table row; call it once, after all entries were added."""
+        images = list(images)
+        self._class_folders = _find_class_folders(images)
+        index = _ImageIndex(images)
+        stems = {(entry.scope, stem_key(entry.path)) for entry in images}
+        for entry, content in self._possible_tables:
+            if (entry.scope, stem_key(entry.path)) not in stems:
+                self._add_txt_table(entry, content)
         for table in sorted(self._tables, key=_nearest_first):
-            lost = [row for row in table.rows if not self._give(table, row, places)]
-            self._lost += _lost_rows(table.entry.source, lost)
+            lost = [row for row in table.rows if not self._assign(table, row, index)]
+            self._refused += _lost_rows(table.entry.source, lost)
 
-    def _decide(self, entry: Entry, text: str) -> None:
+    def _add_txt_table(self, entry: SourceEntry, content: str) -> None:
         try:
-            self._tables.append(_Table(entry=entry, rows=read_table(entry.path, text)))
+            self._tables.append(_Table(entry=entry, rows=read_table(entry.path, content)))
         except TableError as error:
-            self._lost.append((entry.source, RefusedError(RefusalKind.DAMAGED, printable(str(error)))))
-        self._used.add(entry.source)
+            self._refused.append((entry.source, RefusedError(RefusalKind.DAMAGED, printable(str(error)))))
+        self._used_sources.add(entry.source)
 
-    def _give(self, table: _Table, row: Row, places: _Places) -> bool:
-        picture = places.find(table.entry, row.file)
-        if picture is not None:
-            # Five captions of one picture are five rows: the first one serves.
-            self._rows.setdefault(picture.source, (table.entry.source, row))
-        return picture is not None
+    def _assign(self, table: _Table, row: CaptionRow, index: _ImageIndex) -> bool:
+        """Give a row to its image; False if there is none."""
+        image = index.find(table.entry, row.file)
+        if image is not None:
+            # Several captions of one image are several rows: the first one is used.
+            self._rows.setdefault(image.source, (table.entry.source, row))
+        return image is not None
 
-    def of(self, entry: Entry) -> Label:
-        """All that is said of a picture; after `join`."""
-        _, row = self._rows.get(entry.source, ("", None))
-        repeats, trigger, _ = _kohya(entry)
-        named = (row.class_name if row else "", entry.told.class_name if entry.told else "", trigger)
-        folder = "" if entry.told else self._classes[entry.source]
-        return Label(caption=self._caption_of(entry), class_name=next((n for n in named if n), folder), repeats=repeats)
+    def of(self, entry: SourceEntry) -> ImageLabels:
+        """The labels of an image; call it after `join`."""
+        _source, row = self._rows.get(entry.source, ("", None))
+        repeats, trigger, _distance = _kohya_folder(entry)
+        names = (row.class_name if row else "", entry.row_labels.class_name if entry.row_labels else "", trigger)
+        folder = "" if entry.row_labels else self._class_folders[entry.source]
+        class_name = next((name for name in names if name), folder)
+        return ImageLabels(caption=self._caption_of(entry), class_name=class_name, repeats=repeats)
 
-    def _caption_of(self, entry: Entry) -> Caption | None:
-        held = [*self._sidecars_of(entry), *self._said_elsewhere(entry)]
-        self._used |= {caption.source for caption in held}
-        with_words = (caption for caption in held if caption.text)
-        with_problem = (caption for caption in held if caption.problem)
-        return next(with_words, None) or next(with_problem, None) or _of_folder(entry) or next(iter(held), None)
+    def _caption_of(self, entry: SourceEntry) -> Caption | None:
+        """The first caption with text, else the first unreadable one, else the folder's, else an empty one."""
+        captions = [*self._sidecars_of(entry), *self._row_captions(entry)]
+        self._used_sources |= {caption.source for caption in captions}
+        with_text = (caption for caption in captions if caption.text)
+        with_problem = (caption for caption in captions if caption.problem)
+        return next(with_text, None) or next(with_problem, None) or _folder_caption(entry) or next(iter(captions), None)
 
-    def _sidecars_of(self, entry: Entry) -> Iterator[Caption]:
-        """`cat.txt` or `cat.png.txt` for `cat.png`, in the order of `CAPTION_EXTENSIONS`."""
+    def _sidecars_of(self, entry: SourceEntry) -> Iterator[Caption]:
+        """Yield `cat.txt` and `cat.png.txt` for `cat.png`, in the order of `CAPTION_EXTENSIONS`."""
         for extension in CAPTION_EXTENSIONS:
             for stem in (stem_key(entry.path), same_name_key(entry.path)):
                 if caption := self._sidecars.get((entry.scope, stem, extension)):
                     yield caption
 
-    def _said_elsewhere(self, entry: Entry) -> Iterator[Caption]:
+    def _row_captions(self, entry: SourceEntry) -> Iterator[Caption]:
         if entry.source in self._rows:
             source, row = self._rows[entry.source]
             yield Caption(source=source, text=row.caption)
-        if entry.told is not None and entry.told.caption:
-            yield Caption(source=entry.source, text=entry.told.caption)
+        if entry.row_labels is not None and entry.row_labels.caption:
+            yield Caption(source=entry.source, text=entry.row_labels.caption)
 
     def unused(self) -> Iterator[tuple[str, RefusedError]]:
-        """Texts and rows that belong to no picture, often for a typing error in a name; after `of` for all pictures."""
-        yield from self._lost
+        """Yield texts and rows without an image, often due to a misspelled name; call it after `of` for all images."""
+        yield from self._refused
         for caption in self._sidecars.values():
-            if caption.source not in self._used:
-                reason = "it is a text, but no picture has its name"
+            if caption.source not in self._used_sources:
+                reason = _("it is a text, but no image has its name")
                 yield caption.source, RefusedError(RefusalKind.UNSUPPORTED, reason)
 
 
-class _Places:
-    """Pictures by what a table may call them."""
+class _ImageIndex:
+    """Images by the names that a table can give them."""
 
-    def __init__(self, pictures: Iterable[Entry]) -> None:
-        self._exact: dict[tuple[int | None, str], Entry] = {}
-        self._stems: dict[tuple[int | None, str], Entry] = {}
-        self._names: defaultdict[tuple[int | None, str], list[Entry]] = defaultdict(list)
-        for picture in pictures:
-            name = PurePosixPath(picture.path).name
-            # A loose table may speak of pictures in any archive.
-            for scope in (picture.scope, None):
-                self._exact.setdefault((scope, same_name_key(picture.path)), picture)
-                self._stems.setdefault((scope, stem_key(picture.path)), picture)
-                self._names[scope, same_name_key(name)].append(picture)
-                self._names[scope, stem_key(name)].append(picture)
+    def __init__(self, images: Iterable[SourceEntry]) -> None:
+        self._by_path: dict[tuple[int | None, str], SourceEntry] = {}
+        self._by_stem: dict[tuple[int | None, str], SourceEntry] = {}
+        self._by_name: defaultdict[tuple[int | None, str], list[SourceEntry]] = defaultdict(list)
+        for image in images:
+            name = PurePosixPath(image.path).name
+            # A loose table (scope None) can name images in any archive.
+            for scope in (image.scope, None):
+                self._by_path.setdefault((scope, same_name_key(image.path)), image)
+                self._by_stem.setdefault((scope, stem_key(image.path)), image)
+                self._by_name[scope, same_name_key(name)].append(image)
+                self._by_name[scope, stem_key(name)].append(image)
 
-    def find(self, table: Entry, file: str) -> Entry | None:
-        """By path below the table's folder; without its extension; by name alone, where only one picture has it."""
+    def find(self, table: SourceEntry, file: str) -> SourceEntry | None:
+        """Find an image by its path below the table's folder, without its extension, or by a name that is unique."""
         parts = [part for part in file.replace("\\", "/").split("/") if part not in ("", ".")]
         if not parts:
             return None
         path = same_name_key(str(PurePosixPath(table.path).parent.joinpath(*parts)))
         for scope in (table.scope, None) if table.scope == 0 else (table.scope,):
-            found = self._exact.get((scope, path))
+            found = self._by_path.get((scope, path))
             if found is None and not has_image_name(path):
-                found = self._stems.get((scope, path))
-            named = self._names.get((scope, same_name_key(parts[-1])), [])
+                found = self._by_stem.get((scope, path))
+            named = self._by_name.get((scope, same_name_key(parts[-1])), [])
             if found is None and len(named) == 1:
                 found = named[0]
             if found is not None:
@@ -201,52 +212,56 @@ class _Places:
         return None
 
 
-def class_folders(entries: Iterable[Entry]) -> dict[str, str]:
-    """First-level folder of each entry (its class), below the folders that all entries of its archive share."""
-    by_scope: dict[int, list[Entry]] = {}
+def _find_class_folders(entries: Iterable[SourceEntry]) -> dict[str, str]:
+    """Class folder by source: the first level below the folders that all entries of the archive share."""
+    by_scope: dict[int, list[SourceEntry]] = {}
     for entry in entries:
         by_scope.setdefault(entry.scope, []).append(entry)
     classes: dict[str, str] = {}
     for members in by_scope.values():
         folders = {entry.source: PurePosixPath(entry.path).parent.parts for entry in members}
         levels = zip(*folders.values(), strict=False)
-        shared = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, levels))
+        shared = sum(1 for _level in takewhile(lambda level: len(set(level)) == 1, levels))
         classes |= {source: next(iter(parts[shared:]), "") for source, parts in folders.items()}
     return classes
 
 
-def _kohya(entry: Entry) -> tuple[int, str, int]:
-    """Repeats, trigger, and how many folders lie between the picture and the one that says so; (1, "", 0) for none."""
-    parts = [entry.above, *PurePosixPath(entry.path).parent.parts]
+def _kohya_folder(entry: SourceEntry) -> tuple[int, str, int]:
+    """Repeats and trigger of the nearest kohya folder, and how many folders below it the image is; else (1, "", 0)."""
+    parts = [entry.input_folder, *PurePosixPath(entry.path).parent.parts]
     for distance, part in enumerate(reversed(parts)):
-        if match := _KOHYA.fullmatch(part):
-            return max(1, int(match[1])), clean(match[2]), distance
+        if match := _KOHYA_FOLDER.fullmatch(part):
+            return max(1, int(match[1])), clean_text(match[2]), distance
     return 1, "", 0
 
 
-def _of_folder(entry: Entry) -> Caption | None:
-    _, trigger, distance = _kohya(entry)
+def _folder_caption(entry: SourceEntry) -> Caption | None:
+    _repeats, trigger, distance = _kohya_folder(entry)
     folder = entry.source.rsplit("/", distance + 1)[0]
     if not trigger:
         return None
-    return Caption(source=f"{folder if folder != entry.source else entry.above}/", text=trigger)
+    return Caption(source=f"{folder if folder != entry.source else entry.input_folder}/", text=trigger)
 
 
 def _nearest_first(table: _Table) -> tuple[int, tuple[tuple[int, int, str], ...]]:
     return -table.entry.path.count("/"), natural_key(table.entry.source)
 
 
-def _lost_rows(source: str, rows: list[Row]) -> Iterator[tuple[str, RefusedError]]:
+def _lost_rows(source: str, rows: list[CaptionRow]) -> Iterator[tuple[str, RefusedError]]:
     for row in rows[:_MAX_LOST_ROWS]:
         at = f"{source}:{row.line}" if row.line else source
-        reason = f"it names {printable(row.file)[:200]}, and no such picture was handed in"
+        reason = _("it names {file}, which is not among the images", file=printable(row.file)[:200])
         yield at, RefusedError(RefusalKind.UNSUPPORTED, reason)
-    if len(rows) > _MAX_LOST_ROWS:
-        reason = f"{len(rows) - _MAX_LOST_ROWS:,} more of its rows name no picture that was handed in"
+    if (more := len(rows) - _MAX_LOST_ROWS) > 0:
+        reason = ngettext(
+            "{n} more of its rows names an image that is missing",
+            "{n} more of its rows name images that are missing",
+            more,
+        )
         yield source, RefusedError(RefusalKind.UNSUPPORTED, reason)
 
 
-def _text(data: bytes, limit: int) -> str:
-    if len(data) > limit:
-        raise CaptionError(f"it is longer than {limit // 1024:,} KiB")
+def _decode(data: bytes, limit_bytes: int) -> str:
+    if len(data) > limit_bytes:
+        raise CaptionError(_("it is longer than {most}", most=text.size(limit_bytes)))
     return decode_text(data)

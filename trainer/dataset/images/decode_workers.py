@@ -1,4 +1,4 @@
-"""Pictures decoded on all cores, in processes that may run out of memory or crash without harm to the rest."""
+"""Decodes images on all cores, in processes that may run out of memory or crash without harm to the other images."""
 
 from __future__ import annotations
 
@@ -8,119 +8,110 @@ import os
 import resource
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import cv2
 import numpy as np
 from PIL import Image
-from pydantic import ConfigDict
 
-from trainer.dataset.images.decoding import Picture, PictureError, decode
-from trainer.dataset.images.features import feature_of
-from trainer.dataset.images.mask_files import mask_of, store_mask
-from trainer.dataset.images.perceptual_hash import BYTES_AS_BASE64, Look, look_of
-from trainer.dataset.images.quality import Quality, measure
-from trainer.dataset.limits import Limits
+from trainer.dataset.dataset_folder import IMAGES, MASKS, THUMBNAILS
+from trainer.dataset.images.decoding import DecodedImage, ImageError, decode, out_of_memory
+from trainer.dataset.images.image_features import image_feature
+from trainer.dataset.images.image_quality import measure_quality
+from trainer.dataset.images.image_record import ImagePixels
+from trainer.dataset.images.mask_files import make_mask, store_mask
+from trainer.dataset.images.near_duplicates import image_hashes
+from trainer.dataset.input_files import Limits
 from trainer.errors import DecodersError
 from trainer.protocol.report import FindingKind
+from trainer.protocol.text import _
 
+#: Longest side of a thumbnail, px.
 THUMBNAIL_PX = 192
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """One picture to decode, and where its results go."""
+class DecodeTask:
+    """One image to decode, and where its files go."""
 
     number: int
     data: bytes
     #: SHA-256 of `data`.
     file_sha256: str = ""
-    #: Without an extension, which the content decides.
-    picture_path: Path
-    thumbnail_path: Path
-    #: Folder that its mask goes to, if it has one.
-    mask_folder: Path
-    #: The mask file that came with it.
+    #: Content of its mask file.
     mask: bytes | None = None
     #: SHA-256 of `mask`.
     mask_file_sha256: str = ""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Decoded:
-    """What is known of a picture that is stored now."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = BYTES_AS_BASE64
-    #: SHA-256 of the file that was handed in.
-    file_sha256: str = ""
-    #: SHA-256 of the decoded pixels and their size.
-    pixels_sha256: str
-    #: File names of the stored picture and of its thumbnail, each in its folder.
-    picture: str
-    thumbnail: str
-    #: Upright size as handed in, px.
-    width: int
-    height: int
-    notes: tuple[str, ...]
-    look: Look
-    quality: Quality
-    #: `features.feature_of` its thumbnail.
-    feature: bytes
-    #: SHA-256 of the mask file that came with it; file name of what was stored of it, or of the transparency.
-    mask_file_sha256: str = ""
-    mask: str | None = None
-    #: What is wrong with the mask, in words.
-    mask_problem: str = ""
+    #: The dataset folder; its folders for images and thumbnails exist, the one for masks is created when needed.
+    root: Path
 
     @property
-    def came_as(self) -> tuple[str, str]:
-        """The files that it was decoded from, by SHA-256: the picture and its mask."""
+    def input_key(self) -> tuple[str, str]:
+        """See `ImagePixels.input_key`."""
         return self.file_sha256, self.mask_file_sha256
 
+    @property
+    def image_path(self) -> Path:
+        """Without an extension, which depends on the content."""
+        return self.root / IMAGES / f"{self.number:04}"
 
-Outcome = Decoded | PictureError
-#: What an earlier preparation knows of the same file, put into the job's place; None if it must be decoded.
-Known = Callable[[Job], Decoded | None]
+    @property
+    def thumbnail_path(self) -> Path:
+        return self.root / THUMBNAILS / f"{self.number:04}.jpg"
+
+
+DecodeResult = ImagePixels | ImageError
+#: Returns the cached result of the same input, with its files linked to where the task wants them, or None.
+CacheLookup = Callable[[DecodeTask], ImagePixels | None]
+_Pending = tuple[DecodeTask, Future[DecodeResult]]
 
 
 def decode_all(
-    jobs: Iterable[Job], limits: Limits, *, known: Known = lambda job: None, processes: int | None = None
-) -> Iterator[tuple[int, Outcome]]:
-    """Decode every job and yield its number and outcome, in the order of the jobs.
+    tasks: Iterable[DecodeTask],
+    limits: Limits,
+    *,
+    cached: CacheLookup = lambda task: None,
+    processes: int | None = None,
+) -> Iterator[tuple[int, DecodeResult]]:
+    """Decode every task and yield its number and result, in order.
 
-    `jobs` is drawn only as fast as pictures are decoded, so that few of them are in memory at once. What `known` has
-    an answer for is not decoded.
+    Tasks are taken only as fast as images are decoded, so that few of them are in memory at once.
+
+    Raises:
+        DecodersError: The decoders cannot run on this machine.
     """
     count = processes or usable_cores()
     pool = _pool(count, limits)
-    waiting: deque[tuple[Job, Future[Outcome]]] = deque()
-    source = iter(jobs)
+    pending: deque[_Pending] = deque()
+    source = iter(tasks)
     try:
         while True:
-            while len(waiting) < 2 * count and (job := next(source, None)) is not None:
-                reused = known(job)
-                waiting.append((job, _submit(pool, job, limits) if reused is None else _done(reused)))
-            if not waiting:
+            while len(pending) < 2 * count and (task := next(source, None)) is not None:
+                reused = cached(task)
+                pending.append((task, _submit(pool, task, limits) if reused is None else _completed(reused)))
+            if not pending:
                 return
-            job, future = waiting.popleft()
+            task, future = pending.popleft()
             try:
-                yield job.number, future.result()
+                yield task.number, future.result()
             except BrokenProcessPool:
-                # One of those under way has killed its process, and all of them lost their result: find out which.
                 pool.shutdown(wait=True, cancel_futures=True)
-                suspects = [(job, future), *waiting]
-                waiting.clear()
-                for suspect, lost in suspects:
-                    has_result = lost.done() and not lost.cancelled() and lost.exception() is None
-                    yield suspect.number, lost.result() if has_result else _decode_alone(suspect, limits)
+                yield from _recover([(task, future), *pending], limits)
+                pending.clear()
                 pool = _pool(count, limits)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _recover(pending: Sequence[_Pending], limits: Limits) -> Iterator[tuple[int, DecodeResult]]:
+    """Finish the tasks of a broken pool: one of them killed its process, and all unfinished ones lost their result."""
+    for task, lost in pending:
+        has_result = lost.done() and not lost.cancelled() and lost.exception() is None
+        yield task.number, lost.result() if has_result else _decode_alone(task, limits)
 
 
 def usable_cores() -> int:
@@ -128,117 +119,119 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _submit(pool: ProcessPoolExecutor, job: Job, limits: Limits) -> Future[Outcome]:
+def _submit(pool: ProcessPoolExecutor, task: DecodeTask, limits: Limits) -> Future[DecodeResult]:
     try:
-        return pool.submit(decode_one, job, limits)
+        return pool.submit(decode_one, task, limits)
     except BrokenProcessPool as error:
-        failed: Future[Outcome] = Future()
+        failed: Future[DecodeResult] = Future()
         failed.set_exception(error)
         return failed
 
 
-def _done(outcome: Outcome) -> Future[Outcome]:
-    future: Future[Outcome] = Future()
-    future.set_result(outcome)
+def _completed(result: DecodeResult) -> Future[DecodeResult]:
+    future: Future[DecodeResult] = Future()
+    future.set_result(result)
     return future
 
 
-def _decode_alone(job: Job, limits: Limits) -> Outcome:
+def _decode_alone(task: DecodeTask, limits: Limits) -> DecodeResult:
     with _pool(1, limits) as pool:
         try:
-            return pool.submit(decode_one, job, limits).result()
+            return pool.submit(decode_one, task, limits).result()
         except BrokenProcessPool:
             _require_workers(limits)
-            message = f"its decoder crashed, or took more than {limits.decode_cpu_s:g} s of processor time"
-            return PictureError(FindingKind.CORRUPT, message)
+            message = _("its decoder crashed, or took more than {n:g} s of CPU time", n=limits.decode_cpu_s)
+            return ImageError(FindingKind.CORRUPT, message)
 
 
 def _require_workers(limits: Limits) -> None:
-    """Make sure that it is the picture that kills decoders, and not this machine.
+    """Check that decoders can run at all, so that the image is at fault and not this machine.
 
     Raises:
-        DecodersError: they cannot even be started.
+        DecodersError: They cannot be started.
     """
     with _pool(1, limits) as pool:
         try:
             pool.submit(os.getpid).result()
         except BrokenProcessPool as error:
             raise DecodersError(
-                "The processes that decode pictures cannot be started on this machine.",
-                f"Look above for why; the memory that one may have is {limits.worker_memory_bytes >> 20} MiB "
-                "(--limit worker_memory_bytes=…).",
+                _("The processes that decode images cannot be started on this machine."),
+                _(
+                    "The log above tells why; each may use {n} MiB of memory (--limit worker_memory_bytes=…).",
+                    n=limits.worker_memory_bytes >> 20,
+                ),
             ) from error
 
 
 def _pool(processes: int, limits: Limits) -> ProcessPoolExecutor:
-    # A fork of this process would carry along whatever it has loaded, and deadlock on its threads;
-    # a fork of a server that has loaded only this module costs 10 ms.
+    # A fork of this process would copy all that it has loaded and could deadlock on its threads. A fork of a server
+    # that has loaded only this module takes 10 ms.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return ProcessPoolExecutor(processes, mp_context=context, initializer=_confine, initargs=(limits,))
 
 
 def _confine(limits: Limits) -> None:
-    """Bound what a decoder can do to this machine; runs first in each worker."""
+    """Limit the memory of a decoder and set its signal handling; runs first in each worker."""
     resource.setrlimit(resource.RLIMIT_AS, (limits.worker_memory_bytes, limits.worker_memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # Ctrl-C is for the parent, which then shuts the pool down in order.
+    # Ctrl-C goes to the parent, which shuts the pool down in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A decoder in C returns to no Python handler: the default action ends the process.
+    # A decoder in C never returns to a Python handler: the default action ends the process.
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    # There are as many workers as cores: OpenCV's own threads would only get in each other's way.
+    # There is a worker for each core: OpenCV's own threads would compete with them.
     cv2.setNumThreads(1)
 
 
-def decode_one(job: Job, limits: Limits) -> Outcome:
-    """Decode one picture, store it and its thumbnail, and look at it. Runs in a worker."""
+def decode_one(task: DecodeTask, limits: Limits) -> DecodeResult:
+    """Decode, measure and store one image with its thumbnail and mask. Runs in a worker."""
     signal.setitimer(signal.ITIMER_PROF, limits.decode_cpu_s)
     try:
-        picture = decode(job.data, limits)
-        stored = _store(picture, job.picture_path)
-        pixels = np.asarray(picture.image)
-        thumbnail = _thumbnail(picture.image)
-        # As good as a PNG to every hash, at a fifth of its time.
-        thumbnail.save(job.thumbnail_path, "JPEG", quality=92, subsampling=0)
-        mask, mask_problem = mask_of(picture, job.mask, limits)
+        decoded = decode(task.data, limits)
+        stored = _store(decoded, task.image_path)
+        pixels = np.asarray(decoded.image)
+        thumbnail = _thumbnail(decoded.image)
+        # Hashes of a JPEG are as good as those of a PNG, in a fifth of the time.
+        thumbnail.save(task.thumbnail_path, "JPEG", quality=92, subsampling=0)
+        mask, mask_problem = make_mask(decoded, task.mask, limits)
         height, width = pixels.shape[:2]
         digest = hashlib.sha256(f"{width}x{height}:".encode())
         digest.update(pixels.data)
-        return Decoded(
-            file_sha256=job.file_sha256,
+        return ImagePixels(
+            file_sha256=task.file_sha256,
             pixels_sha256=digest.hexdigest(),
-            picture=stored.name,
-            thumbnail=job.thumbnail_path.name,
-            width=picture.width,
-            height=picture.height,
-            notes=picture.notes,
-            look=look_of(thumbnail),
-            quality=measure(pixels),
-            feature=feature_of(thumbnail),
-            mask_file_sha256=job.mask_file_sha256,
-            mask=None if mask is None else store_mask(mask, job.mask_folder),
+            image=stored.name,
+            thumbnail=task.thumbnail_path.name,
+            width=decoded.width,
+            height=decoded.height,
+            notes=decoded.notes,
+            hashes=image_hashes(thumbnail),
+            quality=measure_quality(pixels),
+            feature=image_feature(thumbnail),
+            mask_file_sha256=task.mask_file_sha256,
+            mask=None if mask is None else store_mask(mask, task.root / MASKS),
             mask_problem=mask_problem,
         )
-    except PictureError as error:
+    except ImageError as error:
         return error
     except MemoryError:
-        return PictureError(FindingKind.TOO_MANY_PIXELS, "decoding it takes more memory than is allowed")
+        return out_of_memory()
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
-def _store(picture: Picture, path: Path) -> Path:
-    if picture.plain is not None:
-        data, extension = picture.plain
+def _store(decoded: DecodedImage, path: Path) -> Path:
+    if decoded.stripped is not None:
+        data, extension = decoded.stripped
         path = path.with_suffix(extension)
         path.write_bytes(data)
-    elif picture.is_lossy:
+    elif decoded.is_lossy:
         path = path.with_suffix(".jpg")
-        picture.image.save(path, "JPEG", quality=95, subsampling=0)
+        decoded.image.save(path, "JPEG", quality=95, subsampling=0)
     else:
         path = path.with_suffix(".png")
-        # Level 1: half the time of the default for 10 % more bytes.
-        picture.image.save(path, "PNG", compress_level=1)
+        # Level 1 takes half the time of the default for 10 % more bytes.
+        decoded.image.save(path, "PNG", compress_level=1)
     return path
 
 
@@ -247,5 +240,5 @@ def _thumbnail(image: Image.Image) -> Image.Image:
     if share >= 1:
         return image
     size = max(1, round(image.width * share)), max(1, round(image.height * share))
-    # In whole steps first: a third of the time of Lanczos over every pixel.
+    # In whole steps first: a third of the time of Lanczos over all pixels.
     return image.resize(size, Image.Resampling.BOX, reducing_gap=2.0)

@@ -1,184 +1,181 @@
-"""Which files are masks of which pictures, what a mask says, and how it follows a picture into its bucket.
+"""Finds the mask file of each image, decodes and stores masks, and fits them to buckets.
 
-A mask is white where the loss counts and black where it does not. It lies beside its picture (`cat.mask.png`,
-OneTrainer's `cat-masklabel.png`) or, under the picture's name, in a folder `masks` (what kohya calls
-`conditioning_data_dir`); without one, a picture's transparency is its mask (kohya's `alpha_mask`).
+A mask is white where the loss counts and black where it does not. It lies beside its image (`cat.mask.png`, or
+OneTrainer's `cat-masklabel.png`), or under the image's name in a folder `masks` (kohya's `conditioning_data_dir`).
+Without a mask file, an image's transparency is its mask (kohya's `alpha_mask`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
 from trainer.dataset.buckets import Size, crop_box
-from trainer.dataset.entry import Entry
-from trainer.dataset.images.decoding import Picture, PictureError, decode_mask
-from trainer.dataset.kinds import has_image_name
-from trainer.dataset.limits import Limits
-from trainer.dataset.names import same_name_key, stem_key
-from trainer.errors import DatasetError
+from trainer.dataset.images.decoding import DecodedImage, ImageError, decode_mask, unreadable_file
+from trainer.dataset.input_files import Limits, SourceEntry, has_image_name, same_name_key, stem_key
+from trainer.exchange.files import atomic_write
+from trainer.protocol.text import _
 
-#: Ends of a mask's stem; files so named are never pictures. The first that a picture has is taken.
+#: Endings of a mask's stem, in order of precedence; files with such names are never images.
 _ENDINGS = (".mask", "-masklabel")
-#: Folders of masks, if there are pictures of the same names outside of them,
-_FOLDERS = ("masks", "mask")
-#: or in a folder beside them that is called so.
-_PICTURE_FOLDERS = ("images", "image", "imgs", "img", "pictures", "photos")
-#: Widths over heights this far apart are two shapes, and not rounding.
-_OTHER_SHAPE = 1.03
+#: Folders of masks, if images of the same names exist outside of them, or in a sibling folder with one of these names.
+_MASK_FOLDERS = ("masks", "mask")
+_IMAGE_FOLDERS = ("images", "image", "imgs", "img", "pictures", "photos")
+#: Aspect ratios that differ by a larger factor are different shapes and not rounding.
+_MAX_SHAPE_RATIO = 1.03
+
+
+class MaskIndex:
+    """The mask files among the input files, recognized by name alone, and the image of each."""
+
+    def __init__(self, entries: Iterable[SourceEntry]) -> None:
+        #: Mask by the source of its image.
+        self.by_image: dict[str, SourceEntry] = {}
+        #: Sources of all masks; none of them is an image.
+        self.sources: set[str] = set()
+        #: Masks that no image uses, by source, and the reason.
+        self.unused: dict[str, str] = {}
+
+        images: defaultdict[tuple[int, str], list[SourceEntry]] = defaultdict(list)
+        candidates: list[tuple[SourceEntry, _MaskName]] = []
+        for entry in entries:
+            if entry.row_labels is None and has_image_name(entry.path):
+                if (name := _mask_name(entry.path)) is not None:
+                    candidates.append((entry, name))
+                else:
+                    # An image whose name has two extensions is found under both.
+                    for key in {stem_key(entry.path), same_name_key(entry.path)}:
+                        images[entry.scope, key].append(entry)
+        masks = [(entry, name, name.find(entry.scope, images)) for entry, name in candidates]
+        # A class can be called "masks": a folder of that name in which no file has a partner holds images.
+        folders = {(entry.scope, name.folder) for entry, name, partners in masks if partners}
+        for entry, name, partners in sorted(masks, key=lambda mask: mask[1].precedence):
+            if name.folder is None or (entry.scope, name.folder) in folders:
+                self._add(entry, partners)
+
+    def _add(self, mask: SourceEntry, images: Sequence[SourceEntry]) -> None:
+        self.sources.add(mask.source)
+        used_by = [image for image in images if self.by_image.setdefault(image.source, mask) is mask]
+        if not images:
+            self.unused[mask.source] = _("it is a mask, but no image has its name")
+        elif not used_by:
+            reason = _("it is a mask, but {image} has another mask, which is preferred", image=images[0].source)
+            self.unused[mask.source] = reason
 
 
 @dataclass(frozen=True, kw_only=True)
-class Masks:
-    """The masks among the files that were handed in."""
+class _MaskName:
+    """What the path of a mask tells about its image."""
 
-    #: By the source of its picture.
-    of_picture: Mapping[str, Entry] = field(default_factory=dict)
-    #: Sources of all masks; none of them is a picture.
-    sources: frozenset[str] = frozenset()
-    #: Those that no picture uses, by source, and why.
-    unused: Mapping[str, str] = field(default_factory=dict)
-
-
-def find_masks(entries: Sequence[Entry]) -> Masks:
-    """The masks among `entries`, told by their names alone."""
-    named = [entry for entry in entries if entry.told is None and has_image_name(entry.path)]
-    places = {entry.source: _place(entry.path) for entry in named}
-    pictures = [entry for entry in named if places[entry.source] is None]
-    by_name: dict[tuple[int, str], list[Entry]] = {}
-    for entry in pictures:
-        # A picture whose name has an extension twice belongs under both.
-        for key in {stem_key(entry.path), same_name_key(entry.path)}:
-            by_name.setdefault((entry.scope, key), []).append(entry)
-    wanted = [(entry, place) for entry in named if (place := places[entry.source]) is not None]
-    served = {
-        entry.source: next((held for key in place.pictures if (held := by_name.get((entry.scope, key)))), [])
-        for entry, place in wanted
-    }
-    # A class may be called "masks": a folder of that name without partners holds pictures.
-    partnered = {(entry.scope, place.folder) for entry, place in wanted if place.folder and served[entry.source]}
-    masks = [(e, p) for e, p in wanted if p.folder is None or (e.scope, p.folder) in partnered]
-    of_picture: dict[str, Entry] = {}
-    for entry, _ in sorted(masks, key=lambda mask: mask[1].rank):
-        for picture in served[entry.source]:
-            of_picture.setdefault(picture.source, entry)
-    used = {entry.source for entry in of_picture.values()}
-    return Masks(
-        of_picture=of_picture,
-        sources=frozenset(entry.source for entry, _ in masks),
-        unused={entry.source: _why_unused(served[entry.source]) for entry, _ in masks if entry.source not in used},
-    )
-
-
-def _why_unused(pictures: Sequence[Entry]) -> str:
-    if pictures:
-        return f"it is a mask, but {pictures[0].source} has another one, which goes first"
-    return "it is a mask, but no picture has its name"
-
-
-def mask_files_of(picture: Path) -> Iterable[Path]:
-    """What may lie beside a loose picture as its mask."""
-    return (picture.with_name(f"{picture.stem}{ending}.png") for ending in _ENDINGS)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Place:
-    """What a mask's path says of its picture."""
-
-    #: Keys of the picture's path without its extension, or of all of it; the first that there is.
-    pictures: tuple[str, ...]
-    #: Key of the folder that makes it a mask; None where its own name does.
+    #: Possible names of the image, the first existing one counts.
+    image_keys: tuple[str, ...]
+    #: Key of the folder that makes the file a mask; None if its own name does.
     folder: str | None
-    rank: int
+    precedence: int
+
+    def find(self, scope: int, images: dict[tuple[int, str], list[SourceEntry]]) -> Sequence[SourceEntry]:
+        return next((images[scope, key] for key in self.image_keys if (scope, key) in images), ())
 
 
-def _place(path: str) -> _Place | None:
-    """Whose mask a file of this path would be; None if it can only be a picture."""
+def _mask_name(path: str) -> _MaskName | None:
+    """Parse the path of a possible mask; None if the file can only be an image."""
     pure = PurePosixPath(path)
-    for rank, ending in enumerate(_ENDINGS):
+    for precedence, ending in enumerate(_ENDINGS):
         if pure.stem.lower().endswith(ending) and len(pure.stem) > len(ending):
-            picture = pure.with_name(pure.stem[: -len(ending)])
-            return _Place(pictures=(same_name_key(str(picture)),), folder=None, rank=rank)
+            image = pure.with_name(pure.stem[: -len(ending)])
+            return _MaskName(image_keys=(same_name_key(str(image)),), folder=None, precedence=precedence)
     parts = pure.parent.parts
     for depth in reversed(range(len(parts))):
-        if parts[depth].lower() in _FOLDERS:
-            folder = same_name_key("/".join(parts[: depth + 1]))
-            tails = [(), *((name,) for name in _PICTURE_FOLDERS)]
-            pictures = [PurePosixPath(*parts[:depth], *tail, *parts[depth + 1 :], pure.stem) for tail in tails]
-            keys = tuple(same_name_key(str(picture)) for picture in pictures)
-            return _Place(pictures=keys, folder=folder, rank=len(_ENDINGS))
+        if parts[depth].lower() in _MASK_FOLDERS:
+            siblings: list[tuple[str, ...]] = [(), *((name,) for name in _IMAGE_FOLDERS)]
+            images = [PurePosixPath(*parts[:depth], *folder, *parts[depth + 1 :], pure.stem) for folder in siblings]
+            return _MaskName(
+                image_keys=tuple(same_name_key(str(image)) for image in images),
+                folder=same_name_key("/".join(parts[: depth + 1])),
+                precedence=len(_ENDINGS),
+            )
     return None
 
 
-def mask_of(picture: Picture, data: bytes | None, limits: Limits) -> tuple[Image.Image | None, str]:
-    """The mask of a decoded picture, 8-bit grey in its shape, and what is wrong with it in words.
+def mask_paths_beside(image: Path) -> Iterable[Path]:
+    """Where the mask of a loose image can be."""
+    return (image.with_name(f"{image.stem}{ending}.png") for ending in _ENDINGS)
 
-    `data` is a mask file, which goes before the picture's transparency. None stands for a mask that is white all over
-    for want of one. Runs in a decoder's process.
+
+def make_mask(decoded: DecodedImage, data: bytes | None, limits: Limits) -> tuple[Image.Image | None, str]:
+    """Return the mask of an image, 8-bit gray in its shape, and what is wrong with it as a clause.
+
+    None means that the whole image counts. Runs in a decoder's process.
+
+    Args:
+        decoded: The image.
+        data: Its mask file, which is preferred to the image's transparency.
+        limits: For the size of the mask.
     """
     if data is None:
-        mask = picture.alpha
+        mask = decoded.alpha
         if mask is None or mask.getextrema() == (255, 255):
             return None, ""
     else:
         try:
             mask = decode_mask(data, limits)
-        except PictureError as error:
-            return None, f"its mask cannot be used: {error.message}; all of the picture counts"
+        except ImageError as error:
+            return None, _("its mask cannot be used: {reason}; the whole image counts", reason=error.message)
     top = mask.getextrema()[1]
     if top == 1:
-        # Written by a program that counts 0 and 1.
+        # Written by a program that uses 0 and 1.
         mask = mask.point(lambda value: 255 * value)
     if top == 0:
-        return None, "its mask is black all over and was left out: all of the picture counts"
-    shape, own = picture.width / picture.height, mask.width / mask.height
+        return None, _("its mask is entirely black and was ignored: the whole image counts")
+    image_shape, mask_shape = decoded.width / decoded.height, mask.width / mask.height
     problem = ""
-    if max(shape / own, own / shape) > _OTHER_SHAPE:
-        problem = f"its mask has another shape ({mask.width}x{mask.height} px) and was stretched to the picture's"
-    return _in_shape(mask, (picture.width, picture.height), limits.max_stored_pixels), problem
+    if max(image_shape / mask_shape, mask_shape / image_shape) > _MAX_SHAPE_RATIO:
+        size = f"{mask.width}x{mask.height}"
+        problem = _("its mask has another shape ({size} px) and was stretched to the shape of the image", size=size)
+    return _resized(mask, (decoded.width, decoded.height), limits.max_stored_pixels), problem
 
 
-def _in_shape(mask: Image.Image, size: Size, max_pixels: int) -> Image.Image:
+def _resized(mask: Image.Image, size: Size, max_pixels: int) -> Image.Image:
     share = min(1.0, (max_pixels / (size[0] * size[1])) ** 0.5)
     wanted = max(1, round(size[0] * share)), max(1, round(size[1] * share))
     return mask if mask.size == wanted else mask.resize(wanted, Image.Resampling.BILINEAR)
 
 
 def store_mask(mask: Image.Image, folder: Path) -> str:
-    """Write a mask under a name that says what is in it; returns the name.
-
-    Pictures that share a mask share its file: whoever writes it writes the same.
-    """
+    """Write a mask under a name derived from its content, and return the name; equal masks share a file."""
     digest = hashlib.sha256(f"{mask.width}x{mask.height}:".encode() + mask.tobytes())
     name = f"{digest.hexdigest()[:32]}.png"
     buffer = io.BytesIO()
     mask.save(buffer, "PNG", compress_level=6)
     folder.mkdir(exist_ok=True)
-    (folder / name).write_bytes(buffer.getvalue())
+    # Several decoders may write the same mask at once.
+    with atomic_write(folder / name) as partial:
+        partial.write_bytes(buffer.getvalue())
     return name
 
 
 def open_mask(dataset_dir: Path, path: str) -> Image.Image:
-    """A stored mask, whole, 8-bit grey.
+    """Open a stored mask, 8-bit gray.
 
     Raises:
-        DatasetError: it is gone or damaged.
+        DatasetError: The file is missing or damaged.
     """
     try:
         with Image.open(dataset_dir / path) as opened:
             return opened.convert("L")
     except OSError as error:
-        raise DatasetError(f"{path} of the dataset cannot be read ({error}).", "Prepare the dataset again.") from error
+        raise unreadable_file(path, error) from error
 
 
 def fit_mask(mask: Image.Image, bucket: Size, cells: Size) -> Image.Image:
-    """The share of each of `cells` (width, height) that is masked, 0 to 255, cropped as `buckets.fit` crops a picture.
+    """The masked share of each of `cells` (width, height), 0 to 255, cropped like `buckets.fit` crops an image.
 
-    By area, in one pass: Lanczos would make white ripples beside a hard edge.
+    By area in one pass: Lanczos would ring at hard edges.
     """
     return mask.resize(cells, Image.Resampling.BOX, box=crop_box(mask.size, bucket))

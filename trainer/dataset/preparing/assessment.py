@@ -1,64 +1,236 @@
-"""What is known and decided about one picture while its dataset is prepared."""
+"""Assesses the images: findings, exact copies and near duplicates, the effective caption, and what a person decided.
+
+Each step takes records and returns new ones. Findings either drop an image or warn.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
+from trainer.console import Progress
+from trainer.dataset.buckets import bucket_for, default_step, is_upscaled
+from trainer.dataset.captions.caption_checks import check_captions
 from trainer.dataset.captions.caption_rules import apply_rules
 from trainer.dataset.captions.labels import Caption
-from trainer.dataset.images.decode_workers import Decoded
-from trainer.dataset.preparing.intake import Found
+from trainer.dataset.dataset_folder import THUMBNAILS
+from trainer.dataset.images.image_features import find_outliers
+from trainer.dataset.images.image_quality import quality_findings
+from trainer.dataset.images.image_record import Assessment, ImagePixels, ImageRecord
+from trainer.dataset.images.near_duplicates import MAX_DISTANCE, UnionFind, exact_copies, near_pairs, thumbnail_distance
+from trainer.dataset.input_files import Limits
 from trainer.protocol.edits import CaptionRules, Edits
-from trainer.protocol.report import CAPTION_BY_HAND, CAPTION_BY_RULE, Finding
+from trainer.protocol.report import CAPTION_BY_HAND, CAPTION_BY_RULE, Finding, FindingKind
+from trainer.protocol.text import _
 
 
-@dataclass(kw_only=True)
-class Verdict:
-    """One picture and all that was found in it."""
+def assess(
+    records: Sequence[ImageRecord], root: Path, *, limits: Limits, resolution: int, edits: Edits, progress: Progress
+) -> list[ImageRecord]:
+    """Return the records, in order, with their assessments.
 
-    found: Found
-    #: The caption that training sees; None if there is none at all.
-    caption: Caption | None = None
-    is_caption_automatic: bool = False
-    decision: Literal["keep", "drop"] | None = None
-    findings: list[Finding] = field(default_factory=list)
-    group: int | None = None
-
-    @property
-    def decoded(self) -> Decoded | None:
-        return self.found.outcome if isinstance(self.found.outcome, Decoded) else None
-
-    @property
-    def is_dropped(self) -> bool:
-        return any(finding.action == "dropped" for finding in self.findings)
+    Args:
+        records: Decoded images.
+        root: The dataset folder with their thumbnails.
+        limits: For the smallest side and the largest aspect ratio.
+        resolution: Training size that images are judged for, px.
+        edits: Decisions and captions by a person.
+        progress: Called while images are compared.
+    """
+    alone = [_assess_alone(record, limits, edits) for record in records]
+    grouped = _group_duplicates(alone, root / THUMBNAILS, progress)
+    return _assess_together(grouped, resolution, edits)
 
 
-def open_verdict(found: Found, edits: Edits) -> Verdict:
-    """A verdict without findings: the picture with the caption and the decision that people gave it."""
-    if not isinstance(found.outcome, Decoded):
-        return Verdict(found=found, caption=found.caption)
-    pixels = found.outcome.pixels_sha256
-    caption, is_automatic = _caption(found.caption, pixels, edits)
-    if caption is not None and not caption.problem:
-        caption = Caption(source=caption.source, text=apply_rules(caption.text, edits.rules))
-    if caption is None and edits.rules != CaptionRules() and (text := apply_rules("", edits.rules)):
-        caption = Caption(source=CAPTION_BY_RULE, text=text)
-    return Verdict(
-        found=found,
-        caption=caption,
+def kept_pixels(records: Iterable[ImageRecord]) -> dict[int, ImagePixels]:
+    """The pixels of the kept images by number."""
+    return {record.number: record.pixels for record in records if record.pixels is not None and record.is_kept}
+
+
+def _assess_alone(record: ImageRecord, limits: Limits, edits: Edits) -> ImageRecord:
+    """Everything that does not depend on other images."""
+    pixels, handed_in = record.pixels, record.labels.caption
+    if pixels is None:
+        return replace(record, assessment=replace(record.assessment, caption=handed_in))
+    caption, is_automatic = _choose_caption(handed_in, pixels.pixels_sha256, edits)
+    decision = edits.decisions.get(pixels.pixels_sha256)
+    findings = [*_decoder_findings(pixels), *_size_findings(pixels, limits), *quality_findings(pixels.quality)]
+    assessment = Assessment(
+        caption=_with_rules(caption, edits.rules),
         is_caption_automatic=is_automatic,
-        decision=edits.decisions.get(pixels),
+        decision=decision,
+        findings=tuple(_with_decision(findings, decision)),
     )
+    return replace(record, assessment=assessment)
 
 
-def _caption(handed_in: Caption | None, pixels: str, edits: Edits) -> tuple[Caption | None, bool]:
-    """A person's caption before the one handed in, and that before a model's."""
-    if pixels in edits.captions:
-        text = edits.captions[pixels].strip()
+def _choose_caption(handed_in: Caption | None, pixels_sha256: str, edits: Edits) -> tuple[Caption | None, bool]:
+    """The caption by a person, else the one handed in, else a model's; and whether it still needs a review."""
+    if pixels_sha256 in edits.captions:
+        text = edits.captions[pixels_sha256].strip()
         return (Caption(source=CAPTION_BY_HAND, text=text) if text else None), False
     if handed_in is not None and handed_in.text:
         return handed_in, False
-    if text := edits.automatic.get(pixels, "").strip():
-        return Caption(source=edits.captioner or "a captioning model", text=text), pixels not in edits.reviewed
+    if text := edits.automatic.get(pixels_sha256, "").strip():
+        return Caption(source=edits.captioner or "a captioning model", text=text), pixels_sha256 not in edits.reviewed
     return handed_in, False
+
+
+def _with_rules(caption: Caption | None, rules: CaptionRules) -> Caption | None:
+    if caption is not None and not caption.problem:
+        return Caption(source=caption.source, text=apply_rules(caption.text, rules))
+    if caption is None and rules != CaptionRules() and (text := apply_rules("", rules)):
+        return Caption(source=CAPTION_BY_RULE, text=text)
+    return caption
+
+
+def _with_decision(findings: Sequence[Finding], decision: Literal["keep", "drop"] | None) -> Iterator[Finding]:
+    """A person's decision overrules the findings."""
+    for finding in findings:
+        if decision == "keep" and finding.action == "dropped":
+            message = _("{finding}; kept by hand", finding=finding.message)
+            yield finding.model_copy(update={"action": "kept", "message": message})
+        else:
+            yield finding
+    if decision == "drop":
+        yield Finding(kind=FindingKind.BY_HAND, action="dropped", message=_("dropped by hand"))
+
+
+def _decoder_findings(pixels: ImagePixels) -> Iterator[Finding]:
+    for note in pixels.notes:
+        yield Finding(kind=FindingKind.UNSUPPORTED, action="kept", message=note)
+    if pixels.mask_problem:
+        yield Finding(kind=FindingKind.MASK, action="kept", message=pixels.mask_problem)
+
+
+def _size_findings(pixels: ImagePixels, limits: Limits) -> Iterator[Finding]:
+    size = f"{pixels.width}x{pixels.height}"
+    short, long = sorted((pixels.width, pixels.height))
+    aspect = long / short
+    if short < limits.min_side_px:
+        message = _("{size} px; each side must have at least {n} px", size=size, n=limits.min_side_px)
+        yield _measured(FindingKind.TOO_SMALL, short, limits.min_side_px, message, action="dropped")
+    elif aspect > limits.max_aspect and short < limits.min_short_side_px:
+        shortest = limits.min_short_side_px
+        message = _("{size} px is {n:.1f}:1 with a short side under {least} px", size=size, n=aspect, least=shortest)
+        yield _measured(FindingKind.EXTREME_ASPECT, aspect, limits.max_aspect, message, action="dropped")
+    elif aspect > limits.max_aspect:
+        message = _("{size} px is {n:.1f}:1; much of it is cropped away", size=size, n=aspect)
+        yield _measured(FindingKind.EXTREME_ASPECT, aspect, limits.max_aspect, message)
+
+
+def _group_duplicates(records: Sequence[ImageRecord], thumbnails: Path, progress: Progress) -> list[ImageRecord]:
+    """Drop exact copies, and give near duplicates and copies a common group, which the split never divides."""
+    sources = {record.number: record.source for record in records}
+    copies = _exact_copies(records)
+    kept = {number: pixels for number, pixels in kept_pixels(records).items() if number not in copies}
+    groups, nearest = _near_duplicates(kept, thumbnails, progress)
+
+    def with_duplicates(record: ImageRecord) -> ImageRecord:
+        original = copies.get(record.number, record.number)
+        if original not in kept:
+            return record
+        record = replace(record, assessment=replace(record.assessment, group=groups.find(original)))
+        if record.number in copies:
+            return record.with_findings(_copy_finding(sources[original]))
+        if record.number in nearest:
+            other, distance = nearest[record.number]
+            return record.with_findings(_near_finding(sources[other], distance))
+        return record
+
+    return [with_duplicates(record) for record in records]
+
+
+def _exact_copies(records: Sequence[ImageRecord]) -> dict[int, int]:
+    """Map the number of each image with the same pixels as another to the number of the one that is kept."""
+    pixels = kept_pixels(records)
+    captions = {record.number: record.assessment.caption for record in records}
+    numbers = list(pixels)
+    is_captioned = [bool(caption and caption.text) for caption in (captions[number] for number in numbers)]
+    copies = exact_copies([pixels[number].pixels_sha256 for number in numbers], is_captioned)
+    return {numbers[index]: numbers[original] for index, original in copies.items()}
+
+
+def _near_duplicates(
+    pixels: Mapping[int, ImagePixels], thumbnails: Path, progress: Progress
+) -> tuple[UnionFind, dict[int, tuple[int, float]]]:
+    """Groups of near duplicates, and for each image its nearest duplicate with the distance: one finding suffices."""
+    paths = {number: thumbnails / each.thumbnail for number, each in pixels.items()}
+
+    def distance(one: int, other: int, mirrored: bool) -> float | None:
+        return thumbnail_distance(paths[one], paths[other], mirrored)
+
+    groups = UnionFind(max(pixels, default=0) + 1)
+    nearest: dict[int, tuple[int, float]] = {}
+    for one, other, measured in near_pairs({n: each.hashes for n, each in pixels.items()}, distance, progress):
+        groups.join(one, other)
+        for this, that in ((one, other), (other, one)):
+            if this not in nearest or measured < nearest[this][1]:
+                nearest[this] = that, measured
+    return groups, nearest
+
+
+def _copy_finding(original: str) -> Finding:
+    message = _("the same image as {other}", other=original)
+    return Finding(kind=FindingKind.EXACT_DUPLICATE, action="dropped", message=message, other=original)
+
+
+def _near_finding(other: str, distance: float) -> Finding:
+    message = _("nearly the same as {other}; they stay in one split", other=other)
+    finding = _measured(FindingKind.NEAR_DUPLICATE, distance, MAX_DISTANCE, message)
+    return finding.model_copy(update={"other": other})
+
+
+def _assess_together(records: Sequence[ImageRecord], resolution: int, edits: Edits) -> list[ImageRecord]:
+    """Findings of the kept images that depend on the other kept images, and those of their captions."""
+    kept = [record for record in records if record.is_kept]
+    step = default_step(resolution, len(kept))
+    groups = {record.number: record.assessment.group or record.number for record in kept}
+    # An image of one flat color differs from all others, and has a finding for it.
+    features = {n: pixels.feature for n, pixels in kept_pixels(kept).items() if not pixels.hashes.is_blank}
+    outliers = find_outliers(features, groups)
+    of_captions = check_captions(
+        {record.number: caption.text for record in kept if (caption := record.assessment.caption)},
+        groups,
+        trigger=edits.rules.trigger,
+        sources={record.number: record.source for record in kept},
+    )
+
+    def findings(record: ImageRecord) -> Iterator[Finding]:
+        if record.number in outliers:
+            yield outliers[record.number]
+        if record.pixels is not None:
+            yield from _upscaling_findings(record.pixels, resolution, step)
+        yield from _caption_findings(record.assessment.caption)
+        yield from of_captions.get(record.number, [])
+
+    return [record.with_findings(*findings(record)) if record.is_kept else record for record in records]
+
+
+def _upscaling_findings(pixels: ImagePixels, resolution: int, step: int) -> Iterator[Finding]:
+    width, height = pixels.width, pixels.height
+    bucket = bucket_for(width, height, resolution, step)
+    if is_upscaled((width, height), bucket):
+        factor = max(bucket[0] / width, bucket[1] / height)
+        size = f"{width}x{height}"
+        message = _("{size} px is enlarged {n:.1f} times to train at {to} px", size=size, n=factor, to=resolution)
+        yield _measured(FindingKind.UPSCALED, factor, 1.0, message)
+
+
+def _caption_findings(caption: Caption | None) -> Iterator[Finding]:
+    if caption is None:
+        yield Finding(kind=FindingKind.CAPTION_MISSING, action="kept", message=_("it has no caption"))
+    elif caption.problem:
+        message = _("its caption {source} cannot be read: {reason}", source=caption.source, reason=caption.problem)
+        yield Finding(kind=FindingKind.CAPTION_UNREADABLE, action="kept", message=message)
+    elif not caption.text:
+        message = _("its caption {source} is empty", source=caption.source)
+        yield Finding(kind=FindingKind.CAPTION_EMPTY, action="kept", message=message)
+
+
+def _measured(
+    kind: FindingKind, measure: float, threshold: float, message: str, action: Literal["dropped", "kept"] = "kept"
+) -> Finding:
+    return Finding(kind=kind, measure=round(measure, 3), threshold=threshold, action=action, message=message)

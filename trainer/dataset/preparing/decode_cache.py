@@ -1,7 +1,7 @@
-"""What earlier preparations of the same files found out: decoded pictures are linked, not decoded again.
+"""Reuses earlier preparations: decoded images are linked instead of decoded again, and images keep their splits.
 
-Each dataset folder holds `decoded.jsonl`, one picture a line. Its first line names what decides how a picture comes out
-(the limits, the method); only folders that were made in the same way are used.
+Each dataset folder has a file `decoded.jsonl`: a line that identifies the decoding method and the limits that affect
+its result, then one image a line. A folder that was prepared with another method or other limits is not reused.
 """
 
 from __future__ import annotations
@@ -15,98 +15,99 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from trainer.dataset.images.decode_workers import Decoded, Job
-from trainer.dataset.layout import DECODED_NAME, DROPPED, MASKS, PICTURES, THUMBNAILS
-from trainer.dataset.limits import Limits
+from trainer.dataset.dataset_folder import DECODED_NAME, DROPPED, IMAGES, MASKS, THUMBNAILS
+from trainer.dataset.images.decode_workers import DecodeTask
+from trainer.dataset.images.image_record import ImagePixels
+from trainer.dataset.input_files import Limits
 from trainer.dataset.split.group_split import Shares
-from trainer.protocol.report import Split, read_report
+from trainer.exchange.dataset_dir import read_report
+from trainer.protocol.report import Split
 
-#: Raise it when a picture would be decoded, stored or measured otherwise.
-_DECODING_VERSION = 2
-#: Limits that change how a picture comes out, and not only whether it does.
-_DECIDING = ("max_stored_pixels", "checked_side_px", "background")
+#: Raise it when an image would be decoded, stored or measured differently.
+_DECODING_VERSION = 3
+#: Limits that change how an image is decoded, and not only whether.
+_DECODING_LIMITS = ("max_stored_pixels", "checked_side_px", "background")
 
-_DECODED = TypeAdapter(Decoded)
+_PIXELS = TypeAdapter(ImagePixels)
 
 
-class Earlier:
-    """Decoded pictures of earlier dataset folders, by the SHA-256 of the files that they came from."""
+class DecodeCache:
+    """Decoded images of earlier dataset folders, by the hashes of their input files."""
 
     def __init__(self, folders: Sequence[Path], limits: Limits) -> None:
-        self._pictures: dict[tuple[str, str], tuple[Path, Decoded]] = {}
+        self._images: dict[tuple[str, str], tuple[Path, ImagePixels]] = {}
         for folder in folders:
-            for decoded in _read(folder, limits):
-                self._pictures.setdefault(decoded.came_as, (folder, decoded))
+            for pixels in _read_decoded(folder, limits):
+                self._images.setdefault(pixels.input_key, (folder, pixels))
 
-    def put_in_place(self, job: Job) -> Decoded | None:
-        """Link what is known of a job's file to where the job wants it; None if it must be decoded."""
-        if (known := self._pictures.get((job.file_sha256, job.mask_file_sha256))) is None:
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def link(self, task: DecodeTask) -> ImagePixels | None:
+        """Link the cached files of a task to its paths; None if it must be decoded."""
+        if (cached := self._images.get(task.input_key)) is None:
             return None
-        folder, decoded = known
-        picture = job.picture_path.with_suffix(Path(decoded.picture).suffix)
-        stored = next(
-            (path for kind in (PICTURES, DROPPED) if (path := folder / kind / decoded.picture).is_file()), None
-        )
-        thumbnail = folder / THUMBNAILS / decoded.thumbnail
-        mask = folder / MASKS / decoded.mask if decoded.mask else None
+        folder, pixels = cached
+        image = task.image_path.with_suffix(Path(pixels.image).suffix)
+        stored = next((path for name in (IMAGES, DROPPED) if (path := folder / name / pixels.image).is_file()), None)
+        thumbnail = folder / THUMBNAILS / pixels.thumbnail
+        mask = folder / MASKS / pixels.mask if pixels.mask else None
         if stored is None or not thumbnail.is_file() or (mask is not None and not mask.is_file()):
             return None
-        _link(stored, picture)
-        _link(thumbnail, job.thumbnail_path)
-        if mask is not None and not (target := job.mask_folder / mask.name).exists():
-            job.mask_folder.mkdir(exist_ok=True)
+        _link(stored, image)
+        _link(thumbnail, task.thumbnail_path)
+        if mask is not None and not (target := task.root / MASKS / mask.name).exists():
+            target.parent.mkdir(exist_ok=True)
             _link(mask, target)
-        return replace(decoded, picture=picture.name, thumbnail=job.thumbnail_path.name)
+        return replace(pixels, image=image.name, thumbnail=task.thumbnail_path.name)
 
 
-def known_sides(folders: Iterable[Path], shares: Shares) -> dict[str, Split]:
-    """Which split each picture was in, by pixel hash; the first folder that knows a picture decides.
+def write_decoded(folder: Path, images: Iterable[ImagePixels], limits: Limits) -> None:
+    """Write the cache of this preparation; identical input files were decoded once and are written once."""
+    with (folder / DECODED_NAME).open("wb") as file:
+        file.write(json.dumps(_cache_key(limits)).encode() + b"\n")
+        for pixels in {pixels.input_key: pixels for pixels in images}.values():
+            file.write(_PIXELS.dump_json(pixels) + b"\n")
 
-    A folder that was split by other shares or another seed has no say, nor has one that was too small to be split.
+
+def previous_splits(folders: Iterable[Path], shares: Shares) -> dict[str, Split]:
+    """The split of each image in earlier dataset folders, by pixel hash; the first folder with an image counts.
+
+    Folders that were split by other shares or another seed, or were too small to be split, are ignored.
     """
-    sides: dict[str, Split] = {}
+    splits: dict[str, Split] = {}
     for folder in folders:
         try:
             report = read_report(folder)
         except (OSError, ValidationError):
             continue
-        if (report.shares, report.split_seed) != ((shares.validation, shares.test), shares.seed):
-            continue
-        if report.counts.train == report.counts.kept:
-            continue
-        for image in report.images:
-            if image.split is not None and image.pixels_sha256 is not None:
-                sides.setdefault(image.pixels_sha256, image.split)
-    return sides
+        has_same_shares = (report.shares, report.split_seed) == ((shares.validation, shares.test), shares.seed)
+        if has_same_shares and report.counts.train < report.counts.kept:
+            for image in report.images:
+                if image.split is not None and image.pixels_sha256 is not None:
+                    splits.setdefault(image.pixels_sha256, image.split)
+    return splits
 
 
-def write_decoded(folder: Path, pictures: Iterable[Decoded], limits: Limits) -> None:
-    """Leave for the next preparation what was found out in this one."""
-    with (folder / DECODED_NAME).open("wb") as file:
-        file.write(json.dumps(_made_by(limits)).encode() + b"\n")
-        for decoded in pictures:
-            file.write(_DECODED.dump_json(decoded) + b"\n")
-
-
-def _read(folder: Path, limits: Limits) -> Iterable[Decoded]:
-    """What a folder holds; nothing if it holds nothing of use: everything can be decoded again."""
+def _read_decoded(folder: Path, limits: Limits) -> Iterable[ImagePixels]:
+    """The cached images of a folder, up to the first damaged line: the others are decoded again."""
     try:
         with (folder / DECODED_NAME).open("rb") as file:
-            if json.loads(next(file, b"null")) != _made_by(limits):
+            if json.loads(next(file, b"null")) != _cache_key(limits):
                 return
             for line in file:
-                yield _DECODED.validate_json(line)
+                yield _PIXELS.validate_json(line)
     except (OSError, ValueError):
         return
 
 
-def _made_by(limits: Limits) -> Mapping[str, object]:
+def _cache_key(limits: Limits) -> Mapping[str, object]:
     values = json.loads(json.dumps(asdict(limits)))
-    return {"version": _DECODING_VERSION} | {name: values[name] for name in _DECIDING}
+    return {"version": _DECODING_VERSION} | {name: values[name] for name in _DECODING_LIMITS}
 
 
 def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
-    except OSError:  # another disk, or a file system without links
+    except OSError:  # another disk, or a file system without hard links
         shutil.copyfile(source, target)

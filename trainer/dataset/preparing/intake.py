@@ -1,191 +1,171 @@
-"""Entries become pictures with captions: each file is read once, told by its content, and decoded or refused."""
+"""Reads the sources: each file is recognized by its content, and decoded, taken as captions, or refused."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.dataset.archives import OPENED, RefusedError
-from trainer.dataset.captions.labels import Caption, Labels
-from trainer.dataset.entry import Entry
-from trainer.dataset.images.decode_workers import Job, Known, Outcome, decode_all
-from trainer.dataset.images.decoding import PictureError
-from trainer.dataset.images.mask_files import find_masks
-from trainer.dataset.kinds import HEAD_BYTES, Kind, has_caption_name, has_image_name, sniff
-from trainer.dataset.layout import MASKS, PICTURES, THUMBNAILS
-from trainer.dataset.limits import Limits
-from trainer.dataset.progress import Progress
+from trainer.console import Progress
+from trainer.dataset.archives import READABLE_ARCHIVES
+from trainer.dataset.captions.labels import LabelIndex
+from trainer.dataset.dataset_folder import IMAGES, THUMBNAILS
+from trainer.dataset.images.decode_workers import CacheLookup, DecodeResult, DecodeTask, decode_all
+from trainer.dataset.images.decoding import ImageError
+from trainer.dataset.images.image_record import ImagePixels, ImageRecord
+from trainer.dataset.images.mask_files import MaskIndex
+from trainer.dataset.input_files import (
+    HEAD_BYTES,
+    FileKind,
+    Limits,
+    RefusedError,
+    SourceEntry,
+    has_caption_name,
+    has_image_name,
+    sniff,
+)
 from trainer.dataset.sources.source_readers import Sources
-from trainer.protocol.report import FindingKind, RefusalKind
+from trainer.protocol.report import Finding, FindingKind, RefusalKind
+from trainer.protocol.text import _
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Found:
-    """One picture that was handed in."""
-
-    #: From 1, in natural order of the sources; what people call it by.
-    number: int
-    source: str
-    class_name: str
-    #: How often it is seen for each time that another is (kohya's `10_name`).
-    repeats: int = 1
-    outcome: Outcome
-    caption: Caption | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Folder:
-    """Where decoded pictures and their thumbnails go."""
-
-    root: Path
-
-    def picture(self, number: int) -> Path:
-        """Without an extension, which the picture decides."""
-        return self.root / PICTURES / f"{number:04}"
-
-    def thumbnail(self, number: int) -> Path:
-        return self.root / THUMBNAILS / f"{number:04}.jpg"
-
-    @property
-    def masks(self) -> Path:
-        """Made when there is a mask."""
-        return self.root / MASKS
-
-    def make(self) -> None:
-        self.picture(0).parent.mkdir()
-        self.thumbnail(0).parent.mkdir()
-
-
-def take_in(
-    sources: Sources, folder: Folder, limits: Limits, progress: Progress, known: Known = lambda job: None
-) -> list[Found]:
-    """Read every entry and decode every picture that `known` does not; adds to `sources.refused` what is refused."""
-    intake = _Intake(sources, folder, limits, progress)
-    outcomes: dict[int, Outcome] = dict(decode_all(intake.jobs(), limits, known=known))
-    outcomes |= intake.unreadable
-    outcomes |= {number: outcomes[first] for number, first in intake.copies.items()}
-    intake.labels.join(intake.pictures.values())
-    found = [_found(number, entry, outcomes[number], intake.labels) for number, entry in intake.pictures.items()]
-    for source, refusal in intake.labels.unused():
+def read_images(
+    sources: Sources, root: Path, limits: Limits, progress: Progress, cached: CacheLookup = lambda task: None
+) -> list[ImageRecord]:
+    """Read every entry and decode every image that is not cached; refused entries are added to `sources.refused`."""
+    for name in (IMAGES, THUMBNAILS):
+        (root / name).mkdir()
+    reader = _Reader(sources, root, limits, progress)
+    results: dict[int, DecodeResult] = dict(decode_all(reader.tasks(), limits, cached=cached))
+    results |= reader.unreadable
+    results |= {number: results[first] for number, first in reader.copies.items()}
+    reader.labels.join(reader.images.values())
+    records = [_record(number, entry, results[number], reader.labels) for number, entry in reader.images.items()]
+    for source, refusal in reader.labels.unused():
         sources.refuse(source, refusal)
-    return found
+    return records
 
 
-def _found(number: int, entry: Entry, outcome: Outcome, labels: Labels) -> Found:
-    label = labels.of(entry)
-    return Found(
+def _record(number: int, entry: SourceEntry, result: DecodeResult, labels: LabelIndex) -> ImageRecord:
+    record = ImageRecord(
         number=number,
         source=entry.source,
-        class_name=label.class_name,
-        repeats=label.repeats,
-        outcome=outcome,
-        caption=label.caption,
+        labels=labels.of(entry),
+        pixels=result if isinstance(result, ImagePixels) else None,
+    )
+    if not isinstance(result, ImageError):
+        return record
+    return record.with_findings(
+        Finding(
+            kind=result.kind,
+            measure=result.measure,
+            threshold=result.threshold,
+            action="dropped",
+            message=result.message,
+        )
     )
 
 
-class _Intake:
-    """What is known after each entry; `jobs` fills it."""
+class _Reader:
+    """Iterates over the entries once; `tasks` fills the attributes."""
 
-    def __init__(self, sources: Sources, folder: Folder, limits: Limits, progress: Progress) -> None:
+    def __init__(self, sources: Sources, root: Path, limits: Limits, progress: Progress) -> None:
         self._sources = sources
-        self._folder = folder
-        self._limits = limits
+        self._root = root
         self._progress = progress
-        self.pictures: dict[int, Entry] = {}
-        self.unreadable: dict[int, PictureError] = {}
-        #: Files that are equal byte for byte need decoding once.
+        self._masks = MaskIndex(sources.entries)
+        self.labels = LabelIndex(limits)
+        #: Entries of the images by number.
+        self.images: dict[int, SourceEntry] = {}
+        self.unreadable: dict[int, ImageError] = {}
+        #: Number of the first of several identical files, which is decoded for all of them.
         self.copies: dict[int, int] = {}
         self._numbers: dict[tuple[str, str], int] = {}
-        self._masks = find_masks(sources.entries)
-        self.labels = Labels(limits)
 
-    def jobs(self) -> Iterator[Job]:
+    def tasks(self) -> Iterator[DecodeTask]:
         total = len(self._sources.entries)
         for done, entry in enumerate(self._sources.entries):
             self._progress("reading", done, total)
-            if entry.source in self._masks.sources:
-                continue
-            with self._refusing(entry):
-                data = entry.read()
-                kind = sniff(data[:HEAD_BYTES])
-                if kind is Kind.OTHER and has_caption_name(entry.path) and entry.told is None:
-                    self.labels.add(entry, data)
-                elif kind in (Kind.PICTURE, Kind.FOREIGN_PICTURE) or has_image_name(entry.path) or entry.told:
-                    yield from self._add_picture(entry, data, kind)
-                else:
-                    raise _not_taken(kind, is_inside="!" in entry.source, is_empty=not data)
+            if entry.source not in self._masks.sources:
+                with self._refused_on_error(entry):
+                    yield from self._read(entry)
         for source, reason in self._masks.unused.items():
             self._sources.refuse(source, RefusedError(RefusalKind.UNSUPPORTED, reason))
         self._progress("reading", total, total)
 
+    def _read(self, entry: SourceEntry) -> Iterator[DecodeTask]:
+        data = entry.read()
+        kind = entry.kind or sniff(data[:HEAD_BYTES])
+        is_row = entry.row_labels is not None
+        if kind is FileKind.OTHER and has_caption_name(entry.path) and not is_row:
+            self.labels.add(entry, data)
+        elif kind in (FileKind.IMAGE, FileKind.UNSUPPORTED_IMAGE) or has_image_name(entry.path) or is_row:
+            yield from self._add_image(entry, data, kind)
+        else:
+            raise _unsupported(kind, is_inside="!" in entry.source, is_empty=not data)
+
+    def _add_image(self, entry: SourceEntry, data: bytes, kind: FileKind) -> Iterator[DecodeTask]:
+        number = len(self.images) + 1
+        self.images[number] = entry
+        if kind is not FileKind.IMAGE:
+            self.unreadable[number] = _not_an_image(kind, is_empty=not data)
+            return
+        mask = self._read_mask(entry)
+        task = DecodeTask(
+            number=number,
+            data=data,
+            file_sha256=hashlib.sha256(data).hexdigest(),
+            mask=mask,
+            mask_file_sha256="" if mask is None else hashlib.sha256(mask).hexdigest(),
+            root=self._root,
+        )
+        first = self._numbers.setdefault(task.input_key, number)
+        if first == number:
+            yield task
+        else:
+            self.copies[number] = first
+
+    def _read_mask(self, entry: SourceEntry) -> bytes | None:
+        mask = self._masks.by_image.get(entry.source)
+        if mask is not None:
+            with self._refused_on_error(mask):
+                return mask.read()
+        return None
+
     @contextmanager
-    def _refusing(self, entry: Entry) -> Iterator[None]:
+    def _refused_on_error(self, entry: SourceEntry) -> Iterator[None]:
         try:
             yield
         except RefusedError as refusal:
             self._sources.refuse(entry.source, refusal)
         except OSError as error:
-            unread = RefusedError(RefusalKind.DAMAGED, f"it cannot be read ({error.strerror or error})")
-            self._sources.refuse(entry.source, unread)
-
-    def _mask(self, entry: Entry) -> bytes | None:
-        """The mask file of a picture, if it has one that can be read."""
-        mask = self._masks.of_picture.get(entry.source)
-        if mask is not None:
-            with self._refusing(mask):
-                return mask.read()
-        return None
-
-    def _add_picture(self, entry: Entry, data: bytes, kind: Kind) -> Iterator[Job]:
-        number = len(self.pictures) + 1
-        self.pictures[number] = entry
-        if kind is not Kind.PICTURE:
-            self.unreadable[number] = _not_a_picture(kind, is_empty=not data)
-            return
-        mask = self._mask(entry)
-        file_sha256 = hashlib.sha256(data).hexdigest()
-        mask_file_sha256 = "" if mask is None else hashlib.sha256(mask).hexdigest()
-        first = self._numbers.setdefault((file_sha256, mask_file_sha256), number)
-        if first != number:
-            self.copies[number] = first
-            return
-        yield Job(
-            number=number,
-            data=data,
-            file_sha256=file_sha256,
-            picture_path=self._folder.picture(number),
-            thumbnail_path=self._folder.thumbnail(number),
-            mask_folder=self._folder.masks,
-            mask=mask,
-            mask_file_sha256=mask_file_sha256,
-        )
+            reason = _("it cannot be read ({error})", error=error.strerror or error)
+            self._sources.refuse(entry.source, RefusedError(RefusalKind.DAMAGED, reason))
 
 
-def _not_a_picture(kind: Kind, *, is_empty: bool) -> PictureError:
+def _not_an_image(kind: FileKind, *, is_empty: bool) -> ImageError:
     if is_empty:
-        return PictureError(FindingKind.CORRUPT, "it is empty (0 bytes)")
-    if kind is Kind.FOREIGN_PICTURE:
-        message = "its format is not read (PNG, JPEG, WebP, AVIF, HEIC, GIF, BMP and TIFF are)"
-        return PictureError(FindingKind.UNSUPPORTED, message)
-    return PictureError(FindingKind.CORRUPT, "its content is no picture, whatever its name says")
+        return ImageError(FindingKind.CORRUPT, _("it is empty (0 bytes)"))
+    if kind is FileKind.UNSUPPORTED_IMAGE:
+        formats = "PNG, JPEG, WebP, AVIF, HEIC, GIF, BMP, TIFF"
+        return ImageError(FindingKind.UNSUPPORTED, _("its format is not supported ({formats} are)", formats=formats))
+    return ImageError(FindingKind.CORRUPT, _("it has the name of an image, but its content is not one"))
 
 
-def _not_taken(kind: Kind, *, is_inside: bool, is_empty: bool) -> RefusedError:
-    if kind in OPENED or kind is Kind.ARCHIVE:
-        if is_inside:
-            return RefusedError(RefusalKind.NESTED_ARCHIVE, "it is an archive within an archive, which is not opened")
-        return RefusedError(
-            RefusalKind.UNSUPPORTED, "it is an archive of a kind that is not opened; zip, tar and 7z are"
-        )
-    if kind is Kind.PARQUET:
-        return RefusedError(
-            RefusalKind.UNSUPPORTED, "it is a Parquet file, which is read only in a folder on the server"
-        )
-    if is_empty:
-        return RefusedError(RefusalKind.UNSUPPORTED, "it is empty (0 bytes)")
-    if is_inside:
-        return RefusedError(RefusalKind.UNSUPPORTED, "it is neither a picture nor a caption")
-    return RefusedError(RefusalKind.UNSUPPORTED, "it is neither a picture, nor an archive, nor a caption")
+def _unsupported(kind: FileKind, *, is_inside: bool, is_empty: bool) -> RefusedError:
+    """The refusal of a file that is neither an image nor captions."""
+    is_archive = kind in READABLE_ARCHIVES or kind is FileKind.UNSUPPORTED_ARCHIVE
+    if is_archive and is_inside:
+        return RefusedError(RefusalKind.NESTED_ARCHIVE, _("it is an archive inside an archive, which is not opened"))
+    if is_archive:
+        reason = _("it is an archive in an unsupported format; zip, tar and 7z are supported")
+    elif kind is FileKind.PARQUET:
+        reason = _("it is a Parquet file, which is read only in a folder on the server")
+    elif is_empty:
+        reason = _("it is empty (0 bytes)")
+    elif is_inside:
+        reason = _("it is neither an image nor a caption")
+    else:
+        reason = _("it is neither an image, nor an archive, nor a caption")
+    return RefusedError(RefusalKind.UNSUPPORTED, reason)

@@ -1,281 +1,317 @@
-"""The report in words: one paragraph for people, and the one sentence why nothing can be trained on."""
+"""The report in words: one paragraph for people, and the sentence that tells why nothing can be trained on."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from trainer.dataset.captions.tokens import LIMIT
-from trainer.dataset.preparing.assessment import Verdict
+from trainer.dataset.captions.caption_checks import MAX_TOKENS
+from trainer.dataset.images.image_record import ImageRecord
 from trainer.dataset.split.group_split import MIN_GROUPS_PER_CLASS
 from trainer.errors import DatasetError
-from trainer.protocol.report import Bucket, CaptionStatistics, Counts, FindingKind, Image, RefusalKind, Refused
+from trainer.protocol.report import CaptionStatistics, Counts, DatasetReport, FindingKind, Image, RefusalKind, Refused
+from trainer.protocol.text import _, listed, ngettext
 
-#: Below this many groups, one picture more or less in validation changes what it says.
+#: Below this number of groups, one image more or less in validation changes the result.
 _FEW_GROUPS = 10
-#: Shares of a picture that are worth a word when they are cropped away: of all on average, and of one alone.
-_WORTH_SAYING_CROPPED, _MUCH_CROPPED = 0.10, 0.25
-#: One class seen so many times as often as another is what a model draws when it is asked for the other.
+#: Cropped shares that are mentioned: of all images on average, and of single ones.
+_MENTIONED_MEAN_CROP, _MENTIONED_CROP = 0.10, 0.25
+#: If one class is seen so many times as often as another, the model draws it in place of the other.
 _IMBALANCE = 5
-#: Names and numbers in one sentence: the paragraph is read on a telephone.
-_MOST_NAMED = 5
+#: Names in one sentence: the paragraph is read on a phone.
+_MAX_NAMED = 5
 
-#: What one is called, and several of it where that differs.
-_KINDS: Mapping[str, tuple[str, ...]] = {
-    FindingKind.EXACT_DUPLICATE: ("exact duplicate", "exact duplicates"),
-    FindingKind.NEAR_DUPLICATE: ("near duplicate", "near duplicates"),
-    FindingKind.BLUR: ("perhaps blurred",),
-    FindingKind.TOO_DARK: ("too dark",),
-    FindingKind.WASHED_OUT: ("washed out",),
-    FindingKind.TOO_SMALL: ("too small",),
-    FindingKind.EXTREME_ASPECT: ("extreme aspect",),
-    FindingKind.TOO_MANY_PIXELS: ("too many pixels",),
-    FindingKind.SCREENSHOT: ("screenshot or page of text", "screenshots or pages of text"),
-    FindingKind.OUTLIER: ("unlike the rest",),
-    FindingKind.BY_HAND: ("by hand",),
-    FindingKind.CAPTION_MOJIBAKE: ("garbled caption", "garbled captions"),
-    FindingKind.CAPTION_CONTRADICTORY: ("contradictory caption", "contradictory captions"),
-    FindingKind.MASK: ("doubtful mask", "doubtful masks"),
-    RefusalKind.UNSAFE_PATH: ("unsafe path", "unsafe paths"),
-    RefusalKind.LINK: ("link", "links"),
-    RefusalKind.TOO_LARGE: ("too large",),
-    RefusalKind.TOO_MANY: ("too many entries",),
-    RefusalKind.RATIO: ("zip bomb", "zip bombs"),
-    RefusalKind.OVERLAP: ("zip bomb", "zip bombs"),
-    RefusalKind.COLLISION: ("name taken twice", "names taken twice"),
-    RefusalKind.NESTED_ARCHIVE: ("archive in an archive", "archives in an archive"),
+#: Findings that ask for a look; missing and long captions, enlarging and near duplicates have their own sentences.
+_TO_REVIEW = {
+    *(FindingKind.BLUR, FindingKind.TOO_DARK, FindingKind.WASHED_OUT, FindingKind.BLANK, FindingKind.SCREENSHOT),
+    *(FindingKind.OUTLIER, FindingKind.EXTREME_ASPECT, FindingKind.MASK),
+    *(FindingKind.CAPTION_MOJIBAKE, FindingKind.CAPTION_CONTRADICTORY),
 }
 
-#: Worth a person's look; captions that are missing or long, enlarging and near duplicates have sentences of their own.
-_TO_LOOK_AT = (
-    *(FindingKind.BLUR, FindingKind.TOO_DARK, FindingKind.WASHED_OUT, FindingKind.BLANK, FindingKind.SCREENSHOT),
-    *(FindingKind.OUTLIER, FindingKind.EXTREME_ASPECT),
-    *(FindingKind.CAPTION_MOJIBAKE, FindingKind.CAPTION_CONTRADICTORY, FindingKind.MASK),
-)
 
-
-def summarize(
-    images: Sequence[Image],
-    refused: Sequence[Refused],
-    counts: Counts,
-    buckets: Sequence[Bucket],
-    resolution: int,
-    captions: CaptionStatistics | None = None,
-    advised_folds: int | None = None,
-) -> str:
-    """One paragraph: what was handed in, what became of it, and what to look at. Only what was measured is said."""
-    kept = [image for image in images if image.status == "kept"]
+def summarize(report: DatasetReport) -> str:
+    """Summarize a report in one paragraph: the counts, and what should be looked at. Only findings are mentioned."""
+    kept = [image for image in report.images if image.status == "kept"]
     sentences = [
-        _opening(images, kept, counts),
-        *_captions(kept),
-        *_caption_warnings(kept, counts, captions),
+        _counts(report, kept),
+        *_missing_captions(kept),
+        *_doubtful_captions(kept, report.counts, report.captions),
         *_masks(kept),
-        *_refused(refused),
-        *_near(kept),
-        *_upscaled(kept, resolution),
-        *_cropped(images, counts, buckets),
+        *_refused(report.refused),
+        *_near_duplicates(kept),
+        *_upscaled(kept, report.resolution),
+        *_cropped(report),
         *_classes(kept),
-        *_split(kept, advised_folds),
+        *_split(kept, report.advised_folds),
     ]
     return " ".join(sentences)
 
 
 def nothing_to_train_on(
-    sources: Sequence[Path | str], verdicts: Sequence[Verdict], refused: Sequence[Refused]
+    sources: Sequence[Path | str], records: Sequence[ImageRecord], refused: Sequence[Refused]
 ) -> DatasetError:
-    """The error for sources that hold no usable picture: what is wrong, and what to do."""
-    name = _name(sources[0]) if len(sources) == 1 else "The upload"
-    if verdicts:
-        first = verdicts[0].findings
-        if len(verdicts) == 1:
-            why = next(finding.message for finding in first if finding.action == "dropped")
-            return DatasetError(f"{name} holds one picture, and it cannot be used: {why}.", "Add other pictures.")
-        why = _tally(f.kind for v in verdicts for f in v.findings if f.action == "dropped")
-        message = f"{name} holds {len(verdicts)} pictures, and none of them can be used: {why}."
-        return DatasetError(message, "Add pictures of at least 64 px a side, as PNG, JPEG, WebP or HEIC.")
+    """The error for sources without a usable image: why, and what to do."""
+    name = _source_name(sources[0]) if len(sources) == 1 else _("The upload")
+    drops = [[f for f in record.assessment.findings if f.action == "dropped"] for record in records]
+    if len(records) == 1:
+        message = _("{name} has one image, and it cannot be used: {reason}.", name=name, reason=drops[0][0].message)
+        return DatasetError(message, _("Add other images."))
+    if records:
+        reasons = _tally(finding.kind for findings in drops for finding in findings)
+        message = _(
+            "{name} has {n} images, and none of them can be used: {reasons}.",
+            name=name,
+            n=len(records),
+            reasons=reasons,
+        )
+        return DatasetError(message, _("Add images of at least 64 px a side, as PNG, JPEG, WebP or HEIC."))
     if len(refused) == 1:
-        return DatasetError(f"{refused[0].source} was refused: {refused[0].reason}.", _hint(refused[0].kind))
+        message = _("{name} was refused: {reason}.", name=refused[0].source, reason=refused[0].reason)
+        return DatasetError(message, _refusal_hint(refused[0].kind))
     if refused:
-        message = f"{name} holds no picture that can be opened; {len(refused)} files were refused: {_kinds(refused)}."
-        return DatasetError(message, _hint(Counter(entry.kind for entry in refused).most_common(1)[0][0]))
-    return DatasetError(f"{name} is empty: it holds no pictures.", "Put PNG, JPEG, WebP or HEIC pictures into it.")
+        kinds = [entry.kind for entry in refused]
+        message = _(
+            "{name} has no image that can be opened; {n} files were refused: {reasons}.",
+            name=name,
+            n=len(refused),
+            reasons=_tally(kinds),
+        )
+        return DatasetError(message, _refusal_hint(Counter(kinds).most_common(1)[0][0]))
+    return DatasetError(_("{name} is empty.", name=name), _("Put PNG, JPEG, WebP or HEIC images into it."))
 
 
-def _name(source: Path | str) -> str:
+def _source_name(source: Path | str) -> str:
     return str(source) if str(source).startswith("hf:") else Path(source).name
 
 
-def _hint(kind: RefusalKind) -> str:
+def _refusal_hint(kind: RefusalKind) -> str:
     match kind:
         case RefusalKind.ENCRYPTED:
-            return "Make the archive without a password."
-        case RefusalKind.UNREACHABLE:
-            return "Check the addresses, or download the pictures yourself and hand those in."
+            return _("Make the archive without a password.")
         case RefusalKind.DAMAGED:
-            return "Make the archive again, or upload it again."
+            return _("Make the archive again, or upload it again.")
         case RefusalKind.TOO_LARGE | RefusalKind.TOO_MANY | RefusalKind.RATIO | RefusalKind.OVERLAP:
-            return "Make an ordinary zip, tar or 7z of fewer or smaller pictures."
-        case _:
-            return "Upload pictures (PNG, JPEG, WebP, HEIC), or a zip, tar or 7z of them with captions in .txt files."
+            return _("Make an ordinary zip, tar or 7z of fewer or smaller images.")
+        case _other:
+            return _("Upload images (PNG, JPEG, WebP, HEIC), or a zip, tar or 7z of them with captions in .txt files.")
 
 
-def _opening(images: Sequence[Image], kept: Sequence[Image], counts: Counts) -> str:
-    what = f"{_count(counts.images, 'image', 'images')}: {counts.kept} kept"
-    by_hand = sum(image.decision == "keep" for image in kept)
-    notes = [f"{by_hand} by hand"] if by_hand else []
-    # What a person chose to keep has been looked at.
-    doubtful = [_kinds_to_look_at(image) for image in kept if image.decision is None]
-    if number := sum(map(bool, doubtful)):
-        notes.append(f"{number} to look at: {_tally(kind for kinds in doubtful for kind in kinds)}")
-    what += f" ({'; '.join(notes)})" if notes else ""
+def _counts(report: DatasetReport, kept: Sequence[Image]) -> str:
+    counts = report.counts
+    kept_part = _("{n} kept", n=counts.kept)
+    if notes := list(_kept_notes(kept)):
+        kept_part += f" ({'; '.join(notes)})"
+    parts = [kept_part]
     if counts.dropped:
-        what += f", {counts.dropped} dropped ({_tally(_why_dropped(images))})"
-    sides = f"{counts.train}/{counts.validation}/{counts.test}"
-    return f"{what}; split {sides} (train/validation/test)."
+        parts.append(_("{n} dropped ({reasons})", n=counts.dropped, reasons=_tally(_drop_reasons(report.images))))
+    return _(
+        "{images}: {parts}; split {train}/{validation}/{test} (train/validation/test).",
+        images=ngettext("{n} image", "{n} images", counts.images),
+        parts=", ".join(parts),
+        train=counts.train,
+        validation=counts.validation,
+        test=counts.test,
+    )
 
 
-def _kinds_to_look_at(image: Image) -> set[FindingKind]:
-    return {finding.kind for finding in image.findings if finding.kind in _TO_LOOK_AT}
+def _kept_notes(kept: Sequence[Image]) -> Iterator[str]:
+    if by_hand := sum(image.decision == "keep" for image in kept):
+        yield _("{n} by hand", n=by_hand)
+    # An image that a person chose to keep has been reviewed.
+    doubtful = [_kinds_to_review(image) for image in kept if image.decision is None]
+    if number := sum(map(bool, doubtful)):
+        yield _("{n} to look at: {reasons}", n=number, reasons=_tally(kind for kinds in doubtful for kind in kinds))
 
 
-def _why_dropped(images: Sequence[Image]) -> Iterable[FindingKind]:
-    """The first reason of each dropped picture, so that the numbers add up."""
+def _kinds_to_review(image: Image) -> list[FindingKind]:
+    return list(dict.fromkeys(finding.kind for finding in image.findings if finding.kind in _TO_REVIEW))
+
+
+def _drop_reasons(images: Iterable[Image]) -> Iterator[FindingKind]:
+    """The first reason of each dropped image, so that the numbers add up."""
     for image in images:
         if image.status == "dropped":
             yield from [finding.kind for finding in image.findings if finding.action == "dropped"][:1]
 
 
-def _captions(kept: Sequence[Image]) -> list[str]:
-    parts = {
-        FindingKind.CAPTION_MISSING: "without caption",
-        FindingKind.CAPTION_EMPTY: "with an empty caption",
-        FindingKind.CAPTION_UNREADABLE: "with a caption that cannot be read",
-    }
-    said = [f"{number} {words}" for kind, words in parts.items() if (number := _having(kept, kind))]
-    return [", ".join(said) + "."] if said else ["Each has a caption."]
+def _missing_captions(kept: Sequence[Image]) -> list[str]:
+    kinds = (FindingKind.CAPTION_MISSING, FindingKind.CAPTION_EMPTY, FindingKind.CAPTION_UNREADABLE)
+    parts = [_kind_count(kind, number) for kind in kinds if (number := _number_with(kept, kind))]
+    return [f"{', '.join(parts)}."] if parts else [_("Each has a caption.")]
 
 
-def _caption_warnings(kept: Sequence[Image], counts: Counts, captions: CaptionStatistics | None) -> list[str]:
-    said = []
+def _doubtful_captions(kept: Sequence[Image], counts: Counts, captions: CaptionStatistics | None) -> Iterator[str]:
     if counts.automatic:
-        said.append(f"{_count(counts.automatic, 'caption is', 'captions are')} automatic and not looked at yet.")
+        yield ngettext(
+            "{n} caption is automatic and not reviewed yet.",
+            "{n} captions are automatic and not reviewed yet.",
+            counts.automatic,
+        )
     if captions is not None and captions.too_long:
-        longer = _count(captions.too_long, "caption is", "captions are")
-        said.append(f"{longer} longer than the {LIMIT} tokens that are read.")
-    if identical := _having(kept, FindingKind.CAPTION_IDENTICAL):
-        said.append(f"{_count(identical, 'has', 'have')} a caption that different pictures have too.")
+        yield ngettext(
+            "{n} caption is longer than the {most} tokens that are read.",
+            "{n} captions are longer than the {most} tokens that are read.",
+            captions.too_long,
+            most=MAX_TOKENS,
+        )
+    if identical := _number_with(kept, FindingKind.CAPTION_IDENTICAL):
+        yield _("{n} share their caption with a different image.", n=identical)
     if captions is not None and captions.trigger and counts.captioned:
-        share = f"{captions.with_trigger} of {counts.captioned}"
         if captions.with_trigger == counts.captioned:
-            share = "each" if counts.captioned > 1 else "the only"
-        said.append(f"“{captions.trigger}” is in {share} caption{'s' if ' of ' in share else ''}.")
-    return said
+            yield _("Each caption contains “{trigger}”.", trigger=captions.trigger)
+        else:
+            yield _(
+                "{n} of {all} captions contain “{trigger}”.",
+                n=captions.with_trigger,
+                all=counts.captioned,
+                trigger=captions.trigger,
+            )
 
 
-def _masks(kept: Sequence[Image]) -> list[str]:
-    masked = sum(image.mask is not None for image in kept)
-    if not masked:
-        return []
-    return [f"{_count(masked, 'has', 'have')} a mask, for a loss that is to be masked."]
+def _masks(kept: Sequence[Image]) -> Iterator[str]:
+    if masked := sum(image.mask is not None for image in kept):
+        yield ngettext("{n} has a mask, for a masked loss.", "{n} have a mask, for a masked loss.", masked)
 
 
-def _refused(refused: Sequence[Refused]) -> list[str]:
-    if not refused:
-        return []
-    return [f"{len(refused)} other file{'s were' if len(refused) > 1 else ' was'} refused ({_kinds(refused)})."]
+def _refused(refused: Sequence[Refused]) -> Iterator[str]:
+    if refused:
+        yield ngettext(
+            "{n} other file was refused ({reasons}).",
+            "{n} other files were refused ({reasons}).",
+            len(refused),
+            reasons=_tally(entry.kind for entry in refused),
+        )
 
 
-def _near(kept: Sequence[Image]) -> list[str]:
-    sizes = Counter(image.group for image in kept)
-    held = [size for size in sizes.values() if size > 1]
-    if not held:
-        return []
-    groups = "one group" if len(held) == 1 else f"{len(held)} groups"
-    return [f"{sum(held)} are near duplicates of one another ({groups}, each kept in one split)."]
+def _near_duplicates(kept: Sequence[Image]) -> Iterator[str]:
+    groups = [size for size in Counter(image.group for image in kept).values() if size > 1]
+    if groups:
+        yield ngettext(
+            "{images} are near duplicates of one another (one group, kept in one split).",
+            "{images} are near duplicates of one another ({n} groups, each kept in one split).",
+            len(groups),
+            images=sum(groups),
+        )
 
 
-def _upscaled(kept: Sequence[Image], resolution: int) -> list[str]:
-    upscaled = _having(kept, FindingKind.UPSCALED)
-    if not upscaled:
-        return []
-    which = f"All {upscaled} are" if upscaled == len(kept) > 1 else _count(upscaled, "is", "are")
-    return [f"{which} smaller than {resolution} px and will be enlarged."]
+def _upscaled(kept: Sequence[Image], resolution: int) -> Iterator[str]:
+    upscaled = _number_with(kept, FindingKind.UPSCALED)
+    if upscaled == len(kept) > 1:
+        yield _("All {n} are smaller than {px} px and will be enlarged.", n=upscaled, px=resolution)
+    elif upscaled:
+        yield ngettext(
+            "{n} is smaller than {px} px and will be enlarged.",
+            "{n} are smaller than {px} px and will be enlarged.",
+            upscaled,
+            px=resolution,
+        )
 
 
-def _cropped(images: Sequence[Image], counts: Counts, buckets: Sequence[Bucket]) -> list[str]:
-    said = []
-    mean = sum(bucket.images * bucket.mean_cropped for bucket in buckets) / max(counts.kept, 1)
-    if mean > _WORTH_SAYING_CROPPED:
-        said.append(f"Cropping to the training shapes takes {mean:.0%} of a picture away on average.")
-    shares = {number: image.cropped or 0.0 for number, image in enumerate(images, start=1)}
-    much = sorted((n for n, share in shares.items() if share > _MUCH_CROPPED), key=lambda n: -shares[n])
+def _cropped(report: DatasetReport) -> Iterator[str]:
+    mean = sum(bucket.images * bucket.mean_cropped for bucket in report.buckets) / max(report.counts.kept, 1)
+    if mean > _MENTIONED_MEAN_CROP:
+        yield _("Cropping to the training shapes removes {share:.0%} of an image on average.", share=mean)
+    shares = {number: image.cropped or 0.0 for number, image in enumerate(report.images, start=1)}
+    much = sorted((n for n, share in shares.items() if share > _MENTIONED_CROP), key=lambda n: -shares[n])
     if len(much) == 1:
-        said.append(f"No. {much[0]} loses {shares[much[0]]:.0%} of its area by cropping.")
+        yield _("No. {n} loses {share:.0%} of its area by cropping.", n=much[0], share=shares[much[0]])
     elif much:
-        said.append(f"{len(much)} lose more than a quarter by cropping (no. {_named([str(n) for n in much])}).")
-    return said
+        numbers = listed(map(str, much), most=_MAX_NAMED)
+        yield _("{n} lose more than a quarter by cropping (no. {numbers}).", n=len(much), numbers=numbers)
 
 
-def _classes(kept: Sequence[Image]) -> list[str]:
-    """How many pictures each class has, where there are several, and which is seen too rarely."""
-    pictures = Counter(image.class_name for image in kept if image.class_name)
-    if len(pictures) < 2:
-        return []
-    said = [f"Classes: {_named([f'{name} {count}' for name, count in pictures.most_common()])}."]
-    seen: Counter[str] = Counter()
+def _classes(kept: Sequence[Image]) -> Iterator[str]:
+    """The size of each class, and the one that is seen too rarely."""
+    sizes = Counter(image.class_name for image in kept if image.class_name)
+    if len(sizes) < 2:
+        return
+    names = [f"{name} {count}" for name, count in sizes.most_common()]
+    yield _("Classes: {names}.", names=listed(names, most=_MAX_NAMED))
+    views: Counter[str] = Counter()
     for image in kept:
         if image.class_name:
-            seen[image.class_name] += image.repeats
-    (most, often), *_, (least, rarely) = seen.most_common()
+            views[image.class_name] += image.repeats
+    (most, often), *_rest, (least, rarely) = views.most_common()
     if often > _IMBALANCE * rarely:
-        said.append(f"“{most}” is seen {often / rarely:.0f} times as often as “{least}”.")
-    return said
+        yield _("“{most}” is seen {n:.0f} times as often as “{least}”.", most=most, n=often / rarely, least=least)
 
 
-def _split(kept: Sequence[Image], advised_folds: int | None) -> list[str]:
+def _split(kept: Sequence[Image], advised_folds: int | None) -> Iterator[str]:
     groups = len({image.group for image in kept})
-    pictures = "one picture" if groups == 1 else f"{groups} different pictures"
+    images = ngettext("one image", "{n} different images", groups)
     if groups < 3:
-        return [f"With {pictures} there is nothing to validate on: all train, and early stopping is blind."]
-    if groups < _FEW_GROUPS:
-        advice = f", or compare with {advised_folds}-fold cross-validation" if advised_folds else ""
-        return [f"With {pictures} the split is a rough one: read the validation loss with care{advice}."]
-    return _small_classes(kept)
+        yield _("With {images} there is nothing to validate on: all train, without early stopping.", images=images)
+    elif groups < _FEW_GROUPS and advised_folds:
+        yield _(
+            "With {images} the split is rough: read the validation loss with care, or compare with {folds}-fold "
+            "cross-validation.",
+            images=images,
+            folds=advised_folds,
+        )
+    elif groups < _FEW_GROUPS:
+        yield _("With {images} the split is rough: read the validation loss with care.", images=images)
+    else:
+        yield from _small_classes(kept)
 
 
-def _small_classes(kept: Sequence[Image]) -> list[str]:
+def _small_classes(kept: Sequence[Image]) -> Iterator[str]:
     """Classes that the split had to pool with others."""
     by_class: dict[str, set[int | None]] = {}
     for image in kept:
         by_class.setdefault(image.class_name, set()).add(image.group)
-    small = [name for name, held in sorted(by_class.items()) if name and len(held) < MIN_GROUPS_PER_CLASS]
-    if len(by_class) < 2 or not small:
-        return []
-    which = f"{len(small)} classes have" if len(small) > 2 else f"{' and '.join(f'“{n}”' for n in small)} "
-    which += "" if len(small) > 2 else "has" if len(small) == 1 else "have"
-    return [f"{which} fewer than {MIN_GROUPS_PER_CLASS} different pictures: too few for a share in each split."]
+    small = [name for name, groups in sorted(by_class.items()) if name and len(groups) < MIN_GROUPS_PER_CLASS]
+    if len(by_class) > 1 and small:
+        names = listed(f"“{name}”" for name in small) if len(small) < 3 else ""
+        yield ngettext(
+            "{names} has fewer than {least} different images: too few for a share in each split.",
+            "{names} have fewer than {least} different images: too few for a share in each split.",
+            len(small),
+            names=names or _("{n} classes", n=len(small)),
+            least=MIN_GROUPS_PER_CLASS,
+        )
 
 
-def _having(kept: Sequence[Image], kind: FindingKind) -> int:
+def _number_with(kept: Sequence[Image], kind: FindingKind) -> int:
     return sum(any(finding.kind is kind for finding in image.findings) for image in kept)
 
 
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
+def _tally(kinds: Iterable[FindingKind | RefusalKind]) -> str:
+    """`2 exact duplicates, 1 corrupt`, the most frequent first."""
+    # Both are called a zip bomb.
+    merged = Counter(RefusalKind.RATIO if kind is RefusalKind.OVERLAP else kind for kind in kinds)
+    return ", ".join(_kind_count(kind, count) for kind, count in merged.most_common())
 
 
-def _named(names: Sequence[str]) -> str:
-    """The first few, and how many more there are."""
-    rest = len(names) - _MOST_NAMED
-    return ", ".join(names) if rest <= 1 else f"{', '.join(names[:_MOST_NAMED])} and {rest} more"
-
-
-def _kinds(refused: Iterable[Refused]) -> str:
-    return _tally(entry.kind for entry in refused)
-
-
-def _tally(kinds: Iterable[str]) -> str:
-    """`2 exact duplicates, 1 corrupt`: the commonest first; what has one name is one thing."""
-    names = Counter(_KINDS.get(kind, (str(kind),)) for kind in kinds)
-    return ", ".join(f"{count} {name[0 if count == 1 else -1]}" for name, count in names.most_common())
+def _kind_count(kind: FindingKind | RefusalKind, n: int) -> str:
+    names: dict[FindingKind | RefusalKind, str] = {
+        FindingKind.EXACT_DUPLICATE: ngettext("{n} exact duplicate", "{n} exact duplicates", n),
+        FindingKind.NEAR_DUPLICATE: ngettext("{n} near duplicate", "{n} near duplicates", n),
+        FindingKind.BLUR: _("{n} perhaps blurred", n=n),
+        FindingKind.TOO_DARK: _("{n} too dark", n=n),
+        FindingKind.WASHED_OUT: _("{n} washed out", n=n),
+        FindingKind.BLANK: _("{n} blank", n=n),
+        FindingKind.TOO_SMALL: _("{n} too small", n=n),
+        FindingKind.EXTREME_ASPECT: _("{n} extreme aspect", n=n),
+        FindingKind.CORRUPT: _("{n} corrupt", n=n),
+        FindingKind.TOO_MANY_PIXELS: _("{n} too many pixels", n=n),
+        FindingKind.SCREENSHOT: ngettext("{n} screenshot or page of text", "{n} screenshots or pages of text", n),
+        FindingKind.OUTLIER: _("{n} unlike the others", n=n),
+        FindingKind.BY_HAND: _("{n} by hand", n=n),
+        FindingKind.CAPTION_MISSING: _("{n} without caption", n=n),
+        FindingKind.CAPTION_EMPTY: _("{n} with an empty caption", n=n),
+        FindingKind.CAPTION_UNREADABLE: _("{n} with an unreadable caption", n=n),
+        FindingKind.CAPTION_MOJIBAKE: ngettext("{n} garbled caption", "{n} garbled captions", n),
+        FindingKind.CAPTION_CONTRADICTORY: ngettext("{n} contradictory caption", "{n} contradictory captions", n),
+        FindingKind.MASK: ngettext("{n} doubtful mask", "{n} doubtful masks", n),
+        RefusalKind.UNSAFE_PATH: ngettext("{n} unsafe path", "{n} unsafe paths", n),
+        RefusalKind.LINK: ngettext("{n} link", "{n} links", n),
+        RefusalKind.ENCRYPTED: _("{n} encrypted", n=n),
+        RefusalKind.DAMAGED: _("{n} damaged", n=n),
+        RefusalKind.TOO_LARGE: _("{n} too large", n=n),
+        RefusalKind.TOO_MANY: ngettext("{n} with too many entries", "{n} with too many entries", n),
+        RefusalKind.RATIO: ngettext("{n} zip bomb", "{n} zip bombs", n),
+        RefusalKind.COLLISION: ngettext("{n} name used twice", "{n} names used twice", n),
+        RefusalKind.NESTED_ARCHIVE: ngettext("{n} archive in an archive", "{n} archives in an archive", n),
+    }
+    return names.get(kind) or _("{n} unsupported", n=n)

@@ -1,67 +1,84 @@
-"""What was handed in, as one list of entries in natural order: archives' members, files, dataset rows, downloads."""
+"""Opens the inputs of a preparation and lists their entries: files, archive members and dataset rows."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Self
 
-from trainer.dataset.archives import OPENED, Member, RefusedError, open_archive
-from trainer.dataset.entry import Entry
-from trainer.dataset.images.mask_files import mask_files_of
-from trainer.dataset.kinds import CAPTION_EXTENSIONS, HEAD_BYTES, Kind, is_picture, sniff
-from trainer.dataset.limits import Limits
-from trainer.dataset.names import decode_name, is_clutter, natural_key, printable
-from trainer.dataset.sources.dataset_rows import ParquetRows, Rows, entries_of, is_saved, open_saved
-from trainer.dataset.sources.hub import is_hub_name, open_hub, parse_name
-from trainer.dataset.sources.url_list import EXTENSIONS, UrlList, list_refusal, parse_list
+from trainer.dataset.archives import READABLE_ARCHIVES, open_archive
+from trainer.dataset.archives.archive import is_link
+from trainer.dataset.images.mask_files import mask_paths_beside
+from trainer.dataset.input_files import (
+    CAPTION_EXTENSIONS,
+    HEAD_BYTES,
+    FileKind,
+    Limits,
+    RefusedError,
+    SourceEntry,
+    decode_name,
+    is_os_clutter,
+    natural_key,
+    printable,
+    sniff,
+)
+from trainer.dataset.sources.hf_datasets import (
+    ParquetRows,
+    Rows,
+    is_hub_name,
+    is_saved,
+    open_hub,
+    open_saved,
+    parse_name,
+    row_entries,
+)
 from trainer.errors import DatasetError
+from trainer.protocol import text
 from trainer.protocol.report import RefusalKind, Refused
+from trainer.protocol.text import _
 
 
 class Sources:
     """The opened inputs; closes its archives on exit.
 
-    A source is an archive, a picture, a list of addresses, a folder (of anything, or one that a Hugging Face dataset
-    was saved or exported to), or a dataset's name, `hf://owner/name`.
+    A source is an archive, an image, a folder (of anything, or a saved or exported Hugging Face dataset), or the name
+    of a dataset on the hub, `hf://owner/name`.
 
     Raises:
-        DatasetError: a path does not exist or cannot be read, or a named dataset cannot be had.
+        DatasetError: A path does not exist or cannot be read, or a dataset cannot be downloaded.
     """
 
     def __init__(self, sources: Iterable[Path | str], limits: Limits) -> None:
         self._limits = limits
-        self._stack = ExitStack()
-        self._taken: set[str] = set()
+        self._resources = ExitStack()
+        self._labels: set[str] = set()
         self._scopes = 1
         self._files: list[tuple[str, Path]] = []
         self._commits: list[tuple[str, str]] = []
         self.refused: list[Refused] = []
-        entries: list[Entry] = []
+        entries: list[SourceEntry] = []
         try:
             for source in sources:
                 entries += self._hub(str(source)) if is_hub_name(source) else self._source(Path(source))
         except BaseException:
-            self._stack.close()
+            self._resources.close()
             raise
         self.entries = sorted(entries, key=lambda entry: natural_key(entry.source))
 
-    def __enter__(self) -> Sources:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+    def __exit__(self, *exc_info: object) -> None:
+        self._resources.close()
 
     def digest(self) -> str:
-        """SHA-256 over the names and bytes of every file handed in, and the commits of datasets from the hub.
-
-        What a list's addresses lead to is not asked again: the list alone counts.
-        """
+        """SHA-256 over the names and bytes of every input file, and the commits of hub datasets."""
         whole = hashlib.sha256()
         for label, path in sorted(self._files):
             with path.open("rb") as file:
@@ -71,46 +88,39 @@ class Sources:
         return whole.hexdigest()
 
     def refuse(self, source: str, refusal: RefusedError) -> None:
+        """Record that an entry is not used."""
         self.refused.append(Refused(source=source, kind=refusal.kind, reason=refusal.reason))
 
-    def _hub(self, source: str) -> list[Entry]:
+    def _hub(self, source: str) -> list[SourceEntry]:
         name = parse_name(source)
         dataset = open_hub(name, self._limits)
         label = self._unique(str(name), "again")
         self._commits.append((label, dataset.commit))
         return list(self._rows(dataset.splits, label, dataset.roots))
 
-    def _source(self, path: Path) -> list[Entry]:
+    def _source(self, path: Path) -> list[SourceEntry]:
         try:
-            if path.is_dir():
-                return list(self._folder(path.resolve()))
-            loose = [(path, True), *((sidecar, False) for sidecar in self._sidecars(path))]
-            return [entry for file, is_named in loose for entry in self._loose(file, is_named=is_named)]
+            return list(self._folder(path.resolve()) if path.is_dir() else self._loose(path))
         except FileNotFoundError as error:
-            raise DatasetError(f"There is no file {path}.", "Check the path.") from error
+            raise DatasetError(_("There is no file {path}.", path=path), _("Check the path.")) from error
         except OSError as error:
-            raise DatasetError(
-                f"{path} cannot be read: {error.strerror or error}.", "Check its permissions."
-            ) from error
+            message = _("{path} cannot be read: {error}.", path=path, error=error.strerror or error)
+            raise DatasetError(message, _("Check its permissions.")) from error
 
-    @staticmethod
-    def _sidecars(path: Path) -> list[Path]:
-        """Captions and masks that lie beside a loose picture."""
-        with path.open("rb") as file:
-            if not is_picture(file.read(HEAD_BYTES)):
-                return []
-        beside = [*(path.with_suffix(extension) for extension in CAPTION_EXTENSIONS), *mask_files_of(path)]
-        return [file for file in beside if file.is_file()]
+    def _loose(self, path: Path) -> Iterator[SourceEntry]:
+        """Yield the entries of a file, and if it is an image, the captions and masks beside it."""
+        kind = _kind(path)
+        files = [(path, kind)]
+        if kind is FileKind.IMAGE:
+            beside = (*(path.with_suffix(extension) for extension in CAPTION_EXTENSIONS), *mask_paths_beside(path))
+            files += [(file, _kind(file)) for file in beside if file.is_file()]
+        for file, file_kind in files:
+            if any(file.resolve() == known.resolve() for _label, known in self._files):
+                continue
+            name = printable(decode_name(os.fsencode(file.name)))
+            yield from self._file(file, file_kind, label=self._unique(name, file.parent.name), inner=name, scope=0)
 
-    def _loose(self, path: Path, *, is_named: bool) -> Iterator[Entry]:
-        if any(path.resolve() == known.resolve() for _, known in self._files):
-            return
-        name = printable(decode_name(os.fsencode(path.name)))
-        label = self._unique(name, path.parent.name)
-        listed = self._url_list(path, label) if is_named else None
-        yield from self._file(path, label=label, inner=name, scope=0) if listed is None else listed
-
-    def _folder(self, root: Path) -> Iterator[Entry]:
+    def _folder(self, root: Path) -> Iterator[SourceEntry]:
         if self._limits.allow_arrow and is_saved(root):
             yield from self._saved(root)
             return
@@ -118,85 +128,69 @@ class Sources:
         for path, label, inner in self._named_files(root):
             # A link may point anywhere on the machine, a pipe never ends.
             if not stat.S_ISREG(path.lstat().st_mode):
-                self.refuse(label, RefusedError(RefusalKind.LINK, "it is a link or a device, not a file"))
+                self.refuse(label, is_link())
                 continue
-            yield from self._file(path, label=label, inner=inner, scope=scope, above=root.name)
+            yield from self._file(path, _kind(path), label=label, inner=inner, scope=scope, folder=root.name)
 
     def _named_files(self, root: Path) -> Iterator[tuple[Path, str, str]]:
-        """Each file of a folder with its label and its path below the folder, clutter left out, up to the limit."""
+        """Yield each file of a folder, except clutter, with its label and its path in the folder, up to the limit."""
         for count, path in enumerate(_walk(root)):
             if count >= self._limits.max_entries:
-                reason = f"it holds more than {self._limits.max_entries:,} files; the rest was not opened"
+                most = f"{self._limits.max_entries:,}"
+                reason = _("it contains more than {most} files; the rest was not opened", most=most)
                 self.refuse(root.name, RefusedError(RefusalKind.TOO_MANY, reason))
                 return
             inner = printable(decode_name(os.fsencode(path.relative_to(root).as_posix())))
-            if not is_clutter(inner):
+            if not is_os_clutter(inner):
                 yield path, self._unique(inner, root.name), inner
 
-    def _saved(self, root: Path) -> Iterator[Entry]:
-        for path, label, _ in self._named_files(root):
+    def _saved(self, root: Path) -> Iterator[SourceEntry]:
+        for path, file_label, _inner in self._named_files(root):
             if stat.S_ISREG(path.lstat().st_mode):
-                self._files.append((label, path))
+                self._files.append((file_label, path))
         label = self._unique(root.name, root.parent.name)
         try:
             yield from self._rows(open_saved(root), label, (root,))
         except RefusedError as refusal:
             self.refuse(label, refusal)
 
-    def _file(self, path: Path, *, label: str, inner: str, scope: int, above: str = "") -> Iterator[Entry]:
+    def _file(
+        self, path: Path, kind: FileKind, *, label: str, inner: str, scope: int, folder: str = ""
+    ) -> Iterator[SourceEntry]:
         self._files.append((label, path))
-        with path.open("rb") as file:
-            kind = sniff(file.read(HEAD_BYTES))
         try:
-            if kind in OPENED:
+            if kind in READABLE_ARCHIVES:
                 yield from self._archive(path, kind, label)
-            elif kind is Kind.PARQUET and scope and self._limits.allow_arrow:
-                rows = self._stack.enter_context(closing(ParquetRows(path)))
+            elif kind is FileKind.PARQUET and scope and self._limits.allow_arrow:
+                rows = self._resources.enter_context(closing(ParquetRows(path)))
                 yield from self._rows({"": rows}, label, (path.parent,))
             else:
                 read = partial(_read, path, self._limits.max_entry_bytes)
-                yield Entry(source=label, path=inner, scope=scope, read=read, above=above)
+                yield SourceEntry(source=label, path=inner, scope=scope, read=read, kind=kind, input_folder=folder)
         except RefusedError as refusal:
             self.refuse(label, refusal)
 
-    def _url_list(self, path: Path, label: str) -> list[Entry] | None:
-        """The downloads of a list of addresses, or None for any other file."""
-        if path.suffix.lower() not in EXTENSIONS or path.stat().st_size > self._limits.max_table_bytes:
-            return None
-        with path.open("rb") as file:
-            if not file.read(4).lower().strip(b"\xef\xbb\xbf").startswith((b"h", b"#", b"\xff", b"\xfe", b"\n", b"\r")):
-                return None
-        addresses = parse_list(path.read_bytes())
-        if not addresses:
-            return None
-        self._files.append((label, path))
-        if refusal := list_refusal(addresses, self._limits):
-            self.refuse(label, refusal)
-            return []
-        downloads = self._stack.enter_context(UrlList(addresses, self._limits))
-        return list(downloads.entries(label, self._new_scope()))
-
-    def _archive(self, path: Path, kind: Kind, label: str) -> Iterator[Entry]:
-        archive = self._stack.enter_context(open_archive(path, kind, self._limits))
+    def _archive(self, path: Path, kind: FileKind, label: str) -> Iterator[SourceEntry]:
+        archive = self._resources.enter_context(open_archive(path, kind, self._limits))
         scope = self._new_scope()
         for member in archive.members:
             source = f"{label}!{member.name}"
             if member.refusal is not None:
                 self.refuse(source, member.refusal)
             else:
-                yield Entry(source=source, path=member.name, scope=scope, read=_reader(member))
+                yield SourceEntry(source=source, path=member.name, scope=scope, read=member.read)
 
-    def _rows(self, splits: Mapping[str, Rows], label: str, roots: tuple[Path, ...]) -> Iterator[Entry]:
+    def _rows(self, splits: Mapping[str, Rows], label: str, roots: tuple[Path, ...]) -> Iterator[SourceEntry]:
         scope = self._new_scope()
         limit = self._limits.max_entries
-        every = (
+        entries = (
             entry
             for part, rows in splits.items()
-            for entry in entries_of(rows, label=label, part=part, scope=scope, limits=self._limits, roots=roots)
+            for entry in row_entries(rows, label=label, part=part, scope=scope, limits=self._limits, roots=roots)
         )
-        yield from islice(every, limit)
+        yield from islice(entries, limit)
         if sum(len(rows) for rows in splits.values()) > limit:
-            reason = f"it holds more than {limit:,} rows; the rest was not opened"
+            reason = _("it contains more than {most} rows; the rest was not opened", most=f"{limit:,}")
             self.refuse(label, RefusedError(RefusalKind.TOO_MANY, reason))
 
     def _new_scope(self) -> int:
@@ -204,24 +198,25 @@ class Sources:
         return self._scopes
 
     def _unique(self, name: str, folder: str) -> str:
-        """The name, or with its folder (and a number) where another source has the same."""
+        """The name; with its folder (and a number) if another source has the same name."""
         label, number = name, 1
-        while label in self._taken:
+        while label in self._labels:
             label = f"{folder}/{name}" if number == 1 else f"{folder} ({number})/{name}"
             number += 1
-        self._taken.add(label)
+        self._labels.add(label)
         return label
 
 
-def _reader(member: Member) -> Callable[[], bytes]:
-    return member.read
+def _kind(path: Path) -> FileKind:
+    with path.open("rb") as file:
+        return sniff(file.read(HEAD_BYTES))
 
 
 def _read(path: Path, limit_bytes: int) -> bytes:
     with path.open("rb") as file:
         data = file.read(limit_bytes + 1)
     if len(data) > limit_bytes:
-        raise RefusedError(RefusalKind.TOO_LARGE, f"it is larger than {limit_bytes / 2**20:.0f} MiB")
+        raise RefusedError(RefusalKind.TOO_LARGE, _("it is larger than {most}", most=text.size(limit_bytes)))
     return data
 
 
@@ -229,5 +224,5 @@ def _walk(root: Path) -> Iterator[Path]:
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(folders)
         yield from (Path(folder, name) for name in sorted(files))
-        # os.walk does not follow links to folders; they are reported like links to files.
+        # os.walk does not follow links to folders; they are refused like links to files.
         yield from (path for name in folders if (path := Path(folder, name)).is_symlink())

@@ -1,26 +1,29 @@
-"""Several datasets in one job: what each is for, what its pictures are used for, and how often they are seen."""
+"""The datasets of a job: which images each contributes to which split, and how often they are seen in an epoch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from random import Random
 
 from pydantic import ValidationError
 
-from trainer.dataset.split.folds import apply_split
-from trainer.dataset.split.overlap import Member, same_pictures, without_overlap
-from trainer.dataset.split.repeats import Portion, Repeats
+from trainer.dataset.seeds import derive_seed
+from trainer.dataset.split.group_split import apply_split
+from trainer.dataset.split.overlap import JobImage, same_images, without_overlap
 from trainer.errors import DatasetError
-from trainer.protocol.mix import MixRole
-from trainer.protocol.places import folder_of
-from trainer.protocol.report import DatasetReport, Split, read_report
-from trainer.protocol.settings import SplitChoice, SplitKind
+from trainer.exchange.dataset_dir import read_report
+from trainer.exchange.job_dir import dataset_path
+from trainer.protocol.report import DatasetReport, Split
+from trainer.protocol.settings import MixRole, SplitChoice, SplitKind
 from trainer.protocol.spec import Spec
+from trainer.protocol.text import _, listed, ngettext
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class MixSource:
     """One dataset of a job."""
 
     folder: Path
@@ -33,40 +36,40 @@ class Source:
 
     @property
     def name(self) -> str:
-        """What people know it by: its folder's name, or the one above where that says nothing."""
+        """The name of its folder, or of the parent of a folder `prepared`."""
         return self.folder.parent.name if self.folder.name == "prepared" else self.folder.name
 
-    def members(self, place: int) -> Iterator[Member]:
-        """Its usable pictures, in the order of the report."""
+    def job_images(self, index: int) -> Iterator[JobImage]:
+        """Its usable images, in the order of the report; `index` is its own in the job."""
         for image in self.report.images:
             if image.status == "kept" and image.split is not None:
-                is_class_picture = self.role is MixRole.REGULARIZATION
-                yield Member(image=image, source=place, split=Split.TRAIN if is_class_picture else image.split)
+                split = Split.TRAIN if self.role is MixRole.REGULARIZATION else image.split
+                yield JobImage(image=image, source=index, split=split)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """All pictures of a job, from all of its datasets, the main one first."""
+    """All images of a job, from all of its datasets, the main one first."""
 
-    sources: tuple[Source, ...]
-    members: tuple[Member, ...]
-    #: Pictures that show the same as one that another dataset validates or tests with.
-    left_out: tuple[Member, ...] = ()
+    sources: tuple[MixSource, ...]
+    members: tuple[JobImage, ...]
+    #: Left out because another dataset validates or tests with an image that shows the same.
+    left_out: tuple[JobImage, ...] = ()
 
-    def of(self, split: Split) -> tuple[Member, ...]:
+    def of(self, split: Split) -> tuple[JobImage, ...]:
         return tuple(member for member in self.members if member.split is split)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The datasets' names; where two have one name, with their place behind it."""
+        """The datasets' names; equal ones are numbered."""
         names = [source.name for source in self.sources]
-        return tuple(f"{name} ({place})" if names.count(name) > 1 else name for place, name in enumerate(names, 1))
+        return tuple(f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names, 1))
 
-    def source_of(self, member: Member) -> Source:
+    def source_of(self, member: JobImage) -> MixSource:
         return self.sources[member.source]
 
-    def caption_of(self, member: Member) -> str:
-        """The caption of a picture, with its dataset's trigger in front where it does not hold it."""
+    def caption_of(self, member: JobImage) -> str:
+        """The caption of an image, preceded by its dataset's trigger unless it contains it."""
         caption, trigger = member.image.caption, self.source_of(member).trigger
         if trigger and trigger.lower() not in caption.lower():
             return f"{trigger}, {caption}" if caption else trigger
@@ -74,36 +77,108 @@ class Mixture:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
-    """How often the training pictures of one dataset are seen in an epoch."""
+class Portion:
+    """Images that share a fixed number of views."""
+
+    #: Index of their dataset in the job.
+    source: int
+    #: Views of all of them together, in every epoch.
+    views: int
+    #: Relative frequency of each image, by its index.
+    repeats: Mapping[int, int]
+
+    @property
+    def _units(self) -> int:
+        return sum(self.repeats.values())
+
+    def of_epoch(self, sizes: Sequence[Hashable], seed: int, epoch: int) -> dict[int, int]:
+        """Views of each image by index: its exact share, rounded up or down at random.
+
+        Systematic sampling (Madow 1949): the images are laid in a row, each as long as its share, and sampled at equal
+        distances from a random start. Each gets its share on average; all together, and every stretch of the row, get
+        theirs in every epoch to within one view. Images of a size are adjacent, so their number hardly changes.
+        """
+        random = Random(derive_seed("mix", seed, epoch, self.source))
+        row = sorted(self.repeats, key=lambda index: (repr(sizes[index]), random.random()))
+        # In integers: an image is `views * repeats` long, and the samples are `_units` apart.
+        end, distance = random.randrange(self._units), self._units
+        views = {}
+        for index in row:
+            start, end = end, end + self.views * self.repeats[index]
+            views[index] = end // distance - start // distance
+        return views
+
+    def most_by_size(self, sizes: Sequence[Hashable]) -> dict[Hashable, int]:
+        """The most views that the images of each size get in any epoch."""
+        units: Counter[Hashable] = Counter()
+        for index, repeats in self.repeats.items():
+            units[sizes[index]] += self.views * repeats
+        return {size: -(-count // self._units) for size, count in units.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeats:
+    """How often each training image is seen in each epoch of a job."""
+
+    #: By index of the image; 0 for those in a portion.
+    fixed: tuple[int, ...]
+    portions: tuple[Portion, ...] = ()
+    seed: int = 0
+
+    @property
+    def views(self) -> int:
+        """Views in an epoch, the same in each."""
+        return sum(self.fixed) + sum(portion.views for portion in self.portions)
+
+    def of_epoch(self, sizes: Sequence[Hashable], epoch: int) -> list[int]:
+        """Views of each image in an epoch; `sizes` are their buckets."""
+        views = list(self.fixed)
+        for portion in self.portions:
+            for index, count in portion.of_epoch(sizes, self.seed, epoch).items():
+                views[index] = count
+        return views
+
+    def most_by_size(self, sizes: Sequence[Hashable]) -> Counter[Hashable]:
+        """The most views that the images of each size get in any epoch."""
+        most: Counter[Hashable] = Counter()
+        for size, count in zip(sizes, self.fixed, strict=True):
+            most[size] += count
+        for portion in self.portions:
+            most.update(portion.most_by_size(sizes))
+        return most
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochExposure:
+    """How often the training images of one dataset are seen in an epoch."""
 
     dataset: str
     role: MixRole
-    pictures: int
+    images: int
     #: Views of all of them; the same in every epoch.
     views: int
     #: Share of all views of an epoch.
     share: float
 
     @property
-    def per_picture(self) -> float:
-        return self.views / self.pictures if self.pictures else 0.0
+    def per_image(self) -> float:
+        return self.views / self.images if self.images else 0.0
 
 
 def read_mixture(spec: Spec) -> Mixture:
-    """All pictures of a job, read from the reports of its datasets.
+    """Read the images of a job from the reports of its datasets.
 
     Raises:
-        DatasetError: a folder is no prepared dataset, or nothing is left to train on or to validate with.
+        DatasetError: A folder is not a prepared dataset, or nothing is left to train on or to validate with.
     """
     training = spec.training
-    main = _read(spec.dataset, spec.split)
+    main = _read_report(spec.dataset, spec.split)
     sources = [
-        Source(folder=folder_of(spec.dataset), report=main, trigger=training.trigger, repeats=training.repeats),
+        MixSource(folder=dataset_path(spec.dataset), report=main, trigger=training.trigger, repeats=training.repeats),
         *(
-            Source(
-                folder=folder_of(part.dataset),
-                report=_read(part.dataset, SplitChoice() if part.role is MixRole.REGULARIZATION else spec.split),
+            MixSource(
+                folder=dataset_path(part.dataset),
+                report=_read_report(part.dataset, SplitChoice() if part.role is MixRole.REGULARIZATION else spec.split),
                 role=part.role,
                 trigger=part.trigger,
                 repeats=part.repeats or 1,
@@ -115,36 +190,38 @@ def read_mixture(spec: Spec) -> Mixture:
     return mix(sources, needs_validation=spec.split.kind is not SplitKind.ALL)
 
 
-def mix(sources: Sequence[Source], *, needs_validation: bool = True) -> Mixture:
-    """The pictures of several datasets, none of which trains where it, or one that shows the same, is measured.
-
-    Without `needs_validation` no picture need be left to measure with.
+def mix(sources: Sequence[MixSource], *, needs_validation: bool = True) -> Mixture:
+    """Combine several datasets; no image trains if one that shows the same is measured.
 
     Raises:
-        DatasetError: nothing is left to train on or to validate with.
+        DatasetError: Nothing is left to train on, or to validate with if `needs_validation`.
     """
-    members = tuple(member for place, source in enumerate(sources) for member in source.members(place))
-    left_out: tuple[Member, ...] = ()
+    members = tuple(member for index, source in enumerate(sources) for member in source.job_images(index))
+    left_out: tuple[JobImage, ...] = ()
     if len(sources) > 1:
-        pairs = same_pictures(members, [source.folder for source in sources])
+        pairs = same_images(members, [source.folder for source in sources])
         members, left_out = without_overlap(members, pairs)
     mixture = Mixture(sources=tuple(sources), members=members, left_out=left_out)
-    _check_splits(mixture, (Split.TRAIN, Split.VALIDATION) if needs_validation else (Split.TRAIN,))
+    _require_splits(mixture, (Split.TRAIN, Split.VALIDATION) if needs_validation else (Split.TRAIN,))
     return mixture
 
 
-def with_source(mixture: Mixture, source: Source) -> Mixture:
-    """The mixture with a further dataset, which is known to show nothing that another one measures with."""
-    members = (*mixture.members, *source.members(len(mixture.sources)))
+def with_source(mixture: Mixture, source: MixSource) -> Mixture:
+    """Add a dataset that is known not to overlap with the validation and test images of the others."""
+    members = (*mixture.members, *source.job_images(len(mixture.sources)))
     return replace(mixture, sources=(*mixture.sources, source), members=members)
 
 
 def plan_repeats(mixture: Mixture, seed: int, shares: Sequence[float] = ()) -> Repeats:
-    """How often each training picture is seen, by its place in `mixture.of(Split.TRAIN)`.
+    """Plan how often each training image is seen, by its index in `mixture.of(Split.TRAIN)`.
 
-    A dataset with a weight gets that share of an epoch, rounded to a whole number of views, at least one. `shares`, one
-    for each dataset that a spec names, go before weights and repeats; an epoch stays as long as without them, and class
-    pictures keep their share of it.
+    A dataset with a weight gets that share of an epoch, rounded to whole views, at least one.
+
+    Args:
+        mixture: The images of the job.
+        seed: Decides which images of a portion are seen in an epoch.
+        shares: Shares of the datasets that the spec names, instead of their weights and repeats. The length of an epoch
+            and the share of class images that the base model drew stay the same.
     """
     train = mixture.of(Split.TRAIN)
     fixed = [
@@ -152,95 +229,107 @@ def plan_repeats(mixture: Mixture, seed: int, shares: Sequence[float] = ()) -> R
         for member in train
     ]
     present = {member.source for member in train}
-    weights = {place: source.weight for place, source in enumerate(mixture.sources) if source.weight}
-    weights = {place: weight for place, weight in weights.items() if place in present}
+    weights = {i: source.weight for i, source in enumerate(mixture.sources) if source.weight and i in present}
     total = sum(fixed) / (1 - sum(weights.values()))
     if shares:
         fixed = [0] * len(train)
-        unnamed = {place: weight for place, weight in weights.items() if place >= len(shares)}
-        rest = 1 - sum(unnamed.values())
-        weights = {place: share * rest for place, share in enumerate(shares) if share and place in present} | unnamed
+        drawn = {index: weight for index, weight in weights.items() if index >= len(shares)}
+        rest = 1 - sum(drawn.values())
+        weights = {i: share * rest for i, share in enumerate(shares) if share and i in present} | drawn
     portions = tuple(
         Portion(
-            source=place,
+            source=index,
             views=max(1, round(weight * total)),
-            repeats={i: member.image.repeats for i, member in enumerate(train) if member.source == place},
+            repeats={i: member.image.repeats for i, member in enumerate(train) if member.source == index},
         )
-        for place, weight in weights.items()
+        for index, weight in weights.items()
     )
     return Repeats(fixed=tuple(fixed), portions=portions, seed=seed)
 
 
-def seen_per_epoch(mixture: Mixture, repeats: Repeats) -> tuple[Seen, ...]:
-    """How often the training pictures of each dataset are seen in an epoch."""
+def epoch_exposure(mixture: Mixture, repeats: Repeats) -> tuple[EpochExposure, ...]:
+    """How often the training images of each dataset are seen in an epoch."""
     train = mixture.of(Split.TRAIN)
     rows = []
-    for place, source in enumerate(mixture.sources):
-        views = sum(count for member, count in zip(train, repeats.fixed, strict=True) if member.source == place)
-        views += sum(portion.views for portion in repeats.portions if portion.source == place)
-        pictures = sum(member.source == place for member in train)
-        share = views / repeats.views
-        rows.append(Seen(dataset=mixture.names[place], role=source.role, pictures=pictures, views=views, share=share))
+    for index, source in enumerate(mixture.sources):
+        views = sum(count for member, count in zip(train, repeats.fixed, strict=True) if member.source == index)
+        views += sum(portion.views for portion in repeats.portions if portion.source == index)
+        rows.append(
+            EpochExposure(
+                dataset=mixture.names[index],
+                role=source.role,
+                images=sum(member.source == index for member in train),
+                views=views,
+                share=views / repeats.views,
+            )
+        )
     return tuple(rows)
 
 
-def seen_in_words(rows: Sequence[Seen]) -> str:
-    """The same as one sentence."""
-    parts = [f"{_count(row)} {_often(row.per_picture)}" + (f" ({row.share:.0%})" if rows[1:] else "") for row in rows]
-    listed = ", ".join(parts[:-1]) + " and " + parts[-1] if parts[1:] else parts[0]
-    return f"An epoch shows {listed}."
+def exposure_sentence(rows: Sequence[EpochExposure]) -> str:
+    """Describe the exposure in one sentence."""
+    has_shares = len(rows) > 1
+    return _("Each epoch shows {datasets}.", datasets=listed(_dataset_exposure(row, has_shares) for row in rows))
 
 
-def seen_as_table(rows: Sequence[Seen]) -> str:
-    """The same as a Markdown table."""
-    lines = ["| dataset | role | pictures | seen in an epoch | each | share |", "|---|---|--:|--:|--:|--:|"]
+def _dataset_exposure(row: EpochExposure, has_shares: bool) -> str:
+    if row.role is MixRole.REGULARIZATION:
+        images = ngettext(
+            "{n} class image of {dataset}", "{n} class images of {dataset}", row.images, dataset=row.dataset
+        )
+    else:
+        images = ngettext("{n} image of {dataset}", "{n} images of {dataset}", row.images, dataset=row.dataset)
+    often = {1.0: _("once"), 2.0: _("twice")}.get(row.per_image) or _("{n:.3g} times", n=row.per_image)
+    return f"{images} {often}" + (f" ({row.share:.0%})" if has_shares else "")
+
+
+def exposure_table(rows: Sequence[EpochExposure]) -> str:
+    """Describe the exposure as a Markdown table."""
+    lines = ["| dataset | role | images | views per epoch | views per image | share |", "|---|---|--:|--:|--:|--:|"]
     lines += [
-        f"| {row.dataset} | {row.role} | {row.pictures} | {row.views} | {row.per_picture:.3g}× | {row.share:.1%} |"
+        f"| {row.dataset} | {row.role} | {row.images} | {row.views} | {row.per_image:.3g}× | {row.share:.1%} |"
         for row in rows
     ]
     return "\n".join(lines) + "\n"
 
 
-def overlap_in_words(mixture: Mixture) -> str | None:
-    """What was left out because it would leak, as a sentence; None if nothing was."""
-    counts = [(sum(member.split is split for member in mixture.left_out), split) for split in Split]
-    listed = " and ".join(
-        f"{count} {'picture' if count == 1 else 'pictures'} of the {split} split" for count, split in counts if count
-    )
-    if not listed:
+def overlap_sentence(mixture: Mixture) -> str | None:
+    """Describe what was left out because it would leak; None if nothing was."""
+    counts = {split: sum(member.split is split for member in mixture.left_out) for split in Split}
+    parts = [
+        ngettext("{n} image of the {split} split", "{n} images of the {split} split", count, split=split)
+        for split, count in counts.items()
+        if count
+    ]
+    if not parts:
         return None
-    return (
-        f"{listed[0].upper()}{listed[1:]} left out: another dataset of the mix validates or tests with the same "
-        "pictures, so the loss would have looked better than it is."
+    return _(
+        "Left out: {images}. Another dataset of the mix validates or tests with the same images, so the loss would "
+        "look better than it is.",
+        images=listed(parts),
     )
 
 
-def _read(folder: str, choice: SplitChoice) -> DatasetReport:
-    """A dataset's report, with the sides that `choice` gives its pictures."""
+def _read_report(folder: str, choice: SplitChoice) -> DatasetReport:
+    """Read a dataset's report, with the splits that `choice` gives its images."""
     try:
-        report = read_report(folder_of(folder))
+        report = read_report(dataset_path(folder))
     except (OSError, ValidationError) as error:
-        raise DatasetError(
-            f"{folder} is not a prepared dataset.", "Make it with `python -m trainer prepare`."
-        ) from error
+        message = _("{folder} is not a prepared dataset.", folder=folder)
+        raise DatasetError(message, _("Prepare it with `python -m trainer prepare`.")) from error
     return report.model_copy(update={"images": apply_split(report.images, choice, report.split_seed)})
 
 
-def _check_splits(mixture: Mixture, needed: Sequence[Split]) -> None:
+def _require_splits(mixture: Mixture, needed: Sequence[Split]) -> None:
     for split in needed:
         if not any(member.source == 0 for member in mixture.of(split)):
             kept = mixture.sources[0].report.counts.kept
-            why = "; other datasets of the mix measure with the same ones" if mixture.left_out else ""
-            raise DatasetError(
-                f"The dataset has {kept} usable pictures and none for the {split} split{why}.",
-                "An honest validation needs at least 3 different pictures; 15 or more are better.",
+            message = ngettext(
+                "The dataset has {n} usable image and none for the {split} split.",
+                "The dataset has {n} usable images and none for the {split} split.",
+                kept,
+                split=split,
             )
-
-
-def _count(row: Seen) -> str:
-    kind = "class pictures" if row.role is MixRole.REGULARIZATION else "pictures"
-    return f"{row.pictures} {kind if row.pictures != 1 else kind.removesuffix('s')} of {row.dataset}"
-
-
-def _often(times: float) -> str:
-    return {1.0: "once", 2.0: "twice"}.get(times, f"{times:.3g} times")
+            if mixture.left_out:
+                message += " " + _("Other datasets of the mix measure with the same images.")
+            raise DatasetError(message, _("Validation needs at least 3 different images; 15 or more are better."))

@@ -1,0 +1,237 @@
+"""The base of all archive formats: the open archive, its members, their checks, and the spool for their content."""
+
+from __future__ import annotations
+
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Self
+
+from trainer.dataset.input_files import (
+    Limits,
+    RefusedError,
+    is_os_clutter,
+    normalize_path,
+    printable,
+    same_name_key,
+    unsafe_reason,
+)
+from trainer.protocol import text
+from trainer.protocol.report import RefusalKind
+from trainer.protocol.text import _
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchiveMember:
+    """One entry of an archive, not read yet; never read if there is a `refusal`."""
+
+    #: As its author wrote it while the archive is listed (folders end with a slash); safe in `Archive.members`.
+    name: str
+    refusal: RefusedError | None = None
+    content: Callable[[], bytes]
+
+    def read(self) -> bytes:
+        """Read the member; members may be read in any order.
+
+        Raises:
+            RefusedError: The member is refused, damaged, or larger than it claims.
+        """
+        if self.refusal is not None:
+            raise self.refusal
+        return self.content()
+
+
+class Archive(ABC):
+    """An open archive that passed every check that its list of entries allows; close it after use.
+
+    Raises:
+        RefusedError: The archive is damaged, encrypted or hostile as a whole.
+    """
+
+    def __init__(self, path: Path, limits: Limits) -> None:
+        self._limits = limits
+        #: Closed with the archive.
+        self._resources = ExitStack()
+        try:
+            self._file = self._resources.enter_context(self._open(path))
+            self.members = tuple(_safe_members(self._list(), limits))
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, path: Path) -> IO[bytes]:
+        return path.open("rb")
+
+    @abstractmethod
+    def _list(self) -> Iterator[ArchiveMember]:
+        """Yield the archive's entries as its authors named them."""
+
+    def close(self) -> None:
+        self._resources.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def _safe_members(entries: Iterable[ArchiveMember], limits: Limits) -> Iterator[ArchiveMember]:
+    """Yield the entries except folders and clutter under safe names; a duplicate name is refused."""
+    seen: set[str] = set()
+    for count, entry in enumerate(entries, start=1):
+        if count > limits.max_entries:
+            raise _too_many(limits)
+        is_folder = entry.name.endswith(("/", "\\"))
+        reason = unsafe_reason(entry.name)
+        # `tar -C folder .` lists the folder itself.
+        if is_folder and not normalize_path(entry.name):
+            continue
+        if reason is None and (is_folder or is_os_clutter(entry.name)):
+            continue
+        refusal = RefusedError(RefusalKind.UNSAFE_PATH, reason) if reason else entry.refusal
+        name = printable(entry.name if reason else normalize_path(entry.name))
+        key = same_name_key(name)
+        if refusal is None and key in seen:
+            refusal = RefusedError(RefusalKind.COLLISION, _("an earlier entry has the same name"))
+        seen.add(key)
+        yield ArchiveMember(name=name, refusal=refusal, content=entry.content)
+
+
+@contextmanager
+def damage_refused(*errors: type[Exception]) -> Iterator[None]:
+    """Turn the errors that a library raises for a damaged archive, and MemoryError, into refusals."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, (MemoryError, *errors)):
+            raise
+        raise refusal_for(error) from error
+
+
+def refusal_for(error: Exception) -> RefusedError:
+    """The refusal for an error that a library raised while it read an archive."""
+    message = str(error).lower()
+    # lzma and zstd, when they need more than the limit that they were given.
+    if isinstance(error, MemoryError) or "memory usage limit" in message or "requires too much memory" in message:
+        return RefusedError(RefusalKind.TOO_LARGE, _("inflating it takes more memory than is allowed"))
+    return damaged(printable(str(error))[:120] or type(error).__name__)
+
+
+def damaged(details: str) -> RefusedError:
+    return RefusedError(RefusalKind.DAMAGED, _("it is damaged ({details})", details=details))
+
+
+def cut_short() -> RefusedError:
+    return RefusedError(RefusalKind.DAMAGED, _("it is cut short"))
+
+
+def is_link() -> RefusedError:
+    return RefusedError(RefusalKind.LINK, _("it is a link or a device, not a file"))
+
+
+def is_encrypted() -> RefusedError:
+    return RefusedError(RefusalKind.ENCRYPTED, _("it is encrypted"))
+
+
+def inflates_too_far() -> RefusedError:
+    return RefusedError(RefusalKind.TOO_LARGE, _("it inflates to more than it claims"))
+
+
+def _too_many(limits: Limits, entries: int | None = None) -> RefusedError:
+    most = f"{limits.max_entries:,}"
+    if entries is None:
+        reason = _("it contains more than {most} entries", most=most)
+    else:
+        reason = _("it contains {n} entries; at most {most} are opened", n=f"{entries:,}", most=most)
+    return RefusedError(RefusalKind.TOO_MANY, reason)
+
+
+def check_directory(limits: Limits, *, entries: int = 0, size_bytes: int = 0) -> None:
+    """Check the claimed size of a list of entries before it is read.
+
+    Raises:
+        RefusedError: It has too many entries or is too large.
+    """
+    if entries > limits.max_entries:
+        raise _too_many(limits, entries)
+    if size_bytes > limits.max_directory_bytes:
+        reason = _("its list of entries alone takes {size}", size=text.size(size_bytes))
+        raise RefusedError(RefusalKind.TOO_MANY, reason)
+
+
+def check_sizes(packed_bytes: int, inflated_bytes: int, limits: Limits) -> None:
+    """Check the claimed sizes of a whole archive.
+
+    Raises:
+        RefusedError: It inflates to too much.
+    """
+    if inflated_bytes > limits.max_archive_bytes:
+        size, most = text.size(inflated_bytes), text.size(limits.max_archive_bytes)
+        reason = _("it inflates to {size}; at most {most} are opened", size=size, most=most)
+        raise RefusedError(RefusalKind.TOO_LARGE, reason)
+    if inflated_bytes > limits.ratio_floor_bytes and inflated_bytes > packed_bytes * limits.max_ratio:
+        ratio = f"{inflated_bytes / max(packed_bytes, 1):,.0f}"
+        reason = _("it inflates to {ratio} times its size, as a zip bomb does", ratio=ratio)
+        raise RefusedError(RefusalKind.RATIO, reason)
+
+
+def size_refusal(size_bytes: int, limits: Limits) -> RefusedError | None:
+    """Why an entry of this size is not read, or None."""
+    if size_bytes < 0:
+        return RefusedError(RefusalKind.DAMAGED, _("it claims a negative size"))
+    if size_bytes > limits.max_entry_bytes:
+        return RefusedError(RefusalKind.TOO_LARGE, _("it inflates to {size}", size=text.size(size_bytes)))
+    return None
+
+
+class Spool:
+    """A growing temporary file of bounded size. It has no name, so a killed process leaves nothing behind."""
+
+    def __init__(self, max_bytes: int, when_full: RefusedError) -> None:
+        self.file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  closed by `close`
+        self._max_bytes = max_bytes
+        self._when_full = when_full
+        self.size = 0
+
+    def write(self, chunk: bytes | bytearray) -> None:
+        """Append a chunk.
+
+        Raises:
+            RefusedError: The spool or the disk is full.
+        """
+        if self.size + len(chunk) > self._max_bytes:
+            raise self._when_full
+        try:
+            self.file.write(chunk)
+        except OSError as error:
+            raise _disk_full(error) from error
+        self.size += len(chunk)
+
+    def flush(self) -> None:
+        """Flush to the disk.
+
+        Raises:
+            RefusedError: The disk is full.
+        """
+        try:
+            self.file.flush()
+        except OSError as error:
+            raise _disk_full(error) from error
+
+    def read(self, offset: int, size: int) -> bytes:
+        self.file.seek(offset)
+        return self.file.read(size)
+
+    def close(self) -> None:
+        # Closing flushes, which fails once more on a full disk.
+        with suppress(OSError):
+            self.file.close()
+
+
+def _disk_full(error: OSError) -> RefusedError:
+    reason = _("there is no room to inflate it ({error})", error=error.strerror or error)
+    return RefusedError(RefusalKind.TOO_LARGE, reason)

@@ -1,0 +1,239 @@
+"""Tar archives, plain or compressed: headers are read under a budget, bodies by their offset in the file."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import re
+import sys
+import tarfile
+import zlib
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+from trainer.dataset.archives.archive import (
+    Archive,
+    ArchiveMember,
+    Spool,
+    cut_short,
+    damage_refused,
+    damaged,
+    is_link,
+    refusal_for,
+    size_refusal,
+)
+from trainer.dataset.input_files import Limits, RefusedError, decode_name
+from trainer.protocol import text
+from trainer.protocol.report import RefusalKind
+from trainer.protocol.text import _
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+_BLOCK_BYTES = 512
+#: One extended header; names longer than 1,024 characters are refused anyway.
+_MAX_HEADER_BYTES = 2**18
+#: `git archive` writes one global keyword. tarfile copies all of them for every entry.
+_MAX_GLOBAL_KEYWORDS = 64
+_DIGITS = re.compile(rb"\d{100}")
+_BROKEN_TAR = (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError, OSError)
+
+_CHUNK_BYTES = 2**18
+#: Memory that xz needs beside its dictionary.
+_XZ_OVERHEAD_BYTES = 2**20
+_BROKEN_STREAM = (OSError, EOFError, zlib.error, lzma.LZMAError, zstd.ZstdError)
+
+
+class TarArchive(Archive):
+    """An open tar; a compressed one is inflated to a temporary file first, so that any order of reading is cheap."""
+
+    def __init__(self, path: Path, limits: Limits, *, is_compressed: bool) -> None:
+        self._is_compressed = is_compressed
+        super().__init__(path, limits)
+
+    def _open(self, path: Path) -> IO[bytes]:
+        return inflate(path, self._limits).file if self._is_compressed else path.open("rb")
+
+    def _list(self) -> Iterator[ArchiveMember]:
+        file_bytes = self._file.seek(0, io.SEEK_END)
+        if file_bytes > self._limits.max_archive_bytes:
+            raise RefusedError(RefusalKind.TOO_LARGE, _("it takes {size}", size=text.size(file_bytes)))
+        for info in _headers(self._file, self._limits):
+            if info.isreg() and not info.issparse() and info.offset_data + info.size > file_bytes:
+                reason = _("it is cut short (an entry ends beyond the end of the file)")
+                raise RefusedError(RefusalKind.DAMAGED, reason)
+            # tarfile keeps bytes that are not UTF-8 as surrogates.
+            name = decode_name(info.name.encode("utf-8", "surrogateescape"))
+            yield ArchiveMember(
+                name=f"{name}/" if info.isdir() else name,
+                refusal=None if info.isdir() else _refusal(info, self._limits),
+                content=partial(self._read, info.offset_data, info.size),
+            )
+
+    def _read(self, offset: int, size: int) -> bytes:
+        self._file.seek(offset)
+        data = self._file.read(size)
+        if len(data) != size:
+            raise cut_short()
+        return data
+
+
+class _HeaderReader(io.RawIOBase):
+    """The file for tarfile, with a budget: tarfile itself reads headers of any claimed size."""
+
+    def __init__(self, file: IO[bytes], budget_bytes: int) -> None:
+        self._file = file
+        self._left = budget_bytes
+
+    def read(self, size: int = -1) -> bytes:
+        self._left -= size
+        if not 0 <= size <= _MAX_HEADER_BYTES or self._left < 0:
+            raise RefusedError(RefusalKind.TOO_MANY, _("its headers alone take more room than images need"))
+        data = self._file.read(size)
+        # Python before 3.11.10 searches pax headers in time quadratic in a run of digits (CVE-2024-6232).
+        if size > _BLOCK_BYTES and _DIGITS.search(data):
+            raise _invalid_headers()
+        return data
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+
+def _headers(file: IO[bytes], limits: Limits) -> Iterator[tarfile.TarInfo]:
+    budget = limits.max_directory_bytes + 4 * _BLOCK_BYTES * limits.max_entries
+    file.seek(0)
+    reader = _HeaderReader(file, budget)
+    try:
+        # "r:" reads a plain tar only; "r" would try every compression.
+        with tarfile.open(fileobj=reader, mode="r:", encoding="utf-8", errors="surrogateescape") as listing:
+            offset = -1
+            while (info := listing.next()) is not None:
+                if info.offset <= offset or len(listing.pax_headers) > _MAX_GLOBAL_KEYWORDS:
+                    raise _invalid_headers()
+                offset = info.offset
+                yield info
+                # tarfile would keep each header until the end.
+                listing.members.clear()  # type: ignore[attr-defined]
+            _check_end(file, listing.offset)
+    except _BROKEN_TAR as error:
+        raise _refusal_of(error) from error
+
+
+def _invalid_headers() -> RefusedError:
+    return RefusedError(RefusalKind.DAMAGED, _("its headers are invalid"))
+
+
+def _refusal_of(error: Exception) -> RefusedError:
+    if "unexpected end of data" in str(error) or "truncated" in str(error):
+        return cut_short()
+    if isinstance(error, tarfile.ReadError) and "header" in str(error):
+        return RefusedError(RefusalKind.UNSUPPORTED, _("it contains no tar archive, or a damaged one"))
+    return refusal_for(error)
+
+
+def _check_end(file: IO[bytes], offset: int) -> None:
+    """Check the end mark: tarfile takes a damaged header for the end and would silently drop what follows."""
+    file.seek(offset)
+    block = file.read(_BLOCK_BYTES)
+    if len(block) < _BLOCK_BYTES:
+        raise RefusedError(RefusalKind.DAMAGED, _("it is cut short (its end mark is missing)"))
+    if any(block):
+        raise damaged(_("one of its headers"))
+
+
+def _refusal(info: tarfile.TarInfo, limits: Limits) -> RefusedError | None:
+    """Why this entry is not read, or None."""
+    if info.issym() or info.islnk() or info.isdev():
+        return is_link()
+    if info.issparse():
+        return RefusedError(RefusalKind.UNSUPPORTED, _("it is a sparse file, which no image is"))
+    if not info.isreg():
+        return RefusedError(RefusalKind.UNSUPPORTED, _("it is neither a file nor a folder"))
+    return size_refusal(info.size, limits)
+
+
+def inflate(path: Path, limits: Limits) -> Spool:
+    """Inflate a gzip, bzip2, xz or zstd file to a temporary file; close the spool after use.
+
+    Raises:
+        RefusedError: The file is damaged, a bomb, or needs too much memory.
+    """
+    spool = Spool(*_bounds(path.stat().st_size, limits))
+    try:
+        with damage_refused(*_BROKEN_STREAM):
+            for chunk in _chunks(path, limits):
+                spool.write(chunk)
+            spool.flush()
+    except BaseException:
+        spool.close()
+        raise
+    return spool
+
+
+def _bounds(packed_bytes: int, limits: Limits) -> tuple[int, RefusedError]:
+    """The most bytes that a compressed file may inflate to, and the refusal beyond them."""
+    by_ratio = max(limits.ratio_floor_bytes, int(packed_bytes * limits.max_ratio))
+    if by_ratio < limits.max_archive_bytes:
+        ratio = f"{limits.max_ratio:g}"
+        reason = _("it inflates to more than {ratio} times its size, as a zip bomb does", ratio=ratio)
+        return by_ratio, RefusedError(RefusalKind.RATIO, reason)
+    reason = _("it inflates to more than {size}", size=text.size(limits.max_archive_bytes))
+    return limits.max_archive_bytes, RefusedError(RefusalKind.TOO_LARGE, reason)
+
+
+def _chunks(path: Path, limits: Limits) -> Iterator[bytes]:
+    """Yield the inflated bytes in pieces of bounded size, whatever the input is."""
+    with path.open("rb") as file:
+        head = file.read(6)
+        file.seek(0)
+        if head.startswith(b"\xfd7zXZ"):
+            yield from _xz_chunks(file, limits.max_dictionary_bytes + _XZ_OVERHEAD_BYTES)
+            return
+        with _decompressor(file, head, limits) as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                yield chunk
+
+
+def _decompressor(file: IO[bytes], head: bytes, limits: Limits) -> io.BufferedIOBase:
+    if head.startswith(b"BZh"):
+        return bz2.BZ2File(file)
+    if head.startswith(b"\x28\xb5\x2f\xfd"):
+        window_log = min(limits.max_dictionary_bytes.bit_length() - 1, 31)
+        return zstd.ZstdFile(file, options={int(zstd.DecompressionParameter.window_log_max): window_log})
+    return gzip.GzipFile(fileobj=file)
+
+
+def _xz_chunks(file: IO[bytes], memory_bytes: int) -> Iterator[bytes]:
+    """Like `lzma.LZMAFile`, but with a memory limit: a header can ask for a dictionary of 4 GiB."""
+    decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=memory_bytes)
+    data = b""
+    while True:
+        if decompressor.eof:
+            # Streams may follow each other, with NULs between them.
+            data = (decompressor.unused_data or file.read(_CHUNK_BYTES)).lstrip(b"\0")
+            if not data:
+                return
+            decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=memory_bytes)
+        elif decompressor.needs_input:
+            data = file.read(_CHUNK_BYTES)
+            if not data:
+                raise EOFError(_("it is cut short"))
+        else:
+            data = b""
+        if chunk := decompressor.decompress(data, _CHUNK_BYTES):
+            yield chunk

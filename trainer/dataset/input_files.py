@@ -1,0 +1,284 @@
+"""Files from users before they are decoded: size limits, file kinds by content, safe names, and the entry record."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+from pathlib import PurePosixPath
+
+from trainer.protocol.report import RefusalKind
+from trainer.protocol.text import _
+
+MIB = 2**20
+
+#: Bytes that `sniff` needs: enough for every signature, including tar's.
+HEAD_BYTES = 512
+
+_DECODED_EXTENSIONS = {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".tif", ".tiff"}
+_DECODED_EXTENSIONS |= {".gif", ".avif", ".heic", ".heif", ".hif"}
+_UNSUPPORTED_EXTENSIONS = {".jxl", ".psd", ".svg", ".ico", ".jp2", ".eps", ".tga", ".raw", ".dng", ".cr2", ".nef"}
+IMAGE_EXTENSIONS = frozenset(_DECODED_EXTENSIONS | _UNSUPPORTED_EXTENSIONS)
+#: Caption files beside an image, in order of precedence.
+CAPTION_EXTENSIONS = (".txt", ".caption", ".json")
+#: Caption tables; a `.json` or `.txt` file can also be one.
+TABLE_EXTENSIONS = (".csv", ".tsv", ".jsonl", ".ndjson")
+
+_CLUTTER = {"__macosx", "thumbs.db", "desktop.ini", "ehthumbs.db", "$recycle.bin"}
+_DIGITS = re.compile(r"(\d+)")
+_MAX_NAME_LENGTH = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Limits on opening and storing untrusted archives and images; `--limit NAME=VALUE` changes one."""
+
+    #: Entries of one archive, or files of one folder.
+    max_entries: int = 20_000
+    #: Size of an archive's list of entries, whatever its end record claims to hold.
+    max_directory_bytes: int = 16 * MIB
+    #: One file, inflated. A 24-bit BMP of `max_pixels` is 300 MB.
+    max_entry_bytes: int = 320 * MIB
+    #: All entries of one archive, inflated.
+    max_archive_bytes: int = 8 * 1024 * MIB
+    #: Inflated size over compressed size. Photographs stay near 1, captions under 10, flat BMPs reach hundreds.
+    max_ratio: float = 200.0
+    #: The ratio is not checked below this inflated size.
+    ratio_floor_bytes: int = 16 * MIB
+    #: Memory that decompression may use: 7-Zip's "ultra" needs 64 MiB, a header can ask for 4 GiB.
+    max_dictionary_bytes: int = 256 * MIB
+    #: A longer text file is not a caption.
+    max_caption_bytes: int = 64 * 1024
+    #: A longer table of captions is not read.
+    max_table_bytes: int = 32 * MIB
+
+    #: Whether `hf://` datasets are downloaded.
+    allow_downloads: bool = True
+    #: Whether Arrow and Parquet files are read. Their readers are not hardened against hostile files: the bot says no.
+    allow_arrow: bool = True
+
+    #: Larger images are refused from the header, before they are decoded.
+    max_pixels: int = 100_000_000
+    #: Address space of one decoding process. 100 Mpx with alpha take about 1.5 GiB on their way to RGB.
+    worker_memory_bytes: int = 3 * 1024 * MIB
+    #: CPU time limit of one decode; a wall-clock limit would drop good images on a busy machine.
+    decode_cpu_s: float = 60.0
+
+    #: Images with a shorter side than this are dropped.
+    min_side_px: int = 64
+    #: Images with a higher aspect ratio than this are dropped if their short side is also below `min_short_side_px`.
+    max_aspect: float = 4.0
+    min_short_side_px: int = 128
+    #: Larger images are stored at this area: four times SDXL's 1024², more than any training resolution needs.
+    max_stored_pixels: int = 2048 * 2048
+    #: Short side at which blur and similarity are measured, px.
+    checked_side_px: int = 512
+    #: Color behind transparent pixels, RGB.
+    background: tuple[int, int, int] = (255, 255, 255)
+
+
+class RefusedError(Exception):
+    """An entry or an archive is not opened; `reason` is a clause for a sentence."""
+
+    def __init__(self, kind: RefusalKind, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+        self.reason = reason
+
+
+class FileKind(Enum):
+    """The kind of a file, by its content. It alone decides how the file is handled."""
+
+    IMAGE = auto()
+    #: An image in a format that is not decoded.
+    UNSUPPORTED_IMAGE = auto()
+    ZIP = auto()
+    TAR = auto()
+    #: gzip, bzip2, xz or zstd; refused unless it contains a tar.
+    COMPRESSED = auto()
+    SEVEN_ZIP = auto()
+    #: A table that can hold images in its cells.
+    PARQUET = auto()
+    #: An archive in a format that is not opened.
+    UNSUPPORTED_ARCHIVE = auto()
+    OTHER = auto()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowLabels:
+    """Caption and class from the dataset row that holds the image."""
+
+    caption: str = ""
+    class_name: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceEntry:
+    """One input file, archive member or dataset row; not read yet."""
+
+    #: The name in the report: the path below the input, `archive.zip!member` inside an archive.
+    source: str
+    #: Path within its folder or archive; a caption belongs to the image with the same `scope` and stem.
+    path: str
+    #: Number of the folder or archive; all loose files share 0.
+    scope: int
+    #: Raises RefusedError.
+    read: Callable[[], bytes]
+    #: None until the content is read (archive members, dataset rows).
+    kind: FileKind | None = None
+    #: Name of the input folder, which can carry kohya's repeats and trigger.
+    input_folder: str = ""
+    #: Set for dataset rows, which must contain an image whatever their path is.
+    row_labels: RowLabels | None = None
+
+
+#: PNG, JPEG, GIF, TIFF and BigTIFF.
+_IMAGE_SIGNATURES = (
+    b"\x89PNG\r\n\x1a\n",
+    b"\xff\xd8\xff",
+    b"GIF87a",
+    b"GIF89a",
+    b"II\x2a\0",
+    b"MM\0\x2a",
+    b"II\x2b\0",
+    b"MM\0\x2b",
+)
+_COMPRESSED = (b"\x1f\x8b", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")
+_SIGNATURES = (
+    (b"PK\x03\x04", FileKind.ZIP),
+    (b"PK\x05\x06", FileKind.ZIP),
+    (b"7z\xbc\xaf\x27\x1c", FileKind.SEVEN_ZIP),
+    (b"Rar!\x1a\x07", FileKind.UNSUPPORTED_ARCHIVE),
+    (b"PAR1", FileKind.PARQUET),
+)
+#: PSD, ICO, JPEG XL (both forms), JPEG 2000, PostScript (both forms).
+_UNSUPPORTED_IMAGES = (
+    b"8BPS",
+    b"\x00\x00\x01\x00",
+    b"\xff\x0a",
+    b"\x00\x00\x00\x0cJXL ",
+    b"\x00\x00\x00\x0cjP  ",
+    b"%!PS",
+    b"\xc5\xd0\xd3\xc6",
+)
+#: ISO 23008-12, 10.2 and 10.3: HEVC images and sequences, and brands used by both HEVC and AV1.
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+_AVIF_BRANDS = (b"avif", b"avis")
+
+
+def sniff(head: bytes) -> FileKind:
+    """Identify a file by its first `HEAD_BYTES` bytes (all of them if it is shorter)."""
+    if is_image(head):
+        return FileKind.IMAGE
+    for signature, kind in _SIGNATURES:
+        if head.startswith(signature):
+            return kind
+    # `BZh` alone could begin a text.
+    if head.startswith(_COMPRESSED) or (head[:3] == b"BZh" and head[4:10] in (b"1AY&SY", b"\x17rE8P\x90")):
+        return FileKind.COMPRESSED
+    if _is_tar(head):
+        return FileKind.TAR
+    if head.startswith(_UNSUPPORTED_IMAGES) or b"<svg" in head:
+        return FileKind.UNSUPPORTED_IMAGE
+    return FileKind.OTHER
+
+
+def is_image(head: bytes) -> bool:
+    """True for the formats that are decoded."""
+    return (
+        head.startswith(_IMAGE_SIGNATURES)
+        or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+        # `BM` alone could begin a text; the reserved fields of a bitmap are always zero.
+        or (head[:2] == b"BM" and head[6:10] == b"\0\0\0\0")
+        or (head[4:8] == b"ftyp" and (head[8:12] in _HEIF_BRANDS + _AVIF_BRANDS or b"avif" in head[16:40]))
+    )
+
+
+def _is_tar(head: bytes) -> bool:
+    """True for a tar header: POSIX and GNU by their magic, V7 by its checksum."""
+    if len(head) < HEAD_BYTES:
+        return False
+    if head[257:262] == b"ustar":
+        return True
+    checksum = head[148:156].strip(b" \0")
+    if not checksum.isdigit() or b"8" in checksum or b"9" in checksum:
+        return False
+    return int(checksum, 8) == sum(head[:148]) + 8 * ord(" ") + sum(head[156:512])
+
+
+def has_image_name(name: str) -> bool:
+    """True if the extension is that of an image."""
+    return PurePosixPath(name).suffix.lower() in IMAGE_EXTENSIONS
+
+
+def has_caption_name(name: str) -> bool:
+    """True if the extension is that of a caption or a table of captions."""
+    return PurePosixPath(name).suffix.lower() in CAPTION_EXTENSIONS + TABLE_EXTENSIONS
+
+
+def decode_name(raw: bytes) -> str:
+    """Decode a file name of unknown encoding: UTF-8, then GB18030 (Chinese Windows), then cp437 (DOS).
+
+    Zip programs that do not set the UTF-8 flag write the code page of their system.
+    """
+    for encoding in ("utf-8", "gb18030"):
+        try:
+            return raw.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    return raw.decode("cp437")
+
+
+def printable(name: str) -> str:
+    """Escape the characters that a terminal, a log or JSON cannot show."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in name)
+
+
+def unsafe_reason(name: str) -> str | None:
+    """Why an archive name may not be used, or None. Backslashes count as slashes, as on Windows."""
+    path = name.replace("\\", "/")
+    if not path.strip("/. "):
+        return _("its name is empty")
+    if any(unicodedata.category(char) in ("Cc", "Cs") for char in path):
+        return _("its name contains control characters")
+    if path.startswith("/"):
+        return _("its name is an absolute path")
+    if re.match(r"[A-Za-z]:", path):
+        return _("its name contains a drive letter")
+    if ".." in (part.rstrip(" ") for part in path.split("/")):
+        return _("its name leads out of its folder")
+    if len(path) > _MAX_NAME_LENGTH:
+        return _("its name is longer than {most} characters", most=_MAX_NAME_LENGTH)
+    return None
+
+
+def normalize_path(name: str) -> str:
+    """A safe archive name with forward slashes and without empty or `.` parts."""
+    return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
+
+
+def is_os_clutter(name: str) -> bool:
+    """True for files that operating systems leave behind: `__MACOSX`, `Thumbs.db`, dotfiles."""
+    parts = name.replace("\\", "/").split("/")
+    return any(part.lower() in _CLUTTER or (part.startswith(".") and part.strip(".") != "") for part in parts)
+
+
+def same_name_key(name: str) -> str:
+    """Equal for names that some file systems treat as one: ignores case and Unicode composition."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key that puts `img2` before `img10`."""
+    parts = _DIGITS.split(name.casefold())
+    # Digits beyond 18 are compared as text: int() of a hostile name of a million digits takes minutes.
+    keys = ((0, int(part), part) if part.isdecimal() and len(part) <= 18 else (1, 0, part) for part in parts if part)
+    # The name itself comes last, so that two different names never tie.
+    return (*keys, (2, 0, name))
+
+
+def stem_key(name: str) -> str:
+    """Folder and stem of a name; equal for an image and its caption."""
+    return same_name_key(str(PurePosixPath(name).with_suffix("")))
