@@ -1,12 +1,13 @@
-"""A pretrained image classifier with a new head: loaded from a folder or the hub, for classes of its own.
+"""A pretrained image classifier with a new head, from a folder or the hub, and its weights and export.
 
-Shapes: B pictures, H and W sides (px), K classes.
+Shapes: B images, H and W sides (px), K classes.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,26 +18,28 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import logging as transformers_logging
 
-from trainer.errors import BadSpecError, MissingModelError, first_line, hub_problem
+from trainer.errors import BadSpecError, CheckpointError, MissingModelError, first_line, hub_problem
+from trainer.models.methods.trained import ExportedFile, Weights
+from trainer.protocol.events import ExportFormat
 from trainer.protocol.settings import Base
 
-#: Of the weights of a new head: small, so that every class begins with almost the same probability and the loss with
-#: ln K (as in the linear classification of MoCo, He et al. 2020, arXiv:1911.05722).
+#: Standard deviation of a new head's weights: small, so that all classes start almost equally likely and the loss near
+#: ln K (as in MoCo's linear classification, He et al. 2020, arXiv:1911.05722).
 _HEAD_STD = 0.01
 _ADVICE = "Choose an image classifier in transformers layout, such as microsoft/resnet-18."
 
 
 @dataclass(kw_only=True)
-class Classifier:
+class LoadedClassifier:
     """A backbone and its head, in fp32 on the CPU when loaded."""
 
     source: str
     #: The transformers model; `head` is one of its children, and `backbone` another.
     model: Any
     class_names: tuple[str, ...]
-    #: Side of the pictures that it was trained on, px.
+    #: Side of the images that it was trained on, px.
     resolution: int
-    #: Of its pictures' channels, 0..1.
+    #: Of its images' channels, 0..1.
     mean: tuple[float, ...]
     std: tuple[float, ...]
     _dropout: HeadDropout = field(repr=False)
@@ -51,36 +54,36 @@ class Classifier:
         head: nn.Module = self.model.classifier
         return head
 
-    def logits(self, pictures_BCHW: Tensor, dropout_seeds: Sequence[int] | None = None) -> Tensor:
-        """What the head says of pictures (uint8), [B, K] in fp32.
+    def logits(self, images_BCHW: Tensor, dropout_seeds: Sequence[int] | None = None) -> Tensor:
+        """Logits of images (uint8), [B, K] in fp32.
 
-        In training mode features are dropped as `dropout_seeds` say, one for each picture; None drops nothing.
+        In training mode, `dropout_seeds` (one per image) decide which features are dropped; None drops nothing.
         """
         device = next(self.head.parameters()).device
-        pixels_BCHW = pictures_BCHW.to(device).float() / 255
+        pixels_BCHW = images_BCHW.to(device).float() / 255
         mean, std = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (self.mean, self.std))
         with self._dropout.seeded(dropout_seeds):
             logits_BK: Tensor = self.model(pixel_values=(pixels_BCHW - mean) / std).logits
         return logits_BK.float()
 
     def check_resolution(self, resolution: int) -> None:
-        """A vision transformer has a position for each patch, and reads pictures of one size.
+        """Check the resolution: a vision transformer has one position per patch and reads one size only.
 
         Raises:
-            BadSpecError: the classifier cannot read pictures of that side.
+            BadSpecError: the classifier cannot read images of that size.
         """
         is_fixed = "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters
         if is_fixed and resolution != self.resolution:
             raise BadSpecError(
-                f"{self.source} reads pictures of {self.resolution} px only, and training.resolution is {resolution}.",
-                "Leave training.resolution (and that of the stages) away.",
+                f"{self.source} reads images of {self.resolution} px only, but training.resolution is {resolution}.",
+                "Remove training.resolution (and that of the stages).",
             )
 
 
 class HeadDropout:
-    """Dropout of the features before the head, each picture's drawn from a seed of its own.
+    """Dropout of the features before the head, with a seed per image.
 
-    A hook, not a layer: the files must have the names that transformers knows.
+    A hook, not a layer, so that the weights keep the names that transformers expects.
     """
 
     def __init__(self, share: float) -> None:
@@ -89,7 +92,7 @@ class HeadDropout:
 
     @contextmanager
     def seeded(self, seeds: Sequence[int] | None) -> Iterator[None]:
-        """Drop by these seeds within."""
+        """Use these seeds inside of the context."""
         self._seeds = seeds
         try:
             yield
@@ -106,13 +109,15 @@ class HeadDropout:
         return (features * (kept >= self._share).to(features) / (1 - self._share), *inputs[1:])
 
 
-def load_classifier(base: Base, class_names: Sequence[str], *, head_seed: int, dropout: float = 0.0) -> Classifier:
-    """The pretrained classifier of a job with a new head for `class_names`, whatever it told apart before.
+def load_classifier(
+    base: Base, class_names: Sequence[str], *, head_seed: int, dropout: float = 0.0
+) -> LoadedClassifier:
+    """Load a pretrained classifier and give it a new head for `class_names`.
 
-    The head is a function of `head_seed` and its shape alone.
+    The head's weights depend on `head_seed` and its shape only.
 
     Raises:
-        MissingModelError: it is not there, cannot be reached, needs a licence, is damaged, or is no classifier.
+        MissingModelError: it does not exist, cannot be reached, is gated, is damaged, or is not a classifier.
     """
     location = _location(base.source)
     try:
@@ -125,11 +130,11 @@ def load_classifier(base: Base, class_names: Sequence[str], *, head_seed: int, d
         # The loaders raise anything from KeyError to httpx errors.
         raise _explain(base.source, error) from error
     _check_layout(base.source, model)
-    _renew(model.classifier, head_seed)
+    _initialize(model.classifier, head_seed)
     hook = HeadDropout(dropout)
     model.classifier.register_forward_pre_hook(hook)
     is_normalized = bool(processor.do_normalize)
-    return Classifier(
+    return LoadedClassifier(
         source=base.source,
         model=model.float().eval(),
         class_names=tuple(class_names),
@@ -141,11 +146,11 @@ def load_classifier(base: Base, class_names: Sequence[str], *, head_seed: int, d
 
 
 def set_training(module: nn.Module, is_training: bool) -> None:
-    """Training mode for what is trained; frozen parts, and all batch norms, stay in eval mode.
+    """Set training mode on trained modules; frozen modules and all batch norms stay in eval mode.
 
-    A batch norm goes on using the statistics that it was pretrained with: those of a few pictures would spoil the
-    features, and make what is learnt depend on the size of the micro-batch and the number of processes. Its weights
-    train as others do. (Keras' guide to transfer learning, "fine-tuning", advises the same.)
+    Batch norms keep their pretrained statistics: those of a few images would degrade the features, and would make the
+    result depend on the micro-batch size and the number of processes. Their weights are trained. (Keras' guide to
+    transfer learning, "fine-tuning", advises the same.)
     """
     parameters = list(module.parameters())
     is_frozen = bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
@@ -155,12 +160,12 @@ def set_training(module: nn.Module, is_training: bool) -> None:
 
 
 def block_names(module: nn.Module, name: str) -> Iterator[str]:
-    """Dotted names of the parts of a backbone, from the input to the output: the items of its lists of stages or
-    layers, and what stands beside them."""
+    """Yield dotted names of a backbone's blocks from input to output: the items of its lists of stages or layers, and
+    the modules beside them."""
     for child_name, child in module.named_children():
         full_name = f"{name}.{child_name}"
         if isinstance(child, nn.ModuleList):
-            yield from (f"{full_name}.{place}" for place in range(len(child)))
+            yield from (f"{full_name}.{index}" for index in range(len(child)))
         elif any(isinstance(grandchild, nn.ModuleList) for grandchild in child.children()):
             yield from block_names(child, full_name)
         elif any(True for _ in child.parameters()):
@@ -168,11 +173,11 @@ def block_names(module: nn.Module, name: str) -> Iterator[str]:
 
 
 def _location(source: str) -> str:
-    """What the loaders are to be given: a folder that exists, else a hub name."""
+    """Return what the loaders take: an existing folder, or else a hub name."""
     path = Path(source).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise MissingModelError(f"{source} holds no config.json and is no transformers model.", _ADVICE)
+            raise MissingModelError(f"{source} has no config.json, so it is not a transformers model.", _ADVICE)
         return str(path)
     if path.is_file() or path.is_absolute() or source.count("/") != 1 or source.startswith((".", "~")):
         raise MissingModelError(f"There is no image classifier at {source}.", _ADVICE)
@@ -181,7 +186,7 @@ def _location(source: str) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """That the old head does not fit is what is wanted: transformers need not report it."""
+    """Silence transformers: it would warn that the old head does not fit, which is intended."""
     transformers_logging.disable_progress_bar()
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
@@ -192,13 +197,13 @@ def _quiet() -> Iterator[None]:
 
 
 def _load_model(location: str, revision: str | None, class_names: Sequence[str]) -> Any:
-    # The parts that are missing are drawn at random: the caller's random state must not notice.
+    # transformers initializes missing weights at random; keep that from the caller's random state.
     with torch.random.fork_rng(devices=[]):
         model, info = AutoModelForImageClassification.from_pretrained(
             location,
             revision=revision,
             id2label=dict(enumerate(class_names)),
-            label2id={name: place for place, name in enumerate(class_names)},
+            label2id={name: index for index, name in enumerate(class_names)},
             ignore_mismatched_sizes=True,
             dtype=torch.float32,
             use_safetensors=True,
@@ -212,17 +217,18 @@ def _load_model(location: str, revision: str | None, class_names: Sequence[str])
 
 
 def _check_layout(source: str, model: Any) -> None:
-    """Raises: MissingModelError: the model is laid out in another way than backbone and `classifier`."""
+    """Raise MissingModelError unless the model consists of a backbone and a `classifier`."""
     head, backbone = getattr(model, "classifier", None), model.base_model
     parts = [part for part in (head, backbone) if isinstance(part, nn.Module) and part is not model]
     covered = sum(parameter.numel() for part in parts for parameter in part.parameters())
     if len(parts) != 2 or covered != sum(parameter.numel() for parameter in model.parameters()):
         raise MissingModelError(
-            f"{source} is a {model.config.model_type} model, which is not made of one backbone and one head.", _ADVICE
+            f"{source} is a {model.config.model_type} model, which does not consist of one backbone and one head.",
+            _ADVICE,
         )
 
 
-def _renew(head: nn.Module, seed: int) -> None:
+def _initialize(head: nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for layer in head.modules():
         if isinstance(layer, nn.Linear):
@@ -232,7 +238,7 @@ def _renew(head: nn.Module, seed: int) -> None:
 
 
 def _side(processor: Any) -> int:
-    """Side of the square that the model's own processor makes of a picture, px."""
+    """Side of the square that the model's processor outputs, px."""
     crop, size = getattr(processor, "crop_size", None), processor.size
     if getattr(processor, "do_center_crop", False) and crop:
         return int(crop["height"])
@@ -242,3 +248,99 @@ def _side(processor: Any) -> int:
 def _explain(source: str, error: Exception) -> MissingModelError:
     why = f"{source} cannot be loaded as an image classifier ({first_line(error)})."
     return hub_problem(source, error) or MissingModelError(why, _ADVICE)
+
+
+#: Pillow's number for bicubic resampling, understood by every backend of transformers.
+_BICUBIC = 3
+FOLDER, LABELS_FILE = "classifier", "labels.json"
+
+
+class ClassifierWeights:
+    """A `Trained`: backbone and head; the stages decide which blocks of them are trained."""
+
+    def __init__(self, classifier: LoadedClassifier, *, resolution: int) -> None:
+        self._classifier = classifier
+        #: Side of the images that the exported processor makes, px.
+        self._resolution = resolution
+        self._before = self.state()
+
+    @property
+    def modules(self) -> Mapping[str, nn.Module]:
+        return {"backbone": self._classifier.backbone, "head": self._classifier.head}
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for prefix, module in self.modules.items():
+            for name, parameter in module.named_parameters():
+                yield f"{prefix}.{name}", parameter
+
+    @property
+    def blocks(self) -> Sequence[str]:
+        return (*block_names(self._classifier.backbone, "backbone"), "head")
+
+    def state(self) -> Weights:
+        """All weights and the statistics of batch norms, copied to the CPU."""
+        return {
+            prefix: {name: tensor.detach().to("cpu", copy=True) for name, tensor in module.state_dict().items()}
+            for prefix, module in self.modules.items()
+        }
+
+    def load(self, weights: Weights) -> None:
+        """Restore what `state` returned.
+
+        Raises:
+            CheckpointError: the weights do not fit this job.
+        """
+        try:
+            for prefix, module in self.modules.items():
+                module.load_state_dict(dict(weights[prefix]))
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(
+                "The checkpoint has the weights of another classifier.",
+                "Start the job again in a new folder.",
+            ) from error
+
+    @contextmanager
+    def base_only(self) -> Iterator[None]:
+        """The pretrained backbone with the untrained head."""
+        trained = self.state()
+        self.load(self._before)
+        try:
+            yield
+        finally:
+            self.load(trained)
+
+    def export(self, folder: Path, name: str, metadata: Mapping[str, Any]) -> list[ExportedFile]:
+        """Write `classifier/`: `model.safetensors`, `config.json` with the classes, `preprocessor_config.json` for the
+        preprocessing used in training, and `labels.json`, the classes in order."""
+        path = folder / FOLDER
+        path.mkdir(parents=True, exist_ok=True)
+        classifier = self._classifier
+        classifier.model.save_pretrained(path)
+        _write_json(path / "preprocessor_config.json", self._processor())
+        _write_json(path / LABELS_FILE, list(classifier.class_names))
+        return [ExportedFile(format=ExportFormat.TRANSFORMERS, path=path)]
+
+    def _processor(self) -> dict[str, Any]:
+        """The preprocessing of `trainer/dataset/buckets.py`: shorter side to the resolution, then a center crop.
+
+        BiT's is the only processor of transformers that does just this.
+        """
+        side = self._resolution
+        return {
+            "image_processor_type": "BitImageProcessor",
+            "do_convert_rgb": True,
+            "do_resize": True,
+            "size": {"shortest_edge": side},
+            "resample": _BICUBIC,
+            "do_center_crop": True,
+            "crop_size": {"height": side, "width": side},
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": list(self._classifier.mean),
+            "image_std": list(self._classifier.std),
+        }
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The pictures of one split, encoded: what the model reads of each, captions, masks, and what each of them counts."""
+"""The encoded images of one split: model inputs, captions, masks and loss weights."""
 
 from __future__ import annotations
 
@@ -10,55 +10,53 @@ import torch
 from torch import Tensor
 
 from trainer.dataset.buckets import Size
-from trainer.dataset.captions.tag_order import SEPARATOR, shuffled
+from trainer.dataset.captions.caption_words import KEEP_TOKENS_SEPARATOR, shuffle_tags
 from trainer.dataset.seeds import derive_seed
-from trainer.dataset.split.overlap import Member
+from trainer.dataset.split.overlap import JobImage
 from trainer.protocol.report import Image
 
-#: Orders of a caption's tags that are embedded: a bounded number, because embedding a new one at each step would keep
-#: the text encoder on the device and in the loop. At SD 1.5's width an embedding is 231 KiB, so 2,000 are 0.45 GiB.
+#: Tag orders embedded per caption, and embeddings in all. Bounded: a new order at each step would keep the text encoder
+#: on the device and in the loop. At SD 1.5's width an embedding takes 231 KiB, so 2,000 take 0.45 GiB.
 _TAG_ORDERS, _EMBEDDINGS = 8, 2000
 
 
 @dataclass(frozen=True, kw_only=True)
-class View:
-    """One look at one picture."""
+class ImageView:
+    """One image of a batch: which variant, with which caption."""
 
-    #: Place of the picture in its split.
+    #: Index of the image in its split.
     index: int
-    #: 0 is the picture itself, 1 its first variant.
+    #: 0 is the image itself, 1 its first variant.
     variant: int = 0
-    #: Which of its captions.
+    #: Index among its caption orders.
     caption: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """Where a picture lies as the model reads it (latents, or pixels for a classifier): `rows` of [N, C, H, W], the
-    picture's own or its variants'."""
+    """The model inputs of an image, or of its variants: `rows` of a memory-mapped tensor [N, C, H, W]."""
 
     stored: Tensor
     rows: range
 
-    def __getitem__(self, place: int) -> Tensor:
-        return self.stored[self.rows[place]]
+    def __getitem__(self, index: int) -> Tensor:
+        return self.stored[self.rows[index]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """The pictures of one split, encoded."""
+    """The encoded images of one split; all fields are indexed by image."""
 
-    members: tuple[Member, ...]
-    #: Width and height that each is trained at, px.
+    members: tuple[JobImage, ...]
+    #: Width and height in training, px.
     sizes: tuple[Size, ...]
-    #: The captions of each: as it is, then in other orders of its tags.
+    #: The caption, then other orders of its tags.
     caption_orders: tuple[tuple[str, ...], ...] = field(repr=False)
-    #: What the loss of each counts.
     loss_weights: tuple[float, ...] = field(repr=False)
     originals: tuple[Encoded, ...] = field(repr=False)
-    #: Of each, None where it has none.
+    #: None for an image without variants.
     variants: tuple[Encoded | None, ...] = field(repr=False)
-    #: Where the loss counts, [1, H, W] of each: its own and then those of its variants; None where all of it does.
+    #: Loss masks, [1, H, W], of the image and then of its variants; None for an image without a mask.
     masks: tuple[tuple[Tensor, ...] | None, ...] = field(default=(), repr=False)
 
     @property
@@ -71,30 +69,30 @@ class Examples:
 
     @property
     def variant_counts(self) -> tuple[int, ...]:
-        """How many versions of each there are, the picture itself counted."""
+        """Number of versions of each image, itself included."""
         return tuple(1 if variants is None else 1 + len(variants.rows) for variants in self.variants)
 
-    def caption(self, view: View) -> str:
+    def caption(self, view: ImageView) -> str:
         return self.caption_orders[view.index][view.caption]
 
     @property
     def contents(self) -> tuple[str, ...]:
-        """What tells each from the others, whatever else is in the dataset."""
+        """An identifier of each image's content, independent of the rest of the dataset."""
         return tuple(image.pixels_sha256 or image.source for image in self.images)
 
-    def inputs(self, views: Sequence[View]) -> Tensor:
-        """Pictures of one size as the model reads them, [B, C, H, W]."""
+    def inputs(self, views: Sequence[ImageView]) -> Tensor:
+        """Model inputs of images of one size, [B, C, H, W]."""
         return torch.stack([self._input(view) for view in views])
 
-    def mask(self, views: Sequence[View]) -> Tensor | None:
-        """Where the loss counts, [B, 1, H, W]; None where all of every picture does."""
+    def mask(self, views: Sequence[ImageView]) -> Tensor | None:
+        """Loss masks, [B, 1, H, W]; None if no image has one."""
         masks = [self.masks[view.index] if self.masks else None for view in views]
         if all(mask is None for mask in masks):
             return None
         whole = torch.ones(1, *self.inputs(views[:1]).shape[-2:])
         return torch.stack([whole if m is None else m[view.variant] for m, view in zip(masks, views, strict=True)])
 
-    def _input(self, view: View) -> Tensor:
+    def _input(self, view: ImageView) -> Tensor:
         variants = self.variants[view.index]
         if view.variant == 0 or variants is None:
             return self.originals[view.index][0]
@@ -102,21 +100,21 @@ class Examples:
 
 
 def tag_orders(captions: Sequence[str], keep: int, seed: int) -> list[tuple[str, ...]]:
-    """Each caption, and its tags in other orders: 8 in all, fewer where there are more than 250 captions, at least 2.
+    """Each caption with other orders of its tags: 8 in all, fewer for more than 250 captions, but at least 2.
 
-    An order is a function of the seed and the caption alone. Orders that come out alike stand once.
+    An order depends on the seed and the caption only. Equal orders are listed once.
     """
     count = max(2, min(_TAG_ORDERS, _EMBEDDINGS // max(1, len(set(captions)))))
 
     def orders(caption: str) -> tuple[str, ...]:
-        others = (shuffled(caption, keep, Random(derive_seed("tags", seed, caption, n))) for n in range(1, count))
+        others = (shuffle_tags(caption, keep, Random(derive_seed("tags", seed, caption, n))) for n in range(1, count))
         return tuple(dict.fromkeys([without_separator(caption), *others]))
 
     return [orders(caption) for caption in captions]
 
 
 def without_separator(caption: str) -> str:
-    """The caption without kohya's keep-tokens separator, which no model should read."""
-    if SEPARATOR not in caption:
+    """Remove kohya's keep-tokens separator from a caption."""
+    if KEEP_TOKENS_SEPARATOR not in caption:
         return caption
-    return ", ".join(part for part in (part.strip(" ,") for part in caption.split(SEPARATOR)) if part)
+    return ", ".join(part for part in (part.strip(" ,") for part in caption.split(KEEP_TOKENS_SEPARATOR)) if part)

@@ -1,4 +1,4 @@
-"""What the recipe needs to know of what is trained: the loop does not know which task it runs."""
+"""The interface between the training loop and a task (diffusion, classification)."""
 
 from __future__ import annotations
 
@@ -9,51 +9,56 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from trainer.dataset.split.mixing import Mixture
 from trainer.models.methods.trained import ExportedFile, Trained
 from trainer.protocol.report import Split
 from trainer.protocol.settings import Precision
-from trainer.tasks.examples import Examples, View
+from trainer.tasks.examples import Examples, ImageView
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenLoss:
-    """The loss of one frozen question."""
+    """The loss of one validation triple."""
 
-    #: Plain: mean squared error, or cross-entropy.
+    #: Mean squared error, or cross-entropy.
     plain: float
-    #: As it is trained: kind of loss, weight of the timestep, label smoothing.
+    #: The training objective: kind of loss, timestep weight, label smoothing.
     training: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
-    """A picture drawn with the model as it is."""
+class DrawnSample:
+    """A sample image on disk."""
 
     path: Path
     prompt: str
     seed: int
 
+    def open(self) -> Image.Image:
+        with Image.open(self.path) as opened:
+            return opened.convert("RGB")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Verified:
-    """An exported file, loaded back by the library that people load it with."""
+    """An exported file, loaded back by the library that users load it with."""
 
     file: ExportedFile
-    #: Largest difference to what the trained model predicts.
+    #: Largest difference from the trained model's prediction.
     max_difference: float
 
 
 class Task(Protocol):
-    """A loaded model with its method attached, and the data that it is trained on.
+    """A loaded model with its method attached, and its training data.
 
-    Shapes: B pictures. All randomness of a loss follows from `seeds`, one for each picture, so that neither the size
-    of the micro-batch nor the number of processes changes what is learnt.
+    Shapes: B images. All randomness of a loss comes from `seeds`, one per image, so neither the micro-batch size nor
+    the number of processes changes the result.
     """
 
-    #: What losses and samples are computed in.
+    #: Precision of losses and samples.
     precision: Precision
 
     @property
@@ -61,76 +66,98 @@ class Task(Protocol):
 
     @property
     def trained(self) -> Trained:
-        """What is trained."""
+        """The attached method."""
 
     @property
     def mixture(self) -> Mixture:
-        """The datasets, with what `encode` added to them."""
+        """The datasets, including those that `encode` added."""
 
     @property
     def resolution(self) -> int:
-        """Side of the square whose area pictures are brought to where a stage does not say otherwise, px."""
+        """Default resolution: images are resized to the area of a square with this side, px."""
 
     @property
     def schedule_steps(self) -> int:
-        """Timesteps that frozen questions spread over; 1 where there is no noise."""
+        """Number of timesteps that validation triples are drawn from; 1 for a task without noise."""
 
     def encode(self, resolution: int, progress: Callable[[int, int], None]) -> dict[Split, Examples]:
-        """Every split at a resolution, from the cache or computed once; `progress` is told done and total.
+        """Encode every split at a resolution, or read it from the cache; calls `progress(done, total)`.
 
         Raises:
-            DatasetError: a picture of a dataset folder is gone or damaged, or the data do not fit the task.
+            DatasetError: an image is missing or damaged, or the data do not fit the task.
         """
 
     @property
     def weights(self) -> int:
-        """Weights of the model in all."""
+        """Number of the model's weights."""
 
     def place(self, precision: Precision) -> None:
-        """Bring to the device what the step loop needs, compute in `precision` from here on, and let the rest leave.
+        """Move what the step loop needs to the device and the rest off it, and compute in `precision` from now on.
 
-        May be called again with another precision than fp32. What is frozen is kept in it, what is trained in fp32.
+        May be called again with a precision other than fp32. Frozen weights are kept in `precision`, trained in fp32.
         """
 
     def train_mode(self, is_training: bool) -> None:
-        """Dropout layers on or off; frozen parts stay off."""
+        """Turn dropout on or off; frozen modules stay in eval mode."""
 
-    def train_loss(self, examples: Examples, views: Sequence[View], seeds: Sequence[int]) -> Tensor:
+    def train_loss(self, examples: Examples, views: Sequence[ImageView], seeds: Sequence[int]) -> Tensor:
         """The training loss of each view, [B], differentiable."""
 
     def frozen_losses(
         self, examples: Examples, indices: Sequence[int], timesteps: Sequence[int], noise_seeds: Sequence[int]
     ) -> list[FrozenLoss]:
-        """Losses on frozen questions of one size: pictures by index, each with a timestep and a seed for its noise."""
+        """Losses of validation triples of one size: images by index, each with a timestep and a noise seed."""
 
     def base_only(self) -> AbstractContextManager[None]:
-        """The model as it was before anything was trained."""
+        """Disable the method for a while: the model is the base again."""
 
-    def draw(self, examples: Examples, folder: Path, *, shard: slice, between_steps: Callable[[], None]) -> list[Shown]:
-        """Draw this process's share of the samples into `folder` as `0.png`, `1.png`, …; tell of all of them.
+    def draw(
+        self, examples: Examples, folder: Path, *, shard: slice, between_steps: Callable[[], None]
+    ) -> list[DrawnSample]:
+        """Draw this process's share of the samples into `folder` as `0.png`, `1.png`, …; returns all of them.
 
-        `examples` are those of the validation split, or of the training split where that has none.
+        Args:
+            examples: The validation split, or the training split if validation is empty.
         """
 
     def draw_prompts(
         self, prompts: Sequence[str], folder: Path, *, shard: slice, between_steps: Callable[[], None]
-    ) -> list[Shown]:
-        """As `draw`, with prompts of `samples.unrelated_prompts`; nothing where a model draws none."""
+    ) -> list[DrawnSample]:
+        """As `draw`, for prompts of `samples.unrelated_prompts`; empty if the model draws no images."""
 
     def metrics(self, examples: Examples, between_batches: Callable[[], None]) -> Mapping[str, float]:
-        """Further measures of a split by name; none for a diffusion model."""
+        """Additional metrics of a split by name; none for diffusion."""
 
     def draw_chart(self, examples: Examples, path: Path, between_batches: Callable[[], None]) -> str | None:
-        """A picture of how a split is told apart (a confusion matrix), and what it shows as a sentence; None: none."""
+        """Draw a confusion matrix of a split, and describe it in a sentence; None for diffusion."""
+
+    def compare(
+        self,
+        examples: Examples,
+        path: Path | None,
+        samples: Callable[[], tuple[Sequence[DrawnSample], Sequence[DrawnSample]]],
+        *,
+        title: str,
+        between_batches: Callable[[], None],
+    ) -> str:
+        """Draw what the training changed into `path`, and describe it in a sentence; every rank must call this.
+
+        Args:
+            examples: As in `draw`.
+            path: None on ranks that do not draw.
+            samples: Returns the samples of the base model and of the best epoch, drawing those that are missing;
+                either every rank calls it or none.
+            title: Names the trained model, for a heading.
+        """
 
     def describe(self) -> Mapping[str, Any]:
-        """What metadata of exported files say of base and task (`ss_base_model_version`, `modelspec.architecture`)."""
+        """Metadata of base and task for exported files (`ss_base_model_version`, `modelspec.architecture`)."""
 
     def verify(
         self, files: Sequence[ExportedFile], examples: Examples, between_files: Callable[[], None]
     ) -> list[Verified]:
-        """Load each exported file back into a fresh model, and compare; `between_files` is called before each.
+        """Load each exported file into a fresh model and compare predictions; calls `between_files` before each.
 
         Raises:
-            ExportError: a file cannot be loaded, or does something else than what was trained.
+            ExportError: a file cannot be loaded, or predicts something else than the trained model.
         """

@@ -1,21 +1,23 @@
-"""Resumable checkpoints: written whole or not at all, the latest and the best kept."""
+"""Resumable checkpoints: complete or absent; the latest and the best are kept."""
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from trainer.crashing import crash_point
 from trainer.errors import CheckpointError
+from trainer.exchange.files import sync
+from trainer.protocol.frozen import Frozen
+from trainer.protocol.text import _
+from trainer.trainer_failpoints import failpoint
 from trainer.training.early_stopping import StopMemory
 
 STATE_FILE = "state.json"
@@ -23,20 +25,19 @@ OPTIMIZER_FILE = "optimizer.pt"
 WEIGHTS_FILE = "weights.safetensors"
 
 
-class EpochPoint(BaseModel):
-    """One point of the loss curves."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class EpochPoint(Frozen):
+    """One epoch of the loss curves."""
 
     epoch: int
     train_loss: float
     validation_loss: float
     ratio: float
-    #: The ratio on the training pictures that are measured, and the interval of `ratio`; None where there is none.
+    #: The ratio on the measured training images; None if none are measured.
     train_ratio: float | None = None
+    #: Confidence interval of `ratio`; None with too few images.
     ratio_low: float | None = None
     ratio_high: float | None = None
-    #: Stage, from 1.
+    #: From 1.
     stage: int = 1
 
     @property
@@ -44,47 +45,43 @@ class EpochPoint(BaseModel):
         return None if self.ratio_low is None or self.ratio_high is None else (self.ratio_low, self.ratio_high)
 
 
-class BetweenPoint(BaseModel):
-    """A validation between two epoch ends."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class BetweenPoint(Frozen):
+    """A validation within an epoch."""
 
     #: In epochs: 2.5 is in the middle of the third.
     at: float
     ratio: float
 
 
-class TrainingState(BaseModel):
-    """Where a training stands. Random numbers need no place in it: they are functions of the seed and the step."""
+class TrainingState(Frozen):
+    """Progress of a training. It holds no random state: random numbers are functions of the seed and the step."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    #: The epoch that is being trained, from 1, and the optimizer steps done in it.
+    #: The current epoch, from 1, and the optimizer steps done in it.
     epoch: int = 1
     position: int = 0
-    #: Optimizer steps in all.
+    #: Optimizer steps in total.
     step: int = 0
-    #: Sum of the loss over the pictures seen in this epoch, and their number.
+    #: Sum of the loss over the images seen in this epoch, and their number.
     loss_sum: float = 0.0
     loss_count: int = 0
-    #: Seconds of work in this epoch, and in all.
+    #: Seconds of work in this epoch, and in total.
     epoch_seconds: float = 0.0
     seconds: float = 0.0
-    #: What the validation, samples and chart of the last epoch took.
+    #: Seconds that validation, samples and chart of the last epoch took.
     epoch_end_seconds: float = 0.0
     stop_memory: StopMemory = StopMemory()
     curve: tuple[EpochPoint, ...] = ()
     between: tuple[BetweenPoint, ...] = ()
     #: Step of the checkpoint with the best weights.
     best_step: int = 0
-    #: Steps of further checkpoints that are kept.
+    #: Steps of further checkpoints to keep.
     kept_steps: tuple[int, ...] = ()
-    #: Into how many parts a micro-batch goes through the model, since the memory was too small for all of it.
-    parts: int = 1
-    #: No more epochs: what is left is the test and the export.
+    #: Each micro-batch is split into this many parts, because the whole did not fit into memory.
+    micro_batch_splits: int = 1
+    #: No more epochs; test and export remain.
     is_over: bool = False
     is_stopped_early: bool = False
-    #: Events (type, fields) that belong to this state: said after it is safe on disk, so never lost and never doubled.
+    #: Events (type, fields) to emit once this state is on disk, so that none is lost or doubled.
     pending: tuple[tuple[str, dict[str, Any]], ...] = ()
 
 
@@ -98,9 +95,9 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}"
 
     def latest(self) -> Path | None:
-        """The checkpoint of the highest step, None if there is none."""
+        """Return the checkpoint of the highest step, or None if there is none."""
         for old in self.folder.glob("step-????????.old"):
-            # Left by a process that died between the two renames of `save`, if nothing has taken its place.
+            # The process died between the two renames of `save`; restore it unless the new one is in place.
             if not old.with_suffix("").exists():
                 old.rename(old.with_suffix(""))
         return max(self.folder.glob("step-????????"), default=None)
@@ -111,28 +108,28 @@ class Checkpoints:
         weights: Mapping[str, Tensor],
         optimizer: Mapping[str, Any],
         *,
-        before_it_counts: Callable[[], None] = lambda: None,
+        before_commit: Callable[[], None] = lambda: None,
     ) -> Path:
-        """Keep a state with its weights and optimizer; drop what is neither latest, nor best, nor to be kept.
+        """Write a checkpoint, then delete those that are neither the latest, nor the best, nor to be kept.
 
-        What `before_it_counts` raises comes through; then, and where the disk is full, all is as it was.
+        If `before_commit` raises or the disk is full, the existing checkpoints are unchanged.
         """
         final = self.path(state.step)
-        part = final.with_suffix(".part")
-        shutil.rmtree(part, ignore_errors=True)
+        partial = final.with_suffix(".part")
+        shutil.rmtree(partial, ignore_errors=True)
         try:
-            _write(part, state, weights, optimizer)
-            before_it_counts()
+            _write(partial, state, weights, optimizer)
+            before_commit()
         except BaseException:
-            # On a full disk this is also what makes room for the last word.
-            shutil.rmtree(part, ignore_errors=True)
+            # On a full disk this also makes room for the terminal event.
+            shutil.rmtree(partial, ignore_errors=True)
             raise
         if final.exists():
-            # The same step again, by a stop around an epoch's end: the older one goes only once the newer is there.
+            # A stop around the end of an epoch saves the same step twice: keep the old one until the new one is there.
             final.replace(final.with_suffix(".old"))
-        part.replace(final)
-        _sync(self.folder)
-        crash_point("checkpoint_written")
+        partial.replace(final)
+        sync(self.folder)
+        failpoint("checkpoint_written")
         self._prune(keep={state.step, state.best_step, *state.kept_steps})
         return final
 
@@ -165,28 +162,25 @@ class Checkpoints:
                 shutil.rmtree(path)
 
 
-def _write(part: Path, state: TrainingState, weights: Mapping[str, Tensor], optimizer: Mapping[str, Any]) -> None:
-    part.mkdir(parents=True)
-    save_file(dict(weights), part / WEIGHTS_FILE)
-    crash_point("checkpoint_half_written")
-    # To a path, torch would not say that the disk is full.
-    with (part / OPTIMIZER_FILE).open("wb") as file:
+def _write(folder: Path, state: TrainingState, weights: Mapping[str, Tensor], optimizer: Mapping[str, Any]) -> None:
+    folder.mkdir(parents=True)
+    save_file(dict(weights), folder / WEIGHTS_FILE)
+    failpoint("checkpoint_half_written")
+    # torch reports a full disk only if it writes to an open file.
+    with (folder / OPTIMIZER_FILE).open("wb") as file:
         torch.save(dict(optimizer), file)
-    (part / STATE_FILE).write_text(state.model_dump_json(indent=1), encoding="utf-8")
-    for path in part.iterdir():
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    (folder / STATE_FILE).write_text(state.model_dump_json(indent=1), encoding="utf-8")
+    for path in folder.iterdir():
+        sync(path)
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
-        f"The checkpoint {path.name} cannot be read ({type(error).__name__}: {error}).",
-        "Delete its folder to go on from an older one, or start the job anew.",
+        _(
+            "The checkpoint {name} cannot be read ({kind}: {error}).",
+            name=path.name,
+            kind=type(error).__name__,
+            error=error,
+        ),
+        _("Delete its folder to resume from an older one, or start the job again from the beginning."),
     )

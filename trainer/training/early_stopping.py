@@ -1,4 +1,4 @@
-"""When to stop, and which epoch was best: a value that is updated after each validation (docs/adr/0008)."""
+"""Early stopping: when to stop and which epoch is best, as a value that each validation updates (docs/adr/0008)."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from enum import StrEnum
 from statistics import median
 
-from pydantic import BaseModel, ConfigDict
-
+from trainer.protocol.frozen import Frozen
 from trainer.protocol.settings import EarlyStopping
+from trainer.protocol.text import _, change, duration, ngettext
 
-#: A gap that moved by less than this is not said to have grown or fallen: it is measured on a few pictures.
-_GAP_THAT_COUNTS = 0.01
+#: A gap that moved by less than this counts as unchanged: it is measured on a few images.
+_MIN_GAP_CHANGE = 0.01
 
 
 class StopReason(StrEnum):
@@ -21,47 +21,45 @@ class StopReason(StrEnum):
     TIME_BUDGET = "time_budget"
 
 
-class StopMemory(BaseModel):
-    """What early stopping remembers; kept in every checkpoint.
+class StopMemory(Frozen):
+    """State of early stopping; part of every checkpoint.
 
-    The smoothed ratio decides when to stop, the ratio itself which epoch is best: smoothing takes out scatter, but runs
-    behind by half an epoch and more, and the weights that are exported are those of one epoch.
+    The smoothed ratio decides when to stop, the raw ratio which epoch is best. Smoothing removes noise but lags by half
+    an epoch or more, and the exported weights are those of one epoch.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    #: Lowest ratio (validation loss over the base model's) so far, and when; epoch 0 is the base itself, 1.0.
+    #: Lowest ratio (validation loss over the base model's) so far, and its epoch. Epoch 0 is the base itself, 1.0.
     best_ratio: float = 1.0
     best_epoch: int = 0
-    #: The smoothed ratio that the next one must be under by `min_delta` to count as an improvement.
+    #: The next smoothed ratio is an improvement if it is lower than this by `min_delta`.
     reference_ratio: float = 1.0
     epochs_without_improvement: int = 0
-    #: The last epoch, its ratio, and that smoothed over epochs; None before the first.
+    #: The last epoch, its ratio, and its smoothed ratio (None before the first epoch).
     epoch: int = 0
     ratio: float = 1.0
     smoothed_ratio: float | None = None
-    #: What the weights of the epochs in `smoothed_ratio` add up to: 1 in the long run.
+    #: Sum of the weights in `smoothed_ratio`; converges to 1.
     smoothing_weight: float = 0.0
-    #: Ratios of the last epochs, two patiences long.
+    #: Ratios of the last 2 x patience epochs.
     recent: tuple[float, ...] = ()
-    #: Ratio of the validation pictures over that of the training pictures, less 1, by epoch.
+    #: By epoch, the ratio of the validation images over that of the training images, less 1.
     gaps: Mapping[int, float] = {}
 
     @property
     def gap(self) -> float | None:
-        """Of the last epoch; None where no training pictures are measured."""
+        """The gap of the last epoch; None if no training images are measured."""
         return self.gaps.get(self.epoch)
 
     def after(
         self, epoch: int, ratio: float, settings: EarlyStopping, *, train_ratio: float | None = None
     ) -> StopMemory:
-        """The memory once `epoch` was validated; `train_ratio` is that of the training pictures."""
+        """Return the memory after the validation of `epoch`; `train_ratio` is the ratio of the training images."""
         weight = settings.smoothing * self.smoothing_weight + 1 - settings.smoothing
-        # Bias-corrected as in Adam (Kingma & Ba 2014, arXiv:1412.6980): the first epoch counts as it is.
+        # Bias-corrected as in Adam (Kingma & Ba 2014, arXiv:1412.6980), so the first epoch counts in full.
         earlier = settings.smoothing * self.smoothing_weight * (self.smoothed_ratio or 0.0)
         smoothed = (earlier + (1 - settings.smoothing) * ratio) / weight
         is_improvement = smoothed < self.reference_ratio - settings.min_delta
-        # Epoch 0 is no trained model: the first epoch is the best of those that can be exported.
+        # Epoch 0 cannot be exported, so the first epoch is the best even if it is worse than the base.
         is_best = ratio < self.best_ratio or self.best_epoch == 0
         return StopMemory(
             best_ratio=ratio if is_best else self.best_ratio,
@@ -76,79 +74,86 @@ class StopMemory(BaseModel):
             gaps=self.gaps if train_ratio is None else {**self.gaps, epoch: ratio / train_ratio - 1},
         )
 
-    def last(self, epoch: int, ratio: float) -> StopMemory:
-        """The memory where the last epoch is kept whatever its loss, because every picture trains."""
+    @staticmethod
+    def keep_latest(epoch: int, ratio: float) -> StopMemory:
+        """Return a memory whose best epoch is `epoch`, for a training that uses every image and validates on none."""
         return StopMemory(best_ratio=ratio, best_epoch=epoch, epoch=epoch, ratio=ratio, smoothed_ratio=ratio)
 
-    def patient_again(self) -> StopMemory:
-        """The memory as a stage begins: what trains now has not had its epochs yet. The best stays the best."""
+    def reset_patience(self) -> StopMemory:
+        """Return the memory with the patience restored, for a new stage or newly unfrozen blocks. The best stays."""
         return self.model_copy(update={"epochs_without_improvement": 0})
 
-    def why(self, epoch: int, settings: EarlyStopping, *, seconds: float) -> StopReason | None:
-        """Why to stop after `epoch`, `seconds` of training done; None: go on."""
+    def stop_reason(self, epoch: int, settings: EarlyStopping, *, seconds: float) -> StopReason | None:
+        """Return why to stop after `epoch` and `seconds` of training, or None to go on."""
         is_patience_over = epoch > settings.warmup_epochs and self.epochs_without_improvement >= settings.patience
-        if settings.enabled and is_patience_over and not self._still_falls(settings):
+        if settings.enabled and is_patience_over and not self._is_still_falling(settings):
             return StopReason.NO_IMPROVEMENT
         if settings.max_hours is not None and seconds >= settings.max_hours * 3600:
             return StopReason.TIME_BUDGET
         return None
 
-    def should_stop(self, epoch: int, settings: EarlyStopping, *, seconds: float) -> bool:
-        return self.why(epoch, settings, seconds=seconds) is not None
-
-    def _still_falls(self, settings: EarlyStopping) -> bool:
-        """Whether the last epochs are better than as many before: then the one that none has beaten was luck."""
+    def _is_still_falling(self, settings: EarlyStopping) -> bool:
+        """Compare the last `patience` epochs with as many before them; a single lucky epoch does not hide progress."""
         before, last = self.recent[: -settings.patience], self.recent[-settings.patience :]
         return bool(before) and median(last) < median(before) - settings.min_delta
 
-    def reason(self, settings: EarlyStopping) -> str:
-        """One sentence for a person: why it stops after the last epoch."""
-        if settings.max_hours is None or self.why(self.epoch, settings, seconds=0) is StopReason.NO_IMPROVEMENT:
-            return self._no_improvement(settings)
-        return f"The time budget of {_duration(settings.max_hours)} is used up."
-
-    def _no_improvement(self, settings: EarlyStopping) -> str:
+    def describe(self, reason: StopReason, settings: EarlyStopping) -> str:
+        """Explain to the user why the training stops after the last epoch."""
+        if reason is StopReason.TIME_BUDGET:
+            return _("The time budget of {hours} is used up.", hours=duration((settings.max_hours or 0) * 3600))
         since_best = self.epoch - self.best_epoch
         if self.best_ratio >= 1:
-            words = (
-                f"No better than the base model after {_epochs(self.epoch)} "
-                f"({self.best_ratio:.3f}× its loss at best, after epoch {self.best_epoch}, and {self.ratio:.3f} now)"
+            return ngettext(
+                "No better than the base model after {n} epoch "
+                "(loss {best} against the base at best, after epoch {best_epoch}, and {now} now){gap}.",
+                "No better than the base model after {n} epochs "
+                "(loss {best} against the base at best, after epoch {best_epoch}, and {now} now){gap}.",
+                self.epoch,
+                best=change(self.best_ratio),
+                best_epoch=self.best_epoch,
+                now=change(self.ratio),
+                gap=self._describe_gap(self.best_epoch),
             )
-            return f"{words}{self._gap_words(self.best_epoch)}."
         if since_best >= min(settings.patience, self.epochs_without_improvement):
-            words = (
-                f"No better than epoch {self.best_epoch} for {_epochs(since_best)} "
-                f"({self.best_ratio:.3f}× the base's loss then, {self.ratio:.3f} now)"
+            return ngettext(
+                "No better than epoch {best_epoch} for {n} epoch (loss {best} against the base then, {now} now){gap}.",
+                "No better than epoch {best_epoch} for {n} epochs (loss {best} against the base then, {now} now){gap}.",
+                since_best,
+                best=change(self.best_ratio),
+                best_epoch=self.best_epoch,
+                now=change(self.ratio),
+                gap=self._describe_gap(self.best_epoch),
             )
-            return f"{words}{self._gap_words(self.best_epoch)}."
-        # An epoch among the last is the lowest, but by less than what counts, or by chance.
+        # A recent epoch has the lowest ratio, but by less than `min_delta` or by chance.
         count = self.epochs_without_improvement
-        words = (
-            f"Less than {settings.min_delta * 100:g} % of the base's loss gained in {_epochs(count)} "
-            f"(smoothed over epochs {self.reference_ratio:.3f}× the base's loss before, {self.smoothed_ratio:.3f} now)"
+        return ngettext(
+            "The loss fell by less than {delta:g} % of the base's in {n} epoch "
+            "(smoothed: {before} against the base before, {now} now){gap}.",
+            "The loss fell by less than {delta:g} % of the base's in {n} epochs "
+            "(smoothed: {before} against the base before, {now} now){gap}.",
+            count,
+            delta=settings.min_delta * 100,
+            before=change(self.reference_ratio),
+            now=change(self.smoothed_ratio or 1.0),
+            gap=self._describe_gap(self.epoch - count),
         )
-        return f"{words}{self._gap_words(self.epoch - count)}."
 
-    def _gap_words(self, then: int) -> str:
-        before, now = self.gaps.get(then), self.gap
+    def _describe_gap(self, since: int) -> str:
+        before, now = self.gaps.get(since), self.gap
         if before is None or now is None:
             return ""
-        if abs(now - before) < _GAP_THAT_COUNTS:
-            return f"; the gap to the training images stayed at {_percent(now)}"
-        verb = "grew" if now > before else "fell"
-        return f"; the gap to the training images {verb} from {_percent(before)} to {_percent(now)}"
-
-
-def _epochs(count: int) -> str:
-    return f"{count} epoch{'s' if count != 1 else ''}"
+        if abs(now - before) < _MIN_GAP_CHANGE:
+            return _("; the gap to the training images stayed at {now}", now=_percent(now))
+        if now > before:
+            return _(
+                "; the gap to the training images grew from {before} to {now}",
+                before=_percent(before),
+                now=_percent(now),
+            )
+        return _(
+            "; the gap to the training images fell from {before} to {now}", before=_percent(before), now=_percent(now)
+        )
 
 
 def _percent(share: float) -> str:
     return f"{round(share * 100):d} %".replace("-", "−")
-
-
-def _duration(hours: float) -> str:
-    if hours < 1:
-        minutes = round(hours * 60)
-        return f"{minutes} minute{'s' if minutes != 1 else ''}"
-    return f"{hours:g} hour{'s' if hours != 1 else ''}"

@@ -1,16 +1,19 @@
-"""What happens around epochs: the base model's measure before the first, and after each the validation, the samples,
-the chart, the decision to stop, and the checkpoint. An epoch is said only once its checkpoint is safe."""
+"""The end of an epoch: validation, samples, chart, early stopping and checkpoint; and the base model's measure before.
+
+`EpochEnded` is emitted only after its checkpoint is durable.
+"""
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
-from trainer.crashing import crash_point
 from trainer.protocol.events import (
     BaseValidated,
     EpochEnded,
     Event,
+    Phase,
     Sampled,
     StoppedEarly,
     Validated,
@@ -18,112 +21,127 @@ from trainer.protocol.events import (
 )
 from trainer.protocol.report import Split
 from trainer.protocol.settings import SplitKind
+from trainer.protocol.text import _
+from trainer.report.gallery import draw_gallery
+from trainer.trainer_failpoints import failpoint
 from trainer.training.checkpoints import BetweenPoint, EpochPoint, TrainingState
-from trainer.training.drawing import draw_epoch_samples
 from trainer.training.early_stopping import StopMemory
-from trainer.training.measuring import Measured, base_losses, keep_history, keep_losses, measure_split, summarize_split
 from trainer.training.optimizers import effective_rate
 from trainer.training.session import Session
+from trainer.training.validation import (
+    EvalSet,
+    base_losses,
+    epoch_eval_sets,
+    evaluate,
+    summarize_evaluation,
+    update_image_history,
+    write_losses,
+)
 
-_EVENTS: dict[str, type[Event]] = {
+_PENDING_TYPES: dict[str, type[Event]] = {
     kind.model_fields["type"].default: kind for kind in (Sampled, EpochEnded, StoppedEarly)
 }
 
 
 def measure_base(session: Session) -> None:
-    """The base model's validation loss and samples, before the first step; a resumed run has them already."""
-    base = base_losses(session, Measured.VALIDATION)
-    if Measured.TRAIN in Measured.of(session):
-        base_losses(session, Measured.TRAIN)
-    if not session.processes.agree(any(event.type == "sampled" for event in session.reporter.history)):
+    """Validate and sample the base model before the first step; a resumed run has the results already."""
+    for eval_set in epoch_eval_sets(session):
+        base_losses(session, eval_set)
+    if not session.processes.broadcast(any(isinstance(event, Sampled) for event in session.reporter.history)):
         with session.task.base_only():
-            name, fields = draw_epoch_samples(session, epoch=0)
-        session.reporter.say(_EVENTS[name], **fields)
-    session.reporter.say(BaseValidated, validation=summarize_split(session, Measured.VALIDATION, base))
+            fields = draw_epoch_samples(session, epoch=0)
+        session.reporter.emit(Sampled, **fields)
+    base = base_losses(session, EvalSet.VALIDATION)
+    session.reporter.emit(BaseValidated, validation=summarize_evaluation(session, EvalSet.VALIDATION, base))
 
 
 def measure_between(session: Session, *, position: float) -> None:
-    """A validation in the middle of an epoch, for the curve; nothing is decided."""
-    with session.evaluated():
-        validation = summarize_split(session, Measured.VALIDATION, measure_split(session, Measured.VALIDATION))
+    """Validate within an epoch, at the share `position` of it. This adds to the curve and decides nothing."""
+    with session.evaluation_weights():
+        validation = summarize_evaluation(session, EvalSet.VALIDATION, evaluate(session, EvalSet.VALIDATION))
     state = session.state
     point = BetweenPoint(at=state.epoch - 1 + position, ratio=validation.ratio)
     session.state = state.model_copy(update={"between": (*state.between, point)})
-    session.reporter.say(Validated, epoch=state.epoch, step=state.step, validation=validation)
+    session.reporter.emit(Validated, epoch=state.epoch, step=state.step, validation=validation)
 
 
 def end_epoch(session: Session) -> None:
-    """Validate, draw, decide, keep, say."""
+    """Validate, sample, decide whether to stop, save a checkpoint, and emit the events."""
     began = time.monotonic()
-    with session.evaluated():
-        validation, train_validation = _measure(session)
-        metrics = dict(session.task.metrics(session.examples[Split.VALIDATION], session.check))
-        memory = _remember(session, validation, train_validation)
-        why = _why_stop(session, memory)
+    with session.evaluation_weights():
+        validation, train_validation = _validate(session)
+        metrics = dict(session.task.metrics(session.examples[Split.VALIDATION], session.check_stop))
+        memory = _update_stop_memory(session, validation, train_validation)
+        stop_reason = _stop_reason(session, memory)
         is_last = session.state.epoch >= session.spec.training.epochs
-        pending = []
-        if session.state.epoch % session.spec.samples.every_epochs == 0 or is_last or why is not None:
-            pending.append(draw_epoch_samples(session, session.state.epoch))
+        pending: list[tuple[str, dict[str, Any]]] = []
+        if session.state.epoch % session.spec.samples.every_epochs == 0 or is_last or stop_reason is not None:
+            pending.append(("sampled", draw_epoch_samples(session, session.state.epoch)))
     point = _point(session, validation, train_validation)
     curve = (*session.state.curve, point)
-    chart = _draw_charts(session, curve, memory, stopped_early=why is not None)
+    chart = _draw_chart(session, curve, memory, stopped_early=stop_reason is not None)
     epoch_end_seconds = time.monotonic() - began
     seconds = session.state.epoch_seconds + epoch_end_seconds
-    ended = _epoch_ended(session, point, memory, seconds, chart)
-    measured = {"validation": _dump(validation), "train_validation": _dump(train_validation), "metrics": metrics}
-    pending.append(("epoch_ended", {**ended, **measured}))
-    if why is not None:
-        pending.append(_stopped_early(session, memory, why, seconds))
+    ended = {
+        **_epoch_ended(session, point, memory, seconds, chart),
+        "validation": validation.model_dump(),
+        "train_validation": None if train_validation is None else train_validation.model_dump(),
+        "metrics": metrics,
+    }
+    pending.append(("epoch_ended", ended))
+    if stop_reason is not None:
+        pending.append(("stopped_early", _stopped_early(session, memory, stop_reason, seconds)))
     session.state = _next_state(session, memory, curve, seconds, epoch_end_seconds).model_copy(
         update={
-            "is_over": is_last or why is not None or session.start.is_finishing,
-            "is_stopped_early": why is not None,
+            "is_over": is_last or stop_reason is not None or session.options.finish,
+            "is_stopped_early": stop_reason is not None,
             "pending": tuple(pending),
         }
     )
-    session.stop.is_agreed = session.processes.any(session.stop.is_set)
+    session.stop.is_agreed = session.processes.any_rank(session.stop.is_set)
     session.save_checkpoint()
-    say_pending(session)
-    crash_point("epoch_said")
+    emit_pending(session)
+    failpoint("epoch_emitted")
 
 
-def say_pending(session: Session) -> None:
-    """Say what belongs to the state, unless it was said before the process died."""
+def emit_pending(session: Session) -> None:
+    """Emit the events of the saved state; the reporter drops those that were emitted before a crash."""
     for name, fields in session.state.pending:
-        session.reporter.say(_EVENTS[name], **fields)
+        session.reporter.emit(_PENDING_TYPES[name], **fields)
 
 
-def _measure(session: Session) -> tuple[ValidationLoss, ValidationLoss | None]:
-    """The validation pictures, and the training pictures where they are measured; both kept, triple by triple."""
-    kept = {measured: measure_split(session, measured) for measured in Measured.of(session)}
-    keep_losses(session, session.state.epoch, kept)
-    keep_history(session, session.state.epoch, kept)
-    summaries = {measured: summarize_split(session, measured, losses) for measured, losses in kept.items()}
-    return summaries[Measured.VALIDATION], summaries.get(Measured.TRAIN)
+def _validate(session: Session) -> tuple[ValidationLoss, ValidationLoss | None]:
+    """Evaluate the validation images, and training images if any are measured; store the losses of all triples."""
+    losses = {eval_set: evaluate(session, eval_set) for eval_set in epoch_eval_sets(session)}
+    if session.processes.is_main:
+        write_losses(session.job_dir, session.state.epoch, losses)
+        update_image_history(session, session.state.epoch, losses)
+    summaries = {eval_set: summarize_evaluation(session, eval_set, each) for eval_set, each in losses.items()}
+    return summaries[EvalSet.VALIDATION], summaries.get(EvalSet.TRAIN)
 
 
-def _remember(session: Session, validation: ValidationLoss, train: ValidationLoss | None) -> StopMemory:
-    state, settings = session.state, session.spec.early_stopping
+def _update_stop_memory(session: Session, validation: ValidationLoss, train: ValidationLoss | None) -> StopMemory:
+    state = session.state
     if session.spec.split.kind is SplitKind.ALL:
-        return state.stop_memory.last(state.epoch, validation.ratio)
+        return StopMemory.keep_latest(state.epoch, validation.ratio)
+    memory = state.stop_memory
+    if state.epoch > 1 and session.stage.starts_or_unfreezes_at(state.epoch):
+        memory = memory.reset_patience()
     train_ratio = None if train is None else train.ratio
-    # What has just begun to train has had no epochs yet.
-    begins = session.stage.begins_anew(state.epoch) and state.epoch > 1
-    memory = state.stop_memory.patient_again() if begins else state.stop_memory
-    return memory.after(state.epoch, validation.ratio, settings, train_ratio=train_ratio)
+    return memory.after(state.epoch, validation.ratio, session.spec.early_stopping, train_ratio=train_ratio)
 
 
-def _why_stop(session: Session, memory: StopMemory) -> str | None:
-    """Why the training should end here, as a sentence; None if it should not."""
+def _stop_reason(session: Session, memory: StopMemory) -> str | None:
+    """Return a sentence that explains why the training should stop now, or None to go on."""
     state, settings = session.state, session.spec.early_stopping
-    is_last = state.epoch >= session.spec.training.epochs
-    if is_last or session.start.is_finishing:
+    if state.epoch >= session.spec.training.epochs or session.options.finish:
         return None
     if session.spec.split.kind is SplitKind.ALL:
         settings = settings.model_copy(update={"enabled": False})
-    # The clocks of several processes differ.
-    seconds = session.processes.agree(state.seconds + state.epoch_seconds)
-    return memory.reason(settings) if memory.should_stop(state.epoch, settings, seconds=seconds) else None
+    # Broadcast, because the clocks of several processes differ.
+    seconds = session.processes.broadcast(state.seconds + state.epoch_seconds)
+    reason = memory.stop_reason(state.epoch, settings, seconds=seconds)
+    return None if reason is None else memory.describe(reason, settings)
 
 
 def _point(session: Session, validation: ValidationLoss, train: ValidationLoss | None) -> EpochPoint:
@@ -159,29 +177,25 @@ def _next_state(
         between=state.between,
         best_step=state.step if memory.best_epoch == state.epoch else state.best_step,
         kept_steps=(*state.kept_steps, state.step) if is_kept else state.kept_steps,
-        parts=state.parts,
+        micro_batch_splits=state.micro_batch_splits,
     )
 
 
-def _draw_charts(session: Session, curve: tuple[EpochPoint, ...], memory: StopMemory, *, stopped_early: bool) -> str:
-    """Draw the loss chart of the epoch and the chart of the bands; the path of the first in the job folder."""
+def _draw_chart(session: Session, curve: tuple[EpochPoint, ...], memory: StopMemory, *, stopped_early: bool) -> str:
+    """Draw the loss chart of the epoch on rank 0; return its path in the job folder."""
     state, epoch, total = session.state, curve[-1].epoch, session.spec.training.epochs
     path = session.job_dir / "charts" / f"loss-{epoch:03d}.png"
     if session.processes.is_main:
-        # matplotlib: 0.4 s to load, and the first step need not wait for it.
+        # Imported here: matplotlib takes 0.4 s, which the first step need not wait for.
         from trainer.report.charts import draw_loss_chart
 
         stages = [(stage.first_epoch, stage.title) for stage in session.stages] if len(session.stages) > 1 else []
         draw_loss_chart(
             path,
-            title=f"{session.spec.name}: epoch {epoch} of {total}",
-            epochs=[point.epoch for point in curve],
-            train_losses=[point.train_loss for point in curve],
-            ratios=[point.ratio for point in curve],
+            curve,
+            title=_("{name}: epoch {epoch} of {total}", name=session.spec.name, epoch=epoch, total=total),
             best_epoch=memory.best_epoch,
             total_epochs=total,
-            intervals=[point.interval for point in curve],
-            train_ratios=[point.train_ratio for point in curve] if curve[0].train_ratio is not None else [],
             between=[(point.at, point.ratio) for point in state.between],
             stages=stages,
             stopped_at=epoch if stopped_early else None,
@@ -205,9 +219,9 @@ def _epoch_ended(session: Session, point: EpochPoint, memory: StopMemory, second
     }
 
 
-def _stopped_early(session: Session, memory: StopMemory, reason: str, seconds: float) -> tuple[str, dict[str, Any]]:
+def _stopped_early(session: Session, memory: StopMemory, reason: str, seconds: float) -> dict[str, Any]:
     epochs_saved = session.spec.training.epochs - session.state.epoch
-    return "stopped_early", {
+    return {
         "epoch": session.state.epoch,
         "best_epoch": memory.best_epoch,
         "best_ratio": memory.best_ratio,
@@ -217,5 +231,27 @@ def _stopped_early(session: Session, memory: StopMemory, reason: str, seconds: f
     }
 
 
-def _dump(validation: ValidationLoss | None) -> dict[str, Any] | None:
-    return None if validation is None else validation.model_dump()
+def draw_epoch_samples(session: Session, epoch: int) -> dict[str, Any]:
+    """Draw the samples of an epoch into `samples/epoch-003/`, shared by the ranks; return the fields of `Sampled`."""
+    session.begin_phase(Phase.SAMPLING)
+    folder = sample_folder(session.job_dir, epoch)
+    folder.mkdir(parents=True, exist_ok=True)
+    samples = session.task.draw(
+        session.preview_examples, folder, shard=session.processes.shard, between_steps=session.check_stop
+    )
+    session.processes.barrier()
+    sheet = folder / "sheet.png"
+    if session.processes.is_main:
+        draw_gallery(sheet, [each.open() for each in samples], [each.prompt for each in samples])
+    return {
+        "epoch": epoch,
+        "samples": [
+            {"path": str(each.path.relative_to(session.job_dir)), "prompt": each.prompt, "seed": each.seed}
+            for each in samples
+        ],
+        "sheet": str(sheet.relative_to(session.job_dir)),
+    }
+
+
+def sample_folder(job_dir: Path, epoch: int) -> Path:
+    return job_dir / "samples" / f"epoch-{epoch:03d}"

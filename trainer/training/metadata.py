@@ -1,8 +1,7 @@
-"""The metadata of a kohya LoRA: `ss_*` as kohya-ss/sd-scripts writes it, `modelspec.*` as Stability AI defines it.
+"""Metadata of exported files: `ss_*` as kohya-ss/sd-scripts writes it, `modelspec.*` as Stability AI defines it.
 
 A1111 shows `ss_output_name`, `ss_base_model_version`, `ss_tag_frequency`, `ss_bucket_info` and others; without
-`ss_base_model_version` it takes any file for SD 1. Only what is true is written: a key that has no meaning here is left
-out.
+`ss_base_model_version` it assumes SD 1. Keys that do not apply here are omitted.
 """
 
 from __future__ import annotations
@@ -14,23 +13,24 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from trainer.dataset.split.mixing import Seen, seen_per_epoch
-from trainer.protocol.mix import MixRole
+from trainer.dataset.split.mixing import EpochExposure, epoch_exposure
 from trainer.protocol.report import Split
+from trainer.protocol.settings import MixRole
 from trainer.training.session import Session
 
 
 def file_metadata(session: Session) -> dict[str, Any]:
-    """All metadata of the best checkpoint; nested values are JSON in the file. What a file of one method says of it
-    (`ss_network_*`) is added where it is written."""
+    """Return the metadata of the best checkpoint; nested values become JSON in the file.
+
+    The method adds its own keys (`ss_network_*`) when it writes a file.
+    """
     return {**_run(session), **_data(session), **_modelspec(session), **session.task.describe(), "format": "pt"}
 
 
 def _run(session: Session) -> dict[str, Any]:
     training, objective, stage = session.spec.training, session.spec.objective, session.stages[0]
-    micro_batch = session.fit.micro_batch_size
+    micro_batch = session.memory_plan.micro_batch_size
     started = session.reporter.history[0].time
-    steps = stage.settings.epochs * session.steps_per_epoch(stage)
     text_encoder_rate = training.text_encoder_learning_rate or training.learning_rate / 2
     return {
         "ss_session_id": str(int(started * 1000) % 2**32),
@@ -52,10 +52,10 @@ def _run(session: Session) -> dict[str, Any]:
         "ss_lr_scheduler": training.schedule.value,
         "ss_lr_warmup_steps": training.warmup_steps
         if training.warmup_steps is not None
-        else round(training.warmup_share * steps),
+        else round(training.warmup_share * session.steps_of(stage)),
         "ss_optimizer": training.optimizer.value,
         "ss_max_grad_norm": training.max_grad_norm,
-        "ss_mixed_precision": session.fit.precision.value.replace("fp32", "no"),
+        "ss_mixed_precision": session.memory_plan.precision.value.replace("fp32", "no"),
         "ss_loss_type": objective.loss.value.replace("mse", "l2"),
         "ss_min_snr_gamma": objective.snr_gamma,
         "ss_debiased_estimation": objective.debiased,
@@ -80,7 +80,7 @@ def _data(session: Session) -> dict[str, Any]:
         for index, (size, count) in enumerate(sorted(sizes.items()))
     }
     resolution = session.task.resolution
-    rows = seen_per_epoch(session.mixture, session.repeats(session.stages[0]))
+    rows = epoch_exposure(session.mixture, session.repeats(session.stages[0]))
     views = Counter({role: sum(row.views for row in rows if row.role is role) for role in MixRole})
     return {
         "ss_num_train_images": views[MixRole.TRAIN],
@@ -98,12 +98,12 @@ def _data(session: Session) -> dict[str, Any]:
     }
 
 
-def _folders(rows: Sequence[Seen], role: MixRole) -> dict[str, dict[str, float]]:
-    """Repeats are whole numbers where they are the same in each epoch."""
+def _folders(rows: Sequence[EpochExposure], role: MixRole) -> dict[str, dict[str, float]]:
+    """Describe the folders of a role; repeats are integers if they are the same in each epoch."""
     return {
         row.dataset: {
-            "n_repeats": int(row.per_picture) if row.per_picture.is_integer() else round(row.per_picture, 2),
-            "img_count": row.pictures,
+            "n_repeats": int(row.per_image) if row.per_image.is_integer() else round(row.per_image, 2),
+            "img_count": row.images,
         }
         for row in rows
         if row.role is role
@@ -120,7 +120,7 @@ def _tags(session: Session) -> dict[str, dict[str, int]]:
 
 
 def _modelspec(session: Session) -> dict[str, Any]:
-    """https://github.com/Stability-AI/ModelSpec, version 1.0.1."""
+    """Return the keys of https://github.com/Stability-AI/ModelSpec, version 1.0.1."""
     resolution = session.task.resolution
     values: dict[str, Any] = {
         "modelspec.sai_model_spec": "1.0.1",

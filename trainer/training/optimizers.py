@@ -1,10 +1,11 @@
-"""Optimizers by name, from their libraries, made to resume to the bit and to let frozen layers be."""
+"""Optimizers by name, from their libraries, made to resume bit for bit and to handle frozen layers."""
 
 from __future__ import annotations
 
+import difflib
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from types import MethodType
 from typing import Any
 
@@ -14,14 +15,14 @@ from torch.optim import Optimizer
 
 from trainer.errors import BadSpecError, MissingLibraryError
 from trainer.protocol.settings import Arguments, OptimizerKind
-from trainer.training.arguments import check_against
+from trainer.protocol.text import _, ngettext
 
 _CLASSES: Mapping[OptimizerKind, tuple[str, str]] = {
     OptimizerKind.ADAMW: ("torch.optim", "AdamW"),
     OptimizerKind.ADAM: ("torch.optim", "Adam"),
     OptimizerKind.SGD: ("torch.optim", "SGD"),
     OptimizerKind.ADAMW_8BIT: ("bitsandbytes.optim", "AdamW8bit"),
-    # That of pytorch-optimizer counts steps for a group and keeps its momentum in bf16; this one for each parameter.
+    # Not pytorch-optimizer's: it counts steps per group, not per parameter, and keeps its momentum in bf16.
     OptimizerKind.ADAFACTOR: ("transformers.optimization", "Adafactor"),
     OptimizerKind.LION: ("pytorch_optimizer", "Lion"),
     OptimizerKind.PRODIGY: ("pytorch_optimizer", "Prodigy"),
@@ -31,49 +32,51 @@ _CLASSES: Mapping[OptimizerKind, tuple[str, str]] = {
 }
 _DEFAULTS: Mapping[OptimizerKind, Arguments] = {
     OptimizerKind.SGD: {"momentum": 0.9},
-    # The rate is the schedule's, and does not grow with the weights.
+    # Use the schedule's rate, not one that grows with the weights.
     OptimizerKind.ADAFACTOR: {"relative_step": False, "scale_parameter": False},
-    # Its authors' for diffusion models (github.com/konstmish/prodigy); without the guard a warm-up inflates d.
+    # Recommended by its authors for diffusion models (github.com/konstmish/prodigy); without the guard, a warm-up
+    # inflates d.
     OptimizerKind.PRODIGY: {"bias_correction": True, "safeguard_warmup": True},
-    # Decay as in AdamW; the library's default adds it to the gradient.
+    # Decoupled decay, as in AdamW; the library adds it to the gradient by default.
     OptimizerKind.DADAPT_ADAM: {"weight_decouple": True},
 }
 _FUSED = {OptimizerKind.ADAMW, OptimizerKind.ADAM, OptimizerKind.SGD}
 _FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}
-_COUNTS_STEPS_OF_GROUPS = {OptimizerKind.PRODIGY, OptimizerKind.DADAPT_ADAM, OptimizerKind.SCHEDULE_FREE_ADAMW}
-#: Parameters of constructors that are not for the spec, with what to do instead.
-_OURS: Mapping[str, str] = {
-    "params": "Stages say what is trained.",
-    "lr": "Set training.learning_rate.",
-    "weight_decay": "Set training.weight_decay.",
-    "maximize": "A loss is minimized; leave it away.",
-    "differentiable": "Nothing is derived through the optimizer; leave it away.",
-    "capturable": "Steps are not captured as CUDA graphs; leave it away.",
-    "relative_step": "The schedule gives the rate; leave it away.",
-    "warmup_init": "Set training.warmup_steps.",
-    "warmup_steps": "Set training.warmup_steps.",
-    "is_paged": "Leave it away.",
+_COUNTS_STEPS_PER_GROUP = {OptimizerKind.PRODIGY, OptimizerKind.DADAPT_ADAM, OptimizerKind.SCHEDULE_FREE_ADAMW}
+#: Constructor parameters that a spec may not set, with what to do instead.
+_RESERVED: Mapping[str, str] = {
+    "params": _("Stages decide what is trained."),
+    "lr": _("Set training.learning_rate."),
+    "weight_decay": _("Set training.weight_decay."),
+    "maximize": _("The loss is minimized; remove it."),
+    "differentiable": _("Nothing is differentiated through the optimizer; remove it."),
+    "capturable": _("Steps are not captured as CUDA graphs; remove it."),
+    "relative_step": _("The schedule sets the rate; remove it."),
+    "warmup_init": _("Set training.warmup_steps."),
+    "warmup_steps": _("Set training.warmup_steps."),
+    "is_paged": _("Remove it."),
 }
-#: Key in a parameter group: groups of one number estimate their rate together.
+#: Key in a parameter group: groups of the same number estimate their rate together.
 _ESTIMATE = "estimate"
 
 
 def make_optimizer(
     kind: OptimizerKind, groups: Sequence[Mapping[str, Any]], *, weight_decay: float, arguments: Arguments
 ) -> Optimizer:
-    """The optimizer of torch's parameter `groups`, each with its `params` and `lr`.
+    """Create an optimizer for torch's parameter `groups`, each with its `params` and `lr`.
 
-    A group without a `weight_decay` of its own gets `weight_decay`. Parameters without a gradient are left as they
-    are, and cost no memory until they have one. What joins at a later epoch must be a group of its own: the libraries
-    of prodigy, dadapt_adam and schedule_free_adamw count steps for a group. All functions here take the optimizer
-    with accelerate's wrapper around it, too.
+    A parameter without a gradient is not updated and takes no memory until it has one. Parameters that are unfrozen
+    later must be in a group of their own, because prodigy, dadapt_adam and schedule_free_adamw count steps per group.
+
+    Args:
+        weight_decay: For groups without a `weight_decay` of their own.
 
     Raises:
-        BadSpecError: an argument is unknown, of another kind, or out of its range.
-        MissingLibraryError: the library is not there, or does not run on this device.
+        BadSpecError: An argument is unknown, of the wrong type, or out of range.
+        MissingLibraryError: The library is missing, or does not run on this device.
     """
     constructor = _constructor(kind)
-    check_against(constructor, arguments, owner=kind, setting="optimizer_arguments", ours=_OURS)
+    check_library_arguments(constructor, arguments, owner=kind, setting="optimizer_arguments", reserved=_RESERVED)
     rates = sorted({float(group["lr"]) for group in groups}, reverse=True)
     own_groups = [dict(group) for group in groups]
     if kind.finds_its_rate:
@@ -83,56 +86,103 @@ def make_optimizer(
     if kind in _FUSED and "foreach" not in given and "fused" not in given:
         given["fused"] = _can_be_fused(own_groups)
     try:
-        # As a default, the highest rate: diffusers' polynomial schedule measures `lr_end` by it.
+        # The default rate is the highest one: diffusers' polynomial schedule compares `lr_end` with it.
         optimizer: Optimizer = constructor(own_groups, lr=rates[0], weight_decay=weight_decay, **given)
     except (ValueError, RuntimeError, AssertionError) as error:
         raise BadSpecError(
-            f"The arguments do not suit {kind}: {str(error).rstrip('.')}.", "Mend optimizer_arguments."
+            _("The arguments do not suit {optimizer}: {error}.", optimizer=kind, error=str(error).rstrip(".")),
+            _("Correct optimizer_arguments."),
         ) from error
-    if kind in _COUNTS_STEPS_OF_GROUPS:
-        _step_apart(optimizer)
+    if kind in _COUNTS_STEPS_PER_GROUP:
+        _step_groups_separately(optimizer)
     return optimizer
 
 
-def check_arguments(kind: OptimizerKind, arguments: Arguments) -> None:
-    """What `make_optimizer` would refuse, without a model.
+def check_optimizer_arguments(kind: OptimizerKind, arguments: Arguments) -> None:
+    """Raise what `make_optimizer` would raise for these arguments; needs no model.
 
     Raises:
-        BadSpecError: an argument is unknown, of another kind, or out of its range.
-        MissingLibraryError: the library is not there, or does not run on this machine.
+        BadSpecError: An argument is unknown, of the wrong type, or out of range.
+        MissingLibraryError: The library is missing, or does not run on this machine.
     """
     group = {"params": [nn.Parameter(torch.zeros(2, 2))], "lr": 1e-4}
     make_optimizer(kind, [group], weight_decay=0.0, arguments=arguments)
 
 
 def effective_rate(optimizer: Optimizer) -> float:
-    """The highest rate of all groups; with prodigy and dadapt_adam times the `d` that they found."""
+    """Return the highest rate of all groups, times the estimated `d` with prodigy and dadapt_adam."""
     groups = optimizer.param_groups
     return max(float(group["lr"]) * float(group["d"] if _ESTIMATE in group else 1.0) for group in groups)
 
 
-@contextmanager
-def evaluation_mode(optimizer: Optimizer) -> Iterator[None]:
-    """The weights as they are to be judged and kept: schedule-free's averages. Nothing happens with other optimizers.
+def check_library_arguments(
+    function: Callable[..., Any], arguments: Arguments, *, owner: str, setting: str, reserved: Mapping[str, str]
+) -> None:
+    """Check the arguments that a spec passes to a library's function by the function's signature.
 
-    What is trained with comes back to the bit: the library's `train()` computes it from the averages, rounded. The
-    copy costs as much as the gradients, which are not there between steps.
+    Args:
+        owner: Name of the optimizer or schedule.
+        setting: Name of the setting that holds the arguments.
+        reserved: Parameters that a spec may not set, each with what to do instead.
+
+    Raises:
+        BadSpecError: An argument is unknown, reserved, or of the wrong type.
     """
-    if not any("train_mode" in group for group in optimizer.param_groups):
-        yield
-        return
-    trained: list[nn.Parameter] = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    kept = [parameter.detach().clone() for parameter in trained if optimizer.state.get(parameter)]
-    averaged = [parameter for parameter in trained if optimizer.state.get(parameter)]
-    optimizer.eval()  # type: ignore[attr-defined]  # schedule-free ones have it, and accelerate's wrapper
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, value in zip(averaged, kept, strict=True):
-                parameter.copy_(value)
-        for group in optimizer.param_groups:
-            group["train_mode"] = True
+    known = {
+        name: parameter
+        for name, parameter in inspect.signature(function).parameters.items()
+        if name not in reserved and parameter.kind in {parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY}
+    }
+    for name, value in arguments.items():
+        if name in reserved:
+            raise BadSpecError(_("{setting}.{name} cannot be set.", setting=setting, name=name), reserved[name])
+        if name not in known:
+            raise _unknown_argument(f"{setting}.{name}", name, list(known), owner)
+        if not _has_type_of(value, known[name]):
+            raise BadSpecError(
+                _(
+                    "{setting}.{name} is {value!r}, which {owner} does not take.",
+                    setting=setting,
+                    name=name,
+                    value=value,
+                    owner=owner,
+                ),
+                _("Give {type}.", type=_describe_type(known[name])),
+            )
+
+
+def _unknown_argument(dotted: str, name: str, known: list[str], owner: str) -> BadSpecError:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    message = _("{argument} is not an argument of {owner}.", argument=dotted, owner=owner)
+    if near:
+        message += " " + _("Did you mean {name}?", name=near[0])
+    hint = _("It takes {names}.", names=", ".join(known)) if known else _("It takes no arguments.")
+    return BadSpecError(message, hint)
+
+
+def _type_of(parameter: inspect.Parameter) -> type:
+    """Return the type of a parameter's default, or guess it from the annotation if that is None, or 0 for 0.0."""
+    if parameter.default is None or parameter.default is parameter.empty:
+        return bool if "bool" in str(parameter.annotation) else float
+    if type(parameter.default) is int and "float" in str(parameter.annotation):
+        return float
+    return type(parameter.default)
+
+
+def _has_type_of(value: object, parameter: inspect.Parameter) -> bool:
+    expected = _type_of(parameter)
+    if expected is tuple:
+        return isinstance(value, tuple) and len(value) == len(parameter.default)
+    if expected is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is expected
+
+
+def _describe_type(parameter: inspect.Parameter) -> str:
+    expected = _type_of(parameter)
+    if expected is tuple:
+        return ngettext("{n} number", "{n} numbers", len(parameter.default))
+    return {bool: _("true or false"), int: _("a whole number"), float: _("a number"), str: _("a word")}[expected]
 
 
 def _constructor(kind: OptimizerKind) -> type[Any]:
@@ -142,62 +192,70 @@ def _constructor(kind: OptimizerKind) -> type[Any]:
         found: type[Any] = getattr(importlib.import_module(module), name)
     except ImportError as error:
         raise MissingLibraryError(
-            f"The optimizer {kind} needs {library}, which cannot be imported here.",
-            f"`pip install {library}`, or set training.optimizer to adamw.",
+            _(
+                "The optimizer {optimizer} needs {library}, which cannot be imported here.",
+                optimizer=kind,
+                library=library,
+            ),
+            _("`pip install {library}`, or set training.optimizer to adamw.", library=library),
         ) from error
     if kind is OptimizerKind.ADAMW_8BIT and not torch.cuda.is_available():
         raise MissingLibraryError(
-            f"The optimizer {kind} needs a CUDA GPU, and there is none here.", "Set training.optimizer to adamw."
+            _("The optimizer {optimizer} needs a CUDA GPU, and there is none here.", optimizer=kind),
+            _("Set training.optimizer to adamw."),
         )
     return found
 
 
 def _can_be_fused(groups: Sequence[Mapping[str, Any]]) -> bool:
-    """One kernel for all: on 2 cores 6.8 ms a step for 11 M parameters, where torch's default takes 23 ms."""
+    """True if torch has a fused kernel: 6.8 ms per step instead of 23 ms for 11 M parameters on 2 cores."""
     parameters: list[nn.Parameter] = [parameter for group in groups for parameter in group["params"]]
     return all(p.device.type in _FUSED_DEVICES and p.is_floating_point() for p in parameters)
 
 
-def _step_apart(optimizer: Optimizer) -> None:
-    """Make pytorch-optimizer's `step` right for groups with several rates, and for groups that are frozen for a while.
+def _step_groups_separately(optimizer: Optimizer) -> None:
+    """Make `step` of a pytorch-optimizer class correct for several rates, and for groups that are frozen for a while.
 
-    Its optimizers count steps for a group whether it has gradients or not, so that one unfrozen later would begin
-    without bias correction, its steps up to 31 times too long. Those that find their rate take the first group's for
-    all. Here a step sees only groups with gradients, and for the latter those of one rate and age at once.
+    These classes count steps per group whether it has gradients or not, so a group unfrozen later would start without
+    bias correction, with steps up to 31 times too long. Those that estimate their rate use the first group's rate for
+    all. The replacement calls `step` only on groups with gradients, and for the latter separately per rate and age.
     """
     step = optimizer.step
 
-    def step_apart(self: Optimizer, closure: None = None) -> None:
+    def step_separately(self: Optimizer, closure: None = None) -> None:
         assert closure is None
         groups = self.param_groups
         assert all(group.get("train_mode", True) for group in groups), "stepping in evaluation mode"
         try:
-            for together in _together(groups):
-                self.param_groups = together
+            for subset in _groups_to_step_together(groups):
+                self.param_groups = subset
                 step()
         finally:
             self.param_groups = groups
 
-    # Bound to the instance: schedulers, which wrap it once more, need a method.
-    optimizer.step = MethodType(step_apart, optimizer)  # type: ignore[method-assign]
+    # Bound to the instance: schedulers wrap `step` once more and need a method.
+    optimizer.step = MethodType(step_separately, optimizer)  # type: ignore[method-assign]
 
 
-def _together(groups: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """The groups with gradients, those that may share a step at once."""
+def _groups_to_step_together(groups: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Partition the groups that have gradients by rate and age."""
     found: dict[tuple[int, int], list[dict[str, Any]]] = {}
     for group in groups:
         first = next((parameter for parameter in group["params"] if parameter.grad is not None), None)
         if first is None:
             continue
-        _own_tensors(group, first.device)
+        _copy_tensors(group, first.device)
         age = group.get("step", 0) if _ESTIMATE in group else 0
         found.setdefault((group.get(_ESTIMATE, 0), age), []).append(group)
     return list(found.values())
 
 
-def _own_tensors(group: dict[str, Any], device: torch.device) -> None:
-    """Running sums of prodigy and dadapt_adam become the group's own: the library gives groups that step together one
-    tensor, which would mix them once they no longer do; and torch leaves it on the device that it was loaded to."""
+def _copy_tensors(group: dict[str, Any], device: torch.device) -> None:
+    """Give a group its own copies of the running sums of prodigy and dadapt_adam, on `device`.
+
+    The library shares one tensor among groups that step together, which would mix them once they no longer do, and
+    torch leaves it on the device that it was loaded to.
+    """
     for key, value in group.items():
         if isinstance(value, Tensor):
             group[key] = value.to(device, copy=True)

@@ -1,30 +1,40 @@
-"""The training, top to bottom, in the order in which things happen.
+"""The training, from top to bottom in the order of events.
 
     python -m trainer run JOB_DIR
 
-prepare -> load -> cache -> stages of epochs (train, validate, sample, keep, maybe stop) -> test -> export -> last word.
-It drives a task (`tasks/task.py`) and does not know which. One step stands in `step.py`, what happens at the end of an
-epoch in `epoch_end.py`, the end of the job in `finale.py`.
+prepare -> load -> cache -> stages of epochs (train, validate, sample, checkpoint, maybe stop) -> test -> export.
+The recipe drives a task (`tasks/task.py`) and does not know which. A step is in `step.py`, the end of an epoch in
+`epoch_end.py`, the end of the job in `finale.py`.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+from dataclasses import asdict
 from math import ceil
 from pathlib import Path
 
 import torch
 
 from trainer.dataset.seeds import derive_seed
-from trainer.dataset.split.mixing import Mixture, read_mixture
+from trainer.dataset.split.mixing import (
+    Mixture,
+    epoch_exposure,
+    exposure_sentence,
+    exposure_table,
+    overlap_sentence,
+    read_mixture,
+)
 from trainer.device import (
+    Processes,
     choose_precision,
-    describe,
+    describe_device,
     is_device_lost,
     is_out_of_memory,
     make_accelerator,
-    require_its_gpus,
+    require_assigned_gpus,
 )
 from trainer.errors import (
     BadSpecError,
@@ -37,6 +47,9 @@ from trainer.errors import (
     first_line,
     is_disk_full,
 )
+from trainer.exchange.files import write_text
+from trainer.exchange.job_dir import read_spec
+from trainer.protocol.advice import doubtful_settings, idle_settings
 from trainer.protocol.events import (
     EXIT_FAILED,
     EXIT_FINISHED,
@@ -46,67 +59,70 @@ from trainer.protocol.events import (
     StageBegan,
     Started,
     Stopped,
+    Warned,
 )
-from trainer.protocol.order import NEEDS_GPU_VARIABLE
 from trainer.protocol.report import Split
+from trainer.protocol.run_options import NEEDS_GPU_VARIABLE, RunOptions
 from trainer.protocol.settings import Precision
-from trainer.protocol.spec import Spec, SpecError, read_spec
+from trainer.protocol.spec import Spec, SpecError
+from trainer.protocol.text import _
 from trainer.reporter import Reporter
 from trainer.tasks.making import make_task
-from trainer.training.checkpoints import Checkpoints, TrainingState
-from trainer.training.data import draw_augmentation, say_warnings, write_seen
-from trainer.training.ema import Ema
-from trainer.training.epoch_end import end_epoch, measure_base, measure_between, say_pending
-from trainer.training.finale import export_and_finish
-from trainer.training.fitting import (
+from trainer.tasks.variant_preview import draw_preview
+from trainer.training.averaging import Ema
+from trainer.training.batch_size_finder import (
     MIN_TRIAL_WEIGHTS,
-    Fit,
+    MemoryPlan,
     Trial,
+    cached_precision,
+    dry_run,
     find_micro_batch,
     find_precision,
-    keep_fit,
-    read_fit,
-    remembered,
+    read_memory_plan,
+    write_memory_plan,
 )
-from trainer.training.optimizers import check_arguments
-from trainer.training.processes import Processes
-from trainer.training.progress import EpochProgress
+from trainer.training.checkpoints import Checkpoints, TrainingState
+from trainer.training.epoch_end import emit_pending, end_epoch, measure_base, measure_between
+from trainer.training.finale import export_and_finish
+from trainer.training.optimizers import check_optimizer_arguments
+from trainer.training.run import StopRequest, StopRequestedError
 from trainer.training.schedules import check_schedule_arguments, check_warmup
 from trainer.training.session import Session
 from trainer.training.stages import check_patterns, trained_parts
-from trainer.training.start import Start
-from trainer.training.step import take_step, try_step
-from trainer.training.stop import StopRequest, StopRequestedError
+from trainer.training.step import EpochProgress, take_step
 
 log = logging.getLogger(__name__)
 
 
-def train(reporter: Reporter, stop: StopRequest, start: Start) -> int:
-    """The whole job of the reporter's folder; the exit status tells the last word, which is always said.
+def train(reporter: Reporter, stop: StopRequest, options: RunOptions) -> int:
+    """Run the whole job, emit its terminal event, and return the exit status.
 
     Raises:
-        FencedError: the job belongs to another attempt; no last word was said.
+        FencedError: The job belongs to another attempt; no terminal event was emitted.
     """
     try:
-        session = prepare_session(reporter, stop, start)
+        session = prepare_session(reporter, stop, options)
         _train_epochs(session)
         export_and_finish(session)
     except StopRequestedError:
-        return _say_stopped(reporter)
+        return _emit_stopped(reporter)
     except FencedError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever it is, it becomes the last word
-        return _say_failed(reporter, error)
+    except Exception as error:  # noqa: BLE001 - every failure becomes a terminal event
+        return _emit_failed(reporter, error)
     return EXIT_FINISHED
 
 
-def prepare_session(reporter: Reporter, stop: StopRequest, start: Start) -> Session:
-    """Read, load, cache, and go back to the last checkpoint."""
+# -- preparation ------------------------------------------------------------------------------------------------------
+
+
+def prepare_session(reporter: Reporter, stop: StopRequest, options: RunOptions) -> Session:
+    """Read the spec, load the model, encode the data, and restore the last checkpoint."""
     job_dir = reporter.job_dir
     stop.check()
     spec, mixture = _read(job_dir)
     if os.environ.get(NEEDS_GPU_VARIABLE):
-        require_its_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
+        require_assigned_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
     precision = choose_precision(spec.training.precision)
     accelerator = make_accelerator(precision, tf32=spec.training.tf32)
     torch.manual_seed(derive_seed("init", spec.training.seed))
@@ -120,140 +136,205 @@ def prepare_session(reporter: Reporter, stop: StopRequest, start: Start) -> Sess
         processes=Processes(accelerator),
         task=task,
         checkpoints=Checkpoints(job_dir),
-        fit=Fit(precision=precision, micro_batch_size=1),
-        start=start,
+        memory_plan=MemoryPlan(precision=precision, micro_batch_size=1),
+        options=options,
     )
-    _check_processes(session)
+    _check_process_count(options.gpus, session.processes.count)
     stop.is_shared = session.processes.count > 1
     check_patterns(task.trained, session.stages)
     stop.check()
     latest = session.checkpoints.latest()
     if latest is None:
-        say_warnings(session)
+        _warn_about_settings(spec, mixture, reporter)
     _encode(session)
-    _fit(session)
+    _plan_memory(session)
     if spec.training.ema_decay is not None:
         session.ema = Ema(dict(task.trained.named_parameters()), decay=spec.training.ema_decay)
     if latest is not None:
         session.load_checkpoint(latest)
-    session.state = session.state.model_copy(update={"parts": max(session.state.parts, _least_parts(session))})
+    _limit_images_in_memory(session)
     for stage in session.stages:
-        check_warmup(session.warmup_steps(stage), stage.settings.epochs * session.steps_per_epoch(stage))
+        check_warmup(session.warmup_steps(stage), session.steps_of(stage))
     session.begin_stage()
-    _say_started(session)
-    say_pending(session)
+    _emit_started(session)
+    emit_pending(session)
     return session
 
 
 def _read(job_dir: Path) -> tuple[Spec, Mixture]:
-    """What is wrong with the settings is said here, before anything large is loaded."""
+    """Read the spec and the datasets' reports, and check the settings before anything large is loaded."""
     try:
         spec = read_spec(job_dir)
     except SpecError as error:
-        raise BadSpecError(str(error), "Mend spec.json, or write a new one with `python -m trainer new`.") from error
+        raise BadSpecError(
+            str(error), _("Correct spec.json, or write a new one with `python -m trainer new`.")
+        ) from error
     for stage in spec.plan:
         assert stage.optimizer is not None
         assert stage.schedule is not None
-        check_arguments(stage.optimizer, stage.optimizer_arguments or {})
+        check_optimizer_arguments(stage.optimizer, stage.optimizer_arguments or {})
         rate = stage.learning_rate or 0.0
         check_schedule_arguments(stage.schedule, stage.schedule_arguments or {}, learning_rate=rate)
     return spec, read_mixture(spec)
 
 
-def _check_processes(session: Session) -> None:
-    """Raises: BadSpecError: fewer (or more) processes share the training than were asked for."""
-    wanted, found = session.start.processes, session.processes.count
-    if wanted is not None and wanted != found:
+def _check_process_count(wanted: int, found: int) -> None:
+    """Raise BadSpecError unless the launcher started as many processes as this start was given GPUs."""
+    if wanted > 1 and wanted != found:
         raise BadSpecError(
-            f"{wanted} processes were to share this training, and there are {found}.",
-            "Start it with `accelerate launch --multi_gpu --num_processes N` on a machine with N GPUs, or ask for one.",
+            _("{wanted} processes should share this training, but there are {found}.", wanted=wanted, found=found),
+            _(
+                "Start it with `accelerate launch --multi_gpu --num_processes N` on a machine with N GPUs, "
+                "or ask for one GPU."
+            ),
         )
 
 
-def _least_parts(session: Session) -> int:
-    """Into how many parts each micro-batch goes, so that no more pictures are in memory than this start may have.
-
-    The micro-batches themselves stay as they were found: they lay out the epochs, and so what is learnt (ADR 0009).
-    """
-    most = session.start.micro_batch
-    return 1 if most is None else ceil(session.fit.micro_batch_size / most)
+def _warn_about_settings(spec: Spec, mixture: Mixture, reporter: Reporter) -> None:
+    """Warn about settings without effect, unusual settings, and images left out because of overlapping datasets."""
+    for sentence in idle_settings(spec):
+        reporter.emit(Warned, kind="idle_setting", message=sentence)
+    for sentence in doubtful_settings(spec):
+        reporter.emit(Warned, kind="doubtful_setting", message=sentence)
+    model = spec.samples.similarity_model
+    if model is not None and not Path(model).expanduser().is_dir():
+        message = _(
+            "There is no folder {model} (samples.similarity_model): similarity will not be measured at the end.",
+            model=model,
+        )
+        reporter.emit(Warned, kind="no_similarity_model", message=message)
+    if (overlap := overlap_sentence(mixture)) is not None:
+        reporter.emit(Warned, kind="mix_overlap", message=overlap)
 
 
 def _encode(session: Session) -> None:
-    """All pictures at all resolutions; the main process fills the cache, the others read it."""
-    session.begin(Phase.CACHING)
+    """Encode all images at all resolutions; rank 0 fills the cache, the other ranks read it."""
+    session.begin_phase(Phase.CACHING)
     task = session.task
+
+    def progress(done: int, total: int) -> None:
+        session.check_stop()
+
     with session.accelerator.main_process_first():
-        session.examples = task.encode(task.resolution, lambda *_: session.check())
-        session.train_at = {task.resolution: session.examples[Split.TRAIN]}
+        session.examples = task.encode(task.resolution, progress)
+        session.train_by_resolution = {task.resolution: session.examples[Split.TRAIN]}
         for resolution in {session.resolution_of(stage) for stage in session.stages} - {task.resolution}:
-            session.train_at[resolution] = task.encode(resolution, lambda *_: session.check())[Split.TRAIN]
+            session.train_by_resolution[resolution] = task.encode(resolution, progress)[Split.TRAIN]
 
 
-def _fit(session: Session) -> None:
-    """Find precision and micro-batch, or read what an earlier run found, and bring the model to the device."""
+def _plan_memory(session: Session) -> None:
+    """Find precision and micro-batch size, unless an earlier run did, and move the model to the device."""
     task, training = session.task, session.spec.training
-    fit = session.processes.agree(read_fit(session.job_dir))
-    if fit is None:
-        task.place(session.fit.precision)
-        trial = Trial(run=lambda pictures, bf16: try_step(session, pictures, in_bf16=bf16), device=task.device)
+    plan = session.processes.broadcast(read_memory_plan(session.job_dir))
+    if plan is None:
+        task.place(session.memory_plan.precision)
+        candidates = session.train_by_resolution.values()
+        trial = Trial(
+            run=lambda images, in_bf16: dry_run(task, candidates, images, in_bf16=in_bf16), device=task.device
+        )
         precision = _find_precision(session, trial)
         task.place(precision)
-        sizes = [size for train in session.train_at.values() for size in train.sizes]
+        sizes = [size for train in candidates for size in train.sizes]
         largest = max(map(sizes.count, set(sizes)), default=1) * training.repeats
-        if session.start.micro_batch is not None:
-            largest = min(largest, session.start.micro_batch)
+        if session.options.micro_batch is not None:
+            largest = min(largest, session.options.micro_batch)
         micro_batch = find_micro_batch(training, task.weights, largest, trial)
-        fit = session.processes.agree(Fit(precision=precision, micro_batch_size=micro_batch))
+        plan = session.processes.broadcast(MemoryPlan(precision=precision, micro_batch_size=micro_batch))
         if session.processes.is_main:
-            keep_fit(session.job_dir, fit)
-    session.fit = fit
-    task.place(fit.precision)
+            write_memory_plan(session.job_dir, plan)
+    session.memory_plan = plan
+    task.place(plan.precision)
 
 
 def _find_precision(session: Session, trial: Trial) -> Precision:
-    wanted, task = session.fit.precision, session.task
+    wanted, task = session.memory_plan.precision, session.task
     if wanted is not Precision.AUTO or task.weights < MIN_TRIAL_WEIGHTS:
         return find_precision(wanted, task.weights, trial)
-    what = (session.spec.base, session.spec.method, task.resolution)
+    cache_key = (session.spec.base, session.spec.method, task.resolution)
     folder = session.mixture.sources[0].folder / "cache"
-    return remembered(folder, what, lambda: find_precision(wanted, task.weights, trial))
+    return cached_precision(folder, cache_key, lambda: find_precision(wanted, task.weights, trial))
 
 
-def _say_started(session: Session) -> None:
+def _limit_images_in_memory(session: Session) -> None:
+    """Split micro-batches so that at most `options.micro_batch` images are in memory at once.
+
+    The micro-batches themselves do not change: they determine the layout of epochs, and so the result (ADR 9).
+    """
+    most = session.options.micro_batch
+    splits = 1 if most is None else ceil(session.memory_plan.micro_batch_size / most)
+    splits = max(session.state.micro_batch_splits, splits)
+    session.state = session.state.model_copy(update={"micro_batch_splits": splits})
+
+
+def _emit_started(session: Session) -> None:
     images = {split: len(examples.images) for split, examples in session.examples.items()}
-    session.reporter.say(
+    session.reporter.emit(
         Started,
         pid=os.getpid(),
-        device=describe(session.task.device),
-        precision=session.fit.precision.value,
+        device=describe_device(session.task.device),
+        precision=session.memory_plan.precision.value,
         epochs=session.spec.training.epochs,
         total_steps=session.total_steps,
         train_images=images[Split.TRAIN],
         validation_images=images[Split.VALIDATION],
         test_images=images[Split.TEST],
         resolution=session.task.resolution,
-        trainable_parameters=sum(parameter.numel() for _, parameter in session.task.trained.named_parameters()),
+        trainable_parameters=sum(parameter.numel() for _name, parameter in session.task.trained.named_parameters()),
         resumed_from_step=session.state.step,
-        augmentation_sheet=draw_augmentation(session),
-        data_words=write_seen(session),
-        micro_batch_size=session.fit.micro_batch_size,
+        augmentation_sheet=_draw_augmentation(session),
+        data_summary=_write_exposure(session),
+        micro_batch_size=session.memory_plan.micro_batch_size,
         batch_size=session.spec.training.batch_size,
         processes=session.processes.count,
     )
 
 
+def _write_exposure(session: Session) -> str:
+    """Write how often the images of each dataset are seen in the first stage (`data.json`, `data.md`).
+
+    Returns the same as a sentence.
+    """
+    rows = epoch_exposure(session.mixture, session.repeats(session.stages[0]))
+    if session.processes.is_main:
+        content = [{**asdict(row), "per_image": row.per_image} for row in rows]
+        write_text(session.job_dir / "data.json", json.dumps(content, indent=1) + "\n")
+        write_text(session.job_dir / "data.md", exposure_table(rows))
+    return exposure_sentence(rows)
+
+
+def _draw_augmentation(session: Session) -> str | None:
+    """Draw `charts/augmentation.png` unless it exists; return its path in the job folder, None without augmentation."""
+    if not session.spec.augmentation.is_on:
+        return None
+    path = session.job_dir / "charts" / "augmentation.png"
+    if session.processes.is_main and not path.exists():
+        examples = session.examples[Split.TRAIN]
+        shown = [index for index, member in enumerate(examples.members) if member.source == 0]
+        draw_preview(
+            session.mixture.sources[0].folder,
+            [examples.images[index] for index in shown],
+            [examples.sizes[index] for index in shown],
+            session.spec.augmentation,
+            session.spec.training.seed,
+            path,
+        )
+    return str(path.relative_to(session.job_dir))
+
+
+# -- epochs -----------------------------------------------------------------------------------------------------------
+
+
 def _train_epochs(session: Session) -> None:
-    """All epochs. A stop request leaves a checkpoint of the very step."""
-    if session.start.is_finishing and session.state.step == 0:
-        raise CheckpointError("There is nothing to keep: no step was trained yet.", "Let it train for an epoch.")
+    """Train all epochs. On a stop request, save a checkpoint of the current step."""
+    if session.options.finish and session.state.step == 0:
+        raise CheckpointError(_("There is nothing to export: no step was trained yet."), _("Train for an epoch first."))
     measure_base(session)
     try:
         while not session.state.is_over:
-            if session.start.is_finishing and session.state.position == 0:
+            if session.options.finish and session.state.position == 0:
                 session.state = session.state.model_copy(update={"is_over": True})
                 break
-            if not session.start.is_finishing:
+            if not session.options.finish:
                 _train_epoch(session)
             end_epoch(session)
     except StopRequestedError:
@@ -263,36 +344,36 @@ def _train_epochs(session: Session) -> None:
 
 
 def _train_epoch(session: Session) -> None:
-    """The steps of an epoch that are still to do."""
+    """Train the remaining steps of the current epoch."""
     state = session.state
     session.begin_stage()
-    _say_stage(session)
-    steps = session.views_of(state.epoch)
-    session.begin(Phase.TRAINING)
+    _emit_stage(session)
+    steps = session.epoch_views(state.epoch)
+    session.begin_phase(Phase.TRAINING)
     session.task.train_mode(True)
     progress = EpochProgress(session)
     every = session.spec.validation.every_steps
     try:
-        for place in range(state.position, len(steps)):
+        for position in range(state.position, len(steps)):
             session.stop.check()
-            number = state.step + place - state.position
-            progress.add(take_step(session, steps[place], number), pictures=sum(map(len, steps[place])))
-            if every is not None and (number + 1) % every == 0 and place + 1 < len(steps):
+            number = state.step + position - state.position
+            progress.add(take_step(session, steps[position], number), images=sum(map(len, steps[position])))
+            if every is not None and (number + 1) % every == 0 and position + 1 < len(steps):
                 progress.flush()
-                measure_between(session, position=(place + 1) / len(steps))
-                session.begin(Phase.TRAINING)
+                measure_between(session, position=(position + 1) / len(steps))
+                session.begin_phase(Phase.TRAINING)
                 session.task.train_mode(True)
     finally:
         progress.flush()
 
 
-def _say_stage(session: Session) -> None:
-    """Told where a stage begins or blocks join it."""
+def _emit_stage(session: Session) -> None:
+    """Emit `StageBegan` if this epoch starts a stage or unfreezes blocks."""
     stage, epoch = session.stage, session.state.epoch
-    if not stage.begins_anew(epoch):
+    if not stage.starts_or_unfreezes_at(epoch):
         return
     parts = tuple(trained_parts(session.task.trained))
-    session.reporter.say(
+    session.reporter.emit(
         StageBegan,
         stage=stage.number,
         name=stage.settings.name,
@@ -307,11 +388,14 @@ def _say_stage(session: Session) -> None:
     )
 
 
-def _say_stopped(reporter: Reporter) -> int:
+# -- terminal events --------------------------------------------------------------------------------------------------
+
+
+def _emit_stopped(reporter: Reporter) -> int:
     checkpoints = Checkpoints(reporter.job_dir)
     latest = checkpoints.latest()
     state = checkpoints.load_state(latest) if latest else TrainingState()
-    reporter.say(
+    reporter.emit(
         Stopped,
         epoch=state.epoch,
         step=state.step,
@@ -320,33 +404,40 @@ def _say_stopped(reporter: Reporter) -> int:
     return EXIT_STOPPED
 
 
-def _say_failed(reporter: Reporter, error: Exception) -> int:
+def _emit_failed(reporter: Reporter, error: Exception) -> int:
     log.exception("the run failed")
-    known = explain(error)
+    failure = to_trainer_error(error)
     try:
-        reporter.say(Failed, kind=known.kind, message=known.message, hint=known.hint)
-    except OSError as mute:
-        log.error("the last word (%s) cannot be written: %s", known, mute)  # noqa: TRY400 - the cause is logged above
+        reporter.emit(Failed, kind=failure.kind, message=failure.message, hint=failure.hint)
+    except OSError as write_error:
+        # The cause is logged above.
+        log.error("writing the terminal event (%s) failed: %s", failure, write_error)  # noqa: TRY400
     return EXIT_FAILED
 
 
-def explain(error: Exception) -> TrainerError:
-    """What a person is told of an exception."""
+def to_trainer_error(error: Exception) -> TrainerError:
+    """Classify an exception, and explain it to the user."""
     if isinstance(error, TrainerError):
         return error
     if is_out_of_memory(error):
         return OutOfMemoryError(
-            "The device ran out of memory.",
-            "Take a smaller training.resolution, training.gradient_checkpointing, or a smaller method.rank.",
+            _("The device ran out of memory."),
+            _("Use a smaller training.resolution, training.gradient_checkpointing, or a smaller method.rank."),
         )
     if is_device_lost(error):
         return DeviceLostError(
-            f"A GPU of this training, or another process of it, is gone or broken ({first_line(error)}).",
-            "It can go on from its last checkpoint. If this happens again, look at `nvidia-smi` and `dmesg` "
-            "on that machine.",
+            _(
+                "A GPU of this training, or another process of it, is gone or broken ({error}).",
+                error=first_line(error),
+            ),
+            _(
+                "The training can resume from its last checkpoint. If this happens again, check `nvidia-smi` and "
+                "`dmesg` on that machine."
+            ),
         )
     if is_disk_full(error):
-        return DiskFullError("The disk is full.", "Free some space and resume; the last checkpoint is whole.")
+        return DiskFullError(_("The disk is full."), _("Free some space and resume; the last checkpoint is complete."))
     return TrainerError(
-        f"The trainer broke ({type(error).__name__}).", "This is a bug of ours; trainer.log has the details."
+        _("The trainer crashed ({kind}).", kind=type(error).__name__),
+        _("This is a bug in the trainer; trainer.log has the details."),
     )

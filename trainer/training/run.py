@@ -1,57 +1,95 @@
-"""One run of a job folder: hold it, hear stop requests, and only then load what takes seconds to load."""
+"""Entry point of a training run: lock the job folder and handle stop signals before importing torch."""
 
 from __future__ import annotations
 
 import logging
 import os
-from pathlib import Path
+import signal
+from types import FrameType, TracebackType
+from typing import Any, Self
 
-from trainer.console import Listener, say_nothing
+from trainer.console import Listener, ignore_event
 from trainer.protocol.events import EXIT_FAILED, Failed, FailureKind, Phase, PhaseBegan
+from trainer.protocol.run_options import RunOptions
+from trainer.protocol.text import _
 from trainer.reporter import Reporter
-from trainer.training.start import Start
-from trainer.training.stop import StopRequest
 
 log = logging.getLogger(__name__)
 
-_AS_THE_SPEC_SAYS = Start()
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def run(job_dir: Path, start: Start = _AS_THE_SPEC_SAYS, *, listener: Listener = say_nothing) -> int:
-    """Train the job of a folder, from its last checkpoint if it has one; the exit status tells the last word.
+def run(options: RunOptions, *, listener: Listener = ignore_event) -> int:
+    """Train a job, from its last checkpoint if it has one, and return the exit status.
 
-    Started several times by `accelerate launch`, the processes share the training and the main one speaks.
+    If `accelerate launch` starts several processes, they share the training; rank 0 writes the events.
 
     Raises:
-        JobFolderBusyError: another trainer runs this job.
-        FencedError: a later attempt took the job over.
+        JobFolderBusyError: Another trainer runs this job.
+        FencedError: A later attempt took the job over.
     """
-    calm_threads()
+    limit_openmp_spin()
     is_main = os.environ.get("RANK", "0") == "0"
     with (
         StopRequest() as stop,
-        Reporter(job_dir, listener, is_main=is_main, attempt=start.attempt) as reporter,
+        Reporter(options.job_dir, listener, is_main=is_main, attempt=options.attempt) as reporter,
     ):
-        reporter.say(PhaseBegan, phase=Phase.LOADING)
+        reporter.emit(PhaseBegan, phase=Phase.LOADING)
         try:
-            # torch and diffusers take seconds: by now the folder is held and SIGTERM is no sudden death.
+            # Imports take seconds, so they come after the lock and the signal handlers.
             from trainer.training.recipe import train
         except ImportError as error:
-            log.exception("the libraries cannot be imported")
-            reporter.say(
+            log.exception("importing the libraries failed")
+            reporter.emit(
                 Failed,
                 kind=FailureKind.BUG,
-                message=f"The trainer's libraries cannot be imported ({error}).",
-                hint="Install them with `make setup`, or pip install 'darkroom[trainer]'.",
+                message=_("The trainer's libraries cannot be imported ({error}).", error=error),
+                hint=_("Install them with `make setup`, or pip install 'darkroom[trainer]'."),
             )
             return EXIT_FAILED
-        return train(reporter, stop, start)
+        return train(reporter, stop, options)
 
 
-def calm_threads() -> None:
-    """Let threads that have nothing to do sleep early; call it before torch is imported, which reads it then.
+def limit_openmp_spin() -> None:
+    """Make idle OpenMP threads sleep early. Call this before torch is imported, which reads the setting once.
 
-    By default OpenMP's threads spin for milliseconds at each barrier. bench/train.py on two cores, pictures/s alone and
-    beside one busy process: default 46 and 10, this 43 and 18, OMP_WAIT_POLICY=PASSIVE 35 and 26.
+    By default the threads spin for milliseconds at each barrier. bench/train.py on two cores, images/s alone and beside
+    one busy process: default 46 and 10, this 43 and 18, OMP_WAIT_POLICY=PASSIVE 35 and 26.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
+class StopRequestedError(Exception):
+    """Raised by `StopRequest.check`, at a point where work can stop without loss."""
+
+
+class StopRequest:
+    """Records SIGTERM and Ctrl-C, for code that checks it where stopping is safe; a context manager."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+        #: Several processes share the training. They stop only once all know of the signal (`is_agreed`), or some
+        #: would wait forever for one that has stopped.
+        self.is_shared = False
+        self.is_agreed = False
+        self._previous_handlers: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in _STOP_SIGNALS:
+            self._previous_handlers[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exc_info: type[BaseException] | BaseException | TracebackType | None) -> None:
+        for number, handler in self._previous_handlers.items():
+            signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raises: StopRequestedError."""
+        if self.is_agreed if self.is_shared else self.is_set:
+            raise StopRequestedError
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.is_set and number == signal.SIGINT:
+            # A second Ctrl-C: do not wait for a checkpoint.
+            raise KeyboardInterrupt
+        self.is_set = True

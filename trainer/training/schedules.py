@@ -1,7 +1,7 @@
-"""How the learning rate moves over a stage, by name; every group keeps its share of the highest rate.
+"""Learning-rate schedules by name; every parameter group keeps its share of the highest rate.
 
-N steps in all, W of warm-up; the factor of step n, from 0. After the last step, at n = N, a falling schedule is at its
-end.
+A stage has N steps, W of them warm-up; step n counts from 0. A decaying schedule reaches its end after the last step,
+at n = N.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from trainer.errors import BadSpecError
 from trainer.protocol.settings import Arguments, ScheduleKind
-from trainer.training.arguments import check_against
+from trainer.protocol.text import _
+from trainer.training.optimizers import check_library_arguments
 
-#: `diffusers.optimization.get_scheduler` hands on two of their arguments only, so they are called themselves.
+#: Called directly, because `diffusers.optimization.get_scheduler` passes on only two of their arguments.
 _DIFFUSERS: Mapping[ScheduleKind, Callable[..., LRScheduler]] = {
     ScheduleKind.CONSTANT: diffusers_schedules.get_constant_schedule_with_warmup,
     ScheduleKind.LINEAR: diffusers_schedules.get_linear_schedule_with_warmup,
@@ -29,40 +30,36 @@ _DIFFUSERS: Mapping[ScheduleKind, Callable[..., LRScheduler]] = {
     ScheduleKind.COSINE_WITH_RESTARTS: diffusers_schedules.get_cosine_with_hard_restarts_schedule_with_warmup,
     ScheduleKind.POLYNOMIAL: diffusers_schedules.get_polynomial_decay_schedule_with_warmup,
 }
-_EPOCHS = "Set training.epochs, or those of a stage."
-#: Parameters that are not for the spec, with what to do instead.
-_OURS: Mapping[str, str] = {
-    "optimizer": "Set training.optimizer.",
-    "num_warmup_steps": "Set training.warmup_steps.",
-    "num_training_steps": _EPOCHS,
-    "last_epoch": "A resumed training goes on by itself.",
-    "max_lr": "Set training.learning_rate.",
-    "total_steps": _EPOCHS,
-    "epochs": _EPOCHS,
-    "steps_per_epoch": _EPOCHS,
-    "three_phase": "Make it three stages.",
-    "step": _EPOCHS,
-    "steps": _EPOCHS,
-    "warmup_steps": "Set training.warmup_steps.",
+_SET_EPOCHS = _("Set training.epochs, or the epochs of a stage.")
+#: Parameters that a spec may not set, with what to do instead.
+_RESERVED: Mapping[str, str] = {
+    "optimizer": _("Set training.optimizer."),
+    "num_warmup_steps": _("Set training.warmup_steps."),
+    "num_training_steps": _SET_EPOCHS,
+    "last_epoch": _("Resuming needs no setting."),
+    "max_lr": _("Set training.learning_rate."),
+    "total_steps": _SET_EPOCHS,
+    "epochs": _SET_EPOCHS,
+    "steps_per_epoch": _SET_EPOCHS,
+    "three_phase": _("Use three stages."),
+    "step": _SET_EPOCHS,
+    "steps": _SET_EPOCHS,
+    "warmup_steps": _("Set training.warmup_steps."),
 }
 
 
 def make_schedule(
     kind: ScheduleKind, optimizer: Optimizer, *, steps: int, warmup_steps: int, arguments: Arguments
 ) -> LRScheduler:
-    """The schedule of a stage of `steps` optimizer steps, to be stepped after each of them.
+    """Create the schedule of a stage of `steps` optimizer steps; step it after each of them.
 
-    The rate rises from 0 over `warmup_steps`; with one_cycle from the highest over `div_factor`.
+    The rate rises from 0 over `warmup_steps`, or, with one_cycle, from the highest rate over `div_factor`.
 
     Raises:
-        BadSpecError: an argument is unknown, of another kind or out of its range, or the warm-up outlasts the stage.
+        BadSpecError: An argument is unknown, of the wrong type or out of range, or the warm-up is too long.
     """
-    check_against(_function(kind), arguments, owner=kind, setting="schedule_arguments", ours=_OURS)
-    if warmup_steps >= steps:
-        raise BadSpecError(
-            f"A warm-up of {warmup_steps} steps outlasts the {steps} steps of the stage.",
-            f"Set warmup_steps to {steps - 1} at most, or leave it away for warmup_share.",
-        )
+    check_library_arguments(_function(kind), arguments, owner=kind, setting="schedule_arguments", reserved=_RESERVED)
+    check_warmup(warmup_steps, steps)
     try:
         if kind is ScheduleKind.ONE_CYCLE:
             return _one_cycle(optimizer, steps, warmup_steps, arguments)
@@ -74,33 +71,43 @@ def make_schedule(
         return _DIFFUSERS[kind](optimizer, **lengths, **arguments)
     except ValueError as error:
         raise BadSpecError(
-            f"The arguments do not suit {kind}: {str(error).rstrip('.')}.", "Mend schedule_arguments."
+            _("The arguments do not suit {schedule}: {error}.", schedule=kind, error=str(error).rstrip(".")),
+            _("Correct schedule_arguments."),
         ) from error
 
 
 def check_warmup(warmup_steps: int, steps: int) -> None:
-    """Raises: BadSpecError: the warm-up outlasts the `steps` of its stage."""
+    """Check that the warm-up is shorter than its stage.
+
+    Raises:
+        BadSpecError: It is not.
+    """
     if warmup_steps >= steps:
         raise BadSpecError(
-            f"A warm-up of {warmup_steps} steps outlasts the {steps} steps of the stage.",
-            f"Set warmup_steps to {steps - 1} at most, or leave it away for warmup_share.",
+            _(
+                "A warm-up of {warmup} steps does not fit into the {steps} steps of the stage.",
+                warmup=warmup_steps,
+                steps=steps,
+            ),
+            _("Set warmup_steps to {most} at most, or remove it and set warmup_share.", most=steps - 1),
         )
 
 
 def check_schedule_arguments(kind: ScheduleKind, arguments: Arguments, *, learning_rate: float = 1e-4) -> None:
-    """What `make_schedule` would refuse of arguments, without a model.
+    """Raise what `make_schedule` would raise for these arguments; needs no model.
 
     Raises:
-        BadSpecError: an argument is unknown, of another kind, or out of its range.
+        BadSpecError: An argument is unknown, of the wrong type, or out of range.
     """
     optimizer = SGD([nn.Parameter(torch.zeros(1))], lr=learning_rate, momentum=0.9)
     make_schedule(kind, optimizer, steps=100, warmup_steps=0, arguments=arguments)
 
 
 def rex(step: int, *, steps: int, warmup_steps: int) -> float:
-    """The factor (1 - p) / (1/2 + 1/2 (1 - p)) at the share p of the steps after the warm-up.
+    """Return the factor (1 - p) / (1/2 + 1/2 (1 - p)), where p is the completed share of the steps after the warm-up.
 
-    Chen et al. 2021, arXiv:2107.04197, section 3. pytorch-optimizer's REXScheduler gives every group the same rate.
+    Chen et al. 2021, arXiv:2107.04197, section 3. Not pytorch-optimizer's REXScheduler, which gives every group the
+    same rate.
     """
     if step < warmup_steps:
         return step / warmup_steps
@@ -109,17 +116,17 @@ def rex(step: int, *, steps: int, warmup_steps: int) -> float:
 
 
 def _function(kind: ScheduleKind) -> Callable[..., Any]:
-    """Whose arguments a spec may give."""
+    """Return the function whose arguments a spec may set."""
     if kind is ScheduleKind.ONE_CYCLE:
         return OneCycleLR
     return rex if kind is ScheduleKind.REX else _DIFFUSERS[kind]
 
 
 def _one_cycle(optimizer: Optimizer, steps: int, warmup_steps: int, arguments: Arguments) -> OneCycleLR:
-    """Smith & Topin 2017, arXiv:1708.07120.
+    """Create a one-cycle schedule (Smith & Topin 2017, arXiv:1708.07120).
 
-    torch counts the rates and not the steps between them: with one more than `steps`, the highest stands at the end of
-    the warm-up and the lowest after the last step, where torch would else go on past its end.
+    torch counts rates, not the steps between them. With `steps + 1` rates the highest is at the end of the warm-up and
+    the lowest after the last step; with `steps`, torch would step past its end.
     """
     given: dict[str, Any] = dict(arguments)
     if (share := given.pop("pct_start", None)) is not None:
@@ -131,14 +138,13 @@ def _one_cycle(optimizer: Optimizer, steps: int, warmup_steps: int, arguments: A
         optimizer,
         max_lr=[float(group["lr"]) for group in optimizer.param_groups],
         total_steps=steps + 1,
-        # Without a warm-up it falls from the first step on; one step of it would be none, which torch divides by.
+        # Without a warm-up the rate falls from the first step. A warm-up of one step would make torch divide by zero.
         pct_start=(warmup_steps + 1) / (steps + 1) if warmup_steps else 0.0,
         **given,
     )
 
 
 def _has_momentum(optimizer: Optimizer) -> bool:
-    """Whether a cycle of its momentum does what the paper means: not where beta1 is part of an average or an estimate
-    of the rate, as with schedule-free and prodigy."""
+    """True if momentum may be cycled; schedule-free and prodigy use beta1 for an average or an estimate instead."""
     inner = optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
     return isinstance(inner, Adam) or (isinstance(inner, SGD) and inner.defaults["momentum"] > 0)

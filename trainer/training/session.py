@@ -1,4 +1,4 @@
-"""One run of one job: everything that the recipe hands from step to step."""
+"""The state of one run: what the recipe's steps share."""
 
 from __future__ import annotations
 
@@ -13,30 +13,32 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from trainer.dataset.split.mixing import Mixture, plan_repeats
-from trainer.dataset.split.repeats import Repeats
+from trainer.dataset.split.mixing import Mixture, Repeats, plan_repeats
+from trainer.device import Processes
 from trainer.protocol.events import Phase, PhaseBegan
 from trainer.protocol.report import Split
+from trainer.protocol.run_options import RunOptions
 from trainer.protocol.settings import OptimizerKind
 from trainer.protocol.spec import Spec
 from trainer.reporter import Reporter
-from trainer.tasks.examples import Examples, View
+from trainer.tasks.examples import Examples, ImageView
 from trainer.tasks.task import FrozenLoss, Task
-from trainer.training.batches import deal_views, epoch_steps, steps_per_epoch
+from trainer.training.averaging import Ema, evaluation_mode
+from trainer.training.batch_size_finder import MemoryPlan
+from trainer.training.batches import assign_views, epoch_steps, steps_per_epoch
 from trainer.training.checkpoints import Checkpoints, TrainingState
-from trainer.training.ema import Ema
-from trainer.training.fitting import Fit
-from trainer.training.optimizers import evaluation_mode, make_optimizer
-from trainer.training.processes import Processes
+from trainer.training.optimizers import make_optimizer
+from trainer.training.run import StopRequest
 from trainer.training.schedules import make_schedule
-from trainer.training.stages import StageRun, lay_out, parameter_groups, set_trainable, stage_at
-from trainer.training.start import Start
-from trainer.training.stop import StopRequest
+from trainer.training.stages import StageRun, parameter_groups, plan_stages, set_trainable, stage_at
+
+#: Prefix of the names of averaged weights in a checkpoint, where they differ from the training weights.
+_EVALUATED = "evaluated:"
 
 
 @dataclass(kw_only=True)
 class Session:
-    """Mutable only in `state`, `examples` and what a stage trains with."""
+    """One run of one job. Only the state, the examples and what belongs to the current stage change."""
 
     job_dir: Path
     spec: Spec
@@ -46,22 +48,22 @@ class Session:
     processes: Processes
     task: Task
     checkpoints: Checkpoints
-    #: Precision and micro-batch on this machine.
-    fit: Fit
-    #: What whoever started this run asked for.
-    start: Start
+    memory_plan: MemoryPlan
+    options: RunOptions
     state: TrainingState = field(default_factory=TrainingState)
     #: At the task's own resolution.
     examples: dict[Split, Examples] = field(default_factory=dict)
-    #: Training pictures at the resolutions of the stages.
-    train_at: dict[int, Examples] = field(default_factory=dict)
-    #: The base model's losses on frozen triples, by what is measured.
+    #: Training images at the resolutions of the stages.
+    train_by_resolution: dict[int, Examples] = field(default_factory=dict)
+    #: Losses of the base model on the frozen triples, by evaluation set.
     base_losses: dict[str, list[FrozenLoss]] = field(default_factory=dict, repr=False)
     ema: Ema | None = None
     optimizer: torch.optim.Optimizer = field(init=False)
     schedule: torch.optim.lr_scheduler.LRScheduler = field(init=False)
-    #: Number of the stage that optimizer and schedule are of.
+    #: Number of the stage for which `optimizer` and `schedule` were made.
     built_stage: int = field(init=False, default=0)
+
+    # -- the plan -----------------------------------------------------------------------------------------------------
 
     @property
     def mixture(self) -> Mixture:
@@ -69,57 +71,69 @@ class Session:
 
     @cached_property
     def stages(self) -> tuple[StageRun, ...]:
-        return lay_out(self.spec.plan)
+        return plan_stages(self.spec.plan)
 
     @property
     def stage(self) -> StageRun:
-        """The stage of the epoch that is being trained."""
+        """The stage of the current epoch."""
         return stage_at(self.stages, self.state.epoch)
+
+    @property
+    def preview_examples(self) -> Examples:
+        """The images whose captions are the sample prompts if the spec has none."""
+        validation = self.examples[Split.VALIDATION]
+        return validation if validation.images else self.examples[Split.TRAIN]
 
     def resolution_of(self, stage: StageRun) -> int:
         return stage.settings.resolution or self.task.resolution
 
     def train_examples(self, stage: StageRun) -> Examples:
-        """The training pictures at the resolution of a stage."""
-        return self.train_at[self.resolution_of(stage)]
+        """Return the training images at the resolution of a stage."""
+        return self.train_by_resolution[self.resolution_of(stage)]
 
     def repeats(self, stage: StageRun) -> Repeats:
-        """How often each training picture is seen in an epoch of a stage."""
+        """Return how often each training image is seen in an epoch of a stage."""
         return plan_repeats(self.mixture, self.spec.training.seed, stage.settings.shares)
 
     def steps_per_epoch(self, stage: StageRun) -> int:
-        training, repeats = self.spec.training, self.repeats(stage)
+        repeats = self.repeats(stage)
         return steps_per_epoch(
             repeats.most_by_size(self.train_examples(stage).sizes),
             views=repeats.views,
-            batch_size=training.batch_size,
-            micro_batch_size=self.fit.micro_batch_size,
+            batch_size=self.spec.training.batch_size,
+            micro_batch_size=self.memory_plan.micro_batch_size,
         )
 
+    def steps_of(self, stage: StageRun) -> int:
+        """Return the number of optimizer steps of a stage."""
+        return stage.settings.epochs * self.steps_per_epoch(stage)
+
     def warmup_steps(self, stage: StageRun) -> int:
-        """Optimizer steps over which the rate of a stage rises."""
-        settings, steps = stage.settings, stage.settings.epochs * self.steps_per_epoch(stage)
-        return round((settings.warmup_share or 0.0) * steps) if settings.warmup_steps is None else settings.warmup_steps
+        """Return the number of optimizer steps over which the rate of a stage rises."""
+        settings = stage.settings
+        if settings.warmup_steps is not None:
+            return settings.warmup_steps
+        return round((settings.warmup_share or 0.0) * self.steps_of(stage))
 
     @cached_property
     def total_steps(self) -> int:
-        """Optimizer steps of the whole training."""
-        return sum(stage.settings.epochs * self.steps_per_epoch(stage) for stage in self.stages)
+        """Number of optimizer steps of the whole training."""
+        return sum(map(self.steps_of, self.stages))
 
-    def views_of(self, epoch: int) -> list[tuple[tuple[View, ...], ...]]:
-        """The steps of an epoch, from 1: what each looks at, micro-batch by micro-batch."""
+    def epoch_views(self, epoch: int) -> list[tuple[tuple[ImageView, ...], ...]]:
+        """Return the steps of an epoch (from 1) as lists of micro-batches."""
         stage = stage_at(self.stages, epoch)
         training, train = self.spec.training, self.train_examples(stage)
         steps = epoch_steps(
             train.sizes,
             repeats=self.repeats(stage).of_epoch(train.sizes, epoch),
             batch_size=training.batch_size,
-            micro_batch_size=self.fit.micro_batch_size,
+            micro_batch_size=self.memory_plan.micro_batch_size,
             seed=training.seed,
             epoch=epoch,
-            number=self.steps_per_epoch(stage),
+            step_count=self.steps_per_epoch(stage),
         )
-        return deal_views(
+        return assign_views(
             steps,
             contents=train.contents,
             variants=train.variant_counts,
@@ -128,14 +142,30 @@ class Session:
             epoch=epoch,
         )
 
+    # -- events and stop requests -------------------------------------------------------------------------------------
+
+    def begin_phase(self, phase: Phase) -> None:
+        self.reporter.emit(PhaseBegan, phase=phase)
+
+    def check_stop(self) -> None:
+        """Emit a keep-alive if due, and leave if a stop was requested. Call this between two pieces of long work.
+
+        Raises:
+            StopRequestedError: This process was asked to stop.
+        """
+        self.stop.check()
+        self.reporter.keep_alive()
+
+    # -- optimizer and weights ----------------------------------------------------------------------------------------
+
     def begin_stage(self) -> None:
-        """Freeze and unfreeze for the current epoch; a new stage gets an optimizer and a schedule of its own."""
+        """Freeze and unfreeze for the current epoch; at the start of a stage, make its optimizer and schedule."""
         stage = self.stage
         if self.built_stage != stage.number:
-            self._build(stage)
-        set_trainable(self.task.trained, stage.settings, epoch=stage.epoch_of(self.state.epoch))
+            self._make_optimizer(stage)
+        set_trainable(self.task.trained, stage.settings, epoch=stage.epoch_in_stage(self.state.epoch))
 
-    def _build(self, stage: StageRun) -> None:
+    def _make_optimizer(self, stage: StageRun) -> None:
         settings = stage.settings
         assert settings.optimizer is not None
         assert settings.schedule is not None
@@ -148,7 +178,7 @@ class Session:
         self.schedule = make_schedule(
             settings.schedule,
             optimizer,
-            steps=settings.epochs * self.steps_per_epoch(stage),
+            steps=self.steps_of(stage),
             warmup_steps=self.warmup_steps(stage),
             arguments=settings.schedule_arguments or {},
         )
@@ -156,30 +186,19 @@ class Session:
         self.built_stage = stage.number
 
     @property
-    def stage_averages(self) -> bool:
-        """Whether the optimizer keeps averages that are judged instead of what it trains with."""
-        return self.stages[self.built_stage - 1].settings.optimizer is OptimizerKind.SCHEDULE_FREE_ADAMW
+    def has_averaged_weights(self) -> bool:
+        """True if evaluation uses averages of the weights: EMA or a schedule-free optimizer."""
+        kind = self.stages[self.built_stage - 1].settings.optimizer
+        return self.ema is not None or kind is OptimizerKind.SCHEDULE_FREE_ADAMW
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
-        """Everything that the optimizer holds."""
+        """All parameters of the optimizer."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
-    def begin(self, phase: Phase) -> None:
-        self.reporter.say(PhaseBegan, phase=phase)
-
-    def check(self) -> None:
-        """To be called between two pieces of long work: it says that the work goes on, and is where a stop is heard.
-
-        Raises:
-            StopRequestedError: somebody asked this process to stop.
-        """
-        self.stop.check()
-        self.reporter.say_working()
-
     @contextmanager
-    def evaluated(self) -> Iterator[None]:
-        """The weights that are validated, sampled and exported: averaged ones where the settings ask for them."""
+    def evaluation_weights(self) -> Iterator[None]:
+        """Swap in the weights to validate, sample and export: averages if there are any."""
         if self.ema is not None:
             with self.ema.swapped():
                 yield
@@ -187,71 +206,73 @@ class Session:
             with evaluation_mode(self.optimizer):
                 yield
 
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
     def save_checkpoint(self) -> Path:
-        """Keep the state as it is now, resumable; every process must call it, the main one writes.
+        """Save the current state. Every rank must call this; rank 0 writes.
 
         Raises:
-            FencedError: the job belongs to another attempt; its checkpoints are as they were.
+            FencedError: The job belongs to another attempt; its checkpoints are unchanged.
         """
         path = self.checkpoints.path(self.state.step)
         if self.processes.is_main:
-            weights = _flat(self.task.trained.state())
-            if self.ema is not None or self.stage_averages:
-                with self.evaluated():
-                    averaged = {name: tensor.clone() for name, tensor in _flat(self.task.trained.state()).items()}
+            weights = self._trained_weights()
+            if self.has_averaged_weights:
+                with self.evaluation_weights():
+                    averaged = {name: tensor.clone() for name, tensor in self._trained_weights().items()}
                 differing = {n: t for n, t in averaged.items() if not torch.equal(t, weights[n])}
-                weights |= {f"{EVALUATED}{name}": tensor for name, tensor in differing.items()}
-            optimizer: dict[str, Any] = {
-                "stage": self.built_stage,
-                "optimizer": self.optimizer.state_dict(),
-                "schedule": self.schedule.state_dict(),
-            }
-            if self.ema is not None:
-                optimizer["ema"] = self.ema.state_dict()
-            if self.accelerator.scaler is not None:
-                optimizer["scaler"] = self.accelerator.scaler.state_dict()
-            self.checkpoints.save(self.state, weights, optimizer, before_it_counts=self.reporter.check_fence)
-        self.processes.wait()
+                weights |= {f"{_EVALUATED}{name}": tensor for name, tensor in differing.items()}
+            self.checkpoints.save(self.state, weights, self._optimizer_state(), before_commit=self.reporter.check_fence)
+        self.processes.barrier()
         return path
 
     def load_checkpoint(self, path: Path) -> None:
-        """Go on exactly where `save_checkpoint` left.
+        """Restore what `save_checkpoint` saved.
 
         Raises:
-            CheckpointError: it is damaged or of another job.
+            CheckpointError: It is damaged or from another job.
         """
         self.state = self.checkpoints.load_state(path)
         weights = self.checkpoints.load_weights(path)
-        self.task.trained.load(_nested({n: t for n, t in weights.items() if not n.startswith(EVALUATED)}))
-        kept = self.checkpoints.load_optimizer(path)
-        if self.ema is not None and "ema" in kept:
-            self.ema.load_state_dict(kept["ema"])
-        if self.accelerator.scaler is not None and "scaler" in kept:
-            self.accelerator.scaler.load_state_dict(kept["scaler"])
-        # At the end of a stage the kept optimizer is of the stage before: the next begins with one of its own.
-        self._build(self.stages[kept["stage"] - 1])
-        self.optimizer.load_state_dict(kept["optimizer"])
-        self.schedule.load_state_dict(kept["schedule"])
+        self.task.trained.load(_unflatten({n: t for n, t in weights.items() if not n.startswith(_EVALUATED)}))
+        saved = self.checkpoints.load_optimizer(path)
+        if self.ema is not None and "ema" in saved:
+            self.ema.load_state_dict(saved["ema"])
+        if self.accelerator.scaler is not None and "scaler" in saved:
+            self.accelerator.scaler.load_state_dict(saved["scaler"])
+        # At the end of a stage the saved optimizer is that of the stage; the next stage makes its own.
+        self._make_optimizer(self.stages[saved["stage"] - 1])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.schedule.load_state_dict(saved["schedule"])
 
     def load_best(self) -> None:
-        """Only the weights of the best checkpoint, as they were validated: for the test and the export."""
+        """Load the best checkpoint's weights as they were validated, for the test and the export."""
         weights = self.checkpoints.load_weights(self.checkpoints.path(self.state.best_step))
-        evaluated = {n.removeprefix(EVALUATED): t for n, t in weights.items() if n.startswith(EVALUATED)}
-        trained = {name: tensor for name, tensor in weights.items() if not name.startswith(EVALUATED)}
-        self.task.trained.load(_nested(trained | evaluated))
+        evaluated = {n.removeprefix(_EVALUATED): t for n, t in weights.items() if n.startswith(_EVALUATED)}
+        trained = {name: tensor for name, tensor in weights.items() if not name.startswith(_EVALUATED)}
+        self.task.trained.load(_unflatten(trained | evaluated))
+
+    def _trained_weights(self) -> dict[str, Tensor]:
+        modules = self.task.trained.state()
+        return {f"{module}:{name}": tensor for module, tensors in modules.items() for name, tensor in tensors.items()}
+
+    def _optimizer_state(self) -> dict[str, Any]:
+        state: dict[str, Any] = {
+            "stage": self.built_stage,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+        }
+        if self.ema is not None:
+            state["ema"] = self.ema.state_dict()
+        if self.accelerator.scaler is not None:
+            state["scaler"] = self.accelerator.scaler.state_dict()
+        return state
 
 
-#: Before the names of weights that were validated, where they are not those that are trained.
-EVALUATED = "evaluated:"
-
-
-def _flat(weights: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    return {f"{module}:{name}": tensor for module, tensors in weights.items() for name, tensor in tensors.items()}
-
-
-def _nested(flat: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    nested: dict[str, dict[str, Tensor]] = {}
+def _unflatten(flat: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Turn `module:name` keys into one dict per module."""
+    modules: dict[str, dict[str, Tensor]] = {}
     for full_name, tensor in flat.items():
-        module, _, name = full_name.partition(":")
-        nested.setdefault(module, {})[name] = tensor
-    return nested
+        module, _separator, name = full_name.partition(":")
+        modules.setdefault(module, {})[name] = tensor
+    return modules

@@ -1,29 +1,32 @@
-"""The stages of a training: which one an epoch belongs to, what it trains, and at which rates."""
+"""Stages of a training: which stage an epoch belongs to, what it trains, and at which learning rates."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from trainer.errors import BadSpecError
-from trainer.models.methods.blocks import matches
+from trainer.models.methods.layers import matches
 from trainer.models.methods.trained import Trained
 from trainer.protocol.events import TrainedPart
 from trainer.protocol.settings import Stage
-from trainer.training.weight_decay import split_decay
+from trainer.protocol.text import _
+
+#: Substrings of peft's parameter names: DoRA magnitudes and (IA)³ factors are not neutral at 0, where decay pulls them.
+_SCALE_NAMES = ("lora_magnitude_vector", "ia3_l")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageRun:
-    """A stage and its place in the training."""
+    """A stage and its position in the training."""
 
     #: From 1.
     number: int
     settings: Stage
-    #: Epochs of the whole training, from 1.
+    #: Epoch of the training, from 1.
     first_epoch: int
 
     @property
@@ -32,21 +35,21 @@ class StageRun:
 
     @property
     def title(self) -> str:
-        return self.settings.name or f"stage {self.number}"
+        return self.settings.name or _("stage {n}", n=self.number)
 
-    def epoch_of(self, epoch: int) -> int:
-        """The epoch of the stage, from 1, that an epoch of the training is."""
+    def epoch_in_stage(self, epoch: int) -> int:
+        """Convert an epoch of the training to an epoch of the stage, from 1."""
         return epoch - self.first_epoch + 1
 
-    def begins_anew(self, epoch: int) -> bool:
-        """Whether what is trained changes with this epoch: the stage begins, or blocks join it."""
+    def starts_or_unfreezes_at(self, epoch: int) -> bool:
+        """True if the stage starts, or unfreezes blocks, with this epoch of the training."""
         return epoch == self.first_epoch or any(
-            unfreeze.from_epoch == self.epoch_of(epoch) for unfreeze in self.settings.unfreeze
+            unfreeze.from_epoch == self.epoch_in_stage(epoch) for unfreeze in self.settings.unfreeze
         )
 
 
-def lay_out(plan: Sequence[Stage]) -> tuple[StageRun, ...]:
-    """The stages one after another."""
+def plan_stages(plan: Sequence[Stage]) -> tuple[StageRun, ...]:
+    """Number the stages and lay them out one after another."""
     runs: list[StageRun] = []
     for number, settings in enumerate(plan, 1):
         first = runs[-1].last_epoch + 1 if runs else 1
@@ -55,32 +58,36 @@ def lay_out(plan: Sequence[Stage]) -> tuple[StageRun, ...]:
 
 
 def stage_at(runs: Sequence[StageRun], epoch: int) -> StageRun:
-    """The stage of an epoch; after the last one, the last."""
+    """Return the stage of an epoch; the last stage for epochs after the end."""
     return next((run for run in runs if epoch <= run.last_epoch), runs[-1])
 
 
 def check_patterns(trained: Trained, runs: Sequence[StageRun]) -> None:
-    """Look for what the stages name before anything is trained.
+    """Check the block patterns of the stages against the parameters of the method.
 
     Raises:
-        BadSpecError: a pattern names no block, or a stage would train nothing at all.
+        BadSpecError: A pattern matches no block, or a stage would train nothing.
     """
-    names = [name for name, _ in trained.named_parameters()]
+    names = [name for name, _parameter in trained.named_parameters()]
     for run in runs:
         stage = run.settings
         for pattern in (*stage.train, *stage.freeze, *(unfreeze.blocks for unfreeze in stage.unfreeze)):
             if not any(matches(name, pattern) for name in names):
                 blocks = [block for block in trained.blocks if any(matches(name, block) for name in names)]
                 raise BadSpecError(
-                    f"Stage {run.number} names {pattern!r}, and the method trains no such block.",
-                    f"Blocks: {', '.join(blocks)}.",
+                    _(
+                        "Stage {n} names {pattern!r}, but the method trains no such block.",
+                        n=run.number,
+                        pattern=pattern,
+                    ),
+                    _("Blocks: {blocks}.", blocks=", ".join(blocks)),
                 )
         if not any(is_trained(name, stage, epoch=1) for name in names):
-            raise BadSpecError(f"Stage {run.number} trains nothing in its first epoch.", "Freeze less.")
+            raise BadSpecError(_("Stage {n} trains nothing in its first epoch.", n=run.number), _("Freeze less."))
 
 
 def is_trained(name: str, stage: Stage, *, epoch: int) -> bool:
-    """Whether a parameter is trained in an epoch of the stage (from 1); what unfreezes later is frozen until then."""
+    """True if a parameter is trained in this epoch of the stage (from 1); until it is unfrozen, it is not."""
     joins = [unfreeze.from_epoch for unfreeze in stage.unfreeze if matches(name, unfreeze.blocks)]
     if joins:
         return epoch >= min(joins)
@@ -89,20 +96,16 @@ def is_trained(name: str, stage: Stage, *, epoch: int) -> bool:
 
 
 def set_trainable(trained: Trained, stage: Stage, *, epoch: int) -> None:
-    """Freeze and unfreeze for an epoch of the stage."""
+    """Freeze and unfreeze parameters for an epoch of the stage (from 1)."""
     for name, parameter in trained.named_parameters():
         parameter.requires_grad_(is_trained(name, stage, epoch=epoch))
 
 
 def parameter_groups(trained: Trained, stage: Stage) -> list[dict[str, Any]]:
-    """Everything that the stage trains sooner or later, by rate, weight decay and the epoch at which it joins.
-
-    Text encoders have a rate of their own. With `layer_decay` (discriminative rates, Howard & Ruder 2018,
-    arXiv:1801.06146) a block's rate is that of the next one, towards the output, times the decay.
-    """
+    """Group all parameters that the stage trains by learning rate, weight decay and the epoch in which they join."""
     chosen = [(n, p) for n, p in trained.named_parameters() if is_trained(n, stage, epoch=stage.epochs)]
-    decayed = {name for name, _ in split_decay(chosen, trained.modules.values())[0]}
-    # Asked for once: each time it goes through all modules, 0.15 s for all parameters of a LoRA of SD 1.
+    decayed = decayed_parameters(chosen, trained.modules.values())
+    # Read once: each access walks all modules, 0.15 s over all parameters of a LoRA on SD 1.
     blocks = trained.blocks
     groups: dict[tuple[float, bool, int], list[nn.Parameter]] = {}
     for name, parameter in chosen:
@@ -111,26 +114,50 @@ def parameter_groups(trained: Trained, stage: Stage) -> list[dict[str, Any]]:
         groups.setdefault(key, []).append(parameter)
     return [
         {"params": parameters, "lr": rate, "weight_decay": (stage.weight_decay or 0.0) if is_decayed else 0.0}
-        for (rate, is_decayed, _), parameters in groups.items()
+        for (rate, is_decayed, _epoch), parameters in groups.items()
     ]
 
 
 def rate_of(name: str, blocks: Sequence[str], stage: Stage) -> float:
-    """The learning rate of a parameter."""
+    """Return the learning rate of a parameter.
+
+    Text encoders have their own rate. With `layer_decay` (discriminative rates, Howard & Ruder 2018, arXiv:1801.06146)
+    the rate of a block is the rate of the next block, towards the output, times the decay.
+    """
     rate = stage.learning_rate or 0.0
     if name.startswith("text_encoder"):
         rate = rate / 2 if stage.text_encoder_learning_rate is None else stage.text_encoder_learning_rate
     if stage.layer_decay in {None, 1.0}:
         return rate
-    # A text encoder is deep by itself; all else is one chain, a head after its backbone.
+    # A text encoder is a chain of its own; everything else is one chain, with a head after its backbone.
     chain = name.split(".")[0] if name.startswith("text_encoder") else ""
     own = [b for b in blocks if (b.split(".")[0] == chain if chain else not b.startswith("text_encoder"))]
-    place = next((place for place, block in enumerate(own) if matches(name, block)), len(own) - 1)
-    return float(rate * (stage.layer_decay or 1.0) ** (len(own) - 1 - place))
+    depth = next((index for index, block in enumerate(own) if matches(name, block)), len(own) - 1)
+    return float(rate * (stage.layer_decay or 1.0) ** (len(own) - 1 - depth))
+
+
+def decayed_parameters(named: Iterable[tuple[str, nn.Parameter]], modules: Iterable[nn.Module]) -> set[str]:
+    """Return the names of the parameters that get weight decay.
+
+    Not norms, biases and other one-dimensional parameters, embeddings (which includes a new word), magnitudes and
+    factors. `modules` contain the parameters and tell which are embeddings.
+    """
+    embeddings = {
+        id(parameter)
+        for module in modules
+        for part in module.modules()
+        if isinstance(part, nn.Embedding)
+        for parameter in part.parameters(recurse=False)
+    }
+    return {
+        name
+        for name, parameter in named
+        if id(parameter) not in embeddings and parameter.ndim > 1 and not any(part in name for part in _SCALE_NAMES)
+    }
 
 
 def trained_parts(trained: Trained) -> Iterator[TrainedPart]:
-    """What is trained of each block just now, and of how much."""
+    """Yield, per block, how many of its weights are trainable now."""
     blocks = trained.blocks
     totals = _weights_by_block(trained, blocks)
     counts = dict.fromkeys(totals, 0)

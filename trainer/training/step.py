@@ -1,47 +1,52 @@
-"""One optimizer step: every picture's gradient, summed over micro-batches and processes, whatever their number.
+"""One optimizer step, and the progress of an epoch.
 
-What a picture draws (timestep, noise, caption dropout) follows from the step and from the picture's place in it, so
-halving the micro-batch for want of memory, or sharing a step between processes, changes no more than the rounding.
+A step sums the gradients of its images over micro-batches and processes. What an image draws (timestep, noise, caption
+dropout) follows from the step and the image's position in it, so splitting a micro-batch to save memory, or sharing a
+step between processes, changes only rounding (docs/adr/0009).
 """
 
 from __future__ import annotations
 
 import gc
 import logging
+import math
+import time
 from collections.abc import Iterator, Sequence
-from math import ceil
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from trainer.dataset.seeds import derive_seed
-from trainer.device import is_out_of_memory
-from trainer.errors import OutOfMemoryError
-from trainer.protocol.events import Warned
-from trainer.protocol.settings import Precision
-from trainer.tasks.examples import View
+from trainer.device import is_out_of_memory, peak_memory_bytes
+from trainer.errors import DivergedError, OutOfMemoryError
+from trainer.protocol.events import StepDone, Warned
+from trainer.protocol.text import _
+from trainer.tasks.examples import ImageView
 from trainer.training.batches import chunks
+from trainer.training.optimizers import effective_rate
 from trainer.training.session import Session
 
 log = logging.getLogger(__name__)
 
-#: Place of its first picture in the step, and what the pictures are seen as.
-Piece: TypeAlias = tuple[int, tuple[View, ...]]
+#: Seconds between two progress events: reading the loss synchronizes with the device, too slow for every step.
+PROGRESS_INTERVAL_S = 1.0
+#: The training diverges if the mean loss of `MIN_WINDOW` images is `MAX_RISE` times what it was at first. The loss of
+#: one image scatters by about its mean, so that of 32 by a fifth.
+MIN_WINDOW, MAX_RISE = 32, 5.0
 
 
-def take_step(session: Session, step: Sequence[tuple[View, ...]], number: int) -> Tensor:
-    """One optimizer step, the `number`-th from 0; the sum of the loss over its pictures, on the device.
+def take_step(session: Session, step: Sequence[tuple[ImageView, ...]], number: int) -> Tensor:
+    """Take the `number`-th optimizer step (from 0), and return the sum of the loss over its images, on the device.
 
     Raises:
-        OutOfMemoryError: not even single pictures fit.
+        OutOfMemoryError: Not even single images fit.
     """
     while True:
         loss_sum, is_too_large = _accumulate(session, step, number)
         if not is_too_large:
             break
         session.optimizer.zero_grad()
-        _halve(session)
+        _halve_micro_batches(session)
     session.accelerator.clip_grad_norm_(session.parameters, session.spec.training.max_grad_norm)
     session.optimizer.step()
     session.schedule.step()
@@ -51,17 +56,17 @@ def take_step(session: Session, step: Sequence[tuple[View, ...]], number: int) -
     return loss_sum
 
 
-def _accumulate(session: Session, step: Sequence[tuple[View, ...]], number: int) -> tuple[Tensor, bool]:
-    """Gradients of the whole step in the parameters, the sum of the loss, and whether memory ran out somewhere."""
-    pictures = sum(map(len, step))
+def _accumulate(session: Session, step: Sequence[tuple[ImageView, ...]], number: int) -> tuple[Tensor, bool]:
+    """Accumulate the gradients of a step; return the sum of the loss, and whether any rank ran out of memory."""
+    image_count = sum(map(len, step))
     processes = session.processes
     loss_sum = torch.zeros((), device=session.task.device)
     is_too_large = False
     try:
-        for first, views in list(pieces(step, session.state.parts))[processes.share]:
-            # No stop is heard here: a step is whole or was not taken.
-            session.reporter.say_working()
-            loss_sum += _backward(session, views, first, number, pictures)
+        for first, views in list(split_micro_batches(step, session.state.micro_batch_splits))[processes.shard]:
+            # No check for a stop request: a step is taken completely or not at all.
+            session.reporter.keep_alive()
+            loss_sum += _backward(session, views, first, number, image_count)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -71,66 +76,154 @@ def _accumulate(session: Session, step: Sequence[tuple[View, ...]], number: int)
         return loss_sum, is_too_large
     flags = torch.tensor([float(is_too_large), float(session.stop.is_set)], device=session.task.device)
     loss_sum, too_large, stopping = processes.sum_gradients(session.parameters, loss_sum, flags[0], flags[1])
-    # A signal may reach one process before the others: they stop after the same step.
+    # A signal may reach one process before the others; all stop after the same step.
     session.stop.is_agreed = bool(stopping)
     return loss_sum, bool(too_large)
 
 
-def pieces(step: Sequence[tuple[View, ...]], parts: int) -> Iterator[Piece]:
-    """What goes through the model at once: the micro-batches of a step, each in `parts` parts."""
-    place = 0
+def split_micro_batches(
+    step: Sequence[tuple[ImageView, ...]], splits: int
+) -> Iterator[tuple[int, tuple[ImageView, ...]]]:
+    """Split each micro-batch into `splits` parts; yield the position of each part's first image in the step, too."""
+    position = 0
     for micro_batch in step:
-        for part in chunks(micro_batch, ceil(len(micro_batch) / parts)):
-            yield place, part
-            place += len(part)
+        for part in chunks(micro_batch, math.ceil(len(micro_batch) / splits)):
+            yield position, part
+            position += len(part)
 
 
-def _backward(session: Session, views: Sequence[View], first: int, number: int, pictures: int) -> Tensor:
+def _backward(session: Session, views: Sequence[ImageView], first: int, number: int, image_count: int) -> Tensor:
     seed = session.spec.training.seed
-    # Dropout layers draw from the global generators, all else from one of each picture: both follow from the step.
+    # Dropout layers draw from the global generator, everything else from one generator per image.
     torch.manual_seed(derive_seed("dropout", seed, number, first))
-    seeds = [derive_seed("step", seed, number, first + place) for place in range(len(views))]
+    seeds = [derive_seed("step", seed, number, first + offset) for offset in range(len(views))]
     loss_B = session.task.train_loss(session.train_examples(session.stage), views, seeds)
-    session.accelerator.backward(loss_B.sum() / pictures)
+    session.accelerator.backward(loss_B.sum() / image_count)
     return loss_B.detach().sum()
 
 
-def _halve(session: Session) -> None:
-    """Let half as many pictures through at once from here on; the effective batch stays."""
-    parts, micro_batch = session.state.parts * 2, session.fit.micro_batch_size
-    if parts >= 2 * micro_batch:
+def _halve_micro_batches(session: Session) -> None:
+    """Put half as many images through the model at once from now on; the effective batch is unchanged."""
+    splits, micro_batch = session.state.micro_batch_splits * 2, session.memory_plan.micro_batch_size
+    if splits >= 2 * micro_batch:
         raise OutOfMemoryError(
-            "Not even one picture at a time fits into the device's memory.",
-            "Take a smaller training.resolution, or training.gradient_checkpointing.",
+            _("Not even one image at a time fits into the device's memory."),
+            _("Use a smaller training.resolution, or training.gradient_checkpointing."),
         )
     gc.collect()
     if session.task.device.type == "cuda":
         torch.cuda.empty_cache()
-    session.state = session.state.model_copy(update={"parts": parts})
-    session.reporter.say(
+    session.state = session.state.model_copy(update={"micro_batch_splits": splits})
+    session.reporter.emit(
         Warned,
         kind="micro_batch_halved",
-        message=(
-            f"The device ran out of memory: from here on {ceil(micro_batch / parts)} instead of "
-            f"{ceil(2 * micro_batch / parts)} pictures go through the model at once. The batch stays at "
-            f"{session.spec.training.batch_size}, by accumulation; what is learnt stays the same."
+        message=_(
+            "The device ran out of memory: from now on {now} instead of {before} images go through the model at once. "
+            "The batch stays at {batch}, by accumulation, so the result is the same.",
+            now=math.ceil(micro_batch / splits),
+            before=math.ceil(2 * micro_batch / splits),
+            batch=session.spec.training.batch_size,
         ),
     )
 
 
-def try_step(session: Session, pictures: int, *, in_bf16: bool) -> None:
-    """A forward and backward pass of the largest size, of which nothing stays."""
-    task = session.task
-    train = max(session.train_at.values(), key=lambda examples: max(w * h for w, h in examples.sizes))
-    largest = max(range(len(train.sizes)), key=lambda place: train.sizes[place][0] * train.sizes[place][1])
-    precision = task.precision
-    if in_bf16:
-        task.precision = Precision.BF16
-    try:
-        task.train_mode(True)
-        loss_B = task.train_loss(train, [View(index=largest)] * pictures, list(range(pictures)))
-        torch.autograd.backward(loss_B.sum())
-    finally:
-        task.precision = precision
-        for _, parameter in task.trained.named_parameters():
-            parameter.grad = None
+class EpochProgress:
+    """Accumulates the loss of an epoch on the device, and updates `session.state` when flushed."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        dtype = torch.float32 if session.task.device.type == "mps" else torch.float64
+        # One running sum, so that the mean does not depend, not even in rounding, on flushes and resumes.
+        self._loss_sum = torch.tensor(session.state.loss_sum, dtype=dtype, device=session.task.device)
+        self._steps = 0
+        self._images = 0
+        self._timed_steps = 0
+        # Images since the last check for divergence, and the loss sum at that check.
+        self._window_images = 0
+        self._window_sum = session.state.loss_sum
+        self._first_window: float | None = None
+        self._began = self._flushed = time.monotonic()
+
+    def add(self, loss_sum: torch.Tensor, *, images: int) -> None:
+        """Count one optimizer step."""
+        self._loss_sum += loss_sum
+        self._steps += 1
+        self._images += images
+        # Report the first step at once: users wait for it.
+        if self._timed_steps == 0 or time.monotonic() - self._flushed >= PROGRESS_INTERVAL_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Update the state and emit `StepDone`.
+
+        Raises:
+            DivergedError: The loss is not finite, or many times what it was at first.
+        """
+        if not self._steps:
+            return
+        loss_sum = self._loss_sum.item()
+        self._window_images += self._images
+        self._check_divergence(loss_sum)
+        now = time.monotonic()
+        state = self._session.state
+        self._session.state = state.model_copy(
+            update={
+                "position": state.position + self._steps,
+                "step": state.step + self._steps,
+                "loss_sum": loss_sum,
+                "loss_count": state.loss_count + self._images,
+                "epoch_seconds": state.epoch_seconds + now - self._flushed,
+            }
+        )
+        self._timed_steps += self._steps
+        self._steps = self._images = 0
+        self._flushed = now
+        self._emit()
+
+    def _check_divergence(self, loss_sum: float) -> None:
+        state = self._session.state
+        if not math.isfinite(loss_sum):
+            raise self._diverged(_("The loss is no longer a number"))
+        if self._window_images < MIN_WINDOW:
+            return
+        window = (loss_sum - self._window_sum) / self._window_images
+        first = state.curve[0].train_loss if state.curve else self._first_window
+        if first is not None and window > MAX_RISE * first:
+            raise self._diverged(_("The loss rose from {first:.3g} to {now:.3g}", first=first, now=window))
+        self._first_window = self._first_window or window
+        self._window_sum, self._window_images = loss_sum, 0
+
+    def _diverged(self, cause: str) -> DivergedError:
+        state, rate = self._session.state, self._session.schedule.get_last_lr()[0]
+        if state.curve:
+            message = _(
+                "{cause}: the training diverged in epoch {epoch}. The checkpoint of epoch {last} is kept; "
+                "`run --finish` tests and exports the best one.",
+                cause=cause,
+                epoch=state.epoch,
+                last=state.epoch - 1,
+            )
+        else:
+            message = _(
+                "{cause}: the training diverged in epoch {epoch}. No epoch was finished.",
+                cause=cause,
+                epoch=state.epoch,
+            )
+        hint = _("Try a third of the learning rate ({rate:.1e}), or a longer warm-up.", rate=rate / 3)
+        return DivergedError(message, hint)
+
+    def _emit(self) -> None:
+        session, state = self._session, self._session.state
+        steps_per_s = self._timed_steps / max(self._flushed - self._began, 1e-9)
+        steps_left = session.total_steps - state.step
+        epochs_left = session.spec.training.epochs - state.epoch + 1
+        session.reporter.emit(
+            StepDone,
+            step=state.step,
+            epoch=state.epoch,
+            loss=state.loss_sum / state.loss_count,
+            learning_rate=effective_rate(session.optimizer),
+            steps_per_s=steps_per_s,
+            eta_s=steps_left / steps_per_s + epochs_left * state.epoch_end_seconds,
+            peak_memory_bytes=peak_memory_bytes(session.task.device),
+        )

@@ -1,4 +1,4 @@
-"""Captions through CLIP text encoders."""
+"""CLIP text encoders: tokens, hidden layers, clip skip."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trainer.errors import BadSpecError
 
 
 def token_ids(tokenizer: Any, captions: list[str], length: int) -> Tensor:
-    """Captions as token numbers, padded or cut to `length`, [B, T]."""
+    """Tokenize captions, padded or truncated to `length`: ids, [B, T]."""
     ids: Tensor = tokenizer(
         captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
     ).input_ids
@@ -18,22 +18,23 @@ def token_ids(tokenizer: Any, captions: list[str], length: int) -> Tensor:
 
 
 def penultimate(encoder: Any, tokenizer: Any, captions: list[str], clip_skip: int, length: int) -> tuple[Tensor, Any]:
-    """The layer before the last (clip skip 1) or an earlier one, [B, T, D], not normed, and all of the output."""
+    """Return the layer before the last (clip skip 1) or an earlier one, [B, T, D], without the final norm, and the
+    encoder's whole output."""
     ids_BT = token_ids(tokenizer, captions, length)
     output = encoder(ids_BT.to(encoder.device), output_hidden_states=True)
     return output.hidden_states[-(clip_skip + 1)], output
 
 
 def clip_text_model(encoder: Any) -> Any:
-    """The text model itself: transformers has it bare since 5.6, before within a wrapper, as with a projection."""
+    """Unwrap the text model: encoders with a projection, and all before transformers 5.6, hold it in `text_model`."""
     return getattr(encoder, "text_model", encoder)
 
 
 def check_clip_skip(source: str, clip_skip: int, deepest: int) -> None:
-    """Refuse a clip skip that leaves no layer to read; `deepest` is the largest that does.
+    """Check that a layer is left to read; `deepest` is the largest clip skip with one.
 
     Raises:
-        BadSpecError: it leaves none.
+        BadSpecError: `clip_skip` is larger.
     """
     if clip_skip > deepest:
         raise BadSpecError(
@@ -43,9 +44,9 @@ def check_clip_skip(source: str, clip_skip: int, deepest: int) -> None:
 
 
 def find_end_by_token(encoder: Any, tokenizer: Any) -> None:
-    """Let the pooled embedding be read at the end token, and not at the token with the highest number.
+    """Read the pooled embedding at the end token, not at the token with the highest id.
 
-    Old configs (SDXL's second encoder among them) say that the end token is number 2, and transformers then looks for
-    the highest number, which is the end token until textual inversion adds words behind it.
+    Old configs (SDXL's second encoder among them) give 2 as the id of the end token. transformers then takes the
+    highest id, which is the end token only until textual inversion adds tokens after it.
     """
     clip_text_model(encoder).eos_token_id = tokenizer.eos_token_id

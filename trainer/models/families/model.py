@@ -1,6 +1,6 @@
-"""What every loaded base model offers: the parts of its family's architecture, and how noise is added to it.
+"""A loaded base model of any family: its modules, text encoding, noising, prediction and sampling.
 
-Shapes: B batch, C latent channels, H and W latent sides, T caption tokens, D embedding width. A timestep counts from 0
+Shapes: B batch, C latent channels, H and W latent sides, T caption tokens, D embedding width. Timesteps run from 0
 (least noise) to `schedule_steps` - 1.
 """
 
@@ -11,18 +11,17 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, Protocol, TypeAlias
 
+import torch
 from torch import Tensor
 
-from trainer.models.families import vae
-
-#: What the denoiser says: the noise, the velocity (Salimans & Ho 2022), or noise - picture (flow matching).
+#: What the denoiser predicts: the noise, the velocity (Salimans & Ho 2022), or noise - image (flow matching).
 PredictionType: TypeAlias = Literal["epsilon", "v_prediction", "flow"]
-#: A caption as the denoiser reads it: `caption_BTD`, and `pooled_BD` for the families that read it.
+#: An embedded caption: `caption_BTD`, and `pooled_BD` for the families that read it.
 Text: TypeAlias = Mapping[str, Tensor]
 
 
 class Family(StrEnum):
-    """Models that share their layout."""
+    """Models with the same layout."""
 
     SD1 = "sd1"
     SD2 = "sd2"
@@ -31,7 +30,7 @@ class Family(StrEnum):
 
 
 class Architecture(Protocol):
-    """The modules of a family, and how they work together."""
+    """The modules of a family and how they are called."""
 
     @property
     def family(self) -> Family: ...
@@ -54,15 +53,13 @@ class Architecture(Protocol):
     def encode_text(self, captions: list[str]) -> dict[str, Tensor]: ...
 
     def predict(self, noisy_BCHW: Tensor, timestep_B: Tensor, text: Text) -> Tensor:
-        """`timestep_B` is as the denoiser reads it."""
+        """Predict; `timestep_B` comes from `Noising.read_timestep`."""
 
     def pipeline(self, scheduler: Any) -> Any: ...
 
-    def sampling_arguments(self, text: Text, negative: Text) -> dict[str, Any]: ...
-
 
 class Noising(Protocol):
-    """How a picture becomes noise, and what a denoiser is asked for on the way."""
+    """How noise is added to latents, and what the denoiser must predict."""
 
     @property
     def schedule(self) -> Any: ...
@@ -74,7 +71,7 @@ class Noising(Protocol):
     def steps(self) -> int: ...
 
     def read_timestep(self, timestep_B: Tensor) -> Tensor:
-        """Timesteps as the denoiser reads them."""
+        """Convert timesteps to what the denoiser reads."""
 
     def add_noise(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timestep_B: Tensor) -> Tensor: ...
 
@@ -85,21 +82,21 @@ class Noising(Protocol):
     def draw_timestep(self, seed: int) -> int: ...
 
     def sampling_arguments(self) -> dict[str, Any]:
-        """What a pipeline is to be told about this noise."""
+        """Arguments that a pipeline needs for this noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaseModel:
-    """A whole pretrained model: frozen, in eval mode, in fp32 on the CPU when it is loaded.
+class LoadedBase:
+    """A whole pretrained model; when loaded it is frozen, in eval mode, in fp32 and on the CPU.
 
-    Modules are `Any` where they are classes of diffusers and transformers, which carry no types.
+    Modules of diffusers and transformers are `Any`: those libraries are untyped.
     """
 
-    #: What the spec calls it.
+    #: Its name in the spec.
     source: str
     architecture: Architecture
     noising: Noising
-    #: The scheduler that pictures are sampled with; a pipeline gets a copy.
+    #: The scheduler for sampling; each pipeline gets a copy.
     sampler: Any
 
     @property
@@ -108,7 +105,7 @@ class BaseModel:
 
     @property
     def denoiser(self) -> Any:
-        """The module that is trained: a UNet or a transformer."""
+        """The UNet or transformer that is trained."""
         return self.architecture.denoiser
 
     @property
@@ -122,13 +119,23 @@ class BaseModel:
 
     @property
     def text_encoders(self) -> dict[str, Any]:
-        """`text_encoder`, `text_encoder_2`, `text_encoder_3`: those that it has, the modules themselves."""
+        """The modules by name: `text_encoder`, `text_encoder_2`, `text_encoder_3`, as far as they exist."""
         return self.architecture.text_encoders
 
     @property
     def tokenizers(self) -> dict[str, Any]:
-        """By the names of the text encoders that they are for."""
+        """By the name of their text encoder."""
         return self.architecture.tokenizers
+
+    @property
+    def clip_encoders(self) -> dict[str, Any]:
+        """The text encoders that can be trained. Not T5: it is larger than the denoiser, and no program reads an
+        adapter of it."""
+        return {name: encoder for name, encoder in self.text_encoders.items() if name != "text_encoder_3"}
+
+    def module(self, name: str) -> Any:
+        """A module by its name in files: `unet`, `transformer`, `text_encoder`, …"""
+        return self.denoiser if name == self.denoiser_name else self.text_encoders[name]
 
     @property
     def unet(self) -> Any:
@@ -147,7 +154,7 @@ class BaseModel:
 
     @property
     def noise_schedule(self) -> Any:
-        """The schedule it was trained with; nobody sets its timesteps."""
+        """The schedule it was trained with; its timesteps are never set."""
         return self.noising.schedule
 
     @property
@@ -160,46 +167,82 @@ class BaseModel:
 
     @property
     def vae_scale(self) -> int:
-        """Pixels for each latent, along a side."""
-        return vae.scale(self.vae)
+        """Pixels per latent along a side."""
+        return vae_scale(self.vae)
 
     @property
     def resolution(self) -> int:
-        """The side that it was trained at, px."""
+        """Side of the images it was trained on, px."""
         return int(self.denoiser.config.sample_size) * self.vae_scale
 
     def encode_text(self, captions: list[str]) -> dict[str, Tensor]:
-        """`caption_BTD`, and `pooled_BD` where the denoiser reads it; on the encoders' device, differentiable."""
+        """Embed captions as `caption_BTD`, and `pooled_BD` where the denoiser reads it; on the encoders' device,
+        differentiable."""
         return self.architecture.encode_text(captions)
 
     def predict(self, noisy_BCHW: Tensor, timestep_B: Tensor, text: Text) -> Tensor:
-        """What the denoiser says, [B, C, H, W]."""
+        """The denoiser's prediction, [B, C, H, W]."""
         return self.architecture.predict(noisy_BCHW, self.noising.read_timestep(timestep_B), text)
 
     def add_noise(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timestep_B: Tensor) -> Tensor:
-        """Latents at a timestep of the noising, [B, C, H, W]."""
+        """Noisy latents at the timesteps, [B, C, H, W]."""
         return self.noising.add_noise(latents_BCHW, noise_BCHW, timestep_B)
 
     def target(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timestep_B: Tensor) -> Tensor:
-        """What the denoiser should say, [B, C, H, W]."""
+        """The prediction target, [B, C, H, W]."""
         return self.noising.target(latents_BCHW, noise_BCHW, timestep_B)
 
     def snr(self, timestep_B: Tensor) -> Tensor:
-        """Signal-to-noise ratio, [B]: power of the picture's share over the noise's."""
+        """Signal-to-noise ratio in power, [B]."""
         return self.noising.snr(timestep_B)
 
     def draw_timestep(self, seed: int) -> int:
-        """A timestep to train at, a function of the seed, as this family is trained."""
+        """Draw a training timestep from the family's distribution; a function of the seed."""
         return self.noising.draw_timestep(seed)
 
     def encode_pixels(self, pixels_BCHW: Tensor) -> Tensor:
-        """Pictures (-1 to 1) as latents, shifted and scaled as the denoiser reads them; the posterior's mode."""
-        return vae.encode(self.vae, pixels_BCHW)
+        """Encode images (-1 to 1) to latents: the posterior's mode, shifted and scaled for the denoiser."""
+        return encode_latents(self.vae, pixels_BCHW)
 
     def pipeline(self) -> Any:
-        """A diffusers pipeline around these very modules, with a scheduler of its own."""
+        """Make a diffusers pipeline that shares these modules and has its own scheduler."""
         return self.architecture.pipeline(type(self.sampler).from_config(self.sampler.config))
 
     def sampling_arguments(self, text: Text, negative: Text) -> dict[str, Any]:
-        """Keyword arguments of a call of `pipeline()` that draws embedded captions."""
-        return {**self.architecture.sampling_arguments(text, negative), **self.noising.sampling_arguments()}
+        """Keyword arguments for calling `pipeline()` with embedded captions."""
+        embeds = {"prompt_embeds": text["caption_BTD"], "negative_prompt_embeds": negative["caption_BTD"]}
+        if "pooled_BD" in text:
+            embeds["pooled_prompt_embeds"] = text["pooled_BD"]
+            embeds["negative_pooled_prompt_embeds"] = negative["pooled_BD"]
+        return {**embeds, **self.noising.sampling_arguments()}
+
+
+def vae_scale(vae: Any) -> int:
+    """Pixels per latent along a side."""
+    return int(2 ** (len(vae.config.block_out_channels) - 1))
+
+
+def encode_latents(vae: Any, pixels_BCHW: Tensor) -> Tensor:
+    """Return (mode of the posterior - shift) * scale, [B, C, H, W], computed in fp32 even under autocast.
+
+    SDXL's VAE overflows in fp16. Latents are encoded once, so fp32 costs little.
+    """
+    with torch.autocast(pixels_BCHW.device.type, enabled=False):
+        mode_BCHW: Tensor = vae.encode(pixels_BCHW.float()).latent_dist.mode()
+    # SD 1 and 2 have no shift in their configs, or None.
+    shift = getattr(vae.config, "shift_factor", None) or 0.0
+    return (mode_BCHW - shift) * float(vae.config.scaling_factor)
+
+
+def keep_vae_in_fp32(vae: Any) -> None:
+    """Make `vae.decode` compute in fp32 even under autocast.
+
+    Pipelines upcast a VAE only if its weights are fp16; under autocast they are fp32, and activations still overflow.
+    """
+    decode = vae.decode
+
+    def decode_in_fp32(latents_BCHW: Tensor, *arguments: Any, **options: Any) -> Any:
+        with torch.autocast(latents_BCHW.device.type, enabled=False):
+            return decode(latents_BCHW.float(), *arguments, **options)
+
+    vae.decode = decode_in_fp32

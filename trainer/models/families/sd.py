@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from trainer.models.families import discrete
 from trainer.models.families.clip import check_clip_skip, clip_text_model, find_end_by_token, token_ids
-from trainer.models.families.model import BaseModel, Family, Text
+from trainer.models.families.model import Family, LoadedBase, Text
+from trainer.models.families.noising import make_discrete_noising
 from trainer.protocol.settings import Base, Objective
 
-#: Width of the text embeddings that SD 2.x reads (OpenCLIP); everything else is laid out as in SD 1.x.
+#: Width of SD 2.x's text embeddings (OpenCLIP); the rest of its layout is that of SD 1.x.
 _SD2_WIDTH = 1024
 
 
@@ -24,7 +24,7 @@ class StableDiffusion:
     vae: Any
     text_encoder: Any
     tokenizer: Any
-    #: Layer of the text encoder that is read, from the end; 1 is the last.
+    #: Which text encoder layer is read, counted from the end; 1 is the last.
     clip_skip: int
 
     denoiser_name: Literal["unet"] = "unet"
@@ -46,7 +46,7 @@ class StableDiffusion:
         return {"text_encoder": self.tokenizer}
 
     def encode_text(self, captions: list[str]) -> dict[str, Tensor]:
-        """The layer that clip skip says, through the last layer's norm, as A1111 and diffusers do."""
+        """Embed captions: the layer chosen by clip skip, through the final norm, as in A1111 and diffusers."""
         ids_BT = token_ids(self.tokenizer, captions, self.tokenizer.model_max_length).to(self.text_encoder.device)
         if self.clip_skip == 1:
             return {"caption_BTD": self.text_encoder(ids_BT)[0]}
@@ -71,21 +71,18 @@ class StableDiffusion:
             requires_safety_checker=False,
         )
 
-    def sampling_arguments(self, text: Text, negative: Text) -> dict[str, Any]:
-        return {"prompt_embeds": text["caption_BTD"], "negative_prompt_embeds": negative["caption_BTD"]}
 
-
-def assemble(base: Base, objective: Objective, pipeline: Any) -> BaseModel:
-    """The model of a loaded pipeline.
+def assemble(base: Base, objective: Objective, pipeline: Any) -> LoadedBase:
+    """Make the base of a loaded pipeline.
 
     Raises:
-        MissingModelError: it was trained with noise, or for a prediction, that is not trained here.
+        MissingModelError: Darkroom does not train its noise schedule or prediction target.
         BadSpecError: the settings do not fit it.
     """
     encoder = pipeline.text_encoder
     check_clip_skip(base.source, base.clip_skip, encoder.config.num_hidden_layers)
     find_end_by_token(encoder, pipeline.tokenizer)
-    noising, sampler = discrete.make_noising(base.source, pipeline.scheduler, objective)
+    noising, sampler = make_discrete_noising(base.source, pipeline.scheduler, objective)
     architecture = StableDiffusion(
         unet=pipeline.unet,
         vae=pipeline.vae,
@@ -93,4 +90,4 @@ def assemble(base: Base, objective: Objective, pipeline: Any) -> BaseModel:
         tokenizer=pipeline.tokenizer,
         clip_skip=base.clip_skip,
     )
-    return BaseModel(source=base.source, architecture=architecture, noising=noising, sampler=sampler)
+    return LoadedBase(source=base.source, architecture=architecture, noising=noising, sampler=sampler)

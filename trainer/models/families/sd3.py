@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  its customary name
 
-from trainer.models.families import flow
 from trainer.models.families.clip import check_clip_skip, find_end_by_token, penultimate, token_ids
-from trainer.models.families.model import BaseModel, Family, Text
+from trainer.models.families.model import Family, LoadedBase, Text
+from trainer.models.families.noising import make_flow_noising
 from trainer.protocol.settings import Base, Objective
 
-#: Tokens that T5 reads: the pipeline's default.
+#: Number of T5 tokens, the pipeline's default.
 _T5_TOKENS = 256
 
 
@@ -24,10 +24,10 @@ class StableDiffusion3:
 
     transformer: Any
     vae: Any
-    #: `text_encoder_3` is T5, and may be absent.
+    #: `text_encoder_3` is T5 and optional.
     text_encoders: dict[str, Any]
     tokenizers: dict[str, Any]
-    #: Layers before the last that are not read: 1, the model's own way, reads the one before the last.
+    #: Number of last layers to skip; 1, the model's default, reads the layer before the last.
     clip_skip: int
 
     family: Literal[Family.SD3] = Family.SD3
@@ -38,22 +38,22 @@ class StableDiffusion3:
         return self.transformer
 
     def encode_text(self, captions: list[str]) -> dict[str, Tensor]:
-        """The CLIPs' layers side by side and widened with zeros, then T5's tokens; both CLIPs' pooled outputs."""
+        """Embed captions: CLIP layers concatenated and zero-padded in width, then T5's tokens; both pooled outputs."""
         layers_BTD, pooled_BD = [], []
         for name in ("text_encoder", "text_encoder_2"):
             encoder, tokenizer = self.text_encoders[name], self.tokenizers[name]
-            # Both are cut to the first tokenizer's length, as in the pipeline.
+            # As in the pipeline, both use the first tokenizer's length.
             length = self.tokenizers["text_encoder"].model_max_length
             layer_BTD, output = penultimate(encoder, tokenizer, captions, self.clip_skip, length)
             layers_BTD.append(layer_BTD)
             pooled_BD.append(output.text_embeds)
         clip_BTD = torch.cat(layers_BTD, dim=-1)
-        t5_BTD = self._read_by_t5(captions, clip_BTD)
+        t5_BTD = self._encode_by_t5(captions, clip_BTD)
         clip_BTD = F.pad(clip_BTD, (0, t5_BTD.shape[-1] - clip_BTD.shape[-1]))
         return {"caption_BTD": torch.cat([clip_BTD, t5_BTD], dim=-2), "pooled_BD": torch.cat(pooled_BD, dim=-1)}
 
-    def _read_by_t5(self, captions: list[str], like: Tensor) -> Tensor:
-        """T5's last layer, [B, 256, D]; zeros where the model came without T5, as the pipeline does."""
+    def _encode_by_t5(self, captions: list[str], like: Tensor) -> Tensor:
+        """Return T5's last layer, [B, 256, D]; zeros without T5, as in the pipeline."""
         encoder = self.text_encoders.get("text_encoder_3")
         if encoder is None:
             return like.new_zeros((len(captions), _T5_TOKENS, self.transformer.config.joint_attention_dim))
@@ -83,20 +83,12 @@ class StableDiffusion3:
             **{name.replace("text_encoder", "tokenizer"): self.tokenizers.get(name) for name in names},
         )
 
-    def sampling_arguments(self, text: Text, negative: Text) -> dict[str, Any]:
-        return {
-            "prompt_embeds": text["caption_BTD"],
-            "pooled_prompt_embeds": text["pooled_BD"],
-            "negative_prompt_embeds": negative["caption_BTD"],
-            "negative_pooled_prompt_embeds": negative["pooled_BD"],
-        }
 
-
-def assemble(base: Base, objective: Objective, pipeline: Any) -> BaseModel:
-    """The model of a loaded pipeline.
+def assemble(base: Base, objective: Objective, pipeline: Any) -> LoadedBase:
+    """Make the base of a loaded pipeline.
 
     Raises:
-        MissingModelError: it was trained with noise that is not trained here.
+        MissingModelError: it has no flow-matching scheduler.
         BadSpecError: the settings do not fit it.
     """
     encoders = {"text_encoder": pipeline.text_encoder, "text_encoder_2": pipeline.text_encoder_2}
@@ -106,7 +98,7 @@ def assemble(base: Base, objective: Objective, pipeline: Any) -> BaseModel:
         find_end_by_token(encoder, tokenizers[name])
     if pipeline.text_encoder_3 is not None and pipeline.tokenizer_3 is not None:
         encoders["text_encoder_3"], tokenizers["text_encoder_3"] = pipeline.text_encoder_3, pipeline.tokenizer_3
-    noising, sampler = flow.make_noising(base.source, pipeline.scheduler, objective)
+    noising, sampler = make_flow_noising(base.source, pipeline.scheduler, objective)
     architecture = StableDiffusion3(
         transformer=pipeline.transformer,
         vae=pipeline.vae,
@@ -114,4 +106,4 @@ def assemble(base: Base, objective: Objective, pipeline: Any) -> BaseModel:
         tokenizers=tokenizers,
         clip_skip=base.clip_skip,
     )
-    return BaseModel(source=base.source, architecture=architecture, noising=noising, sampler=sampler)
+    return LoadedBase(source=base.source, architecture=architecture, noising=noising, sampler=sampler)

@@ -1,4 +1,4 @@
-"""Stable Diffusion XL: two CLIP text encoders, a UNet that is told the picture's size, a VAE that overflows in fp16."""
+"""Stable Diffusion XL: two CLIP text encoders, a UNet conditioned on image size, a VAE that overflows in fp16."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from trainer.models.families import discrete, vae
 from trainer.models.families.clip import check_clip_skip, find_end_by_token, penultimate
-from trainer.models.families.model import BaseModel, Family, Text
+from trainer.models.families.model import Family, LoadedBase, Text, keep_vae_in_fp32, vae_scale
+from trainer.models.families.noising import make_discrete_noising
 from trainer.protocol.settings import Base, Objective
 
 
@@ -22,9 +22,9 @@ class StableDiffusionXL:
     vae: Any
     text_encoders: dict[str, Any]
     tokenizers: dict[str, Any]
-    #: Layers before the last that are not read: 1, the model's own way, reads the one before the last.
+    #: Number of last layers to skip; 1, the model's default, reads the layer before the last.
     clip_skip: int
-    #: Of the pipeline: whether no negative prompt means zeros, or an empty caption.
+    #: The pipeline's setting: an empty negative prompt means zeros, not the embedding of an empty caption.
     force_zeros_for_empty_prompt: bool
 
     family: Literal[Family.SDXL] = Family.SDXL
@@ -35,7 +35,7 @@ class StableDiffusionXL:
         return self.unet
 
     def encode_text(self, captions: list[str]) -> dict[str, Tensor]:
-        """The layers before the last of both encoders side by side, and the second's pooled, projected output."""
+        """Embed captions: the penultimate layers of both encoders concatenated, and the second's pooled projection."""
         layers_BTD = []
         for name, encoder in self.text_encoders.items():
             tokenizer = self.tokenizers[name]
@@ -44,9 +44,9 @@ class StableDiffusionXL:
         return {"caption_BTD": torch.cat(layers_BTD, dim=-1), "pooled_BD": output.text_embeds}
 
     def predict(self, noisy_BCHW: Tensor, timestep_B: Tensor, text: Text) -> Tensor:
-        """The UNet is told that pictures have the size that they have now, and were not cropped."""
+        """Predict, with size conditioning that says: this size, not cropped."""
         caption_BTD = text["caption_BTD"]
-        height, width = (side * vae.scale(self.vae) for side in noisy_BCHW.shape[-2:])
+        height, width = (side * vae_scale(self.vae) for side in noisy_BCHW.shape[-2:])
         size_B6 = caption_BTD.new_tensor([[height, width, 0, 0, height, width]]).repeat(len(noisy_BCHW), 1)
         conditions = {"text_embeds": text["pooled_BD"], "time_ids": size_B6}
         prediction_BCHW: Tensor = self.unet(
@@ -69,20 +69,12 @@ class StableDiffusionXL:
             add_watermarker=False,
         )
 
-    def sampling_arguments(self, text: Text, negative: Text) -> dict[str, Any]:
-        return {
-            "prompt_embeds": text["caption_BTD"],
-            "pooled_prompt_embeds": text["pooled_BD"],
-            "negative_prompt_embeds": negative["caption_BTD"],
-            "negative_pooled_prompt_embeds": negative["pooled_BD"],
-        }
 
-
-def assemble(base: Base, objective: Objective, pipeline: Any) -> BaseModel:
-    """The model of a loaded pipeline.
+def assemble(base: Base, objective: Objective, pipeline: Any) -> LoadedBase:
+    """Make the base of a loaded pipeline.
 
     Raises:
-        MissingModelError: it was trained with noise, or for a prediction, that is not trained here.
+        MissingModelError: Darkroom does not train its noise schedule or prediction target.
         BadSpecError: the settings do not fit it.
     """
     encoders = {"text_encoder": pipeline.text_encoder, "text_encoder_2": pipeline.text_encoder_2}
@@ -90,9 +82,9 @@ def assemble(base: Base, objective: Objective, pipeline: Any) -> BaseModel:
     for name, encoder in encoders.items():
         check_clip_skip(base.source, base.clip_skip, encoder.config.num_hidden_layers - 1)
         find_end_by_token(encoder, tokenizers[name])
-    noising, sampler = discrete.make_noising(base.source, pipeline.scheduler, objective)
+    noising, sampler = make_discrete_noising(base.source, pipeline.scheduler, objective)
     if pipeline.vae.config.force_upcast:
-        vae.keep_in_fp32(pipeline.vae)
+        keep_vae_in_fp32(pipeline.vae)
     architecture = StableDiffusionXL(
         unet=pipeline.unet,
         vae=pipeline.vae,
@@ -101,4 +93,4 @@ def assemble(base: Base, objective: Objective, pipeline: Any) -> BaseModel:
         clip_skip=base.clip_skip,
         force_zeros_for_empty_prompt=bool(pipeline.config.force_zeros_for_empty_prompt),
     )
-    return BaseModel(source=base.source, architecture=architecture, noising=noising, sampler=sampler)
+    return LoadedBase(source=base.source, architecture=architecture, noising=noising, sampler=sampler)

@@ -1,23 +1,23 @@
-"""The methods by which a model is trained, one door: attach one to a base, and load back what it exported."""
+"""Training methods: attach one to a base, and load its exported files back."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
-from trainer.models.base import BaseModel, load_base
+from trainer.models.base import LoadedBase, load_base
 from trainer.models.methods.trained import ExportedFile, Trained
 from trainer.protocol.settings import MethodKind
 from trainer.protocol.spec import Spec
 
 
-def attach(base: BaseModel, spec: Spec) -> Trained:
-    """Attach the method of a spec to a freshly loaded base, which is changed in place.
+def attach(base: LoadedBase, spec: Spec) -> Trained:
+    """Attach the method of a spec to a freshly loaded base, in place.
 
     Raises:
-        BadSpecError: the method does not fit the base, or a pattern names no layer of it.
+        BadSpecError: the method does not fit the base, or a pattern matches no layer.
     """
-    # Each kind brings libraries of its own, which take time to import.
+    # Imported when needed: each method loads libraries of its own.
     match spec.method.kind:
         case MethodKind.FULL:
             from trainer.models.methods.full import attach_full
@@ -34,8 +34,8 @@ def attach(base: BaseModel, spec: Spec) -> Trained:
 
 
 @contextmanager
-def loaded_back(file: ExportedFile, spec: Spec) -> Iterator[tuple[BaseModel, Callable[[str], str]]]:
-    """A fresh model with an exported file, loaded as people load it, and how captions are written for it.
+def loaded_back(file: ExportedFile, spec: Spec) -> Iterator[tuple[LoadedBase, Callable[[str], str]]]:
+    """Load an exported file into a fresh model as users would; yields the model, and how to write captions for it.
 
     Raises:
         ExportError: the file cannot be loaded.
@@ -58,7 +58,7 @@ def loaded_back(file: ExportedFile, spec: Spec) -> Iterator[tuple[BaseModel, Cal
 
 
 def as_exported(trained: Trained) -> AbstractContextManager[None]:
-    """The model with weights as precise as its files have them, where that is less than what was trained."""
+    """Give the model the precision of its exported files for a while, where that is lower than in training."""
     from trainer.models.methods.full import FullTraining
 
     return trained.as_exported() if isinstance(trained, FullTraining) else nullcontext()

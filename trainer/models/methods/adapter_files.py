@@ -1,11 +1,11 @@
-"""Adapters as files for other programs.
+"""Writes adapters as files for other programs.
 
 | kind           | for diffusers                                      | one file for A1111, ComfyUI and others |
 | LoRA, DoRA     | `diffusers/pytorch_lora_weights.safetensors`       | kohya's names; DoRA with LyCORIS's      |
 | LoHa, LoKr, IA3| `diffusers/<module>/`, folders that peft loads     | LyCORIS's names                         |
 | OFT            | `diffusers/<module>/`                              | none: LyCORIS rotates the other side    |
 
-diffusers 0.42.1 converts LoKr for Z-Image and Flux 2 only, and no other LyCORIS kind, so that peft's own folder it is:
+diffusers 0.42.1 converts LoKr for Z-Image and Flux 2 only, and no other LyCORIS kind. Those are saved as a peft folder:
 `PeftModel.from_pretrained(pipeline.unet, "diffusers/unet")`.
 """
 
@@ -20,31 +20,30 @@ from peft import PeftConfig
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trainer.models.families.model import BaseModel
-from trainer.models.methods.kohya import has_kohya_file, kohya_state, network_metadata
-from trainer.models.methods.layer_names import with_text_model
-from trainer.models.methods.single_file import write_single_file
+from trainer.models.families.model import LoadedBase
+from trainer.models.methods.checkpoint_file import write_single_file
+from trainer.models.methods.kohya import has_kohya_file, kohya_state, network_metadata, with_text_model
 from trainer.models.methods.trained import ExportedFile, Weights
 from trainer.protocol.events import ExportFormat
 from trainer.protocol.settings import Method, MethodKind
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 _FOLDER = "diffusers"
-#: What peft puts in front of every name of its own files.
+#: Prefix of all names in peft's files.
 PEFT_PREFIX = "base_model.model."
 
 
 def write_adapter_files(
     folder: Path,
     name: str,
-    base: BaseModel,
+    base: LoadedBase,
     method: Method,
     weights: Weights,
     configs: Mapping[str, PeftConfig],
     *,
     metadata: Mapping[str, Any],
 ) -> list[ExportedFile]:
-    """Every file that the kind has, in `folder`; `metadata` goes into the header of `<name>.safetensors`."""
+    """Write all files of the adapter's kind into `folder`; `metadata` goes into the header of `<name>.safetensors`."""
     configs = {module: _for_use(config) for module, config in configs.items()}
     if method.kind in {MethodKind.LORA, MethodKind.DORA}:
         path = _write_lora(folder / _FOLDER, base, weights, configs)
@@ -60,7 +59,7 @@ def write_adapter_files(
 
 
 def _for_use(config: PeftConfig) -> Any:
-    """A config for those who load the adapter: no dropout, and the same bytes every time (peft keeps sets)."""
+    """Copy a config for inference: no dropout, and lists in place of sets for reproducible bytes."""
     copy: Any = deepcopy(config)
     copy.inference_mode = True
     for field in ("target_modules", "feedforward_modules"):
@@ -68,14 +67,13 @@ def _for_use(config: PeftConfig) -> Any:
             setattr(copy, field, sorted(getattr(copy, field)))
     for field in ("lora_dropout", "module_dropout"):
         if hasattr(copy, field):
-            # A loader that believes in the dropout of training would go on dropping: diffusers injects layers in
-            # train mode.
+            # diffusers injects layers in train mode, so a dropout in the config would stay active.
             setattr(copy, field, 0.0)
     return copy
 
 
-def _write_lora(folder: Path, base: BaseModel, weights: Weights, configs: Mapping[str, Any]) -> Path:
-    """One file for `pipeline.load_lora_weights`, with rank and alpha in its metadata."""
+def _write_lora(folder: Path, base: LoadedBase, weights: Weights, configs: Mapping[str, Any]) -> Path:
+    """Write one file for `pipeline.load_lora_weights`, with rank and alpha in its metadata."""
     layers = {f"{module}_lora_layers": _standard_names(module, tensors) for module, tensors in weights.items()}
     headers = {f"{module}_lora_adapter_metadata": config.to_dict() for module, config in configs.items()}
     pipeline: Any = type(base.pipeline())
@@ -84,18 +82,18 @@ def _write_lora(folder: Path, base: BaseModel, weights: Weights, configs: Mappin
 
 
 def _standard_names(module: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names as loaders of text encoders expect them; a denoiser's are peft's own."""
+    """Rename weights of text encoders as their loaders expect; a denoiser keeps peft's names."""
     if not module.startswith("text_encoder"):
         return dict(tensors)
-    # transformers 5 loads a text encoder's magnitudes under their full name only; peft takes both.
+    # transformers 5 loads DoRA magnitudes of a text encoder only under the full name; peft accepts both.
     full = {f"{name}.weight" if name.endswith("lora_magnitude_vector") else name: t for name, t in tensors.items()}
     return {with_text_model(name): tensor for name, tensor in full.items()}
 
 
 def _write_peft(folder: Path, weights: Weights, configs: Mapping[str, Any]) -> Path:
-    """A folder for each module, as `PeftModel.save_pretrained` writes it.
+    """Write one folder per module, in the layout of `PeftModel.save_pretrained`.
 
-    Names are those of the installed transformers: peft looks for the very layers.
+    Layer names are those of the installed transformers, which peft matches exactly.
     """
     for module, tensors in weights.items():
         own = folder / module

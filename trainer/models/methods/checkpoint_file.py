@@ -1,20 +1,24 @@
-"""A whole Stable Diffusion as one file in the original (LDM) layout, which A1111 and ComfyUI read.
+"""Writes single `.safetensors` files: metadata and hashes for A1111, and whole models in the original (LDM) layout.
 
-The names are those of diffusers' `scripts/convert_diffusers_to_original_stable_diffusion.py` and `…_sdxl.py`, told from
-the shape of the model instead of written down for one: any number of levels and of layers in a block.
+The LDM names are those of diffusers' `scripts/convert_diffusers_to_original_stable_diffusion.py` and `…_sdxl.py`,
+derived from the model's structure, so they hold for any number of levels and layers.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
-from trainer.models.families.model import BaseModel, Family
+from trainer.exchange.files import atomic_write
+from trainer.models.families.model import Family, LoadedBase
 
 #: Families whose original layout is known.
 FAMILIES = ("sd1", "sd2", "sdxl")
@@ -53,7 +57,7 @@ _VAE = {
     "to_v": "v",
     "to_out.0": "proj_out",
 }
-#: transformers' CLIP as OpenCLIP names it; q, k and v lie in one tensor there.
+#: transformers' CLIP names and OpenCLIP's, which has q, k and v in one tensor.
 _OPEN_CLIP = {
     "embeddings.token_embedding.weight": "token_embedding.weight",
     "embeddings.position_embedding.weight": "positional_embedding",
@@ -78,24 +82,24 @@ def write_checkpoint(
     dtype: torch.dtype = torch.float16,
     marks: Iterable[str] = (),
 ) -> Path:
-    """One `.safetensors` of a whole model of one of `FAMILIES`, in half precision unless told otherwise.
+    """Write a whole model of one of `FAMILIES` as one `.safetensors`, in half precision by default.
 
-    `marks` are empty tensors by which a file says what it predicts (see `marks_of`).
+    `marks` are empty tensors that state the prediction target (see `marks_of`).
     """
     state = original_state(family, unet, vae, text_encoders)
-    # A tensor at a time: the copy in half precision is all the memory that this takes.
+    # One tensor at a time: only the half-precision copy takes extra memory.
     state = {name: state.pop(name).detach().to("cpu", dtype).contiguous() for name in list(state)}
     state |= {mark: torch.empty(0) for mark in marks}
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    save_file(state, part, metadata={"format": "pt", **(metadata or {})})
-    part.replace(path)
+    with atomic_write(path) as partial:
+        save_file(state, partial, metadata={"format": "pt", **(metadata or {})})
     return path
 
 
-def marks_of(base: BaseModel) -> tuple[str, ...]:
-    """What a single file of an SDXL that says the velocity is marked with, since nothing else tells: `v_pred`, and
-    `ztsnr` where its noise schedule ends in noise alone. ComfyUI's convention; SD 2's readers find out by themselves.
+def marks_of(base: LoadedBase) -> tuple[str, ...]:
+    """Marker tensors of an SDXL file that predicts the velocity: `v_pred`, and `ztsnr` with zero terminal SNR.
+
+    ComfyUI's convention; nothing else in the file says it. Readers of SD 2 files find out by themselves.
     """
     if base.family is not Family.SDXL or base.prediction_type != "v_prediction":
         return ()
@@ -103,7 +107,7 @@ def marks_of(base: BaseModel) -> tuple[str, ...]:
 
 
 def original_state(family: str, unet: nn.Module, vae: nn.Module, text_encoders: Mapping[str, nn.Module]) -> State:
-    """The weights of a model under their original names, as they are and where they are."""
+    """Return the weights under their original names; not copied, on their device."""
     unet_state = unet.state_dict()
     state = {f"model.diffusion_model.{unet_name(name, unet_state)}": t for name, t in unet_state.items()}
     vae_state = vae.state_dict()
@@ -118,7 +122,7 @@ def original_state(family: str, unet: nn.Module, vae: nn.Module, text_encoders: 
 
 
 def unet_name(name: str, state: Mapping[str, Tensor]) -> str:
-    """The original name of a UNet's weight; `state` tells how many layers its blocks have."""
+    """Return the original name of a UNet weight; the number of layers per block is read from `state`."""
     for ours, theirs in _UNET_HEADS.items():
         if name.startswith(ours + "."):
             name = name.replace(ours, theirs, 1)
@@ -132,7 +136,7 @@ def unet_name(name: str, state: Mapping[str, Tensor]) -> str:
         slot = {"resnets": "0", "attentions": "1", "downsamplers": "0.op"}[kind]
         head = f"input_blocks.{number}.{slot}"
     else:
-        # The upsampler is the last part of the last layer of a level.
+        # The upsampler is the last module of a level's last layer.
         number = per_level * level + (per_level - 1 if kind == "upsamplers" else index)
         has_attention = any(other.startswith(f"up_blocks.{level}.attentions.") for other in state)
         slot = {"resnets": "0", "attentions": "1", "upsamplers": "2" if has_attention else "1"}[kind]
@@ -142,7 +146,7 @@ def unet_name(name: str, state: Mapping[str, Tensor]) -> str:
 
 
 def open_clip_state(state: Mapping[str, Tensor]) -> State:
-    """A CLIP of transformers (names without `text_model.`) as OpenCLIP has it: SD 2.x, and the second one of SDXL."""
+    """Convert a transformers CLIP (names without `text_model.`) to OpenCLIP names: SD 2.x, and SDXL's second one."""
     original: State = {}
     for name, tensor in state.items():
         if (found := _QKV.fullmatch(name)) is not None:
@@ -182,7 +186,7 @@ def _vae_name(name: str, state: Mapping[str, Tensor]) -> str:
 
 
 def _as_conv(name: str, tensor: Tensor) -> Tensor:
-    """The original VAE has 1 × 1 convolutions where diffusers has linear attention layers."""
+    """Convert VAE weights: the original has 1 x 1 convolutions where diffusers has linear attention layers."""
     is_attention = "mid_block.attentions" in name and tensor.ndim == 2
     return tensor[:, :, None, None] if is_attention else tensor
 
@@ -196,7 +200,6 @@ def _prefixed(prefix: str, state: Mapping[str, Tensor]) -> State:
 
 
 def _count(state: Mapping[str, Tensor], prefix: str) -> int:
-    """How many numbered parts there are under a prefix."""
     return len(set(_numbers(state, prefix)))
 
 
@@ -204,3 +207,32 @@ def _numbers(state: Mapping[str, Tensor], prefix: str) -> Iterator[str]:
     for name in state:
         if name.startswith(f"{prefix}."):
             yield name.removeprefix(f"{prefix}.").split(".")[0]
+
+
+def write_single_file(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Path:
+    """Write tensors with metadata and the two hashes by which A1111 identifies a file; creates the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    contiguous = {name: tensor.contiguous() for name, tensor in state.items()}
+    save_file(contiguous, path, metadata={**as_metadata(metadata), **tensor_hashes(contiguous)})
+    return path
+
+
+def as_metadata(values: Mapping[str, Any]) -> dict[str, str]:
+    """Convert values to strings, as safetensors requires: numbers as kohya prints them, nested values as JSON."""
+    return {
+        key: value if isinstance(value, str) else json.dumps(value) if isinstance(value, dict | list) else str(value)
+        for key, value in values.items()
+    }
+
+
+def tensor_hashes(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Compute `sshs_model_hash` and `sshs_legacy_hash`: SHA-256 of the tensor bytes, without the metadata.
+
+    Source: `precalculate_safetensors_hashes` of kohya-ss/sd-scripts `library/train_util.py`.
+    """
+    blob = save(dict(state))
+    header = int.from_bytes(blob[:8], "little")
+    model_hash = hashlib.sha256(blob[8 + header :]).hexdigest()
+    # A1111's original hash: 64 KiB at an offset of 1 MiB, eight hex digits.
+    legacy_hash = hashlib.sha256(blob[0x100000 : 0x100000 + 0x10000]).hexdigest()[:8]
+    return {"sshs_model_hash": model_hash, "sshs_legacy_hash": legacy_hash}

@@ -1,7 +1,7 @@
-"""Textual inversion: a new word with vectors of its own, and a model that stays as it is to the bit.
+"""Textual inversion: trains the embeddings of a new trigger word; the model itself does not change.
 
-Where a caption says the word, the tokenizers say tokens that were not there before, whose vectors are what is trained.
-Without the training (`base_only`) the word is read as before, letter by letter or as what it meant.
+The tokenizers replace the trigger word by new tokens, whose vectors are trained. `base_only` tokenizes the word as the
+base does.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from torch import Tensor, nn
 
 from trainer.errors import BadSpecError, CheckpointError
 from trainer.models.families.clip import clip_text_model
-from trainer.models.families.model import BaseModel, Family
-from trainer.models.methods.single_file import as_metadata
+from trainer.models.families.model import Family, LoadedBase
+from trainer.models.methods.checkpoint_file import as_metadata
 from trainer.models.methods.trained import ExportedFile, Weights
 from trainer.protocol.events import ExportFormat
 from trainer.protocol.settings import Method
 
-#: What `pipeline.load_textual_inversion` looks for in a folder.
+#: The file that `pipeline.load_textual_inversion` looks for in a folder.
 DIFFUSERS_FILE = "learned_embeds.safetensors"
-#: Name of the vectors in a checkpoint.
+#: Name of the tensor in a checkpoint.
 _VECTORS = "vectors"
 
 
 class ExtendedEmbedding(nn.Module):
-    """A token embedding with further tokens, from number `first` on; those that were there before are not touched."""
+    """A token embedding with additional tokens, from id `first` on; the others stay frozen."""
 
     def __init__(self, known: nn.Embedding, vectors_ND: Tensor, first: int) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class ExtendedEmbedding(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """What transformers asks an embedding for."""
+        """The base's table, for callers in transformers."""
         return self.known.weight
 
     def forward(self, ids_BT: Tensor) -> Tensor:
@@ -54,27 +54,27 @@ class ExtendedEmbedding(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Word:
-    """The new word in one text encoder."""
+    """The trigger word in one text encoder."""
 
     encoder: nn.Module
     tokenizer: Any
     embedding: ExtendedEmbedding
-    #: How the tokenizer reads text with the word, and without.
-    reads_word: Any
-    reads_plain: Any
+    #: The tokenizer's normalizer with the new tokens, and the base's.
+    word_normalizer: Any
+    base_normalizer: Any
 
     @property
     def vectors(self) -> nn.Parameter:
-        """One row for each token of the word, [N, D]."""
+        """One row per token of the word, [N, D]."""
         return self.embedding.word.get_parameter("weight")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inversion:
-    """A word that is being taught."""
+    """A `Trained`: the embeddings of one trigger word in all text encoders."""
 
     trigger: str
-    #: By the names of the text encoders.
+    #: By the name of the text encoder.
     words: Mapping[str, Word]
 
     @property
@@ -94,33 +94,34 @@ class Inversion:
 
     @torch.no_grad()
     def load(self, weights: Weights) -> None:
-        """Put back what `state` gave.
+        """Restore what `state` returned.
 
         Raises:
-            CheckpointError: the vectors are of another job.
+            CheckpointError: the vectors do not fit this job.
         """
+        advice = "Start the job from the beginning."
         if weights.keys() != self.words.keys():
-            raise CheckpointError("The checkpoint holds no word for the text encoders of this base.", "Start it anew.")
+            raise CheckpointError("The checkpoint has no embeddings for the text encoders of this base.", advice)
         for name, word in self.words.items():
             vectors_ND = weights[name].get(_VECTORS)
             if vectors_ND is None or vectors_ND.shape != word.vectors.shape:
-                raise CheckpointError(f"The vectors of {name} do not fit this job.", "Start it anew.")
+                raise CheckpointError(f"The vectors of {name} do not fit this job.", advice)
             word.vectors.copy_(vectors_ND)
 
     @contextmanager
     def base_only(self) -> Iterator[None]:
-        """The word is read as it was before there was a new one: an honest measure of what the base makes of it."""
+        """Tokenize the trigger word as the base does, for a while: an honest baseline."""
         with ExitStack() as stack:
             for word in self.words.values():
-                word.tokenizer.backend_tokenizer.normalizer = word.reads_plain
-                stack.callback(setattr, word.tokenizer.backend_tokenizer, "normalizer", word.reads_word)
+                word.tokenizer.backend_tokenizer.normalizer = word.base_normalizer
+                stack.callback(setattr, word.tokenizer.backend_tokenizer, "normalizer", word.word_normalizer)
             yield
 
     def export(self, folder: Path, name: str, metadata: Mapping[str, Any]) -> list[ExportedFile]:
-        """One file, called as the word, for A1111 and ComfyUI, where a word is its file's name; and, where there is one
-        text encoder, `learned_embeds.safetensors`, which diffusers loads with nothing more said.
+        """Write a file named after the trigger word for A1111 and ComfyUI, which take the word from the file's name.
 
-        For SDXL, diffusers takes `clip_l` and `clip_g` of the first, each with its text encoder.
+        With a single text encoder, also `learned_embeds.safetensors`, which diffusers loads without further arguments.
+        For SDXL, load `clip_l` and `clip_g` of the first file, each with its text encoder.
         """
         folder.mkdir(parents=True, exist_ok=True)
         vectors = {encoder: word.vectors.detach().cpu().contiguous() for encoder, word in self.words.items()}
@@ -136,33 +137,33 @@ class Inversion:
         return files
 
 
-def attach_inversion(base: BaseModel, method: Method, trigger: str) -> Inversion:
-    """Teach every text encoder of `base` a new word, in place of what it makes of `trigger` so far.
+def attach_inversion(base: LoadedBase, method: Method, trigger: str) -> Inversion:
+    """Add the trigger word to every text encoder of `base`, replacing how it is tokenized today.
 
-    Its vectors begin as those of `method.initial_word`, or, without one, as what `trigger` is read as today.
+    Its vectors start as those of `method.initial_word`, or else as the current embedding of `trigger`.
 
     Raises:
-        BadSpecError: the base is of a family without textual inversion, there is no word, or `initial_word` is longer
-            than the new word.
+        BadSpecError: the family has no textual inversion, there is no trigger, or `initial_word` has more tokens than
+            the new word.
     """
     if base.family is Family.SD3:
         raise BadSpecError(
-            "textual_inversion is for Stable Diffusion 1, 2 and XL: nothing loads a word that was learnt for 3.",
+            "textual_inversion is for Stable Diffusion 1, 2 and XL: no program loads embeddings for 3.",
             "Set method.kind to lora.",
         )
     trigger = trigger.strip()
     if not trigger:
-        raise BadSpecError("textual_inversion teaches a word, and there is none.", "Set training.trigger to it.")
+        raise BadSpecError("textual_inversion needs a trigger word.", "Set training.trigger.")
     words = {
-        name: _teach(encoder, base.tokenizers[name], method, trigger) for name, encoder in base.text_encoders.items()
+        name: _add_word(encoder, base.tokenizers[name], method, trigger) for name, encoder in base.text_encoders.items()
     }
     return Inversion(trigger=trigger, words=words)
 
 
-def load_back(file: ExportedFile, fresh: BaseModel, trigger: str) -> Callable[[str], str]:
-    """Load an exported word into a fresh base by diffusers' own loader; how captions are then written for it.
+def load_back(file: ExportedFile, fresh: LoadedBase, trigger: str) -> Callable[[str], str]:
+    """Load an exported embedding into a fresh base by diffusers' loader; returns how to rewrite captions for it.
 
-    The caption is what a pipeline makes of a prompt: with each vector of the word as a token of its own.
+    As a pipeline does with prompts, the trigger word becomes one token per vector.
     """
     pipeline = fresh.pipeline()
     state = load_file(file.path)
@@ -170,51 +171,57 @@ def load_back(file: ExportedFile, fresh: BaseModel, trigger: str) -> Callable[[s
     for name, encoder in fresh.text_encoders.items():
         (own,) = state.values() if len(state) == 1 else (state[key_of(name, len(state))],)
         pipeline.load_textual_inversion({token: own}, text_encoder=encoder, tokenizer=fresh.tokenizers[name])
-        # The larger embedding is a new one, which diffusers leaves to be trained.
+        # diffusers replaces the embedding table by a larger, trainable one.
         encoder.requires_grad_(False)
 
-    def say(caption: str) -> str:
+    def rewrite(caption: str) -> str:
         named = re.sub(_as_a_word(trigger), lambda _: token, caption, flags=re.IGNORECASE)
         prompt: str = pipeline.maybe_convert_prompt(named, pipeline.tokenizer)
         return prompt
 
-    return say
+    return rewrite
 
 
 def token_for(trigger: str, tokenizer: Any) -> str:
-    """What the word is called in diffusers: the trigger in lower case, since a word of several vectors is not found
-    otherwise; in `<>` where the tokenizer has a token of that name, which `load_textual_inversion` refuses to replace.
+    """The word's token in diffusers: lower case, which words of several vectors require; in `<>` if the tokenizer
+    already has such a token, which `load_textual_inversion` refuses to replace.
     """
     word = trigger.lower()
     return f"<{word}>" if word in tokenizer.get_vocab() else word
 
 
 def file_name(trigger: str) -> str:
-    """The word as a file's name: letters, digits, spaces, `_`, `.` and `-`; the rest is left out."""
+    """The trigger word as a file name: letters, digits, spaces, `_`, `.` and `-`; the rest is dropped."""
     return re.sub(r"[^\w .-]", "", trigger).strip(" .") or "word"
 
 
 def key_of(encoder: str, encoders: int) -> str:
-    """What A1111 and ComfyUI call the vectors of a text encoder.
+    """Name of a text encoder's vectors in A1111 and ComfyUI.
 
     Source: kohya-ss/sd-scripts, `train_textual_inversion.py` and `sdxl_train_textual_inversion.py`.
     """
     return {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}[encoder] if encoders > 1 else "emb_params"
 
 
-def _teach(encoder: Any, tokenizer: Any, method: Method, trigger: str) -> Word:
+def _add_word(encoder: Any, tokenizer: Any, method: Method, trigger: str) -> Word:
     text_model = clip_text_model(encoder)
     known: nn.Embedding = text_model.embeddings.token_embedding
     vectors_ND = known.weight.detach()[_initial_tokens(tokenizer, method, trigger)]
     if not method.initial_word and len(vectors_ND) > method.vectors:
         vectors_ND = vectors_ND.mean(dim=0, keepdim=True)
-    # Fewer than there are to be: again from the first.
+    # Repeat them if there are fewer than the word has vectors.
     vectors_ND = vectors_ND[[row % len(vectors_ND) for row in range(method.vectors)]]
-    plain = tokenizer.backend_tokenizer.normalizer
-    reads_word = _add_tokens(tokenizer, trigger, method.vectors)
+    base_normalizer = tokenizer.backend_tokenizer.normalizer
+    word_normalizer = _add_tokens(tokenizer, trigger, method.vectors)
     embedding = ExtendedEmbedding(known, vectors_ND, tokenizer.convert_tokens_to_ids(_token(0)))
     text_model.embeddings.token_embedding = embedding.to(known.weight.device)
-    return Word(encoder=encoder, tokenizer=tokenizer, embedding=embedding, reads_word=reads_word, reads_plain=plain)
+    return Word(
+        encoder=encoder,
+        tokenizer=tokenizer,
+        embedding=embedding,
+        word_normalizer=word_normalizer,
+        base_normalizer=base_normalizer,
+    )
 
 
 def _initial_tokens(tokenizer: Any, method: Method, trigger: str) -> list[int]:
@@ -223,34 +230,34 @@ def _initial_tokens(tokenizer: Any, method: Method, trigger: str) -> list[int]:
     if initial and len(ids) > method.vectors:
         parts = [tokenizer.decode([token]).strip() for token in ids]
         raise BadSpecError(
-            f"method.initial_word {initial!r} is {len(ids)} tokens to this base ({', '.join(parts)}), and the new word "
-            f"has {method.vectors}.",
-            f"Set method.vectors to {len(ids)}, or take a word of {method.vectors}.",
+            f"method.initial_word {initial!r} has {len(ids)} tokens in this base ({', '.join(parts)}), but the new "
+            f"word has {method.vectors}.",
+            f"Set method.vectors to {len(ids)}, or choose a word of at most {method.vectors}.",
         )
     return ids
 
 
 def _add_tokens(tokenizer: Any, trigger: str, count: int) -> Any:
-    """Let the tokenizer say `count` new tokens where it reads `trigger`; the normalizer that makes it do so.
+    """Make the tokenizer read `trigger` as `count` new tokens; returns the normalizer that does it.
 
-    The word is replaced before text is cut into tokens, so that a word that the base knows can be taught anew, and
-    words that only begin like it stay what they are.
+    The word is replaced before tokenization. So a word that the base knows can be retrained, and longer words that
+    begin with it are unaffected.
     """
     backend = tokenizer.backend_tokenizer
     word = backend.normalizer.normalize_str(trigger) if backend.normalizer is not None else trigger
     tokens = [_token(number) for number in range(count)]
     replace = normalizers.Replace(Regex(_as_a_word(word)), f" {' '.join(tokens)} ")
-    reads_word = normalizers.Sequence([part for part in (backend.normalizer, replace) if part is not None])
-    backend.normalizer = reads_word
+    normalizer = normalizers.Sequence([part for part in (backend.normalizer, replace) if part is not None])
+    backend.normalizer = normalizer
     tokenizer.add_tokens([AddedToken(token, normalized=True) for token in tokens])
-    return reads_word
+    return normalizer
 
 
 def _token(number: int) -> str:
-    """The name of a new token within the trainer, of characters that no text has (Unicode's private use area)."""
+    """Internal name of a new token, from Unicode's private use area, so that no text contains it."""
     return f"\ue0d0{chr(0xE100 + number)}"
 
 
 def _as_a_word(trigger: str) -> str:
-    """A pattern, for Python's and for the tokenizers' regular expressions."""
+    """A regular expression for both Python and the tokenizers library."""
     return rf"(?<!\w){re.escape(trigger)}(?!\w)"

@@ -1,4 +1,4 @@
-"""Adapters as one file under kohya's and LyCORIS's names, and what such a file does to a weight."""
+"""Adapters under kohya's and LyCORIS's names, and the merge of such a file into a weight."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.models.families.model import BaseModel
-from trainer.models.methods.layer_names import kohya_keys
+from trainer.models.families.model import Family, LoadedBase
+from trainer.models.methods.checkpoint_file import unet_name
 from trainer.models.methods.trained import Weights
 from trainer.protocol.settings import Method, MethodKind, Targets
 
-#: What LyCORIS calls the kinds. Its own OFT rotates outputs and peft's inputs, so that no file of it says the same.
+#: LyCORIS's names of the kinds. No OFT: LyCORIS rotates outputs and peft rotates inputs, so no file is equivalent.
 _ALGORITHMS = {
     MethodKind.LORA: "lora",
     MethodKind.DORA: "lora",
@@ -24,12 +24,12 @@ _ALGORITHMS = {
 
 
 def has_kohya_file(kind: MethodKind) -> bool:
-    """Whether a kohya or LyCORIS file can say what the adapter does."""
+    """Whether a kohya or LyCORIS file can represent the adapter."""
     return kind in _ALGORITHMS
 
 
-def kohya_state(base: BaseModel, method: Method, weights: Weights) -> dict[str, Tensor]:
-    """An adapter under kohya's names: `lora_unet_….lora_down.weight`, `….hada_w1_a`, `….alpha`, …
+def kohya_state(base: LoadedBase, method: Method, weights: Weights) -> dict[str, Tensor]:
+    """Convert an adapter to kohya's names: `lora_unet_….lora_down.weight`, `….hada_w1_a`, `….alpha`, …
 
     Weights are fp16, as kohya saves them by default; alpha is the true one (diffusers' own converter writes the rank).
     """
@@ -43,7 +43,7 @@ def kohya_state(base: BaseModel, method: Method, weights: Weights) -> dict[str, 
 
 
 def by_layer(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """peft's tensors (`….to_q.lora_A.weight`) by the layer that they are on: `….to_q` -> `lora_A`."""
+    """Group peft's tensors (`….to_q.lora_A.weight`) by layer: `….to_q` -> `lora_A`."""
     layers: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         layer, _, weight = name.removesuffix(".weight").rpartition(".")
@@ -52,7 +52,7 @@ def by_layer(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def _layer_tensors(method: Method, adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """One layer, by the names that follow its key in the file."""
+    """The tensors of one layer, named by the suffix of its key in the file."""
     alpha = torch.tensor(method.effective_alpha)
     match method.kind:
         case MethodKind.LORA:
@@ -78,7 +78,7 @@ def _lora(adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _dora_scale(adapter: Mapping[str, Tensor]) -> Tensor:
-    """One magnitude for each output, [out, 1] or [out, 1, 1, 1]: what LyCORIS 4 calls `wd_on_output`, its default.
+    """One magnitude per output, [out, 1] or [out, 1, 1, 1]: `wd_on_output` in LyCORIS 4, its default.
 
     In fp32: the steps of fp16 are as large as what training changes.
     """
@@ -87,7 +87,7 @@ def _dora_scale(adapter: Mapping[str, Tensor]) -> Tensor:
 
 
 def _lokr(adapter: Mapping[str, Tensor], method: Method) -> dict[str, Tensor]:
-    """LyCORIS and all readers take a scale of 1 where neither factor is of low rank, and peft does not."""
+    """Fold the scale into a factor: with two full factors all readers assume a scale of 1, peft does not."""
     if "lokr_w1" not in adapter or "lokr_w2" not in adapter:
         return {**_half(adapter), "alpha": torch.tensor(method.effective_alpha)}
     scaled = {**adapter, "lokr_w1": adapter["lokr_w1"] * (method.effective_alpha / method.rank)}
@@ -95,7 +95,7 @@ def _lokr(adapter: Mapping[str, Tensor], method: Method) -> dict[str, Tensor]:
 
 
 def _ia3(factor: Tensor) -> dict[str, Tensor]:
-    """LyCORIS holds the factor minus 1, [features] or [1, features, 1, 1].
+    """Convert (IA)³: LyCORIS stores the factor minus 1, [features] or [1, features, 1, 1].
 
     A linear layer scaled at the output has [out, 1] in peft. Convolutions of a UNet have a bias and are scaled at the
     input, always.
@@ -106,7 +106,7 @@ def _ia3(factor: Tensor) -> dict[str, Tensor]:
 
 
 def network_metadata(method: Method) -> dict[str, Any]:
-    """`ss_network_*`: by which network of kohya's the file is read; nothing for a kind that has no such file."""
+    """`ss_network_*` metadata: the network of kohya's that reads the file; empty for a kind without such a file."""
     if not has_kohya_file(method.kind):
         return {}
     arguments: dict[str, str] = {}
@@ -132,7 +132,7 @@ def network_metadata(method: Method) -> dict[str, Any]:
 
 
 def merged_weight(weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
-    """What a layer of a kohya file makes of the weight of the base, in fp32, same shape.
+    """Merge one layer of a kohya file into a base weight, in fp32, same shape.
 
     Formulas of KohakuBlueleaf/LyCORIS 4.1.3: `functional/` `locon.py`, `loha.py`, `lokr.py`, `modules/ia3.py`, and
     `weight_decompose` of `functional/general.py` for DoRA.
@@ -151,7 +151,7 @@ def merged_weight(weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 def _product(t: Mapping[str, Tensor]) -> Tensor:
-    """The change of a weight by LoRA, LoHa or LoKr, flattened in some way."""
+    """The weight update of LoRA, LoHa or LoKr; its shape may be flattened."""
     if "lora_up.weight" in t:
         up, down = t["lora_up.weight"], t["lora_down.weight"]
         return t["alpha"] / len(down) * (up.flatten(1) @ down.flatten(1))
@@ -161,7 +161,7 @@ def _product(t: Mapping[str, Tensor]) -> Tensor:
     scale = _lokr_scale(t)
     small = t["lokr_w1"] if "lokr_w1" in t else t["lokr_w1_a"] @ t["lokr_w1_b"]
     large = t["lokr_w2"] if "lokr_w2" in t else t["lokr_w2_a"] @ t["lokr_w2_b"]
-    # Pixels of a kernel are the last axes of the large factor, so that its rows may be flattened.
+    # Kernel pixels are the last axes of the large factor, so its rows may be flattened.
     return scale * torch.kron(small, large.flatten(1))
 
 
@@ -169,3 +169,38 @@ def _lokr_scale(t: Mapping[str, Tensor]) -> Tensor:
     ranks: Iterable[Tensor] = (t[name] for name in ("lokr_w1_b", "lokr_w2_b") if name in t)
     low_rank = next(iter(ranks), None)
     return torch.tensor(1.0) if low_rank is None else t["alpha"] / len(low_rank)
+
+
+#: Prefixes of denoiser and text encoders by family. UNets: `networks/lora.py` of kohya-ss/sd-scripts. SD3: diffusers'
+#: names as SimpleTuner writes them and ComfyUI reads them (`comfy/lora.py`).
+_PREFIXES = {
+    Family.SD1: {"unet": "lora_unet", "text_encoder": "lora_te"},
+    Family.SD2: {"unet": "lora_unet", "text_encoder": "lora_te"},
+    Family.SDXL: {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"},
+    Family.SD3: {"transformer": "lycoris", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"},
+}
+
+
+def kohya_keys(base: LoadedBase, module: str, layers: Iterable[str]) -> dict[str, str]:
+    """Map layers to their keys in a kohya or LyCORIS file, without the weight's name: `lora_unet_down_blocks_0_…`.
+
+    `module` is `unet`, `transformer`, `text_encoder` or `text_encoder_2`, and a layer is a path in it. The UNet of
+    SDXL goes by its original names there (`input_blocks_4_1_…`): `make_unet_conversion_map` of kohya-ss/sd-scripts
+    `library/sdxl_model_util.py`.
+    """
+    names = {layer: layer for layer in layers}
+    if module.startswith("text_encoder"):
+        names = {layer: with_text_model(layer) for layer in names}
+    elif base.family is Family.SDXL:
+        state = base.denoiser.state_dict()
+        names = {layer: unet_name(f"{layer}.weight", state).removesuffix(".weight") for layer in names}
+    prefix = _PREFIXES[base.family][module]
+    return {layer: f"{prefix}_{name.replace('.', '_')}" for layer, name in names.items()}
+
+
+def with_text_model(name: str) -> str:
+    """Add the prefix `text_model.` to a text encoder's layer name; all readers expect it.
+
+    transformers >= 5.23 dropped that level of CLIPTextModel.
+    """
+    return name if name.startswith(("text_model.", "text_projection.")) else f"text_model.{name}"

@@ -1,4 +1,4 @@
-"""Exported adapters, loaded into a fresh model the way people load them."""
+"""Loads exported adapters into a fresh model the way users load them."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from trainer.errors import ExportError
-from trainer.models.families.model import BaseModel, Family
-from trainer.models.methods.adapters import module_of, remove_adapter
-from trainer.models.methods.kohya import merged_weight
-from trainer.models.methods.layer_names import kohya_keys
+from trainer.models.families.model import Family, LoadedBase
+from trainer.models.methods.adapters import remove_adapter
+from trainer.models.methods.kohya import kohya_keys, merged_weight
 from trainer.models.methods.trained import ExportedFile
 from trainer.protocol.events import ExportFormat
 from trainer.protocol.settings import Method, MethodKind
 
 
-def load_back(file: ExportedFile, base: BaseModel, method: Method) -> AbstractContextManager[None]:
-    """`base` with an exported adapter, inside of the context; as it was, after it.
+def load_back(file: ExportedFile, base: LoadedBase, method: Method) -> AbstractContextManager[None]:
+    """Load an exported adapter into `base` inside of the context, and remove it after.
 
-    By `pipeline.load_lora_weights` where diffusers reads the file, by `PeftModel.from_pretrained` for peft's folders,
-    and by LyCORIS's formulas for its kinds (diffusers would leave out the magnitudes of a DoRA under kohya's names,
-    and does not know the others).
+    Uses `pipeline.load_lora_weights` where diffusers reads the file, `PeftModel.from_pretrained` for peft's folders,
+    and LyCORIS's formulas otherwise (diffusers ignores DoRA magnitudes under kohya's names, and does not know the
+    others).
 
     Raises:
         ExportError: the file cannot be loaded.
@@ -43,14 +42,14 @@ def load_back(file: ExportedFile, base: BaseModel, method: Method) -> AbstractCo
 
 @contextmanager
 def _reporting(path: Path, loading: AbstractContextManager[None]) -> Iterator[None]:
-    """What goes wrong while a file is loaded, as our sentence; what goes wrong with the loaded model, as it is."""
+    """Turn errors of loading into `ExportError`; errors of the body pass through."""
     try:
         loading.__enter__()
     except ExportError:
         raise
     except Exception as error:
-        # diffusers, peft and safetensors raise anything.
-        raise ExportError(f"{path.name} cannot be loaded back ({error}).", "This is a bug of ours.") from error
+        # diffusers, peft and safetensors have no common error class.
+        raise ExportError(f"{path.name} cannot be loaded back ({error}).", "Please report this bug.") from error
     try:
         yield
     finally:
@@ -58,7 +57,7 @@ def _reporting(path: Path, loading: AbstractContextManager[None]) -> Iterator[No
 
 
 @contextmanager
-def _by_diffusers(path: Path, base: BaseModel) -> Iterator[None]:
+def _by_diffusers(path: Path, base: LoadedBase) -> Iterator[None]:
     pipeline = base.pipeline()
     pipeline.load_lora_weights(path.parent, weight_name=path.name, local_files_only=True)
     try:
@@ -68,13 +67,13 @@ def _by_diffusers(path: Path, base: BaseModel) -> Iterator[None]:
 
 
 @contextmanager
-def _by_peft(folder: Path, base: BaseModel) -> Iterator[None]:
+def _by_peft(folder: Path, base: LoadedBase) -> Iterator[None]:
     names = sorted(part.name for part in folder.iterdir() if part.is_dir())
-    modules = {name: module_of(base, name) for name in names}
+    modules = {name: base.module(name) for name in names}
     with warnings.catch_warnings():
-        # The block size of OFT is a wish: each layer has the nearest that divides its width.
+        # Each layer uses the nearest OFT block size that divides its width.
         warnings.filterwarnings("ignore", message="Invalid `oft_block_size`")
-        # peft 0.21.2 asks transformers 5.23 for a property that it is about to drop.
+        # peft 0.21.2 reads a property that transformers 5.23 deprecates.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
         for name, module in modules.items():
             PeftModel.from_pretrained(module, folder / name).eval()
@@ -86,12 +85,12 @@ def _by_peft(folder: Path, base: BaseModel) -> Iterator[None]:
 
 
 @contextmanager
-def _by_formulas(path: Path, base: BaseModel) -> Iterator[None]:
+def _by_formulas(path: Path, base: LoadedBase) -> Iterator[None]:
     layers = _by_key(load_file(path))
     known = _known_layers(base)
     unknown = next((key for key in layers if key not in known), None)
     if unknown is not None:
-        raise ExportError(f"{path.name} has {unknown}, which is no layer of the model.", "This is a bug of ours.")
+        raise ExportError(f"{path.name} has {unknown}, which is not a layer of the model.", "Please report this bug.")
     before: dict[str, Tensor] = {}
     try:
         for key, tensors in layers.items():
@@ -113,11 +112,11 @@ def _by_key(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return layers
 
 
-def _known_layers(base: BaseModel) -> dict[str, nn.Module]:
-    """Every layer of the model by its key in a kohya file."""
+def _known_layers(base: LoadedBase) -> dict[str, nn.Module]:
+    """All layers of the model by their keys in a kohya file."""
     known: dict[str, nn.Module] = {}
-    for name in (base.denoiser_name, *(name for name in base.text_encoders if name != "text_encoder_3")):
-        modules = module_of(base, name).named_modules()
+    for name in (base.denoiser_name, *base.clip_encoders):
+        modules = base.module(name).named_modules()
         layers = {path: layer for path, layer in modules if isinstance(layer, nn.Linear | nn.Conv2d)}
         known |= {key: layers[path] for path, key in kohya_keys(base, name, layers).items()}
     return known

@@ -1,4 +1,4 @@
-"""What is trained on a model: parameters by name, weights in and out, and how the model is without them."""
+"""The interface of a training method: its parameters, weights, blocks and exports."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ Weights: TypeAlias = Mapping[str, Mapping[str, Tensor]]
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedFile:
-    """A file (or folder) for other programs."""
+    """An exported file or folder."""
 
     format: ExportFormat
     path: Path
 
 
 class Trained(Protocol):
-    """One method, attached to a model."""
+    """A method attached to a model."""
 
     @property
     def modules(self) -> Mapping[str, nn.Module]:
-        """The modules that hold something that is trained, by the name that their weights have in files."""
+        """The modules with trained parameters, by the names that their weights have in files."""
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Everything that the method can train, as `unet.up_blocks.1.…`, whether frozen just now or not."""
+        """Yield all parameters of the method, frozen ones too, as `unet.up_blocks.1.…`."""
 
     @property
     def blocks(self) -> Sequence[str]:
-        """Dotted prefixes of the parts of the model, from the input to the output: what stages freeze by name, and the
-        depth that `layer_decay` counts. Text encoders come first."""
+        """Dotted prefixes of the model's blocks from input to output, text encoders first; stages freeze by them and
+        `layer_decay` counts them."""
 
     def state(self) -> Weights:
-        """What was trained, for a checkpoint; floats as they are."""
+        """Return the trained weights for a checkpoint, in full precision."""
 
     def load(self, weights: Weights) -> None:
-        """Put back what `state` gave.
+        """Restore what `state` returned.
 
         Raises:
-            CheckpointError: the weights are of another job.
+            CheckpointError: the weights do not fit this job.
         """
 
     def base_only(self) -> AbstractContextManager[None]:
-        """The model as it was before anything was trained."""
+        """Disable the method for a while: the model is the base again."""
 
     def export(self, folder: Path, name: str, metadata: Mapping[str, Any]) -> list[ExportedFile]:
-        """Write the files for other programs into `folder`; `metadata` is for the headers that take any."""
+        """Write the files for other programs into `folder`, with `metadata` in headers that have room for it."""

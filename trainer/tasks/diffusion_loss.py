@@ -1,7 +1,7 @@
-"""The diffusion objective as small pure functions, under the papers' names.
+"""The diffusion objective as small pure functions under the papers' names.
 
-Shapes: B batch, C latent channels, H and W latent sides. `timestep_B` counts from 0 (least noise) to T - 1. What each
-setting is for, and its formula in print: docs/objective.md.
+Shapes: B batch, C latent channels, H and W latent sides. `timestep_B` runs from 0 (least noise) to T - 1.
+docs/objective.md explains each setting and its formula.
 """
 
 from __future__ import annotations
@@ -14,31 +14,30 @@ from trainer.dataset.seeds import derive_seed
 from trainer.errors import BadSpecError
 from trainer.protocol.settings import LossKind, Objective, Prediction
 
-#: The noise schedules of SD 1, 2 and XL run from 1,175 to 0.0047. Outside of this 1 / sqrt(SNR) leaves what the paper
-#: looked at: kohya has the same upper end, and the lower one keeps it finite where the last step is noise alone.
+#: Clamp for 1 / sqrt(SNR); the schedules of SD 1, 2 and XL run from 1,175 to 0.0047. kohya has the same upper limit.
+#: The lower one keeps the weight finite at zero terminal SNR.
 _LOWEST_SNR, _HIGHEST_SNR = 1e-3, 1e3
-#: Scales of pyramid noise, the finest included: kohya's `multires_noise_iterations` where it is not set.
+#: Scales of pyramid noise including the finest: the default of kohya's `multires_noise_iterations`.
 _PYRAMID_LEVELS = 6
 
 
 def check_objective(objective: Objective, prediction_type: str) -> None:
-    """Refuse what contradicts a base that says `epsilon`, `v_prediction` or `flow`; call it when the base is known.
+    """Check the objective against the base's prediction target: `epsilon`, `v_prediction` or `flow`.
 
     Raises:
-        BadSpecError: a setting has no meaning for this base, or one that nobody can want.
+        BadSpecError: a setting has no meaning for this base, or contradicts it.
     """
     if prediction_type == "flow":
         _check_flow(objective)
     elif prediction_type == "epsilon" and objective.zero_terminal_snr:
         raise BadSpecError(
-            "objective.zero_terminal_snr leaves no signal in the last step, and this base is asked for the noise.",
-            "Set objective.prediction to v_prediction, or leave zero_terminal_snr off.",
+            "objective.zero_terminal_snr leaves no signal in the last timestep, but this base predicts the noise.",
+            "Set objective.prediction to v_prediction, or turn zero_terminal_snr off.",
         )
     elif prediction_type == "v_prediction" and objective.debiased:
         raise BadSpecError(
-            "objective.debiased is a weight for bases that are asked for the noise, and this one is asked for the "
-            "velocity.",
-            "Set objective.snr_gamma to 5 instead, or leave debiased off.",
+            "objective.debiased is for bases that predict the noise, but this one predicts the velocity.",
+            "Set objective.snr_gamma to 5 instead, or turn debiased off.",
         )
 
 
@@ -52,12 +51,12 @@ def _check_flow(objective: Objective) -> None:
         if is_set:
             raise BadSpecError(
                 f"objective.{name} is for bases with a noise schedule; this one is a flow model, which has none.",
-                f"Leave objective.{name} away.",
+                f"Remove objective.{name}.",
             )
 
 
 def timestep_weight(snr_B: Tensor, prediction_type: str, objective: Objective) -> Tensor:
-    """What the loss of each timestep counts, [B]: 1, min-SNR-gamma or debiased estimation; always 1 for a flow.
+    """The loss weight of each timestep, [B]: 1, min-SNR-gamma or debiased estimation; always 1 for a flow.
 
     Min-SNR-gamma (Hang et al. 2023, arXiv:2303.09556, section 3.4): min(SNR, gamma) / SNR for the noise, and
     min(SNR, gamma) / (SNR + 1) for the velocity. Debiased (Yu et al. 2023, arXiv:2310.08442): 1 / sqrt(SNR).
@@ -75,7 +74,7 @@ def timestep_weight(snr_B: Tensor, prediction_type: str, objective: Objective) -
 
 
 def elementwise_loss(prediction_BCHW: Tensor, target_BCHW: Tensor, objective: Objective) -> Tensor:
-    """The loss of each latent pixel, of the same shape, in fp32; d is the difference, D `huber_delta`.
+    """The loss of each latent pixel, same shape, in fp32. d is the difference, D is `huber_delta`.
 
     mse: d². l1: |d|. huber: d² up to D and 2 D |d| - D² beyond, so that it meets mse as D grows (Huber 1964; torch's
     has half of it). smooth_l1: d² / 2 D up to D and |d| - D / 2 beyond, so that it meets l1 as D shrinks.
@@ -93,17 +92,17 @@ def elementwise_loss(prediction_BCHW: Tensor, target_BCHW: Tensor, objective: Ob
 
 
 def squared_error(prediction_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
-    """Squared error of each latent pixel, of the same shape, in fp32."""
+    """Squared error of each latent pixel, same shape, in fp32."""
     return F.mse_loss(prediction_BCHW.float(), target_BCHW.float(), reduction="none")
 
 
 def reduce_loss(loss_BCHW: Tensor, mask_B1HW: Tensor | None, floor: float) -> Tensor:
-    """The mean loss of each picture, [B], over all of it or, with a mask (0 to 1), over where that is.
+    """The mean loss of each image, [B], weighted by a mask from 0 to 1 if there is one.
 
-    A latent pixel counts mask * (1 - floor) + floor, and the sum is divided by what all of them count: a face that
-    fills a tenth of a picture teaches as much as a whole picture. OneTrainer offers that ("normalize masked area
-    loss"); kohya does not divide, so that small masks learn more slowly and losses cannot be compared. A mask of less
-    than one latent pixel is not blown up: it counts that little, and an empty one nothing.
+    A latent pixel's weight is mask * (1 - floor) + floor, and the sum is divided by the sum of weights: a face that
+    fills a tenth of an image contributes as much as a whole image. OneTrainer has this as "normalize masked area loss".
+    kohya does not divide, so small masks learn more slowly and losses are not comparable. The divisor is at least 1, so
+    a mask below one latent pixel contributes less, and an empty one nothing.
     """
     if mask_B1HW is None:
         return loss_BCHW.flatten(1).mean(1)
@@ -113,14 +112,14 @@ def reduce_loss(loss_BCHW: Tensor, mask_B1HW: Tensor | None, floor: float) -> Te
 
 
 def seeded_noise(shape: tuple[int, ...], seed: int) -> Tensor:
-    """Standard normal noise that is a function of the seed alone (drawn on the CPU, so alike on every device)."""
+    """Standard normal noise that depends on the seed only; drawn on the CPU, so equal for every device."""
     return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
 
 
 def noise_like(shape_CHW: tuple[int, ...], seed: int, objective: Objective) -> Tensor:
-    """The noise of one picture, [C, H, W]: `seeded_noise`, with an offset or coarser noise added where those are set.
+    """The noise of one image, [C, H, W]: `seeded_noise`, plus offset or pyramid noise if the objective has it.
 
-    Offset noise (Guttenberg, CrossLabs 2023): noise + offset * xi, with one standard normal xi for each channel.
+    Offset noise (Guttenberg, CrossLabs 2023): noise + offset * xi, with one standard normal xi per channel.
     """
     generator = torch.Generator("cpu").manual_seed(seed)
     noise_CHW = torch.randn(shape_CHW, generator=generator)
@@ -132,10 +131,10 @@ def noise_like(shape_CHW: tuple[int, ...], seed: int, objective: Objective) -> T
 
 
 def _pyramid(noise_CHW: Tensor, discount: float, generator: Generator) -> Tensor:
-    """Multi-resolution noise (Whitaker 2023), as kohya's `pyramid_noise_like` has it, brought back to unit deviation.
+    """Multi-resolution noise (Whitaker 2023) as in kohya's `pyramid_noise_like`, scaled to unit deviation.
 
-    Level i is noise at 1 / r^i of the size, with r drawn anew from 2 to 4, enlarged, times discount^i; level 0 adds to
-    the noise at full size.
+    Level i is noise at 1 / r^i of the size, r drawn per level from 2 to 4, upsampled, times discount^i. Level 0 has
+    full size and adds to the noise.
     """
     _, height, width = noise_CHW.shape
     total_CHW = noise_CHW
@@ -150,8 +149,8 @@ def _pyramid(noise_CHW: Tensor, discount: float, generator: Generator) -> Tensor
 
 
 def perturbed(noise_CHW: Tensor, seed: int, gamma: float) -> Tensor:
-    """The noise that the input gets, while the target keeps `noise` (Ning et al. 2023, arXiv:2301.11706, algorithm 1).
+    """Input perturbation (Ning et al. 2023, arXiv:2301.11706, algorithm 1): noise + gamma * xi for the input only.
 
-    noise + gamma * xi, with a standard normal xi that is a function of the seed.
+    The target keeps the unperturbed noise. xi is standard normal and depends on the seed only.
     """
     return noise_CHW + gamma * seeded_noise(tuple(noise_CHW.shape), derive_seed("input perturbation", seed))

@@ -1,0 +1,297 @@
+"""Encodes images, variants and captions once per dataset and base: latents and embeddings, cached and memory-mapped.
+
+A cache file is named by everything its content depends on (weights, images, sizes, captions). A second job with the
+same data and base reads it; any change makes another file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from math import lcm
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image as PILImage
+from torch import Tensor
+
+from trainer.dataset.buckets import Size, assign_buckets, default_step, fit_to_bucket
+from trainer.dataset.images.augment import METHOD_VERSION, make_variants, may_flip
+from trainer.dataset.images.decoding import open_for_bucket
+from trainer.dataset.split.mixing import Mixture
+from trainer.dataset.split.overlap import JobImage
+from trainer.models.base import LoadedBase
+from trainer.protocol.augmentation import Augmentation
+from trainer.protocol.report import Image, Split
+from trainer.protocol.settings import MixRole
+from trainer.protocol.spec import Spec
+from trainer.tasks.examples import Encoded, Examples, tag_orders, without_separator
+from trainer.tasks.pixels import encode_masks
+from trainer.tasks.tensor_cache import cache_key, cached
+
+#: Captions encoded per batch.
+_BATCH = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """Encodes images of dataset folders to latents, or reads them from the folders' caches."""
+
+    base: LoadedBase
+    device: torch.device
+    #: Identifies the weights that latents depend on.
+    fingerprint: str
+
+    def images(
+        self, dataset_dir: Path, images: Sequence[Image], sizes: Sequence[Size], tick: Callable[[], None]
+    ) -> list[Encoded]:
+        """Latents of each image, one row each; calls `tick` before encoding an image.
+
+        Raises:
+            DatasetError: an image is missing or damaged.
+        """
+        content = [[image.pixels_sha256, size] for image, size in zip(images, sizes, strict=True)]
+
+        def versions(image: Image, size: Size) -> Iterator[PILImage.Image]:
+            yield fit_to_bucket(_open(dataset_dir, image, size), size)
+
+        key = cache_key(self.fingerprint, [*content])
+        return self._of_each(dataset_dir, "latents", key, images, sizes, versions, tick, rows=1)
+
+    def variants(
+        self,
+        dataset_dir: Path,
+        images: Sequence[Image],
+        sizes: Sequence[Size],
+        augmentation: Augmentation,
+        seed: int,
+        tick: Callable[[], None],
+    ) -> list[Encoded]:
+        """Latents of each image's variants, `augmentation.variants` rows each.
+
+        Raises:
+            DatasetError: an image is missing or damaged.
+        """
+        content = [
+            [image.pixels_sha256, size, may_flip(augmentation, image.caption)]
+            for image, size in zip(images, sizes, strict=True)
+        ]
+        settings = augmentation.model_dump(mode="json")
+
+        def versions(image: Image, size: Size) -> Iterator[PILImage.Image]:
+            return variants_of(_open(dataset_dir, image, size), image, size, augmentation, seed)
+
+        key = cache_key(self.fingerprint, METHOD_VERSION, seed, [settings], [*content])
+        return self._of_each(dataset_dir, "variants", key, images, sizes, versions, tick, rows=augmentation.variants)
+
+    def _of_each(
+        self,
+        dataset_dir: Path,
+        name: str,
+        key: str,
+        images: Sequence[Image],
+        sizes: Sequence[Size],
+        versions: Callable[[Image, Size], Iterator[PILImage.Image]],
+        tick: Callable[[], None],
+        *,
+        rows: int,
+    ) -> list[Encoded]:
+        def compute() -> Mapping[str, Tensor]:
+            self.base.vae.to(self.device)
+            latents: dict[str, list[Tensor]] = {}
+            for image, size in zip(images, sizes, strict=True):
+                for version in versions(image, size):
+                    tick()
+                    latents.setdefault(_name_of(size), []).append(self._encode(version))
+            return {size: torch.stack(items) for size, items in latents.items()}
+
+        stored = cached(dataset_dir / "cache", name, key, compute)
+        return list(_rows_of(stored, sizes, rows))
+
+    @torch.no_grad()
+    def _encode(self, pil_image: PILImage.Image) -> Tensor:
+        """Latents of one image, scaled for the denoiser, [C, H, W]."""
+        pixels_HWC = np.asarray(pil_image, dtype=np.float32) / 127.5 - 1
+        pixels_1CHW = torch.from_numpy(pixels_HWC).permute(2, 0, 1)[None].to(self.device)
+        return self.base.encode_pixels(pixels_1CHW)[0].cpu()
+
+
+def variants_of(
+    pil_image: PILImage.Image, image: Image, size: Size, augmentation: Augmentation, seed: int
+) -> Iterator[PILImage.Image]:
+    """Draw the variants of an image at its bucket's size."""
+    content = image.pixels_sha256 or image.source
+    return make_variants(pil_image, size, augmentation, caption=image.caption, pixels_sha256=content, seed=seed)
+
+
+def _open(dataset_dir: Path, image: Image, size: Size) -> PILImage.Image:
+    assert image.path is not None, "a kept image has a file"
+    return open_for_bucket(dataset_dir, image.path, size)
+
+
+def _name_of(size: Size) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def _rows_of(stored: Mapping[str, Tensor], sizes: Sequence[Size], rows: int) -> Iterator[Encoded]:
+    """Find each image's rows: images of one size share a tensor, in order, with `rows` rows each."""
+    next_row: dict[Size, int] = {}
+    for size in sizes:
+        start = next_row.get(size, 0)
+        next_row[size] = start + rows
+        yield Encoded(stored=stored[_name_of(size)], rows=range(start, start + rows))
+
+
+@dataclass(kw_only=True)
+class CaptionEmbeddings:
+    """The embeddings of all captions of a job, on the CPU, memory-mapped."""
+
+    base: LoadedBase
+    #: The cache of the main dataset.
+    folder: Path
+    #: Identifies the weights that embeddings depend on.
+    fingerprint: str
+    device: torch.device
+    #: A text encoder is trained, so embeddings cannot be cached.
+    is_trained: bool
+    _known: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)
+
+    def add(self, captions: Iterable[str], progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Embed and cache captions that are new, and the empty caption; calls `progress(done, total)` per batch."""
+        texts = sorted({*captions, ""} - self._known.keys())
+        if self.is_trained or not texts:
+            return
+        key = cache_key(self.fingerprint, [*texts])
+        stored = cached(self.folder, "captions", key, lambda: self._embed_all(texts, progress))
+        for index, text in enumerate(texts):
+            self._known[text] = {name: tensor[index] for name, tensor in stored.items()}
+
+    def embed(self, captions: list[str]) -> Mapping[str, Tensor]:
+        """Embed captions on the device: `caption_BTD`, and `pooled_BD` if the base reads it."""
+        if self.is_trained:
+            return self.base.encode_text(captions)
+        self.add(captions)
+        rows = [self._known[caption] for caption in captions]
+        return {name: torch.stack([row[name] for row in rows]).to(self.device) for name in rows[0]}
+
+    @torch.no_grad()
+    def _embed_all(self, texts: list[str], progress: Callable[[int, int], None]) -> dict[str, Tensor]:
+        encoders = self.base.text_encoders.values()
+        for encoder in encoders:
+            encoder.to(self.device)
+        parts = []
+        for start in range(0, len(texts), _BATCH):
+            progress(start, len(texts))
+            parts.append(self.base.encode_text(texts[start : start + _BATCH]))
+        for encoder in encoders:
+            encoder.to("cpu")
+        return {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
+
+
+def encode_splits(
+    spec: Spec, mixture: Mixture, encoder: Encoder, resolution: int, progress: Callable[[int, int], None]
+) -> dict[Split, Examples]:
+    """Encode every split of a job at a resolution, or read it from the cache.
+
+    Calls `progress(done, total)` for images and variants; those in the cache do not count as done.
+
+    Raises:
+        DatasetError: an image is missing or damaged.
+        BadSpecError: the loss is masked, but no image has a mask.
+    """
+    members = mixture.members
+    sizes = _sizes(spec, members, resolution, encoder.base)
+    is_varied = [_is_varied(spec, mixture, member) for member in members]
+    originals, variants = _encode(spec, mixture, encoder, sizes, is_varied, progress)
+    captions = _captions(spec, mixture)
+    masks: Sequence[tuple[Tensor, ...] | None] = ()
+    if spec.objective.masked:
+        masks = encode_masks(
+            spec,
+            mixture,
+            sizes,
+            is_varied,
+            vae_scale=encoder.base.vae_scale,
+            tick=lambda: progress(len(members), len(members)),
+        )
+    by_split = {}
+    for split in Split:
+        chosen = [index for index, member in enumerate(members) if member.split is split]
+        by_split[split] = Examples(
+            members=tuple(members[i] for i in chosen),
+            sizes=tuple(sizes[i] for i in chosen),
+            caption_orders=tuple(captions[i] for i in chosen),
+            loss_weights=tuple(_loss_weight(spec, mixture, members[i]) for i in chosen),
+            originals=tuple(originals[i] for i in chosen),
+            variants=tuple(variants.get(i) for i in chosen),
+            masks=tuple(masks[i] for i in chosen) if masks else (),
+        )
+    return by_split
+
+
+def _sizes(spec: Spec, members: Sequence[JobImage], resolution: int, base: LoadedBase) -> tuple[Size, ...]:
+    # A transformer splits latents into patches, so sides must be multiples of the patch size.
+    patch = base.vae_scale * int(getattr(base.denoiser.config, "patch_size", None) or 1)
+    return tuple(
+        assign_buckets(
+            [(member.image.width or 0, member.image.height or 0) for member in members],
+            resolution,
+            lcm(patch, default_step(resolution, len(members))),
+            batch=min(spec.training.micro_batch_size or 4, spec.training.batch_size),
+        )
+    )
+
+
+def _captions(spec: Spec, mixture: Mixture) -> list[tuple[str, ...]]:
+    """The captions of each image; several orders for training images if tags are shuffled."""
+    members, training = mixture.members, spec.training
+    captions = [mixture.caption_of(member) for member in members]
+    unshuffled = [(without_separator(caption),) for caption in captions]
+    if not training.tag_shuffle:
+        return list(unshuffled)
+    trained = [index for index, member in enumerate(members) if member.split is Split.TRAIN]
+    orders = tag_orders([captions[index] for index in trained], training.keep_tags, training.seed)
+    by_index = dict(zip(trained, orders, strict=True))
+    return [by_index.get(index, caption) for index, caption in enumerate(unshuffled)]
+
+
+def _loss_weight(spec: Spec, mixture: Mixture, member: JobImage) -> float:
+    is_class_image = mixture.source_of(member).role is MixRole.REGULARIZATION
+    return spec.training.regularization_weight if is_class_image else 1.0
+
+
+def _is_varied(spec: Spec, mixture: Mixture, member: JobImage) -> bool:
+    """Whether an image is augmented: training images only, not validation, test or regularization images."""
+    is_trained = member.split is Split.TRAIN and mixture.source_of(member).role is MixRole.TRAIN
+    return spec.augmentation.is_on and is_trained
+
+
+def _encode(
+    spec: Spec,
+    mixture: Mixture,
+    encoder: Encoder,
+    sizes: Sequence[Size],
+    is_varied: Sequence[bool],
+    progress: Callable[[int, int], None],
+) -> tuple[dict[int, Encoded], dict[int, Encoded]]:
+    """Latents of all images, and of variants, by index; each dataset has its own cache."""
+    members, augmentation, seed = mixture.members, spec.augmentation, spec.training.seed
+    done, total = count(), len(members) + augmentation.variants * sum(is_varied)
+
+    def tick() -> None:
+        progress(next(done), total)
+
+    originals: dict[int, Encoded] = {}
+    variants: dict[int, Encoded] = {}
+    for number, source in enumerate(mixture.sources):
+        indices = [index for index, member in enumerate(members) if member.source == number]
+        varied = [index for index in indices if is_varied[index]]
+        images, image_sizes = [members[i].image for i in indices], [sizes[i] for i in indices]
+        originals |= zip(indices, encoder.images(source.folder, images, image_sizes, tick), strict=True)
+        if varied:
+            images, image_sizes = [members[i].image for i in varied], [sizes[i] for i in varied]
+            encoded = encoder.variants(source.folder, images, image_sizes, augmentation, seed, tick)
+            variants |= zip(varied, encoded, strict=True)
+    return originals, variants

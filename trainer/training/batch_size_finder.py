@@ -1,0 +1,172 @@
+"""Precision and micro-batch size for this machine, found by trial steps.
+
+The result is stored in the job folder (`memory_plan.json`), because a resumed run must use the same.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import platform
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from pydantic import Field, ValidationError
+
+from trainer.device import is_out_of_memory, peak_memory_bytes
+from trainer.errors import OutOfMemoryError
+from trainer.exchange.files import write_text
+from trainer.protocol.frozen import Frozen
+from trainer.protocol.settings import Precision, Training
+from trainer.protocol.text import _
+from trainer.tasks.examples import Examples, ImageView
+from trainer.tasks.task import Task
+
+MEMORY_PLAN_FILE = "memory_plan.json"
+#: No trial of bf16 on a CPU below this many weights: bf16 ran at 0.63 x the speed of fp32 on the tiny base, at 1.26 x
+#: with 90 million weights.
+MIN_TRIAL_WEIGHTS = 20_000_000
+#: Share of the free memory that a step may use; validation and samples need some, too.
+MEMORY_SHARE = 0.8
+#: More was not faster on a CPU.
+MAX_CPU_MICRO_BATCH = 4
+#: Steps per precision in the trial.
+_TRIAL_STEPS = 2
+
+
+class MemoryPlan(Frozen):
+    """Precision and micro-batch size of a job."""
+
+    precision: Precision
+    micro_batch_size: int = Field(ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One forward and backward pass without an optimizer step: `run(images, in_bf16)`."""
+
+    run: Callable[[int, bool], None]
+    device: torch.device
+
+
+def read_memory_plan(job_dir: Path) -> MemoryPlan | None:
+    """Return the plan of an earlier run of the job, or None."""
+    try:
+        return MemoryPlan.model_validate_json((job_dir / MEMORY_PLAN_FILE).read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def write_memory_plan(job_dir: Path, plan: MemoryPlan) -> None:
+    write_text(job_dir / MEMORY_PLAN_FILE, plan.model_dump_json() + "\n")
+
+
+def dry_run(task: Task, candidates: Iterable[Examples], images: int, *, in_bf16: bool) -> None:
+    """Run forward and backward on `images` copies of the largest image in `candidates`; discard the gradients."""
+    examples = max(candidates, key=lambda each: max(width * height for width, height in each.sizes))
+    largest = max(range(len(examples.sizes)), key=lambda index: examples.sizes[index][0] * examples.sizes[index][1])
+    precision = task.precision
+    if in_bf16:
+        task.precision = Precision.BF16
+    try:
+        task.train_mode(True)
+        loss_B = task.train_loss(examples, [ImageView(index=largest)] * images, list(range(images)))
+        torch.autograd.backward(loss_B.sum())
+    finally:
+        task.precision = precision
+        for _name, parameter in task.trained.named_parameters():
+            parameter.grad = None
+
+
+def find_precision(wanted: Precision, weights: int, trial: Trial) -> Precision:
+    """Return the wanted precision; for `auto` on a CPU, bf16 if a trial step is faster in it than in fp32."""
+    if wanted is not Precision.AUTO:
+        return wanted
+    if weights < MIN_TRIAL_WEIGHTS:
+        return Precision.FP32
+    return Precision.BF16 if _is_faster_in_bf16(trial) else Precision.FP32
+
+
+def cached_precision(folder: Path, task: Sequence[object], find: Callable[[], Precision]) -> Precision:
+    """Return the result of `find`, cached in `folder` for jobs that train the same on this machine."""
+    machine = (platform.processor(), torch.get_num_threads(), torch.__version__)
+    key = hashlib.sha256(repr((machine, *task)).encode()).hexdigest()[:32]
+    path = folder / f"precision-{key}.txt"
+    try:
+        return Precision(path.read_text(encoding="ascii"))
+    except (FileNotFoundError, ValueError):
+        found = find()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(path, found.value)
+    return found
+
+
+def find_micro_batch(training: Training, weights: int, largest: int, trial: Trial) -> int:
+    """Return the configured micro-batch size, or the largest one, up to the batch size, that fits into memory.
+
+    Args:
+        weights: Number of weights of the model.
+        largest: Number of images per epoch in the fullest bucket; a micro-batch cannot have more.
+
+    Raises:
+        OutOfMemoryError: Not even one image fits.
+    """
+    if training.micro_batch_size is not None:
+        return min(training.micro_batch_size, training.batch_size)
+    most = max(1, min(training.batch_size, largest))
+    if trial.device.type == "cuda":
+        return _largest_that_fits(most, trial)
+    most = min(most, MAX_CPU_MICRO_BATCH)
+    return most if most == 1 or weights < MIN_TRIAL_WEIGHTS else _estimate_by_one(most, trial)
+
+
+def _largest_that_fits(most: int, trial: Trial) -> int:
+    """On a GPU: halve until a step fits with 5 % to spare."""
+    size = most
+    while True:
+        try:
+            trial.run(size, False)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        else:
+            total = torch.cuda.get_device_properties(trial.device).total_memory
+            if size == 1 or torch.cuda.max_memory_reserved(trial.device) < 0.95 * total:
+                return size
+        if size == 1:
+            raise OutOfMemoryError(
+                _("Not even one image fits into the device's memory."),
+                _("Use a smaller training.resolution, or training.gradient_checkpointing."),
+            )
+        size = (size + 1) // 2
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(trial.device)
+
+
+def _estimate_by_one(most: int, trial: Trial) -> int:
+    """On a CPU, which swaps or is killed where a GPU refuses: measure one image and divide the free memory by it."""
+    free = psutil.virtual_memory().available
+    # Resident size, not the peak so far: if encoding peaked higher, the peak would hide what one image takes.
+    before = psutil.Process().memory_info().rss
+    trial.run(1, False)
+    one = max(1, peak_memory_bytes(trial.device) - before)
+    return max(1, min(most, int(MEMORY_SHARE * free / one)))
+
+
+def _is_faster_in_bf16(trial: Trial) -> bool:
+    """Compare the fastest of a few one-image steps in each precision, after one warm-up step each.
+
+    In CPU seconds: wall-clock time would depend on what else runs on the machine.
+    """
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    for _step in range(1 + _TRIAL_STEPS):
+        for in_bf16 in (True, False):
+            began = time.process_time()
+            trial.run(1, in_bf16)
+            seconds[in_bf16].append(time.process_time() - began)
+    return min(seconds[True][1:]) < min(seconds[False][1:])
