@@ -1,1 +1,1 @@
-"""Pictures for people: contact sheets and charts."""
+"""Reports for people: pages of datasets, jobs and studies, charts, contact sheets and galleries."""

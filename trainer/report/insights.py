@@ -1,5 +1,4 @@
-"""What a job found out about its model at the end, as `insight.json` in its folder: what it learnt by heart, what it
-forgot, and which pictures it never learnt."""
+"""The diagnostics of a trained model, `insight.json`: what it memorized, what it forgot, and what it never learned."""
 
 from __future__ import annotations
 
@@ -7,60 +6,57 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from trainer.exchange.files import write_text
+from trainer.protocol.frozen import Frozen
 
 INSIGHT_FILE = "insight.json"
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class NearPicture(_Frozen):
-    """A sample of the best epoch and the training picture that is nearest to it."""
+class NearImage(Frozen):
+    """A sample of the best epoch and the training image that is nearest to it."""
 
     prompt: str
     #: Paths relative to the job folder.
     sample: str
     thumbnail: str
-    #: The picture's number in its dataset's report, from 1, and the file it was handed in as.
+    #: The image's number in the report of its dataset, from 1, and the name of its file.
     number: int
     name: str
-    #: The dataset that it is of; empty where a job has one.
+    #: The dataset of the image; empty if the job has only one.
     dataset: str = ""
-    #: Whether a copy: as near-duplicates of a dataset are told.
+    #: True for a copy, by the rule for near duplicates of a dataset.
     is_same: bool
     is_mirrored: bool
     #: Largest mean difference of any 6x6 block of the 64x64 thumbnails, 0 to 255.
     difference: float
-    #: Distance of the 251-number features to the nearest training picture: unrelated pictures are about 2 apart.
+    #: Distance of the 251 features to the nearest training image; unrelated images are about 2 apart.
     distance: float
-    #: Cosine to the nearest training picture by the similarity model.
+    #: Cosine similarity to the nearest training image by the similarity model.
     similarity: float | None = None
-    #: The same of the base model's sample of this prompt and seed.
+    #: The same of the base model's sample with this prompt and seed.
     base_is_same: bool
     base_distance: float
     base_similarity: float | None = None
 
 
-class Memorization(_Frozen):
-    """How near the samples are to what was trained on."""
+class Memorization(Frozen):
+    """How near the samples are to the training images."""
 
     sentence: str
-    #: The samples above, the nearest training pictures below (PNG).
+    #: The samples above, the nearest training images below (PNG).
     sheet: str
-    pictures: tuple[NearPicture, ...]
+    images: tuple[NearImage, ...]
 
 
-class PromptLikeness(_Frozen):
-    """Cosine of samples and their prompts by CLIP, before and after, the mean over pictures."""
+class PromptLikeness(Frozen):
+    """Cosine similarity of samples and their prompts by CLIP, before and after, the mean over images."""
 
     before: float
     after: float
 
 
-class Forgetting(_Frozen):
-    """What became of pictures that have nothing to do with the data: same prompts and seeds, before and after."""
+class Forgetting(Frozen):
+    """How samples of prompts that are unrelated to the data changed, with the same prompts and seeds."""
 
     sentence: str
     #: The base model above, the trained one below (PNG).
@@ -68,52 +64,50 @@ class Forgetting(_Frozen):
     prompts: tuple[str, ...]
     #: Mean absolute difference of the pixels, as a share of their range.
     moved_pixels: float
-    #: Mean distance of the features, and what another seed makes of the base's; None with one picture a prompt.
+    #: Mean distance of the features, and the distance that another seed makes with the base model; None with one
+    #: image per prompt.
     moved_features: float
     another_seed: float | None
-    #: Mean feature distance to the nearest training picture, before and after.
+    #: Mean feature distance to the nearest training image, before and after.
     distance_before: float
     distance_after: float
     likeness: PromptLikeness | None = None
 
 
-class NeverLearnt(_Frozen):
-    """A training picture whose loss never fell while that of the others did."""
+class NeverLearned(Frozen):
+    """A training image whose loss never fell while the loss of the others did."""
 
     number: int
     name: str
     dataset: str = ""
     thumbnail: str
-    #: Loss over the base's, by epoch.
+    #: Loss over the base model's, by epoch.
     ratios: Mapping[int, float]
 
 
-class Insight(_Frozen):
-    """Everything; what could not be found out is None."""
+class Insight(Frozen):
+    """All diagnostics; None for those that could not be made."""
 
     version: Literal[1] = 1
     memorization: Memorization | None = None
     forgetting: Forgetting | None = None
-    #: Of samples and their prompts; only with a CLIP.
+    #: Of samples and their prompts; only with a CLIP model.
     likeness: PromptLikeness | None = None
-    never_learnt: tuple[NeverLearnt, ...] = ()
-    never_learnt_sentence: str = ""
-    #: The median ratio of the measured training pictures, by epoch.
+    never_learned: tuple[NeverLearned, ...] = ()
+    never_learned_sentence: str = ""
+    #: The median ratio of the measured training images, by epoch.
     usual_ratios: Mapping[int, float] = {}
-    #: What the similarities are of: folder of the model.
+    #: Folder of the similarity model.
     similarity_model: str = ""
 
 
 def write_insight(insight: Insight, job_dir: Path) -> Path:
-    """Write `insight.json` by rename, and return its path."""
-    path = job_dir / INSIGHT_FILE
-    part = path.with_suffix(".part")
-    part.write_text(insight.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
-    return path
+    """Write `insight.json` and return its path."""
+    write_text(job_dir / INSIGHT_FILE, insight.model_dump_json(indent=1) + "\n")
+    return job_dir / INSIGHT_FILE
 
 
 def read_insight(job_dir: Path) -> Insight:
-    """What was found out so far; an empty one where nothing was."""
+    """Read the diagnostics so far; empty if there are none."""
     path = job_dir / INSIGHT_FILE
     return Insight.model_validate_json(path.read_text(encoding="utf-8")) if path.exists() else Insight()

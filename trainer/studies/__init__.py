@@ -1,1 +1,1 @@
-"""Studies: several trainings of one job, run as processes, and what is learnt from them together."""
+"""Studies: several trainings of one job, planned step by step, and the results that they give together."""

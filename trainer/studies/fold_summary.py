@@ -1,4 +1,4 @@
-"""What k runs say together: the mean of their best ratios, how sure it is, and how long the final run should be."""
+"""The folds of a cross-validation together: their mean ratio, how sure it is, and the length of the final run."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 
-from trainer.studies.stories import Story
+from trainer.studies.run_history import RunHistory
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoldSummary:
-    """Of the folds that reached at least one epoch."""
+    """The folds together, of those that reached at least one epoch."""
 
     #: Best ratio and best epoch of each.
     ratios: tuple[float, ...]
     best_epochs: tuple[int, ...]
-    #: Folds whose last planned epoch was their best: it was still falling.
+    #: Folds whose last planned epoch was their best: the loss was still falling.
     still_falling: int
-    #: Mean over folds after each epoch, as far as all of them go.
+    #: Mean ratio over the folds after each epoch, up to the shortest fold.
     mean_curve: tuple[float, ...]
 
     @property
@@ -30,14 +30,14 @@ class FoldSummary:
     def interval(self) -> tuple[float, float] | None:
         """95 % interval of the mean ratio by Student's t, None with fewer than two folds.
 
-        The folds' training pictures overlap, so s / sqrt(k) is too small (Bengio & Grandvalet 2004, JMLR 5: there is no
+        The folds' training images overlap, so s / sqrt(k) is too small (Bengio & Grandvalet 2004, JMLR 5: there is no
         unbiased estimate). This takes the variance times 1/k + 1/(k - 1), as Nadeau & Bengio 2003 (Machine Learning 52)
         do for test and training sets of sizes 1 to k - 1.
         """
         folds = len(self.ratios)
         if folds < 2:
             return None
-        # Here, because it costs 0.2 s that only the end of a study needs.
+        # Imported here: it takes 0.2 s, and only the end of a study needs it.
         from scipy.special import stdtrit  # type: ignore[import-untyped]
 
         error = statistics.stdev(self.ratios) * sqrt(1 / folds + 1 / (folds - 1))
@@ -54,22 +54,20 @@ class FoldSummary:
 
     @property
     def final_epochs(self) -> int:
-        """Length of the run on all pictures; halves are rounded up."""
+        """Length of the run on all images; halves are rounded up."""
         return max(1, int(self.mean_best_epoch + 0.5))
 
 
-def summarize_folds(stories: Sequence[Story], planned_epochs: int) -> FoldSummary | None:
-    """The runs together; None where none of them ended an epoch."""
-    known = [(story, story.best) for story in stories]
-    bests = [(story, best) for story, best in known if best is not None]
+def summarize_folds(histories: Sequence[RunHistory], planned_epochs: int) -> FoldSummary | None:
+    """Summarize the runs of the folds; None if none of them completed an epoch."""
+    bests = [(history, best) for history in histories if (best := history.best) is not None]
     if not bests:
         return None
-    reach = min(story.last_epoch for story, _ in bests)
+    curves = [history.ratios for history, _ in bests]
     return FoldSummary(
         ratios=tuple(best.validation.ratio for _, best in bests),
         best_epochs=tuple(best.epoch for _, best in bests),
         still_falling=sum(best.epoch == planned_epochs for _, best in bests),
-        mean_curve=tuple(
-            statistics.fmean(story.epochs[place].validation.ratio for story, _ in bests) for place in range(reach)
-        ),
+        # The curves differ in length; zip ends with the shortest.
+        mean_curve=tuple(statistics.fmean(ratios) for ratios in zip(*curves, strict=False)),
     )

@@ -2,7 +2,7 @@
 const input = document.querySelector("#filter");
 if (input) {
   input.closest("form").hidden = false;
-  const tiles = [...document.querySelectorAll("#pictures .tile")];
+  const tiles = [...document.querySelectorAll("#images .tile")];
   const texts = tiles.map((tile) => tile.textContent.toLowerCase() + " " + tile.dataset.about.toLowerCase());
   input.addEventListener("input", () => {
     const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);

@@ -1,0 +1,297 @@
+"""The page of a training, `report.html` in its job folder, which opens from disk, runs no script and loads nothing.
+
+The template is given the spec, the events by kind and the diagnostics; what is here prepares what a template cannot.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from statistics import median
+from typing import Any, TypeVar
+
+from markupsafe import Markup
+
+from trainer.exchange.files import write_text
+from trainer.protocol.events import (
+    BaseValidated,
+    EpochEnded,
+    Event,
+    Exported,
+    ExportFormat,
+    Failed,
+    Finished,
+    Sampled,
+    StageBegan,
+    Started,
+    StepDone,
+    Stopped,
+    StoppedEarly,
+    TerminalEvent,
+    Tested,
+    ValidationLoss,
+    Warned,
+)
+from trainer.protocol.settings import MethodKind, SplitKind, TaskKind
+from trainer.protocol.spec import Spec
+from trainer.protocol.text import _, ngettext
+from trainer.report.insights import Insight, NeverLearned, read_insight
+from trainer.report.templating import render_html
+
+PAGE_NAME = "report.html"
+#: Ratios in each band of timesteps, drawn for the page.
+BANDS_CHART = "charts/bands.png"
+
+E = TypeVar("E", bound=Event)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangedSetting:
+    """A setting that is not at its default."""
+
+    name: str
+    value: str
+    default: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleStrip:
+    """The samples of one prompt and seed in all epochs."""
+
+    prompt: str
+    #: Epoch (0: the base model) and path.
+    frames: tuple[tuple[int, str], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RatioCurve:
+    """The ratios of an image that was never learned, and the median ones, as points of an SVG of 120 by 36."""
+
+    image: NeverLearned
+    own: str
+    usual: str
+    #: Height of ratio 1, the base model's loss.
+    base_y: float
+
+
+def write_run_page(job_dir: Path, spec: Spec, events: Sequence[Event]) -> Path:
+    """Write `report.html` of a job, also one that is running or failed, and return its path.
+
+    Images are linked by their paths in the folder. The chart of the bands of timesteps is drawn beside it.
+    """
+    ended = all_of(events, EpochEnded)
+    if ended and len(ended[0].validation.bands) > 1:
+        # matplotlib takes 0.4 s to load.
+        from trainer.report.charts import draw_bands_chart
+
+        title = _("Where it learned")
+        draw_bands_chart(job_dir / BANDS_CHART, ended, title=title, total_epochs=spec.training.epochs)
+    write_text(job_dir / PAGE_NAME, render_html("run.html.j2", **_page_values(job_dir, spec, events)))
+    return job_dir / PAGE_NAME
+
+
+def _page_values(job_dir: Path, spec: Spec, events: Sequence[Event]) -> dict[str, Any]:
+    last = events[-1] if events else None
+    ended, insight = all_of(events, EpochEnded), read_insight(job_dir)
+    finished, steps = last_of(events, Finished), all_of(events, StepDone)
+    return {
+        "spec": spec,
+        "is_classifier": spec.task is TaskKind.CLASSIFICATION,
+        "verdict": headline(spec, events),
+        "state": last.type if isinstance(last, TerminalEvent) else "running",
+        "ended": ended,
+        "best": best_of(ended) if ended else None,
+        "base": last_of(events, BaseValidated),
+        "tested": last_of(events, Tested),
+        "finished": finished,
+        "started": last_of(events, Started),
+        "starts": len(all_of(events, Started)),
+        "stages": all_of(events, StageBegan),
+        "exported": all_of(events, Exported),
+        "sheets": [event for event in all_of(events, Sampled) if event.sheet and (job_dir / event.sheet).is_file()],
+        "strips": _strips(all_of(events, Sampled)),
+        "warnings": tuple(dict.fromkeys(event.message for event in all_of(events, Warned))),
+        "metrics": tuple(dict.fromkeys(name for event in ended for name in event.metrics)),
+        # What was lost between runs does not count.
+        "seconds": finished.seconds if finished else sum(event.seconds for event in ended),
+        "comparison": finished.comparison if finished else "output/comparison.png",
+        "bands_chart": BANDS_CHART,
+        "steps_per_s": median(step.steps_per_s for step in steps) if steps else None,
+        "peak_memory": max((step.peak_memory_bytes for step in steps), default=0),
+        "insight": insight,
+        "curves": tuple(_curve(image, insight) for image in insight.never_learned),
+        "data": _read_data(job_dir),
+        "settings": tuple(changed_settings(spec)),
+        # ASCII: it keeps its line breaks and has no characters that affect the text around them.
+        "spec_json": Markup.escape(json.dumps(spec.model_dump(mode="json"), indent=2)),
+        "exists": lambda path: bool(path) and (job_dir / path).is_file(),
+        "interval": format_interval,
+        "readers_of": readers_of,
+        "how_to_load": how_to_load,
+    }
+
+
+def all_of(events: Sequence[Event], kind: type[E]) -> tuple[E, ...]:
+    """Return the events of one kind, in order."""
+    return tuple(event for event in events if isinstance(event, kind))
+
+
+def last_of(events: Sequence[Event], kind: type[E]) -> E | None:
+    """Return the last event of one kind, None if there is none."""
+    return next((event for event in reversed(events) if isinstance(event, kind)), None)
+
+
+def best_of(ended: Sequence[EpochEnded]) -> EpochEnded:
+    """Return the epoch whose weights are kept, of at least one."""
+    return next((event for event in ended if event.epoch == ended[-1].best_epoch), ended[-1])
+
+
+def headline(spec: Spec, events: Sequence[Event]) -> tuple[str, ...]:
+    """Return the outcome in one sentence, after a sentence about how the job ended unless it finished."""
+    ended = all_of(events, EpochEnded)
+    outcome = _outcome(spec, events, ended) if ended else _("No epoch is complete yet.")
+    match events[-1] if events else None:
+        case Finished():
+            return (outcome,)
+        case Failed() as failed:
+            return (_("It failed: {message} {hint}", message=failed.message, hint=failed.hint).strip(), outcome)
+        case Stopped(epoch=epoch, step=step, checkpoint=checkpoint):
+            sentence = (
+                _("It was stopped in epoch {epoch}, at step {step}; it continues from there when it runs again.")
+                if checkpoint
+                else _("It was stopped in epoch {epoch}, at step {step}; nothing was kept.")
+            )
+            return (sentence.format(epoch=epoch, step=step), outcome)
+        case _other:
+            return (_("It is still running; these are its results so far."), outcome)
+
+
+def _outcome(spec: Spec, events: Sequence[Event], ended: Sequence[EpochEnded]) -> str:
+    best, early, tested = best_of(ended), last_of(events, StoppedEarly), last_of(events, Tested)
+    total, done = spec.training.epochs, ended[-1].epoch
+    after = ngettext("After {n} epoch", "After {n} epochs", total)
+    if done < total:
+        after = _("After {done} of {total} epochs", done=done, total=total)
+        if early is not None:
+            reason = f"{early.reason[:1].lower()}{early.reason[1:].rstrip('.')}"
+            after = _("{after} (stopped early: {reason})", after=after, reason=reason)
+    is_trained_on_all = spec.split.kind is SplitKind.ALL
+    sentence = _(
+        "{after} {loss}{of_best} is {ratio:.2f} of the base model's{interval}",
+        after=after,
+        loss=_("the loss on training images") if is_trained_on_all else _("the validation loss"),
+        of_best="" if best.epoch == done else _(" of the best, epoch {epoch},", epoch=best.epoch),
+        ratio=best.validation.ratio,
+        interval=format_interval(best.validation),
+    )
+    if tested is not None:
+        ratio, interval = tested.test.ratio, format_interval(tested.test)
+        sentence += _("; on the test images {ratio:.2f}{interval}", ratio=ratio, interval=interval)
+        if "accuracy" in tested.metrics:
+            sentence += _(", with {share:.0%} of them classified correctly", share=tested.metrics["accuracy"])
+    return sentence + "."
+
+
+def format_interval(loss: ValidationLoss) -> str:
+    """Format the interval of a ratio: ` (95%: 0.58–0.64)`, with a space before it; empty if there is none."""
+    return f" (95%: {loss.ratio_low:.2f}–{loss.ratio_high:.2f})" if loss.ratio_low is not None else ""
+
+
+def changed_settings(spec: Spec) -> Iterator[ChangedSetting]:
+    """Return every setting that is not at its default, by its dotted name."""
+    defaults = Spec(dataset=spec.dataset).model_dump(mode="json")
+    for name, value, default in _differences(spec.model_dump(mode="json"), defaults, ""):
+        yield ChangedSetting(name=name, value=format_setting(value), default=format_setting(default))
+
+
+def _differences(values: Mapping[str, Any], defaults: Mapping[str, Any], group: str) -> Iterator[tuple[str, Any, Any]]:
+    for name, value in values.items():
+        default = defaults.get(name)
+        if isinstance(value, dict) and isinstance(default, dict) and default:
+            yield from _differences(value, default, f"{group}{name}.")
+        elif value != default:
+            yield f"{group}{name}", value, default
+
+
+def format_setting(value: Any) -> str:
+    """Format a value as it would be written after `--set`; a dash for none."""
+    if value is None or value in ("", [], {}):
+        return "–"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _strips(sampled: Sequence[Sampled]) -> tuple[SampleStrip, ...]:
+    """Group the samples by their index, which is one prompt and seed in every epoch."""
+    strips = []
+    for index in range(max((len(event.samples) for event in sampled), default=0)):
+        with_it = [event for event in sampled if index < len(event.samples)]
+        frames = tuple((event.epoch, event.samples[index].path) for event in with_it)
+        strips.append(SampleStrip(prompt=with_it[-1].samples[index].prompt, frames=frames))
+    return tuple(strips)
+
+
+def _curve(image: NeverLearned, insight: Insight) -> RatioCurve:
+    lines = [{0: 1.0, **image.ratios}, {0: 1.0, **insight.usual_ratios}]
+    ratios = [ratio for line in lines for ratio in line.values()]
+    low, high = min(ratios), max(ratios)
+    last = max((epoch for line in lines for epoch in line), default=1) or 1
+
+    def height(ratio: float) -> float:
+        return round(34 - 32 * (ratio - low) / max(high - low, 1e-6), 1)
+
+    own, usual = (
+        " ".join(f"{round(120 * epoch / last, 1)},{height(line[epoch])}" for epoch in sorted(line)) for line in lines
+    )
+    return RatioCurve(image=image, own=own, usual=usual, base_y=height(1.0))
+
+
+def _read_data(job_dir: Path) -> tuple[Mapping[str, Any], ...]:
+    path = job_dir / "data.json"
+    return tuple(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else ()
+
+
+def readers_of(kind: ExportFormat) -> str:
+    """Return the programs that read an exported file."""
+    match kind:
+        case ExportFormat.DIFFUSERS:
+            return "diffusers"
+        case ExportFormat.TRANSFORMERS:
+            return "transformers"
+        case ExportFormat.KOHYA | ExportFormat.EMBEDDING | ExportFormat.CHECKPOINT:
+            return "A1111, ComfyUI, Forge"
+
+
+def how_to_load(kind: ExportFormat, path: str, method: MethodKind) -> str:
+    """Return how to load an exported file: a line of Python, or its folder and what to write in the prompt.
+
+    Args:
+        kind: The format of the file.
+        path: Relative to the job folder.
+        method: How it was trained, which decides the call in diffusers.
+    """
+    file = PurePosixPath(path)
+    match kind:
+        case ExportFormat.KOHYA:
+            return _("into models/Lora, then <lora:{name}:1> in the prompt", name=file.stem)
+        case ExportFormat.EMBEDDING:
+            return _("into embeddings, then {name} in the prompt", name=file.stem)
+        case ExportFormat.CHECKPOINT:
+            return _("into models/Stable-diffusion, then choose it as the checkpoint")
+        case ExportFormat.TRANSFORMERS:
+            return f'AutoModelForImageClassification.from_pretrained("{path}")'
+        case ExportFormat.DIFFUSERS:
+            return _in_diffusers(path, file, method)
+
+
+def _in_diffusers(path: str, file: PurePosixPath, method: MethodKind) -> str:
+    if method in {MethodKind.LORA, MethodKind.DORA}:
+        return f'pipeline.load_lora_weights("{file.parent}", weight_name="{file.name}")'
+    if method is MethodKind.TEXTUAL_INVERSION:
+        return f'pipeline.load_textual_inversion("{path}")'
+    if method is MethodKind.FULL:
+        return f'DiffusionPipeline.from_pretrained("{path}")'
+    return f'PeftModel.from_pretrained(pipeline.unet, "{path}/unet")'

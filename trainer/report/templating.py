@@ -1,0 +1,108 @@
+"""Jinja environments of the pages, and what makes the text of strangers safe in them.
+
+File names, classes and captions are written by users: each value is sanitized and escaped on its way into a page,
+whatever the template does, and a policy in the page itself forbids all scripts but its own.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from trainer.protocol.text import _, duration, ngettext, size
+
+_MARKDOWN_SIGNS = re.compile(r"([\\`*_\[\]<>#|~&@$])")
+#: GitHub and Discord make links of bare addresses.
+_LINK = re.compile(r"(?i)(https?|ftp|mailto|xmpp)(?=:)|\bwww(?=\.)")
+#: They change the direction of all text that follows, even outside of the name that holds them.
+_DIRECTION_MARKS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def sanitize(text: object) -> str:
+    """Return any text as one line without characters that affect the text around it."""
+    line = " ".join(str(text).split())
+    return "".join("\ufffd" if c in _DIRECTION_MARKS or unicodedata.category(c) in {"Cc", "Cs"} else c for c in line)
+
+
+def escape_markdown(value: object) -> str:
+    """Return any value as text that Markdown shows as it is: no markup, link, table border or line break."""
+    if isinstance(value, Markup):
+        return str(value)
+    escaped = _MARKDOWN_SIGNS.sub(r"\\\1", sanitize(value))
+    # A backslash before the colon or the dot: the same text, and no longer an address.
+    return _LINK.sub(lambda match: f"{match.group()}\\", escaped)
+
+
+def code(text: object) -> Markup:
+    """Return a file name as Markdown code, fenced by more backticks than it holds."""
+    shown = sanitize(text)
+    fence = "`" * (max((len(run) for run in re.findall("`+", shown)), default=0) + 1)
+    pad = " " if "`" in shown[:1] + shown[-1:] else ""
+    return Markup(f"{fence}{pad}{shown}{pad}{fence}")
+
+
+def read_template_file(name: str) -> str:
+    """Return the text of a style sheet or script."""
+    return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
+
+
+@cache
+def html_template(name: str) -> Template:
+    """Load an HTML page whose values are sanitized and escaped."""
+    return _template(name, autoescape=True, finalize=_sanitize_strings)
+
+
+@cache
+def markdown_template(name: str) -> Template:
+    """Load a Markdown page whose values are sanitized and escaped."""
+    return _template(name, autoescape=False, finalize=escape_markdown)
+
+
+def render_html(name: str, **values: object) -> str:
+    """Render an HTML page with the style sheet that all of them share."""
+    return html_template(name).render(style=Markup(read_template_file("report.css")), **values)
+
+
+def _template(name: str, *, autoescape: bool, finalize: Callable[[object], object]) -> Template:
+    environment = Environment(
+        loader=PackageLoader("trainer.report"),
+        autoescape=autoescape,
+        finalize=finalize,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.globals.update(_=_, ngettext=ngettext)
+    environment.filters.update(
+        code=code,
+        duration=duration,
+        href=quote,
+        number=_number,
+        path=lambda path: Markup(quote(path)),
+        percent=_percent,
+        size=size,
+    )
+    return environment.get_template(name)
+
+
+def _sanitize_strings(value: object) -> object:
+    return value if isinstance(value, Markup) or not isinstance(value, str) else sanitize(value)
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}" if 0 < share < 0.0995 else f"{share:.0%}"
+
+
+def _number(value: float) -> str:
+    """Format a measure with as many digits as are meaningful: 0.027, 1.31, 26, 12,400."""
+    if value == round(value):
+        return f"{value:,.0f}"
+    return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.3g}"
