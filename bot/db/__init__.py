@@ -1,9 +1,20 @@
-"""The bot's SQLite database: opening, migrating, one writer at a time, and copies of it."""
+"""The bot's SQLite database and copies of it."""
 
 from bot.db.copies import Copy, back_up, copy_database, verify_copy
-from bot.db.database import Connection, Database, Row, open_db
-from bot.db.folder import DATABASE_FILE, hold_data_folder
-from bot.db.reading import integrity_of, open_to_read, schema_of
+from bot.db.database import (
+    DATABASE_FILE,
+    Connection,
+    Database,
+    Row,
+    hold_data_folder,
+    integrity_of,
+    open_db,
+    open_to_read,
+    put_setting,
+    read_setting,
+    schema_of,
+    write_setting,
+)
 
 __all__ = [
     "DATABASE_FILE",
@@ -17,6 +28,9 @@ __all__ = [
     "integrity_of",
     "open_db",
     "open_to_read",
+    "put_setting",
+    "read_setting",
     "schema_of",
     "verify_copy",
+    "write_setting",
 ]

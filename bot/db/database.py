@@ -1,21 +1,28 @@
-"""One writer connection and one reader: a transaction is BEGIN IMMEDIATE, and what it commits survives a power cut."""
+"""The bot's SQLite database: one writer connection, one reader, migrations, settings, and the lock of the data folder.
+
+A transaction is BEGIN IMMEDIATE, and survives a power cut once it is committed.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
+import os
 import re
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import aiosqlite
 
-from bot.crashing import crash_point
-from bot.errors import DatabaseDamaged, DatabaseUnwritable, SchemaTooNew
+from bot.bot_failpoints import failpoint
+from bot.errors import DatabaseDamaged, DatabaseUnreadable, DatabaseUnwritable, FolderInUse, SchemaTooNew, SchemaTooOld
+from trainer.protocol.text import _
 
 log = logging.getLogger(__name__)
 
@@ -25,17 +32,21 @@ Row = aiosqlite.Row
 #: A commit costs about 2 ms with FULL (0.01 ms with NORMAL, which may lose it in a power cut).
 _PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000", "foreign_keys=ON")
 
-#: Why a change cannot be written, by SQLite's primary result code. Each ends by itself once somebody mends the disk.
+#: Why nothing can be written, by SQLite's primary result code. Each ends once the disk is repaired.
 _UNWRITABLE = {
-    sqlite3.SQLITE_FULL: "the disk that holds the database is full",
-    sqlite3.SQLITE_READONLY: "the database is read-only",
-    sqlite3.SQLITE_IOERR: "the disk that holds the database gives errors",
-    sqlite3.SQLITE_CANTOPEN: "the files of the database cannot be opened for writing",
+    sqlite3.SQLITE_FULL: _("the disk that holds the database is full"),
+    sqlite3.SQLITE_READONLY: _("the database is read-only"),
+    sqlite3.SQLITE_IOERR: _("the disk that holds the database reports errors"),
+    sqlite3.SQLITE_CANTOPEN: _("the files of the database cannot be opened for writing"),
 }
+
+#: In the data folder.
+DATABASE_FILE = "darkroom.db"
+_LOCK_FILE = "bot.lock"
 
 
 class Database:
-    """An open database; made by `open_db`."""
+    """An open database; use `open_db`."""
 
     def __init__(self, *, path: Path, writer: Connection, reader: Connection) -> None:
         self.path = path
@@ -52,7 +63,7 @@ class Database:
         """BEGIN IMMEDIATE … COMMIT on the writer connection, one at a time; an exception rolls all of it back.
 
         Raises:
-            DatabaseUnwritable: the disk is full, read-only or broken; nothing was changed.
+            DatabaseUnwritable: The disk is full, read-only or broken; nothing was changed.
         """
         async with self._lock:
             self._after_commit = []
@@ -61,7 +72,7 @@ class Database:
                 yield self._writer
                 await self._writer.commit()
             except BaseException as error:
-                # Also when cancelled; does nothing where the commit had got through, or SQLite rolled back itself.
+                # Also on cancellation. No effect if the commit succeeded, or SQLite itself rolled back.
                 await self._writer.rollback()
                 if unwritable := _unwritable(self.path, error):
                     raise unwritable from error
@@ -76,11 +87,11 @@ class Database:
             self._after_commit.append(callback)
 
     async def all(self, sql: str, parameters: Iterable[Any] = ()) -> list[Row]:
-        """The rows of a query over what is committed."""
+        """Return the rows of a query; it sees what is committed."""
         return list(await self._reader.execute_fetchall(sql, parameters))
 
     async def one(self, sql: str, parameters: Iterable[Any] = ()) -> Row | None:
-        """The first row of a query over what is committed, None if it has none."""
+        """Return the first row of a query, or None; it sees what is committed."""
         return next(iter(await self.all(sql, parameters)), None)
 
     async def checkpoint(self) -> None:
@@ -89,10 +100,10 @@ class Database:
             await self._writer.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
 
     async def check(self) -> None:
-        """SQLite's own check of the whole file.
+        """Run SQLite's check of the whole file.
 
         Raises:
-            DatabaseDamaged: it found something.
+            DatabaseDamaged: It found a fault.
         """
         rows = await self.all("PRAGMA quick_check(1)")
         if rows[0][0] != "ok":
@@ -101,12 +112,12 @@ class Database:
 
 @asynccontextmanager
 async def open_db(path: Path) -> AsyncIterator[Database]:
-    """The database in `path`, made or migrated to this version's schema.
+    """Open the database in `path`; create it, or migrate it to this version's schema.
 
     Raises:
-        SchemaTooNew: a newer version wrote it; nothing is changed.
-        DatabaseDamaged: it is no (sound) SQLite database.
-        DatabaseUnwritable: its disk is full, read-only or broken.
+        SchemaTooNew: A newer version wrote it; nothing is changed.
+        DatabaseDamaged: It is not an intact SQLite database.
+        DatabaseUnwritable: Its disk is full, read-only or broken.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
@@ -126,8 +137,93 @@ async def open_db(path: Path) -> AsyncIterator[Database]:
         yield database
 
 
+@asynccontextmanager
+async def open_to_read(path: Path, *, any_schema: bool = False) -> AsyncIterator[Database]:
+    """Open the database in `path` for reading, on a connection of its own; a bot may be using it.
+
+    Args:
+        path: The database; it is neither created nor migrated.
+        any_schema: Accept one that an earlier version wrote.
+
+    Raises:
+        DatabaseUnreadable: There is none, or it cannot be opened.
+        SchemaTooNew, SchemaTooOld: Another version wrote it.
+        DatabaseDamaged: It is not an SQLite database.
+    """
+    if not await asyncio.to_thread(path.is_file):
+        raise DatabaseUnreadable(path=path, why="there is no such file")
+    try:
+        connection = await aiosqlite.connect(_uri(path), uri=True, isolation_level=None)
+    except aiosqlite.Error as error:
+        raise DatabaseUnreadable(path=path, why=str(error)) from error
+    try:
+        connection.row_factory = aiosqlite.Row
+        database = Database(path=path, writer=connection, reader=connection)
+        await _require_schema(database, any_schema=any_schema)
+        yield database
+    finally:
+        await connection.close()
+
+
+async def schema_of(db: Database) -> int:
+    """Return the schema version of a database."""
+    row = await db.one("PRAGMA user_version")
+    assert row is not None
+    return int(row[0])
+
+
+async def integrity_of(db: Database, *, is_thorough: bool = False) -> str:
+    """Return SQLite's finding about the whole file, "ok" if it is intact; thorough: indexes are compared too."""
+    try:
+        row = await db.one("PRAGMA integrity_check(1)" if is_thorough else "PRAGMA quick_check(1)")
+    except aiosqlite.DatabaseError as error:
+        return str(error)
+    assert row is not None
+    return str(row[0])
+
+
+async def read_setting(db: Database, name: str) -> str | None:
+    """Return the value of a setting; None if it was never written."""
+    row = await db.one("SELECT value FROM setting WHERE name = ?", (name,))
+    return str(row["value"]) if row else None
+
+
+async def write_setting(db: Database, name: str, value: str) -> None:
+    """Store a setting, replacing its value."""
+    async with db.transaction() as connection:
+        await put_setting(connection, name, value)
+
+
+async def put_setting(connection: Connection, name: str, value: str) -> None:
+    """As `write_setting`, in the caller's transaction."""
+    await connection.execute_fetchall(
+        "INSERT INTO setting (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+        (name, value),
+    )
+
+
+@contextmanager
+def hold_data_folder(data_dir: Path) -> Iterator[Path]:
+    """Create the data folder if it is missing, and lock it; the kernel drops the lock when the process dies.
+
+    Raises:
+        FolderInUse: Another bot holds the lock.
+    """
+    data_dir.mkdir(parents=True, exist_ok=True)
+    # Close-on-exec (Python's default): a trainer that outlives the bot must not hold the lock.
+    descriptor = os.open(data_dir / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FolderInUse(path=data_dir) from None
+        yield data_dir
+    finally:
+        os.close(descriptor)
+
+
 def migrations() -> list[str]:
-    """The schema's steps, in order: `migrations/0001_….sql` first."""
+    """Return the migrations in order: `migrations/0001_….sql` first."""
     folder = resources.files(__package__) / "migrations"
     files = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".sql")), key=lambda entry: entry.name)
     numbers = [int(file.name[:4]) for file in files]
@@ -136,15 +232,15 @@ def migrations() -> list[str]:
 
 
 def _unwritable(path: Path, error: BaseException) -> DatabaseUnwritable | None:
-    """What to say of an error of SQLite's, if it means that nothing can be written; None for any other."""
-    # The lower byte is the primary code; SQLITE_IOERR_WRITE and its like are extended ones.
+    """Return the error to raise if SQLite's error means that nothing can be written; else None."""
+    # The lower byte is the primary code; SQLITE_IOERR_WRITE, for example, is an extended one.
     code = getattr(error, "sqlite_errorcode", None)
     why = None if code is None else _UNWRITABLE.get(code & 0xFF)
     return None if why is None else DatabaseUnwritable(path=path, why=why)
 
 
 async def _connect(stack: AsyncExitStack, path: Path) -> Connection:
-    # No isolation level: the sqlite3 module then begins no transaction of its own.
+    # Without an isolation level, the sqlite3 module begins no transaction of its own.
     connection = await stack.enter_async_context(aiosqlite.connect(path, isolation_level=None))
     connection.row_factory = aiosqlite.Row
     for pragma in _PRAGMAS:
@@ -160,7 +256,7 @@ async def _migrate(connection: Connection, path: Path) -> None:
     for number, step in enumerate(steps[found:], start=found + 1):
         await connection.execute("BEGIN IMMEDIATE")
         try:
-            # Not executescript(): it commits what is open, and a half-made step would stay.
+            # Not executescript(): it commits the open transaction, so half a migration would remain.
             for statement in _statements(step):
                 await connection.execute(statement)
             await connection.execute(f"PRAGMA user_version={number}")
@@ -168,10 +264,30 @@ async def _migrate(connection: Connection, path: Path) -> None:
         except BaseException:
             await connection.rollback()
             raise
-        crash_point("migrated")
-        log.info("database %s is now of schema %d", path, number)
+        failpoint("migrated")
+        log.info("database %s migrated to schema %d", path, number)
 
 
 def _statements(script: str) -> list[str]:
-    """The statements of a migration; a `;` at the end of a line ends one (so write no trigger over several lines)."""
+    """Split a migration into statements; a `;` at the end of a line ends one (so no trigger over several lines)."""
     return [statement for statement in re.split(r";[ \t]*(?:\n|$)", script) if statement.strip()]
+
+
+async def _require_schema(db: Database, *, any_schema: bool) -> None:
+    try:
+        await db.all("PRAGMA busy_timeout=10000")
+        found, known = await schema_of(db), len(migrations())
+        # The header alone does not reveal a truncated file.
+        await db.one("SELECT COUNT(*) FROM sqlite_schema")
+    except aiosqlite.OperationalError as error:
+        raise DatabaseUnreadable(path=db.path, why=str(error)) from error
+    except aiosqlite.DatabaseError as error:
+        raise DatabaseDamaged(path=db.path, finding=str(error)) from error
+    if found > known:
+        raise SchemaTooNew(path=db.path, found=found, known=known)
+    if found < known and not any_schema:
+        raise SchemaTooOld(path=db.path, found=found, known=known)
+
+
+def _uri(path: Path) -> str:
+    return f"file:{quote(str(path.absolute()))}?mode=ro"

@@ -1,19 +1,18 @@
-"""What is to be told to people: stored with the change that causes it, sent in order, each message once."""
+"""Messages to users: stored with the change that causes them, sent in order, each once."""
 
-from bot.outbox.notice import Notice, NoticeKind
-from bot.outbox.post import MessageGone, Post, Render, SendLater, SendNever
-from bot.outbox.sender import Sender
-from bot.outbox.store import Outbox, marker
+from bot.outbox.notification import Notification, NotificationKind
+from bot.outbox.outbox import Outbox, marker
+from bot.outbox.sender import MessageGone, Render, Sender, SendLater, SendNever, Transport
 
 __all__ = [
     "MessageGone",
-    "Notice",
-    "NoticeKind",
+    "Notification",
+    "NotificationKind",
     "Outbox",
-    "Post",
     "Render",
     "SendLater",
     "SendNever",
     "Sender",
+    "Transport",
     "marker",
 ]

@@ -1,6 +1,7 @@
-"""Runs the queue: starts what may start, hears what runs, and settles what ended; it remembers nothing itself.
+"""The dispatcher: starts queued jobs, ingests the events of running ones, and settles those that ended.
 
-All that it knows stands in the database and in the job folders, so a bot that was killed anywhere goes on from there.
+It keeps no state of its own. The database and the job folders have everything, so a bot that was killed at any point
+continues from there.
 """
 
 from __future__ import annotations
@@ -8,34 +9,44 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import time
 from collections.abc import Awaitable, Callable
 
+from bot.bot_failpoints import failpoint
+from bot.clock import SYSTEM_CLOCK, Clock
 from bot.config import QueueSettings
-from bot.crashing import crash_point
-from bot.errors import DatabaseUnwritable, LaunchFailed, RunnerUnreachable
-from bot.queue.domain.admission import Gate
-from bot.queue.domain.job import State
-from bot.queue.liveness import Pulse
-from bot.queue.store.job_rows import Busy
+from bot.errors import DatabaseUnwritable, JobFolderUnwritable, LaunchFailed, RunnerUnreachable
+from bot.queue.domain.job import ActiveJob, State
+from bot.queue.liveness import LivenessMonitor
+from bot.queue.store.history import AuditReason
 from bot.queue.store.job_store import JobStore
-from bot.queue.store.queue_control import HaltKind
-from bot.runners import EventLines, Handle, Launch, Runner, Status
+from bot.queue.store.queue_control import Admission, PauseKind
+from bot.runners import Handle, Runner, RunStatus
+from trainer.exchange.attempt import read_heartbeat
+from trainer.exchange.event_file import EventBatch, read_events
+from trainer.exchange.job_dir import write_spec
 from trainer.protocol.events import Failed, Finished, Stopped
+from trainer.protocol.run_options import RunOptions
 
 log = logging.getLogger(__name__)
 
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 
 
-async def _no_studies(busy: Busy) -> None:
-    log.warning("#%d is a study, and nothing here runs studies", busy.job_id)
+async def _no_studies(job: ActiveJob) -> None:
+    log.warning("#%d is a study, and studies are not run here", job.id)
 
 
 class Dispatcher:
     """A plain service: `run()` in a task of its own, or `step()` by hand.
 
-    `gate` says whether trainings may start now (training windows); `advance` brings a study on.
+    Args:
+        store: The jobs.
+        runner: Starts and stops trainings.
+        settings: Poll interval, grace times, limits.
+        admission: Whether jobs may start now (training windows, disk space).
+        advance: Advances a running study; it must not wait for the trainer.
+        clock: Wall-clock time for grace times.
+        monitor: Detects hung processes.
     """
 
     def __init__(
@@ -44,23 +55,23 @@ class Dispatcher:
         runner: Runner,
         *,
         settings: QueueSettings | None = None,
-        gate: Callable[[], Gate] = lambda: Gate.OPEN,
-        advance: Callable[[Busy], Awaitable[None]] = _no_studies,
-        now: Callable[[], float] = time.time,
-        pulse: Pulse | None = None,
+        admission: Callable[[], Admission] = lambda: Admission.ALLOW,
+        advance: Callable[[ActiveJob], Awaitable[None]] = _no_studies,
+        clock: Clock = SYSTEM_CLOCK,
+        monitor: LivenessMonitor | None = None,
     ) -> None:
         self._store = store
-        self._runs = store.runs
+        self._attempts = store.attempts
         self._runner = runner
         self._settings = settings or QueueSettings()
-        self._gate = gate
+        self._admission = admission
         self._advance = advance
-        self._now = now
-        self._pulse = pulse or Pulse()
+        self._clock = clock
+        self._monitor = monitor or LivenessMonitor(clock=clock)
         self._stepping = asyncio.Lock()
 
     async def run(self) -> None:
-        """Work until cancelled; woken by every change of a state. Trainings go on without it."""
+        """Work until cancelled; each state change wakes it. Trainings continue without it."""
         while True:
             self._store.changed.clear()
             await self.step_safely()
@@ -71,141 +82,137 @@ class Dispatcher:
                 continue
 
     async def step_safely(self) -> None:
-        """As `step`; what goes wrong is logged, for the next one to try again."""
+        """As `step`; errors are logged, and the next step tries again."""
         try:
             await self.step()
         except Exception:
-            log.exception("the queue could not be worked on; trying again")
+            log.exception("the queue could not be processed; trying again")
 
     async def step(self) -> None:
-        """Look after every running job once, then start what there is room for."""
+        """Reconcile every running job once, then start queued jobs while slots are free."""
         async with self._stepping:
-            all_busy = await self._runs.busy()
-            self._pulse.forget_others({(busy.job_id, busy.attempt) for busy in all_busy})
-            for busy in all_busy:
-                await self._attend_safely(busy)
-            if await self._is_open():
-                while claimed := await self._runs.claim():
-                    await self._attend_safely(claimed)
+            active = await self._attempts.active()
+            self._monitor.retain({(job.id, job.attempt) for job in active})
+            for job in active:
+                await self._reconcile_safely(job)
+            if await self._may_start():
+                while claimed := await self._attempts.claim():
+                    await self._reconcile_safely(claimed)
 
-    async def _is_open(self) -> bool:
-        """Whether anything may start; what must not run any more is told to stop at its checkpoint."""
-        halt = await self._store.switch.read()
-        if halt is not None and halt.kind is HaltKind.DRAIN:
-            await self._store.requeue_all(by=halt.by, why=halt.why or "the machine is drained")
-        gate = self._gate()
-        if gate is Gate.EMPTY:
-            await self._store.requeue_all(by=None, why="the training window has closed")
-        return halt is None and gate is Gate.OPEN
+    async def _may_start(self) -> bool:
+        """Return whether jobs may start; on a drain, stop the running ones at a checkpoint."""
+        pause = await self._store.control.read()
+        if pause is not None and pause.kind is PauseKind.DRAIN:
+            await self._store.requeue_all(by=pause.by, why=pause.why or AuditReason.QUEUE_DRAINED)
+        admission = self._admission()
+        if admission is Admission.DRAIN:
+            await self._store.requeue_all(by=None, why=AuditReason.WINDOW_CLOSED)
+        return pause is None and admission is Admission.ALLOW
 
-    async def _attend_safely(self, busy: Busy) -> None:
+    async def _reconcile_safely(self, job: ActiveJob) -> None:
         try:
-            await self._attend(busy)
+            await self._reconcile(job)
         except (RunnerUnreachable, DatabaseUnwritable) as error:
-            log.warning("#%d: %s", busy.job_id, error)
+            log.warning("#%d: %s", job.id, error)
         except Exception:
-            log.exception("#%d could not be looked after; trying again", busy.job_id)
+            log.exception("#%d could not be reconciled; trying again", job.id)
 
-    async def _attend(self, busy: Busy) -> None:
-        if busy.is_study:
-            await self._advance(busy)
+    async def _reconcile(self, job: ActiveJob) -> None:
+        if job.is_study:
+            await self._advance(job)
             return
-        if busy.handle is None:
-            await self._launch(busy)
+        if job.handle is None:
+            await self._launch(job)
             return
-        # In this order: what a process that is gone has said is whole, and nothing of it is missed.
-        status = await self._runner.poll(busy.handle)
-        job_dir = self._store.job_dir(busy)
-        said = await self._runner.events(busy.handle, job_dir, busy.read_bytes)
-        crash_point("events_read")
-        if status in {Status.GONE, Status.CUT_OFF}:
-            await self._bury(busy, busy.handle, said, status)
+        # Poll before reading: once the process has exited, its event file is complete.
+        status = await self._runner.poll(job.handle)
+        batch = await asyncio.to_thread(read_events, self._store.job_dir(job), job.read_bytes)
+        failpoint("events_read")
+        if status in {RunStatus.EXITED, RunStatus.NODE_LOST}:
+            await self._finalize_exited(job, batch, status)
             return
-        word = said.lines[-1].event if said.lines else None
-        if isinstance(word, Finished | Stopped | Failed) and word.attempt in {0, busy.attempt}:
-            # It counts once the process has left: only then are the GPU and the folder's lock free.
-            said = EventLines(lines=said.lines[:-1], end=said.lines[-1].start)
-            await self._hurry(busy.handle, since=word.time)
-        elif busy.state is State.STOPPING:
-            await self._stop(busy, busy.handle)
-        elif status is Status.RUNNING:
-            await self._wake_the_dead(busy, busy.handle, said)
-        await self._ingest(busy, said)
+        last = batch.lines[-1].event if batch.lines else None
+        if isinstance(last, Finished | Stopped | Failed) and last.attempt in {0, job.attempt}:
+            # Hold the terminal event back until exit: the GPU and the folder's lock are still held.
+            batch = EventBatch(lines=batch.lines[:-1], end=batch.lines[-1].start)
+            await self._kill_after_grace(job.handle, since=last.time)
+        elif job.state is State.STOPPING:
+            await self._stop(job, job.handle)
+        elif status is RunStatus.RUNNING:
+            await self._kill_if_hung(job, job.handle, batch)
+        await self._ingest(job, batch)
 
-    async def _bury(self, busy: Busy, handle: Handle, said: EventLines, status: Status) -> None:
-        """Its process is gone: read all that it said, and settle."""
-        read = busy.read_bytes
-        while said.end > read:
-            await self._runs.ingest(busy.job_id, busy.attempt, [line.event for line in said.lines], said.end)
-            read = said.end
-            said = await self._runner.events(handle, self._store.job_dir(busy), read)
-        # No news if there was a last word.
-        await self._runs.lost(busy.job_id, busy.attempt, is_cut_off=status is Status.CUT_OFF)
+    async def _finalize_exited(self, job: ActiveJob, batch: EventBatch, status: RunStatus) -> None:
+        """Ingest the exited process's remaining events, then settle the attempt."""
+        read_bytes = job.read_bytes
+        while batch.end > read_bytes:
+            await self._attempts.ingest(job.id, job.attempt, [line.event for line in batch.lines], batch.end)
+            read_bytes = batch.end
+            batch = await asyncio.to_thread(read_events, self._store.job_dir(job), read_bytes)
+        # No effect if a terminal event was ingested.
+        await self._attempts.lost(job.id, job.attempt, is_node_lost=status is RunStatus.NODE_LOST)
 
-    async def _launch(self, busy: Busy) -> None:
-        job = await self._store.get(busy.job_id)
-        job_dir = self._store.job_dir(busy)
-        launch = Launch(
+    async def _launch(self, job: ActiveJob) -> None:
+        job_dir = self._store.job_dir(job)
+        options = RunOptions(
             job_id=job.id,
-            attempt=busy.attempt,
+            attempt=job.attempt,
             job_dir=job_dir,
-            finish=busy.is_finishing,
-            gpus=busy.gpus if busy.devices else 0,
-            devices=busy.devices,
-            micro_batch=busy.micro_batch,
+            finish=job.is_finishing,
+            gpus=job.gpus if job.devices else 0,
+            devices=job.devices,
+            micro_batch=job.micro_batch,
         )
         try:
             if not (job_dir / "spec.json").exists():
-                await asyncio.to_thread(job.spec.write, job_dir)
-            crash_point("spec_written")
-            handle = await self._runner.launch(launch)
-            crash_point("launched")
-        except (LaunchFailed, OSError) as error:
+                await asyncio.to_thread(write_spec, job_dir, job.spec)
+            failpoint("spec_written")
+            handle = await self._runner.launch(options)
+            failpoint("launched")
+        except OSError as error:
             log.warning("#%d could not be started: %s", job.id, error)
-            if isinstance(error, OSError) and error.errno in _NO_ROOM:
-                # No fault of the job's: it keeps its slot, and is started once there is room.
-                return
-            why = (
-                str(error)
-                if isinstance(error, LaunchFailed)
-                else f"The folder of #{job.id} could not be written ({error.strerror})."
-            )
-            await self._runs.lost(job.id, busy.attempt, why)
-            return
-        await self._runs.started(job.id, busy.attempt, handle)
-        crash_point("handle_stored")
-
-    async def _ingest(self, busy: Busy, said: EventLines) -> None:
-        if said.end > busy.read_bytes:
-            await self._runs.ingest(busy.job_id, busy.attempt, [line.event for line in said.lines], said.end)
-
-    async def _stop(self, busy: Busy, handle: Handle) -> None:
-        if busy.stop_sent_at is None:
-            # First the signal: a bot that dies in between sends it twice, rather than never.
-            await self._runner.stop(handle)
-            crash_point("stop_signalled")
-            await self._runs.stop_sent(busy.job_id, busy.attempt)
-            crash_point("stop_noted")
+            # A full disk is not the job's fault: it keeps its slot, and starts once there is room.
+            if error.errno not in _NO_SPACE:
+                refused = JobFolderUnwritable(job_id=job.id, why=error.strerror or str(error))
+                await self._attempts.lost(job.id, job.attempt, launch_error=str(refused))
+        except LaunchFailed as error:
+            log.warning("#%d could not be started: %s", job.id, error)
+            await self._attempts.lost(job.id, job.attempt, launch_error=str(error))
         else:
-            await self._hurry(handle, since=busy.stop_sent_at)
+            await self._attempts.set_handle(job.id, job.attempt, handle)
+            failpoint("handle_stored")
 
-    async def _hurry(self, handle: Handle, *, since: float) -> None:
-        # abs: a clock that was set back must not give a process for ever. One that was set forward ends it early, and
-        # the job goes on from its checkpoint.
-        if abs(self._now() - since) > self._settings.stop_grace_s:
+    async def _ingest(self, job: ActiveJob, batch: EventBatch) -> None:
+        if batch.end > job.read_bytes:
+            await self._attempts.ingest(job.id, job.attempt, [line.event for line in batch.lines], batch.end)
+
+    async def _stop(self, job: ActiveJob, handle: Handle) -> None:
+        if job.stop_sent_at is None:
+            # The signal first: a bot that dies in between sends it twice, rather than never.
+            await self._runner.stop(handle)
+            failpoint("stop_signalled")
+            await self._attempts.mark_stop_sent(job.id, job.attempt)
+            failpoint("stop_recorded")
+        else:
+            await self._kill_after_grace(handle, since=job.stop_sent_at)
+
+    async def _kill_after_grace(self, handle: Handle, *, since: float) -> None:
+        # abs(): a clock that was set back must not extend the grace forever. One that was set forward ends it early,
+        # and the job continues from its checkpoint.
+        if abs(self._clock.time() - since) > self._settings.stop_grace_s:
             await self._runner.kill(handle)
 
-    async def _wake_the_dead(self, busy: Busy, handle: Handle, said: EventLines) -> None:
-        """Kill a process that lives and does not get on (stopped, or stuck in a driver): its job goes on in another."""
-        if busy.stop_sent_at is not None:
-            # It was to be killed before, and is still there.
+    async def _kill_if_hung(self, job: ActiveJob, handle: Handle, batch: EventBatch) -> None:
+        """Kill a hung process (stopped, or stuck in a driver); the job is requeued."""
+        if job.stop_sent_at is not None:
+            # An earlier kill had no effect yet.
             await self._runner.kill(handle)
             return
-        beat = await self._runner.last_beat(handle, self._store.job_dir(busy))
-        why = self._pulse.why_kill(busy, self._settings, beat=beat, end=said.end)
-        if why is None:
+        heartbeat = await asyncio.to_thread(read_heartbeat, self._store.job_dir(job))
+        reason = self._monitor.hang_of(job, self._settings, heartbeat=heartbeat, end=batch.end)
+        if reason is None:
             return
-        log.warning("#%d is killed, to go on: %s", busy.job_id, why)
-        # Written down first: a bot that ends in between leaves the kill, and its reason, to the next one.
-        await self._runs.to_be_killed(busy.job_id, busy.attempt, why)
+        log.warning("#%d is killed: %s for %.0f s", job.id, reason.kind, reason.stalled_for_s)
+        # Recorded first: a bot that dies in between leaves the kill, and its reason, to the next one.
+        await self._attempts.mark_killed(job.id, job.attempt, reason)
         await self._runner.kill(handle)

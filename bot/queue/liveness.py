@@ -1,91 +1,91 @@
-"""How long processes have given no sign of life, or said no word, by a clock that nobody can set."""
+"""Detects hung trainings: how long their heartbeat or their events have not changed, by the monotonic clock."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 
+from bot.clock import SYSTEM_CLOCK, Clock
 from bot.config import QueueSettings
-from bot.queue.store.job_rows import Busy
+from bot.queue.domain.job import ActiveJob, EndReason, EndReasonKind
 
-#: Longest time between two looks that counts: a bot that slept itself (SIGSTOP, a closed laptop) has seen nothing.
-MAX_LOOK_S = 10.0
-#: A process that has given no sign of life yet gets so many times as long as one that gave some.
-_PATIENCE_BEFORE_FIRST_BEAT = 6
-#: As a process that loads its model, from a hub perhaps, over one that works.
+#: Longest time between two polls that counts: a bot that was itself suspended (SIGSTOP, a closed laptop) saw nothing.
+MAX_POLL_S = 10.0
+#: Factor on the time limit before the first heartbeat.
+_PATIENCE_BEFORE_FIRST_HEARTBEAT = 6
+#: Factor on the time limit while the model loads, perhaps from a hub.
 _PATIENCE_WHILE_LOADING = 4
 
 
-class Sign(StrEnum):
-    """What a process that is well changes again and again."""
+class Signal(StrEnum):
+    """A value that a healthy process keeps changing."""
 
-    #: Its heartbeat: a thread of its own gives it.
-    BEAT = "beat"
-    #: The end of its events: only work that goes on moves it.
-    WORD = "word"
+    #: The modification time of its heartbeat, which a thread of its own updates.
+    HEARTBEAT = "heartbeat"
+    #: The end of its event file, which only advances with the work.
+    PROGRESS = "progress"
 
 
 @dataclass(kw_only=True)
 class _Watched:
     value: float
-    looked_at: float
-    still_s: float = 0.0
+    polled_at: float
+    stalled_for_s: float = 0.0
 
 
-class Pulse:
-    """Sums up the time over which a sign did not change, look by look.
+class LivenessMonitor:
+    """Accumulates, poll by poll, how long a signal has not changed.
 
-    Signs are only compared with each other, never with the time of day: a clock that jumps kills nothing.
+    It uses the monotonic clock only, so wall-clock jumps never cause a kill.
     """
 
-    def __init__(self, *, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._monotonic = monotonic
-        self._watched: dict[tuple[int, int, Sign], _Watched] = {}
+    def __init__(self, *, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._clock = clock
+        self._watched: dict[tuple[int, int, Signal], _Watched] = {}
 
-    def still_s(self, busy: Busy, sign: Sign, value: float) -> float:
-        """Seconds for which we have watched this very value."""
-        now, key = self._monotonic(), (busy.job_id, busy.attempt, sign)
-        known = self._watched.get(key)
-        if known is None or known.value != value:
-            self._watched[key] = _Watched(value=value, looked_at=now)
+    def stalled_for_s(self, job: ActiveJob, signal: Signal, value: float) -> float:
+        """Return for how many seconds polls have seen this same value."""
+        now, key = self._clock.monotonic(), (job.id, job.attempt, signal)
+        watched = self._watched.get(key)
+        if watched is None or watched.value != value:
+            self._watched[key] = _Watched(value=value, polled_at=now)
             return 0.0
-        known.still_s += min(now - known.looked_at, MAX_LOOK_S)
-        known.looked_at = now
-        return known.still_s
+        watched.stalled_for_s += min(now - watched.polled_at, MAX_POLL_S)
+        watched.polled_at = now
+        return watched.stalled_for_s
 
-    def why_kill(self, busy: Busy, settings: QueueSettings, *, beat: float | None, end: int) -> str | None:
-        """Why a process should be killed that runs and is to go on, None if it should not.
+    def hang_of(
+        self, job: ActiveJob, settings: QueueSettings, *, heartbeat: float | None, end: int
+    ) -> EndReason | None:
+        """Return why a running process should be killed; None if it should not.
 
-        `beat` is its last sign of life, None while there was none; `end` the byte up to which it has spoken.
+        Args:
+            job: The job.
+            settings: The time limits.
+            heartbeat: The last heartbeat; None: there was none yet (it may be loading, or stopped).
+            end: The byte up to which its event file was read.
         """
-        beat_limit_s = settings.heartbeat_timeout_s * (_PATIENCE_BEFORE_FIRST_BEAT if beat is None else 1)
-        # None: it may be fetching its dataset from a store; it may also be stopped.
-        silent_s = self.still_s(busy, Sign.BEAT, 0.0 if beat is None else beat)
-        mute_s = self.still_s(busy, Sign.WORD, end)
-        if silent_s > beat_limit_s:
-            return f"it gave no sign of life for {_in_words(beat_limit_s)}"
-        word_limit_s = hang_limit_s(busy, settings)
-        if beat is not None and word_limit_s is not None and mute_s > word_limit_s:
-            return f"it hung: no word for {_in_words(word_limit_s)} although its process lived"
+        heartbeat_limit_s = settings.heartbeat_timeout_s
+        if heartbeat is None:
+            heartbeat_limit_s *= _PATIENCE_BEFORE_FIRST_HEARTBEAT
+        # Both are polled each time.
+        silent_s = self.stalled_for_s(job, Signal.HEARTBEAT, 0.0 if heartbeat is None else heartbeat)
+        stalled_s = self.stalled_for_s(job, Signal.PROGRESS, end)
+        if silent_s > heartbeat_limit_s:
+            return EndReason(kind=EndReasonKind.NO_HEARTBEAT, stalled_for_s=heartbeat_limit_s)
+        progress_limit_s = hang_limit_s(job, settings)
+        if heartbeat is not None and progress_limit_s is not None and stalled_s > progress_limit_s:
+            return EndReason(kind=EndReasonKind.NO_PROGRESS, stalled_for_s=progress_limit_s)
         return None
 
-    def forget_others(self, busy: set[tuple[int, int]]) -> None:
-        """Drop what is no longer watched: all but these jobs and attempts."""
-        self._watched = {key: value for key, value in self._watched.items() if key[:2] in busy}
+    def retain(self, jobs: Collection[tuple[int, int]]) -> None:
+        """Forget all but these jobs and attempts."""
+        self._watched = {key: value for key, value in self._watched.items() if key[:2] in jobs}
 
 
-def hang_limit_s(busy: Busy, settings: QueueSettings) -> float | None:
-    """For how long a process that lives may say nothing; None: for ever."""
+def hang_limit_s(job: ActiveJob, settings: QueueSettings) -> float | None:
+    """Return how long a live process may send no event; None: any time."""
     if not settings.hang_timeout_s:
         return None
-    return settings.hang_timeout_s * (_PATIENCE_WHILE_LOADING if busy.is_loading else 1)
-
-
-def _in_words(seconds: float) -> str:
-    """`30 s`, `10 min`, `4 h`."""
-    for unit, length_s in (("h", 3600), ("min", 60)):
-        if seconds >= length_s and seconds % length_s == 0:
-            return f"{seconds / length_s:.0f} {unit}"
-    return f"{seconds:.0f} s"
+    return settings.hang_timeout_s * (_PATIENCE_WHILE_LOADING if job.is_loading else 1)

@@ -1,30 +1,51 @@
-"""What a job is to the bot: a frozen value, its states, and the one table of legal moves."""
+"""The job: one frozen record, its states, and the one table of legal transitions."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
+from functools import lru_cache
 
-from trainer.protocol.events import BaseValidated, EpochEnded, Event, Phase, StepDone
+from bot.db import Row
+from bot.runners import Handle
+from trainer.protocol.events import (
+    BaseValidated,
+    EpochEnded,
+    Event,
+    Failed,
+    Finished,
+    Phase,
+    PhaseBegan,
+    Started,
+    StepDone,
+    Stopped,
+    TerminalEvent,
+    parse_event,
+)
+from trainer.protocol.frozen import Frozen
 from trainer.protocol.spec import Spec
+from trainer.protocol.study import StudyRequest
 
 
 class State(StrEnum):
-    """Where a job stands; the last four are ends."""
+    """The state of a job; the last four are ends."""
 
-    #: Asked for, its dataset shown; nobody has said that it may be queued.
+    #: Requested, and its dataset shown; the owner has not confirmed it.
     DRAFT = "draft"
     QUEUED = "queued"
-    #: It has its slots; the trainer starts, loads and encodes.
+    #: It holds its slots; the trainer starts, loads and encodes.
     PREPARING = "preparing"
     RUNNING = "running"
-    #: Told to stop; the trainer saves its checkpoint. `Job.stop_intent` says what follows.
+    #: Asked to stop; the trainer saves its checkpoint. `Job.stop_intent` is what follows.
     STOPPING = "stopping"
-    #: Stopped at a checkpoint, its slots are free; goes on when somebody says so.
+    #: Stopped at a checkpoint, without slots, until a user resumes it.
     PAUSED = "paused"
     SUCCEEDED = "succeeded"
-    #: A person ended the training early; its best epoch was tested and exported.
+    #: A user ended the training early; its best epoch was tested and exported.
     STOPPED = "stopped"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -35,15 +56,15 @@ class State(StrEnum):
 
     @property
     def is_active(self) -> bool:
-        """Whether it holds slots."""
+        """True if it holds slots."""
         return self in ACTIVE
 
 
-#: Every legal move. The store changes a state only along it, in one guarded UPDATE (docs/reliability.md).
-MOVES: dict[State, frozenset[State]] = {
+#: Every legal transition. The store changes a state only along it, in one guarded UPDATE (docs/reliability.md).
+TRANSITIONS: dict[State, frozenset[State]] = {
     State.DRAFT: frozenset({State.QUEUED, State.CANCELLED}),
     State.QUEUED: frozenset({State.PREPARING, State.PAUSED, State.CANCELLED}),
-    # Back to queued: the process was lost, or failed in a way that another start may mend.
+    # Back to queued: the process was lost, or failed in a way that another attempt may overcome.
     State.PREPARING: frozenset(
         {State.RUNNING, State.QUEUED, State.STOPPING, State.SUCCEEDED, State.STOPPED, State.FAILED}
     ),
@@ -54,7 +75,7 @@ MOVES: dict[State, frozenset[State]] = {
     State.PAUSED: frozenset({State.QUEUED, State.CANCELLED}),
     State.SUCCEEDED: frozenset(),
     State.STOPPED: frozenset(),
-    # A person's Retry: the same job goes on from its checkpoint, in its next round.
+    # A user's Retry: the same job continues from its checkpoint, in its next round.
     State.FAILED: frozenset({State.QUEUED}),
     State.CANCELLED: frozenset({State.QUEUED}),
 }
@@ -62,122 +83,344 @@ MOVES: dict[State, frozenset[State]] = {
 ENDS = frozenset({State.SUCCEEDED, State.STOPPED, State.FAILED, State.CANCELLED})
 #: States that hold slots.
 ACTIVE = frozenset({State.PREPARING, State.RUNNING, State.STOPPING})
-#: States in which a job will go on by itself or by a person's word.
+#: States from which a job continues, by itself or when a user resumes it.
 LIVING = ACTIVE | {State.QUEUED, State.PAUSED}
 
 
 class StopIntent(StrEnum):
-    """What was wanted when a running job was stopped."""
+    """What follows when a running job has stopped."""
 
     CANCEL = "cancel"
-    #: End the training here; test and export the best checkpoint (`trainer run --finish`).
+    #: End the training; test and export the best checkpoint (`trainer run --finish`).
     KEEP_BEST = "keep_best"
-    #: Free the GPU; go on when somebody says so.
+    #: Free the GPU until a user resumes the job.
     PAUSE = "pause"
-    #: Free the GPU and wait at the front of the line: the machine is drained, or a training window closes.
+    #: Free the GPU and wait at the front of the queue: the machine is drained, or a training window closes.
     REQUEUE = "requeue"
 
 
 class Priority(IntEnum):
-    """What goes first; within one, people take turns."""
+    """Queue priority; within a priority, owners are served round-robin."""
 
     LOW = -1
     NORMAL = 0
     HIGH = 1
 
 
+class Progress(Frozen):
+    """The progress of a job, folded from its events as they are ingested."""
+
+    #: What the trainer is doing; None before its first `phase_began`.
+    phase: Phase | None = None
+    #: Optimizer steps of the whole training; 0 before the trainer has planned it.
+    total_steps: int = 0
+    #: Images in memory at once, as the newest attempt found; 0 before that.
+    micro_batch_size: int = 0
+    base: BaseValidated | None = None
+    #: The newest step. Stored in a column of its own: it changes every second.
+    step: StepDone | None = None
+    #: Every ended epoch, in order; without the loss per timestep band, which would make it large.
+    epochs: tuple[EpochEnded, ...] = ()
+
+    @property
+    def epoch(self) -> EpochEnded | None:
+        """The newest ended epoch."""
+        return self.epochs[-1] if self.epochs else None
+
+    @property
+    def kept_epoch(self) -> int:
+        """The newest epoch that is in a checkpoint; 0: none."""
+        return self.epochs[-1].epoch if self.epochs else 0
+
+    def after(self, event: Event) -> Progress:
+        """Return the progress after one more event."""
+        match event:
+            case Started():
+                changes: dict[str, object] = {
+                    "phase": None,
+                    "total_steps": event.total_steps,
+                    "micro_batch_size": event.micro_batch_size,
+                }
+            case PhaseBegan():
+                changes = {"phase": event.phase}
+            case BaseValidated():
+                changes = {"base": event}
+            case StepDone():
+                changes = {"step": event}
+            case EpochEnded():
+                changes = {"epochs": self._with_epoch(event)}
+            case _:
+                return self
+        return self.model_copy(update=changes)
+
+    def _with_epoch(self, ended: EpochEnded) -> tuple[EpochEnded, ...]:
+        slim = ended.model_copy(update={"validation": ended.validation.model_copy(update={"bands": ()})})
+        # An epoch that is repeated after a loss replaces the earlier one.
+        others = [epoch for epoch in self.epochs if epoch.epoch != ended.epoch]
+        return tuple(sorted([*others, slim], key=lambda epoch: epoch.epoch))
+
+
+class EndReasonKind(StrEnum):
+    """Why an attempt ended, or why its job ended as it did."""
+
+    #: The process exited without a terminal event.
+    PROCESS_DIED = "process_died"
+    #: Its machine went down.
+    NODE_LOST = "node_lost"
+    #: Killed: no heartbeat for `stalled_for_s`.
+    NO_HEARTBEAT = "no_heartbeat"
+    #: Killed: heartbeats, but no event for `stalled_for_s`.
+    NO_PROGRESS = "no_progress"
+    #: No process could be started; `message` is the error's sentence.
+    LAUNCH_FAILED = "launch_failed"
+    #: The trainer's `failed` event; `message` is its message.
+    TRAINER_FAILED = "trainer_failed"
+    #: It stopped although the queue had not asked it to.
+    STOPPED_EXTERNALLY = "stopped_externally"
+    #: It was to keep its best epoch, and had none yet.
+    NOTHING_TO_KEEP = "nothing_to_keep"
+    #: A study's verdict or error; `message` is the trainer's sentence.
+    STUDY = "study"
+
+
+class EndReason(Frozen):
+    """Why an attempt ended and what follows: data, made into a sentence by `bot.ui.end_reasons`."""
+
+    kind: EndReasonKind
+    message: str = ""
+    stalled_for_s: float = 0.0
+    #: Attempts that counted, this one included if it does, and how many may count.
+    attempt: int = 0
+    max_attempts: int = 0
+    #: The epoch in progress, and the newest one in a checkpoint; 0: none.
+    epoch: int = 0
+    kept_epoch: int = 0
+    #: Another attempt follows.
+    is_retried: bool = False
+    #: This attempt counts against the limit.
+    is_counted: bool = True
+    #: No further attempt follows a second failure of this kind.
+    is_only_retry: bool = False
+    #: New upper limit of the images in memory at once.
+    micro_batch: int | None = None
+
+
+_NO_PROGRESS = Progress()
+
+
 @dataclass(frozen=True, kw_only=True)
 class NewJob:
-    """A job before it is accepted."""
+    """A job before it is accepted: what was requested."""
 
-    #: Discord's interaction id: the same one twice is one job; None for a study's child.
-    interaction_id: int | None
+    #: Discord's interaction ID: the same one twice is one job. None: a child of a study.
+    interaction_id: int | None = None
     guild_id: int
     channel_id: int
     owner_id: int
     dataset_id: int
     spec: Spec
     priority: Priority = Priority.NORMAL
-    #: GPUs that it needs; 0 for a study, whose children need them.
+    #: Slots that it needs; 0 for a study, whose children need them.
     gpus: int = 1
-    #: Not before this moment, seconds since the epoch.
-    run_after: float = 0.0
-    #: How many of its owner's jobs may run at once; None: as many as there is room for.
-    max_running: int | None = None
-    #: How many of its owner's jobs may wait; None: the configured number.
-    max_waiting: int | None = None
-    #: Of data and settings (`duplicates.fingerprint`); two jobs of one are duplicates.
-    fingerprint: str | None = None
-    #: Whether it may be a duplicate: "Queue anyway".
-    may_repeat: bool = False
-    #: Seconds that it is believed to need, when it was queued.
-    estimate_s: float | None = None
-    #: `trainer.protocol.study.StudyOrder` as JSON, for a study.
-    study: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """What the trainer last said, for the card."""
-
-    phase: Phase | None = None
-    total_steps: int = 0
-    base: BaseValidated | None = None
-    step: StepDone | None = None
-    epoch: EpochEnded | None = None
-    #: Every `epoch_ended` so far, oldest first (for the sparkline and the loss trend).
-    epochs: tuple[EpochEnded, ...] = ()
-    #: When the bot last read an event.
-    heard_at: datetime | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One accepted job, as the database has it."""
-
-    id: int
-    guild_id: int
-    channel_id: int
-    owner_id: int
-    dataset_id: int
-    dataset_name: str
-    spec: Spec
-    state: State
-    stop_intent: StopIntent | None
-    #: Who stopped it, None if nobody did.
-    stopped_by: int | None
-    #: How often it was started; 0 while it waits for the first time. The fence of its newest start.
-    attempt: int
-    created_at: datetime
-    started_at: datetime | None
-    ended_at: datetime | None
-    progress: Progress
-    #: Last word of the trainer, None before it.
-    last_word: Event | None
-    #: One sentence about the end, where the trainer could not say it itself (process lost too often).
-    end_reason: str | None
-    priority: Priority = Priority.NORMAL
-    gpus: int = 1
-    #: It is not started before this moment (a delayed start, or a pause before another try); None: at once.
+    #: It is not started before this moment (a delayed start, or a back-off); None: at once.
     run_after: datetime | None = None
-    #: 1, and one more with each Retry.
-    round: int = 1
-    #: Its folder, below the folder of all jobs.
-    folder: str = ""
-    #: Names of the slots that it holds (`cuda:0 · RTX 4090`), or held last.
-    slots: tuple[str, ...] = ()
+    #: How many of its owner's jobs may run at once; None: any number.
+    max_running: int | None = None
+    #: Of data and settings; two jobs with the same one are duplicates.
+    fingerprint: str | None = None
+    #: Expected seconds, as estimated when it was queued; None: unknown.
     estimate_s: float | None = None
+    #: `StudyRequest` as JSON; None: it is no study.
+    study: str | None = None
     #: The study that it is a child of.
     parent_id: int | None = None
     #: Its name among the study's children.
     child_name: str | None = None
-    #: `StudyOrder` as JSON, for a study.
-    study: str | None = None
+    #: Its folder, below the folder of all jobs; empty: named by its ID.
+    folder: str = ""
+    #: A child stops at the end of this epoch; None: it runs to its end.
+    until_epoch: int | None = None
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(NewJob):
+    """One accepted job, as the database has it."""
+
+    id: int
+    dataset_name: str
+    state: State
+    stop_intent: StopIntent | None = None
+    #: The user who stopped it.
+    stopped_by: int | None = None
+    #: Number of its newest attempt, the fencing token; 0 before the first.
+    attempt: int
+    created_at: datetime
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    progress: Progress = _NO_PROGRESS
+    #: When the newest attempt's last event was ingested; None: none yet.
+    last_event_at: datetime | None = None
+    #: The newest terminal event.
+    terminal_event: TerminalEvent | None = None
+    #: Why the newest attempt ended, where its terminal event does not tell.
+    end_reason: EndReason | None = None
+    #: 1, and one more with each Retry.
+    round: int = 1
+    #: Names of the slots that it holds or held last: `GPU 0 · RTX 4090`.
+    slots: tuple[str, ...] = ()
     is_pinned: bool = False
     is_shared: bool = False
     #: Its files were deleted to make room (retention).
     are_files_deleted: bool = False
 
+    @classmethod
+    def from_row(cls, row: Row) -> Job:
+        """Return the job of a row of `job_sql.JOBS`."""
+        terminal_event = None if row["terminal_event"] is None else parse_event(row["terminal_event"])
+        assert terminal_event is None or isinstance(terminal_event, Finished | Stopped | Failed)
+        return Job(
+            id=row["id"],
+            interaction_id=row["interaction_id"],
+            guild_id=row["guild_id"],
+            channel_id=row["channel_id"],
+            owner_id=row["owner_id"],
+            dataset_id=row["dataset_id"],
+            dataset_name=row["dataset_name"],
+            spec=_parse_spec(row["spec"]),
+            priority=Priority(row["priority"]),
+            gpus=row["gpus"],
+            run_after=_moment(row["run_after"] or None),
+            max_running=row["max_running"],
+            fingerprint=row["fingerprint"],
+            estimate_s=row["estimate_s"],
+            study=row["study"],
+            parent_id=row["parent_id"],
+            child_name=row["child_name"],
+            folder=folder_of(row),
+            until_epoch=row["until_epoch"],
+            state=State(row["state"]),
+            stop_intent=None if row["stop_intent"] is None else StopIntent(row["stop_intent"]),
+            stopped_by=row["stopped_by"],
+            attempt=row["attempt"],
+            created_at=datetime.fromtimestamp(row["created_at"], UTC),
+            started_at=_moment(row["started_at"]),
+            ended_at=_moment(row["ended_at"]),
+            progress=_progress_of(row),
+            last_event_at=_moment(row["last_event_at"]),
+            terminal_event=terminal_event,
+            end_reason=None if row["end_reason"] is None else EndReason.model_validate_json(row["end_reason"]),
+            round=row["round"],
+            slots=tuple(row["slot_names"].split(", ")) if row["slot_names"] else (),
+            is_pinned=row["pinned_at"] is not None,
+            is_shared=row["shared_at"] is not None,
+            are_files_deleted=row["files_deleted_at"] is not None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActiveJob(Job):
+    """A job that holds slots, with its process."""
+
+    handle: Handle | None
+    #: Bytes of events.jsonl that were ingested, and the `seq` of the last event.
+    read_bytes: int
+    last_seq: int
+    #: The attempt only tests and exports.
+    is_finishing: bool
+    #: When it was asked to stop, or killed because it hung; None: neither.
+    stop_sent_at: float | None
+    #: GPUs that it holds, as in CUDA_VISIBLE_DEVICES; empty: those that the machine gives.
+    devices: tuple[str, ...]
+    #: Upper limit of the images in memory at once, after it ran out of memory.
+    micro_batch: int | None
+    #: Attempts that do not count against the limit.
+    uncounted: int
+    #: When its newest attempt was claimed.
+    claimed_at: float
+
+    @classmethod
+    def from_row(cls, row: Row) -> ActiveJob:
+        """Return the job of a row of `job_sql.ACTIVE_JOBS`."""
+        return cls(
+            **vars(Job.from_row(row)),
+            handle=None if row["handle"] is None else Handle(row["handle"]),
+            read_bytes=row["read_bytes"],
+            last_seq=row["last_seq"],
+            is_finishing=bool(row["is_finishing"]),
+            stop_sent_at=row["stop_sent_at"],
+            devices=tuple(row["devices"].split(",")) if row["devices"] else (),
+            micro_batch=row["micro_batch"],
+            uncounted=row["uncounted"],
+            claimed_at=row["claimed_at"] or 0.0,
+        )
+
     @property
-    def name(self) -> str:
-        return self.spec.name
+    def is_study(self) -> bool:
+        """True for a study, which has no process of its own."""
+        return self.study is not None
+
+    @property
+    def is_loading(self) -> bool:
+        """True until this attempt has sent an event other than that it loads its model."""
+        return self.last_event_at is None or self.progress.phase is Phase.LOADING
+
+    @property
+    def counted_attempts(self) -> int:
+        """Attempts that count against the limit, this one included."""
+        return self.attempt - self.uncounted
+
+
+def fingerprint(
+    spec: Spec, dataset_digest: str, mix_digests: Sequence[str] = (), *, study: StudyRequest | None = None
+) -> str:
+    """Return the SHA-256 of the settings, with the datasets' digests in place of their folders.
+
+    Two jobs with one fingerprint make the same weights; the seed counts. A study of some settings is another job than
+    a training with them.
+
+    Args:
+        spec: The settings; name and preset do not count.
+        dataset_digest: `DatasetReport.digest`.
+        mix_digests: The same for each part of `spec.mix`, in order.
+        study: What the study asks.
+    """
+    settings = json.loads(spec.model_dump_json(exclude={"name", "preset"}))
+    settings["dataset"] = dataset_digest
+    for part, digest in zip(settings["mix"], mix_digests, strict=True):
+        part["dataset"] = digest
+    if study is not None:
+        settings["study"] = study.model_dump(mode="json")
+    canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def folder_of(row: Row) -> str:
+    """A job's folder below the folder of all jobs; a child's lies in its study's."""
+    return str(row["folder"] or row["id"])
+
+
+#: Running jobs are read every second, and neither changes often.
+@lru_cache(maxsize=256)
+def _parse_spec(text: str) -> Spec:
+    return Spec.model_validate_json(text)
+
+
+@lru_cache(maxsize=64)
+def _parse_progress(text: str) -> Progress:
+    return Progress.model_validate_json(text)
+
+
+def _progress_of(row: Row) -> Progress:
+    progress = _parse_progress(row["progress"])
+    if row["step"] is None:
+        return progress
+    step = parse_event(row["step"])
+    return progress.model_copy(update={"step": step})
+
+
+def _moment(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

@@ -1,233 +1,193 @@
-"""Who may do what with a job, and what follows when a run ends: pure functions."""
+"""What follows when an attempt ends: pure functions from the job and the end to an `AttemptOutcome`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bot.errors import NotAllowed, TooManyWaiting
-from bot.outbox import NoticeKind
-from bot.queue.domain.job import Job, State, StopIntent
-from trainer.protocol.events import Failed, FailureKind, Finished, LastWord, Stopped
+from bot.clock import backoff_s
+from bot.config import QueueSettings
+from bot.outbox import NotificationKind
+from bot.queue.domain.job import ActiveJob, EndReason, EndReasonKind, State, StopIntent
+from trainer.protocol.events import Failed, FailureKind, Finished, Stopped, TerminalEvent
 
-#: Pause before another start, by the number of starts that were lost: 1, 2, 4 … times `QueueSettings.retry_pause_s`.
+#: Longest back-off before another attempt; the first is `QueueSettings.retry_pause_s`, and each doubles.
 MAX_RETRY_PAUSE_S = 900.0
-#: Interruptions that are nobody's fault (a reboot, a shutdown) and do not count; more than these do, or a job that
-#: takes its machine down with it would do so for ever.
-MAX_EXCUSED = 20
+#: Interruptions without fault of the job (a reboot, a shutdown) do not count, up to this number: else a job that brings
+#: down its machine would do so forever.
+MAX_UNCOUNTED = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """One start of a job, when it is over."""
-
-    job_id: int
-    #: Preparing, running or stopping.
-    state: State
-    stop_intent: StopIntent | None
-    #: It only tested and exported.
-    is_finishing: bool = False
-    #: Starts that count, this one included.
-    starts: int
-    max_starts: int
-    #: Starts that did not count.
-    excused: int = 0
-    #: Epoch that was in work; 0 before the first step.
-    epoch: int
-    #: Last epoch that is kept in a checkpoint; 0 if none.
-    kept_epoch: int
-    #: Pictures that were in memory at once; 0 if it did not come that far.
-    micro_batch: int = 0
-    #: First pause before another start, seconds.
-    retry_pause_s: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
+class AttemptOutcome:
     """What becomes of the job."""
 
-    #: `QUEUED`: it goes on, before all that never started.
+    #: `QUEUED`: it continues, before all jobs that were never started.
     state: State
-    notice: NoticeKind | None
-    detail: str = ""
-    #: This start does not count against the limit.
-    is_excused: bool = False
-    #: The next start only finishes (`trainer run --finish`); None leaves it as it is.
+    notification: NotificationKind | None
+    reason: EndReason | None = None
+    #: This attempt does not count against the limit.
+    is_uncounted: bool = False
+    #: The next attempt only finishes (`trainer run --finish`); None: unchanged.
     finish: bool | None = None
-    #: The next start comes no sooner than after this.
+    #: Back-off before the next attempt.
     pause_s: float = 0.0
-    #: The next start keeps no more pictures in memory at once; None leaves it as it is.
+    #: Upper limit of the images in memory at once in the next attempt; None: unchanged.
     micro_batch: int | None = None
 
 
-def may_control(job: Job, *, user_id: int, can_manage: bool) -> bool:
-    """Whether somebody may stop a job: its owner, or who may manage the server."""
-    return can_manage or user_id == job.owner_id
-
-
-def require_control(job: Job, *, user_id: int, can_manage: bool, verb: str = "cancel") -> None:
-    """Nothing, if somebody may do `verb` with a job.
-
-    Raises:
-        NotAllowed: they may not.
-    """
-    if not may_control(job, user_id=user_id, can_manage=can_manage):
-        raise NotAllowed(job_id=job.id, owner_id=job.owner_id, verb=verb)
-
-
-def require_room(waiting: int, allowed: int) -> None:
-    """Nothing, if somebody with `waiting` jobs in line may add one.
-
-    Raises:
-        TooManyWaiting: they may not.
-    """
-    if waiting >= allowed:
-        raise TooManyWaiting(waiting=waiting, allowed=allowed)
-
-
-def after_last_word(run: Run, word: LastWord) -> Outcome:
-    """What follows when a trainer ended with a last word."""
-    match word:
-        case Finished() if run.is_finishing:
-            # Whatever it was told since: a drain in between takes the place of the word that it is to keep its best.
-            return Outcome(state=State.STOPPED, notice=NoticeKind.DONE)
+def after_terminal_event(job: ActiveJob, event: TerminalEvent, settings: QueueSettings) -> AttemptOutcome:
+    """Decide what follows when a trainer ended with a terminal event."""
+    match event:
+        case Finished() if job.is_finishing:
+            # Whatever it was asked since: a drain replaces the intent to keep the best epoch.
+            return AttemptOutcome(state=State.STOPPED, notification=NotificationKind.DONE)
         case Finished():
-            return Outcome(state=State.SUCCEEDED, notice=NoticeKind.DONE)
+            return AttemptOutcome(state=State.SUCCEEDED, notification=NotificationKind.DONE)
         case Failed():
-            return _after_failure(run, word)
+            return _after_failure(job, event, settings)
         case Stopped():
-            return _after_stop(run, word)
+            return _after_stop(job, event, settings)
 
 
-def after_loss(run: Run, why: str | None = None, *, is_cut_off: bool = False, killed: str | None = None) -> Outcome:
-    """What follows when a trainer is gone without a last word.
+def after_loss(job: ActiveJob, cause: EndReason, settings: QueueSettings) -> AttemptOutcome:
+    """Decide what follows when a trainer ended without a terminal event, or could not be started.
 
-    `why` if it could not even be started; `is_cut_off` if its machine went down under it, which does not count;
-    `killed` is why we killed it, if we did.
+    `cause` has the kind, and its message or duration; the rest is filled in here. A lost node does not count.
     """
-    if run.state is State.STOPPING and (settled := _lost_while_stopping(run)):
-        return settled
-    excused = is_cut_off and run.excused < MAX_EXCUSED
-    verb, aside = "died without a word", "killed, or the machine lost power"
-    if is_cut_off:
-        verb, aside = "was cut off", "its machine went down"
-    elif killed:
-        verb, aside = "was ended", killed
-    happened = why or f"The training process of #{run.job_id} {verb} {_where(run)}"
-    if excused or run.starts < run.max_starts:
-        aside = "" if why else f" ({aside})."
-        number = "" if excused else f" (attempt {run.starts + 1} of {run.max_starts})"
-        return Outcome(
-            state=State.QUEUED,
-            notice=NoticeKind.LOST,
-            detail=f"{happened}{aside} {_goes_on(run)}{number}.",
-            finish=_finish(run),
-            is_excused=excused,
-            pause_s=0.0 if excused else _pause_s(run),
-        )
-    if killed and not is_cut_off and not why:
-        happened += f" ({killed})"
-    times = (
-        "" if why else (", the only time that it was started." if run.starts == 1 else f", after {run.starts} starts.")
-    )
-    return Outcome(
-        state=State.FAILED,
-        notice=NoticeKind.FAILED,
-        detail=f"{happened}{times} It is not started again; {_kept(run)}.",
+    if job.state is State.STOPPING and (outcome := _lost_while_stopping(job)):
+        return outcome
+    is_uncounted = cause.kind is EndReasonKind.NODE_LOST and job.uncounted < MAX_UNCOUNTED
+    is_retried = is_uncounted or job.counted_attempts < settings.max_attempts
+    reason = _reason(job, cause, settings, is_retried=is_retried, is_counted=not is_uncounted)
+    if not is_retried:
+        return AttemptOutcome(state=State.FAILED, notification=NotificationKind.FAILED, reason=reason)
+    return AttemptOutcome(
+        state=State.QUEUED,
+        notification=NotificationKind.LOST,
+        reason=reason,
+        finish=_finish(job),
+        is_uncounted=is_uncounted,
+        pause_s=0.0 if is_uncounted else _pause_s(job, settings),
     )
 
 
-def _lost_while_stopping(run: Run) -> Outcome | None:
-    """What was asked for, where that needs no checkpoint of this very moment; None: it is a loss like any other."""
-    match run.stop_intent:
+def _lost_while_stopping(job: ActiveJob) -> AttemptOutcome | None:
+    """What was asked for, if that needs no new checkpoint; None: treat it as any other loss."""
+    match job.stop_intent:
         case StopIntent.PAUSE:
-            return Outcome(state=State.PAUSED, notice=NoticeKind.PAUSED, is_excused=True)
+            return AttemptOutcome(state=State.PAUSED, notification=NotificationKind.PAUSED, is_uncounted=True)
         case StopIntent.REQUEUE:
-            return Outcome(state=State.QUEUED, notice=None, is_excused=True)
-        case StopIntent.KEEP_BEST if run.kept_epoch:
+            return AttemptOutcome(state=State.QUEUED, notification=None, is_uncounted=True)
+        case StopIntent.KEEP_BEST if job.progress.kept_epoch:
             return None
         case _:
-            return _cancelled(run)
+            return _cancelled(job)
 
 
-def _after_failure(run: Run, word: Failed) -> Outcome:
-    if run.state is State.STOPPING and run.stop_intent is StopIntent.CANCEL:
-        return _cancelled(run)
-    if run.starts >= run.max_starts:
-        return Outcome(state=State.FAILED, notice=NoticeKind.FAILED)
-    match word.kind:
-        case FailureKind.OUT_OF_MEMORY if run.micro_batch > 1:
-            smaller = run.micro_batch // 2
-            how = f"at most {smaller} {'picture' if smaller == 1 else 'pictures'} in memory at once"
-            return _again(run, word, f" with {how}; what is learnt stays the same", micro_batch=smaller)
-        case FailureKind.OUT_OF_MEMORY if run.micro_batch == 0 and run.starts == 1:
-            # Before it knew how many fit: something else filled the memory.
-            return _again(run, word, ", once", pause_s=_pause_s(run))
-        case FailureKind.DEVICE_LOST | FailureKind.DISK_FULL:
-            return _again(run, word, "", pause_s=_pause_s(run))
-        case FailureKind.BUG if run.starts == 1:
-            # A hiccup of driver or GPU looks like a bug.
-            return _again(run, word, ", once")
-        case _:
-            # Bad data, bad settings, a missing model, a loss that diverged: they come back the same.
-            return Outcome(state=State.FAILED, notice=NoticeKind.FAILED)
+def _after_failure(job: ActiveJob, event: Failed, settings: QueueSettings) -> AttemptOutcome:
+    if job.state is State.STOPPING and job.stop_intent is StopIntent.CANCEL:
+        return _cancelled(job)
+    is_first = job.counted_attempts == 1
+    fitted = _micro_batch(job)
+    if job.counted_attempts < settings.max_attempts:
+        match event.kind:
+            case FailureKind.OUT_OF_MEMORY if fitted > 1:
+                # The effective batch stays the same, so the result does too.
+                return _again(job, event, settings, micro_batch=fitted // 2)
+            case FailureKind.OUT_OF_MEMORY if fitted == 0 and is_first:
+                # Before it knew how many images fit: another process filled the memory.
+                return _again(job, event, settings, pause_s=_pause_s(job, settings), is_only_retry=True)
+            case FailureKind.DEVICE_LOST | FailureKind.DISK_FULL:
+                return _again(job, event, settings, pause_s=_pause_s(job, settings))
+            case FailureKind.BUG if is_first:
+                # An error of the driver or the GPU looks like a bug.
+                return _again(job, event, settings, is_only_retry=True)
+            case _:
+                # Bad data, bad settings, a missing model, a diverged loss: they would fail again.
+                pass
+    return AttemptOutcome(state=State.FAILED, notification=NotificationKind.FAILED)
 
 
-def _again(run: Run, word: Failed, how: str, *, pause_s: float = 0.0, micro_batch: int | None = None) -> Outcome:
+def _again(
+    job: ActiveJob,
+    event: Failed,
+    settings: QueueSettings,
+    *,
+    pause_s: float = 0.0,
+    micro_batch: int | None = None,
+    is_only_retry: bool = False,
+) -> AttemptOutcome:
     state = State.QUEUED
-    if run.state is State.STOPPING and run.stop_intent is StopIntent.PAUSE:
+    if job.state is State.STOPPING and job.stop_intent is StopIntent.PAUSE:
         state, pause_s = State.PAUSED, 0.0
-    return Outcome(
+    cause = EndReason(
+        kind=EndReasonKind.TRAINER_FAILED,
+        message=event.message,
+        micro_batch=micro_batch,
+        is_only_retry=is_only_retry,
+    )
+    return AttemptOutcome(
         state=state,
-        notice=NoticeKind.LOST,
-        detail=f"#{run.job_id} failed {_where(run)}: {word.message} {_goes_on(run)}{how}.",
+        notification=NotificationKind.LOST,
+        reason=_reason(job, cause, settings, is_retried=True),
         pause_s=pause_s,
         micro_batch=micro_batch,
-        finish=_finish(run),
+        finish=_finish(job),
     )
 
 
-def _after_stop(run: Run, word: Stopped) -> Outcome:
-    if run.state is not State.STOPPING:
-        aside = "the machine shuts down, or somebody ended it"
-        detail = f"#{run.job_id} was stopped from outside {_where(run)} ({aside}). {_goes_on(run)}."
-        return Outcome(state=State.QUEUED, notice=NoticeKind.LOST, detail=detail, is_excused=run.excused < MAX_EXCUSED)
-    match run.stop_intent:
-        case StopIntent.KEEP_BEST if word.checkpoint is not None:
-            return Outcome(state=State.QUEUED, notice=None, is_excused=True, finish=True)
+def _after_stop(job: ActiveJob, event: Stopped, settings: QueueSettings) -> AttemptOutcome:
+    if job.state is not State.STOPPING:
+        is_uncounted = job.uncounted < MAX_UNCOUNTED
+        cause = EndReason(kind=EndReasonKind.STOPPED_EXTERNALLY)
+        return AttemptOutcome(
+            state=State.QUEUED,
+            notification=NotificationKind.LOST,
+            reason=_reason(job, cause, settings, is_retried=True, is_counted=not is_uncounted),
+            is_uncounted=is_uncounted,
+        )
+    match job.stop_intent:
+        case StopIntent.KEEP_BEST if event.checkpoint is not None:
+            return AttemptOutcome(state=State.QUEUED, notification=None, is_uncounted=True, finish=True)
         case StopIntent.PAUSE:
-            return Outcome(state=State.PAUSED, notice=NoticeKind.PAUSED, is_excused=True)
+            return AttemptOutcome(state=State.PAUSED, notification=NotificationKind.PAUSED, is_uncounted=True)
         case StopIntent.REQUEUE:
-            return Outcome(state=State.QUEUED, notice=None, is_excused=True)
+            return AttemptOutcome(state=State.QUEUED, notification=None, is_uncounted=True)
         case _:
-            return _cancelled(run)
+            return _cancelled(job)
 
 
-def _cancelled(run: Run) -> Outcome:
-    detail = "There was nothing to keep yet." if run.stop_intent is StopIntent.KEEP_BEST else ""
-    return Outcome(state=State.CANCELLED, notice=NoticeKind.CANCELLED, detail=detail)
+def _cancelled(job: ActiveJob) -> AttemptOutcome:
+    reason = EndReason(kind=EndReasonKind.NOTHING_TO_KEEP) if job.stop_intent is StopIntent.KEEP_BEST else None
+    return AttemptOutcome(state=State.CANCELLED, notification=NotificationKind.CANCELLED, reason=reason)
 
 
-def _finish(run: Run) -> bool | None:
-    """A run that was to keep its best and died goes on to do that."""
-    return True if run.state is State.STOPPING and run.stop_intent is StopIntent.KEEP_BEST else None
-
-
-def _pause_s(run: Run) -> float:
-    return float(min(run.retry_pause_s * 2 ** max(0, run.starts - 1), MAX_RETRY_PAUSE_S))
-
-
-def _where(run: Run) -> str:
-    if run.epoch > run.kept_epoch:
-        return f"in epoch {run.epoch}"
-    return f"after epoch {run.kept_epoch}" if run.kept_epoch else "before its first step"
-
-
-def _goes_on(run: Run) -> str:
-    return f"It goes on from the checkpoint of epoch {run.kept_epoch}" if run.kept_epoch else "It begins again"
-
-
-def _kept(run: Run) -> str:
-    log = "its log is kept (trainer.log in its folder)"
-    return (
-        f"the checkpoint of epoch {run.kept_epoch} and {log.replace('is kept', 'are kept')}" if run.kept_epoch else log
+def _reason(
+    job: ActiveJob, cause: EndReason, settings: QueueSettings, *, is_retried: bool, is_counted: bool = True
+) -> EndReason:
+    progress = job.progress
+    return cause.model_copy(
+        update={
+            "attempt": job.counted_attempts,
+            "max_attempts": settings.max_attempts,
+            "epoch": max(progress.step.epoch if progress.step else 0, progress.kept_epoch),
+            "kept_epoch": progress.kept_epoch,
+            "is_retried": is_retried,
+            "is_counted": is_counted,
+        }
     )
+
+
+def _finish(job: ActiveJob) -> bool | None:
+    """A job that was to keep its best epoch, and was lost, continues to do that."""
+    return True if job.state is State.STOPPING and job.stop_intent is StopIntent.KEEP_BEST else None
+
+
+def _pause_s(job: ActiveJob, settings: QueueSettings) -> float:
+    return backoff_s(job.counted_attempts, settings.retry_pause_s, MAX_RETRY_PAUSE_S)
+
+
+def _micro_batch(job: ActiveJob) -> int:
+    """Images in memory at once; 0 if it did not get that far."""
+    sizes = [size for size in (job.progress.micro_batch_size, job.micro_batch or 0) if size]
+    return min(sizes, default=0)

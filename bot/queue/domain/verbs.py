@@ -1,17 +1,18 @@
-"""What a person may ask of one job, and when it makes sense to."""
+"""What users may do with a job: the verbs, when they apply, and who may use them."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 
+from bot.errors import NotAllowed, TooManyWaiting
 from bot.queue.domain.job import ACTIVE, Job, State, StopIntent
 
 
 class Verb(StrEnum):
-    """As in the ids of buttons and the names of commands."""
+    """What a user may do with a job, as in the IDs of buttons and the names of commands."""
 
     CANCEL = "cancel"
-    #: End the training here; test and export its best epoch.
+    #: End the training; test and export its best epoch.
     KEEP_BEST = "keep_best"
     PAUSE = "pause"
     RESUME = "resume"
@@ -26,16 +27,16 @@ class Verb(StrEnum):
         return "stop" if self is Verb.KEEP_BEST else self.value
 
 
-def makes_sense(verb: Verb, job: Job) -> bool:
-    """Whether `verb` would change anything: what lists offer and cards have buttons for."""
+def is_applicable(verb: Verb, job: Job) -> bool:
+    """True if `verb` would change anything: what lists offer and cards have buttons for."""
     match verb:
         case Verb.CANCEL:
-            is_told = job.state is State.STOPPING and job.stop_intent is StopIntent.CANCEL
-            return not job.state.is_end and not is_told
+            is_cancelling = job.state is State.STOPPING and job.stop_intent is StopIntent.CANCEL
+            return not job.state.is_end and not is_cancelling
         case Verb.KEEP_BEST:
-            return job.state is State.RUNNING and bool(job.progress.epochs) and not _is_finishing(job)
+            return job.state is State.RUNNING and bool(job.progress.epochs) and not _will_finish(job)
         case Verb.PAUSE:
-            return job.state in ACTIVE - {State.STOPPING} | {State.QUEUED} and not _is_finishing(job)
+            return job.state in ACTIVE - {State.STOPPING} | {State.QUEUED} and not _will_finish(job)
         case Verb.RESUME:
             return job.state is State.PAUSED
         case Verb.RETRY:
@@ -50,6 +51,31 @@ def makes_sense(verb: Verb, job: Job) -> bool:
             return job.is_shared
 
 
-def _is_finishing(job: Job) -> bool:
-    """Whether it only tests and exports what it has, or will when it starts again."""
+def may_control(job: Job, *, user_id: int, can_manage: bool) -> bool:
+    """True for the job's owner, and for members who may manage the server."""
+    return can_manage or user_id == job.owner_id
+
+
+def require_control(job: Job, *, user_id: int, can_manage: bool, verb: str = "cancel") -> None:
+    """Raise unless the member may `verb` this job.
+
+    Raises:
+        NotAllowed: They may not.
+    """
+    if not may_control(job, user_id=user_id, can_manage=can_manage):
+        raise NotAllowed(job_id=job.id, owner_id=job.owner_id, verb=verb)
+
+
+def require_room(waiting: int, allowed: int) -> None:
+    """Raise unless a member with `waiting` queued jobs may add one.
+
+    Raises:
+        TooManyWaiting: They may not.
+    """
+    if waiting >= allowed:
+        raise TooManyWaiting(waiting=waiting, allowed=allowed)
+
+
+def _will_finish(job: Job) -> bool:
+    """True if it only tests and exports, now or in its next attempt."""
     return job.stop_intent is StopIntent.KEEP_BEST and job.state is not State.STOPPING

@@ -1,41 +1,39 @@
-"""When the jobs that wait will start: the line played through, by the rules by which it is claimed."""
+"""Forecasts when waiting jobs start: a simulation of the queue, by the rules by which jobs are claimed."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 from math import inf, isfinite
-from zoneinfo import ZoneInfo
 
-from bot.config import AtClose
+from bot.clock import SYSTEM_CLOCK, Clock
 from bot.db import Database, Row
-from bot.queue.domain.admission import Gate
 from bot.queue.domain.job import ACTIVE, State
 from bot.queue.domain.rules import MAX_RETRY_PAUSE_S
 from bot.queue.planning.estimates import Estimates
-from bot.queue.planning.windows import Windows, gate_at, next_closing, next_opening
+from bot.queue.planning.windows import ALWAYS_OPEN, OpenHours, Windows
 from bot.queue.store.job_sql import FREE_SLOTS, ORDER, listed
-from bot.queue.store.queue_control import MainSwitch
+from bot.queue.store.queue_control import QueueControl
 from trainer.protocol.events import StepDone, parse_event
 from trainer.protocol.report import Counts
 from trainer.protocol.spec import Spec
 
-#: Jobs at the front of the line for which a start is worked out; who stands behind them waits for days anyway.
-MAX_LINE = 200
-ALWAYS_OPEN = Windows(windows=(), zone=ZoneInfo("UTC"))
+#: Jobs at the front of the queue that get a forecast; those behind them wait for days anyway.
+MAX_FORECAST = 200
 
-_NEEDED = """estimate_s, until_epoch, spec, (SELECT counts FROM dataset WHERE dataset.id = dataset_id) AS counts,
+_FACTS = """estimate_s, until_epoch, spec, (SELECT counts FROM dataset WHERE dataset.id = dataset_id) AS counts,
     (SELECT SUM(ended_at - started_at) FROM attempt WHERE attempt.job_id = job.id) AS spent_s"""
 
 #: The same rows in the same order as a claim.
-_LINE = f"""
-SELECT id, owner_id, gpus, run_after, attempt, max_running, {_NEEDED}
-FROM job INDEXED BY job_line WHERE state = 'queued' ORDER BY {ORDER} LIMIT {MAX_LINE}
+_WAITING = f"""
+SELECT id, owner_id, gpus, run_after, attempt, max_running, {_FACTS}
+FROM job INDEXED BY job_queue WHERE state = 'queued' ORDER BY {ORDER} LIMIT {MAX_FORECAST}
 """
 
-_ACTIVE = f"""
-SELECT id, owner_id, gpus, state, step, {_NEEDED},
+_RUNNING = f"""
+SELECT id, owner_id, gpus, state, step, {_FACTS},
     COALESCE((SELECT started_at FROM attempt WHERE attempt.job_id = job.id AND attempt.attempt = job.attempt),
         started_at) AS claimed_at
 FROM job WHERE state IN {listed(ACTIVE)} AND gpus > 0
@@ -43,186 +41,149 @@ FROM job WHERE state IN {listed(ACTIVE)} AND gpus > 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Waiting:
-    """A job in line."""
+class WaitingJob:
+    """What the simulation needs of a waiting job."""
 
     job_id: int
     owner_id: int
-    #: 0: a study, which starts at once.
+    #: 0 for a study, which starts at once.
     gpus: int
-    #: What it takes once it runs; None: nobody knows.
+    #: Expected duration once it runs; None if unknown.
     seconds: float | None
     #: It does not start before this, seconds since the epoch.
     run_after: float = 0.0
-    #: How many of its owner's jobs may run at once; None: any number.
+    #: How many jobs of its owner may run at once; None: any number.
     max_running: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Held:
-    """Slots that a job holds."""
+class Occupied:
+    """Slots that a running job holds."""
 
     owner_id: int
     gpus: int
-    #: Seconds since the epoch; `inf`: nobody knows.
+    #: Seconds since the epoch; `inf` if unknown.
     until: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What can be said about a job's future; None where it hangs on something that nobody knows."""
+    """A job's expected future; None where it depends on something unknown. Moments are seconds since the epoch."""
 
     job_id: int
-    #: Seconds since the epoch; None for a job that runs already, too.
+    #: None also for a job that runs already.
     starts_at: float | None
     ends_at: float | None
-    #: What it takes from its start on, or from now on where it runs.
+    #: Duration from its start, or from now if it runs.
     seconds: float | None
 
 
 def start_times(
-    line: Sequence[Waiting], held: Iterable[Held], *, free: int, now: float, windows: Windows = ALWAYS_OPEN
+    line: Sequence[WaitingJob], occupied: Iterable[Occupied], *, free: int, now: float, hours: OpenHours
 ) -> dict[int, float | None]:
-    """When each waiting job starts, in that order, if all take as long as they are believed to and nobody else comes.
+    """Return when each waiting job starts, in order of start, if estimates hold and no other job is queued.
 
-    A job whose length is unknown may hold its slots for ever, and so may those that run and say nothing: whoever can
-    start only after them gets None, as does everybody behind.
+    A job of unknown duration may hold its slots forever: jobs that can start only after it get None, and so does every
+    job behind them.
     """
-    play = _Play(list(line), list(held), free=free, now=now, windows=windows)
-    play.run()
-    return {**play.starts, **{job.job_id: None for job in play.line}}
-
-
-class _Play:
-    """The line, the slots and a clock that is put forward to whatever happens next."""
-
-    def __init__(self, line: list[Waiting], held: list[Held], *, free: int, now: float, windows: Windows) -> None:
-        self.line, self.held, self.free, self.now, self.windows = line, held, free, now, windows
-        self.starts: dict[int, float] = {}
-
-    def run(self) -> None:
-        while self.line:
-            self._release()
-            if self._is_open() and (job := self._next()) is not None:
-                self._start(job)
-                continue
-            later = min(self._moments(), default=inf)
-            if not isfinite(later):
-                return
-            self.now = later
-
-    def _is_open(self) -> bool:
-        return gate_at(self.windows, self.now) is Gate.OPEN
-
-    def _release(self) -> None:
-        self.free += sum(each.gpus for each in self.held if each.until <= self.now)
-        self.held = [each for each in self.held if each.until > self.now]
-
-    def _next(self) -> Waiting | None:
-        """As `Runs.claim`: the first study that may start, else the first job that may, if there is room for it."""
-        ready = [job for job in self.line if self._is_ready(job)]
-        study = next((job for job in ready if job.gpus == 0), None)
-        if study is not None or not ready:
-            return study
-        return ready[0] if ready[0].gpus <= self.free else None
-
-    def _is_ready(self, job: Waiting) -> bool:
-        if job.run_after > self.now:
-            return False
-        return job.max_running is None or job.max_running > sum(each.owner_id == job.owner_id for each in self.held)
-
-    def _start(self, job: Waiting) -> None:
-        self.starts[job.job_id] = self.now
-        self.line.remove(job)
+    ends = [(each.until, each.owner_id, each.gpus) for each in occupied]
+    heapify(ends)
+    running = Counter(owner_id for _, owner_id, _ in ends)
+    waiting = list(line)
+    starts: dict[int, float | None] = {}
+    while waiting and isfinite(now):
+        while ends and ends[0][0] <= now:
+            _, owner_id, gpus = heappop(ends)
+            free += gpus
+            running[owner_id] -= 1
+        is_open, until = hours.span(now)
+        if not is_open:
+            now = until
+            continue
+        job = _next_to_start(waiting, running, free, now)
+        if job is None:
+            delayed = [each.run_after for each in waiting if each.run_after > now]
+            now = min([*delayed, *(ends[0][:1] if ends else ())], default=inf)
+            continue
+        starts[job.job_id] = now
+        waiting.remove(job)
         if job.gpus:
-            until = inf if job.seconds is None else after_work(self.windows, self.now, job.seconds)
-            self.free -= job.gpus
-            self.held.append(Held(owner_id=job.owner_id, gpus=job.gpus, until=until))
-
-    def _moments(self) -> Iterable[float]:
-        """What comes next that may let a job start."""
-        if not self._is_open():
-            opening = next_opening(self.windows, self.now)
-            yield inf if opening is None else opening
-            return
-        yield from (each.until for each in self.held)
-        yield from (job.run_after for job in self.line if job.run_after > self.now)
+            free -= job.gpus
+            running[job.owner_id] += 1
+            ends_at = inf if job.seconds is None else hours.finish(now, job.seconds)
+            heappush(ends, (ends_at, job.owner_id, job.gpus))
+    return starts | {job.job_id: None for job in waiting}
 
 
-def after_work(windows: Windows, start: float, seconds: float) -> float:
-    """When so many seconds of training are done: where windows close on what runs, it goes on in the next one."""
-    if windows.at_close is AtClose.FINISH or not windows.windows:
-        return start + seconds
-    moment, left = start, seconds
-    while True:
-        if gate_at(windows, moment) is not Gate.OPEN:
-            opening = next_opening(windows, moment)
-            if opening is None:
-                return inf
-            moment = opening
-        closing = next_closing(windows, moment)
-        if closing is None or moment + left <= closing:
-            return moment + left
-        moment, left = closing, left - (closing - moment)
+def _next_to_start(waiting: Sequence[WaitingJob], running: Counter[int], free: int, now: float) -> WaitingJob | None:
+    """As `AttemptStore.claim`: the first study that may start, else the first such job, if enough slots are free."""
+    ready = [
+        job
+        for job in waiting
+        if job.run_after <= now and (job.max_running is None or running[job.owner_id] < job.max_running)
+    ]
+    study = next((job for job in ready if job.gpus == 0), None)
+    if study is not None or not ready:
+        return study
+    return ready[0] if ready[0].gpus <= free else None
 
 
 class Forecaster:
-    """Plays the line of the database through; a few indexed queries, whatever the number of jobs that ended."""
+    """Simulates the queue in the database: a few indexed queries, however many jobs have ended."""
 
     def __init__(
         self,
         db: Database,
-        switch: MainSwitch,
+        control: QueueControl,
         estimates: Estimates,
         *,
-        now: Callable[[], float] = time.time,
         windows: Windows = ALWAYS_OPEN,
-        keep_s: float = 0.0,
+        cache_s: float = 0.0,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._db = db
-        self._switch = switch
+        self._control = control
         self._estimates = estimates
-        self._now = now
-        #: When trainings may start.
-        self.windows = windows
-        #: One play of the line is good for so long: a move redraws many cards, and each asks for its own job.
-        self._keep_s = keep_s
-        self._played: tuple[float, dict[int, Forecast]] = (-inf, {})
+        self._windows = windows
+        #: One transition redraws many cards, and each asks for its own job: a simulation is reused for so long.
+        self._cache_s = cache_s
+        self._cached: tuple[float, dict[int, Forecast]] = (-inf, {})
+        self._clock = clock
 
     async def all(self) -> dict[int, Forecast]:
-        """Every job that holds a GPU, and the first of the line; nobody starts while the queue is switched off."""
-        now = self._now()
-        active, waiting = await self._db.all(_ACTIVE), await self._db.all(_LINE)
+        """Forecast every job that holds a GPU, and the front of the queue; nothing starts while it is paused."""
+        now = self._clock.time()
+        hours = OpenHours(self._windows, now)
+        active, waiting = await self._db.all(_RUNNING), await self._db.all(_WAITING)
         left = {row["id"]: await self._left_s(row, now) for row in active}
-        line = [await self._waiting(row, now) for row in waiting]
-        held = [_held(row, left[row["id"]], now, self.windows) for row in active]
-        free = await self._db.one(FREE_SLOTS)
-        assert free is not None
-        is_halted = await self._switch.read() is not None
-        coming = {job.job_id: job for job in line}
-        starts: dict[int, float | None] = dict.fromkeys(coming)
-        if not is_halted:
-            starts = start_times(line, held, free=free["free"], now=now, windows=self.windows)
-        running = {row["id"]: _running(row["id"], left[row["id"]], now, self.windows) for row in active}
-        return running | {job_id: self._coming(coming[job_id], at) for job_id, at in starts.items()}
+        ends = {job_id: None if left_s is None else hours.finish(now, left_s) for job_id, left_s in left.items()}
+        line = {row["id"]: await self._waiting_job(row, now) for row in waiting}
+        starts: dict[int, float | None] = dict.fromkeys(line)
+        if await self._control.read() is None:
+            occupied = [
+                Occupied(owner_id=row["owner_id"], gpus=row["gpus"], until=_or_inf(ends[row["id"]])) for row in active
+            ]
+            free = await self._db.one(FREE_SLOTS)
+            assert free is not None
+            starts = start_times(list(line.values()), occupied, free=free["free"], now=now, hours=hours)
+        running = {
+            job_id: Forecast(job_id=job_id, starts_at=None, ends_at=ends[job_id], seconds=left[job_id])
+            for job_id in left
+        }
+        return running | {job_id: _forecast(line[job_id], at, hours) for job_id, at in starts.items()}
 
     async def of(self, job_id: int) -> Forecast | None:
-        """One job's; None if it neither waits near the front of the line nor holds a GPU."""
-        played_at, known = self._played
-        if time.monotonic() >= played_at + self._keep_s or job_id not in known:
+        """Forecast one job; None if it neither holds a GPU nor waits near the front."""
+        simulated_at, known = self._cached
+        if self._clock.monotonic() >= simulated_at + self._cache_s or job_id not in known:
             known = await self.all()
-            self._played = (time.monotonic(), known)
+            self._cached = (self._clock.monotonic(), known)
         return known.get(job_id)
 
-    def _coming(self, job: Waiting, starts_at: float | None) -> Forecast:
-        is_known = starts_at is not None and job.seconds is not None
-        ends_at = after_work(self.windows, starts_at or 0.0, job.seconds or 0.0) if is_known else None
-        return Forecast(job_id=job.job_id, starts_at=starts_at, ends_at=ends_at, seconds=job.seconds)
-
-    async def _waiting(self, row: Row, now: float) -> Waiting:
-        # As `sql.READY`: a pause that is longer than any is one by a clock that was set back since.
+    async def _waiting_job(self, row: Row, now: float) -> WaitingJob:
+        # As `job_sql.READY`: a back-off longer than the longest one was set before the clock went back.
         is_over = row["attempt"] > 0 and row["run_after"] > now + MAX_RETRY_PAUSE_S
-        return Waiting(
+        return WaitingJob(
             job_id=row["id"],
             owner_id=row["owner_id"],
             gpus=row["gpus"],
@@ -232,11 +193,11 @@ class Forecaster:
         )
 
     async def _left_s(self, row: Row, now: float) -> float | None:
-        """What a job that holds GPUs needs yet: as its trainer says, else as was believed when it was queued."""
+        """What a running job still needs: its trainer's own estimate, else ours from when it was queued."""
         if row["state"] == State.STOPPING:
             return 0.0
         step = None if row["step"] is None else parse_event(row["step"])
-        # The newest step is kept over starts: one of an earlier start says nothing of this one.
+        # The newest step is kept over attempts: one of an earlier attempt does not count.
         if isinstance(step, StepDone) and step.time >= row["claimed_at"] and step.eta_s is not None:
             return max(0.0, step.time + step.eta_s - now)
         return await self._needed_s(row, (row["spent_s"] or 0.0) + max(0.0, now - row["claimed_at"]))
@@ -248,16 +209,16 @@ class Forecaster:
             found = await self._estimates.of(spec, Counts.model_validate_json(row["counts"]), row["gpus"])
             if found is None:
                 return None
-            # A study's child may be let run for a part of its epochs only.
+            # A child of a study may run only a part of its epochs.
             seconds = found.seconds * min(1.0, (row["until_epoch"] or inf) / spec.training.epochs)
         return max(0.0, seconds - spent_s)
 
 
-def _held(row: Row, left_s: float | None, now: float, windows: Windows) -> Held:
-    until = inf if left_s is None else after_work(windows, now, left_s)
-    return Held(owner_id=row["owner_id"], gpus=row["gpus"], until=until)
+def _forecast(job: WaitingJob, starts_at: float | None, hours: OpenHours) -> Forecast:
+    is_known = starts_at is not None and job.seconds is not None
+    ends_at = hours.finish(starts_at or 0.0, job.seconds or 0.0) if is_known else None
+    return Forecast(job_id=job.job_id, starts_at=starts_at, ends_at=ends_at, seconds=job.seconds)
 
 
-def _running(job_id: int, left_s: float | None, now: float, windows: Windows) -> Forecast:
-    ends_at = None if left_s is None else after_work(windows, now, left_s)
-    return Forecast(job_id=job_id, starts_at=None, ends_at=ends_at, seconds=left_s)
+def _or_inf(moment: float | None) -> float:
+    return inf if moment is None else moment

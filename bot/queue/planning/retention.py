@@ -1,35 +1,52 @@
-"""Which files of ended jobs may go to make room: a pure plan, each deletion with its reason in a sentence.
+"""Retention: what jobs keep on the disk, and a plan which files of ended jobs to delete. Deletes nothing itself.
 
-Checkpoints go before whole jobs: results, samples and charts are what people come back for.
+Checkpoints go before whole jobs: people come back for results, samples and charts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import os
+import shutil
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
+from bot.clock import SYSTEM_CLOCK, Clock
 from bot.config import RetentionSettings
-from bot.queue.domain.job import State
+from bot.db import Database, Row
+from bot.queue.domain.job import ENDS, State, folder_of
+
+CHECKPOINTS = "checkpoints"
+#: Retry continues from the checkpoint of a failed job.
+KEEP_FAILED_DAYS = 7
 
 _DAY_S = 86_400
-_GIB = 1024**3
-#: Retry goes on from the checkpoint of a failed job.
-KEEP_FAILED_DAYS = 7
-#: Nobody can queue these again, so what only serves to go on may go.
+#: These cannot be queued again, so their checkpoints may go.
 _FINAL = frozenset({State.SUCCEEDED, State.STOPPED})
+_KEPT = "SELECT * FROM job WHERE spec IS NOT NULL AND files_deleted_at IS NULL ORDER BY id"
 
 
-class What(StrEnum):
+class DeletionScope(StrEnum):
     """How much of a job is deleted."""
 
     CHECKPOINTS = "checkpoints"
     EVERYTHING = "everything"
 
 
+class DeletionReason(StrEnum):
+    """The limit that a deletion enforces."""
+
+    #: `RetentionSettings.max_age_days`, in days.
+    AGE = "age"
+    #: `RetentionSettings.max_gib_per_person`, in bytes of the owner's ended jobs.
+    SIZE = "size"
+
+
 @dataclass(frozen=True, kw_only=True)
-class Holding:
-    """What one job keeps on the disk; of a study, with its children."""
+class StoredJob:
+    """What one job keeps on the disk; a study includes its children."""
 
     job_id: int
     name: str
@@ -40,135 +57,213 @@ class Holding:
     #: It or one of its children is pinned, or shared with the team.
     is_pinned: bool
     is_shared: bool
-    #: One of its children has not ended.
-    is_busy: bool
+    #: It or one of its children has not ended.
+    is_active: bool
     checkpoint_bytes: int
     #: All its files, checkpoints included.
     bytes: int
-    #: It has more in an object store, where checkpoints may lie that this disk never had.
-    is_in_store: bool = False
 
     def age_days(self, now: float) -> float:
+        """Days since it ended; 0 if it has not."""
         return 0.0 if self.ended_at is None else (now - self.ended_at) / _DAY_S
 
 
 @dataclass(frozen=True, kw_only=True)
 class Deletion:
-    """Files of one job that go."""
+    """Files of one job that are deleted, and why."""
 
     job_id: int
+    name: str
     owner_id: int
-    what: What
+    scope: DeletionScope
     bytes: int
-    #: For people: what, and why.
-    sentence: str
+    reason: DeletionReason
+    #: In days or bytes, as the reason is.
+    value: float
+    limit: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class RetentionPlan:
     """What would be deleted, in this order."""
 
     deletions: tuple[Deletion, ...] = ()
 
     @property
     def bytes(self) -> int:
+        """All that the deletions free."""
         return sum(deletion.bytes for deletion in self.deletions)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Totals:
-    """What stands on the disk, for people."""
+class StorageTotals:
+    """The sums beside a plan."""
 
     free_bytes: int
     bytes_by_owner: dict[int, int]
-    #: Of ended jobs that are kept because they are pinned or shared.
-    held_bytes: int
+    #: Of jobs that are kept because they are pinned or shared.
+    protected_bytes: int
 
 
-def totals_of(holdings: Sequence[Holding], free_bytes: int) -> Totals:
-    """The sums that people see beside a plan."""
+class Storage:
+    """Measures the folders of jobs and plans deletions."""
+
+    def __init__(
+        self,
+        db: Database,
+        *,
+        data_dir: Path,
+        settings: RetentionSettings | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self._db = db
+        self._data_dir = data_dir.absolute()
+        self._settings = settings or RetentionSettings()
+        self._clock = clock
+
+    async def survey(self) -> tuple[RetentionPlan, StorageTotals]:
+        """What would be deleted now, and the sums beside it."""
+        families: dict[int, list[Row]] = {}
+        for row in await self._db.all(_KEPT):
+            families.setdefault(row["parent_id"] or row["id"], []).append(row)
+        jobs = await asyncio.to_thread(self._measure, list(families.values()))
+        usage = await asyncio.to_thread(shutil.disk_usage, self._data_dir)
+        return plan_retention(jobs, self._settings, self._clock.time()), totals_of(jobs, usage.free)
+
+    def _measure(self, families: Sequence[Sequence[Row]]) -> list[StoredJob]:
+        jobs_dir = self._data_dir / "jobs"
+        return [_stored_job(family, jobs_dir) for family in families if family[0]["parent_id"] is None]
+
+
+def _stored_job(family: Sequence[Row], jobs_dir: Path) -> StoredJob:
+    """Measure a job and its children, whose folders lie in its own."""
+    job = family[0]
+    return StoredJob(
+        job_id=job["id"],
+        name=job["name"],
+        owner_id=job["owner_id"],
+        state=State(job["state"]),
+        ended_at=job["ended_at"],
+        is_pinned=any(row["pinned_at"] is not None for row in family),
+        is_shared=any(row["shared_at"] is not None for row in family),
+        is_active=any(State(row["state"]) not in ENDS for row in family),
+        checkpoint_bytes=sum(bytes_in(jobs_dir / folder_of(row) / CHECKPOINTS) for row in family),
+        bytes=bytes_in(jobs_dir / folder_of(job)),
+    )
+
+
+def totals_of(jobs: Sequence[StoredJob], free_bytes: int) -> StorageTotals:
+    """Sum up what jobs keep."""
     by_owner: dict[int, int] = {}
-    for holding in holdings:
-        by_owner[holding.owner_id] = by_owner.get(holding.owner_id, 0) + holding.bytes
-    held = sum(holding.bytes for holding in holdings if holding.is_pinned or holding.is_shared)
-    return Totals(free_bytes=free_bytes, bytes_by_owner=by_owner, held_bytes=held)
+    for job in jobs:
+        by_owner[job.owner_id] = by_owner.get(job.owner_id, 0) + job.bytes
+    protected = sum(job.bytes for job in jobs if job.is_pinned or job.is_shared)
+    return StorageTotals(free_bytes=free_bytes, bytes_by_owner=by_owner, protected_bytes=protected)
 
 
-def plan_retention(holdings: Sequence[Holding], settings: RetentionSettings, now: float) -> Plan:
-    """What the settings say may go: by age first, then what is left above each person's limit, oldest first."""
-    newest = _newest(holdings, settings.keep_newest)
-    free = [one for one in holdings if _may_go(one, now) and one.job_id not in newest]
-    free.sort(key=lambda one: (one.ended_at or 0.0, one.job_id))
+def plan_retention(jobs: Sequence[StoredJob], settings: RetentionSettings, now: float) -> RetentionPlan:
+    """Plan deletions: first by age, then what exceeds each owner's limit, the oldest first."""
+    newest = _newest_results(jobs, settings.keep_newest)
+    deletable = [job for job in jobs if _is_deletable(job, now) and job.job_id not in newest]
+    deletable.sort(key=lambda job: (job.ended_at or 0.0, job.job_id))
     planner = _Planner()
     if settings.max_age_days:
-        planner.by_age(free, settings.max_age_days, now)
+        planner.apply_age(deletable, settings.max_age_days, now)
     if settings.max_bytes_per_person:
-        for owner_id in sorted({one.owner_id for one in free}):
-            held = sum(one.bytes for one in holdings if one.owner_id == owner_id and one.state.is_end)
-            planner.by_size([one for one in free if one.owner_id == owner_id], held, settings.max_bytes_per_person)
-    return Plan(deletions=tuple(planner.deletions.values()))
+        for owner_id in sorted({job.owner_id for job in deletable}):
+            held = sum(job.bytes for job in jobs if job.owner_id == owner_id and job.state.is_end)
+            of_owner = [job for job in deletable if job.owner_id == owner_id]
+            planner.apply_size(of_owner, held, settings.max_bytes_per_person)
+    return RetentionPlan(deletions=tuple(planner.deletions.values()))
 
 
 class _Planner:
-    """Collects deletions, no more than one for each job."""
+    """Collects deletions, at most one for each job."""
 
     def __init__(self) -> None:
         self.deletions: dict[int, Deletion] = {}
 
-    def by_age(self, free: Sequence[Holding], days: int, now: float) -> None:
-        for one in free:
-            why = f"it ended {one.age_days(now):.0f} days ago"
-            if one.age_days(now) >= 2 * days:
-                self._delete(one, What.EVERYTHING, f"{why} (limit: {2 * days})")
-            elif one.age_days(now) >= days:
-                self._delete(one, What.CHECKPOINTS, f"{why} (limit: {days})", even_elsewhere=one.is_in_store)
+    def apply_age(self, jobs: Sequence[StoredJob], days: int, now: float) -> None:
+        for job in jobs:
+            age = job.age_days(now)
+            if age >= 2 * days:
+                self._delete(job, DeletionScope.EVERYTHING, DeletionReason.AGE, age, 2 * days)
+            elif age >= days:
+                self._delete(job, DeletionScope.CHECKPOINTS, DeletionReason.AGE, age, days)
 
-    def by_size(self, free: Sequence[Holding], held: int, limit: int) -> None:
-        """`free` and `held` of one person."""
-        held -= sum(self._freed(one) for one in free)
-        for what in What:
-            for one in free:
+    def apply_size(self, jobs: Sequence[StoredJob], held: int, limit: int) -> None:
+        """Delete until one owner's ended jobs, `held` bytes, are within the limit; `jobs` are the deletable ones."""
+        held -= sum(self._freed(job) for job in jobs)
+        for scope in DeletionScope:
+            for job in jobs:
                 if held <= limit:
                     return
-                before = self._freed(one)
-                self._delete(one, what, f"its owner's ended jobs take {_gib(held)} of {_gib(limit)}")
-                held -= self._freed(one) - before
+                before = self._freed(job)
+                self._delete(job, scope, DeletionReason.SIZE, held, limit)
+                held -= self._freed(job) - before
 
-    def _freed(self, one: Holding) -> int:
-        known = self.deletions.get(one.job_id)
+    def _freed(self, job: StoredJob) -> int:
+        known = self.deletions.get(job.job_id)
         return known.bytes if known else 0
 
-    def _delete(self, one: Holding, what: What, why: str, *, even_elsewhere: bool = False) -> None:
-        """Delete so much of a job, if that frees more here than what goes already (or something `even_elsewhere`)."""
-        is_checkpoints = what is What.CHECKPOINTS
-        freed = one.checkpoint_bytes if is_checkpoints else one.bytes
-        if is_checkpoints and one.state not in _FINAL:
+    def _delete(self, job: StoredJob, scope: DeletionScope, reason: DeletionReason, value: float, limit: float) -> None:
+        """Add a deletion if it frees more than the one planned already."""
+        is_checkpoints = scope is DeletionScope.CHECKPOINTS
+        freed = job.checkpoint_bytes if is_checkpoints else job.bytes
+        if freed <= self._freed(job) or (is_checkpoints and job.state not in _FINAL):
             return
-        if freed <= self._freed(one) and not even_elsewhere:
-            return
-        files = "the checkpoints" if is_checkpoints else "all files"
-        amount = f"{_gib(freed)} here, and what the object store has" if even_elsewhere else _gib(freed)
-        sentence = f"#{one.job_id} {one.name}: {files} ({amount}), because {why}."
-        self.deletions.pop(one.job_id, None)
-        self.deletions[one.job_id] = Deletion(
-            job_id=one.job_id, owner_id=one.owner_id, what=what, bytes=freed, sentence=sentence
+        self.deletions.pop(job.job_id, None)
+        self.deletions[job.job_id] = Deletion(
+            job_id=job.job_id,
+            name=job.name,
+            owner_id=job.owner_id,
+            scope=scope,
+            bytes=freed,
+            reason=reason,
+            value=value,
+            limit=limit,
         )
 
 
-def _may_go(one: Holding, now: float) -> bool:
-    if not one.state.is_end or one.ended_at is None or one.is_busy or one.is_pinned or one.is_shared:
+def _is_deletable(job: StoredJob, now: float) -> bool:
+    if not job.state.is_end or job.ended_at is None or job.is_active or job.is_pinned or job.is_shared:
         return False
-    return one.state is not State.FAILED or one.age_days(now) >= KEEP_FAILED_DAYS
+    return job.state is not State.FAILED or job.age_days(now) >= KEEP_FAILED_DAYS
 
 
-def _newest(holdings: Sequence[Holding], keep: int) -> set[int]:
-    """The newest results of each person."""
+def _newest_results(jobs: Sequence[StoredJob], keep: int) -> set[int]:
     kept: dict[int, list[int]] = {}
-    for one in sorted(holdings, key=lambda one: (one.ended_at or 0.0, one.job_id), reverse=True):
-        if one.state in _FINAL and one.bytes:
-            kept.setdefault(one.owner_id, []).append(one.job_id)
+    for job in sorted(jobs, key=lambda job: (job.ended_at or 0.0, job.job_id), reverse=True):
+        if job.state in _FINAL and job.bytes:
+            kept.setdefault(job.owner_id, []).append(job.job_id)
     return {job_id for of_owner in kept.values() for job_id in of_owner[:keep]}
 
 
-def _gib(count: int) -> str:
-    return f"{count / _GIB:.1f} GiB" if count >= _GIB / 10 else f"{count / 1024**2:.0f} MiB"
+def bytes_in(folder: Path) -> int:
+    """The size of all files below a folder; links are not followed, and files that vanish meanwhile do not count."""
+    if folder.is_symlink():
+        return 0
+    total = 0
+    pending = [os.fspath(folder)]
+    while pending:
+        for entry in _entries(pending.pop()):
+            if entry.is_dir(follow_symlinks=False):
+                pending.append(entry.path)
+            else:
+                total += _size_of(entry)
+    return total
+
+
+def _entries(folder: str) -> Iterable[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError:
+        return []
+
+
+def _size_of(entry: os.DirEntry[str]) -> int:
+    try:
+        return entry.stat(follow_symlinks=False).st_size
+    except OSError:
+        return 0

@@ -1,21 +1,23 @@
-"""What the members of a role may ask for, and how much of this week's GPU time is left to somebody."""
+"""Limits of roles, and the GPU hours that a member has left this week."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from bot.clock import SYSTEM_CLOCK, Clock
 from bot.config import LimitSettings
 from bot.db import Database
-from bot.errors import JobRefused, OverBudget
+from bot.errors import NotEnoughGpus, OverBudget, PriorityNotAllowed
 from bot.queue.domain.job import LIVING, Priority
-from bot.queue.store.audit import write_entry
+from bot.queue.store.history import write_entry
 from bot.queue.store.job_sql import listed
+from bot.queue.store.transitions import first
+from trainer.protocol.frozen import Frozen
 
 _MIB = 1024 * 1024
 _HOUR_S = 3600.0
@@ -30,32 +32,30 @@ ON CONFLICT (guild_id, role_id) DO UPDATE SET max_waiting = excluded.max_waiting
 """
 _CLEAR = "DELETE FROM role_limit WHERE guild_id = :guild_id AND role_id = :role_id RETURNING *"
 
-#: GPU seconds of this week. A start that began in the week before counts from Monday on; one that is older than that
-#: and still runs would be one of more than a week.
+#: GPU seconds of this week. An attempt that began in the week before counts from Monday on; one that is older would
+#: have run for more than a week.
 _USED = f"""
 SELECT COALESCE(SUM(gpus * MAX(0, MIN(COALESCE(ended_at, :now), :now) - MAX(started_at, :monday))), 0) AS seconds
 FROM attempt INDEXED BY attempt_by_owner
 WHERE owner_id = :owner_id AND started_at >= :monday - {_WEEK_S} AND guild_id = :guild_id
 """
 
-#: GPU seconds that a job is believed to need yet; NULL: nobody knows.
-_YET = """gpus * MAX(0, estimate_s - COALESCE((
+#: Expected GPU seconds that a job still needs; NULL: unknown.
+_REMAINING = """gpus * MAX(0, estimate_s - COALESCE((
     SELECT SUM(COALESCE(ended_at, :now) - started_at) FROM attempt WHERE attempt.job_id = job.id), 0))"""
 
-_NEEDED = f"SELECT {_YET} AS seconds FROM job WHERE id = :id"
+_NEEDED = f"SELECT {_REMAINING} AS seconds FROM job WHERE id = :id"
 
-#: What somebody's jobs are believed to need yet.
-_PROMISED = f"""
-SELECT COALESCE(SUM({_YET}), 0) AS seconds
+#: Expected GPU seconds that all of a member's jobs still need.
+_RESERVED = f"""
+SELECT COALESCE(SUM({_REMAINING}), 0) AS seconds
 FROM job INDEXED BY job_by_owner
 WHERE owner_id = :owner_id AND state IN {listed(LIVING)} AND guild_id = :guild_id AND estimate_s IS NOT NULL
 """
 
 
-class RoleLimit(BaseModel):
-    """What the members of a role may ask for; None: as the configuration says."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+class RoleLimit(Frozen):
+    """Limits for the members of a role; None: as configured."""
 
     role_id: int
     max_waiting: int | None = Field(default=None, ge=1, le=100)
@@ -69,15 +69,15 @@ class RoleLimit(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Allowance:
-    """What one member may ask for."""
+    """The limits of one member."""
 
-    #: Jobs that wait at the same time.
+    #: Jobs that are queued at the same time.
     max_waiting: int
     #: Jobs that run at the same time; None: any number.
     max_running: int | None
     #: Epochs of one job.
     max_epochs: int
-    #: All files of one dataset together, as handed in.
+    #: All uploaded files of one dataset together.
     max_dataset_mib: int
     #: From Monday to Monday; None: any number.
     gpu_hours_per_week: float | None
@@ -88,12 +88,12 @@ class Allowance:
 
 
 def allowance_of(defaults: LimitSettings, role_limits: Iterable[RoleLimit], role_ids: Collection[int]) -> Allowance:
-    """For each limit the most generous among a member's roles that set it, else the default."""
+    """Return, for each limit, the most generous of a member's roles that set it, else the default."""
     own = [limit for limit in role_limits if limit.role_id in role_ids]
 
     def widest(name: str, default: float, *, is_open_at_0: bool = False) -> Any:
-        said = [value for limit in own if (value := getattr(limit, name)) is not None] or [default]
-        return None if is_open_at_0 and 0 in said else max(said)
+        values = [value for limit in own if (value := getattr(limit, name)) is not None] or [default]
+        return None if is_open_at_0 and 0 in values else max(values)
 
     return Allowance(
         max_waiting=widest("max_waiting", defaults.max_jobs_per_user),
@@ -104,50 +104,47 @@ def allowance_of(defaults: LimitSettings, role_limits: Iterable[RoleLimit], role
     )
 
 
-def require_gpus(wanted: int, there: int) -> None:
-    """Nothing, if a job that asks for so many GPUs can ever start.
+def require_gpus(wanted: int, available: int) -> None:
+    """Raise unless a job that needs `wanted` GPUs can ever start.
 
     Raises:
-        JobRefused: there are fewer.
+        NotEnoughGpus: The machine has fewer.
     """
-    if wanted > max(1, there):
-        raise JobRefused(f"This asks for {wanted} GPUs, and there are {there}. Nothing was queued.")
+    if wanted > max(1, available):
+        raise NotEnoughGpus(wanted=wanted, available=available)
 
 
 def require_priority(priority: Priority, *, can_manage: bool) -> None:
-    """Nothing, if somebody may ask for that priority.
+    """Raise unless a member may use that priority.
 
     Raises:
-        JobRefused: it is high, and they may not manage the server.
+        PriorityNotAllowed: It is high, and they may not manage the server.
     """
     if priority is Priority.HIGH and not can_manage:
-        raise JobRefused(
-            "High priority is for those who may manage the server. Ask one of them to bump your job; "
-            "nothing was queued."
-        )
+        raise PriorityNotAllowed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """Somebody's GPU hours of this week."""
+    """A member's GPU hours of this week."""
 
     #: None: any number.
     allowed_h: float | None
     used_h: float
-    #: What their jobs that wait or run are believed to need yet.
-    promised_h: float
+    #: Expected need of their jobs that have not ended.
+    reserved_h: float
 
     @property
     def left_h(self) -> float | None:
-        """What a further job may need; None: any number."""
-        return None if self.allowed_h is None else max(0.0, self.allowed_h - self.used_h - self.promised_h)
+        """Hours that a further job may need; None: any number."""
+        return None if self.allowed_h is None else max(0.0, self.allowed_h - self.used_h - self.reserved_h)
 
 
 def require_budget(budget: Budget, needed_h: float | None) -> None:
-    """Nothing, if a job that is believed to need so many GPU hours (None: nobody knows) fits into a budget.
+    """Raise unless a job that needs `needed_h` GPU hours (None: unknown) fits into the budget.
 
     Raises:
-        OverBudget: it does not.
+        OverBudget: It does not.
     """
     left_h = budget.left_h
     if left_h is None or budget.allowed_h is None:
@@ -157,7 +154,7 @@ def require_budget(budget: Budget, needed_h: float | None) -> None:
 
 
 def week_of(now: float, zone: tzinfo) -> tuple[float, float]:
-    """Its Monday's first moment, and the next Monday's, by the clock of a time zone."""
+    """Return the first moment of the week's Monday and of the next one, in a time zone; seconds since the epoch."""
     day = datetime.fromtimestamp(now, zone).date()
     monday = day - timedelta(days=day.weekday())
     midnight = datetime.min.time()
@@ -166,53 +163,56 @@ def week_of(now: float, zone: tzinfo) -> tuple[float, float]:
 
 
 class RoleLimits:
-    """Limits of roles in the database, and what is left of somebody's."""
+    """Limits of roles in the database, and the budgets that follow from them."""
 
-    def __init__(
-        self, db: Database, *, defaults: LimitSettings | None = None, now: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, db: Database, *, defaults: LimitSettings | None = None, clock: Clock = SYSTEM_CLOCK) -> None:
         self._db = db
         self._defaults = defaults or LimitSettings()
-        self._now = now
+        self._clock = clock
 
     async def set(self, guild_id: int, limit: RoleLimit, *, by: int) -> None:
-        """Say what a role's members may ask for, in place of what was said before."""
+        """Set the limits of a role, replacing earlier ones."""
         values = {"guild_id": guild_id, **limit.model_dump()}
         async with self._db.transaction() as connection:
             await connection.execute_fetchall(_SET, values)
-            said = limit.model_dump_json(exclude_none=True)
-            await write_entry(connection, at=self._now(), verb="limit role", guild_id=guild_id, by=by, after=said)
+            after = limit.model_dump_json(exclude_none=True)
+            await write_entry(
+                connection, at=self._clock.time(), verb="limit role", guild_id=guild_id, by=by, after=after
+            )
 
     async def clear(self, guild_id: int, role_id: int, *, by: int) -> bool:
-        """Let the configuration hold for a role again; False if it did."""
+        """Remove the limits of a role; False if it had none."""
         async with self._db.transaction() as connection:
-            rows = list(await connection.execute_fetchall(_CLEAR, {"guild_id": guild_id, "role_id": role_id}))
-            for row in rows:
-                said = _limit_of(row).model_dump_json(exclude_none=True)
-                await write_entry(connection, at=self._now(), verb="limit role", guild_id=guild_id, by=by, before=said)
-            return bool(rows)
+            row = await first(connection, _CLEAR, {"guild_id": guild_id, "role_id": role_id})
+            if row is None:
+                return False
+            before = _limit_of(row).model_dump_json(exclude_none=True)
+            await write_entry(
+                connection, at=self._clock.time(), verb="limit role", guild_id=guild_id, by=by, before=before
+            )
+            return True
 
     async def list(self, guild_id: int) -> list[RoleLimit]:
-        """All that is said about a server's roles."""
+        """Return the limits of a server's roles."""
         rows = await self._db.all("SELECT * FROM role_limit WHERE guild_id = ? ORDER BY role_id", (guild_id,))
         return [_limit_of(row) for row in rows]
 
     async def allowance(self, guild_id: int, role_ids: Collection[int]) -> Allowance:
-        """What a member with these roles may ask for."""
+        """Return the limits of a member with these roles."""
         return allowance_of(self._defaults, await self.list(guild_id), role_ids)
 
     async def budget(self, guild_id: int, owner_id: int, allowed_h: float | None, *, zone: tzinfo = UTC) -> Budget:
-        """Somebody's GPU hours of this calendar week; those of running jobs are counted up to now."""
-        now = self._now()
+        """Return a member's GPU hours of this calendar week; running jobs count up to now."""
+        now = self._clock.time()
         values = {"guild_id": guild_id, "owner_id": owner_id, "now": now, "monday": week_of(now, zone)[0]}
-        used, promised = await self._db.one(_USED, values), await self._db.one(_PROMISED, values)
+        used, reserved = await self._db.one(_USED, values), await self._db.one(_RESERVED, values)
         assert used is not None
-        assert promised is not None
-        return Budget(allowed_h=allowed_h, used_h=used["seconds"] / _HOUR_S, promised_h=promised["seconds"] / _HOUR_S)
+        assert reserved is not None
+        return Budget(allowed_h=allowed_h, used_h=used["seconds"] / _HOUR_S, reserved_h=reserved["seconds"] / _HOUR_S)
 
     async def needed_h(self, job_id: int) -> float | None:
-        """GPU hours that a job is believed to need yet, its earlier starts taken off; None: nobody knows."""
-        row = await self._db.one(_NEEDED, {"id": job_id, "now": self._now()})
+        """Return the GPU hours that a job still needs, its earlier attempts deducted; None: unknown."""
+        row = await self._db.one(_NEEDED, {"id": job_id, "now": self._clock.time()})
         return None if row is None or row["seconds"] is None else row["seconds"] / _HOUR_S
 
 

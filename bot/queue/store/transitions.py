@@ -1,60 +1,50 @@
-"""What every move of a job brings with it, in the caller's transaction: card, notices, audit, a word to the queue."""
+"""What every transition of a job causes, in the caller's transaction: card, notification, audit, freed slots."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
 
+from bot.clock import SYSTEM_CLOCK, Clock
 from bot.db import Connection, Database, Row
-from bot.outbox import Notice, NoticeKind, Outbox
-from bot.queue.domain.job import State
-from bot.queue.domain.rules import Outcome
-from bot.queue.planning.estimates import write_measure
+from bot.outbox import NotificationKind, Outbox
+from bot.queue.domain.job import ActiveJob, State
+from bot.queue.domain.reducer import end_notification
+from bot.queue.domain.rules import AttemptOutcome
 from bot.queue.store import job_sql
-from bot.queue.store.audit import write_entry
-from bot.queue.store.ingest import events_of, first
-from bot.queue.store.notifications import end_events, end_key
-from trainer.protocol.events import LastWord
+from bot.queue.store.history import write_entry
+from bot.queue.store.measures import write_measure
+from trainer.protocol.events import TerminalEvent
 
 log = logging.getLogger(__name__)
 
 
-class Moves:
+async def first(connection: Connection, statement: str, parameters: Iterable[Any] | Mapping[str, Any]) -> Row | None:
+    """Return the first row that a statement returns, or None."""
+    rows = await connection.execute_fetchall(statement, parameters)
+    return next(iter(rows), None)
+
+
+class Transitions:
     """The one place where a changed row becomes messages and a line of the audit."""
 
-    def __init__(self, db: Database, outbox: Outbox, *, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, db: Database, outbox: Outbox, *, clock: Clock = SYSTEM_CLOCK) -> None:
         self.db = db
         self.outbox = outbox
-        self.now = now
-        #: Set when there is something for the dispatcher to do.
+        self.clock = clock
+        #: Set when the dispatcher has something to do.
         self.changed = asyncio.Event()
 
-    async def moved(
+    async def record(
         self, connection: Connection, row: Row, *, verb: str, before: str | None, by: int | None = None, why: str = ""
     ) -> None:
-        """Tell what a move changes: the card (of a child: its study's), the line behind it, the audit, the queue."""
-        await self.audit(connection, row, verb=verb, before=before, by=by, why=why)
-        await self.touch(connection, row, at_once=True)
-        # Whoever waits may have another place in line now.
-        for other in await connection.execute_fetchall(job_sql.NEXT_WAITING, (row["id"],)):
-            await self.outbox.touch_card(connection, other["id"], channel_id=other["channel_id"])
-        self.db.after_commit(self.changed.set)
-
-    async def touch(self, connection: Connection, row: Row, *, at_once: bool = False) -> None:
-        """The card that shows this job no longer shows the truth."""
-        if row["spec"] is not None:
-            job_id = row["parent_id"] or row["id"]
-            await self.outbox.touch_card(connection, job_id, channel_id=row["channel_id"], at_once=at_once)
-
-    async def audit(
-        self, connection: Connection, row: Row, *, verb: str, before: str | None, by: int | None = None, why: str = ""
-    ) -> None:
-        """Write down who moved a job from where to where, and why."""
+        """Write the audit, mark the cards that the transition changes as stale, and wake the dispatcher."""
         await write_entry(
             connection,
-            at=self.now(),
+            at=self.clock.time(),
             verb=verb,
             job_id=row["id"],
             guild_id=row["guild_id"],
@@ -63,52 +53,61 @@ class Moves:
             after=row["state"],
             why=why,
         )
+        await self.touch(connection, row, at_once=True)
+        # Queued jobs may have another position now.
+        for other in await connection.execute_fetchall(job_sql.NEXT_QUEUED, (row["id"],)):
+            await self.outbox.touch_card(connection, other["id"], channel_id=other["channel_id"])
+        self.db.after_commit(self.changed.set)
 
-    async def settle(self, connection: Connection, row: Row, outcome: Outcome, word: LastWord | None) -> None:
-        """End a start: move the job along, free its slots, and tell it."""
-        now = self.now()
-        settled = await first(
+    async def touch(self, connection: Connection, row: Row, *, at_once: bool = False) -> None:
+        """Mark the job's card as stale; a child of a study is on its study's card."""
+        if row["spec"] is not None:
+            job_id = row["parent_id"] or row["id"]
+            await self.outbox.touch_card(connection, job_id, channel_id=row["channel_id"], at_once=at_once)
+
+    async def settle(
+        self, connection: Connection, job: ActiveJob, outcome: AttemptOutcome, event: TerminalEvent | None
+    ) -> None:
+        """End an attempt: change the job's state, free its slots, and notify its owner."""
+        now = self.clock.time()
+        reason = outcome.reason.model_dump_json(exclude_defaults=True) if outcome.reason else None
+        row = await first(
             connection,
             job_sql.SETTLE[outcome.state],
             {
-                "id": row["id"],
-                "attempt": row["attempt"],
+                "id": job.id,
+                "attempt": job.attempt,
                 "run_after": now + outcome.pause_s if outcome.pause_s else 0.0,
                 "finish": None if outcome.finish is None else int(outcome.finish),
                 "micro_batch": outcome.micro_batch,
-                "excused": int(outcome.is_excused),
-                "last_word": None if word is None else word.model_dump_json(),
-                "reason": outcome.detail or None,
+                "uncounted": int(outcome.is_uncounted),
+                "terminal_event": None if event is None else event.model_dump_json(),
+                "reason": reason,
                 "now": now,
             },
         )
-        assert settled is not None, f"no move from {row['state']} to {outcome.state}"
-        await self.leave_slots(connection, row, outcome.state, outcome.detail)
+        assert row is not None, f"no transition from {job.state} to {outcome.state}"
+        await connection.execute_fetchall(job_sql.FREE_SLOTS_OF, {"id": job.id})
+        await connection.execute_fetchall(
+            job_sql.END_ATTEMPT,
+            {"id": job.id, "attempt": job.attempt, "now": now, "outcome": outcome.state, "reason": reason},
+        )
         if outcome.state in {State.SUCCEEDED, State.STOPPED}:
             try:
-                await write_measure(connection, settled, now)
+                await write_measure(connection, replace(job, state=outcome.state), now)
             except ValueError:
-                # A row that an estimate cannot read is no reason for a job not to end.
-                log.exception("#%d: what it took is not kept for estimates", row["id"])
-        log.info("#%d %s → %s %s", row["id"], row["state"], outcome.state, outcome.detail)
-        await self.moved(connection, settled, verb="settle", before=row["state"], why=outcome.detail)
-        if outcome.notice is not None:
-            await self.tell_end(connection, settled, outcome.notice, word, outcome.detail)
+                # Spec or counts cannot be read; the job ends all the same.
+                log.exception("#%d: its duration is not kept for estimates", job.id)
+        why = "" if outcome.reason is None else str(outcome.reason.kind)
+        log.info("#%d %s → %s %s", job.id, job.state, outcome.state, why)
+        await self.record(connection, row, verb="settle", before=job.state, why=why)
+        if outcome.notification is not None:
+            await self.notify_end(connection, row, outcome.notification, event)
 
-    async def leave_slots(self, connection: Connection, row: Row, outcome: State, why: str) -> None:
-        """Free the slots of a start that is over, and end its line in the history."""
-        values = {"id": row["id"], "attempt": row["attempt"], "now": self.now(), "outcome": outcome, "why": why or None}
-        await connection.execute_fetchall(job_sql.FREE_SLOTS_OF, {"id": row["id"]})
-        await connection.execute_fetchall(job_sql.END_ATTEMPT, values)
-
-    async def tell_end(
-        self, connection: Connection, row: Row, kind: NoticeKind, word: LastWord | None, detail: str
+    async def notify_end(
+        self, connection: Connection, row: Row, kind: NotificationKind, event: TerminalEvent | None = None
     ) -> None:
-        """Put the notice about a start's end into the outbox; a child's end is for its study to tell."""
-        if row["parent_id"] is not None:
-            return
-        job_id, attempt = row["id"], row["attempt"]
-        events = end_events(kind, word, await events_of(connection, job_id))
-        notice = Notice(kind=kind, job_id=job_id, attempt=attempt, events=events, detail=detail)
-        key = end_key(job_id, kind, attempt, row["round"])
-        await self.outbox.put(connection, notice, channel_id=row["channel_id"], dedupe_key=key)
+        """Notify the owner of an end; that of a child is reported by its study."""
+        if row["parent_id"] is None:
+            notification = end_notification(kind, event, job_id=row["id"], attempt=row["attempt"], round_=row["round"])
+            await self.outbox.put(connection, notification, channel_id=row["channel_id"])

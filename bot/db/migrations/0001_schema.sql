@@ -1,0 +1,292 @@
+-- Times are seconds since the epoch, UTC. IDs of guilds, channels, users and messages are Discord's.
+
+-- Values that the bot keeps between two runs (`bot.db.read_setting`).
+CREATE TABLE setting (
+    name  TEXT PRIMARY KEY,
+    value TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- A dataset's prepared folder never changes: a decision creates the next revision (docs/adr/0005). A deleted dataset
+-- keeps its row, since jobs refer to it, and frees its name.
+CREATE TABLE dataset (
+    id             INTEGER PRIMARY KEY AUTOINCREMENT,
+    guild_id       INTEGER NOT NULL,
+    owner_id       INTEGER NOT NULL,
+    name           TEXT    NOT NULL,
+    -- Of the uploaded files; names the folder.
+    sha256         TEXT    NOT NULL,
+    -- The folder below it that `trainer prepare` wrote; digest, counts and summary are of it.
+    revision       TEXT    NOT NULL DEFAULT 'prepared',
+    -- The version of the report in `revision`: one of another version is prepared again (0: not known).
+    report_version INTEGER NOT NULL DEFAULT 0,
+    -- `<sha256>/<revision>` of the dataset that this one extends and whose split it keeps; or empty.
+    earlier        TEXT    NOT NULL DEFAULT '',
+    -- All decisions (`trainer/protocol/edits.py`), also those that are in no revision yet.
+    edits          TEXT    NOT NULL DEFAULT '{}',
+    -- Of what training sees (`DatasetReport.digest`).
+    digest         TEXT    NOT NULL,
+    counts         TEXT    NOT NULL,
+    summary        TEXT    NOT NULL,
+    created_at     REAL    NOT NULL,
+    deleted_at     REAL
+) STRICT;
+
+CREATE UNIQUE INDEX dataset_name ON dataset (guild_id, name) WHERE deleted_at IS NULL;
+CREATE UNIQUE INDEX dataset_content ON dataset (guild_id, sha256) WHERE deleted_at IS NULL;
+
+-- Jobs, from the draft to the end (`bot.queue.domain.job`).
+CREATE TABLE job (
+    id                INTEGER PRIMARY KEY AUTOINCREMENT,
+    -- NULL: a child of a study.
+    interaction_id    INTEGER UNIQUE,
+    guild_id          INTEGER NOT NULL,
+    channel_id        INTEGER NOT NULL,
+    owner_id          INTEGER NOT NULL,
+    dataset_id        INTEGER NOT NULL REFERENCES dataset (id),
+    name              TEXT    NOT NULL,
+    -- Of a draft: the request as it was typed (JSON).
+    request           TEXT,
+    -- NULL while it is a draft.
+    spec              TEXT,
+    state             TEXT    NOT NULL
+        CHECK (state IN ('draft', 'queued', 'preparing', 'running', 'stopping', 'paused',
+                         'succeeded', 'stopped', 'failed', 'cancelled')),
+    -- Order of the queue: interrupted jobs first, then priority, then owners round-robin (bot/queue/store/job_sql.py).
+    is_front          INTEGER NOT NULL DEFAULT 0,
+    priority          INTEGER NOT NULL DEFAULT 0 CHECK (priority BETWEEN -1 AND 1),
+    turn              INTEGER NOT NULL DEFAULT 0,
+    run_after         REAL    NOT NULL DEFAULT 0,
+    -- Slots that it needs; 0: a study, whose children need them.
+    gpus              INTEGER NOT NULL DEFAULT 1 CHECK (gpus >= 0),
+    -- Jobs of its owner that may run at once; NULL: any number.
+    max_running       INTEGER,
+    stop_intent       TEXT CHECK (stop_intent IN ('cancel', 'keep_best', 'pause', 'requeue')),
+    stopped_by        INTEGER,
+    -- When the trainer was asked to stop, or killed because it hung.
+    stop_sent_at      REAL,
+    -- 1: the next attempt only finishes (`trainer run --finish`).
+    is_finishing      INTEGER NOT NULL DEFAULT 0,
+    -- Number of the newest attempt (the fence), and how many do not count against the limit.
+    attempt           INTEGER NOT NULL DEFAULT 0,
+    uncounted         INTEGER NOT NULL DEFAULT 0,
+    -- One more with each Retry; a job ends once a round.
+    round             INTEGER NOT NULL DEFAULT 1,
+    -- Upper limit of the images in memory at once, after it ran out of memory.
+    micro_batch       INTEGER,
+    -- Rises over all claims.
+    claim_number      INTEGER,
+    handle            TEXT,
+    -- Of events.jsonl: bytes read, and `seq` of the last event.
+    read_bytes        INTEGER NOT NULL DEFAULT 0,
+    last_seq          INTEGER NOT NULL DEFAULT 0,
+    last_event_at     REAL,
+    -- The newest `step_done`; the others are not stored.
+    step              TEXT,
+    -- Folded from the events, `step` excluded (`Progress`).
+    progress          TEXT    NOT NULL DEFAULT '{}',
+    terminal_event    TEXT,
+    -- `EndReason`.
+    end_reason        TEXT,
+    -- Of data and settings: two jobs that have not ended and share one are duplicates.
+    fingerprint       TEXT,
+    -- Expected seconds, as estimated when it was queued.
+    estimate_s        REAL,
+    -- Of a study's child: the study, its name there, its folder below jobs/, and its goal for now.
+    parent_id         INTEGER REFERENCES job (id),
+    child_name        TEXT,
+    folder            TEXT,
+    until_epoch       INTEGER,
+    -- Of a study: `StudyRequest` and the newest `StudyStep`.
+    study             TEXT,
+    study_step        TEXT,
+    pinned_at         REAL,
+    shared_at         REAL,
+    files_deleted_at  REAL,
+    created_at        REAL    NOT NULL,
+    started_at        REAL,
+    ended_at          REAL,
+    CHECK (read_bytes >= 0 AND uncounted <= attempt),
+    CHECK (spec IS NOT NULL OR state IN ('draft', 'cancelled')),
+    UNIQUE (parent_id, child_name)
+) STRICT;
+
+CREATE INDEX job_by_state ON job (state, id);
+CREATE INDEX job_by_guild ON job (guild_id, id);
+CREATE INDEX job_by_owner ON job (owner_id, state);
+CREATE INDEX job_by_parent ON job (parent_id) WHERE parent_id IS NOT NULL;
+CREATE INDEX job_by_fingerprint ON job (fingerprint) WHERE fingerprint IS NOT NULL;
+-- The queue, in its order.
+CREATE INDEX job_queue ON job (is_front DESC, priority DESC, turn, id) WHERE state = 'queued';
+CREATE INDEX job_study_queue ON job (is_front DESC, priority DESC, turn, id) WHERE state = 'queued' AND gpus = 0;
+-- The last queued turn of each owner, by priority.
+CREATE INDEX job_turns ON job (owner_id, priority, turn) WHERE state = 'queued' AND gpus > 0 AND NOT is_front;
+CREATE INDEX job_claims ON job (claim_number) WHERE claim_number IS NOT NULL;
+CREATE INDEX job_active ON job (owner_id, gpus) WHERE state IN ('preparing', 'running', 'stopping');
+
+-- The last served turn of each owner, by priority; it never goes back, whatever becomes of the job.
+CREATE TABLE served (
+    priority INTEGER NOT NULL,
+    owner_id INTEGER NOT NULL,
+    turn     INTEGER NOT NULL,
+    PRIMARY KEY (priority, owner_id)
+) STRICT, WITHOUT ROWID;
+
+-- The turn that is being served: the last of any owner.
+CREATE INDEX served_turns ON served (priority, turn);
+
+-- Where trainings run: one row for each GPU, or for each place that the configuration names.
+CREATE TABLE slot (
+    id           TEXT PRIMARY KEY,
+    -- As in CUDA_VISIBLE_DEVICES; empty: whatever the machine or the cluster gives.
+    device       TEXT    NOT NULL DEFAULT '',
+    name         TEXT    NOT NULL,
+    memory_bytes INTEGER,
+    position     INTEGER NOT NULL,
+    -- 0: gone from the machine, or switched off; a job that holds it keeps it.
+    is_enabled   INTEGER NOT NULL DEFAULT 1,
+    -- 1: switched off, also over restarts.
+    is_off       INTEGER NOT NULL DEFAULT 0,
+    job_id       INTEGER REFERENCES job (id),
+    attempt      INTEGER,
+    CHECK ((job_id IS NULL) = (attempt IS NULL))
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX slot_of_job ON slot (job_id) WHERE job_id IS NOT NULL;
+
+-- Every attempt of a job: when, where, and how it ended.
+CREATE TABLE attempt (
+    job_id     INTEGER NOT NULL REFERENCES job (id),
+    attempt    INTEGER NOT NULL,
+    guild_id   INTEGER NOT NULL,
+    owner_id   INTEGER NOT NULL,
+    gpus       INTEGER NOT NULL,
+    -- Names of the slots, separated by ", ".
+    slots      TEXT    NOT NULL,
+    started_at REAL    NOT NULL,
+    ended_at   REAL,
+    -- The job's next state, and `EndReason`; the reason is there before the end if the attempt is killed.
+    outcome    TEXT,
+    end_reason TEXT,
+    PRIMARY KEY (job_id, attempt)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX attempt_by_owner ON attempt (owner_id, started_at);
+CREATE INDEX attempt_by_start ON attempt (started_at);
+
+-- The events of trainers, all but `step_done` (one a second for hours; only the newest matters) and `keep_alive`.
+CREATE TABLE job_event (
+    job_id  INTEGER NOT NULL REFERENCES job (id),
+    seq     INTEGER NOT NULL,
+    attempt INTEGER NOT NULL,
+    type    TEXT    NOT NULL,
+    body    TEXT    NOT NULL,
+    PRIMARY KEY (job_id, seq)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE outbox (
+    id            INTEGER PRIMARY KEY AUTOINCREMENT,
+    dedupe_key    TEXT    NOT NULL UNIQUE,
+    job_id        INTEGER NOT NULL,
+    channel_id    INTEGER NOT NULL,
+    notification  TEXT    NOT NULL,
+    -- Sent to Discord, which returns the message that already has it. Random, so that no other database uses it.
+    nonce         TEXT    NOT NULL UNIQUE,
+    state         TEXT    NOT NULL DEFAULT 'waiting' CHECK (state IN ('waiting', 'sending', 'sent', 'dead')),
+    tries         INTEGER NOT NULL DEFAULT 0,
+    retry_at      REAL    NOT NULL DEFAULT 0,
+    message_id    INTEGER,
+    reason        TEXT,
+    created_at    REAL    NOT NULL,
+    sent_at       REAL
+) STRICT;
+
+CREATE INDEX outbox_unsent ON outbox (channel_id, id) WHERE state IN ('waiting', 'sending');
+
+-- The live card of a job: one row, however often it changes.
+CREATE TABLE card (
+    job_id         INTEGER PRIMARY KEY,
+    channel_id     INTEGER NOT NULL,
+    -- Rises with each change; the version that is shown; the last one that must be shown at once.
+    version        INTEGER NOT NULL,
+    shown_version  INTEGER NOT NULL DEFAULT 0,
+    urgent_version INTEGER NOT NULL DEFAULT 0,
+    nonce          TEXT    NOT NULL UNIQUE,
+    state          TEXT    NOT NULL DEFAULT 'waiting' CHECK (state IN ('waiting', 'sending', 'sent', 'dead')),
+    tries          INTEGER NOT NULL DEFAULT 0,
+    retry_at       REAL    NOT NULL DEFAULT 0,
+    message_id     INTEGER,
+    sent_at        REAL,
+    shown_at       REAL,
+    reason         TEXT
+) STRICT;
+
+CREATE INDEX card_changed ON card (channel_id) WHERE shown_version < version;
+
+-- Who did what, when, and why; never changed and never deleted.
+CREATE TABLE audit (
+    id       INTEGER PRIMARY KEY AUTOINCREMENT,
+    at       REAL NOT NULL,
+    -- NULL: the queue, a limit, the machine.
+    job_id   INTEGER,
+    guild_id INTEGER,
+    -- NULL: the bot itself.
+    actor_id INTEGER,
+    verb     TEXT NOT NULL,
+    before   TEXT,
+    after    TEXT,
+    -- A user's words, an `AuditReason`, or an `EndReasonKind`.
+    why      TEXT
+) STRICT;
+
+CREATE INDEX audit_of_job ON audit (job_id, id);
+
+-- Limits for the members of a role; NULL: as configured.
+CREATE TABLE role_limit (
+    guild_id           INTEGER NOT NULL,
+    role_id            INTEGER NOT NULL,
+    max_waiting        INTEGER,
+    max_running        INTEGER,
+    max_epochs         INTEGER,
+    max_dataset_mib    INTEGER,
+    gpu_hours_per_week REAL,
+    PRIMARY KEY (guild_id, role_id)
+) STRICT, WITHOUT ROWID;
+
+-- How long finished jobs took, for estimates.
+CREATE TABLE measure (
+    job_id     INTEGER PRIMARY KEY REFERENCES job (id),
+    -- What determines the speed, the most important first (`bot/queue/store/measures.py`).
+    signature  TEXT    NOT NULL,
+    steps      INTEGER NOT NULL,
+    seconds    REAL    NOT NULL,
+    -- The estimate from when it was queued.
+    estimate_s REAL,
+    ended_at   REAL    NOT NULL
+) STRICT;
+
+CREATE INDEX measure_by_signature ON measure (signature, ended_at);
+
+-- Uploads, from before their download until their owner is answered; the next bot completes what one that died left.
+CREATE TABLE upload (
+    interaction_id INTEGER PRIMARY KEY,
+    guild_id       INTEGER NOT NULL,
+    channel_id     INTEGER NOT NULL,
+    owner_id       INTEGER NOT NULL,
+    kind           TEXT    NOT NULL CHECK (kind IN ('finetune', 'import', 'add')),
+    -- The request beside the files (JSON).
+    request        TEXT    NOT NULL,
+    -- 1: queue it without a confirmation.
+    is_at_once     INTEGER NOT NULL,
+    -- The dataset that they are added to.
+    dataset_id     INTEGER REFERENCES dataset (id),
+    -- What the files are called in messages to their owner.
+    title          TEXT    NOT NULL,
+    -- Once they are on the disk: their content, and name, SHA-256 and bytes of each (JSON).
+    sha256         TEXT,
+    files          TEXT,
+    -- 1: they are in the dataset that they were to be added to.
+    is_done        INTEGER NOT NULL DEFAULT 0,
+    created_at     REAL    NOT NULL,
+    CHECK ((sha256 IS NULL) = (files IS NULL)),
+    CHECK ((kind = 'add') = (dataset_id IS NOT NULL))
+) STRICT;

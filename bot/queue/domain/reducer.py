@@ -1,0 +1,169 @@
+"""Applies events to a job: pure functions from (job, event) to the job after it and the notifications it causes."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from bot.outbox import Notification, NotificationKind
+from bot.queue.domain.job import ActiveJob, State, StopIntent
+from trainer.protocol.events import (
+    BaseValidated,
+    EpochEnded,
+    Event,
+    Exported,
+    Failed,
+    Finished,
+    KeepAlive,
+    Sampled,
+    StageBegan,
+    Started,
+    StepDone,
+    Stopped,
+    StoppedEarly,
+    TerminalEvent,
+    Tested,
+    Warned,
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestResult:
+    """What a batch of events makes of a job."""
+
+    job: ActiveJob
+    #: In the order of their events.
+    notifications: tuple[Notification, ...] = ()
+    #: New events that are stored: all but `step_done` and `keep_alive`.
+    stored: tuple[Event, ...] = ()
+    #: The terminal event, if the batch ends in one; one in its middle was followed by another run.
+    terminal_event: TerminalEvent | None = None
+
+
+def ingest_events(job: ActiveJob, events: Iterable[Event]) -> IngestResult:
+    """Apply a batch of events in order; those that are known, or of a superseded attempt, are ignored."""
+    new: list[Event] = []
+    for event in events:
+        if is_new(job, event, last_seq=new[-1].seq if new else job.last_seq):
+            new.append(event)
+    if not new:
+        return IngestResult(job=job)
+    stored = tuple(event for event in new if not isinstance(event, StepDone | KeepAlive))
+    # Of the steps only the newest matters; there may be hundreds.
+    steps = [event for event in new if isinstance(event, StepDone)]
+    notifications: list[Notification] = []
+    for event in sorted([*stored, *steps[-1:]], key=lambda each: each.seq):
+        job, caused = apply(job, event)
+        notifications += caused
+    return IngestResult(
+        job=replace(job, last_seq=new[-1].seq),
+        notifications=tuple(notifications),
+        stored=stored,
+        terminal_event=new[-1] if isinstance(new[-1], Finished | Stopped | Failed) else None,
+    )
+
+
+def apply(job: ActiveJob, event: Event) -> tuple[ActiveJob, tuple[Notification, ...]]:
+    """Return the job after one event, and the notifications that the event causes.
+
+    A terminal event changes no state: it counts once the process has exited (`rules.after_terminal_event`).
+    """
+    if not is_new(job, event, last_seq=job.last_seq):
+        return job, ()
+    job = replace(job, last_seq=event.seq, progress=job.progress.after(event))
+    if isinstance(event, Started) and job.state is State.PREPARING:
+        job = replace(job, state=State.RUNNING)
+    if _reaches_goal(job, event):
+        job = replace(job, state=State.STOPPING, stop_intent=StopIntent.PAUSE, stopped_by=None)
+    notification = notification_of(job, event)
+    return job, () if notification is None else (notification,)
+
+
+def is_new(job: ActiveJob, event: Event, *, last_seq: int) -> bool:
+    """False for an event that was ingested before, or that a superseded attempt sends (the fence)."""
+    if event.seq <= last_seq:
+        return False
+    # 0: a trainer on the command line, without a number.
+    if 0 < event.attempt < job.attempt:
+        log.warning("#%d: event %s of superseded attempt %d ignored", job.id, event.type, event.attempt)
+        return False
+    return True
+
+
+def _reaches_goal(job: ActiveJob, event: Event) -> bool:
+    """True if a child of a study has come as far as it was asked to for now."""
+    return (
+        isinstance(event, EpochEnded)
+        and job.until_epoch is not None
+        and event.epoch >= job.until_epoch
+        and job.state in {State.PREPARING, State.RUNNING}
+        and not job.is_finishing
+    )
+
+
+def notification_of(job: ActiveJob, event: Event) -> Notification | None:
+    """Return the notification that an event causes, if it gets a message of its own; a child of a study has none."""
+    if job.parent_id is not None:
+        return None
+    match event:
+        case BaseValidated():
+            return _notification(job, event, NotificationKind.BASE, "base")
+        case EpochEnded():
+            return _notification(job, event, NotificationKind.EPOCH, f"epoch:{event.epoch}")
+        case StoppedEarly():
+            return _notification(job, event, NotificationKind.EARLY_STOP, "early_stop")
+        case Warned():
+            # Two warnings of one kind may differ: each is sent once.
+            digest = hashlib.sha256(event.message.encode()).hexdigest()[:12]
+            return _notification(job, event, NotificationKind.WARNING, f"warning:{event.kind}:{digest}")
+        case StageBegan() if event.name or event.first_epoch > 1:
+            # A training of one stage has nothing to report.
+            return _notification(job, event, NotificationKind.STAGE, f"stage:{event.stage}:{event.first_epoch}")
+        case _:
+            return None
+
+
+def end_notification(
+    kind: NotificationKind, event: TerminalEvent | None, *, job_id: int, attempt: int, round_: int
+) -> Notification:
+    """Return the notification about the end of an attempt.
+
+    A job ends once a round (Retry begins the next one); it is lost or paused at most once an attempt.
+    """
+    if kind in {NotificationKind.LOST, NotificationKind.PAUSED}:
+        return Notification(kind=kind, job_id=job_id, attempt=attempt, dedupe_key=f"job:{job_id}:{kind}:{attempt}")
+    key = f"job:{job_id}:end" if round_ == 1 else f"job:{job_id}:end:{round_}"
+    seq = 0 if event is None else event.seq
+    return Notification(kind=kind, job_id=job_id, attempt=attempt, seq=seq, dedupe_key=key)
+
+
+def events_shown(notification: Notification, events: Iterable[Event]) -> tuple[Event, ...]:
+    """Return the events that a notification's message shows, its own last; `events` are the job's, oldest first.
+
+    A base or an epoch comes with its samples; the result with its test and, for each format, the newest file (an
+    attempt that died while exporting exports again).
+    """
+    known = [event for event in events if event.seq <= notification.seq]
+    own = next((event for event in known if event.seq == notification.seq), None)
+    if own is None:
+        return ()
+    match notification.kind:
+        case NotificationKind.BASE | NotificationKind.EPOCH:
+            epoch = own.epoch if isinstance(own, EpochEnded) else 0
+            sampled = [event for event in known if isinstance(event, Sampled) and event.epoch == epoch]
+            return (*sampled[-1:], own)
+        case NotificationKind.DONE:
+            tested = [event for event in known if isinstance(event, Tested)]
+            exported = {event.format: event for event in known if isinstance(event, Exported)}
+            return (*tested[-1:], *exported.values(), own)
+        case _:
+            return (own,)
+
+
+def _notification(job: ActiveJob, event: Event, kind: NotificationKind, key: str) -> Notification:
+    dedupe_key = f"job:{job.id}:{key}"
+    return Notification(kind=kind, job_id=job.id, attempt=job.attempt, seq=event.seq, dedupe_key=dedupe_key)

@@ -1,0 +1,81 @@
+"""Records how long finished jobs took, and which jobs are comparable."""
+
+from __future__ import annotations
+
+from math import ceil
+
+from bot.db import Connection
+from bot.queue.domain.job import ActiveJob, State
+from trainer.protocol.report import Counts
+from trainer.protocol.settings import SplitKind
+from trainer.protocol.spec import Spec
+
+#: Ends each part of a signature.
+SEPARATOR = "|"
+
+_WRITE = """
+INSERT INTO measure (job_id, signature, steps, seconds, estimate_s, ended_at)
+VALUES (:job_id, :signature, :steps, :seconds, :estimate_s, :ended_at)
+ON CONFLICT (job_id) DO NOTHING
+"""
+
+_DURATION = """
+SELECT SUM(ended_at - started_at) AS seconds, (SELECT counts FROM dataset WHERE dataset.id = :dataset_id) AS counts
+FROM attempt WHERE job_id = :id AND ended_at > started_at
+"""
+
+
+def signature_of(spec: Spec, gpus: int) -> str:
+    """Return what determines a job's speed, the most important first; each part ends in `|`."""
+    resolution = spec.training.resolution or "own"
+    parts = (spec.base.source, spec.task, spec.method.kind, gpus, resolution, spec.training.batch_size)
+    return "".join(f"{str(part).replace(SEPARATOR, '/')}{SEPARATOR}" for part in parts)
+
+
+def planned_steps(spec: Spec, counts: Counts) -> int:
+    """Approximate the optimizer steps of a job on a dataset with these counts.
+
+    The trainer's own number (`Started.total_steps`) depends on image sizes and on memory, and is known only once it
+    runs. This one is computed in the same way for past and future jobs, so its error cancels out.
+    """
+    images = _training_images(spec, counts) * spec.training.repeats
+    # Class images and weighted datasets of a mix take their share of each epoch.
+    others = sum(part.weight or 0.0 for part in spec.mix) + (spec.prior.weight if spec.prior.is_on else 0.0)
+    views = images / max(0.05, 1 - others)
+    return max(1, ceil(views / spec.training.batch_size)) * spec.training.epochs
+
+
+def _training_images(spec: Spec, counts: Counts) -> float:
+    match spec.split.kind:
+        case SplitKind.REPORT:
+            return counts.train
+        case SplitKind.FOLD:
+            return (counts.train + counts.validation) * (1 - 1 / spec.split.folds)
+        case SplitKind.ALL:
+            return counts.train + counts.validation
+
+
+async def write_measure(connection: Connection, job: ActiveJob, now: float) -> None:
+    """Record what a job took that has just succeeded or was ended early; its attempts have ended.
+
+    Nothing is recorded for a job without a GPU (a study), or one that never began to train.
+    """
+    values = {"id": job.id, "dataset_id": job.dataset_id}
+    took = next(iter(await connection.execute_fetchall(_DURATION, values)))
+    progress = job.progress
+    if not took["seconds"] or not progress.total_steps or not job.gpus:
+        return
+    steps = float(planned_steps(job.spec, Counts.model_validate_json(took["counts"])))
+    is_whole = job.state is State.SUCCEEDED
+    if not is_whole:
+        trained = max((epoch.step for epoch in progress.epochs), default=0)
+        steps *= trained / progress.total_steps
+    measure = {
+        "job_id": job.id,
+        "signature": signature_of(job.spec, job.gpus),
+        "steps": max(1, round(steps)),
+        "seconds": took["seconds"],
+        "estimate_s": job.estimate_s if is_whole else None,
+        "ended_at": now,
+    }
+    await connection.execute_fetchall(_WRITE, measure)
