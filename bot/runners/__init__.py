@@ -1,18 +1,7 @@
-"""Where a training runs: the seam between the queue and a machine."""
+"""Where a training runs: local processes or a Ray cluster, behind one interface."""
 
-from bot.runners.events import EventLine, EventLines, read_events
 from bot.runners.local import LocalRunner
-from bot.runners.runner import Handle, Launch, Runner, Status
+from bot.runners.runner import Handle, Runner, RunStatus
 from bot.runners.warm import WarmTrainer
 
-__all__ = [
-    "EventLine",
-    "EventLines",
-    "Handle",
-    "Launch",
-    "LocalRunner",
-    "Runner",
-    "Status",
-    "WarmTrainer",
-    "read_events",
-]
+__all__ = ["Handle", "LocalRunner", "RunStatus", "Runner", "WarmTrainer"]

@@ -1,4 +1,4 @@
-"""Trainings on this machine: detached processes that a restart of the bot does not touch."""
+"""Trainings on this machine: detached processes that survive a restart of the bot."""
 
 from __future__ import annotations
 
@@ -12,62 +12,65 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ValidationError
 
 from bot.errors import LaunchFailed
-from bot.runners.command import trainer_argv
-from bot.runners.events import EventLines, read_events
-from bot.runners.processes import environment, find_marked
-from bot.runners.runner import Handle, Launch, Status
-from bot.runners.spawn import spawn
+from bot.runners.child_process import run_and_capture, spawn_detached
+from bot.runners.runner import Handle, RunStatus, trainer_argv
 from bot.runners.warm import WarmTrainer
-from trainer.protocol.attempt import HEARTBEAT_FILE, read_attempt, write_attempt
-from trainer.protocol.order import LOG_FILE, Order
-from trainer.protocol.process import ProcessIdentity, identify, read_process_file
+from trainer.exchange.attempt import HEARTBEAT_FILE, read_attempt, write_attempt
+from trainer.exchange.job_dir import LOG_FILE
+from trainer.exchange.process import ProcessIdentity, identify, read_process_file
+from trainer.protocol.devices import Devices
+from trainer.protocol.frozen import Frozen
+from trainer.protocol.run_options import NEEDS_GPU_VARIABLE, RunOptions
+from trainer.protocol.text import _
 
 log = logging.getLogger(__name__)
 
 _Send: TypeAlias = Callable[[int, int], None]
 
-#: How long a killed process of an earlier attempt may take to go: one that waits for a disk or a driver takes longer.
-GONE_S = 10.0
+#: How long a killed process of an earlier attempt may take to exit; a disk or driver can delay it.
+EVICTION_S = 10.0
+#: Environment variables that mark the processes of a job: its folder and its attempt.
+JOB_VARIABLE, ATTEMPT_VARIABLE = "DARKROOM_JOB_DIR", "DARKROOM_ATTEMPT"
 
 
-class _Handle(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class LocalHandle(Frozen):
+    """Handle of a training on this machine."""
 
     job_dir: Path
-    #: The process that was started; None if it was gone before anybody could look.
+    #: The process that was started; None if it had exited before it could be identified.
     process: ProcessIdentity | None
-    #: 0 in a handle of before there were fences.
-    attempt: int = 0
+    attempt: int
 
     @property
     def holder(self) -> ProcessIdentity | None:
-        """The living process that holds the job folder's lock, if it is of this attempt.
+        """The living process that holds the lock of the job folder, if it belongs to this attempt.
 
-        It is not the one started under `accelerate launch`, whose child it is; nor when a bot died between a start and
-        writing it down: then the next one started a second trainer, which found the folder held (exit status 6).
+        It is not the process that was started under `accelerate launch`, whose child it is. Nor if a bot died between
+        a start and storing the handle: the next bot starts a second trainer, which finds the folder locked and exits.
         """
-        is_ours = self.attempt in {0, read_attempt(self.job_dir)}
-        holder = read_process_file(self.job_dir) if is_ours else None
+        if self.attempt != read_attempt(self.job_dir):
+            return None
+        holder = read_process_file(self.job_dir)
         return holder if holder is not None and holder.is_alive() else None
 
     @property
     def started(self) -> ProcessIdentity | None:
-        """The living process that was started."""
+        """The process that was started, if it is alive."""
         return self.process if self.process is not None and self.process.is_alive() else None
 
-    def all(self) -> set[ProcessIdentity]:
+    def all_processes(self) -> set[ProcessIdentity]:
         """Every living process of this attempt."""
-        marked = {each for each, attempt in find_marked(self.job_dir).items() if self.attempt in {0, attempt}}
+        marked = {each for each, attempt in find_marked(self.job_dir).items() if attempt == self.attempt}
         return marked | {each for each in (self.started, self.holder) if each is not None}
 
 
 class LocalRunner:
-    """Runs `command run JOB_DIR` in a session of its own, standard output and error into JOB_DIR/trainer.log.
+    """Runs `command run JOB_DIR` in a session of its own, with its output in JOB_DIR/trainer.log.
 
-    With a `warm` trainer that is ready, that one gets the job: no libraries to load, and the same in all else.
+    A `warm` trainer that is ready takes the job instead, with its libraries already loaded; nothing else differs.
     """
 
     def __init__(
@@ -80,57 +83,56 @@ class LocalRunner:
         self._command = tuple(command)
         self._env = dict(os.environ if env is None else env)
         self._warm = warm
-        #: Children that were not waited for; those of an earlier bot belong to init.
+        #: Children that were not reaped yet; those of an earlier bot belong to init.
         self._children: set[int] = set()
 
-    async def launch(self, launch: Launch) -> Handle:
-        """See `Runner.launch`; a living trainer of the same attempt is taken over, one of an earlier attempt killed."""
-        found = await asyncio.to_thread(_clear_the_way, launch)
-        if found is not None:
-            log.info("#%d: taking over process %d", launch.job_id, found.pid)
-            return _dump(_Handle(job_dir=launch.job_dir, process=found, attempt=launch.attempt))
-        pid, how = await self._start(launch)
-        self._children.add(pid)
-        log.info(
-            "#%d: process %d %s (attempt %d%s)",
-            launch.job_id,
-            pid,
-            how,
-            launch.attempt,
-            ", finish" if launch.finish else "",
-        )
-        return _dump(_Handle(job_dir=launch.job_dir, process=identify(pid), attempt=launch.attempt))
+    async def launch(self, options: RunOptions) -> Handle:
+        """Start the training; adopt a living process of the same attempt and kill those of earlier attempts.
 
-    async def _start(self, launch: Launch) -> tuple[int, str]:
-        """Its pid, and whether it was started for this or was there."""
-        if self._warm is not None and launch.gpus < 2:
-            pid = await self._warm.take(_order(launch))
+        Raises:
+            LaunchFailed: It cannot be started, or an earlier process does not exit.
+        """
+        found = await asyncio.to_thread(_evict_previous_attempts, options)
+        if found is not None:
+            log.info("#%d: adopting process %d", options.job_id, found.pid)
+            return _dump(LocalHandle(job_dir=options.job_dir, process=found, attempt=options.attempt))
+        pid, how = await self._start(options)
+        self._children.add(pid)
+        finish = ", finish" if options.finish else ""
+        log.info("#%d: process %d %s (attempt %d%s)", options.job_id, pid, how, options.attempt, finish)
+        return _dump(LocalHandle(job_dir=options.job_dir, process=identify(pid), attempt=options.attempt))
+
+    async def _start(self, options: RunOptions) -> tuple[int, str]:
+        """Return the pid and a word for the log."""
+        if self._warm is not None and options.gpus < 2:
+            pid = await self._warm.take(options.model_copy(update={"job_dir": options.job_dir.absolute()}))
             if pid is not None:
-                return pid, "was ready and took it"
-        argv = trainer_argv(self._command, launch, str(launch.job_dir))
+                return pid, "was warm and took the job"
+        argv = trainer_argv(self._command, options)
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        actions = [
+        file_actions = [
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, str(launch.job_dir / LOG_FILE), flags, 0o644),
+            (os.POSIX_SPAWN_OPEN, 1, str(options.job_dir / LOG_FILE), flags, 0o644),
             (os.POSIX_SPAWN_DUP2, 1, 2),
         ]
-        return await asyncio.to_thread(spawn, argv, {**self._env, **environment(launch)}, actions), "started"
+        env = {**self._env, **job_environment(options)}
+        return await asyncio.to_thread(spawn_detached, argv, env, file_actions), "started"
 
-    async def poll(self, handle: Handle) -> Status:
-        """See `Runner.poll`."""
+    async def poll(self, handle: Handle) -> RunStatus:
+        """Return the state of the process, and reap it if it has exited."""
         loaded = _load(handle)
         is_running = loaded.started is not None or loaded.holder is not None
-        # In this order: a child that is gone by now is reaped by this very call, which may be the last one.
+        # After the check: a child that has exited by now is reaped by this call, which may be the last.
         self._reap()
         if is_running:
-            return Status.RUNNING
-        is_cut_off = loaded.process is not None and loaded.process.went_down_with_its_machine()
-        return Status.CUT_OFF if is_cut_off else Status.GONE
+            return RunStatus.RUNNING
+        is_node_lost = loaded.process is not None and loaded.process.is_of_earlier_boot()
+        return RunStatus.NODE_LOST if is_node_lost else RunStatus.EXITED
 
     async def stop(self, handle: Handle) -> None:
-        """See `Runner.stop`; SIGTERM to the trainer alone, which ends its own helpers.
+        """Send SIGTERM to the trainer, which ends its own helpers.
 
-        Not to what launched it: `accelerate launch` would give its processes 30 s, and then kill them.
+        The launcher gets no signal: `accelerate launch` would give its processes 30 s and then kill them.
         """
         loaded = _load(handle)
         trainer = loaded.holder or loaded.started
@@ -138,19 +140,8 @@ class LocalRunner:
             _signal(os.kill, trainer.pid, signal.SIGTERM)
 
     async def kill(self, handle: Handle) -> None:
-        """See `Runner.kill`; SIGKILL to each, and to the whole group of one that leads it."""
-        _kill(await asyncio.to_thread(_load(handle).all), _load(handle).job_dir)
-
-    async def events(self, handle: Handle, job_dir: Path, offset: int) -> EventLines:
-        """See `Runner.events`."""
-        return await asyncio.to_thread(read_events, job_dir, offset)
-
-    async def last_beat(self, handle: Handle, job_dir: Path) -> float | None:
-        """See `Runner.last_beat`."""
-        try:
-            return (job_dir / HEARTBEAT_FILE).stat().st_mtime
-        except FileNotFoundError:
-            return None
+        """Send SIGKILL to each process, and to the whole group of a group leader."""
+        _kill(await asyncio.to_thread(_load(handle).all_processes), _load(handle).job_dir)
 
     def _reap(self) -> None:
         for pid in list(self._children):
@@ -161,65 +152,84 @@ class LocalRunner:
                 continue
             if done:
                 self._children.discard(pid)
-                log.info("process %d ended with status %d", pid, os.waitstatus_to_exitcode(status))
+                log.info("process %d exited with status %d", pid, os.waitstatus_to_exitcode(status))
 
 
-def _clear_the_way(launch: Launch) -> ProcessIdentity | None:
-    """The living process of this very attempt, if there is one; else nobody else works in the folder from here on.
+def _evict_previous_attempts(options: RunOptions) -> ProcessIdentity | None:
+    """Return the living process of this very attempt, if any; else kill those of earlier attempts and fence the folder.
 
-    In this order: killed, then fenced. A bot that dies in between finds the next time what it had not killed yet.
+    Kill first, then fence: a bot that dies in between finds the remaining processes at its next start.
 
     Raises:
-        LaunchFailed: a process of an earlier attempt does not go.
-        OSError: the folder cannot be written.
+        LaunchFailed: A process of an earlier attempt does not exit.
+        OSError: The folder cannot be written.
     """
-    living = find_marked(launch.job_dir)
-    holder = read_process_file(launch.job_dir)
+    living = find_marked(options.job_dir)
+    holder = read_process_file(options.job_dir)
     if holder is not None and holder.is_alive():
-        living.setdefault(holder, read_attempt(launch.job_dir))
-    ours = [each for each, attempt in living.items() if attempt == launch.attempt]
+        living.setdefault(holder, read_attempt(options.job_dir))
+    ours = [each for each, attempt in living.items() if attempt == options.attempt]
     if holder in ours:
         return holder
     if ours:
         return ours[0]
-    _kill(living, launch.job_dir)
-    until = time.monotonic() + GONE_S
+    _kill(living, options.job_dir)
+    until = time.monotonic() + EVICTION_S
     while left := [each for each in living if each.is_alive()]:
         if time.monotonic() > until:
             why = f"process {left[0].pid} of an earlier attempt does not end"
-            raise LaunchFailed(command=f"attempt {launch.attempt}", why=why)
+            raise LaunchFailed(command=f"attempt {options.attempt}", why=why)
         time.sleep(0.02)
-    write_attempt(launch.job_dir, launch.attempt)
-    # So that the next sign of life is this attempt's.
-    (launch.job_dir / HEARTBEAT_FILE).unlink(missing_ok=True)
+    write_attempt(options.job_dir, options.attempt)
+    # The next heartbeat is then of this attempt.
+    (options.job_dir / HEARTBEAT_FILE).unlink(missing_ok=True)
     return None
 
 
-def _order(launch: Launch) -> Order:
-    return Order(
-        job_dir=launch.job_dir.absolute(),
-        finish=launch.finish,
-        attempt=launch.attempt,
-        devices=launch.devices,
-        micro_batch=launch.micro_batch,
-    )
+def job_environment(options: RunOptions) -> Mapping[str, str]:
+    """Return the variables that a trainer gets beside the bot's: its mark and its GPUs."""
+    gpus = ",".join(options.devices)
+    devices = {"CUDA_VISIBLE_DEVICES": gpus, NEEDS_GPU_VARIABLE: "1"} if gpus else {}
+    return {JOB_VARIABLE: str(options.job_dir.absolute()), ATTEMPT_VARIABLE: str(options.attempt), **devices}
+
+
+def find_marked(job_dir: Path) -> dict[ProcessIdentity, int]:
+    """Map the living processes that were started for a job to their attempts, the oldest first.
+
+    The mark is in their environment, so launchers, ranks and helpers are found whoever their parent is. A warm trainer
+    was started without a job and has no mark.
+    """
+    mark = f"{JOB_VARIABLE}={job_dir.absolute()}".encode()
+    found: dict[ProcessIdentity, int] = {}
+    for pid in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
+        variables = _read_environment(pid)
+        if mark not in variables or pid == os.getpid():
+            continue
+        if (identity := identify(pid)) is not None:
+            found[identity] = _attempt_in(variables)
+    return dict(sorted(found.items(), key=lambda item: item[0].start_time))
+
+
+def _read_environment(pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        # It has exited, or belongs to another user.
+        return []
+
+
+def _attempt_in(variables: list[bytes]) -> int:
+    prefix = f"{ATTEMPT_VARIABLE}=".encode()
+    return next((int(each.removeprefix(prefix)) for each in variables if each.startswith(prefix)), 0)
 
 
 def _kill(identities: Iterable[ProcessIdentity], job_dir: Path) -> None:
     for identity in identities:
         log.warning("killing process %d (%s)", identity.pid, job_dir)
-        _signal(os.killpg if _leads_group(identity.pid) else os.kill, identity.pid, signal.SIGKILL)
+        _signal(os.killpg if _is_group_leader(identity.pid) else os.kill, identity.pid, signal.SIGKILL)
 
 
-def _dump(handle: _Handle) -> Handle:
-    return Handle(handle.model_dump_json())
-
-
-def _load(handle: Handle) -> _Handle:
-    return _Handle.model_validate_json(handle)
-
-
-def _leads_group(pid: int) -> bool:
+def _is_group_leader(pid: int) -> bool:
     try:
         return os.getpgid(pid) == pid
     except ProcessLookupError:
@@ -230,4 +240,33 @@ def _signal(send: _Send, pid: int, number: signal.Signals) -> None:
     try:
         send(pid, number)
     except ProcessLookupError:
-        log.info("process %d ended before %s reached it", pid, number.name)
+        log.info("process %d exited before %s reached it", pid, number.name)
+
+
+def _dump(handle: LocalHandle) -> Handle:
+    return Handle(handle.model_dump_json())
+
+
+def _load(handle: Handle) -> LocalHandle:
+    return LocalHandle.model_validate_json(handle)
+
+
+async def query_devices(command: Sequence[str], env: Mapping[str, str], *, timeout_s: float = 60.0) -> Devices:
+    """Return the GPUs of this machine, as `command devices` prints them; every failure becomes a `problem`.
+
+    The child loads torch, which costs seconds and memory that the bot never needs.
+    """
+    try:
+        child = await run_and_capture([*command, "devices"], env, timeout_s=timeout_s)
+    except TimeoutError:
+        seconds = f"{timeout_s:.0f}"
+        return Devices(problem=_("Finding the GPUs took longer than {seconds} s: a driver may hang.", seconds=seconds))
+    except OSError as error:
+        return Devices(problem=_("The GPUs could not be queried ({why}).", why=error.strerror or error))
+    if child.status != 0:
+        why = f"status {child.status}: {child.last_error_line or 'no output'}"
+        return Devices(problem=_("The trainer could not query the GPUs ({why}).", why=why))
+    try:
+        return Devices.model_validate_json(child.last_line)
+    except ValidationError:
+        return Devices(problem=_("The trainer's list of GPUs is not understood; do bot and trainer have one version?"))

@@ -1,82 +1,70 @@
-"""The seam to where a training runs."""
+"""The interface of a runner, and the command line that every runner starts."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from enum import StrEnum
-from pathlib import Path
 from typing import NewType, Protocol
 
-from bot.runners.events import EventLines
+from trainer.protocol.run_options import RunOptions
 
-#: Small JSON by which a runner finds a training again, also after a restart of the bot.
+#: JSON by which a runner finds a training again, also after a restart of the bot.
 Handle = NewType("Handle", str)
 
 
-class Status(StrEnum):
-    """Whether a trainer process is there."""
+class RunStatus(StrEnum):
+    """State of a trainer process."""
 
-    #: A cluster took it and has no room yet.
+    #: Accepted by a cluster that has no room yet.
     WAITING = "waiting"
     RUNNING = "running"
-    #: What it said before it went stands in its events; without a last word there it died.
-    GONE = "gone"
-    #: Gone because the machine that it ran on went down: no fault of its own, and no attempt that counts.
-    CUT_OFF = "cut_off"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Launch:
-    """One start of a job."""
-
-    job_id: int
-    #: The fence: what a process of an earlier attempt says or saves from here on is refused.
-    attempt: int
-    #: Holds spec.json.
-    job_dir: Path
-    #: Only test and export the best checkpoint (`trainer run --finish`).
-    finish: bool = False
-    #: How many GPUs it asked for; 0 where there is none.
-    gpus: int = 0
-    #: Those that it got, as in CUDA_VISIBLE_DEVICES; empty: whatever the machine (or the cluster) gives it.
-    devices: tuple[str, ...] = ()
-    #: No more pictures than these in memory at once (after it ran out of memory); None: as many as fit.
-    micro_batch: int | None = None
+    #: The process has ended. Its event file is complete; without a terminal event it died.
+    EXITED = "exited"
+    #: The machine went down under it, so the attempt does not count.
+    NODE_LOST = "node_lost"
 
 
 class Runner(Protocol):
-    """Starts, finds, stops and hears trainings."""
+    """Starts, finds and stops trainings. Their events and heartbeat are files in the job folder."""
 
-    async def launch(self, launch: Launch) -> Handle:
-        """Start the training, or find the one that this attempt started already: twice is one process.
+    async def launch(self, options: RunOptions) -> Handle:
+        """Start the training, or find the process that this attempt has started already.
 
         Raises:
-            LaunchFailed: no process could be started.
+            LaunchFailed: No process could be started.
+            RunnerUnreachable: The cluster does not answer; call it again.
         """
         ...
 
-    async def poll(self, handle: Handle) -> Status:
-        """Whether it runs. Ask before the read that may be the last one, else its last lines can be missed."""
+    async def poll(self, handle: Handle) -> RunStatus:
+        """Return the state of the process. Poll before reading: once it has exited, its event file is complete.
+
+        Raises:
+            RunnerUnreachable: The cluster does not answer, so the state is unknown.
+        """
         ...
 
     async def stop(self, handle: Handle) -> None:
-        """Tell it to save a checkpoint and stop; returns at once."""
+        """Ask it to save a checkpoint and stop; do not wait for it."""
         ...
 
     async def kill(self, handle: Handle) -> None:
-        """End it and all its processes now."""
+        """Kill it and all its processes now."""
         ...
 
-    async def events(self, handle: Handle, job_dir: Path, offset: int) -> EventLines:
-        """What it said after the first `offset` bytes of its events.
 
-        The files that these events name are in `job_dir` by then (not the checkpoints, where they lie elsewhere).
-        """
-        ...
+def trainer_argv(command: Sequence[str], options: RunOptions) -> tuple[str, ...]:
+    """Return the command line of a training: `command run JOB_DIR …`, by `accelerate launch` for several GPUs.
 
-    async def last_beat(self, handle: Handle, job_dir: Path) -> float | None:
-        """When its process gave its last sign of life, seconds since the epoch; None while there was none.
+    `command` begins with a Python interpreter.
+    """
+    launcher = (command[0], *_accelerate(options.gpus), *command[1:]) if options.gpus > 1 else command
+    return (*launcher, *options.to_argv())
 
-        A process that is stopped, swapped out or hangs in a driver lives and gives none.
-        """
-        ...
+
+def _accelerate(processes: int) -> tuple[str, ...]:
+    return (
+        *("-m", "accelerate.commands.launch", "--multi_gpu", f"--num_processes={processes}", "--num_machines=1"),
+        # Port 0 takes a free one, so that two jobs of one machine do not collide. The trainer chooses the precision.
+        *("--main_process_port=0", "--mixed_precision=no", "--dynamo_backend=no"),
+    )

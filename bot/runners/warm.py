@@ -1,7 +1,7 @@
-"""One trainer kept ready: its libraries are loaded, and it waits for a job (`python -m trainer wait`).
+"""One warm trainer: a process with its libraries loaded that waits for a job (`python -m trainer wait`).
 
-Whatever goes wrong with it (it dies, hangs, is not ready yet), the job is started cold, as without it. It ends with
-the bot: the end of its standard input ends it, however the bot went.
+If it dies, hangs or is not ready yet, the job is started cold. It ends with the bot, however the bot ends, because the
+end of its standard input ends it.
 """
 
 from __future__ import annotations
@@ -15,47 +15,47 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from bot.errors import LaunchFailed
-from bot.runners.spawn import spawn
-from trainer.protocol.order import READY, TAKEN, Order
-from trainer.protocol.process import identify
+from bot.runners.child_process import spawn_detached
+from trainer.exchange.process import identify
+from trainer.protocol.run_options import READY, TAKEN, RunOptions
 
 log = logging.getLogger(__name__)
 
-#: Before the first: the bot has enough to do when it starts.
+#: Before the first start: the bot itself is starting.
 FIRST_PAUSE_S = 5.0
-#: Before the next: a training that has just begun is to have the machine for itself.
+#: Before the next start: a training that has just begun gets the machine for itself.
 PAUSE_S = 60.0
-#: A process that is ready answers at once; one that is stopped or swapped out does not.
+#: A ready process answers at once; one that is stopped or swapped out does not.
 ANSWER_S = 5.0
-#: Deaths in a row, before any order, after which it is not tried any more.
+#: Consecutive deaths before any job after which no warm trainer is started any more.
 MAX_DEATHS = 3
-#: Pause between two looks at whether it still lives.
-LOOK_S = 2.0
+#: Between two checks whether it is alive.
+POLL_S = 2.0
 
 
-class _Waiting:
-    """A process that waits, or will once it is ready."""
+class _WaitingProcess:
+    """A process that waits for a job, or will once it has loaded its libraries."""
 
     def __init__(self, pid: int, channel: socket.socket) -> None:
         self.pid = pid
         self.channel = channel
         self.is_ready = False
 
-    async def hears(self, expected: bytes) -> bool:
-        """Whether it says that next; False once it is gone."""
-        said = b""
-        while len(said) < len(expected):
+    async def expects(self, answer: bytes) -> bool:
+        """Return True if the process sends `answer` next, False once it has exited."""
+        received = b""
+        while len(received) < len(answer):
             try:
-                part = await asyncio.get_running_loop().sock_recv(self.channel, len(expected) - len(said))
+                part = await asyncio.get_running_loop().sock_recv(self.channel, len(answer) - len(received))
             except ConnectionError:
                 return False
             if not part:
                 return False
-            said += part
-        return said == expected
+            received += part
+        return received == answer
 
-    def end(self) -> int:
-        """End it now and wait for it, which takes no time; its exit status."""
+    def kill(self) -> int:
+        """Kill and reap the process; return its exit status."""
         self.channel.close()
         try:
             os.kill(self.pid, signal.SIGKILL)
@@ -65,7 +65,7 @@ class _Waiting:
 
 
 class WarmTrainer:
-    """Keeps one `command wait` ready while `run()` runs, and hands jobs to it."""
+    """Keeps one `command wait` process ready while `run()` runs, and hands jobs to it."""
 
     def __init__(
         self,
@@ -81,8 +81,8 @@ class WarmTrainer:
         self._first_pause_s = first_pause_s
         self._pause_s = pause_s
         self._answer_s = answer_s
-        self._waiting: _Waiting | None = None
-        #: Set when the one that waited was handed out.
+        self._waiting: _WaitingProcess | None = None
+        #: Set when the waiting process was given a job.
         self._taken = asyncio.Event()
 
     def __repr__(self) -> str:
@@ -92,80 +92,80 @@ class WarmTrainer:
 
     @property
     def is_ready(self) -> bool:
-        """Whether a job could be handed over now."""
+        """True if a job could be handed over now."""
         return self._waiting is not None and self._waiting.is_ready
 
     @property
     def pid(self) -> int | None:
-        """The process that waits, or will."""
+        """The waiting process, ready or not."""
         return None if self._waiting is None else self._waiting.pid
 
     async def run(self) -> None:
-        """Keep one ready until cancelled."""
+        """Keep a process ready until cancelled."""
         deaths, pause_s = 0, self._first_pause_s
         try:
             while deaths < MAX_DEATHS:
                 await asyncio.sleep(pause_s)
                 deaths = 0 if await self._keep_one() else deaths + 1
                 pause_s = self._pause_s
-            log.warning("no trainer is kept ready from here on: it died %d times; trainings start cold", deaths)
+            log.warning("the warm trainer died %d times and is not started again; trainings start cold", deaths)
         finally:
             if self._waiting is not None:
-                self._waiting.end()
+                self._waiting.kill()
                 self._waiting = None
 
-    async def take(self, order: Order) -> int | None:
-        """Hand a job to the one that waits; its pid, or None if the job is to be started cold."""
+    async def take(self, options: RunOptions) -> int | None:
+        """Hand a job to the waiting process; return its pid, or None if the job must be started cold."""
         waiting = self._waiting
         if waiting is None or not waiting.is_ready:
             return None
-        # From here on it is nobody's but the job's: not handed out twice, and not ended when the bot is.
+        # From here on the process belongs to the job: it gets no second one, and does not end with the bot.
         self._waiting = None
         self._taken.set()
         try:
             async with asyncio.timeout(self._answer_s):
-                await asyncio.get_running_loop().sock_sendall(waiting.channel, order.to_line())
-                if await waiting.hears(TAKEN):
+                await asyncio.get_running_loop().sock_sendall(waiting.channel, options.to_line())
+                if await waiting.expects(TAKEN):
                     return waiting.pid
         except (TimeoutError, ConnectionError):
             pass
         finally:
             waiting.channel.close()
-        log.warning("the trainer that was ready took no order (status %d): starting cold", waiting.end())
+        log.warning("#%d: the warm trainer did not take it (status %d): starting cold", options.job_id, waiting.kill())
         return None
 
     async def _keep_one(self) -> bool:
-        """Start one and stay until it was handed out (True) or died (False)."""
+        """Start a process and wait until it was given a job (True) or died (False)."""
         self._taken.clear()
         try:
             waiting = self._waiting = self._start()
         except LaunchFailed as error:
-            log.warning("no trainer can be kept ready: %s", error)
+            log.warning("no warm trainer can be started: %s", error)
             return False
-        waiting.is_ready = await waiting.hears(READY)
-        # Nobody reads its channel meanwhile, for its next word is the answer to an order.
+        waiting.is_ready = await waiting.expects(READY)
+        # Its channel is not read meanwhile: the next answer is for `take`.
         while waiting.is_ready and identify(waiting.pid) is not None:
             with suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_S):
+                async with asyncio.timeout(POLL_S):
                     await self._taken.wait()
                     return True
         if self._taken.is_set():
             return True
         self._waiting = None
-        log.warning("the trainer that was to be ready died (status %d)", waiting.end())
+        log.warning("the warm trainer died (status %d)", waiting.kill())
         return False
 
-    def _start(self) -> _Waiting:
+    def _start(self) -> _WaitingProcess:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         with theirs:
-            actions = [
+            file_actions = [
                 (os.POSIX_SPAWN_DUP2, theirs.fileno(), 0),
                 (os.POSIX_SPAWN_DUP2, theirs.fileno(), 1),
                 (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
             ]
             try:
-                return _Waiting(spawn(self._argv, self._env, actions), ours)
+                return _WaitingProcess(spawn_detached(self._argv, self._env, file_actions), ours)
             except LaunchFailed:
                 ours.close()
                 raise
