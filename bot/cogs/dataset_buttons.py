@@ -1,4 +1,4 @@
-"""Presses on the buttons of dataset cards, reviews and requests, also of those that an earlier bot made."""
+"""Presses on the buttons of dataset cards, reviews and drafts, including those that an earlier bot made."""
 
 from __future__ import annotations
 
@@ -7,25 +7,31 @@ import logging
 import discord
 from discord.ext import commands
 
-from bot.cogs import drafts, failures
-from bot.cogs.dataset import list_page
-from bot.cogs.dataset_review import ask_caption, decide, finish, review_content, turn
-from bot.cogs.drafts import dataset_card, draft_card, require_own
-from bot.cogs.replies import replace, reply
+from bot.cogs.dataset_commands import list_page
+from bot.cogs.dataset_review import (
+    ask_caption,
+    decide,
+    finish_review,
+    require_change_by,
+    review_content,
+    turn_page,
+)
+from bot.cogs.drafts import cancel_draft, dataset_card, draft_card, queue_draft, require_own
+from bot.cogs.replies import replace, reply, reply_error
 from bot.cogs.services import Services
-from bot.datasets import require_change
 from bot.errors import DuplicateJob, NotFound
 from bot.queue import State
-from bot.ui.datasets import report_file, report_reply
-from bot.ui.duplicates import duplicate_notice
-from bot.ui.receipts import said
-from bot.ui.text import plain
+from bot.ui.dataset_cards import report_file, report_reply
+from bot.ui.discord_text import escape
+from bot.ui.job_replies import duplicate_notice
+from bot.ui.layout import text_message
+from trainer.protocol.text import _
 
 log = logging.getLogger(__name__)
 
 
 class DatasetButtons(commands.Cog):
-    """Each press is authorised anew and answered with how things stand now."""
+    """Each press is authorized and answered with the current state."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -37,66 +43,71 @@ class DatasetButtons(commands.Cog):
                 case "list":
                     await replace(interaction, await list_page(self._services, interaction, int(arg)))
                 case "request":
-                    await self._show_request(interaction, int(arg))
+                    await self._show_draft(interaction, int(arg))
                 case "go" | "again" | "cancel":
-                    await self._request(interaction, verb, int(arg))
+                    await self._settle_draft(interaction, verb, int(arg))
                 case _:
                     await self._press(interaction, dataset_id, verb, arg)
         except Exception as error:  # noqa: BLE001 - the edge to Discord: every failure becomes a sentence.
-            await failures.tell(interaction, error)
+            await reply_error(interaction, error)
 
     async def _press(self, interaction: discord.Interaction, dataset_id: int, verb: str, arg: str) -> None:
         assert interaction.guild_id is not None
         dataset = await self._services.datasets.get_in(interaction.guild_id, dataset_id)
         match verb:
             case "sheet":
-                await self._sheet(interaction, dataset_id, arg)
+                await self._show_sheet(interaction, dataset_id, arg)
             case "review":
                 await replace(interaction, await review_content(self._services, interaction, dataset))
             case "prev" | "next":
-                await turn(self._services, interaction, dataset, arg, -1 if verb == "prev" else 1)
+                await turn_page(self._services, interaction, dataset, arg, -1 if verb == "prev" else 1)
             case "keep" | "drop" | "right":
                 await decide(self._services, interaction, dataset, verb, arg)
             case "caption":
                 await ask_caption(self._services, interaction, dataset, arg)
             case "done":
-                await finish(self._services, interaction, dataset)
+                await finish_review(self._services, interaction, dataset)
             case "report":
-                await self._report(interaction, dataset_id)
+                await self._send_report(interaction, dataset_id)
             case "delete":
-                await self._delete(interaction, dataset_id)
+                require_change_by(interaction, dataset, "delete")
+                await self._services.datasets.delete(dataset_id)
+                deleted = _("⬛ **{name}** is deleted; its name is free.", name=escape(dataset.name))
+                await replace(interaction, text_message(deleted))
             case "spare":
-                await replace(interaction, said(f"**{plain(dataset.name)}** is kept."))
+                await replace(interaction, text_message(_("**{name}** is kept.", name=escape(dataset.name))))
             case _:
                 log.warning("dataset %d: a button with the unknown verb %r was pressed", dataset_id, verb)
-                await reply(interaction, said("This button is from another version of me. /dataset inspect shows it."))
+                text = _("This button belongs to another version of me. /dataset inspect shows the dataset.")
+                await reply(interaction, text_message(text))
 
-    async def _show_request(self, interaction: discord.Interaction, draft_id: int) -> None:
-        """The card that its owner would have got, had the bot that took their files in not ended."""
+    async def _show_draft(self, interaction: discord.Interaction, draft_id: int) -> None:
+        """Show the card of a draft whose upload a restart interrupted."""
         draft = await self._services.drafts.get(draft_id)
         require_own(draft, interaction.user.id)
         if draft.state is not State.DRAFT:
-            await reply(interaction, said(f"This request is #{draft.id} by now. /job status shows it."))
+            text = _("This request is job #{job} already. /job status shows it.", job=draft.id)
+            await reply(interaction, text_message(text))
             return
         await interaction.response.defer(ephemeral=True, thinking=True)
         await reply(interaction, await draft_card(self._services, interaction, draft))
 
-    async def _request(self, interaction: discord.Interaction, verb: str, draft_id: int) -> None:
+    async def _settle_draft(self, interaction: discord.Interaction, verb: str, draft_id: int) -> None:
         draft = await self._services.drafts.get(draft_id)
         require_own(draft, interaction.user.id)
         if verb == "cancel":
-            await replace(interaction, await drafts.cancel(self._services, draft))
+            await replace(interaction, await cancel_draft(self._services, draft))
             return
         await interaction.response.defer()
         try:
-            receipt = await drafts.queue(self._services, interaction, draft_id, may_repeat=verb == "again")
+            receipt = await queue_draft(self._services, interaction, draft_id, may_repeat=verb == "again")
         except DuplicateJob as error:
             await reply(interaction, duplicate_notice(error, draft))
             return
         await replace(interaction, receipt)
 
-    async def _sheet(self, interaction: discord.Interaction, dataset_id: int, arg: str) -> None:
-        sheet, _, draft_id = arg.partition("d")
+    async def _show_sheet(self, interaction: discord.Interaction, dataset_id: int, arg: str) -> None:
+        sheet, _separator, draft_id = arg.partition("d")
         if draft_id:
             draft = await self._services.drafts.get(int(draft_id))
             await replace(interaction, await draft_card(self._services, interaction, draft, sheet=int(sheet)))
@@ -104,20 +115,17 @@ class DatasetButtons(commands.Cog):
         dataset = await self._services.datasets.get(dataset_id)
         await replace(interaction, await dataset_card(self._services, interaction, dataset, sheet=int(sheet)))
 
-    async def _report(self, interaction: discord.Interaction, dataset_id: int) -> None:
+    async def _send_report(self, interaction: discord.Interaction, dataset_id: int) -> None:
         dataset = await self._services.datasets.get(dataset_id)
         await interaction.response.defer(ephemeral=True, thinking=True)
         async with self._services.datasets.packed_report(dataset) as packed:
             file = report_file(dataset, packed, interaction.filesize_limit)
             if file is None:
                 raise NotFound(
-                    f"The report of {dataset.name} is larger than this server takes; it lies in {dataset.folder}."
+                    _(
+                        "The report of {name} is larger than this server accepts; it is in {folder}.",
+                        name=dataset.name,
+                        folder=dataset.folder,
+                    )
                 )
             await reply(interaction, report_reply(dataset, file))
-
-    async def _delete(self, interaction: discord.Interaction, dataset_id: int) -> None:
-        dataset = await self._services.datasets.get(dataset_id)
-        can_manage = interaction.permissions.manage_guild
-        require_change(dataset, user_id=interaction.user.id, can_manage=can_manage, verb="delete")
-        await self._services.datasets.delete(dataset_id)
-        await replace(interaction, said(f"⬛ **{plain(dataset.name)}** is deleted; its name is free."))

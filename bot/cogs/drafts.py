@@ -1,24 +1,39 @@
-"""A request that waits for "Go on": its card, and how it becomes a job."""
+"""A draft: its card with the question whether to go on, and how it becomes a job."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import discord
 
-from bot.cogs.members import allowance_of_member, require_hours
+from bot.cogs.job_request import JobRequest, make_draft
 from bot.cogs.replies import reply
-from bot.cogs.services import Services, standing_of
-from bot.cogs.wishes import Wishes, make_spec
+from bot.cogs.services import Services, allowance_of_member, context_of, require_hours
 from bot.datasets import Dataset
 from bot.errors import DarkroomError, DuplicateJob, NotYourRequest
-from bot.queue import Allowance, Draft, NewJob, State
-from bot.queue.domain.duplicates import fingerprint
+from bot.queue import Allowance, Draft, Job, NewJob, State
+from bot.queue.domain.job import fingerprint
 from bot.queue.planning.estimates import Estimate
 from bot.queue.store.limits import require_gpus, require_priority
-from bot.ui.datasets import Shown, report_card
-from bot.ui.duplicates import duplicate_notice
-from bot.ui.layout import MessageContent
-from bot.ui.receipts import receipt, said
+from bot.ui.dataset_cards import ReportView, report_card
+from bot.ui.job_replies import duplicate_notice, receipt
+from bot.ui.layout import MessageContent, text_message
 from trainer.protocol.spec import Spec, SpecError
+from trainer.protocol.text import _
+
+
+async def store_draft(
+    services: Services, interaction: discord.Interaction, dataset: Dataset, request: JobRequest
+) -> Draft:
+    """Store a request for a dataset. The draft carries the interaction's id, so that one command makes one job."""
+    return await services.drafts.keep(
+        interaction_id=interaction.id,
+        guild_id=dataset.guild_id,
+        channel_id=interaction.channel_id or 0,
+        owner_id=interaction.user.id,
+        dataset_id=dataset.id,
+        request=request.model_dump_json(),
+    )
 
 
 async def dataset_card(
@@ -30,14 +45,15 @@ async def dataset_card(
     draft: Draft | None = None,
     note: str = "",
 ) -> MessageContent:
-    """The report card of a dataset, with the request that waits for it if there is one."""
+    """Make the report card of a dataset, with the draft that waits for it if there is one."""
     spec, study, estimate = None, None, None
     if draft is not None:
-        wishes = Wishes.from_json(draft.wishes)
-        spec = await _spec(services, interaction, wishes, dataset)
-        study = wishes.study_order
-        estimate = await _estimate(services, wishes, spec, dataset)
-    shown = Shown(
+        request = JobRequest.model_validate_json(draft.request)
+        allowance = await allowance_of_member(services, interaction)
+        spec = _spec(services, allowance, request, dataset)
+        study = request.study
+        estimate = await _estimate(services, request, spec, dataset)
+    view = ReportView(
         dataset=dataset,
         report=await services.datasets.report(dataset),
         file_limit=interaction.filesize_limit,
@@ -48,138 +64,126 @@ async def dataset_card(
         study=study,
         estimate=estimate,
     )
-    return report_card(shown)
+    return report_card(view)
 
 
 async def draft_card(
-    services: Services, interaction: discord.Interaction, draft: Draft, *, sheet: int = 0, note: str = ""
+    services: Services, interaction: discord.Interaction, draft: Draft, *, sheet: int = 0
 ) -> MessageContent:
-    """What a request would train on, and the question whether to go on.
+    """Make the card of a draft: what it would train on, and the question whether to go on.
 
     Raises:
-        NoSuchDataset: the dataset was deleted.
+        NoSuchDataset: The dataset was deleted.
     """
     dataset = await services.datasets.get(draft.dataset_id)
-    return await dataset_card(services, interaction, dataset, sheet=sheet, draft=draft, note=note)
+    return await dataset_card(services, interaction, dataset, sheet=sheet, draft=draft)
 
 
-async def queue(
+async def queue_draft(
     services: Services, interaction: discord.Interaction, draft_id: int, *, may_repeat: bool = False
 ) -> MessageContent:
-    """Queue the job of a draft for its owner, who acts, with all that was decided about its dataset; its receipt.
+    """Queue the job of a draft, with all decisions about its dataset applied, and return the receipt. Idempotent.
 
-    Twice is one job. `may_repeat`: also where the same data and settings wait, run, or have succeeded.
+    Args:
+        services: The bot's services.
+        interaction: Of the draft's owner.
+        draft_id: The draft.
+        may_repeat: Accept it although a job with the same data and settings waits, runs, or has succeeded.
 
     Raises:
-        DraftEnded: it is older than a day, or was cancelled.
-        DuplicateJob: there is such a job, and it may not be repeated; the draft goes on waiting.
-        DarkroomError, SpecError: it cannot be queued; the draft goes on waiting.
+        DraftEnded: It has expired or was cancelled.
+        DuplicateJob: There is such a job, and it may not be repeated; the draft keeps waiting.
+        DarkroomError, SpecError: It cannot be queued; the draft keeps waiting.
     """
     draft = await services.drafts.get(draft_id)
     if draft.state is not State.DRAFT:
         job = await services.jobs.get(draft.id)
     else:
-        job = await services.jobs.submit(await _new_job(services, interaction, draft, may_repeat=may_repeat))
+        job = await _submit(services, interaction, draft, may_repeat=may_repeat)
     dataset = await services.datasets.get(job.dataset_id)
-    standing = await standing_of(job, services, None)
-    return receipt(job, standing, await services.datasets.report(dataset))
+    return receipt(job, await context_of(services, job, None), await services.datasets.report(dataset))
 
 
 async def queue_at_once(services: Services, interaction: discord.Interaction, draft: Draft) -> None:
-    """Queue the job of a draft that nobody is to confirm, and tell whoever acts; a duplicate waits for "Queue anyway".
+    """Queue a draft without a confirmation and answer; only a duplicate waits for "Queue anyway".
 
     Raises:
-        DarkroomError, SpecError: it cannot be queued; the draft is forgotten.
+        DarkroomError, SpecError: It cannot be queued; the draft is cancelled.
     """
     try:
-        await reply(interaction, await queue(services, interaction, draft.id))
+        await reply(interaction, await queue_draft(services, interaction, draft.id))
     except DuplicateJob as error:
-        # The draft stays, for "Queue anyway".
         await reply(interaction, duplicate_notice(error, draft))
     except (DarkroomError, SpecError):
-        # It was to go at once or not at all: it must not wait for a "Go on" that nobody is asked for.
+        # It must not wait for a confirmation that the member was never asked for.
         await services.drafts.cancel(draft.id, by=interaction.user.id)
         raise
 
 
-async def _new_job(services: Services, interaction: discord.Interaction, draft: Draft, *, may_repeat: bool) -> NewJob:
-    """The job of a draft, within what its owner may ask for at this moment."""
-    wishes = Wishes.from_json(draft.wishes)
-    allowance = await require_order(services, interaction, wishes)
+async def _submit(services: Services, interaction: discord.Interaction, draft: Draft, *, may_repeat: bool) -> Job:
+    """Queue the job of a draft, within the member's current allowance."""
+    request = JobRequest.model_validate_json(draft.request)
+    allowance = await require_allowed(services, interaction, request)
     dataset = await services.datasets.apply(draft.dataset_id)
-    spec = await _spec(services, interaction, wishes, dataset)
-    study = wishes.study_order
-    gpus = _gpus(wishes)
-    estimate = await _estimate(services, wishes, spec, dataset)
-    needed_h = None if estimate is None else gpus * estimate.seconds / 3600
+    spec = _spec(services, allowance, request, dataset)
+    estimate = await _estimate(services, request, spec, dataset)
+    needed_h = None if estimate is None else request.gpus * estimate.seconds / 3600
     await require_hours(services, allowance, needed_h, guild_id=draft.guild_id, owner_id=draft.owner_id)
-    if study is not None:
-        await services.studies.check(spec, study)
-    return NewJob(
+    if request.study is not None:
+        await services.studies.check(spec, request.study)
+    new = NewJob(
         interaction_id=draft.interaction_id,
         guild_id=draft.guild_id,
         channel_id=draft.channel_id,
         owner_id=draft.owner_id,
         dataset_id=dataset.id,
         spec=spec,
-        priority=wishes.order,
-        gpus=gpus,
-        run_after=wishes.run_after or 0.0,
+        priority=request.queue.priority,
+        gpus=request.gpus,
+        run_after=datetime.fromtimestamp(request.queue.run_after, UTC) if request.queue.run_after else None,
         max_running=allowance.max_running,
-        max_waiting=allowance.max_waiting,
-        fingerprint=fingerprint(spec, (await services.datasets.report(dataset)).digest, study=study),
-        may_repeat=may_repeat,
+        fingerprint=fingerprint(spec, dataset.digest, study=request.study),
         estimate_s=None if estimate is None else estimate.seconds,
-        study=wishes.study,
+        study=None if request.study is None else request.study.model_dump_json(),
     )
+    return await services.jobs.submit(new, max_waiting=allowance.max_waiting, may_repeat=may_repeat)
 
 
-def _gpus(wishes: Wishes) -> int:
-    """Slots that it needs itself; a study leaves them to its runs."""
-    return 0 if wishes.study is not None else wishes.gpus or 1
+def _spec(services: Services, allowance: Allowance, request: JobRequest, dataset: Dataset) -> Spec:
+    draft = make_draft(request, services.config, max_epochs=allowance.max_epochs)
+    return draft.with_dataset(str(dataset.folder), name=None if request.name else dataset.name)
 
 
-async def _estimate(services: Services, wishes: Wishes, spec: Spec, dataset: Dataset) -> Estimate | None:
-    if wishes.study is not None:
-        # Nobody can say: how many of its runs are ended early is what it finds out.
+async def _estimate(services: Services, request: JobRequest, spec: Spec, dataset: Dataset) -> Estimate | None:
+    """How long a training takes; None for a study, whose number of runs is its result."""
+    if request.study is not None:
         return None
-    return await services.estimates.of(spec, dataset.counts, _gpus(wishes))
+    return await services.estimates.of(spec, dataset.counts, request.gpus)
 
 
-async def _spec(services: Services, interaction: discord.Interaction, wishes: Wishes, dataset: Dataset) -> Spec:
-    allowance = await allowance_of_member(services, interaction)
-    return make_spec(
-        wishes,
-        services.config,
-        dataset_name=dataset.name,
-        folder=str(dataset.folder),
-        max_epochs=allowance.max_epochs,
-    )
-
-
-async def require_order(services: Services, interaction: discord.Interaction, wishes: Wishes) -> Allowance:
-    """What whoever acts may ask for, if their place in line and their GPUs are within it.
+async def require_allowed(services: Services, interaction: discord.Interaction, request: JobRequest) -> Allowance:
+    """Return the member's allowance, or raise if the request's priority or GPUs exceed it.
 
     Raises:
-        JobRefused: more GPUs than there are, or a priority that is not theirs to ask for.
+        JobRefused: It asks for more GPUs than there are, or for a priority that the member may not use.
     """
-    require_priority(wishes.order, can_manage=interaction.permissions.manage_guild)
-    require_gpus(wishes.gpus or 1, sum(slot.is_enabled for slot in await services.jobs.slots.all()))
+    require_priority(request.queue.priority, can_manage=interaction.permissions.manage_guild)
+    require_gpus(request.queue.gpus, sum(slot.is_enabled for slot in await services.jobs.slots.all()))
     return await allowance_of_member(services, interaction)
 
 
-async def cancel(services: Services, draft: Draft) -> MessageContent:
-    """Forget a draft that waits."""
+async def cancel_draft(services: Services, draft: Draft) -> MessageContent:
+    """Cancel a waiting draft."""
     if await services.drafts.cancel(draft.id, by=draft.owner_id):
-        return said("⬛ Cancelled; nothing was queued. The dataset is kept.")
-    return said("This request was queued already. /job list shows it.")
+        return text_message(_("⬛ Cancelled; nothing was queued. The dataset is kept."))
+    return text_message(_("This request was queued already. /job list shows it."))
 
 
 def require_own(draft: Draft, user_id: int) -> None:
-    """Nothing, if the draft is theirs.
+    """Raise unless the draft belongs to the user.
 
     Raises:
-        NotYourRequest: it is somebody else's.
+        NotYourRequest: It belongs to another member.
     """
     if draft.owner_id != user_id:
         raise NotYourRequest(owner_id=draft.owner_id)

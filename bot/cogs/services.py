@@ -1,29 +1,31 @@
-"""What commands and buttons may ask for: the bot's services, made by the composition root."""
+"""The services that commands and buttons use, made by the composition root, and questions that span several of them."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import TypeAlias
 
 import discord
 
-from bot.cogs.downloads import Download, streamed
 from bot.config import Config
-from bot.datasets import DatasetStore, Uploads
+from bot.datasets import DatasetStore, PendingUploads
 from bot.errors import NoSuchDataset
-from bot.queue import DraftStore, Job, JobStore, State
+from bot.queue import Allowance, DraftStore, Job, JobStore, State
 from bot.queue.planning.estimates import Estimates
 from bot.queue.planning.forecast import Forecaster
-from bot.queue.planning.retention import Deletion
-from bot.queue.planning.storage import Storage
-from bot.queue.store.limits import RoleLimits
-from bot.studies import Studies
+from bot.queue.planning.retention import Deletion, Storage
+from bot.queue.store.limits import RoleLimits, require_budget
+from bot.studies import StudyService
+from bot.ui.job_context import JobContext, StartForecast
 from bot.ui.layout import MessageContent
-from bot.ui.standing import Forecast, Standing
 
 #: Of a server without boosts, and of one that is not in the cache.
 _DEFAULT_FILE_LIMIT = 10 * 1024 * 1024
+
+#: The bytes of an attachment, in chunks.
+Download: TypeAlias = Callable[[discord.Attachment], AsyncIterator[bytes]]
 
 
 def always_open() -> str:
@@ -33,88 +35,106 @@ def always_open() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Services:
-    """Beside the Discord client, and older than it: a client may come and go."""
+    """The bot's services; they outlive the Discord client, which may be replaced at any time."""
 
     config: Config
     jobs: JobStore
     datasets: DatasetStore
-    #: What is being received and examined, until its owner is answered.
-    uploads: Uploads
+    #: Uploads whose owners have no answer yet.
+    uploads: PendingUploads
     drafts: DraftStore
     limits: RoleLimits
     estimates: Estimates
     forecaster: Forecaster
-    studies: Studies
-    #: What the jobs take on the disk, and what is due to be deleted.
+    studies: StudyService
+    #: Disk usage of the jobs, and what is due to be deleted.
     storage: Storage
-    #: Delete what a plan names (`Retention.free`); False if it is needed by now.
-    free: Callable[[Deletion], Awaitable[bool]]
-    #: How everything is, as a message.
+    #: Delete what a plan names (`RetentionRunner.delete`); False if it is needed again.
+    delete_files: Callable[[Deletion], Awaitable[bool]]
+    #: The bot's health, as a message.
     health: Callable[[], Awaitable[MessageContent]]
-    #: Why nothing starts at this hour, in a sentence (`Gates.reason`); empty: it may.
+    download: Download
+    #: Why nothing starts at this hour, as a sentence (`AdmissionControl.hold_reason`); empty if it may.
     why_closed: Callable[[], str] = always_open
-    download: Download = streamed
 
 
-async def standing_of(job: Job, services: Services, client: discord.Client | None, marker: str = "") -> Standing:
-    """What a message about a job needs beside the job, asked for now."""
+async def context_of(services: Services, job: Job, client: discord.Client | None, marker: str = "") -> JobContext:
+    """Collect what a message about a job needs in addition to the job."""
     guild = client.get_guild(job.guild_id) if client else None
-    standing = Standing(
+    context = JobContext(
         job_dir=services.jobs.job_dir(job),
         now=datetime.now(UTC),
         file_limit=guild.filesize_limit if guild else _DEFAULT_FILE_LIMIT,
         marker=marker,
     )
     if job.study is not None:
-        children = await services.jobs.children(job.id)
+        children = await services.jobs.studies.children(job.id)
         step = await services.jobs.study_step(job.id)
-        standing = replace(standing, children=tuple(children), step=step)
+        context = replace(context, children=tuple(children), step=step)
     match job.state:
         case State.QUEUED:
-            return await _in_line(job, services, standing)
+            return await _with_position(services, job, context)
         case State.PAUSED:
-            return replace(standing, since=await _since(job, services))
+            return replace(context, since=await _since(services, job))
         case _:
-            return standing
+            return context
 
 
-async def forecast_of(services: Services, job: Job) -> Forecast:
-    """When a job starts and how long it takes, as far as anybody knows."""
+async def _with_position(services: Services, job: Job, context: JobContext) -> JobContext:
+    """Add why a queued job does not start yet, and when it is expected to."""
+    slots = [slot for slot in await services.jobs.slots.all() if slot.is_enabled]
+    runs, may_run = await services.jobs.owner_runs(job.id)
+    return replace(
+        context,
+        position=await services.jobs.queue_position(job.id),
+        queue_pause=await services.jobs.control.read(),
+        why_closed=services.why_closed(),
+        owner_runs=runs,
+        owner_may_run=may_run,
+        free_slots=sum(slot.job_id is None for slot in slots),
+        slots=len(slots),
+        forecast=await _forecast(services, job),
+    )
+
+
+async def _forecast(services: Services, job: Job) -> StartForecast:
     found = await services.forecaster.of(job.id)
     if found is None:
-        return Forecast()
+        return StartForecast()
     starts_at = None if found.starts_at is None else datetime.fromtimestamp(found.starts_at, UTC)
-    return Forecast(starts_at=starts_at, seconds=found.seconds, usual_error=await _usual_error(services, job))
+    return StartForecast(starts_at=starts_at, seconds=found.seconds, usual_error=await _usual_error(services, job))
 
 
 async def _usual_error(services: Services, job: Job) -> float | None:
     try:
         dataset = await services.datasets.get(job.dataset_id)
     except NoSuchDataset:
-        # Deleted before somebody's Retry.
+        # Deleted, and the job was retried afterwards.
         return None
     estimate = await services.estimates.of(job.spec, dataset.counts, job.gpus)
     return None if estimate is None else estimate.usual_error
 
 
-async def _in_line(job: Job, services: Services, standing: Standing) -> Standing:
-    """Why it does not start yet, and when it is expected to."""
-    slots = [slot for slot in await services.jobs.slots.all() if slot.is_enabled]
-    runs, may_run = await services.jobs.owner_runs(job.id)
-    return replace(
-        standing,
-        place=await services.jobs.place_in_line(job.id),
-        halt=await services.jobs.switch.read(),
-        why_closed=services.why_closed(),
-        owner_runs=runs,
-        owner_may_run=may_run,
-        free_slots=sum(slot.job_id is None for slot in slots),
-        slots=len(slots),
-        forecast=await forecast_of(services, job),
-    )
-
-
-async def _since(job: Job, services: Services) -> datetime | None:
-    """When it came into its state, as the audit has it."""
+async def _since(services: Services, job: Job) -> datetime | None:
+    """When the job came into its state, according to the audit."""
     entries = await services.jobs.audit(guild_id=job.guild_id, job_id=job.id)
     return next((entry.at for entry in entries if entry.after == job.state and entry.before != entry.after), None)
+
+
+async def allowance_of_member(services: Services, interaction: discord.Interaction) -> Allowance:
+    """Return what the member who acts may ask for, by their current roles."""
+    assert interaction.guild_id is not None
+    role_ids = {role.id for role in getattr(interaction.user, "roles", ())}
+    return await services.limits.allowance(interaction.guild_id, role_ids)
+
+
+async def require_hours(
+    services: Services, allowance: Allowance, needed_h: float | None, *, guild_id: int, owner_id: int
+) -> None:
+    """Raise unless the owner's GPU hours of this week leave room for a job; `needed_h` is None if unknown.
+
+    Raises:
+        OverBudget: They do not.
+    """
+    zone = services.config.windows.zone
+    require_budget(await services.limits.budget(guild_id, owner_id, allowance.gpu_hours_per_week, zone=zone), needed_h)

@@ -1,21 +1,19 @@
-"""Datasets as people hand them in: received under a size limit, kept by content, examined in a process of its own."""
+"""Datasets: received within a size limit, stored by content, prepared in a process of their own."""
 
-from bot.datasets.dataset import Dataset, Received, ReceivedFile, Upload, title_of
-from bot.datasets.importing import ImportWishes, import_files
-from bot.datasets.rules import may_change, require_change
-from bot.datasets.store import DatasetStore
-from bot.datasets.uploads import PendingUpload, UploadKind, Uploads
+from bot.datasets.dataset import Dataset, Received, ReceivedFile, Upload, may_change, require_change, title_of
+from bot.datasets.dataset_store import DatasetStore
+from bot.datasets.pending_uploads import ImportRequest, PendingUpload, PendingUploads, UploadKind, import_files
 
 __all__ = [
     "Dataset",
     "DatasetStore",
-    "ImportWishes",
+    "ImportRequest",
     "PendingUpload",
+    "PendingUploads",
     "Received",
     "ReceivedFile",
     "Upload",
     "UploadKind",
-    "Uploads",
     "import_files",
     "may_change",
     "require_change",

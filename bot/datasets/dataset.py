@@ -1,28 +1,36 @@
-"""What was handed in, and what became of it: values."""
+"""Uploaded files, the dataset that they become, and who may change it."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
+from bot.db import Row
+from bot.errors import NotYourDataset
 from trainer.protocol.edits import Edits
-from trainer.protocol.report import Counts
+from trainer.protocol.report import REPORT_VERSION, Counts
+from trainer.protocol.text import ngettext
+
+#: Folders of one content: the uploaded files, and what `trainer prepare` made of them.
+SOURCE, PREPARED = "source", "prepared"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Upload:
-    """A file that somebody hands in."""
+    """A file that is about to be received."""
 
-    #: As its owner calls it; anything may stand in it.
+    #: As its owner calls it; untrusted.
     name: str
     chunks: AsyncIterator[bytes]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReceivedFile:
-    """A file that arrived whole."""
+    """A file that arrived completely."""
 
     #: A plain file name, unique among the files that came with it.
     name: str
@@ -32,11 +40,11 @@ class ReceivedFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Received:
-    """Files that arrived together, in their place and not opened yet."""
+    """Files that arrived together, stored and not opened yet."""
 
-    #: Of the one file, or over the sorted (name, SHA-256) of several.
+    #: Of the only file, or over the sorted (name, SHA-256) pairs of several.
     sha256: str
-    #: Holds the files under their names.
+    #: Folder that holds the files under their names.
     source: Path
     files: tuple[ReceivedFile, ...]
 
@@ -46,41 +54,97 @@ class Received:
 
     @property
     def title(self) -> str:
-        """What to call it to the person who handed it in."""
         return title_of([file.name for file in self.files])
 
 
 def title_of(names: Sequence[str]) -> str:
-    """What to call files that came together: `momo.zip`, or `momo.png and 3 more`."""
+    """Name several files in one phrase: `momo.zip`, or `momo.png and 3 more`."""
     rest = len(names) - 1
-    return names[0] + (f" and {rest} more" if rest else "")
+    return ngettext("{name} and {n} more", "{name} and {n} more", rest, name=names[0]) if rest else names[0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """A dataset that can be trained on."""
+    """A prepared dataset of one server."""
 
     id: int
     guild_id: int
     owner_id: int
-    #: Unique in its server; also a valid name of a job.
+    #: Unique in its server; also a valid job name.
     name: str
-    #: Of what was handed in.
+    #: Of the uploaded files.
     sha256: str
-    #: What `trainer prepare` wrote (absolute): report.json, pictures, sheets. Goes into the spec; never changes.
+    #: What `trainer prepare` wrote (absolute): report.json, images, sheets. Goes into the spec; never changes.
     folder: Path
-    #: `<sha256>/<revision>` of the dataset that this one grew out of; empty if of none.
+    #: `<sha256>/<revision>` of the dataset that this one grew out of; empty if there is none.
     earlier: str
-    #: All that people decided, the newest not in `folder` yet where `is_pending`.
+    #: All decisions; while `is_pending`, the newest are not in `folder` yet.
     edits: Edits
-    #: Decided and not applied: `DatasetStore.apply` makes the next revision.
+    #: There are decisions that `DatasetStore.apply` has not turned into a revision yet.
     is_pending: bool
+    #: Of the data that training sees (`DatasetReport.digest`).
+    digest: str
+    #: Version of the report in `folder`; 0 if unknown.
+    report_version: int
     counts: Counts
-    #: The report's paragraph in plain words.
+    #: The report's summary paragraph.
     summary: str
     created_at: datetime
 
+    @classmethod
+    def from_row(cls, row: Row, datasets: Path) -> Dataset:
+        """Build a dataset from its row; `datasets` is the folder of all contents."""
+        edits = Edits.model_validate_json(row["edits"])
+        return cls(
+            id=row["id"],
+            guild_id=row["guild_id"],
+            owner_id=row["owner_id"],
+            name=row["name"],
+            sha256=row["sha256"],
+            folder=datasets / row["sha256"] / row["revision"],
+            earlier=row["earlier"],
+            edits=edits,
+            is_pending=revision_name(edits, row["earlier"]) != row["revision"],
+            digest=row["digest"],
+            report_version=row["report_version"],
+            counts=Counts.model_validate_json(row["counts"]),
+            summary=row["summary"],
+            created_at=datetime.fromtimestamp(row["created_at"], UTC),
+        )
+
     @property
     def source(self) -> Path:
-        """Holds the files that were handed in."""
-        return self.folder.parent / "source"
+        """Folder of the uploaded files."""
+        return self.folder.parent / SOURCE
+
+    @property
+    def is_current(self) -> bool:
+        """False if the prepared folder has a report of another version and must be made again."""
+        return self.report_version == REPORT_VERSION
+
+
+def revision_name(edits: Edits, earlier: str = "") -> str:
+    """Return the folder name of a revision: `prepared` as uploaded, else `prepared-0123456789ab`.
+
+    `earlier` (`<sha256>/<revision>`) is part of the hash: the same files with inherited splits are another dataset.
+    """
+    if edits == Edits() and not earlier:
+        return PREPARED
+    # Sorted, so that the order of decisions makes no difference.
+    lines = f"{json.dumps(edits.model_dump(mode='json'), sort_keys=True)}\n{earlier}\n"
+    return f"{PREPARED}-{hashlib.sha256(lines.encode()).hexdigest()[:12]}"
+
+
+def may_change(dataset: Dataset, *, user_id: int, can_manage: bool) -> bool:
+    """Return whether a member may change a dataset: its owner, or a manager of the server."""
+    return can_manage or user_id == dataset.owner_id
+
+
+def require_change(dataset: Dataset, *, user_id: int, can_manage: bool, verb: str = "change") -> None:
+    """Raise unless a member may `verb` a dataset.
+
+    Raises:
+        NotYourDataset: The member is neither its owner nor a manager.
+    """
+    if not may_change(dataset, user_id=user_id, can_manage=can_manage):
+        raise NotYourDataset(name=dataset.name, owner_id=dataset.owner_id, verb=verb)

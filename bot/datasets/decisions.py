@@ -1,4 +1,4 @@
-"""What there is to decide about a dataset, and what a decision changes in its edits: pure functions."""
+"""Decisions about a dataset: which images need a review, and how a decision changes the edits. Pure functions."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from pydantic import ValidationError
 from bot.errors import DatasetRefused
 from trainer.protocol.edits import CaptionRules, Edits
 from trainer.protocol.report import DatasetReport, FindingKind, Image
+from trainer.protocol.text import _
 
-#: Of a pixel hash, in a button's id: 80 bits tell the pictures of one dataset apart.
+#: Of the pixel hash, in a button's id: 80 bits tell the images of one dataset apart.
 KEY_LETTERS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class ToReview:
-    """A picture that a person should look at."""
+class ReviewImage:
+    """An image that a person should look at."""
 
-    #: Its place in the report, from 1: the number on the contact sheets.
+    #: Position in the report, from 1: the number on the contact sheets.
     number: int
     image: Image
+    #: Of its pixels.
     sha256: str
 
     @property
@@ -30,11 +32,11 @@ class ToReview:
         return self.sha256[:KEY_LETTERS]
 
 
-def to_review(report: DatasetReport) -> tuple[ToReview, ...]:
-    """Pictures in which something was found, dropped ones too, and those with an automatic caption.
+def images_to_review(report: DatasetReport) -> tuple[ReviewImage, ...]:
+    """Return the images with findings, including dropped ones, and those with an automatic caption.
 
-    Not those that could not be decoded, and no exact copies of a picture that is kept: a decision, which goes by
-    pixels, could not tell the two apart.
+    Leaves out images that could not be decoded, and exact copies of a kept image: decisions go by pixels and could not
+    tell the two apart.
     """
     kept = {image.pixels_sha256 for image in report.images if image.status == "kept"}
     found = []
@@ -42,12 +44,12 @@ def to_review(report: DatasetReport) -> tuple[ToReview, ...]:
         is_copy = image.status == "dropped" and image.pixels_sha256 in kept and _is_copy(image)
         if image.pixels_sha256 is None or is_copy or not (image.findings or image.is_caption_automatic):
             continue
-        found.append(ToReview(number=number, image=image, sha256=image.pixels_sha256))
+        found.append(ReviewImage(number=number, image=image, sha256=image.pixels_sha256))
     return tuple(found)
 
 
-def is_settled(each: ToReview, edits: Edits) -> bool:
-    """Whether somebody has decided about a picture: keep or drop, or a caption where that is all that is wrong."""
+def is_settled(each: ReviewImage, edits: Edits) -> bool:
+    """Return whether an image is decided: kept or dropped, or captioned if only its caption has findings."""
     decision, is_written = edits.decisions.get(each.sha256), each.sha256 in edits.captions
     if decision == "drop":
         return True
@@ -56,46 +58,48 @@ def is_settled(each: ToReview, edits: Edits) -> bool:
     return is_decided and (not each.image.is_caption_automatic or is_written or each.sha256 in edits.reviewed)
 
 
-def caption_now(image: Image, edits: Edits) -> str:
-    """The caption of a picture with all that was decided, also what is in no report yet."""
+def current_caption(image: Image, edits: Edits) -> str:
+    """Return the caption of an image with all decisions, also those that no report contains yet."""
     return edits.captions.get(image.pixels_sha256 or "", image.caption)
 
 
 def with_decision(edits: Edits, sha256: str, decision: Literal["keep", "drop"]) -> Edits:
-    """Keep or drop a picture, whatever was measured."""
+    """Keep or drop an image, whatever was measured."""
     return edits.model_copy(update={"decisions": {**edits.decisions, sha256: decision}})
 
 
 def with_caption(edits: Edits, sha256: str, caption: str) -> Edits:
-    """Another caption; an empty one means none."""
+    """Replace the caption of an image; an empty one means none."""
     return edits.model_copy(update={"captions": {**edits.captions, sha256: " ".join(caption.split())}})
 
 
 def with_reviewed(edits: Edits, sha256: str) -> Edits:
-    """An automatic caption was looked at and is right."""
+    """Mark an automatic caption as right."""
     return edits.model_copy(update={"reviewed": tuple(sorted({*edits.reviewed, sha256}))})
 
 
 def with_rules(edits: Edits, **rules: Any) -> Edits:
-    """Other rules for every caption; those that are not named stay.
+    """Replace some of the caption rules; the others stay.
 
     Raises:
-        DatasetRefused: a rule is too long.
+        DatasetRefused: A rule is too long.
     """
     try:
         changed = CaptionRules.model_validate({**edits.rules.model_dump(), **rules})
     except ValidationError as error:
         problem = error.errors()[0]
-        where = str(problem["loc"][0])
-        raise DatasetRefused(f"{where}: {problem['msg'].lower()}. Nothing was changed.") from error
+        message = _(
+            "{rule}: {problem}. Nothing was changed.", rule=problem["loc"][0], problem=str(problem["msg"]).lower()
+        )
+        raise DatasetRefused(message) from error
     return edits.model_copy(update={"rules": changed})
 
 
-def read_rules(form: Mapping[str, str]) -> dict[str, Any]:
-    """The rules of a form: words to strip between commas, replacements one a line as `old => new`.
+def parse_rules(form: Mapping[str, str]) -> dict[str, Any]:
+    """Parse the caption rules of a form: words to strip between commas, one replacement per line as `old => new`.
 
     Raises:
-        DatasetRefused: a line is no replacement.
+        DatasetRefused: A line is not a replacement.
     """
     replacements = []
     for line in form["replace"].splitlines():
@@ -103,7 +107,9 @@ def read_rules(form: Mapping[str, str]) -> dict[str, Any]:
             continue
         old, arrow, new = (part.strip() for part in line.partition("=>"))
         if not arrow or not old:
-            raise DatasetRefused(f"{line.strip()!r} is no replacement; write it as: old => new. Nothing was changed.")
+            raise DatasetRefused(
+                _('"{line}" is not a replacement; write it as: old => new. Nothing was changed.', line=line.strip())
+            )
         replacements.append({"old": old, "new": new})
     return {
         "trigger": form["trigger"].strip(),
@@ -114,8 +120,8 @@ def read_rules(form: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def written_rules(rules: CaptionRules) -> dict[str, str]:
-    """Rules as somebody would type them; `read_rules` backwards."""
+def format_rules(rules: CaptionRules) -> dict[str, str]:
+    """Write rules as a member would type them; the inverse of `parse_rules`."""
     return {
         "trigger": rules.trigger,
         "prefix": rules.prefix,

@@ -1,89 +1,95 @@
-"""Forms about datasets: files to hand in, rules for captions, one caption."""
+"""Forms about datasets: files to upload, caption rules, the caption of one image."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import discord
 from discord import ui
 
-from bot.ui.text import shorten
+from bot.ui.discord_text import shorten
 from trainer.protocol.edits import CaptionRules
+from trainer.protocol.text import _
 
 #: Discord's limit for one form.
 MAX_FILES = 10
-_LONGEST_CAPTION, _LONGEST_LIST = 2000, 4000
-#: A form that was closed without an answer is not remembered for ever.
-_LIFE_S = 3600
+_MAX_TITLE_CHARS = 45
+_MAX_CAPTION_CHARS, _MAX_LIST_CHARS = 2000, 4000
+#: A form that was closed without an answer is forgotten after this time.
+_TIMEOUT_S = 3600
 
-_LENGTHS = {
+_RULE_CHARS = {
     name: next(rule.max_length for rule in CaptionRules.model_fields[name].metadata if hasattr(rule, "max_length"))
     for name in ("trigger", "prefix", "suffix")
 }
 
 
 class Form(ui.Modal):
-    """A form that hands what was typed to a function; where that fails is for its maker to tell."""
+    """A form that passes itself to a callback; the callback reports its own errors."""
 
-    def __init__(self, title: str, submitted: Callable[[discord.Interaction[Any], Form], Awaitable[None]]) -> None:
-        super().__init__(title=shorten(title, 45), timeout=_LIFE_S)
+    def __init__(self, title: str, submitted: FormCallback) -> None:
+        super().__init__(title=shorten(title, _MAX_TITLE_CHARS), timeout=_TIMEOUT_S)
         self._submitted = submitted
         self._texts: dict[str, ui.TextInput[Any]] = {}
 
     @property
     def texts(self) -> dict[str, str]:
-        """What was typed, by name."""
+        """The typed texts by field name."""
         return {name: field.value for name, field in self._texts.items()}
 
     async def on_submit(self, interaction: discord.Interaction[Any]) -> None:
         await self._submitted(interaction, self)
 
-    def ask(
+    def add_text(
         self,
         name: str,
         label: str,
         description: str | None = None,
         *,
-        known: str = "",
-        length: int = 200,
+        value: str = "",
+        max_length: int = 200,
         is_long: bool = False,
     ) -> None:
-        """Add a line that may stay empty, or a paragraph."""
+        """Add an optional line, or a paragraph."""
         style = discord.TextStyle.paragraph if is_long else discord.TextStyle.short
         field: ui.TextInput[Any] = ui.TextInput(
-            custom_id=name, style=style, required=False, max_length=length, default=known[:length] or None
+            custom_id=name, style=style, required=False, max_length=max_length, default=value[:max_length] or None
         )
         self._texts[name] = field
         self.add_item(ui.Label(text=label, description=description, component=field))
 
 
-class UploadForm(Form):
-    """Up to ten files, and what is wished for them."""
+FormCallback: TypeAlias = Callable[[discord.Interaction[Any], Form], Awaitable[None]]
 
-    def __init__(
-        self, submitted: Callable[[discord.Interaction[Any], Form], Awaitable[None]], *, has_captioner: bool
-    ) -> None:
-        super().__init__("Hand in a dataset", submitted)
+
+class UploadForm(Form):
+    """Up to ten files, and what to do with them."""
+
+    def __init__(self, submitted: FormCallback, *, has_captioner: bool) -> None:
+        super().__init__(_("Upload a dataset"), submitted)
         self._files: ui.FileUpload[Any] = ui.FileUpload(custom_id="files", min_values=1, max_values=MAX_FILES)
         self.add_item(
             ui.Label(
-                text="Pictures, archives, captions",
-                description="Up to ten files. A caption is a .txt of its picture's name.",
+                text=_("Images, archives, captions"),
+                description=_("Up to ten files. A caption is a .txt of its image's name."),
                 component=self._files,
             )
         )
-        self.ask("name", "Name", "Small letters, digits, - . _ · left out: the first file's", length=36)
+        self.add_text(
+            "name", _("Name"), _("Lower-case letters, digits, - . _ · left out: that of the first file"), max_length=36
+        )
         self._mode: ui.RadioGroup[Any] | None = None
         if has_captioner:
             self._mode = ui.RadioGroup(custom_id="captions", required=False)
-            self._mode.add_option(label="As they are", value="keep", default=True)
+            self._mode.add_option(label=_("As they are"), value="keep", default=True)
             self._mode.add_option(
-                label="Write the missing ones", value="write", description="A model does; look them over afterwards"
+                label=_("Write the missing ones"),
+                value="write",
+                description=_("A model writes them; review them afterwards"),
             )
-            self.add_item(ui.Label(text="Captions", component=self._mode))
-        description = "Put in front of each caption that does not hold it"
-        self.ask("trigger", "Trigger word", description, length=_LENGTHS["trigger"])
+            self.add_item(ui.Label(text=_("Captions"), component=self._mode))
+        _add_trigger(self)
 
     @property
     def attachments(self) -> list[discord.Attachment]:
@@ -94,29 +100,33 @@ class UploadForm(Form):
         return self._mode is not None and self._mode.value == "write"
 
 
-def caption_form(
-    submitted: Callable[[discord.Interaction[Any], Form], Awaitable[None]], *, number: int, caption: str
-) -> Form:
-    """The caption of one picture."""
-    form = Form(f"Caption of picture {number}", submitted)
-    form.ask("caption", "Caption", "Empty: none", known=caption, length=_LONGEST_CAPTION, is_long=True)
+def caption_form(submitted: FormCallback, *, number: int, caption: str) -> Form:
+    """The caption of one image."""
+    form = Form(_("Caption of image {number}", number=number), submitted)
+    form.add_text("caption", _("Caption"), _("Empty: none"), value=caption, max_length=_MAX_CAPTION_CHARS, is_long=True)
     return form
 
 
-def rules_form(
-    submitted: Callable[[discord.Interaction[Any], Form], Awaitable[None]], *, name: str, known: dict[str, str]
-) -> Form:
-    """What is done to every caption of a dataset."""
-    form = Form(f"Captions of {name}", submitted)
-    form.ask(
-        "trigger",
-        "Trigger word",
-        "Put in front of each caption that does not hold it",
-        known=known["trigger"],
-        length=_LENGTHS["trigger"],
+def rules_form(submitted: FormCallback, *, name: str, rules: dict[str, str]) -> Form:
+    """The rules for all captions of a dataset."""
+    form = Form(_("Captions of {name}", name=name), submitted)
+    _add_trigger(form, rules["trigger"])
+    form.add_text("prefix", _("Before each caption"), value=rules["prefix"], max_length=_RULE_CHARS["prefix"])
+    form.add_text("suffix", _("After each caption"), value=rules["suffix"], max_length=_RULE_CHARS["suffix"])
+    form.add_text(
+        "strip", _("Remove"), _("Words or tags, commas between them"), value=rules["strip"], max_length=_MAX_LIST_CHARS
     )
-    form.ask("prefix", "Before each caption", known=known["prefix"], length=_LENGTHS["prefix"])
-    form.ask("suffix", "After each caption", known=known["suffix"], length=_LENGTHS["suffix"])
-    form.ask("strip", "Take out", "Words or tags, commas between them", known=known["strip"], length=_LONGEST_LIST)
-    form.ask("replace", "Replace", "One a line: old => new", known=known["replace"], length=_LONGEST_LIST, is_long=True)
+    form.add_text(
+        "replace",
+        _("Replace"),
+        _("One per line: old => new"),
+        value=rules["replace"],
+        max_length=_MAX_LIST_CHARS,
+        is_long=True,
+    )
     return form
+
+
+def _add_trigger(form: Form, value: str = "") -> None:
+    description = _("Put in front of each caption that does not contain it")
+    form.add_text("trigger", _("Trigger word"), description, value=value, max_length=_RULE_CHARS["trigger"])

@@ -1,29 +1,30 @@
-"""A message ready to be sent, and the parts that layouts are built from (Components V2, within Discord's limits)."""
+"""A message that is ready to be sent, and the parts of its layout (Components V2, within Discord's limits)."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import discord
 from discord import ui
 
-from bot.ui.text import shorten
+from bot.ui.discord_text import shorten
 
 #: Discord refuses more than 40 parts and 4,000 characters, and answers 500 above ~10,170 bytes (discord-api-docs#8554).
 MAX_PARTS, MAX_CHARACTERS, MAX_BYTES = 40, 3_500, 9_000
 MAX_ALT_TEXT = 900
 #: Discord's limits for one message: files, and bytes of the whole request (25 MiB, with room for the form).
 MAX_FILES, MAX_REQUEST_BYTES = 10, 24 * 1024 * 1024
+#: Texts of up to this many characters are never shortened to make a layout fit.
+_MIN_TEXT = 40
 
 
-class Colour(IntEnum):
-    """Accent colours; a state differs by word and sign too, never by colour alone."""
+class Color(IntEnum):
+    """Accent colors; a state differs by word and sign too, never by color alone."""
 
     WAITING = 0x80848E
     PREPARING = 0xF0B232
@@ -37,7 +38,7 @@ class Colour(IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class FileToSend:
-    """A file of this machine under the name that it has in the message."""
+    """A local file, and its name in the message."""
 
     path: Path
     name: str
@@ -49,11 +50,11 @@ class FileToSend:
 
 @dataclass(frozen=True, kw_only=True)
 class MessageContent:
-    """One message: what it shows, what it carries, whom it may call."""
+    """One message: its layout, its files, and who may be notified."""
 
     layout: ui.LayoutView
     files: tuple[FileToSend, ...] = ()
-    #: The only person whom this message may notify.
+    #: The only user that this message may notify.
     mentions: int | None = None
     #: No sound and no badge: for routine posts.
     is_silent: bool = False
@@ -67,46 +68,24 @@ class MessageContent:
         )
 
 
-class JobButton(ui.DynamicItem[ui.Button[ui.LayoutView]], template=r"job:(?P<job_id>\d{1,18}):(?P<verb>[a-z_]{1,20})"):
-    """A button that outlives restarts: its id says which job and which verb; the bot hears it as `job_button`."""
-
-    def __init__(self, job_id: int, verb: str, button: ui.Button[ui.LayoutView]) -> None:
-        button.custom_id = f"job:{job_id}:{verb}"
-        super().__init__(button)
-        self.job_id = job_id
-        self.verb = verb
-
-    @classmethod
-    async def from_custom_id(
-        cls, interaction: discord.Interaction[Any], item: ui.Item[Any], match: re.Match[str], /
-    ) -> Self:
-        assert isinstance(item, ui.Button)
-        return cls(int(match["job_id"]), match["verb"], item)
-
-    async def callback(self, interaction: discord.Interaction[Any]) -> None:
-        # Through the client, so that layouts know nothing of stores and a failure is told in one place.
-        interaction.client.dispatch("job_button", interaction, self.job_id, self.verb)
+def text_message(text: str) -> MessageContent:
+    """A message of one text and nothing else."""
+    return MessageContent(layout=layout(text))
 
 
-def button(
-    job_id: int, verb: str, label: str, *, emoji: str | None = None, style: discord.ButtonStyle | None = None
-) -> JobButton:
-    style = style or discord.ButtonStyle.secondary
-    return JobButton(job_id, verb, ui.Button(label=label, emoji=emoji, style=style, custom_id=f"job:{job_id}:{verb}"))
-
-
-def picture(file: FileToSend, alt_text: str) -> ui.MediaGallery[Any]:
-    """A picture that the message carries, with words for those who cannot see it."""
+def image_gallery(file: FileToSend, alt_text: str) -> ui.MediaGallery[Any]:
+    """An image that the message carries, with its alternative text."""
     return ui.MediaGallery(discord.MediaGalleryItem(file.url, description=shorten(alt_text, MAX_ALT_TEXT)))
 
 
 def row(*buttons: ui.Item[Any]) -> ui.ActionRow[Any]:
+    """A row of buttons."""
     return ui.ActionRow(*buttons)
 
 
-def box(colour: Colour, *parts: ui.Item[Any] | str | None) -> ui.Container[Any]:
+def box(color: Color, *parts: ui.Item[Any] | str | None) -> ui.Container[Any]:
     """A bordered message body; strings become text, None is left out."""
-    return ui.Container(*_items(parts), accent_colour=discord.Colour(colour))
+    return ui.Container(*_items(parts), accent_color=discord.Color(color))
 
 
 def layout(*parts: ui.Item[Any] | str | None) -> ui.LayoutView:
@@ -123,23 +102,23 @@ def _items(parts: Iterable[ui.Item[Any] | str | None]) -> list[ui.Item[Any]]:
 
 
 def weight(view: ui.LayoutView) -> tuple[int, int, int]:
-    """(parts, characters, bytes) of a layout, as Discord counts them."""
+    """Return (parts, characters, bytes) of a layout, as Discord counts them."""
     components = view.to_components()  # type: ignore[no-untyped-call]
     wire = json.dumps(components, ensure_ascii=False)
-    return sum(1 for _ in view.walk_children()), view.content_length(), len(wire.encode())
+    return sum(1 for _item in view.walk_children()), view.content_length(), len(wire.encode())
 
 
 def _fit(view: ui.LayoutView) -> None:
-    """Shorten what is longest, texts first by what they hold, until the layout may be sent."""
+    """Shorten the longest text, then alternative texts, until the layout may be sent."""
     texts = [item for item in view.walk_children() if isinstance(item, ui.TextDisplay)]
     galleries = [item for item in view.walk_children() if isinstance(item, ui.MediaGallery)]
-    for _ in range(200):
+    for _attempt in range(200):
         parts, characters, size = weight(view)
         assert parts <= MAX_PARTS, f"a layout of {parts} parts"
         if characters <= MAX_CHARACTERS and size <= MAX_BYTES:
             return
         longest = max(texts, key=lambda item: len(item.content), default=None)
-        if longest is not None and len(longest.content) > 40:
+        if longest is not None and len(longest.content) > _MIN_TEXT:
             longest.content = longest.content[: len(longest.content) * 3 // 4].rstrip("\\ ") + "…"
         else:
             for gallery in galleries:
@@ -152,14 +131,14 @@ def _with_shorter_alt(item: discord.MediaGalleryItem) -> discord.MediaGalleryIte
 
 
 def sendable(files: Sequence[FileToSend], limit_bytes: int) -> tuple[FileToSend, ...]:
-    """Those files that Discord takes in one message: each within the server's limit, all within a request's."""
+    """Return the files that fit into one message: each within the server's limit, all within a request's."""
     kept: list[FileToSend] = []
     room = MAX_REQUEST_BYTES
     for file in files:
         if not file.path.is_file():
             continue
-        weight_bytes = file.path.stat().st_size
-        if weight_bytes <= min(limit_bytes, room) and len(kept) < MAX_FILES:
+        size = file.path.stat().st_size
+        if size <= min(limit_bytes, room) and len(kept) < MAX_FILES:
             kept.append(file)
-            room -= weight_bytes
+            room -= size
     return tuple(kept)

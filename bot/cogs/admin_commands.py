@@ -1,0 +1,289 @@
+"""`/admin`: the machine, for its operators; one server, for its managers. Every use is checked here again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import discord
+from discord import app_commands
+from discord.ext import commands
+from pydantic import ValidationError
+
+from bot.cogs import replies
+from bot.cogs.autocomplete import find_job, job_choices
+from bot.cogs.replies import reply
+from bot.cogs.services import Services
+from bot.config import DiscordSettings
+from bot.errors import JobRefused, NotAnOperator
+from bot.queue import PauseKind, Priority, State
+from bot.queue.planning.retention import RetentionPlan
+from bot.queue.store.limits import RoleLimit
+from bot.ui.admin_pages import (
+    bump_text,
+    confirm_page,
+    deleted_text,
+    limits_page,
+    pause_text,
+    plan_digest,
+    slot_choice,
+    slots_page,
+    storage_page,
+)
+from bot.ui.layout import text_message
+from bot.ui.queue_pages import audit_page
+from trainer.protocol.text import _
+
+# Discord checks these before it sends a command; `RoleLimit` checks them again.
+if TYPE_CHECKING:
+    Why: TypeAlias = str
+    Jobs: TypeAlias = int
+    AnyJobs: TypeAlias = int
+    Epochs: TypeAlias = int
+    Mib: TypeAlias = int
+    Hours: TypeAlias = float
+else:
+    Why = app_commands.Range[str, 1, 300]
+    Jobs = app_commands.Range[int, 1, 100]
+    AnyJobs = app_commands.Range[int, 0, 100]
+    Epochs = app_commands.Range[int, 1, 1000]
+    Mib = app_commands.Range[int, 1, 100_000]
+    Hours = app_commands.Range[float, 0, 10_000]
+
+
+#: Verbs about one server, and `health`, which shows numbers only. All others are about the machine that servers share.
+_OF_ONE_SERVER = frozenset({"bump", "limits", "audit", "health"})
+
+
+@app_commands.guild_only()
+@app_commands.default_permissions(manage_guild=True)
+class AdminCommands(commands.GroupCog, group_name="admin", group_description="Run the machine."):
+    """The queue's pause, slots, limits, storage, audit and health."""
+
+    limits = app_commands.Group(name="limits", description="Limits for the members of a role.")
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def interaction_check(self, interaction: discord.Interaction, /) -> bool:
+        assert interaction.command is not None
+        verb = interaction.command.qualified_name.split()[1]
+        if verb in _OF_ONE_SERVER:
+            require_manager(interaction)
+        else:
+            try:
+                self._require_operator(interaction)
+            except NotAnOperator as error:
+                # discord.py passes on only its own errors from a check.
+                raise app_commands.CheckFailure(str(error)) from error
+        return True
+
+    def _require_operator(self, interaction: discord.Interaction) -> None:
+        require_operator(interaction, self._services.config.discord)
+
+    # -- the queue ------------------------------------------------------------------------------------------------
+
+    @app_commands.command(description="Start no new training; running ones continue.")
+    @app_commands.describe(why="Shown to those who wait: “driver update, about 16:00”")
+    async def pause(self, interaction: discord.Interaction, why: Why = "") -> None:
+        await self._pause(interaction, PauseKind.PAUSE, why)
+
+    @app_commands.command(description="Free every GPU: running trainings save a checkpoint and wait; none starts.")
+    @app_commands.describe(why="Shown to those who wait: “driver update, about 16:00”")
+    async def drain(self, interaction: discord.Interaction, why: Why = "") -> None:
+        await self._pause(interaction, PauseKind.DRAIN, why)
+
+    async def _pause(self, interaction: discord.Interaction, kind: PauseKind, why: str) -> None:
+        jobs = self._services.jobs
+        pause = await jobs.control.pause(kind, by=interaction.user.id, why=why, guild_id=interaction.guild_id)
+        running = sum(slot.job_id is not None for slot in await jobs.slots.all())
+        await reply(interaction, text_message(pause_text(pause, running)))
+
+    @app_commands.command(description="Let the queue run again.")
+    async def resume(self, interaction: discord.Interaction) -> None:
+        was_paused = await self._services.jobs.control.resume(by=interaction.user.id, guild_id=interaction.guild_id)
+        text = _("🟢 The queue runs again.") if was_paused else _("The queue runs already.")
+        await reply(interaction, text_message(text))
+
+    @app_commands.command(description="Give a waiting job another priority.")
+    @app_commands.describe(job="Number or name of the job", priority="Owners take turns within a priority")
+    @app_commands.rename(job="id")
+    async def bump(
+        self, interaction: discord.Interaction, job: str, priority: Literal["low", "normal", "high"] = "high"
+    ) -> None:
+        found = await find_job(self._services, interaction, job)
+        wanted = Priority[priority.upper()]
+        after = await self._services.jobs.bump(found.id, wanted, by=interaction.user.id)
+        await reply(interaction, text_message(bump_text(found, after, wanted)))
+
+    @bump.autocomplete("job")
+    async def choose_waiting(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
+        return await job_choices(self._services, interaction, typed, states=frozenset({State.QUEUED}))
+
+    # -- slots ----------------------------------------------------------------------------------------------------
+
+    @app_commands.command(description="Show where trainings run, or switch one of these slots off or on.")
+    @app_commands.describe(slot="Which one", switch="A training that runs there continues either way")
+    async def slots(
+        self, interaction: discord.Interaction, slot: str | None = None, switch: Literal["on", "off"] | None = None
+    ) -> None:
+        note = ""
+        if (slot is None) is not (switch is None):
+            note = _("Give both slot and switch, or neither.")
+        elif slot is not None:
+            note = await self._switch(interaction, slot, is_enabled=switch == "on")
+        await reply(interaction, slots_page(await self._services.jobs.slots.all(with_unused=True), note))
+
+    async def _switch(self, interaction: discord.Interaction, slot_id: str, *, is_enabled: bool) -> str:
+        slots = self._services.jobs.slots
+        is_changed = await slots.set_enabled(
+            slot_id, is_enabled=is_enabled, by=interaction.user.id, guild_id=interaction.guild_id
+        )
+        # An enabled slot may let a job start.
+        self._services.jobs.changed.set()
+        return "" if is_changed else _("There is no such slot, or it is so already; nothing was changed.")
+
+    @slots.autocomplete("slot")
+    async def choose_slot(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
+        # `interaction_check` does not cover autocompletion.
+        if not is_operator(interaction, self._services.config.discord):
+            return []
+        slots = await self._services.jobs.slots.all(with_unused=True)
+        found = [slot for slot in slots if typed.lower() in slot.name.lower()]
+        return [app_commands.Choice(name=slot_choice(slot), value=slot.id) for slot in found[:25]]
+
+    # -- limits ---------------------------------------------------------------------------------------------------
+
+    @limits.command(name="set", description="Set the limits of a role's members; what you leave out is as configured.")
+    @app_commands.describe(
+        role="A member with several roles gets the most generous of each limit",
+        waiting="Jobs of one member that may wait",
+        running="Jobs of one member that may run at once; 0: any number",
+        epochs="Epochs of one job",
+        dataset_mib="Size of one dataset, MiB",
+        gpu_hours="GPU hours of one member from Monday to Monday; 0: any number",
+    )
+    async def set_limits(
+        self,
+        interaction: discord.Interaction,
+        role: discord.Role,
+        waiting: Jobs | None = None,
+        running: AnyJobs | None = None,
+        epochs: Epochs | None = None,
+        dataset_mib: Mib | None = None,
+        gpu_hours: Hours | None = None,
+    ) -> None:
+        try:
+            limit = RoleLimit(
+                role_id=role.id, max_waiting=waiting, max_running=running, max_epochs=epochs,
+                max_dataset_mib=dataset_mib, gpu_hours_per_week=gpu_hours,
+            )  # fmt: skip
+        except ValidationError as error:
+            problem = error.errors()[0]
+            text = _("{name}: {why}. Nothing was changed.", name=problem["loc"][0], why=problem["msg"])
+            raise JobRefused(text) from error
+        assert interaction.guild_id is not None
+        await self._services.limits.set(interaction.guild_id, limit, by=interaction.user.id)
+        await self._show_limits(interaction, _("Saved."))
+
+    @limits.command(name="clear", description="Let the configured limits apply to a role again.")
+    @app_commands.describe(role="Whose limits to delete")
+    async def clear_limits(self, interaction: discord.Interaction, role: discord.Role) -> None:
+        assert interaction.guild_id is not None
+        was_set = await self._services.limits.clear(interaction.guild_id, role.id, by=interaction.user.id)
+        await self._show_limits(interaction, _("Cleared.") if was_set else _("It had no limits of its own."))
+
+    @limits.command(name="list", description="The limits of all roles here.")
+    async def list_limits(self, interaction: discord.Interaction) -> None:
+        await self._show_limits(interaction)
+
+    async def _show_limits(self, interaction: discord.Interaction, note: str = "") -> None:
+        assert interaction.guild_id is not None
+        await reply(interaction, limits_page(await self._services.limits.list(interaction.guild_id), note))
+
+    # -- audit and health ---------------------------------------------------------------------------------------------
+
+    @app_commands.command(description="Who did what, when and why; the newest first.")
+    @app_commands.describe(job="Of one job only: its number or name")
+    @app_commands.rename(job="id")
+    async def audit(self, interaction: discord.Interaction, job: str | None = None) -> None:
+        assert interaction.guild_id is not None
+        job_id = None if job is None else (await find_job(self._services, interaction, job)).id
+        entries = await self._services.jobs.audit(guild_id=interaction.guild_id, job_id=job_id)
+        title = _("Audit") if job_id is None else _("Audit of #{job}", job=job_id)
+        await reply(interaction, audit_page(title, entries))
+
+    @audit.autocomplete("job")
+    async def choose_job(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
+        return await job_choices(self._services, interaction, typed)
+
+    @app_commands.command(description="The state of the database, the disk, the queue and the connection.")
+    async def health(self, interaction: discord.Interaction) -> None:
+        await interaction.response.defer(ephemeral=True, thinking=True)
+        await reply(interaction, await self._services.health())
+
+    # -- storage --------------------------------------------------------------------------------------------------
+
+    @app_commands.command(description="The disk space of the jobs, and what is due to be deleted.")
+    async def storage(self, interaction: discord.Interaction) -> None:
+        await interaction.response.defer(ephemeral=True, thinking=True)
+        await reply(interaction, storage_page(*await self._services.storage.survey()))
+
+    @commands.Cog.listener()
+    async def on_admin_button(self, interaction: discord.Interaction, verb: str, digest: str) -> None:
+        try:
+            self._require_operator(interaction)
+            await interaction.response.defer(ephemeral=True, thinking=True)
+            await self._delete(interaction, digest, is_confirmed=verb == "delete_now")
+        except Exception as error:  # noqa: BLE001 - the edge to Discord: every failure becomes a sentence.
+            await replies.reply_error(interaction, error)
+
+    async def _delete(self, interaction: discord.Interaction, digest: str, *, is_confirmed: bool) -> None:
+        plan, totals = await self._services.storage.survey()
+        if plan_digest(plan) != digest:
+            note = _("The plan has changed since it was shown to you; nothing was deleted.")
+            await reply(interaction, storage_page(plan, totals, note))
+        elif not is_confirmed:
+            await reply(interaction, confirm_page(plan))
+        else:
+            await reply(interaction, text_message(await self._carry_out(plan)))
+
+    async def _carry_out(self, plan: RetentionPlan) -> str:
+        deleted = [deletion for deletion in plan.deletions if await self._services.delete_files(deletion)]
+        return deleted_text(deleted, planned=len(plan.deletions))
+
+
+def require_manager(interaction: discord.Interaction) -> None:
+    """Require the permission to manage the server.
+
+    Raises:
+        MissingPermissions: The member lacks it.
+    """
+    if not interaction.permissions.manage_guild:
+        raise app_commands.MissingPermissions(["manage_guild"])
+
+
+def require_operator(interaction: discord.Interaction, settings: DiscordSettings) -> None:
+    """Require an operator: a listed one; if none is listed, a manager of the bot's only server.
+
+    Raises:
+        NotAnOperator: The member is not listed, or none is listed and the bot serves more than this server.
+        MissingPermissions: None is listed, and the member may not manage the only server.
+    """
+    if settings.operator_ids:
+        if interaction.user.id not in settings.operator_ids:
+            raise NotAnOperator(user_id=interaction.user.id, operator_ids=settings.operator_ids)
+        return
+    served = set(settings.guild_ids) or {guild.id for guild in interaction.client.guilds}
+    # A user-installed app is also used in servers that it is not in: the only server must be this one.
+    if served != {interaction.guild_id}:
+        raise NotAnOperator(user_id=interaction.user.id)
+    require_manager(interaction)
+
+
+def is_operator(interaction: discord.Interaction, settings: DiscordSettings) -> bool:
+    """Whether `require_operator` passes."""
+    try:
+        require_operator(interaction, settings)
+    except (NotAnOperator, app_commands.MissingPermissions):
+        return False
+    return True

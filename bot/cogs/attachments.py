@@ -1,0 +1,136 @@
+"""From Discord attachments to a dataset: download them, track the upload, and prepare it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import aiohttp
+import discord
+
+from bot.bot_failpoints import failpoint
+from bot.cogs.replies import reply_error
+from bot.cogs.services import Services, allowance_of_member
+from bot.datasets import Dataset, PendingUpload, Received, Upload, UploadKind, title_of
+from bot.errors import DatasetRefused, DatasetTooLarge
+from trainer.protocol.text import _
+
+_CHUNK_BYTES = 256 * 1024
+#: Between two chunks; the whole download may take as long as it needs.
+_SILENCE_S = 30
+
+
+@asynccontextmanager
+async def tracked_upload(
+    services: Services,
+    interaction: discord.Interaction,
+    attachments: Sequence[discord.Attachment],
+    *,
+    kind: UploadKind,
+    request: str = "{}",
+    is_at_once: bool = False,
+    dataset_id: int | None = None,
+) -> AsyncIterator[None]:
+    """Track an upload while the body runs; errors are reported to the member and swallowed.
+
+    The upload is stored before the body and removed after it. If the bot ends in between, its next start finishes the
+    upload (`bot.scheduled.interrupted_uploads`).
+    """
+    assert interaction.guild_id is not None
+    await services.uploads.add(
+        PendingUpload(
+            interaction_id=interaction.id,
+            guild_id=interaction.guild_id,
+            channel_id=interaction.channel_id or 0,
+            owner_id=interaction.user.id,
+            kind=kind,
+            request=request,
+            is_at_once=is_at_once,
+            dataset_id=dataset_id,
+            title=title_of([each.filename for each in attachments]),
+        )
+    )
+    failpoint("upload_recorded")
+    is_answered = True
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - an edge to Discord: the upload is removed only once the member knows.
+        is_answered = await reply_error(interaction, error)
+    failpoint("upload_answered")
+    if is_answered:
+        await services.uploads.remove(interaction.id)
+
+
+async def ingest_attachments(
+    services: Services, interaction: discord.Interaction, attachments: Sequence[discord.Attachment]
+) -> Dataset:
+    """Download attachments and prepare them; content that the server has already is that dataset.
+
+    Raises:
+        DatasetRefused: They are too large, cannot be trained on, or could not be prepared.
+    """
+    assert interaction.guild_id is not None
+    received = await download_attachments(services, interaction, attachments)
+    dataset = await services.datasets.prepare(received, guild_id=interaction.guild_id, owner_id=interaction.user.id)
+    failpoint("upload_prepared")
+    return dataset
+
+
+async def download_attachments(
+    services: Services, interaction: discord.Interaction, attachments: Sequence[discord.Attachment]
+) -> Received:
+    """Download the attachments of a tracked upload, within the member's limit, without opening them.
+
+    Raises:
+        DatasetRefused: They are too large or empty, or the download failed.
+    """
+    max_bytes = (await allowance_of_member(services, interaction)).max_dataset_bytes
+    # By the size that Discord states, before a byte is downloaded; the bytes that arrive are counted again.
+    left = max_bytes
+    for attachment in attachments:
+        left -= attachment.size
+        if left < 0:
+            raise DatasetTooLarge(file_name=attachment.filename, max_bytes=max_bytes)
+    uploads = [Upload(name=each.filename, chunks=services.download(each)) for each in attachments]
+    received = await services.datasets.receive(uploads, max_bytes=max_bytes)
+    await services.uploads.mark_received(interaction.id, received)
+    failpoint("upload_received")
+    return received
+
+
+async def stream_attachment(attachment: discord.Attachment) -> AsyncIterator[bytes]:
+    """Download an attachment in chunks. At once: its address expires within a day.
+
+    Raises:
+        DatasetRefused: The download failed.
+    """
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=_SILENCE_S, sock_read=_SILENCE_S)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout, trust_env=True) as session,
+            session.get(attachment.url) as response,
+        ):
+            response.raise_for_status()
+            async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
+                yield chunk
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise _download_failed(attachment, error) from error
+
+
+async def read_attachment(attachment: discord.Attachment) -> AsyncIterator[bytes]:
+    """Read an attachment through discord.py's client, for a simulated Discord that has no addresses.
+
+    Raises:
+        DatasetRefused: The download failed.
+    """
+    try:
+        yield await attachment.read()
+    except discord.HTTPException as error:
+        raise _download_failed(attachment, error) from error
+
+
+def _download_failed(attachment: discord.Attachment, error: Exception) -> DatasetRefused:
+    why = str(error) or type(error).__name__
+    return DatasetRefused(
+        _("Discord did not give me {file} ({why}). Nothing was queued; try again.", file=attachment.filename, why=why)
+    )

@@ -1,0 +1,198 @@
+"""`/dataset`: upload, look at, change and delete datasets; and the message menu that uses attachments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import discord
+from discord import app_commands
+from discord.ext import commands
+
+from bot.bot_failpoints import failpoint
+from bot.cogs.attachments import download_attachments, tracked_upload
+from bot.cogs.autocomplete import dataset_choices
+from bot.cogs.dataset_review import require_change_by, review_content
+from bot.cogs.drafts import dataset_card
+from bot.cogs.replies import reply, reporting_errors
+from bot.cogs.services import Services
+from bot.datasets import Dataset, ImportRequest, UploadKind, import_files
+from bot.datasets.decisions import format_rules, parse_rules, with_rules
+from bot.errors import DatasetRefused
+from bot.ui.dataset_cards import LIST_PAGE, dataset_list, delete_question
+from bot.ui.dataset_forms import Form, UploadForm, rules_form
+from bot.ui.layout import MessageContent
+from trainer.protocol.text import _, ngettext
+
+#: File types that the message menu uses; the trainer finds out what they really are.
+_IMAGES = frozenset({"png", "jpg", "jpeg", "webp", "avif", "heic", "heif", "gif", "bmp", "tif", "tiff"})
+_ARCHIVES = frozenset({"zip", "tar", "gz", "tgz", "bz2", "tbz2", "xz", "txz", "zst", "7z"})
+_CAPTIONS = frozenset({"txt", "caption", "json", "jsonl", "csv"})
+
+_OPTIONS = {"dataset": _("The dataset")}
+
+
+@app_commands.guild_only()
+class DatasetCommands(
+    commands.GroupCog, group_name="dataset", group_description=_("Upload images and manage datasets.")
+):
+    """The `/dataset` commands."""
+
+    def __init__(self, services: Services, tree: app_commands.CommandTree[Any]) -> None:
+        self._services = services
+        self._tree = tree
+        menu = app_commands.ContextMenu(name=_("Use attachments as dataset"), callback=self.use_attachments)
+        self._menu = app_commands.guild_only(menu)
+
+    async def cog_load(self) -> None:
+        # discord.py has no decorator for menus in cogs.
+        self._tree.add_command(self._menu)
+
+    @app_commands.command(description=_("Upload images: up to ten files, archives too."))
+    async def upload(self, interaction: discord.Interaction) -> None:
+        has_captioner = bool(self._services.config.captions.model)
+        await interaction.response.send_modal(UploadForm(reporting_errors(self._uploaded), has_captioner=has_captioner))
+
+    @app_commands.command(description=_("Add files to a dataset; its images keep their splits."))
+    @app_commands.describe(
+        **_OPTIONS,
+        file=_("Images, an archive, or captions"),
+        file2=_("One more …"),
+        file3=_("… and more"),
+        file4=_("… and more"),
+        file5=_("… and more"),
+    )
+    async def add(
+        self,
+        interaction: discord.Interaction,
+        dataset: str,
+        file: discord.Attachment,
+        file2: discord.Attachment | None = None,
+        file3: discord.Attachment | None = None,
+        file4: discord.Attachment | None = None,
+        file5: discord.Attachment | None = None,
+    ) -> None:
+        await interaction.response.defer(ephemeral=True, thinking=True)
+        found = await self._own(interaction, dataset, "add to")
+        files = [each for each in (file, file2, file3, file4, file5) if each is not None]
+        async with tracked_upload(self._services, interaction, files, kind=UploadKind.ADD, dataset_id=found.id):
+            received = await download_attachments(self._services, interaction, files)
+            grown = await self._services.datasets.add(found.id, received, upload_id=interaction.id)
+            failpoint("upload_prepared")
+            note = ngettext(
+                "{n} more image to train on; those that were there keep their splits.",
+                "{n} more images to train on; those that were there keep their splits.",
+                grown.counts.kept - found.counts.kept,
+            )
+            await reply(interaction, await dataset_card(self._services, interaction, grown, note=note))
+
+    @app_commands.command(name="list", description=_("The datasets of this server, newest first."))
+    async def list_datasets(self, interaction: discord.Interaction) -> None:
+        await reply(interaction, await list_page(self._services, interaction, 0))
+
+    @app_commands.command(description=_("What is in a dataset, and what was found."))
+    @app_commands.describe(**_OPTIONS)
+    async def inspect(self, interaction: discord.Interaction, dataset: str) -> None:
+        await interaction.response.defer(ephemeral=True, thinking=True)
+        found = await self._named(interaction, dataset)
+        await reply(interaction, await dataset_card(self._services, interaction, found))
+
+    @app_commands.command(description=_("Review the findings image by image, and decide."))
+    @app_commands.describe(**_OPTIONS)
+    async def review(self, interaction: discord.Interaction, dataset: str) -> None:
+        await interaction.response.defer(ephemeral=True, thinking=True)
+        found = await self._named(interaction, dataset)
+        await reply(interaction, await review_content(self._services, interaction, found))
+
+    @app_commands.command(description=_("Rules for all captions: trigger, prefix, suffix, words to remove or replace."))
+    @app_commands.describe(**_OPTIONS)
+    async def captions(self, interaction: discord.Interaction, dataset: str) -> None:
+        found = await self._own(interaction, dataset, "change")
+
+        async def submitted(interaction: discord.Interaction, form: Form) -> None:
+            await interaction.response.defer(ephemeral=True, thinking=True)
+            rules = parse_rules(form.texts)
+            changed = await self._services.datasets.edit(found.id, lambda edits: with_rules(edits, **rules))
+            await reply(interaction, await dataset_card(self._services, interaction, changed))
+
+        form = rules_form(reporting_errors(submitted), name=found.name, rules=format_rules(found.edits.rules))
+        await interaction.response.send_modal(form)
+
+    @app_commands.command(description=_("Delete a dataset of yours; trainings that used it are not affected."))
+    @app_commands.describe(**_OPTIONS)
+    async def delete(self, interaction: discord.Interaction, dataset: str) -> None:
+        await reply(interaction, delete_question(await self._own(interaction, dataset, "delete")))
+
+    @add.autocomplete("dataset")
+    @inspect.autocomplete("dataset")
+    @review.autocomplete("dataset")
+    @captions.autocomplete("dataset")
+    @delete.autocomplete("dataset")
+    async def choose_dataset(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
+        return await dataset_choices(self._services, interaction, typed)
+
+    async def use_attachments(self, interaction: discord.Interaction, message: discord.Message) -> None:
+        """Make a dataset of a message's images and archives."""
+        await interaction.response.defer(ephemeral=True, thinking=True)
+        files = [each for each in message.attachments if _ending(each) in _IMAGES | _ARCHIVES | _CAPTIONS]
+        if all(_ending(each) in _CAPTIONS for each in files):
+            raise DatasetRefused(_("This message has no images and no archives attached. Nothing was kept."))
+        await self._import(interaction, files, ImportRequest())
+
+    async def _uploaded(self, interaction: discord.Interaction, form: Form) -> None:
+        assert isinstance(form, UploadForm)
+        await interaction.response.defer(ephemeral=True, thinking=True)
+        texts = form.texts
+        request = ImportRequest(
+            name=texts["name"].strip() or None,
+            trigger=texts["trigger"].strip(),
+            wants_captions=form.wants_captions,
+            can_manage=interaction.permissions.manage_guild,
+        )
+        await self._import(interaction, form.attachments, request)
+
+    async def _import(
+        self, interaction: discord.Interaction, files: Sequence[discord.Attachment], request: ImportRequest
+    ) -> None:
+        """Make a dataset of files and show its card."""
+        assert interaction.guild_id is not None
+        services = self._services
+        async with tracked_upload(
+            services, interaction, files, kind=UploadKind.IMPORT, request=request.model_dump_json()
+        ):
+            received = await download_attachments(services, interaction, files)
+            known = await services.datasets.with_content(interaction.guild_id, received)
+            dataset = await import_files(
+                services.datasets,
+                received,
+                request,
+                guild_id=interaction.guild_id,
+                owner_id=interaction.user.id,
+                captions=services.config.captions,
+            )
+            failpoint("upload_prepared")
+            note = _("These files were uploaded before, as {name}.", name=known.name) if known else ""
+            await reply(interaction, await dataset_card(services, interaction, dataset, note=note))
+
+    async def _named(self, interaction: discord.Interaction, name: str) -> Dataset:
+        assert interaction.guild_id is not None
+        return await self._services.datasets.named(interaction.guild_id, name)
+
+    async def _own(self, interaction: discord.Interaction, name: str, verb: str) -> Dataset:
+        dataset = await self._named(interaction, name)
+        require_change_by(interaction, dataset, verb)
+        return dataset
+
+
+async def list_page(services: Services, interaction: discord.Interaction, page: int) -> MessageContent:
+    """Make one page of the list of datasets."""
+    assert interaction.guild_id is not None
+    store = services.datasets
+    count = await store.count(interaction.guild_id)
+    page = min(page, max(0, (count - 1) // LIST_PAGE))
+    found = await store.search(interaction.guild_id, limit=LIST_PAGE, offset=page * LIST_PAGE)
+    return dataset_list([(each, await store.source_bytes(each)) for each in found], page=page, count=count)
+
+
+def _ending(attachment: discord.Attachment) -> str:
+    return attachment.filename.rpartition(".")[2].lower()

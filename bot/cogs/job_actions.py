@@ -1,0 +1,141 @@
+"""What members do with a job, by command or button: each use is authorized, and asking twice changes nothing more."""
+
+from __future__ import annotations
+
+import logging
+
+import discord
+from discord.ext import commands
+
+from bot.cogs.replies import announce, replace, reply, reply_error
+from bot.cogs.services import Services, allowance_of_member, context_of, require_hours
+from bot.queue import Job, StopIntent, require_control
+from bot.queue.domain.verbs import Verb, is_applicable
+from bot.ui.job_posts import card_message
+from bot.ui.job_replies import no_samples, samples_reply, shared_post, verb_reply
+from bot.ui.layout import text_message
+from trainer.protocol.events import Sampled
+from trainer.protocol.text import _
+
+log = logging.getLogger(__name__)
+
+_STOP_INTENTS = {
+    Verb.CANCEL: StopIntent.CANCEL,
+    Verb.KEEP_BEST: StopIntent.KEEP_BEST,
+    Verb.PAUSE: StopIntent.PAUSE,
+}
+
+
+async def perform(services: Services, interaction: discord.Interaction, job: Job, verb: Verb) -> None:
+    """Apply `verb` to a job on behalf of a member, and answer with the result.
+
+    Raises:
+        NotAllowed: It is another member's job.
+        JobRefused: It cannot be queued again, or the member has no room or no GPU hours left.
+        NoSuchJob: It was deleted.
+    """
+    user_id = interaction.user.id
+    require_control(job, user_id=user_id, can_manage=interaction.permissions.manage_guild, verb=verb.words)
+    if verb is Verb.SHARE and not job.is_shared:
+        await _share(services, interaction, job)
+        return
+    if verb is Verb.RETRY:
+        after = await _retry(services, interaction, job)
+    else:
+        after = await _change(services, job, verb, user_id)
+    position = await services.jobs.queue_position(job.id)
+    await reply(interaction, text_message(verb_reply(verb, job, after, position)))
+
+
+async def _retry(services: Services, interaction: discord.Interaction, job: Job) -> Job:
+    # Of the member who acts: a manager may retry for a member whose own line is full.
+    allowance = await allowance_of_member(services, interaction)
+    # For any other job the answer is its state, not that the week's hours are used up.
+    if is_applicable(Verb.RETRY, job):
+        needed_h = await services.limits.needed_h(job.id)
+        await require_hours(services, allowance, needed_h, guild_id=job.guild_id, owner_id=job.owner_id)
+    return await services.jobs.retry(job.id, by=interaction.user.id, max_waiting=allowance.max_waiting)
+
+
+async def _change(services: Services, job: Job, verb: Verb, user_id: int) -> Job:
+    jobs = services.jobs
+    match verb:
+        case Verb.CANCEL | Verb.KEEP_BEST | Verb.PAUSE:
+            return await jobs.request_stop(job.id, by=user_id, intent=_STOP_INTENTS[verb])
+        case Verb.RESUME:
+            return await jobs.resume(job.id, by=user_id)
+        case Verb.PIN | Verb.UNPIN if job.is_pinned is not (verb is Verb.PIN):
+            return await jobs.pin(job.id, by=user_id, is_pinned=verb is Verb.PIN)
+        case Verb.UNSHARE if job.is_shared:
+            return await jobs.share(job.id, by=user_id, is_shared=False)
+        case _:
+            return job
+
+
+async def _share(services: Services, interaction: discord.Interaction, job: Job) -> None:
+    context = await context_of(services, job, interaction.client)
+    content = shared_post(job, context, await _newest_samples(services, job))
+    if content is None:
+        await reply(interaction, no_samples(job))
+        return
+    # Marked first: retention must not delete the files of images that people see.
+    await services.jobs.share(job.id, by=interaction.user.id)
+    try:
+        await announce(interaction, content)
+    except discord.HTTPException:
+        await services.jobs.share(job.id, by=interaction.user.id, is_shared=False)
+        raise
+
+
+async def _unshare_message(services: Services, interaction: discord.Interaction, job: Job) -> None:
+    """[Unshare] below a shared image: remove the mark and the message.
+
+    Raises:
+        NotAllowed: It is another member's job.
+    """
+    can_manage = interaction.permissions.manage_guild
+    require_control(job, user_id=interaction.user.id, can_manage=can_manage, verb=Verb.UNSHARE)
+    if job.is_shared:
+        await services.jobs.share(job.id, by=interaction.user.id, is_shared=False)
+    await interaction.response.defer()
+    await interaction.delete_original_response()
+
+
+async def _newest_samples(services: Services, job: Job) -> Sampled | None:
+    events = await services.jobs.events(job.id)
+    return next((event for event in reversed(events) if isinstance(event, Sampled)), None)
+
+
+class JobButtons(commands.Cog):
+    """Presses on the buttons of job cards and posts, including those that an earlier bot made."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    @commands.Cog.listener()
+    async def on_job_button(self, interaction: discord.Interaction, job_id: int, verb: str) -> None:
+        try:
+            assert interaction.guild_id is not None
+            job = await self._services.jobs.get_in(interaction.guild_id, job_id)
+            await self._press(interaction, job, verb)
+        except Exception as error:  # noqa: BLE001 - the edge to Discord: every failure becomes a sentence.
+            await reply_error(interaction, error)
+
+    async def _press(self, interaction: discord.Interaction, job: Job, verb: str) -> None:
+        services = self._services
+        match verb:
+            case "open":
+                await reply(interaction, card_message(job, await context_of(services, job, interaction.client)))
+            case "refresh":
+                await replace(interaction, card_message(job, await context_of(services, job, interaction.client)))
+            case "samples":
+                context = await context_of(services, job, interaction.client)
+                await reply(interaction, samples_reply(job, context, await _newest_samples(services, job)))
+            case Verb.UNSHARE:
+                await _unshare_message(services, interaction, job)
+            case _ if verb in set(Verb):
+                await perform(services, interaction, job, Verb(verb))
+            case _:
+                log.warning("#%d: a button with the unknown verb %r was pressed", job.id, verb)
+                text = _("This button belongs to another version of me. /job status shows the job.")
+                await reply(interaction, text_message(text))

@@ -1,0 +1,127 @@
+"""`/study`: cross-validation, and comparison of settings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+import discord
+from discord import app_commands
+from discord.ext import commands
+
+from bot.cogs.autocomplete import base_choices, dataset_choices, preset_choices
+from bot.cogs.drafts import queue_at_once, store_draft
+from bot.cogs.finetune_command import Epochs, Name, Rate, Seed, require_permissions
+from bot.cogs.job_request import JobRequest, overrides
+from bot.cogs.services import Services
+from bot.errors import JobRefused
+from trainer.protocol.presets import presets
+from trainer.protocol.study import CompareRequest, KfoldRequest, StudyRequest, StudyRequestError, make_study_request
+from trainer.protocol.text import _
+
+if TYPE_CHECKING:
+    Folds: TypeAlias = int
+    Vary: TypeAlias = str
+else:
+    Folds = app_commands.Range[int, 2, 20]
+    Vary = app_commands.Range[str, 3, 1000]
+
+_OPTIONS = {
+    "from_dataset": _("A dataset that was uploaded before"),
+    "preset": _("Settings to start from"),
+    "base": _("The model to start from"),
+    "name": _("Name of the study: lower-case letters, digits, - . _"),
+    "epochs": _("How often each image is seen, in each run"),
+    "lr": _("Learning rate, such as 0.0001"),
+    "seed": _("The same seed and settings make the same runs"),
+}
+
+
+@app_commands.guild_only()
+class StudyCommands(commands.GroupCog, group_name="study", group_description=_("Cross-validate, or compare settings.")):
+    """`/study kfold` and `/study compare`."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    @app_commands.command(description=_("Train on all folds but one, for each fold: how sure is the result?"))
+    @app_commands.describe(**_OPTIONS, folds=_("Parts that the images are divided into, a run for each"))
+    async def kfold(
+        self,
+        interaction: discord.Interaction,
+        from_dataset: str,
+        preset: str = next(iter(presets())),
+        base: str | None = None,
+        name: Name | None = None,
+        epochs: Epochs | None = None,
+        lr: Rate | None = None,
+        seed: Seed | None = None,
+        folds: Folds = 5,
+    ) -> None:
+        settings = {"training.epochs": epochs, "training.learning_rate": lr, "training.seed": seed}
+        request = JobRequest(preset=preset, base=base, name=name, overrides=overrides(settings))
+        await self._submit(interaction, from_dataset, request, KfoldRequest(folds=folds))
+
+    @app_commands.command(description=_("A run for each combination of settings; the worse are ended early."))
+    @app_commands.describe(
+        **_OPTIONS,
+        vary=_("Settings and values: training.learning_rate=1e-4,3e-4; method.rank=8,32"),
+        finish=_("Test and export the best too (yes, if you leave it out)"),
+    )
+    async def compare(
+        self,
+        interaction: discord.Interaction,
+        from_dataset: str,
+        vary: Vary,
+        preset: str = next(iter(presets())),
+        base: str | None = None,
+        name: Name | None = None,
+        epochs: Epochs | None = None,
+        lr: Rate | None = None,
+        seed: Seed | None = None,
+        finish: bool = True,
+    ) -> None:
+        study = compare_request(vary, finishes=finish)
+        settings = {"training.epochs": epochs, "training.learning_rate": lr, "training.seed": seed}
+        request = JobRequest(preset=preset, base=base, name=name, overrides=overrides(settings))
+        await self._submit(interaction, from_dataset, request, study)
+
+    async def _submit(
+        self, interaction: discord.Interaction, dataset_name: str, request: JobRequest, study: StudyRequest
+    ) -> None:
+        await interaction.response.defer(ephemeral=True, thinking=True)
+        require_permissions(interaction)
+        assert interaction.guild_id is not None
+        dataset = await self._services.datasets.named(interaction.guild_id, dataset_name)
+        request = request.model_copy(update={"study": study})
+        draft = await store_draft(self._services, interaction, dataset, request)
+        await queue_at_once(self._services, interaction, draft)
+
+    @kfold.autocomplete("from_dataset")
+    @compare.autocomplete("from_dataset")
+    async def choose_dataset(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
+        return await dataset_choices(self._services, interaction, typed)
+
+    @kfold.autocomplete("preset")
+    @compare.autocomplete("preset")
+    async def choose_preset(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
+        return preset_choices(typed)
+
+    @kfold.autocomplete("base")
+    @compare.autocomplete("base")
+    async def choose_base(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
+        return base_choices(self._services.config, typed)
+
+
+def compare_request(vary: str, *, finishes: bool) -> CompareRequest:
+    """Parse `training.learning_rate=1e-4,3e-4; method.rank=8,32`.
+
+    Raises:
+        JobRefused: It names no settings, or too many.
+    """
+    settings = [setting for part in vary.split(";") if (setting := part.strip())]
+    try:
+        request = make_study_request({"kind": "compare", "vary": settings, "finishes": finishes})
+    except StudyRequestError as error:
+        raise JobRefused(_("{problem} Nothing was queued.", problem=error)) from error
+    assert isinstance(request, CompareRequest)
+    return request

@@ -1,0 +1,292 @@
+"""The files of datasets on disk: receive uploads, merge them, publish prepared folders, and sweep unused ones."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from bot.datasets.dataset import PREPARED, SOURCE, Received, ReceivedFile, Upload
+from bot.errors import DatasetRefused, DatasetTooLarge
+from trainer.protocol.report import DatasetReport
+from trainer.protocol.text import _
+
+#: Files that belong to the image of the same stem.
+_CAPTION_ENDINGS = frozenset({"txt", "caption", "json"})
+#: Tables refer to other files by name; renamed, or beside another table, they would refer to the wrong ones.
+_TABLES = frozenset({"metadata.jsonl", "metadata.csv", "captions.csv"})
+
+
+# -- receive ------------------------------------------------------------------------------------------------------
+
+
+async def write_uploads(uploads: Sequence[Upload], *, incoming: Path, datasets: Path, max_bytes: int) -> Received:
+    """Write uploads to `incoming`, then move them to `datasets/<sha256>/source`.
+
+    Raises:
+        DatasetTooLarge: Together they have more than `max_bytes`; reading stops there.
+        DatasetRefused: There are no files, or only empty ones.
+    """
+    folder = incoming / secrets.token_hex(8)
+    await asyncio.to_thread(folder.mkdir, parents=True)
+    try:
+        files: list[ReceivedFile] = []
+        for upload in uploads:
+            name = _unique(plain_name(upload.name), [file.name for file in files])
+            left = max_bytes - sum(file.bytes for file in files)
+            received = await _write_upload(upload, folder / name, left)
+            if received is None:
+                raise DatasetTooLarge(file_name=name, max_bytes=max_bytes)
+            files.append(received)
+        if not any(file.bytes for file in files):
+            raise DatasetRefused(_("The upload is empty: it has 0 bytes."))
+        sha256 = content_sha256(files)
+        source = datasets / sha256 / SOURCE
+        await asyncio.to_thread(publish_source, folder, source)
+        return Received(sha256=sha256, source=source, files=tuple(files))
+    finally:
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+async def _write_upload(upload: Upload, path: Path, max_bytes: int) -> ReceivedFile | None:
+    """Write one file and flush it to the disk; None if it is too large."""
+    digest = hashlib.sha256()
+    count = 0
+    with path.open("xb") as file:
+        async for chunk in upload.chunks:
+            count += len(chunk)
+            if count > max_bytes:
+                return None
+            await asyncio.to_thread(_write, file, digest, chunk)
+        await asyncio.to_thread(_sync, file)
+    return ReceivedFile(name=path.name, sha256=digest.hexdigest(), bytes=count)
+
+
+def _write(file: BinaryIO, digest: hashlib._Hash, chunk: bytes) -> None:
+    digest.update(chunk)
+    file.write(chunk)
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def content_sha256(files: Sequence[ReceivedFile]) -> str:
+    """Return the hash that names a content; that of several files includes their names, which captions go by."""
+    if len(files) == 1:
+        return files[0].sha256
+    lines = sorted(f"{file.name}\0{file.sha256}\n" for file in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def plain_name(name: str) -> str:
+    """Return a file name without folders, control characters or a leading dot, at most 100 characters."""
+    base = re.split(r"[/\\]", name)[-1]
+    base = "".join(character for character in base if character.isprintable()).strip().lstrip(".")
+    stem, dot, ending = base.rpartition(".")
+    if dot and stem and len(ending) <= 10:
+        return f"{stem[: 99 - len(ending)]}.{ending}"
+    return base[:100] or "file"
+
+
+def dataset_name(file_name: str) -> str:
+    """Return a dataset name for a file: lower-case letters, digits, `.-_`; at most 36 (room for a `-12`)."""
+    stem = file_name.rpartition(".")[0] or file_name
+    slug = re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("-._")
+    return slug[:36].strip("-._") or "dataset"
+
+
+def _unique(name: str, taken: Sequence[str]) -> str:
+    """Return `a.png`, `a-2.png`, …: distinct on case-insensitive file systems too."""
+    known = {other.casefold() for other in taken}
+    number = 1
+    while _numbered(name, number).casefold() in known:
+        number += 1
+    return _numbered(name, number)
+
+
+def _numbered(name: str, number: int) -> str:
+    if number == 1:
+        return name
+    stem, dot, ending = name.rpartition(".")
+    return f"{stem}-{number}{dot}{ending}" if stem else f"{name}-{number}"
+
+
+# -- merge --------------------------------------------------------------------------------------------------------
+
+
+def merge_files(old: Path, new: Received, *, incoming: Path, datasets: Path) -> Received:
+    """Make a content of the files in `old` and those of `new`, by hard links; files that are there do not count.
+
+    Raises:
+        DatasetRefused: Nothing in `new` is new, or a table of captions collides.
+    """
+    files = _files_in(old)
+    known = {(file.name, file.sha256) for file in files}
+    added = [file for file in new.files if (file.name, file.sha256) not in known]
+    if not added:
+        raise DatasetRefused(_("{title} is in this dataset already. Nothing was changed.", title=new.title))
+    names = free_names([file.name for file in added], [file.name for file in files])
+    with temporary_folder(incoming) as folder:
+        for file in files:
+            os.link(old / file.name, folder / file.name)
+        for file in added:
+            os.link(new.source / file.name, folder / names[file.name])
+        renamed = [ReceivedFile(name=names[file.name], sha256=file.sha256, bytes=file.bytes) for file in added]
+        merged = (*files, *renamed)
+        source = datasets / content_sha256(merged) / SOURCE
+        publish_source(folder, source)
+        return Received(sha256=source.parent.name, source=source, files=merged)
+
+
+def free_names(new: Sequence[str], taken: Iterable[str]) -> dict[str, str]:
+    """Map new names to names beside the taken ones: `a.png` and its `a.txt` become `a-2.png` and `a-2.txt` together.
+
+    A caption without an image keeps its stem: it is meant for the image that is there.
+
+    Raises:
+        DatasetRefused: A table of captions collides.
+    """
+    names = {name.casefold() for name in taken}
+    stems = {_stem(name) for name in names}
+    if tables := sorted(name for name in new if name.casefold() in names & _TABLES):
+        raise DatasetRefused(
+            _(
+                "This dataset already has a {table}, and the two cannot be told apart. "
+                "Put the new images and their captions into a zip, and add that.",
+                table=tables[0],
+            )
+        )
+    families: dict[str, list[str]] = {}
+    for name in new:
+        families.setdefault(_stem(name.casefold()), []).append(name)
+    found: dict[str, str] = {}
+    for family in families.values():
+        number = 1
+        while _collides(family, number, names, stems):
+            number += 1
+        found |= {name: _numbered(name, number) for name in family}
+        names |= {found[name].casefold() for name in family}
+        stems.add(_stem(found[family[0]].casefold()))
+    return found
+
+
+def _collides(family: Sequence[str], number: int, names: set[str], stems: set[str]) -> bool:
+    renamed = [_numbered(name, number).casefold() for name in family]
+    if any(name in names for name in renamed):
+        return True
+    has_image = any(name.rpartition(".")[2] not in _CAPTION_ENDINGS for name in renamed)
+    return has_image and _stem(renamed[0]) in stems
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0] or name
+
+
+def _files_in(source: Path) -> list[ReceivedFile]:
+    found = []
+    for path in sorted(source.iterdir()):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        found.append(ReceivedFile(name=path.name, sha256=digest, bytes=path.stat().st_size))
+    return found
+
+
+def file_sizes(source: Path) -> list[tuple[str, int]]:
+    """Return (name, bytes) of each uploaded file."""
+    return [(path.name, path.stat().st_size) for path in source.iterdir()]
+
+
+# -- folders ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def temporary_folder(incoming: Path) -> Iterator[Path]:
+    """Make a folder below `incoming` and delete it afterwards."""
+    folder = incoming / secrets.token_hex(8)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish_source(folder: Path, source: Path) -> None:
+    """Move a received folder to its place, unless the same content is there already."""
+    source.parent.mkdir(parents=True, exist_ok=True)
+    # The sweep leaves recently touched contents alone.
+    os.utime(source.parent)
+    try:
+        folder.rename(source)
+    except OSError:
+        if not source.exists():
+            raise
+
+
+def publish_prepared(part: Path, folder: Path) -> None:
+    """Give a finished folder its final name."""
+    # The row that follows survives a power cut, so these files must too. One `sync` is cheaper than an fsync per image.
+    os.sync()
+    part.rename(folder)
+
+
+def touch(*folders: Path) -> None:
+    """Restart the grace period of folders, so that a sweep leaves them alone."""
+    for folder in folders:
+        if folder.is_dir():
+            os.utime(folder)
+
+
+def remove(*folders: Path) -> None:
+    """Delete folders; missing ones are ignored."""
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def pack_report(folder: Path, report: DatasetReport, out: Path) -> Path:
+    """Write a zip of the report's pages, sheets and thumbnails; files that are missing are left out."""
+    thumbnails = [image.thumbnail for image in report.images if image.thumbnail]
+    # Images are compressed already.
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+        for name in dict.fromkeys([*report.pages, "report.json", *report.sheets, *thumbnails]):
+            if (folder / name).is_file():
+                archive.write(folder / name, name)
+    return out
+
+
+def sweep(incoming: Path, datasets: Path, *, contents: set[str], revisions: set[str], before: float) -> int:
+    """Delete unused folders that were last touched before a time; return how many.
+
+    Args:
+        incoming: Unfinished uploads.
+        datasets: One folder per content.
+        contents: SHA-256 of datasets and pending uploads, whose source is kept.
+        revisions: Every `<sha256>/<folder>` that is a dataset's newest, or that a job's spec names.
+        before: Seconds since the epoch.
+    """
+    unused = list(incoming.glob("*"))
+    for content in datasets.glob("*"):
+        below = [folder for folder in content.glob("*") if folder.is_dir()]
+        kept = [folder for folder in below if _is_used(folder, contents, revisions)]
+        if kept or content.name in contents:
+            unused += [folder for folder in below if folder not in kept]
+        else:
+            unused.append(content)
+    old = [folder for folder in unused if folder.stat().st_mtime < before]
+    remove(*old)
+    return len(old)
+
+
+def _is_used(folder: Path, contents: set[str], revisions: set[str]) -> bool:
+    if folder.name.startswith(PREPARED):
+        return f"{folder.parent.name}/{folder.name}" in revisions
+    return folder.parent.name in contents

@@ -1,0 +1,414 @@
+"""The table of datasets: prepare uploads, apply decisions, add files, find and delete datasets.
+
+Files lie by content: `datasets/<sha256>/source` as uploaded, `…/prepared…` as prepared. A prepared folder never
+changes: decisions make another revision, and the row moves on to it. A deleted dataset keeps its row, for the jobs
+that were trained on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from bot.clock import SYSTEM_CLOCK, Clock
+from bot.config import CaptionSettings, LimitSettings, PrepareSettings
+from bot.datasets.dataset import PREPARED, SOURCE, Dataset, Received, ReceivedFile, Upload, revision_name
+from bot.datasets.dataset_files import (
+    dataset_name,
+    file_sizes,
+    merge_files,
+    pack_report,
+    sweep,
+    temporary_folder,
+    touch,
+    write_uploads,
+)
+from bot.datasets.prepare_runner import PrepareRunner
+from bot.db import Connection, Database, Row
+from bot.errors import DatasetInUse, DatasetRefused, DatasetTooLarge, NoSuchDataset, TooFewImages
+from trainer.protocol.edits import Edits
+from trainer.protocol.report import DatasetReport
+from trainer.protocol.text import _
+
+_BY_ID = "SELECT * FROM dataset WHERE id = ? AND deleted_at IS NULL"
+_BY_NAME = "SELECT * FROM dataset WHERE guild_id = ? AND name = ? AND deleted_at IS NULL"
+_BY_CONTENT = "SELECT * FROM dataset WHERE guild_id = ? AND sha256 = ? AND deleted_at IS NULL"
+_NAMES = "SELECT name FROM dataset WHERE guild_id = ? AND deleted_at IS NULL"
+_COUNT = "SELECT COUNT(*) FROM dataset WHERE guild_id = ? AND deleted_at IS NULL"
+
+_SEARCH = """
+SELECT * FROM dataset WHERE guild_id = ? AND instr(name, lower(?)) > 0 AND deleted_at IS NULL
+ORDER BY id DESC LIMIT ? OFFSET ?
+"""
+
+_INSERT = """
+INSERT INTO dataset (guild_id, owner_id, name, created_at, sha256, digest, report_version, counts, summary)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING *
+"""
+
+_REPORT_AGAIN = "UPDATE dataset SET digest = ?, report_version = ?, counts = ?, summary = ? WHERE id = ? RETURNING *"
+
+_SET_EDITS = "UPDATE dataset SET edits = ? WHERE id = ? RETURNING *"
+
+_MOVE_ON = """
+UPDATE dataset
+SET sha256 = ?, revision = ?, earlier = ?, digest = ?, report_version = ?, counts = ?, summary = ?
+WHERE id = ?
+"""
+
+_DELETE = "UPDATE dataset SET deleted_at = ? WHERE id = ?"
+
+_JOB_THAT_NEEDS = """
+SELECT id, name FROM job
+WHERE dataset_id = ? AND state IN ('queued', 'preparing', 'running', 'stopping', 'paused') ORDER BY id LIMIT 1
+"""
+
+#: In the transaction of `_MOVE_ON`: the files are in, only their owner has no answer yet.
+_UPLOAD_DONE = "UPDATE upload SET is_done = 1 WHERE interaction_id = ?"
+
+_PENDING_CONTENTS = "SELECT sha256 FROM upload WHERE sha256 IS NOT NULL"
+
+_REVISIONS_IN_USE = "SELECT sha256, revision FROM dataset WHERE deleted_at IS NULL"
+
+#: Includes ended jobs: they can be trained again.
+_TRAINED_ON = """
+SELECT json_extract(spec, '$.dataset') FROM job WHERE spec IS NOT NULL
+UNION SELECT json_extract(part.value, '$.dataset') FROM job, json_each(job.spec, '$.mix') AS part
+"""
+
+
+class DatasetStore:
+    """Receives, prepares, changes and finds datasets."""
+
+    def __init__(
+        self,
+        db: Database,
+        *,
+        data_dir: Path,
+        limits: LimitSettings | None = None,
+        prepare: PrepareSettings | None = None,
+        command: Sequence[str] = (sys.executable, "-m", "trainer"),
+        env: Mapping[str, str] | None = None,
+        cpu_slots: int = 2,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self._db = db
+        self._datasets = data_dir.absolute() / "datasets"
+        self._incoming = data_dir.absolute() / "incoming"
+        self._limits = limits or LimitSettings()
+        self._runner = PrepareRunner(
+            command=command,
+            env=os.environ if env is None else env,
+            settings=prepare or PrepareSettings(),
+            cpu_slots=cpu_slots,
+        )
+        self._clock = clock
+        #: One new revision of a dataset at a time; decisions are stored without waiting for it.
+        self._locks: dict[int, asyncio.Lock] = {}
+
+    # -- receive and prepare --------------------------------------------------------------------------------------
+
+    async def receive(self, uploads: Sequence[Upload], *, max_bytes: int | None = None) -> Received:
+        """Store uploaded files without opening them.
+
+        Args:
+            uploads: The files.
+            max_bytes: Limit on all of them together; the configured one if None.
+
+        Raises:
+            DatasetTooLarge: They are larger; nothing is left behind.
+            DatasetRefused: There are none, too many, or they are empty.
+        """
+        self._require_few(len(uploads))
+        limit = self._limits.max_dataset_bytes if max_bytes is None else max_bytes
+        return await write_uploads(uploads, incoming=self._incoming, datasets=self._datasets, max_bytes=limit)
+
+    async def find_received(self, sha256: str, files: Sequence[ReceivedFile]) -> Received | None:
+        """Return what `receive` returned when these files arrived; None if they are not all there."""
+        received = Received(sha256=sha256, source=self._datasets / sha256 / SOURCE, files=tuple(files))
+        wanted = {(file.name, file.bytes) for file in files}
+        is_there = await asyncio.to_thread(received.source.is_dir)
+        return received if is_there and wanted <= set(await asyncio.to_thread(file_sizes, received.source)) else None
+
+    async def prepare(self, received: Received, *, guild_id: int, owner_id: int, name: str | None = None) -> Dataset:
+        """Prepare received files and store them as a dataset of a server; known content is a look-up.
+
+        Raises:
+            DatasetRefused: The dataset cannot be trained on, or could not be prepared.
+        """
+        known = await self.with_content(guild_id, received)
+        if known is not None and known.is_current and await asyncio.to_thread(known.folder.is_dir):
+            return known
+        report = await self._runner.prepare(
+            received.source, self._datasets / received.sha256 / PREPARED, title=received.title
+        )
+        self._require_enough(report)
+        wanted = dataset_name(name or received.files[0].name)
+        async with self._db.transaction() as connection:
+            return self._dataset(await self._insert(connection, received.sha256, guild_id, owner_id, wanted, report))
+
+    async def with_content(self, guild_id: int, received: Received) -> Dataset | None:
+        """Return the dataset of a server that is made of exactly these files."""
+        row = await self._db.one(_BY_CONTENT, (guild_id, received.sha256))
+        return None if row is None else self._dataset(row)
+
+    # -- find -----------------------------------------------------------------------------------------------------
+
+    async def get(self, dataset_id: int) -> Dataset:
+        """Return a dataset by its number.
+
+        Raises:
+            NoSuchDataset: There is none, or it was deleted.
+        """
+        row = await self._db.one(_BY_ID, (dataset_id,))
+        if row is None:
+            raise NoSuchDataset(wanted=dataset_id)
+        return self._dataset(row)
+
+    async def get_in(self, guild_id: int, dataset_id: int) -> Dataset:
+        """Return a dataset of a server by its number.
+
+        Raises:
+            NoSuchDataset: The server has none of that number.
+        """
+        dataset = await self.get(dataset_id)
+        if dataset.guild_id != guild_id:
+            raise NoSuchDataset(wanted=dataset_id)
+        return dataset
+
+    async def named(self, guild_id: int, name: str) -> Dataset:
+        """Return a dataset of a server by its name.
+
+        Raises:
+            NoSuchDataset: The server has none of that name.
+        """
+        row = await self._db.one(_BY_NAME, (guild_id, name.strip().lower()))
+        if row is None:
+            raise NoSuchDataset(wanted=name)
+        return self._dataset(row)
+
+    async def search(self, guild_id: int, text: str = "", limit: int = 25, offset: int = 0) -> list[Dataset]:
+        """Return a server's datasets whose name contains `text`, newest first."""
+        return [self._dataset(row) for row in await self._db.all(_SEARCH, (guild_id, text.strip(), limit, offset))]
+
+    async def count(self, guild_id: int) -> int:
+        """Return the number of a server's datasets."""
+        row = await self._db.one(_COUNT, (guild_id,))
+        return 0 if row is None else int(row[0])
+
+    async def report(self, dataset: Dataset) -> DatasetReport:
+        """Return the report of a dataset's prepared folder."""
+        return await self._runner.report(dataset.folder)
+
+    @asynccontextmanager
+    async def packed_report(self, dataset: Dataset) -> AsyncIterator[Path]:
+        """Yield a zip of the report with its images; it is deleted afterwards."""
+        report = await self.report(dataset)
+        with temporary_folder(self._incoming) as folder:
+            yield await asyncio.to_thread(pack_report, dataset.folder, report, folder / "report.zip")
+
+    async def source_bytes(self, dataset: Dataset) -> int:
+        """Return the size of the uploaded files."""
+        return sum(size for _name, size in await asyncio.to_thread(file_sizes, dataset.source))
+
+    # -- change ---------------------------------------------------------------------------------------------------
+
+    async def decide(self, dataset_id: int, change: Callable[[Edits], Edits]) -> Dataset:
+        """Store a decision as a change of the newest edits, so that concurrent decisions all count.
+
+        Nothing is prepared yet; see `apply`.
+
+        Raises:
+            NoSuchDataset: It was deleted.
+        """
+        async with self._db.transaction() as connection:
+            rows = await connection.execute_fetchall(_BY_ID, (dataset_id,))
+            dataset = self._dataset(_only(rows, dataset_id))
+            edits = change(dataset.edits)
+            rows = await connection.execute_fetchall(_SET_EDITS, (edits.model_dump_json(), dataset_id))
+            return self._dataset(_only(rows, dataset_id))
+
+    async def apply(self, dataset_id: int) -> Dataset:
+        """Return the dataset with all decisions applied: a new revision, unless nothing is pending.
+
+        Raises:
+            NoSuchDataset: It was deleted.
+            DatasetRefused: The result cannot be trained on; the dataset is unchanged and the decisions stay stored.
+        """
+        async with self._locks.setdefault(dataset_id, asyncio.Lock()):
+            dataset = await self.get(dataset_id)
+            while dataset.is_pending:
+                folder = dataset.folder.with_name(revision_name(dataset.edits, dataset.earlier))
+                report = await self._runner.prepare(
+                    dataset.source, folder, title=dataset.name, edits=dataset.edits, earlier=dataset.folder
+                )
+                self._require_enough(report)
+                await self._move_on(dataset, folder, dataset.earlier, report)
+                # There may be more decisions by now.
+                dataset = await self.get(dataset_id)
+            return dataset
+
+    async def edit(self, dataset_id: int, change: Callable[[Edits], Edits]) -> Dataset:
+        """`decide`, then `apply`; raises what they raise."""
+        await self.decide(dataset_id, change)
+        return await self.apply(dataset_id)
+
+    async def add(self, dataset_id: int, received: Received, *, upload_id: int | None = None) -> Dataset:
+        """Add files to a dataset; its images keep their splits.
+
+        Args:
+            dataset_id: The dataset.
+            received: The files.
+            upload_id: Interaction of the `PendingUpload` that is marked as done in the same transaction.
+
+        Raises:
+            NoSuchDataset: It was deleted.
+            DatasetRefused: Nothing is new, it would be too large, or the result is another dataset already.
+        """
+        async with self._locks.setdefault(dataset_id, asyncio.Lock()):
+            while True:
+                dataset = await self.get(dataset_id)
+                await self._require_room(dataset, received)
+                merged = await asyncio.to_thread(
+                    merge_files, dataset.source, received, incoming=self._incoming, datasets=self._datasets
+                )
+                earlier = f"{dataset.sha256}/{dataset.folder.name}"
+                folder = merged.source.parent / revision_name(dataset.edits, earlier)
+                report = await self._runner.prepare(
+                    merged.source, folder, title=dataset.name, edits=dataset.edits, earlier=dataset.folder
+                )
+                self._require_enough(report)
+                if await self._move_on(dataset, folder, earlier, report, upload_id=upload_id):
+                    return await self.get(dataset_id)
+
+    async def write_captions(self, dataset_id: int, settings: CaptionSettings) -> Dataset:
+        """Let a model write the missing captions; each is marked as automatic.
+
+        Raises:
+            NoSuchDataset: It was deleted.
+            DatasetRefused: The model cannot be used, or took too long.
+        """
+        written = await self._runner.write_captions(await self.apply(dataset_id), settings)
+
+        def with_captions(edits: Edits) -> Edits:
+            automatic = {**edits.automatic, **written.automatic}
+            return edits.model_copy(update={"automatic": automatic, "captioner": written.captioner})
+
+        return await self.edit(dataset_id, with_captions)
+
+    async def delete(self, dataset_id: int) -> Dataset:
+        """Delete a dataset: its name is free at once; its files are swept later, unless a job needs them.
+
+        Raises:
+            NoSuchDataset: It was deleted already.
+            DatasetInUse: An unfinished job needs it.
+        """
+        async with self._db.transaction() as connection:
+            dataset = self._dataset(_only(await connection.execute_fetchall(_BY_ID, (dataset_id,)), dataset_id))
+            for job in await connection.execute_fetchall(_JOB_THAT_NEEDS, (dataset_id,)):
+                raise DatasetInUse(name=dataset.name, job_id=job["id"], job_name=job["name"])
+            await connection.execute_fetchall(_DELETE, (self._clock.time(), dataset_id))
+        await asyncio.to_thread(touch, dataset.folder, dataset.source, dataset.folder.parent)
+        return dataset
+
+    async def sweep(self, *, older_than_s: float) -> int:
+        """Delete contents that never became a dataset and unused revisions; return the number of folders."""
+        living = await self._db.all(_REVISIONS_IN_USE)
+        uploaded = await self._db.all(_PENDING_CONTENTS)
+        trained_on = [Path(row[0]) for row in await self._db.all(_TRAINED_ON)]
+        return await asyncio.to_thread(
+            sweep,
+            self._incoming,
+            self._datasets,
+            contents={row["sha256"] for row in (*living, *uploaded)},
+            revisions={
+                *(f"{row['sha256']}/{row['revision']}" for row in living),
+                *(f"{folder.parent.name}/{folder.name}" for folder in trained_on),
+            },
+            before=self._clock.time() - older_than_s,
+        )
+
+    # -- internals ------------------------------------------------------------------------------------------------
+
+    async def _move_on(
+        self, seen: Dataset, folder: Path, earlier: str, report: DatasetReport, *, upload_id: int | None = None
+    ) -> bool:
+        """Let the row show another revision; False if the dataset is no longer as it was `seen`."""
+        sha256 = folder.parent.name
+        async with self._db.transaction() as connection:
+            row = _only(await connection.execute_fetchall(_BY_ID, (seen.id,)), seen.id)
+            if self._dataset(row) != seen:
+                return False
+            for other in await connection.execute_fetchall(_BY_CONTENT, (seen.guild_id, sha256)):
+                if other["id"] != seen.id:
+                    raise DatasetRefused(
+                        _(
+                            "Together these files are the dataset {other} already. {name} was not changed.",
+                            other=other["name"],
+                            name=seen.name,
+                        )
+                    )
+            await connection.execute_fetchall(
+                _MOVE_ON, (sha256, folder.name, earlier, *_report_values(report), seen.id)
+            )
+            await connection.execute_fetchall(_UPLOAD_DONE, (upload_id,))
+        # The grace period of the old revision starts now.
+        await asyncio.to_thread(touch, seen.folder, seen.source, seen.folder.parent)
+        return True
+
+    async def _insert(
+        self, connection: Connection, sha256: str, guild_id: int, owner_id: int, wanted: str, report: DatasetReport
+    ) -> Row:
+        for known in await connection.execute_fetchall(_BY_CONTENT, (guild_id, sha256)):
+            if known["revision"] != PREPARED:
+                return known
+            # Prepared again, by another version of the trainer.
+            again = (*_report_values(report), known["id"])
+            return next(iter(await connection.execute_fetchall(_REPORT_AGAIN, again)))
+        taken = {row[0] for row in await connection.execute_fetchall(_NAMES, (guild_id,))}
+        name, number = wanted, 2
+        while name in taken:
+            name, number = f"{wanted}-{number}", number + 1
+        values = (guild_id, owner_id, name, self._clock.time(), sha256, *_report_values(report))
+        return next(iter(await connection.execute_fetchall(_INSERT, values)))
+
+    def _require_few(self, files: int) -> None:
+        if files > self._limits.max_dataset_files:
+            raise DatasetRefused(
+                _(
+                    "A dataset may have {allowed} files, and this would have {files}. Put them into a zip.",
+                    allowed=self._limits.max_dataset_files,
+                    files=files,
+                )
+            )
+
+    def _require_enough(self, report: DatasetReport) -> None:
+        counts, needed = report.counts, self._limits.min_images
+        if counts.kept < needed:
+            raise TooFewImages(kept=counts.kept, dropped=counts.dropped, refused=counts.refused, needed=needed)
+
+    async def _require_room(self, dataset: Dataset, received: Received) -> None:
+        there = await asyncio.to_thread(file_sizes, dataset.source)
+        self._require_few(len(there) + len(received.files))
+        if sum(size for _name, size in there) + received.bytes > self._limits.max_dataset_bytes:
+            name = _("{dataset} with {files}", dataset=dataset.name, files=received.title)
+            raise DatasetTooLarge(file_name=name, max_bytes=self._limits.max_dataset_bytes)
+
+    def _dataset(self, row: Row) -> Dataset:
+        return Dataset.from_row(row, self._datasets)
+
+
+def _report_values(report: DatasetReport) -> tuple[str, int, str, str]:
+    """Columns that repeat the report, so that it need not be read to queue a job."""
+    return report.digest, report.version, report.counts.model_dump_json(), report.summary
+
+
+def _only(rows: object, dataset_id: int) -> Row:
+    row: Row | None = next(iter(rows), None)  # type: ignore[call-overload]
+    if row is None:
+        raise NoSuchDataset(wanted=dataset_id)
+    return row

@@ -1,0 +1,155 @@
+"""Uploads that have no answer yet: stored before the download, so that a restarted bot can finish them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pydantic import TypeAdapter
+
+from bot.clock import SYSTEM_CLOCK, Clock
+from bot.config import CaptionSettings
+from bot.datasets.dataset import Dataset, Received, ReceivedFile, require_change
+from bot.datasets.dataset_store import DatasetStore
+from bot.datasets.decisions import with_rules
+from bot.db import Connection, Database, Row
+from trainer.protocol.frozen import Frozen
+
+_FILES = TypeAdapter(tuple[ReceivedFile, ...])
+
+_INSERT = """
+INSERT INTO upload (interaction_id, guild_id, channel_id, owner_id, kind, request, is_at_once, dataset_id, title,
+    created_at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+
+
+class UploadKind(StrEnum):
+    """The command that the files were uploaded with."""
+
+    FINETUNE = "finetune"
+    IMPORT = "import"
+    ADD = "add"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PendingUpload:
+    """Uploaded files whose owner has no answer yet."""
+
+    interaction_id: int
+    guild_id: int
+    channel_id: int
+    owner_id: int
+    kind: UploadKind
+    #: `JobRequest` or `ImportRequest` as JSON, by `kind`.
+    request: str = "{}"
+    #: The job is queued without a confirmation.
+    is_at_once: bool = False
+    #: The dataset that the files are added to.
+    dataset_id: int | None = None
+    #: Names the files in messages to their owner.
+    title: str
+    #: Set once the files are on the disk.
+    sha256: str | None = None
+    files: tuple[ReceivedFile, ...] = ()
+    #: The files have been added to `dataset_id`; only the answer is missing.
+    is_done: bool = False
+
+    @classmethod
+    def from_row(cls, row: Row) -> PendingUpload:
+        return cls(
+            interaction_id=row["interaction_id"],
+            guild_id=row["guild_id"],
+            channel_id=row["channel_id"],
+            owner_id=row["owner_id"],
+            kind=UploadKind(row["kind"]),
+            request=row["request"],
+            is_at_once=bool(row["is_at_once"]),
+            dataset_id=row["dataset_id"],
+            title=row["title"],
+            sha256=row["sha256"],
+            files=() if row["files"] is None else _FILES.validate_json(row["files"]),
+            is_done=bool(row["is_done"]),
+        )
+
+
+class PendingUploads:
+    """The table of pending uploads: `add` before the download, `mark_received` after it, `remove` once answered."""
+
+    def __init__(self, db: Database, *, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._db = db
+        self._clock = clock
+
+    async def add(self, upload: PendingUpload) -> None:
+        """Store an upload before its download begins."""
+        values = (
+            upload.interaction_id,
+            upload.guild_id,
+            upload.channel_id,
+            upload.owner_id,
+            upload.kind,
+            upload.request,
+            upload.is_at_once,
+            upload.dataset_id,
+            upload.title,
+            self._clock.time(),
+        )
+        async with self._db.transaction() as connection:
+            await connection.execute_fetchall(_INSERT, values)
+
+    async def mark_received(self, interaction_id: int, received: Received) -> None:
+        """Store that the files are on the disk."""
+        async with self._db.transaction() as connection:
+            await connection.execute_fetchall(
+                "UPDATE upload SET sha256 = ?, files = ? WHERE interaction_id = ?",
+                (received.sha256, _FILES.dump_json(received.files).decode(), interaction_id),
+            )
+
+    async def remove(self, interaction_id: int) -> None:
+        """Remove an upload whose owner has been answered."""
+        async with self._db.transaction() as connection:
+            await self.remove_with(connection, interaction_id)
+
+    async def remove_with(self, connection: Connection, interaction_id: int) -> None:
+        """Remove an upload in the transaction that stores its answer."""
+        await connection.execute_fetchall("DELETE FROM upload WHERE interaction_id = ?", (interaction_id,))
+
+    async def all(self) -> list[PendingUpload]:
+        """Return all pending uploads, oldest first."""
+        return [PendingUpload.from_row(row) for row in await self._db.all("SELECT * FROM upload ORDER BY created_at")]
+
+
+class ImportRequest(Frozen):
+    """What the member asked for in addition to the files."""
+
+    #: None: named after the first file.
+    name: str | None = None
+    trigger: str = ""
+    wants_captions: bool = False
+    #: The member could manage the server then. It matters if the files are another member's dataset already.
+    can_manage: bool = False
+
+
+async def import_files(
+    store: DatasetStore,
+    received: Received,
+    request: ImportRequest,
+    *,
+    guild_id: int,
+    owner_id: int,
+    captions: CaptionSettings,
+) -> Dataset:
+    """Prepare files as a dataset and apply the request to it. Idempotent.
+
+    Raises:
+        DatasetRefused: The dataset cannot be trained on, or could not be prepared.
+        NotYourDataset: The files are another member's dataset already, and the request would change it.
+    """
+    dataset = await store.prepare(received, guild_id=guild_id, owner_id=owner_id, name=request.name)
+    if request.trigger or request.wants_captions:
+        require_change(dataset, user_id=owner_id, can_manage=request.can_manage)
+    if request.trigger:
+        dataset = await store.edit(dataset.id, lambda edits: with_rules(edits, trigger=request.trigger))
+    if request.wants_captions:
+        dataset = await store.write_captions(dataset.id, captions)
+    return dataset

@@ -1,0 +1,179 @@
+"""Runs `trainer prepare` on untrusted files and `trainer caption` on prepared ones, in limited child processes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from bot.config import CaptionSettings, PrepareSettings
+from bot.datasets.dataset import Dataset
+from bot.datasets.dataset_files import publish_prepared, remove, touch
+from bot.errors import DatasetRefused, PrepareFailed
+from bot.runners.child_process import run_and_capture
+from trainer.exchange.dataset_dir import read_edits, read_report, write_edits
+from trainer.protocol.edits import Edits, EditsError
+from trainer.protocol.events import EXIT_REFUSED
+from trainer.protocol.report import DatasetReport
+from trainer.protocol.text import _
+
+log = logging.getLogger(__name__)
+
+_TAIL_BYTES = 4096
+_MAX_REASON_CHARS = 600
+#: Reports kept in memory. Prepared folders never change, and the cards and reviews of one dataset follow each other.
+_CACHED_REPORTS = 4
+
+
+class PrepareRunner:
+    """Prepares each revision once, into a folder that appears whole or not at all."""
+
+    def __init__(
+        self, *, command: Sequence[str], env: Mapping[str, str], settings: PrepareSettings, cpu_slots: int
+    ) -> None:
+        self._command = tuple(command)
+        self._env = dict(env)
+        self._settings = settings
+        #: Preparations at the same time; they never wait for a training.
+        self._cpu_slots = asyncio.Semaphore(cpu_slots)
+        #: One preparation per content at a time; the second caller finds the result of the first.
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._read_report = lru_cache(maxsize=_CACHED_REPORTS)(read_report)
+
+    async def report(self, folder: Path) -> DatasetReport:
+        """Read the report of a prepared folder.
+
+        Raises:
+            FileNotFoundError: The folder is not prepared.
+            ValidationError: The report is damaged or of another version.
+        """
+        return await asyncio.to_thread(self._read_report, folder)
+
+    async def prepare(
+        self, source: Path, folder: Path, *, title: str, edits: Edits | None = None, earlier: Path | None = None
+    ) -> DatasetReport:
+        """Prepare a revision unless `folder` holds it already, and return its report.
+
+        Args:
+            source: The uploaded files.
+            folder: Where the revision goes.
+            title: Names the files in error messages.
+            edits: Decisions to apply.
+            earlier: A prepared folder whose decoded images and splits are taken over.
+
+        Raises:
+            DatasetRefused: The dataset cannot be trained on, or could not be prepared.
+        """
+        async with self._locks.setdefault(folder.parent.name, asyncio.Lock()):
+            report = await self._report_if_prepared(folder)
+            if report is None:
+                await self._make(source, folder, title, edits, earlier)
+                report = await self._report_if_prepared(folder)
+            if report is None:
+                raise PrepareFailed(name=title, why=_("the trainer's report cannot be read."))
+            # It may have been unused until now: keep the sweep away.
+            await asyncio.to_thread(touch, folder, folder.parent)
+            return report
+
+    async def write_captions(self, dataset: Dataset, settings: CaptionSettings) -> Edits:
+        """Let a model write captions for a dataset's images, and return its edits with them.
+
+        Raises:
+            DatasetRefused: The model cannot be used, or took too long.
+        """
+        content = dataset.folder.parent
+        file = content / f"captions-{secrets.token_hex(4)}.json"
+        await asyncio.to_thread(write_edits, file, dataset.edits)
+        arguments = ["caption", str(dataset.folder), "--model", settings.model, "--edits", str(file)]
+        try:
+            # No memory limit: it opens images that the bot's own trainer decoded, and models take what they take.
+            await self._run(arguments, dataset.name, content / "captions.log", timeout_s=settings.timeout_s)
+            return await asyncio.to_thread(read_edits, file)
+        except EditsError as error:
+            raise PrepareFailed(name=dataset.name, why=_("the written captions cannot be read.")) from error
+        finally:
+            await asyncio.to_thread(file.unlink, missing_ok=True)
+
+    async def _report_if_prepared(self, folder: Path) -> DatasetReport | None:
+        """The report of a folder; None if it is missing, damaged, or of another version."""
+        try:
+            return await self.report(folder)
+        except (FileNotFoundError, ValidationError):
+            return None
+
+    async def _make(self, source: Path, folder: Path, title: str, edits: Edits | None, earlier: Path | None) -> None:
+        """Fill `folder`, by rename."""
+        # A unique name: a preparation that outlived a killed bot may still write to the one before.
+        part, file = folder.with_suffix(f".{secrets.token_hex(4)}.part"), folder.with_suffix(".edits.json")
+        await asyncio.to_thread(lambda: remove(folder, *folder.parent.glob("*.part")))
+        arguments = ["prepare", str(source), "--out", str(part)]
+        if edits is not None:
+            await asyncio.to_thread(write_edits, file, edits)
+            arguments += ["--edits", str(file)]
+        if earlier is not None and await self._report_if_prepared(earlier):
+            arguments += ["--earlier", str(earlier)]
+        # Last: uploads are never read as Arrow or Parquet, whatever the settings say.
+        for name, value in {**self._settings.limits, "allow_arrow": False}.items():
+            arguments += ["--limit", f"{name}={str(value).lower()}"]
+        try:
+            async with self._cpu_slots:
+                await self._run(
+                    arguments,
+                    title,
+                    folder.parent / "prepare.log",
+                    timeout_s=self._settings.timeout_s,
+                    memory_mib=self._settings.memory_mib,
+                )
+            await asyncio.to_thread(publish_prepared, part, folder)
+        finally:
+            await asyncio.to_thread(file.unlink, missing_ok=True)
+        log.info("%s prepared: %s", title, folder)
+
+    async def _run(
+        self, arguments: Sequence[str], title: str, log_file: Path, *, timeout_s: float, memory_mib: int | None = None
+    ) -> None:
+        """Run a trainer command.
+
+        Raises:
+            DatasetRefused: It refused; the message is the last line that it wrote to stderr.
+            PrepareFailed: It took too long, or died.
+        """
+        try:
+            child = await run_and_capture(
+                [*self._command, *arguments],
+                self._env,
+                timeout_s=timeout_s,
+                memory_bytes=None if memory_mib is None else memory_mib * 2**20,
+                log_path=log_file,
+            )
+        except TimeoutError as error:
+            raise PrepareFailed(name=title, why=_("it took longer than {limit} s.", limit=f"{timeout_s:g}")) from error
+        if child.status == EXIT_REFUSED:
+            reason = await asyncio.to_thread(_last_line, log_file)
+            raise DatasetRefused(reason or _("{title} was refused without a reason.", title=title))
+        if child.status != 0:
+            log.warning("preparing %s ended with status %s; see %s", title, child.status, log_file)
+            raise PrepareFailed(name=title, why=_exit_words(child.status, log_file, memory_mib))
+
+
+def _exit_words(status: int, log_file: Path, memory_mib: int | None) -> str:
+    """Why a process failed, as far as its status says."""
+    if memory_mib is None:
+        cause = _("a bug; see {log}", log=log_file.name)
+    else:
+        cause = _("out of memory at {limit} MiB, or a bug; see {log}", limit=memory_mib, log=log_file.name)
+    if status < 0:
+        return _("the process was ended by signal {number} ({cause}).", number=-status, cause=cause)
+    return _("the process failed with status {number} ({cause}).", number=status, cause=cause)
+
+
+def _last_line(log_file: Path) -> str:
+    with log_file.open("rb") as file:
+        file.seek(max(0, log_file.stat().st_size - _TAIL_BYTES))
+        lines = file.read().decode("utf-8", errors="replace").split("\n")
+    return next((line.strip()[:_MAX_REASON_CHARS] for line in reversed(lines) if line.strip()), "")

@@ -1,0 +1,345 @@
+"""Pages of `/admin`: the queue's pause, slots, limits of roles, storage, health."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from hashlib import sha256
+
+import discord
+from discord import ui
+
+from bot.health import HealthSnapshot, JobHealth, Problem, ProblemKind
+from bot.queue.domain.job import Job, Priority, State
+from bot.queue.planning.retention import Deletion, DeletionReason, DeletionScope, RetentionPlan, StorageTotals
+from bot.queue.store.limits import RoleLimit
+from bot.queue.store.queue_control import PauseKind, QueuePause
+from bot.queue.store.slots import Slot
+from bot.ui.buttons import AdminButton
+from bot.ui.discord_text import escape, first_lines, relative_time, shorten
+from bot.ui.job_card import state_words
+from bot.ui.layout import Color, MessageContent, box, layout, row
+from trainer.protocol.text import _, duration, listed, ngettext, size
+
+#: Owners and deletions that the storage page lists; problems and jobs that the health page lists.
+_MAX_STORAGE_LINES = 15
+_MAX_HEALTH_LINES = 10
+
+
+# -- the queue -----------------------------------------------------------------------------------------------------
+
+
+def pause_text(pause: QueuePause, running: int) -> str:
+    """What a pause or a drain means for the running trainings."""
+    is_drain = pause.kind is PauseKind.DRAIN
+    why = f" (“{escape(pause.why, 300)}”)" if pause.why else ""
+    head = _("⛔ The queue is drained{why}.", why=why) if is_drain else _("⛔ The queue is paused{why}.", why=why)
+    if not running:
+        effect = _("No new training starts, and none runs.")
+    elif is_drain:
+        effect = ngettext(
+            "No new training starts. {n} running training saves a checkpoint and waits at the front of the queue.",
+            "No new training starts. {n} running trainings save a checkpoint and wait at the front of the queue.",
+            running,
+        )
+    else:
+        effect = ngettext(
+            "No new training starts; {n} running training continues.",
+            "No new training starts; {n} running trainings continue.",
+            running,
+        )
+    return " ".join((head, effect, _("/admin resume restarts the queue.")))
+
+
+def bump_text(before: Job, after: Job, priority: Priority) -> str:
+    """The result of changing a job's priority."""
+    values = {"job": after.id, "priority": priority.name.lower()}
+    if before.state is not State.QUEUED:
+        return _(
+            "#{job} does not wait: {state}. Only waiting jobs have a priority.",
+            job=after.id,
+            state=state_words(before)[1].lower(),
+        )
+    if before.priority is priority:
+        return _("#{job} already has {priority} priority.", **values)
+    return _("#{job} has {priority} priority now.", **values)
+
+
+def hold_text(*, opens_at: datetime | None = None, free_bytes: int = 0) -> str:
+    """Why no training starts now: the next opening of the windows, else the free space on a full disk."""
+    if opens_at is not None:
+        return _("The training window opens {when} ({zone}).", when=f"{opens_at:%a %H:%M}", zone=str(opens_at.tzinfo))
+    return _("The disk is nearly full ({free} free); nothing starts until there is room.", free=size(free_bytes))
+
+
+# -- slots ---------------------------------------------------------------------------------------------------------
+
+
+def slots_page(slots: Sequence[Slot], note: str = "") -> MessageContent:
+    """Every slot, with its use."""
+    lines = first_lines([_slot_line(slot) for slot in slots], most=30, characters=2500)
+    text = "\n".join([_("### Slots"), *(lines or [_("There are none; nothing can run.")])])
+    return MessageContent(layout=layout(box(Color.NOTE, note or None, text)))
+
+
+def slot_choice(slot: Slot) -> str:
+    """A slot in an autocomplete list."""
+    use = f"#{slot.job_id}" if slot.job_id is not None else _("free")
+    return f"{slot.name} · {use if slot.is_enabled else _('switched off')}"[:100]
+
+
+def _slot_line(slot: Slot) -> str:
+    memory = "" if slot.memory_bytes is None else f" · {size(slot.memory_bytes)}"
+    uses = [] if slot.job_id is None else [f"#{slot.job_id}"]
+    if not slot.is_enabled:
+        uses.append(_("**switched off**"))
+    return f"{escape(slot.name, 60)}{memory} · {' · '.join(uses) or _('free')}"
+
+
+# -- limits --------------------------------------------------------------------------------------------------------
+
+
+def limits_page(limits: Sequence[RoleLimit], note: str = "") -> MessageContent:
+    """The limits of each role; a member with several roles gets the most generous of each."""
+    lines = first_lines([_limit_line(limit) for limit in limits], characters=2500)
+    text = "\n".join([_("### Limits of roles"), *(lines or [_("None: the configuration applies.")])])
+    return MessageContent(layout=layout(box(Color.NOTE, note or None, text)))
+
+
+def _limit_line(limit: RoleLimit) -> str:
+    any_number = _("any number of")
+    parts = [
+        None if limit.max_waiting is None else _("{n} waiting", n=limit.max_waiting),
+        None if limit.max_running is None else _("{n} running", n=limit.max_running or _("any number")),
+        None if limit.max_epochs is None else ngettext("{n} epoch", "{n} epochs", limit.max_epochs),
+        None if limit.max_dataset_mib is None else _("{size} a dataset", size=f"{limit.max_dataset_mib:,} MiB"),
+        None if limit.gpu_hours_per_week is None else _("{n} GPU-h a week", n=limit.gpu_hours_per_week or any_number),
+    ]
+    return f"<@&{limit.role_id}> · {listed(part for part in parts if part) or _('nothing of its own')}"
+
+
+# -- storage -------------------------------------------------------------------------------------------------------
+
+
+def plan_digest(plan: RetentionPlan) -> str:
+    """What a plan deletes, as 16 characters: only the plan that was shown is carried out."""
+    named = ",".join(f"{each.job_id}:{each.scope}" for each in sorted(plan.deletions, key=lambda each: each.job_id))
+    return sha256(named.encode()).hexdigest()[:16]
+
+
+def storage_page(plan: RetentionPlan, totals: StorageTotals, note: str = "") -> MessageContent:
+    """Storage by owner, the largest first, and the planned deletions with the button for them."""
+    by_size = sorted(totals.bytes_by_owner.items(), key=lambda item: -item[1])
+    owners = [f"<@{owner}> · {size(count)}" for owner, count in by_size if count]
+    head = _(
+        "### Storage\nJobs take {used}; {free} are free.",
+        used=size(sum(totals.bytes_by_owner.values())),
+        free=size(totals.free_bytes),
+    )
+    protected = None
+    if totals.protected_bytes:
+        protected = _("-# {size} are pinned or shared, and kept.", size=size(totals.protected_bytes))
+    body = box(Color.NOTE, head, "\n".join(_shown(owners)) or None, protected, _deletions_text(plan))
+    delete = row(_plan_button("delete", plan, _("Delete these"))) if plan.deletions else None
+    return MessageContent(layout=layout(body, note or None, delete))
+
+
+def confirm_page(plan: RetentionPlan) -> MessageContent:
+    """The second question, before anything is deleted."""
+    text = ngettext(
+        "Delete files of {n} job, {size}? They cannot be restored. "
+        "A job that is pinned, shared or queued again by then keeps its files.",
+        "Delete files of {n} jobs, {size}? They cannot be restored. "
+        "Jobs that are pinned, shared or queued again by then keep theirs.",
+        len(plan.deletions),
+        size=size(plan.bytes),
+    )
+    return MessageContent(
+        layout=layout(box(Color.FAILED, text, row(_plan_button("delete_now", plan, _("Yes, delete them")))))
+    )
+
+
+def deleted_text(deleted: Sequence[Deletion], planned: int) -> str:
+    """The result of the deletions."""
+    text = ngettext(
+        "🗑️ Files of {n} job deleted, {size}.",
+        "🗑️ Files of {n} jobs deleted, {size}.",
+        len(deleted),
+        size=size(sum(deletion.bytes for deletion in deleted)),
+    )
+    if kept := planned - len(deleted):
+        more = ngettext(
+            "{n} job kept its files: they are needed again.", "{n} jobs kept theirs: they are needed again.", kept
+        )
+        text = f"{text} {more}"
+    return text
+
+
+def deletion_text(deletion: Deletion) -> str:
+    """One deletion and its reason."""
+    is_checkpoints = deletion.scope is DeletionScope.CHECKPOINTS
+    files = _("checkpoints") if is_checkpoints else _("all files")
+    if deletion.reason is DeletionReason.AGE:
+        days, limit = round(deletion.value), round(deletion.limit)
+        reason = _("it ended {days} days ago (limit: {limit})", days=days, limit=limit)
+    else:
+        used, limit_size = size(deletion.value), size(deletion.limit)
+        reason = _("its owner's ended jobs take {used} of {limit}", used=used, limit=limit_size)
+    return _(
+        "#{job} {name}: {files} ({size}), because {reason}.",
+        job=deletion.job_id,
+        name=deletion.name,
+        files=files,
+        size=size(deletion.bytes),
+        reason=reason,
+    )
+
+
+def _deletions_text(plan: RetentionPlan) -> str:
+    if not plan.deletions:
+        return _("No files are due to be deleted.")
+    title = ngettext(
+        "**Due to be deleted: files of {n} job, {size}**",
+        "**Due to be deleted: files of {n} jobs, {size}**",
+        len(plan.deletions),
+        size=size(plan.bytes),
+    )
+    lines = [f"- <@{deletion.owner_id}> · {escape(deletion_text(deletion))}" for deletion in plan.deletions]
+    return "\n".join((title, *_shown(lines)))
+
+
+def _shown(lines: Sequence[str]) -> list[str]:
+    return first_lines(lines, most=_MAX_STORAGE_LINES, characters=10_000)
+
+
+def _plan_button(verb: str, plan: RetentionPlan, label: str) -> AdminButton:
+    return AdminButton(verb, plan_digest(plan), ui.Button(label=label, style=discord.ButtonStyle.danger))
+
+
+# -- health --------------------------------------------------------------------------------------------------------
+
+
+def health_page(health: HealthSnapshot) -> MessageContent:
+    """The problems first, then the numbers."""
+    problems = health.problems
+    head = _("### ✅ All is well")
+    if problems:
+        head = ngettext("### ⚠️ {n} problem", "### ⚠️ {n} problems", len(problems))
+    lines = [f"- {shorten(problem_text(problem, health), 400)}" for problem in problems[:_MAX_HEALTH_LINES]]
+    body = box(
+        Color.FAILED if problems else Color.TRAINING,
+        "\n".join([head, *lines]),
+        "\n".join(_health_lines(health)),
+        "\n".join(_job_health_line(job) for job in health.running[:_MAX_HEALTH_LINES]) or None,
+        _("-# as of {when}", when=relative_time(health.at)),
+    )
+    return MessageContent(layout=layout(body), is_silent=True)
+
+
+def problem_text(problem: Problem, health: HealthSnapshot) -> str:
+    """What is wrong, and what to do."""
+    match problem.kind:
+        case ProblemKind.DATABASE_DAMAGED:
+            return _(
+                "The database is damaged ({finding}). Stop the bot and restore a backup: `python -m bot restore FILE`.",
+                finding=health.integrity,
+            )
+        case ProblemKind.DISK_FULL:
+            return _(
+                "The data folder has only {free} of free space; {least} are needed. Delete old jobs or make room.",
+                free=size(health.free_disk_bytes),
+                least=size(health.min_free_bytes),
+            )
+        case ProblemKind.WAL_LARGE:
+            return _(
+                "The write-ahead log has {size}: a program keeps the database open. End that program.",
+                size=size(health.wal_bytes),
+            )
+        case ProblemKind.NO_HEARTBEAT:
+            assert problem.job is not None
+            return _(
+                "#{job} has sent no heartbeat for {age}. If that continues, its process is killed and it continues "
+                "from its checkpoint.",
+                job=problem.job.job_id,
+                age=duration(problem.job.heartbeat_age_s or 0.0),
+            )
+        case ProblemKind.OUTBOX_LATE:
+            return _(
+                "The oldest unsent message has waited for {age} ({waiting} wait). The log has Discord's response.",
+                age=duration(health.outbox.oldest_s or 0.0),
+                waiting=health.outbox.waiting,
+            )
+        case ProblemKind.UNDELIVERABLE:
+            return _(
+                "Undeliverable messages of the last day: {n}. A channel is gone, or the bot may not write there; "
+                "`python -m bot doctor` names missing permissions.",
+                n=health.outbox.dead,
+            )
+        case _:
+            return _connection_problem_text(problem, health)
+
+
+def _connection_problem_text(problem: Problem, health: HealthSnapshot) -> str:
+    if problem.kind is ProblemKind.NO_SLOTS:
+        return _("There is no slot, so nothing can start: no GPU was found. `python -m bot doctor` says why.")
+    assert health.connection is not None
+    if problem.kind is ProblemKind.BLOCKED:
+        return _(
+            "Requests refused before they reached Discord (429 without Via): {n}. This machine's address sent too many "
+            "bad ones and is blocked for a while; messages wait.",
+            n=health.connection.blocks,
+        )
+    return _(
+        "Not connected to Discord since {since} UTC. Trainings continue; messages wait.",
+        since=f"{health.connection.disconnected_at:%H:%M}",
+    )
+
+
+def _health_lines(health: HealthSnapshot) -> Iterator[str]:
+    integrity = {"ok": _("intact"), None: _("not checked")}.get(health.integrity, _("damaged"))
+    yield _(
+        "**Database** {integrity} · {size}, log {wal} · schema {schema}",
+        integrity=integrity,
+        size=size(health.database_bytes),
+        wal=size(health.wal_bytes),
+        schema=health.schema,
+    )
+    yield _("**Disk** {free} free", free=size(health.free_disk_bytes))
+    yield _("**Jobs** {jobs}", jobs=", ".join(f"{n:,} {state}" for state, n in health.jobs.items()) or _("none yet"))
+    slots = _("**Slots** {free} of {slots} free", free=health.free_slots, slots=health.enabled_slots)
+    lost = len(health.slots) - health.enabled_slots
+    yield slots + (_(" · {n} gone and still held", n=lost) if lost else "")
+    if health.queue_pause is not None:
+        is_drain = health.queue_pause.kind is PauseKind.DRAIN
+        yield _(
+            "**Queue** {state} {when}",
+            state=_("draining") if is_drain else _("paused"),
+            when=relative_time(health.queue_pause.at),
+        )
+    outbox = health.outbox
+    messages = ngettext("{n} unsent message", "{n} unsent messages", outbox.waiting)
+    cards = ngettext("{n} outdated card", "{n} outdated cards", outbox.cards)
+    oldest = "" if outbox.oldest_s is None else _(", the oldest for {age}", age=duration(outbox.oldest_s))
+    yield _("**Outbox** {messages}, {cards}{oldest}", messages=messages, cards=cards, oldest=oldest)
+    if (connection := health.connection) is not None:
+        yield _(
+            "**Discord** {state} · {disconnects}{last} · {resumes}",
+            state=_("connected") if connection.is_connected else _("not connected"),
+            disconnects=ngettext("{n} disconnect", "{n} disconnects", connection.disconnects),
+            last=_last(connection.disconnected_at),
+            resumes=ngettext("{n} resume", "{n} resumes", connection.resumes),
+        )
+        yield _("**Rate limits** (429) {n}{last}", n=connection.rate_limits, last=_last(connection.rate_limited_at))
+
+
+def _last(moment: datetime | None) -> str:
+    return "" if moment is None else _(", the last {when}", when=relative_time(moment))
+
+
+def _job_health_line(job: JobHealth) -> str:
+    heartbeat, event = _("no heartbeat yet"), _("no event yet")
+    if job.heartbeat_age_s is not None:
+        heartbeat = _("heartbeat {age} ago", age=duration(job.heartbeat_age_s))
+    if job.event_age_s is not None:
+        event = _("event {age} ago", age=duration(job.event_age_s))
+    return f"`#{job.job_id}` {job.state} · {heartbeat} · {event}"

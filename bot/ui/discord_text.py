@@ -1,0 +1,121 @@
+"""Discord's own text: escaping, mentions, timestamps, bars and sparklines; and the permissions that the bot needs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+import discord
+
+from trainer.protocol.text import _, ngettext
+
+_SPARKS = "▁▂▃▄▅▆▇█"
+#: `<@1>`, `<#1>`, `<:emoji:1>`, `<t:1>`, `</command:1>`, `<id:customize>`: everything that Discord renders from a `<`.
+_RENDERED_BY_DISCORD = re.compile(r"<(?=[@#:/at]|id:)")
+#: Not `discord.utils.escape_markdown`: it leaves a `[…](…` whose end comes from the surrounding text.
+_MARKDOWN = re.compile(r"([\\*_~`|\[\]])|^(?=[#>-])")
+#: Characters that turn the reading direction of what follows.
+_BIDI_CONTROLS = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+#: A time of day that is further away than this could be taken for today's.
+_WITHIN_A_DAY = timedelta(hours=12)
+_ZERO_WIDTH_SPACE = "\u200b"
+
+NEEDED_PERMISSIONS = discord.Permissions(
+    view_channel=True, send_messages=True, attach_files=True, embed_links=True, read_message_history=True
+)
+
+
+def shorten(text: str, limit: int) -> str:
+    """Put text on one line of at most `limit` characters, ending in "…" where something was left out."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
+
+
+def escape(text: str, limit: int = 200) -> str:
+    """Escape untrusted text (file names, captions, prompts): Discord shows it as it is and notifies nobody."""
+    escaped = _MARKDOWN.sub(r"\\\1", shorten(_BIDI_CONTROLS.sub("", text), limit))
+    return _RENDERED_BY_DISCORD.sub(f"<{_ZERO_WIDTH_SPACE}", escaped).replace("@", f"@{_ZERO_WIDTH_SPACE}")
+
+
+def mention(user_id: int) -> str:
+    """Mention a user; 0 stands for the command line of the machine."""
+    return f"<@{user_id}>" if user_id else _("an operator at the command line")
+
+
+def progress_bar(share: float, width: int = 16) -> str:
+    """A progress bar of `width` characters; full only at 1."""
+    filled = min(width, int(max(0.0, share) * width))
+    return "▰" * filled + "▱" * (width - filled)
+
+
+def sparkline(values: Sequence[float], width: int = 16) -> str:
+    """The last `width` values as block characters, scaled between their minimum and maximum."""
+    shown = values[-width:]
+    if not shown:
+        return ""
+    low, high = min(shown), max(shown)
+    span = (high - low) or 1.0
+    return "".join(_SPARKS[round((value - low) / span * (len(_SPARKS) - 1))] for value in shown)
+
+
+def trend(now: float, before: float | None) -> str:
+    """ " ▼" if a loss fell by more than half a percent, " ▲" if it rose; empty if there is no value before it."""
+    if before is None or before <= 0:
+        return ""
+    change = now / before - 1
+    return " ▼" if change < -0.005 else " ▲" if change > 0.005 else " ▬"
+
+
+def relative_time(moment: datetime) -> str:
+    """A time that Discord keeps current: "in 5 minutes", "3 minutes ago"."""
+    return f"<t:{int(moment.timestamp())}:R>"
+
+
+def clock_time(moment: datetime) -> str:
+    """A time of day in the reader's own time zone."""
+    return f"<t:{int(moment.timestamp())}:t>"
+
+
+def date_time(moment: datetime) -> str:
+    """A date and a time of day in the reader's own time zone."""
+    return f"<t:{int(moment.timestamp())}:f>"
+
+
+def time_or_date(moment: datetime, now: datetime) -> str:
+    """Only the time if it is within half a day of now, else date and time."""
+    return clock_time(moment) if abs(moment - now) < _WITHIN_A_DAY else date_time(moment)
+
+
+def ordinal(number: int) -> str:
+    """`1st`, `2nd`, `3rd`, `11th`."""
+    suffix = "th" if 10 <= number % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{suffix}"
+
+
+def first_lines(lines: Sequence[str], *, most: int = 20, characters: int = 1200) -> list[str]:
+    """As many lines as there is room for, and the number of the rest."""
+    shown: list[str] = []
+    for line in lines[:most]:
+        if sum(map(len, shown)) + len(line) > characters:
+            break
+        shown.append(line)
+    rest = len(lines) - len(shown)
+    return [*shown, ngettext("… and {n} more", "… and {n} more", rest)] if rest else shown
+
+
+def missing_permissions(granted: discord.Permissions) -> list[str]:
+    """The permissions that the bot needs and lacks, in Discord's words."""
+    if granted.administrator:
+        return []
+    return [
+        name.replace("_", " ").title()
+        for name, is_needed in NEEDED_PERMISSIONS
+        if is_needed and not getattr(granted, name)
+    ]
+
+
+def invite_url(application_id: int) -> str:
+    """The address where a server's owner invites the bot with all permissions that it needs."""
+    scopes = ("bot", "applications.commands")
+    return discord.utils.oauth_url(application_id, permissions=NEEDED_PERMISSIONS, scopes=scopes)

@@ -1,0 +1,175 @@
+"""The card of a study (cross-validation or comparison) with all its runs, and the post of its result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from discord import ui
+
+from bot.queue.domain.job import Job, State
+from bot.ui.discord_text import escape, first_lines, mention, relative_time
+from bot.ui.end_reasons import end_reason_text
+from bot.ui.job_card import best_of, best_words, card_buttons, paused_line, settings_line, share_done, state_words
+from bot.ui.job_context import JobContext, waiting_lines
+from bot.ui.layout import Color, FileToSend, MessageContent, box, image_gallery, layout, row, sendable
+from trainer.protocol.study import ChildState, KfoldRequest, StudyRequest, StudyRow, StudyStep, make_study_request
+from trainer.protocol.text import _, ngettext
+
+#: Runs that a card lists; a study may have hundreds.
+_SHOWN_RUNS = 20
+_SHOWN_SENTENCES = 6
+
+
+def study_card(job: Job, context: JobContext) -> MessageContent:
+    """The card of a study as it is now."""
+    sign, words, color = _state_words(job, context)
+    chart = _chart(context)
+    text = [f"### {sign} #{job.id} {escape(job.name)} · {mention(job.owner_id)}", f"**{words}** · {kind_words(job)}"]
+    if job.state is State.QUEUED:
+        text += waiting_lines(job, context)
+    if job.state is State.PAUSED:
+        text.append(paused_line(job, context.since))
+    if job.end_reason and not (context.step and context.step.verdict):
+        text.append(escape(end_reason_text(job.end_reason), 300))
+    body = box(
+        color,
+        "\n".join(text),
+        "\n".join(run_lines(context.children, context.step)) or None,
+        _verdict(context.step),
+        image_gallery(chart, context.step.chart_alt) if chart and context.step else None,
+        f"-# {_settings(job)}\n-# {_('updated {when}', when=relative_time(context.now))} · {context.footer(job)}",
+        row(*buttons) if (buttons := card_buttons(job)) else None,
+    )
+    return MessageContent(layout=layout(body), files=(chart,) if chart else (), is_silent=True)
+
+
+def study_post(job: Job, context: JobContext) -> MessageContent:
+    """The result of a study: verdict, runs, curves, and the files of its winner."""
+    step = context.step
+    chart = _chart(context)
+    results = _results(job, context)
+    sent = sendable([*([chart] if chart else []), *results], context.file_limit)
+    verdict = _verdict(step) or _("It ended without a result.")
+    body = box(
+        Color.DONE,
+        f"## ✅ {_('#{job} {name} is done', job=job.id, name=escape(job.name))}\n"
+        f"{mention(job.owner_id)} {_('your {study} is over.', study=kind_words(job))}\n{verdict}",
+        "\n".join(run_lines(context.children, step)) or None,
+        image_gallery(chart, step.chart_alt) if chart and step and chart in sent else None,
+        _locations(context, results, sent),
+        f"-# {_settings(job)} · {context.footer(job)}",
+    )
+    carried = [ui.File[ui.LayoutView](file.url) for file in results if file in sent]
+    return MessageContent(layout=layout(body, *carried), files=sent, mentions=job.owner_id)
+
+
+def run_lines(children: Sequence[Job], step: StudyStep | None) -> list[str]:
+    """One line per run, in the study's ranking: name, settings, state, best ratio."""
+    rows = {row.name: row for row in step.table} if step else {}
+    ranks = {name: rank for rank, name in enumerate(rows)}
+    ordered = sorted(children, key=lambda child: (ranks.get(child.child_name or "", len(ranks)), child.id))
+    return first_lines([_run_line(child, rows.get(child.child_name or "")) for child in ordered], most=_SHOWN_RUNS)
+
+
+def kind_words(job: Job) -> str:
+    """`5-fold cross-validation`, `comparison of learning rate × rank`."""
+    return request_words(_request(job))
+
+
+def request_words(request: StudyRequest) -> str:
+    """Describe a requested study; see `kind_words`."""
+    if isinstance(request, KfoldRequest):
+        return _("{folds}-fold cross-validation", folds=request.folds)
+    names = [escape(setting.rpartition(".")[2].replace("_", " "), 40) for setting in _varied(request)]
+    return _("comparison of {settings}", settings=" × ".join(names))
+
+
+def _request(job: Job) -> StudyRequest:
+    return make_study_request(json.loads(job.study or "{}"))
+
+
+def _varied(request: StudyRequest) -> list[str]:
+    """Settings that differ from run to run: `training.learning_rate`, …"""
+    return [] if isinstance(request, KfoldRequest) else [axis.partition("=")[0].strip() for axis in request.vary]
+
+
+def _settings(job: Job) -> str:
+    return settings_line(job, without=_varied(_request(job)))
+
+
+def _state_words(job: Job, context: JobContext) -> tuple[str, str, Color]:
+    if job.state not in {State.PREPARING, State.RUNNING}:
+        return state_words(job, context.position)
+    if not context.children:
+        return "🟡", _("Creating its runs"), Color.PREPARING
+    rows = context.step.table if context.step else ()
+    ended_early = {row.name for row in rows if row.state is ChildState.ENDED_EARLY}
+    over = sum(child.state.is_end or child.child_name in ended_early for child in context.children)
+    words = ngettext("{over} of {n} run over", "{over} of {n} runs over", len(context.children), over=over)
+    return "🟢", words, Color.TRAINING
+
+
+def _run_line(child: Job, known: StudyRow | None) -> str:
+    sign, words, _color = state_words(child)
+    words = f"{words[:1].lower()}{words[1:]}"
+    if child.progress.step and not child.state.is_end:
+        words += f" {share_done(child):.0%}"
+    if known is not None and not child.state.is_active:
+        sign, words = _row_words(known.state) or (sign, words)
+    parts = [f"{sign} **{escape(child.child_name or child.name, 60)}**"]
+    if known and known.label:
+        parts.append(escape(known.label, 80))
+    parts.append(words)
+    if best := best_of(child.progress.epochs):
+        parts.append(best_words(best))
+    if known and known.test_ratio is not None:
+        parts.append(_("test {ratio}×", ratio=f"{known.test_ratio:.2f}"))
+    return " · ".join(parts)
+
+
+def _row_words(state: ChildState) -> tuple[str, str] | None:
+    """Sign and words of a run that its job's state does not tell."""
+    match state:
+        case ChildState.ENDED_EARLY:
+            return "⏹", _("ended early: others were better")
+        case ChildState.WAITING:
+            return "⏸️", _("waits for the others")
+        case ChildState.HALTED:
+            return "⬛", _("halted")
+        case _:
+            return None
+
+
+def _verdict(step: StudyStep | None) -> str | None:
+    return "\n".join(f"→ {escape(sentence, 400)}" for sentence in step.verdict[:_SHOWN_SENTENCES]) if step else None
+
+
+def _chart(context: JobContext) -> FileToSend | None:
+    step = context.step
+    if step is None or step.chart is None:
+        return None
+    # A new name whenever the curves have grown: clients keep showing an image that they have under a name.
+    epochs = sum(line.epochs for line in step.table)
+    chart = FileToSend(path=context.job_dir / step.chart, name=f"study-{epochs}.png")
+    return chart if sendable([chart], context.file_limit) else None
+
+
+def _results(job: Job, context: JobContext) -> list[FileToSend]:
+    step = context.step
+    if step is None or step.result is None:
+        return []
+    output = context.job_dir / step.result / "output"
+    return [FileToSend(path=path, name=f"{job.name}-{path.name}") for path in sorted(output.glob("*.safetensors"))]
+
+
+def _locations(context: JobContext, results: Sequence[FileToSend], sent: Sequence[FileToSend]) -> str | None:
+    step = context.step
+    if step is None:
+        return None
+    lines = [_("The whole result, on the machine: `{path}`", path=context.job_dir / step.page)]
+    if step.result is not None:
+        lines.append(_("The resulting model, on the machine: `{path}`", path=context.job_dir / step.result / "output"))
+    if any(file not in sent for file in results):
+        lines.append(_("Some of its files are too large to send here."))
+    return "\n".join(f"-# {line}" for line in lines)
