@@ -1,8 +1,10 @@
-"""What is missing before a first run: one line each, ✓ fine, ! worth knowing, ✗ must be mended, with what to do."""
+"""`python -m bot doctor`: checks what a first run needs, and the health of an existing database.
+
+One line each, in the order in which to fix things: ✓ fine, ! worth knowing, ✗ must be fixed, each with what to do.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import os
 import shutil
@@ -22,145 +24,171 @@ import discord
 from bot.config import Config, load_config, read_token
 from bot.db import DATABASE_FILE
 from bot.errors import ConfigError, DarkroomError
-from bot.health import examine_health
-from bot.runners.asking import ask_devices
-from bot.ui.permissions import invite_url, missing_permissions
+from bot.health import read_health
+from bot.runners.child_process import run_and_capture
+from bot.runners.local import query_devices
+from bot.ui.admin_pages import problem_text
+from bot.ui.discord_text import invite_url, missing_permissions
+from trainer.protocol.text import _, size
 
 DISCORD_API = "https://discord.com/api/v10"
 _TIMEOUT_S = 10
 #: Loading torch from a slow disk takes a minute.
 _TRAINER_S = 120
-_MIB, _GIB = 1024**2, 1024**3
+_GIB = 1024**3
 #: A LoRA job of a large base writes a few GiB of checkpoints and caches.
 _ENOUGH_DISK_BYTES, _LEAST_DISK_BYTES = 10 * _GIB, 1 * _GIB
 #: Discord's snowflakes and our nonces assume clocks that roughly agree.
 _CLOCK_SKEW_S = 30
+_UNAUTHORIZED = 401
 
 
 class Mark(StrEnum):
+    """The result of a check."""
+
     FINE = "✓"
     NOTE = "!"
     WRONG = "✗"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One thing that was looked at."""
+class CheckResult:
+    """One check."""
 
     mark: Mark
     text: str
-    #: What to do about it.
+    #: What to do.
     advice: str = ""
 
     def __str__(self) -> str:
         return f"{self.mark} {self.text}" + (f"\n    → {self.advice}" if self.advice else "")
 
 
-def fine(text: str) -> Finding:
-    return Finding(mark=Mark.FINE, text=text)
+def _fine(text: str) -> CheckResult:
+    return CheckResult(mark=Mark.FINE, text=text)
 
 
-def note(text: str, advice: str = "") -> Finding:
-    return Finding(mark=Mark.NOTE, text=text, advice=advice)
+def _note(text: str, advice: str = "") -> CheckResult:
+    return CheckResult(mark=Mark.NOTE, text=text, advice=advice)
 
 
-def wrong(text: str, advice: str) -> Finding:
-    return Finding(mark=Mark.WRONG, text=text, advice=advice)
+def _wrong(text: str, advice: str) -> CheckResult:
+    return CheckResult(mark=Mark.WRONG, text=text, advice=advice)
 
 
 async def examine(
     config_path: Path, *, environ: Mapping[str, str] = os.environ, api: str = DISCORD_API
-) -> AsyncIterator[Finding]:
-    """Everything that a first run needs, looked at in the order in which a person would mend it."""
+) -> AsyncIterator[CheckResult]:
+    """Run every check, in the order in which to fix what they find."""
     yield check_python(sys.version_info[:2])
-    is_there = config_path.exists()  # noqa: ASYNC240 - nothing else runs here.
+    config, results = _check_config(config_path)
+    for result in results:
+        yield result
+    for result in check_data_folder(config.storage.data_dir):
+        yield result
+    async for result in check_database(config):
+        yield result
+    for result in check_models(config, environ):
+        yield result
+    async for result in check_trainer(config, environ):
+        yield result
+    for result in check_operators(config, config.discord.guild_ids):
+        yield result
+    async for result in check_discord(config, environ, api):
+        yield result
+
+
+def check_python(version: tuple[int, ...]) -> CheckResult:
+    """Check the Python version."""
+    text = f"Python {version[0]}.{version[1]}"
+    return _fine(text) if version >= (3, 11) else _wrong(text, _("Darkroom needs Python 3.11 or newer."))
+
+
+def _check_config(path: Path) -> tuple[Config, list[CheckResult]]:
+    if not path.exists():
+        text = _("there is no {path}: the defaults apply", path=path)
+        return Config(), [_note(text, _("Copy config.example.toml to change them."))]
     try:
-        config = load_config(config_path) if is_there else Config()
+        return load_config(path), [_fine(_("{path} is valid", path=path))]
     except ConfigError as error:
-        for problem in error.problems:
-            yield wrong(f"{config_path}: {problem}", "Compare with config.example.toml.")
-        config = Config()
-    else:
-        yield _config_finding(config_path, is_there=is_there)
-    for finding in check_data_folder(config.storage.data_dir):
-        yield finding
-    async for finding in check_database(config):
-        yield finding
-    for finding in check_models(config, environ):
-        yield finding
-    async for finding in check_trainer(config, environ):
-        yield finding
-    for finding in check_operators(config, config.discord.guild_ids):
-        yield finding
-    async for finding in check_discord(config, environ, api):
-        yield finding
+        advice = _("Compare it with config.example.toml.")
+        return Config(), [_wrong(f"{path}: {problem}", advice) for problem in error.problems]
 
 
-def check_python(version: tuple[int, ...]) -> Finding:
-    words = f"Python {version[0]}.{version[1]}"
-    return fine(words) if version >= (3, 11) else wrong(words, "Darkroom needs Python 3.11 or newer.")
-
-
-def check_data_folder(data_dir: Path) -> Iterator[Finding]:
-    """Can it be written, and is there room?"""
+def check_data_folder(data_dir: Path) -> Iterator[CheckResult]:
+    """Check that the data folder is writable and has free space."""
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=data_dir):
             pass
         free = shutil.disk_usage(data_dir).free
     except OSError as error:
-        yield wrong(f"data folder {data_dir}: {error.strerror}", "Set another storage.data_dir, or its rights.")
+        text = _("data folder {folder}: {why}", folder=data_dir, why=error.strerror)
+        yield _wrong(text, _("Set another storage.data_dir, or fix its permissions."))
         return
-    words = f"data folder {data_dir.resolve()}: writable, {free / _GIB:.0f} GiB free"
+    text = _("data folder {folder}: writable, {free} free", folder=data_dir.resolve(), free=size(free))
     if free < _LEAST_DISK_BYTES:
-        yield wrong(words, "Make room: checkpoints of one job need a GiB and more.")
+        yield _wrong(text, _("Make room: checkpoints of one job need a GiB and more."))
     elif free < _ENOUGH_DISK_BYTES:
-        yield note(words, "A few jobs of a large base model will fill it.")
+        yield _note(text, _("A few jobs of a large base model will fill it."))
     else:
-        yield fine(words)
+        yield _fine(text)
 
 
-async def check_database(config: Config) -> AsyncIterator[Finding]:
-    """How the database is, if there is one; a bot may be working on it."""
+async def check_database(config: Config) -> AsyncIterator[CheckResult]:
+    """Check the database's health, if there is one; a bot may be using it."""
     path = config.storage.data_dir / DATABASE_FILE
     if not path.exists():
-        yield fine(f"no database yet: the first start makes {path}")
+        yield _fine(_("no database yet: the first start creates {path}", path=path))
         return
+    advice = _("See docs/operations.md.")
     try:
-        health = await examine_health(path)
+        health = await read_health(path)
     except DarkroomError as error:
-        yield wrong(str(error), "See docs/operations.md.")
+        yield _wrong(str(error), advice)
         return
-    jobs = ", ".join(f"{count} {state}" for state, count in health.jobs.items()) or "no jobs yet"
-    words = f"database {path}: schema {health.schema}, {health.database_bytes / _MIB:.1f} MiB, {jobs}"
-    yield fine(f"{words}; sound") if health.integrity == "ok" else note(words)
+    jobs = ", ".join(f"{count} {state}" for state, count in health.jobs.items()) or _("no jobs yet")
+    is_intact = health.integrity == "ok"
+    text = _(
+        "database {path}: schema {schema}, {size}, {jobs}",
+        path=path,
+        schema=health.schema,
+        size=size(health.database_bytes),
+        jobs=jobs,
+    )
+    yield _fine(_("{text}; intact", text=text)) if is_intact else _note(text)
     for problem in health.problems:
-        yield note(problem) if health.integrity == "ok" else wrong(problem, "See docs/operations.md.")
+        sentence = problem_text(problem, health)
+        yield _note(sentence) if is_intact else _wrong(sentence, advice)
 
 
-def check_models(config: Config, environ: Mapping[str, str]) -> Iterator[Finding]:
-    """Is each base model here, or where would it come from?"""
+def check_models(config: Config, environ: Mapping[str, str]) -> Iterator[CheckResult]:
+    """Check whether each base model is present, or would be downloaded."""
     for label, source in config.models.sources.items():
-        yield _model_finding(f"model {label} ({source})", source, environ)
+        yield _check_model(_("model {label} ({source})", label=label, source=source), source, environ)
 
 
-def _model_finding(words: str, source: str, environ: Mapping[str, str]) -> Finding:
+def _check_model(text: str, source: str, environ: Mapping[str, str]) -> CheckResult:
     if source == "tiny":
         package = importlib.util.find_spec("trainer")
         folders = package.submodule_search_locations or [] if package else []
         if any((Path(folder) / "models" / "tiny" / "model_index.json").is_file() for folder in folders):
-            return fine(f"{words}: ships with Darkroom")
-        return wrong(f"{words}: its weights are missing", "Reinstall Darkroom, or rebuild them (recipes/tiny).")
+            return _fine(_("{model}: ships with Darkroom", model=text))
+        advice = _("Reinstall Darkroom, or rebuild them (recipes/tiny).")
+        return _wrong(_("{model}: its weights are missing", model=text), advice)
     path = Path(source).expanduser()
     if path.is_file() or (path / "model_index.json").is_file():
-        return fine(f"{words}: found")
+        return _fine(_("{model}: found", model=text))
     if path.is_dir():
-        return wrong(f"{words}: the folder has no model_index.json", "Name a folder in diffusers layout.")
+        advice = _("Set a folder in diffusers layout.")
+        return _wrong(_("{model}: the folder has no model_index.json", model=text), advice)
     if source.count("/") != 1 or source.startswith((".", "/", "~")) or path.suffix:
-        return wrong(f"{words}: there is no such file or folder", "Correct models.sources in the config.")
+        advice = _("Correct models.sources in the config.")
+        return _wrong(_("{model}: there is no such file or folder", model=text), advice)
     if (_hub_cache(environ) / f"models--{source.replace('/', '--')}").is_dir():
-        return fine(f"{words}: in the Hugging Face cache")
-    return note(f"{words}: not in the Hugging Face cache", "It will be downloaded at its first use (some GiB).")
+        return _fine(_("{model}: in the Hugging Face cache", model=text))
+    advice = _("It will be downloaded at its first use (some GiB).")
+    return _note(_("{model}: not in the Hugging Face cache", model=text), advice)
 
 
 def _hub_cache(environ: Mapping[str, str]) -> Path:
@@ -168,119 +196,108 @@ def _hub_cache(environ: Mapping[str, str]) -> Path:
     return Path(environ.get("HF_HUB_CACHE") or home / "hub")
 
 
-async def check_trainer(config: Config, environ: Mapping[str, str]) -> AsyncIterator[Finding]:
-    """Does the trainer start, and what would it compute on? Asked in processes of its own Python."""
+async def check_trainer(config: Config, environ: Mapping[str, str]) -> AsyncIterator[CheckResult]:
+    """Check that the trainer starts, and which GPUs it finds, in processes of its own Python."""
     command = " ".join(config.trainer.command)
     environment = config.trainer_environment(environ)
-    status, output = await _run((*config.trainer.command, "--help"), environment)
-    if status == 0:
-        yield fine(f"trainer starts ({command})")
-    else:
-        last = output.strip().splitlines()[-1] if output.strip() else f"exit status {status}"
-        yield wrong(f"trainer does not start: {last}", f"Run `{command} --help`; `make setup` installs what it needs.")
+    if (why := await _why_not_started(config.trainer.command, environment)) is not None:
+        advice = _("Run `{command} --help`; `make setup` installs what it needs.", command=command)
+        yield _wrong(_("trainer does not start: {why}", why=why), advice)
         return
-    devices = await ask_devices(config.trainer.command, environment, timeout_s=_TRAINER_S)
-    gpus = [f"{gpu.name}, {gpu.memory_bytes / _GIB:.0f} GiB" for gpu in devices.gpus]
-    if not gpus:
+    yield _fine(_("trainer starts ({command})", command=command))
+    devices = await query_devices(config.trainer.command, environment, timeout_s=_TRAINER_S)
+    if not devices.gpus:
         why = f": {devices.problem}" if devices.problem else ""
-        advice = "Trainings run on the CPU: fine for `tiny`, far too slow for real models."
-        yield note(f"no GPU that torch can use{why}", advice)
+        advice = _("Trainings run on the CPU: fine for `tiny`, far too slow for real models.")
+        yield _note(_("no GPU that torch can use{why}", why=why), advice)
         return
-    yield fine(f"GPU: {'; '.join(gpus)}")
+    yield _fine(_("GPU: {gpus}", gpus="; ".join(f"{gpu.name}, {size(gpu.memory_bytes)}" for gpu in devices.gpus)))
     if devices.problem:
-        yield note(devices.problem)
-    if config.queue.slots > len(gpus):
-        yield note(
-            f"queue.slots is {config.queue.slots}, more than the {len(gpus)} GPU", "They would share its memory."
-        )
+        yield _note(devices.problem)
+    if config.queue.slots > len(devices.gpus):
+        text = _("queue.slots is {slots}, but there are {gpus} GPUs", slots=config.queue.slots, gpus=len(devices.gpus))
+        yield _note(text, _("Trainings would share their memory."))
 
 
-async def _run(command: tuple[str, ...], environment: Mapping[str, str]) -> tuple[int, str]:
-    """(exit status, output) of a child; 124 if it took too long."""
+async def _why_not_started(command: tuple[str, ...], environment: Mapping[str, str]) -> str | None:
+    """Run `command --help`; None if it succeeds."""
     try:
-        process = await asyncio.create_subprocess_exec(
-            *command, env=dict(environment), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-        )
-    except OSError as error:
-        return 127, str(error)
-    try:
-        async with asyncio.timeout(_TRAINER_S):
-            output, _ = await process.communicate()
+        child = await run_and_capture((*command, "--help"), environment, timeout_s=_TRAINER_S)
     except TimeoutError:
-        process.kill()
-        await process.wait()
-        return 124, "it took longer than two minutes"
-    return process.returncode or 0, output.decode(errors="replace")
+        return _("it took longer than {seconds} s", seconds=_TRAINER_S)
+    except OSError as error:
+        return str(error)
+    if child.status == 0:
+        return None
+    return child.last_error_line or _("exit status {status}", status=child.status)
 
 
-def check_operators(config: Config, guild_ids: Collection[int]) -> Iterator[Finding]:
-    """Does anybody in Discord switch a machine that works for several servers?"""
+def check_operators(config: Config, guild_ids: Collection[int]) -> Iterator[CheckResult]:
+    """Check that someone in Discord may operate a machine that serves several servers."""
     if len(set(guild_ids)) > 1 and not config.discord.operator_ids:
-        yield note(
-            "the bot works in several servers and discord.operator_ids lists nobody",
-            "/admin pause, drain, resume, slots and storage are refused; `python -m bot queue` works.",
+        yield _note(
+            _("the bot serves several servers and discord.operator_ids is empty"),
+            _("/admin pause, drain, resume, slots and storage are refused; `python -m bot queue` works."),
         )
 
 
-async def check_discord(config: Config, environ: Mapping[str, str], api: str) -> AsyncIterator[Finding]:
-    """Is the token there and good, and what may the bot do in each server?"""
+async def check_discord(config: Config, environ: Mapping[str, str], api: str) -> AsyncIterator[CheckResult]:
+    """Check the token, and the bot's permissions in each server."""
     try:
         token = read_token(config, environ)
     except ConfigError as error:
-        yield wrong(
-            f"Discord token: {error.problems[0]}",
-            "Get one at https://discord.com/developers/applications → Bot → Reset Token. `make demo` needs none.",
+        yield _wrong(
+            _("Discord token: {problem}", problem=error.problems[0]),
+            _(
+                "Get one at https://discord.com/developers/applications → Bot → Reset Token. `make demo` needs none.",
+            ),
         )
         return
     headers = {"Authorization": f"Bot {token}"}
     timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
     try:
         async with aiohttp.ClientSession(headers=headers, timeout=timeout, trust_env=True) as session:
-            async for finding in _ask_discord(session, config, api):
-                yield finding
+            async for result in _query_discord(session, config, api):
+                yield result
     except (aiohttp.ClientError, TimeoutError) as error:
-        why = str(error) or type(error).__name__
-        yield wrong(f"Discord cannot be reached ({why})", "Check this machine's network and proxy (HTTPS_PROXY).")
+        text = _("Discord cannot be reached ({why})", why=str(error) or type(error).__name__)
+        yield _wrong(text, _("Check this machine's network and proxy (HTTPS_PROXY)."))
 
 
-async def _ask_discord(session: aiohttp.ClientSession, config: Config, api: str) -> AsyncIterator[Finding]:
+async def _query_discord(session: aiohttp.ClientSession, config: Config, api: str) -> AsyncIterator[CheckResult]:
     async with session.get(f"{api}/users/@me") as response:
-        if response.status == 401:
-            yield wrong("Discord refuses the token", f"Reset it, and put the new one into {config.discord.token_env}.")
+        if response.status == _UNAUTHORIZED:
+            advice = _("Reset it, and set {variable} to the new one.", variable=config.discord.token_env)
+            yield _wrong(_("Discord refuses the token"), advice)
             return
         response.raise_for_status()
         me: dict[str, Any] = await response.json()
-        served_at = response.headers.get("Date")
-    yield fine(f"Discord accepts the token: the bot is {me['username']}")
-    yield fine("privileged intents: none needed, nothing to switch on")
-    if served_at and abs(parsedate_to_datetime(served_at).timestamp() - time.time()) > _CLOCK_SKEW_S:
-        yield note("this machine's clock differs from Discord's", "Switch on time synchronisation (NTP).")
+        date = response.headers.get("Date")
+    yield _fine(_("Discord accepts the token: the bot is {name}", name=me["username"]))
+    yield _fine(_("privileged intents: none needed, nothing to enable"))
+    if date and abs(parsedate_to_datetime(date).timestamp() - time.time()) > _CLOCK_SKEW_S:
+        yield _note(_("this machine's clock differs from Discord's"), _("Enable time synchronization (NTP)."))
     async with session.get(f"{api}/users/@me/guilds") as response:
         response.raise_for_status()
         guilds: list[dict[str, Any]] = await response.json()
+    for result in _check_guilds(guilds, config, int(me["id"])):
+        yield result
+
+
+def _check_guilds(guilds: Collection[Mapping[str, Any]], config: Config, application_id: int) -> Iterator[CheckResult]:
+    guild_ids = {int(guild["id"]) for guild in guilds}
+    invite = invite_url(application_id)
     if not guilds:
-        yield wrong("the bot is in no server", f"Invite it: {invite_url(int(me['id']))}")
+        yield _wrong(_("the bot is in no server"), _("Invite it: {url}", url=invite))
     if not config.discord.guild_ids:
-        for finding in check_operators(config, {int(guild["id"]) for guild in guilds}):
-            yield finding
+        yield from check_operators(config, guild_ids)
     for guild in guilds:
-        yield _guild_finding(guild, int(me["id"]))
-    for missing in set(config.discord.guild_ids) - {int(guild["id"]) for guild in guilds}:
-        yield wrong(f"the bot is not in the server {missing} (discord.guild_ids)", "Invite it, or correct the config.")
-
-
-def _guild_finding(guild: Mapping[str, Any], application_id: int) -> Finding:
-    has = discord.Permissions(int(guild["permissions"]))
-    missing = missing_permissions(has)
-    words = f"server “{guild['name']}”"
-    if not missing:
-        return fine(f"{words}: all permissions")
-    return wrong(
-        f"{words}: missing {', '.join(missing)}", f"Grant them, or invite it anew: {invite_url(application_id)}"
-    )
-
-
-def _config_finding(path: Path, *, is_there: bool) -> Finding:
-    if is_there:
-        return fine(f"{path} is understood")
-    return note(f"there is no {path}: the defaults are used", "Copy config.example.toml to change them.")
+        missing = missing_permissions(discord.Permissions(int(guild["permissions"])))
+        if not missing:
+            yield _fine(_("server “{name}”: all permissions", name=guild["name"]))
+            continue
+        text = _("server “{name}”: missing {permissions}", name=guild["name"], permissions=", ".join(missing))
+        yield _wrong(text, _("Grant them, or invite it again: {url}", url=invite))
+    for guild_id in set(config.discord.guild_ids) - guild_ids:
+        text = _("the bot is not in the server {server} (discord.guild_ids)", server=guild_id)
+        yield _wrong(text, _("Invite it, or correct the config."))

@@ -1,27 +1,31 @@
-"""What can go wrong in the bot; each error carries its data and says it as a sentence for a person.
+"""The bot's errors; each carries its data, and `str(error)` is the sentence for a person.
 
 DarkroomError
 ├── ConfigError              the configuration cannot be used; names every problem
+├── TokenRefused             Discord refuses the bot's token
 ├── DataFolderError
-│   ├── FolderInUse          another bot works on this data folder
+│   ├── FolderInUse          another bot uses this data folder
 │   ├── SchemaTooNew         a newer Darkroom wrote this database
 │   ├── SchemaTooOld         an older one wrote it, and this command may not change it
 │   ├── DatabaseUnreadable   there is none, or it cannot be opened
-│   ├── CopyFailed           no copy of it could be made
-│   ├── CopyRefused          a copy is not put back; nothing was changed
-│   ├── DatabaseDamaged      the database fails its own check
+│   ├── CopyFailed           it could not be copied
+│   ├── CopyRefused          a backup is not restored; nothing was changed
+│   ├── DatabaseDamaged      the database fails its integrity check
 │   └── DatabaseUnwritable   its disk is full, read-only or broken; nothing was changed
-├── DatasetRefused           what was handed in cannot be trained on
+├── DatasetRefused           the uploaded files cannot be trained on
 │   ├── DatasetTooLarge
 │   ├── TooFewImages
-│   └── PrepareFailed        it could not be examined (time, memory, crash)
+│   └── PrepareFailed        it could not be prepared (time, memory, crash)
 ├── JobRefused               the job is not accepted; nothing was queued
 │   ├── TooManyWaiting
 │   ├── OverBudget           it needs more GPU hours than its owner has left this week
+│   ├── NotEnoughGpus        it asks for more GPUs than there are slots
+│   ├── PriorityNotAllowed   high priority is for managers of the server
+│   ├── JobFilesDeleted      its files were deleted, so it cannot be retried
 │   └── DuplicateJob         the same data and settings wait, run, or have succeeded
 ├── DatasetInUse             a training that has not ended needs it
 ├── DraftEnded               a request that waited for "Go on" and no longer does
-├── NotAllowed               somebody else's job
+├── NotAllowed               another member's job
 │   ├── NotYourDataset
 │   ├── NotYourRequest
 │   └── NotAnOperator        the whole machine, which is for its operators
@@ -29,7 +33,8 @@ DarkroomError
 │   ├── NoSuchJob
 │   └── NoSuchDataset
 ├── LaunchFailed             no trainer process could be started
-└── RunnerUnreachable        the cluster does not answer; what runs there may well run on
+├── JobFolderUnwritable      the job's folder cannot be written
+└── RunnerUnreachable        the cluster does not answer; its trainings may well be running
 """
 
 from __future__ import annotations
@@ -37,11 +42,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from trainer.protocol.text import _, ngettext
+
 _MIB = 1024 * 1024
 
 
 class DarkroomError(Exception):
-    """Root of all that the bot can explain; `str(error)` is the sentence."""
+    """Root of all errors that the bot can explain."""
 
 
 class ConfigError(DarkroomError):
@@ -50,19 +57,35 @@ class ConfigError(DarkroomError):
     def __init__(self, *, path: Path, problems: Sequence[str]) -> None:
         self.path = path
         self.problems = tuple(problems)
-        super().__init__(f"{path} cannot be used:\n" + "\n".join(f"- {problem}" for problem in self.problems))
+        listed = "\n".join(f"- {problem}" for problem in self.problems)
+        super().__init__(_("{path} cannot be used:\n{problems}", path=path, problems=listed))
+
+
+class TokenRefused(DarkroomError):
+    """Discord refuses the bot's token."""
+
+    def __init__(self, *, token_env: str) -> None:
+        self.token_env = token_env
+        super().__init__(
+            _(
+                "Discord refuses the token in {variable}. Reset it in the developer portal and set the new one.",
+                variable=token_env,
+            )
+        )
 
 
 class DataFolderError(DarkroomError):
-    """The data folder cannot be worked on."""
+    """The data folder cannot be used."""
 
 
 class FolderInUse(DataFolderError):
-    """Another bot works on this data folder."""
+    """Another bot uses this data folder."""
 
     def __init__(self, *, path: Path) -> None:
         self.path = path
-        super().__init__(f"Another bot already works on {path}. Stop it first, or set another storage.data_dir.")
+        super().__init__(
+            _("Another bot already uses {path}. Stop it first, or set another storage.data_dir.", path=path)
+        )
 
 
 class SchemaTooNew(DataFolderError):
@@ -71,19 +94,29 @@ class SchemaTooNew(DataFolderError):
     def __init__(self, *, path: Path, found: int, known: int) -> None:
         self.path, self.found, self.known = path, found, known
         super().__init__(
-            f"{path} was written by a newer Darkroom (schema {found}; this one knows {known}). "
-            "Nothing was changed; update Darkroom, or set another storage.data_dir."
+            _(
+                "{path} was written by a newer Darkroom (schema {found}; this one knows {known}). Nothing was changed; "
+                "update Darkroom, or set another storage.data_dir.",
+                path=path,
+                found=found,
+                known=known,
+            )
         )
 
 
 class SchemaTooOld(DataFolderError):
-    """An older Darkroom wrote this database, and whoever asks may only read it."""
+    """An older Darkroom wrote this database, and the caller may only read it."""
 
     def __init__(self, *, path: Path, found: int, known: int) -> None:
         self.path, self.found, self.known = path, found, known
         super().__init__(
-            f"{path} was written by an older Darkroom (schema {found}; this one needs {known}). "
-            "Nothing was changed; the bot brings it up to date when it starts."
+            _(
+                "{path} was written by an older Darkroom (schema {found}; this one needs {known}). Nothing was "
+                "changed; the bot upgrades it when it starts.",
+                path=path,
+                found=found,
+                known=known,
+            )
         )
 
 
@@ -93,77 +126,102 @@ class DatabaseUnreadable(DataFolderError):
     def __init__(self, *, path: Path, why: str) -> None:
         self.path, self.why = path, why
         super().__init__(
-            f"{path} cannot be read: {why}. Look at storage.data_dir in the config, and run this as the bot's user."
+            _(
+                "{path} cannot be read: {why}. Check storage.data_dir in the config, and run this as the bot's user.",
+                path=path,
+                why=why,
+            )
         )
 
 
 class CopyFailed(DataFolderError):
-    """No copy of the database could be made."""
+    """The database could not be copied."""
 
     def __init__(self, *, path: Path, why: str) -> None:
         self.path, self.why = path, why
-        super().__init__(f"{path} could not be written: {why}. Nothing else was changed.")
+        super().__init__(_("{path} could not be written: {why}. Nothing else was changed.", path=path, why=why))
 
 
 class CopyRefused(DataFolderError):
-    """A copy is not put back."""
+    """A backup is not restored."""
 
     def __init__(self, *, path: Path, why: str) -> None:
         self.path, self.why = path, why
-        super().__init__(f"{path} is not put back: {why}. Nothing was changed.")
+        super().__init__(_("{path} is not restored: {why}. Nothing was changed.", path=path, why=why))
 
 
 class DatabaseDamaged(DataFolderError):
-    """The database fails its own check."""
+    """The database fails its integrity check."""
 
     def __init__(self, *, path: Path, finding: str) -> None:
         self.path, self.finding = path, finding
-        super().__init__(f"{path} is damaged ({finding}). Put back a copy of it, or set another storage.data_dir.")
+        super().__init__(
+            _(
+                "{path} is damaged ({finding}). Restore a backup of it, or set another storage.data_dir.",
+                path=path,
+                finding=finding,
+            )
+        )
 
 
 class DatabaseUnwritable(DataFolderError):
-    """The database takes no change at the moment; what it holds is as it was."""
+    """The database takes no changes at the moment; its content is unchanged."""
 
     def __init__(self, *, path: Path, why: str) -> None:
         self.path, self.why = path, why
         super().__init__(
-            f"I can write nothing down at the moment: {why}. Nothing was changed and nothing is lost. "
-            "Whoever runs this bot has to make room or mend the disk; then try again."
+            _(
+                "I cannot write anything at the moment: {why}. Nothing was changed and nothing is lost. The operator "
+                "of this bot has to free disk space or repair the disk; then try again.",
+                why=why,
+            )
         )
 
 
 class DatasetRefused(DarkroomError):
-    """What was handed in cannot be trained on; the message says why."""
+    """The uploaded files cannot be trained on; the message says why."""
 
 
 class DatasetTooLarge(DatasetRefused):
-    """More bytes than this bot takes."""
+    """More bytes than this bot accepts."""
 
     def __init__(self, *, file_name: str, max_bytes: int) -> None:
         self.file_name, self.max_bytes = file_name, max_bytes
         super().__init__(
-            f"{file_name} is larger than the {max_bytes / _MIB:.3g} MiB that a dataset may have here. "
-            "Nothing was kept; hand in fewer or smaller pictures."
+            _(
+                "{file} is larger than the {limit} MiB that a dataset may have here. Nothing was kept; upload fewer "
+                "or smaller images.",
+                file=file_name,
+                limit=f"{max_bytes / _MIB:.3g}",
+            )
         )
 
 
 class TooFewImages(DatasetRefused):
-    """Not enough usable pictures."""
+    """Not enough usable images."""
 
     def __init__(self, *, kept: int, dropped: int, refused: int, needed: int) -> None:
         self.kept, self.dropped, self.refused, self.needed = kept, dropped, refused, needed
-        aside = f" ({dropped} dropped, {refused} refused)" if dropped or refused else ""
+        aside = ""
+        if dropped or refused:
+            aside = _(" ({dropped} dropped, {refused} refused)", dropped=dropped, refused=refused)
         super().__init__(
-            f"Only {kept} usable {_images(kept)}{aside}; a training needs {needed}. Add more and try again."
+            ngettext(
+                "Only {n} usable image{aside}; a training needs {needed}. Add more and try again.",
+                "Only {n} usable images{aside}; a training needs {needed}. Add more and try again.",
+                kept,
+                aside=aside,
+                needed=needed,
+            )
         )
 
 
 class PrepareFailed(DatasetRefused):
-    """The dataset could not be examined."""
+    """The dataset could not be prepared."""
 
     def __init__(self, *, name: str, why: str) -> None:
         self.name, self.why = name, why
-        super().__init__(f"I could not examine {name}: {why} Nothing was queued.")
+        super().__init__(_("I could not prepare {name}: {why} Nothing was queued.", name=name, why=why))
 
 
 class JobRefused(DarkroomError):
@@ -171,25 +229,74 @@ class JobRefused(DarkroomError):
 
 
 class TooManyWaiting(JobRefused):
-    """One person has as many waiting jobs as they may have."""
+    """The owner has as many waiting jobs as allowed."""
 
     def __init__(self, *, waiting: int, allowed: int) -> None:
         self.waiting, self.allowed = waiting, allowed
-        super().__init__(f"You have {waiting} of {allowed} jobs waiting. Cancel one, or wait until one starts.")
+        super().__init__(
+            _(
+                "You have {waiting} of {allowed} jobs waiting. Cancel one, or wait until one starts.",
+                waiting=waiting,
+                allowed=allowed,
+            )
+        )
 
 
 class OverBudget(JobRefused):
-    """It needs more GPU hours than its owner has left this week."""
+    """The job needs more GPU hours than its owner has left this week."""
 
     def __init__(self, *, needed_h: float | None, left_h: float, allowed_h: float) -> None:
         self.needed_h, self.left_h, self.allowed_h = needed_h, left_h, allowed_h
         if needed_h is None or left_h <= 0:
-            said = f"The {allowed_h:g} GPU-h that you have a week are used or promised to your other jobs."
-            what = "Wait until Monday, or cancel a job of yours that waits"
+            text = _(
+                "Your {allowed} GPU-h of this week are used or reserved by your other jobs. Wait until Monday, or "
+                "cancel one of your waiting jobs; nothing was queued.",
+                allowed=f"{allowed_h:g}",
+            )
         else:
-            said = f"This needs ≈ {_hours(needed_h)} GPU-h; you have {_hours(left_h)} h left until Monday."
-            what = "Take fewer epochs, or wait until then"
-        super().__init__(f"{said} {what}; nothing was queued.")
+            text = _(
+                "This needs ≈ {needed} GPU-h; you have {left} h left until Monday. Take fewer epochs, or wait until "
+                "then; nothing was queued.",
+                needed=_hours(needed_h),
+                left=_hours(left_h),
+            )
+        super().__init__(text)
+
+
+class NotEnoughGpus(JobRefused):
+    """The job needs more GPUs than the machine has."""
+
+    def __init__(self, *, wanted: int, available: int) -> None:
+        self.wanted, self.available = wanted, available
+        super().__init__(
+            _(
+                "This needs {wanted} GPUs, but the machine has {available}. Nothing was queued.",
+                wanted=wanted,
+                available=available,
+            )
+        )
+
+
+class PriorityNotAllowed(JobRefused):
+    """High priority, for a member who may not manage the server."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            _(
+                "Only managers of the server can use high priority. Ask one of them to bump your job; "
+                "nothing was queued."
+            )
+        )
+
+
+class JobFilesDeleted(JobRefused):
+    """A Retry of a job whose files were deleted."""
+
+    def __init__(self, *, job_id: int) -> None:
+        self.job_id = job_id
+        super().__init__(
+            _("The files of #{job} were deleted to make room. Run /finetune with from_dataset.", job=job_id)
+        )
 
 
 class DuplicateJob(JobRefused):
@@ -197,49 +304,57 @@ class DuplicateJob(JobRefused):
 
     def __init__(self, *, job_id: int, state: str) -> None:
         self.job_id, self.state = job_id, state
-        super().__init__(f"Same data and settings as #{job_id} ({state}). Nothing was queued.")
+        super().__init__(_("Same data and settings as #{job} ({state}). Nothing was queued.", job=job_id, state=state))
 
 
 class NotAllowed(DarkroomError):
-    """Somebody else's job."""
+    """Another member's job."""
 
     def __init__(self, *, job_id: int, owner_id: int, verb: str) -> None:
         self.job_id, self.owner_id, self.verb = job_id, owner_id, verb
-        super().__init__(f"Only <@{owner_id}> or somebody who may manage the server can {verb} #{job_id}.")
-
-
-class NotYourDataset(NotAllowed):
-    """Somebody else's dataset."""
-
-    def __init__(self, *, name: str, owner_id: int, verb: str) -> None:
-        self.name, self.owner_id, self.verb = name, owner_id, verb
-        DarkroomError.__init__(
-            self, f"Only <@{owner_id}> or somebody who may manage the server can {verb} the dataset `{name}`."
+        super().__init__(
+            _("Only <@{owner}> or a manager of the server can {verb} #{job}.", owner=owner_id, verb=verb, job=job_id)
         )
 
 
+class NotYourDataset(NotAllowed):
+    """Another member's dataset."""
+
+    def __init__(self, *, name: str, owner_id: int, verb: str) -> None:
+        self.name, self.owner_id, self.verb = name, owner_id, verb
+        text = _(
+            "Only <@{owner}> or a manager of the server can {verb} the dataset `{name}`.",
+            owner=owner_id,
+            verb=verb,
+            name=name,
+        )
+        DarkroomError.__init__(self, text)
+
+
 class NotYourRequest(NotAllowed):
-    """Somebody else's request that waits for "Go on"."""
+    """Another member's request that waits for "Go on"."""
 
     def __init__(self, *, owner_id: int) -> None:
         self.owner_id = owner_id
-        DarkroomError.__init__(self, f"Only <@{owner_id}> can go on with this request. /finetune makes one of yours.")
+        text = _("Only <@{owner}> can continue with this request. /finetune makes one of your own.", owner=owner_id)
+        DarkroomError.__init__(self, text)
 
 
 class NotAnOperator(NotAllowed):
-    """The whole machine, which is for its operators; without any, several servers share it and nobody is listed."""
+    """Not an operator of the machine; several servers without a listed operator have none."""
 
     def __init__(self, *, user_id: int, operator_ids: Sequence[int] = ()) -> None:
         self.user_id, self.operator_ids = user_id, tuple(operator_ids)
         if operator_ids:
             named = ", ".join(f"<@{operator_id}>" for operator_id in operator_ids)
-            said = f"Only its operators can do that: {named}."
+            text = _("This concerns the whole machine. Only its operators can do that: {operators}.", operators=named)
         else:
-            said = (
-                "I do not work for this server alone, and nobody is listed as operator. Whoever runs me lists them in "
-                f"config.toml, below [discord]: `operator_ids = [{user_id}]` would be you. Nothing was changed."
+            text = _(
+                "This concerns the whole machine. I serve more than this server, and no operator is listed in my "
+                "config.toml. You would be listed below [discord] with `operator_ids = [{user}]`. Nothing was changed.",
+                user=user_id,
             )
-        DarkroomError.__init__(self, f"This concerns the whole machine. {said}")
+        DarkroomError.__init__(self, text)
 
 
 class DatasetInUse(DarkroomError):
@@ -248,17 +363,30 @@ class DatasetInUse(DarkroomError):
     def __init__(self, *, name: str, job_id: int, job_name: str) -> None:
         self.name, self.job_id, self.job_name = name, job_id, job_name
         super().__init__(
-            f"{name} is needed by #{job_id} {job_name}, which has not ended. "
-            f"Nothing was deleted; try again after it, or cancel it with /job cancel id:{job_id}."
+            _(
+                "{name} is needed by #{job} {job_name}, which has not ended. Nothing was deleted; try again after it, "
+                "or cancel it with /job cancel id:{job}.",
+                name=name,
+                job=job_id,
+                job_name=job_name,
+            )
         )
 
 
 class DraftEnded(DarkroomError):
-    """A request that waited for "Go on" and no longer does; nothing was queued by this press."""
+    """A request that no longer waits for "Go on"; nothing was queued."""
+
+    def __init__(self, *, is_expired: bool) -> None:
+        self.is_expired = is_expired
+        if is_expired:
+            text = _("This request is older than a day and no longer waits. Run the command again.")
+        else:
+            text = _("This request was cancelled; nothing was queued. Run the command again.")
+        super().__init__(text)
 
 
 class NotFound(DarkroomError):
-    """There is no such thing (here)."""
+    """It does not exist (here)."""
 
 
 class NoSuchJob(NotFound):
@@ -266,7 +394,7 @@ class NoSuchJob(NotFound):
 
     def __init__(self, *, job_id: int) -> None:
         self.job_id = job_id
-        super().__init__(f"There is no job #{job_id} here. /job list shows those that there are.")
+        super().__init__(_("There is no job #{job} here. /job list shows the jobs of this server.", job=job_id))
 
 
 class NoSuchDataset(NotFound):
@@ -274,7 +402,7 @@ class NoSuchDataset(NotFound):
 
     def __init__(self, *, wanted: str | int) -> None:
         self.wanted = wanted
-        super().__init__(f"There is no dataset {wanted!r} here. Hand one in with /dataset upload.")
+        super().__init__(_("There is no dataset {name!r} here. Upload one with /dataset upload.", name=wanted))
 
 
 class LaunchFailed(DarkroomError):
@@ -282,20 +410,30 @@ class LaunchFailed(DarkroomError):
 
     def __init__(self, *, command: str, why: str) -> None:
         self.command, self.why = command, why
-        super().__init__(f"The trainer could not be started ({command}: {why}).")
+        super().__init__(_("The trainer could not be started ({command}: {why}).", command=command, why=why))
+
+
+class JobFolderUnwritable(DarkroomError):
+    """The folder of a job could not be written, so no trainer was started."""
+
+    def __init__(self, *, job_id: int, why: str) -> None:
+        self.job_id, self.why = job_id, why
+        super().__init__(_("The folder of #{job} could not be written ({why}).", job=job_id, why=why))
 
 
 class RunnerUnreachable(DarkroomError):
-    """The machine that runs trainings does not answer; nothing is known of them, and nothing is done about them."""
+    """The machine that runs trainings does not answer; their state is unknown, and nothing is done about them."""
 
     def __init__(self, *, where: str, why: str) -> None:
         self.where, self.why = where, why
-        super().__init__(f"{where} cannot be reached ({why}). Trainings there may well go on; asking again.")
+        super().__init__(
+            _(
+                "{where} cannot be reached ({why}). Its trainings may well be running; trying again.",
+                where=where,
+                why=why,
+            )
+        )
 
 
 def _hours(hours: float) -> str:
     return f"{hours:.1f}" if hours >= 1 else f"{hours:.2g}"
-
-
-def _images(count: int) -> str:
-    return "image" if count == 1 else "images"

@@ -1,4 +1,4 @@
-"""How the bot logs: one line a state change, to stderr, the job's number (`#42`) in each line about a job."""
+"""Logging: one line for each state change, to stderr, with the job's number (`#42`) in each line about a job."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any, TextIO
 
 _FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
-#: Libraries that tell each request or wake-up at INFO.
-_TALKATIVE = ("discord", "apscheduler", "aiosqlite", "asyncio", "aiohttp.access")
-#: The job that a line is about stands at its beginning: `#42 queued`, `#42: process 7 started`.
+#: Libraries that log each request or wake-up at INFO.
+_VERBOSE_LIBRARIES = ("discord", "apscheduler", "aiosqlite", "asyncio", "aiohttp.access")
+#: A line about a job begins with its number: `#42 queued`, `#42: process 7 started`.
 _JOB = re.compile(r"#(\d{1,18})\b")
 
 
 class LogLevel(StrEnum):
-    """The least that is worth a line."""
+    """The lowest level that is logged."""
 
     DEBUG = "DEBUG"
     INFO = "INFO"
@@ -28,7 +28,7 @@ class LogLevel(StrEnum):
 
 
 class LogFormat(StrEnum):
-    """What a line looks like."""
+    """The format of a line."""
 
     TEXT = "text"
     #: One JSON object a line, for programs that collect logs.
@@ -36,7 +36,7 @@ class LogFormat(StrEnum):
 
 
 class JsonLines(logging.Formatter):
-    """A record as one JSON object: time, level, logger, message, and the job and the exception where there are."""
+    """Formats a record as one JSON object: time, level, logger, message, and the job and exception if there are any."""
 
     def format(self, record: logging.LogRecord) -> str:
         message = record.getMessage()
@@ -56,19 +56,19 @@ class JsonLines(logging.Formatter):
 def setup_logging(
     level: int | str = logging.INFO, stream: TextIO | None = None, *, form: LogFormat = LogFormat.TEXT
 ) -> None:
-    """Send every record of `level` and above to `stream` (stderr), libraries from WARNING on."""
+    """Log records of `level` and above to `stream` (default: stderr), of verbose libraries only from WARNING on."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonLines() if form is LogFormat.JSON else logging.Formatter(_FORMAT))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
-    for name in _TALKATIVE:
+    for name in _VERBOSE_LIBRARIES:
         logging.getLogger(name).setLevel(max(logging.getLogger().level, logging.WARNING))
 
 
 def _job_of(record: logging.LogRecord, message: str) -> int | None:
-    """The job that a record is about: of `extra={"job": 42}`, else the number that it begins with."""
-    told = getattr(record, "job", None)
-    if isinstance(told, int):
-        return told
+    """The job that a record is about: from `extra={"job": 42}`, else the number that it begins with."""
+    job = getattr(record, "job", None)
+    if isinstance(job, int):
+        return job
     found = _JOB.match(message)
     return int(found[1]) if found else None

@@ -1,200 +1,312 @@
-"""The composition root: every service is made here, beside the Discord client, and owned by one task group.
+"""The composition root: makes every service, and runs them in one task group beside the Discord client.
 
-Services are older than the client and outlive it: it may reconnect, or be made anew, while trainings are heard,
-cards are redrawn and posts wait for their turn.
+Services are older than the client and outlive it: it may reconnect or be replaced while trainings are monitored, cards
+are redrawn and messages wait.
 """
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import discord
 
-from bot.app.assembling import assemble
 from bot.app.client import Darkroom
-from bot.app.machine import find_slots, make_runner
 from bot.app.poster import Poster
-from bot.cogs.downloads import Download, streamed
-from bot.cogs.services import Services, standing_of
+from bot.cogs.attachments import stream_attachment
+from bot.cogs.services import Download, Services, context_of
 from bot.config import Config
+from bot.datasets import DatasetStore, PendingUploads
 from bot.db import DATABASE_FILE, Database, hold_data_folder, open_db
-from bot.health import Counters, examine_health
+from bot.errors import RunnerUnreachable
+from bot.health import ConnectionMonitor, read_health
 from bot.operations.metrics import serve_metrics
-from bot.outbox import Notice, NoticeKind, Outbox, Sender
-from bot.queue import Dispatcher, Slot
+from bot.outbox import Notification, NotificationKind, Outbox, Sender
+from bot.queue import Dispatcher, DraftStore, JobStore, Slot, slots_of
+from bot.queue.planning.estimates import Estimates
+from bot.queue.planning.forecast import Forecaster
+from bot.queue.planning.retention import Storage
 from bot.queue.planning.windows import windows_of
-from bot.runners import WarmTrainer
-from bot.runners.asking import ask_devices
-from bot.scheduled import Chores, Disk, Gates, LeftUploads, plan_chores
-from bot.ui.health import health_message
+from bot.queue.store.limits import RoleLimits
+from bot.runners import LocalRunner, Runner, WarmTrainer
+from bot.runners.local import query_devices
+from bot.runners.ray import RayRunner, count_cluster_slots
+from bot.scheduled import AdmissionControl, DiskMonitor, InterruptedUploads, plan_tasks
+from bot.scheduled.cleanup import RetentionRunner
+from bot.studies import StudyService
+from bot.ui.admin_news import news_post
+from bot.ui.admin_pages import health_page
+from bot.ui.job_posts import card_message, notification_message
 from bot.ui.layout import MessageContent
-from bot.ui.news import news_post
-from bot.ui.notices import notice_message
-from bot.ui.uploads import upload_post
-from trainer.protocol.devices import Devices
+from bot.ui.upload_posts import upload_post
 
 log = logging.getLogger(__name__)
+
+#: One transition redraws many cards, and each needs a forecast.
+_FORECAST_CACHE_S = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What the services share."""
+
+    config: Config
+    data_dir: Path
+    db: Database
+    outbox: Outbox
+    connection: ConnectionMonitor
+    admission: AdmissionControl
+    #: How trainer processes are started.
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+    download: Download
+
+    @classmethod
+    def of(
+        cls,
+        config: Config,
+        db: Database,
+        *,
+        trainer: Sequence[str] | None = None,
+        download: Download = stream_attachment,
+    ) -> Self:
+        """Make the parts over an open database; see `compose`."""
+        data_dir = config.storage.data_dir
+        disk = DiskMonitor(data_dir, min_free_bytes=config.health.min_free_bytes)
+        return cls(
+            config=config,
+            data_dir=data_dir,
+            db=db,
+            outbox=Outbox(db),
+            connection=ConnectionMonitor(),
+            admission=AdmissionControl(windows_of(config.windows), disk),
+            command=tuple(trainer or config.trainer.command),
+            environment=config.trainer_environment(),
+            download=download,
+        )
+
+    async def health(self) -> MessageContent:
+        """The page of `/admin health`."""
+        least = self.config.health.min_free_bytes
+        return health_page(await read_health(self.db.path, connection=self.connection.stats, min_free_bytes=least))
+
+
+def make_services(parts: Parts) -> Services:
+    """Make everything that commands and buttons use; nothing runs yet."""
+    config, db, data_dir = parts.config, parts.db, parts.data_dir
+    jobs = JobStore(db, parts.outbox, data_dir=data_dir, limits=config.limits, queue=config.queue)
+    estimates = Estimates(db)
+    return Services(
+        config=config,
+        jobs=jobs,
+        datasets=DatasetStore(
+            db,
+            data_dir=data_dir,
+            limits=config.limits,
+            prepare=config.prepare,
+            command=parts.command,
+            env=parts.environment,
+            cpu_slots=config.queue.cpu_slots,
+        ),
+        uploads=PendingUploads(db),
+        drafts=DraftStore(db),
+        limits=RoleLimits(db, defaults=config.limits),
+        estimates=estimates,
+        forecaster=Forecaster(db, jobs.control, estimates, windows=parts.admission.windows, cache_s=_FORECAST_CACHE_S),
+        studies=StudyService(jobs, command=parts.command, env=parts.environment),
+        storage=Storage(db, data_dir=data_dir, settings=config.retention),
+        delete_files=RetentionRunner(db, data_dir=data_dir, settings=config.retention).delete,
+        health=parts.health,
+        why_closed=parts.admission.hold_reason,
+        download=parts.download,
+    )
 
 
 class App:
     """The running bot: its services, and the client that is connected at the moment."""
 
-    def __init__(self, services: Services, db: Database, outbox: Outbox, counters: Counters) -> None:
-        self.services = services
-        self.db = db
-        self.outbox = outbox
-        self.counters = counters
+    def __init__(self, parts: Parts) -> None:
+        config, db, outbox = parts.config, parts.db, parts.outbox
+        self.parts = parts
+        self.services = services = make_services(parts)
         self._client: Darkroom | None = None
+        # A stand-in for the trainer cannot wait for jobs, and a cluster starts its own processes.
+        is_warm = config.trainer.warm and parts.command == config.trainer.command and not config.ray.address
+        self._warm = WarmTrainer(command=parts.command, env=parts.environment) if is_warm else None
+        self._dispatcher = Dispatcher(
+            services.jobs,
+            make_runner(parts, self._warm),
+            settings=config.queue,
+            admission=parts.admission,
+            advance=services.studies.advance,
+        )
+        self._sender = Sender(outbox, Poster(self.client), self.render, settings=config.cards)
+        self._scheduler = plan_tasks(
+            config,
+            db=db,
+            outbox=outbox,
+            datasets=services.datasets,
+            drafts=services.drafts,
+            jobs=services.jobs,
+            admission=parts.admission,
+            query_gpus=partial(query_devices, parts.command, parts.environment),
+            data_dir=parts.data_dir,
+        )
+        self._uploads = InterruptedUploads(
+            db,
+            outbox,
+            uploads=services.uploads,
+            datasets=services.datasets,
+            drafts=services.drafts,
+            captions=config.captions,
+        )
 
     def __repr__(self) -> str:
-        return f"App({self.db!r}, {'connected' if self._client and self._client.is_ready() else 'not connected'})"
+        is_connected = self._client is not None and self._client.is_ready()
+        return f"App({self.db!r}, {'connected' if is_connected else 'not connected'})"
+
+    @property
+    def db(self) -> Database:
+        """The open database."""
+        return self.parts.db
+
+    @property
+    def outbox(self) -> Outbox:
+        """The messages to be sent."""
+        return self.parts.outbox
 
     def client(self) -> discord.Client | None:
+        """The newest client."""
         return self._client
 
     def new_client(self) -> Darkroom:
-        """A client that takes the place of the one before it (a closed client cannot be started again)."""
-        self._client = Darkroom(self.services, self.db, self.counters)
+        """Replace the client: a closed client cannot be started again."""
+        self._client = Darkroom(self.services, self.parts.db, self.parts.connection)
         return self._client
 
-    async def render(self, notice: Notice, marker: str) -> MessageContent:
-        """The message of a notice, from how its job stands now."""
-        if notice.kind is NoticeKind.NEWS:
-            return news_post(notice, marker)
-        if notice.kind is NoticeKind.UPLOAD:
-            return upload_post(notice, marker)
-        job = await self.services.jobs.get(notice.job_id)
-        standing = await standing_of(job, self.services, self._client, marker)
-        # A post tells of the attempt that caused it, a card (0) of the newest.
-        return notice_message(notice, dataclasses.replace(job, attempt=notice.attempt or job.attempt), standing)
+    async def render(self, notification: Notification, marker: str) -> MessageContent:
+        """Make the message of a notification from the current state of its job."""
+        if notification.kind is NotificationKind.NEWS:
+            return news_post(notification, marker)
+        if notification.kind is NotificationKind.UPLOAD:
+            return upload_post(notification, marker)
+        job = await self.services.jobs.get(notification.job_id)
+        context = await context_of(self.services, job, self._client, marker)
+        if notification.kind is NotificationKind.CARD:
+            return card_message(job, context)
+        # A post is about the attempt that caused it.
+        return notification_message(
+            notification,
+            replace(job, attempt=notification.attempt or job.attempt),
+            context,
+            events=await self.services.jobs.events_of(notification),
+            reason=await self.services.jobs.end_reason_of(notification),
+        )
+
+    async def startup(self) -> None:
+        """Record what an earlier bot left, before a service or a client changes it."""
+        await self._scheduler.record_start()
+        await self._uploads.record()
+
+    def services_to_run(self) -> list[Coroutine[Any, Any, None]]:
+        """The loops of all services."""
+        loops = [self._run_queue(), self._sender.run(), self._scheduler.run(), self._uploads.run()]
+        return loops if self._warm is None else [*loops, self._warm.run()]
+
+    async def _run_queue(self) -> None:
+        """Find the slots (querying the GPUs takes seconds), then run the queue."""
+        await self.services.jobs.slots.set(await find_slots(self.parts))
+        await self._dispatcher.step_safely()
+        self._scheduler.first_pass_done.set()
+        await self._dispatcher.run()
 
 
 @asynccontextmanager
 async def compose(
-    config: Config, *, trainer: Sequence[str] | None = None, download: Download = streamed
+    config: Config, *, trainer: Sequence[str] | None = None, download: Download = stream_attachment
 ) -> AsyncIterator[App]:
-    """The services of a bot, made and running, without a connection to Discord.
+    """Make and run the services of a bot, without a connection to Discord.
 
-    `trainer` takes the place of the configured command (a stand-in for tests), `download` that of the way to an
-    attachment's bytes (a simulated Discord has no addresses).
+    Args:
+        config: All settings.
+        trainer: Replaces the configured command (a stand-in for tests).
+        download: Replaces the way to an attachment's bytes (a simulated Discord has no URLs).
 
     Raises:
-        FolderInUse: another bot works on the data folder.
-        SchemaTooNew, DatabaseDamaged: the database cannot be used.
+        FolderInUse: Another bot uses the data folder.
+        SchemaTooNew, DatabaseDamaged: The database cannot be used.
     """
     async with AsyncExitStack() as stack:
         data_dir = stack.enter_context(hold_data_folder(config.storage.data_dir))
         db = await stack.enter_async_context(open_db(data_dir / DATABASE_FILE))
-        outbox, counters = Outbox(db), Counters()
-        command, environment = tuple(trainer or config.trainer.command), config.trainer_environment()
-        gates = Gates(windows_of(config.windows), Disk(data_dir, min_free_bytes=config.health.min_free_bytes))
-        services = assemble(
-            config,
-            db,
-            outbox,
-            data_dir=data_dir,
-            command=command,
-            environment=environment,
-            health=partial(_health, config, db, counters),
-            why_closed=gates.reason,
-            download=download,
-        )
-        stack.push_async_callback(services.studies.close)
-        is_warm = config.trainer.warm and trainer is None and not config.ray.address
-        warm = WarmTrainer(command=command, env=environment) if is_warm else None
-        dispatcher = Dispatcher(
-            services.jobs,
-            make_runner(config, command=command, environment=environment, warm=warm),
-            settings=config.queue,
-            gate=gates,
-            advance=services.studies.advance,
-        )
-        ask = partial(ask_devices, command, environment)
-        chores = _plan(config, services, db, outbox, gates, ask, data_dir)
-        app = App(services, db, outbox, counters)
-        sender = Sender(outbox, Poster(app.client), app.render, settings=config.cards)
+        parts = Parts.of(config, db, trainer=trainer, download=download)
+        app = App(parts)
+        stack.push_async_callback(app.services.studies.close)
         await stack.enter_async_context(
             serve_metrics(
                 config.metrics,
                 db.path,
-                counters,
+                parts.connection,
                 min_free_bytes=config.health.min_free_bytes,
-                heard=lambda: services.jobs.runs.events_heard,
+                events_ingested=lambda: app.services.jobs.attempts.events_ingested,
             )
         )
-        # Before anything changes: what the boot message compares with.
-        await chores.remember()
-        # Before a client connects: what comes later is this bot's own.
-        left = _left_uploads(config, services, db, outbox)
-        await left.remember()
-        looking = partial(find_slots, config, command=command, environment=environment)
-        runs = [_work_the_queue(services, dispatcher, looking, chores.looked), sender.run(), chores.run(), left.run()]
-        async with _tasks([*runs, warm.run()] if warm is not None else runs):
+        await app.startup()
+        async with _task_group(app.services_to_run()):
             yield app
 
 
-async def _health(config: Config, db: Database, counters: Counters) -> MessageContent:
-    found = await examine_health(db.path, counters=counters, min_free_bytes=config.health.min_free_bytes)
-    return health_message(found)
-
-
-def _left_uploads(config: Config, services: Services, db: Database, outbox: Outbox) -> LeftUploads:
-    return LeftUploads(
-        db,
-        outbox,
-        uploads=services.uploads,
-        datasets=services.datasets,
-        drafts=services.drafts,
-        captions=config.captions,
-    )
-
-
-def _plan(
-    config: Config,
-    services: Services,
-    db: Database,
-    outbox: Outbox,
-    gates: Gates,
-    ask: Callable[[], Awaitable[Devices]],
-    data_dir: Path,
-) -> Chores:
-    return plan_chores(
-        config,
-        db=db,
-        outbox=outbox,
-        datasets=services.datasets,
-        drafts=services.drafts,
-        jobs=services.jobs,
-        gates=gates,
-        ask=ask,
-        data_dir=data_dir,
-    )
-
-
-async def _work_the_queue(
-    services: Services, dispatcher: Dispatcher, find: Callable[[], Awaitable[list[Slot]]], looked: asyncio.Event
-) -> None:
-    """First where trainings may run (a look at the GPUs takes seconds), then the queue."""
-    await services.jobs.slots.set(await find())
-    await dispatcher.step_safely()
-    looked.set()
-    await dispatcher.run()
-
-
 @asynccontextmanager
-async def _tasks(runs: Sequence[Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
-    """Services at work; trainings are no children of these: they go on."""
+async def _task_group(loops: Sequence[Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+    """Run the loops while the body runs; trainings are not children of these tasks and continue."""
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(run, name=getattr(run, "__qualname__", "service")) for run in runs]
+        tasks = [group.create_task(loop, name=getattr(loop, "__qualname__", "service")) for loop in loops]
         try:
             yield
         finally:
             for task in tasks:
                 task.cancel()
+
+
+# -- where trainings run -------------------------------------------------------------------------------------------
+
+
+def make_runner(parts: Parts, warm: WarmTrainer | None) -> Runner:
+    """Make the runner of a Ray cluster if one is configured, else of this machine."""
+    config = parts.config
+    if not config.ray.address:
+        return LocalRunner(command=parts.command, env=parts.environment, warm=warm)
+    return RayRunner(
+        config.ray, data_dir=parts.data_dir, env=config.trainer.env, stop_grace_s=config.queue.stop_grace_s
+    )
+
+
+async def find_slots(parts: Parts) -> list[Slot]:
+    """Return one slot for each GPU of the machine or the cluster, or as many as are configured."""
+    config = parts.config
+    if config.ray.address:
+        number = config.queue.slots or await _count_cluster_slots(config)
+        # The cluster chooses the GPU when it starts a job; the device only tells that there is one.
+        device = "cluster:{}" if config.ray.gpus else ""
+        return [
+            Slot(id=f"cluster:{index}", device=device.format(index), name=f"cluster {index}")
+            for index in range(1, number + 1)
+        ]
+    devices = await query_devices(parts.command, parts.environment)
+    if devices.problem:
+        log.warning("GPUs: %s", devices.problem)
+    return slots_of(devices, config.queue.slots or None)
+
+
+async def _count_cluster_slots(config: Config) -> int:
+    try:
+        return await count_cluster_slots(config.ray)
+    except RunnerUnreachable as error:
+        log.warning("%s One slot is assumed until the bot restarts; queue.slots sets their number.", error)
+        return 1

@@ -1,4 +1,4 @@
-"""The sender's way into Discord: sends, edits and finds messages, and says which failures are worth another try."""
+"""Sends, edits and finds messages in Discord, and classifies failures: retry later, never, or send again."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ log = logging.getLogger(__name__)
 _UNKNOWN_MESSAGE = 10008
 #: Too many edits of a message older than an hour: only a new message helps.
 _OLD_MESSAGE_EDITED_TOO_OFTEN = 30046
-#: How far back `find` looks: a bot that comes back after a crash has posted little in between.
-_LOOK_BACK = 100
-#: Messages whose files are remembered; more than there are live cards.
-_REMEMBERED = 256
+#: Messages that `find` searches: after a crash the bot has posted little in between.
+_SEARCHED_MESSAGES = 100
+#: Messages whose file names are cached; more than there are live cards.
+_MAX_CACHED = 256
 _INVALID_FORM = 50035
 
 
 class Poster:
-    """`bot.outbox.Post` over a discord.py client, whichever is connected at the moment."""
+    """`bot.outbox.Transport` over the current discord.py client."""
 
     def __init__(self, client: Callable[[], discord.Client | None]) -> None:
         self._client = client
-        #: Names of the files that a message carries: a card is edited every few seconds, its chart once an epoch.
-        self._carried: dict[int, tuple[str, ...]] = {}
+        #: Names of a message's files: a card is edited every few seconds, its chart changes once an epoch.
+        self._file_names: dict[int, tuple[str, ...]] = {}
 
     async def send(self, channel_id: int, message: MessageContent, nonce: str) -> int:
-        """See `Post.send`."""
+        """See `Transport.send`."""
         channel = self._channel(channel_id)
         with opened(message.files) as files:
-            async with _explained():
-                # discord.py sends `enforce_nonce` with each nonce: Discord then returns the message already made.
+            async with _translated_errors():
+                # discord.py sends `enforce_nonce` with each nonce: Discord then returns an existing message.
                 sent = await channel.send(
                     view=message.layout,
                     files=files,
@@ -47,22 +47,23 @@ class Poster:
                     silent=message.is_silent,
                     allowed_mentions=message.allowed_mentions,
                 )
-        self._remember(sent.id, message)
+        self._cache_names(sent.id, message)
         return sent.id
 
     async def edit(self, channel_id: int, message_id: int, message: MessageContent) -> None:
-        """See `Post.edit`."""
+        """See `Transport.edit`."""
         target = self._channel(channel_id).get_partial_message(message_id)
-        nobody = discord.AllowedMentions.none()
         with opened(message.files) as files:
-            async with _explained():
-                if self._carried.get(message_id) == _names(message) and await self._edit_words(target, message):
+            async with _translated_errors():
+                if self._file_names.get(message_id) == _names(message) and await self._edit_text(target, message):
                     return
-                # `attachments` and not `files`: the new pictures take the place of the old ones.
-                await target.edit(view=message.layout, attachments=files, allowed_mentions=nobody)
-        self._remember(message_id, message)
+                # `attachments` and not `files`: the new images replace the old ones.
+                await target.edit(
+                    view=message.layout, attachments=files, allowed_mentions=discord.AllowedMentions.none()
+                )
+        self._cache_names(message_id, message)
 
-    async def _edit_words(self, target: discord.PartialMessage, message: MessageContent) -> bool:
+    async def _edit_text(self, target: discord.PartialMessage, message: MessageContent) -> bool:
         """Edit without sending the same files again; False if Discord no longer has them."""
         try:
             await target.edit(view=message.layout, allowed_mentions=discord.AllowedMentions.none())
@@ -72,18 +73,18 @@ class Poster:
             return False
         return True
 
-    def _remember(self, message_id: int, message: MessageContent) -> None:
-        self._carried.pop(message_id, None)
-        self._carried[message_id] = _names(message)
-        if len(self._carried) > _REMEMBERED:
-            del self._carried[next(iter(self._carried))]
+    def _cache_names(self, message_id: int, message: MessageContent) -> None:
+        self._file_names.pop(message_id, None)
+        self._file_names[message_id] = _names(message)
+        if len(self._file_names) > _MAX_CACHED:
+            del self._file_names[next(iter(self._file_names))]
 
     async def find(self, channel_id: int, marker: str) -> int | None:
-        """See `Post.find`."""
+        """See `Transport.find`."""
         channel = self._channel(channel_id)
         me = self._connected().user
-        async with _explained():
-            async for message in channel.history(limit=_LOOK_BACK):
+        async with _translated_errors():
+            async for message in channel.history(limit=_SEARCHED_MESSAGES):
                 is_mine = me is not None and message.author.id == me.id
                 if is_mine and any(marker in text for text in _texts(message.components)):
                     return message.id
@@ -104,23 +105,23 @@ def _names(message: MessageContent) -> tuple[str, ...]:
 
 
 @asynccontextmanager
-async def _explained() -> AsyncIterator[None]:
-    """What the sender should make of a failure."""
+async def _translated_errors() -> AsyncIterator[None]:
+    """Convert failures to the errors that the sender expects."""
     try:
         yield
     except discord.RateLimited as error:
         raise SendLater("rate limit", after_s=error.retry_after) from error
     except discord.HTTPException as error:
-        raise _verdict(error) from error
+        raise _classify(error) from error
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         raise SendLater(f"Discord cannot be reached ({error or type(error).__name__})") from error
 
 
-def _verdict(error: discord.HTTPException) -> Exception:
+def _classify(error: discord.HTTPException) -> Exception:
     reason = f"{error.status} {error.text or error.code}"
     if error.code in {_UNKNOWN_MESSAGE, _OLD_MESSAGE_EDITED_TOO_OFTEN}:
         return MessageGone(reason)
-    # 401: the token was reset; the messages wait for the bot to be started with the new one.
+    # 401: the token was reset; messages wait until the bot restarts with the new one.
     if error.status >= 500 or error.status in {401, 408, 429}:
         return SendLater(reason)
     return SendNever(reason)

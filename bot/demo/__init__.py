@@ -1,5 +1,1 @@
-"""The real bot in a simulated Discord: a teammate drops a dataset, and the channel shows what becomes of it."""
-
-from bot.demo.show import run_demo
-
-__all__ = ["run_demo"]
+"""The real bot in a simulated Discord: a teammate uploads a dataset, and the channel shows what happens."""

@@ -1,4 +1,4 @@
-"""Runs the demo: sets the stage, lets Ana drop her dataset, and shows the channel on a page or as text."""
+"""Runs the demo: simulates Discord, lets Ana upload her dataset, and shows the channel on a page or as text."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from typing import Any
 from simcord.backend.errors import SetupError
 
 from bot.app.compose import App, compose
-from bot.cogs.downloads import read_whole
+from bot.cogs.attachments import read_attachment
 from bot.config import CardSettings, Config, HealthSettings, QueueSettings, StorageSettings
-from bot.demo.patience import be_patient
-from bot.demo.stage import Stage, set_stage
+from bot.demo.simulation import Simulation, accept_late_presses, simulate
 from bot.demo.transcript import Transcript, texts
 from bot.errors import DarkroomError
 from bot.log import setup_logging
@@ -26,17 +25,17 @@ from bot.queue import Job, State, StopIntent
 from trainer.protocol.presets import presets
 
 _TICK_S = 1.0
-#: A training that was told to stop as the demo ends finishes its step first.
+#: At the end of the demo a stopped training finishes its step first.
 _STOP_S = 20
 _MOMO = "momo.zip"
-_HELLO = "Meet momo, our new mascot: here are its pictures, with captions. Let's teach it to our little model!"
+_HELLO = "Meet momo, our new mascot: here are its images, with captions. Let's teach it to our little model!"
 
 
 def run_demo(*, data: Path, dataset: Path | None, port: int, is_headless: bool) -> int:
-    """Exit status 0 if Ana's job succeeded (with a page: once the page was left).
+    """Return exit status 0 if Ana's job succeeded (with a page: once the page is left).
 
     Raises:
-        DarkroomError: there is no dataset to show.
+        DarkroomError: The dataset cannot be read.
     """
     setup_logging(logging.WARNING)
     archive = _archive(dataset)
@@ -55,44 +54,46 @@ def say(text: str) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _opened(config: Config) -> AsyncIterator[tuple[App, Stage]]:
-    async with compose(config, download=read_whole) as app, set_stage(app.new_client()) as stage:
+async def _opened(config: Config) -> AsyncIterator[tuple[App, Simulation]]:
+    async with compose(config, download=read_attachment) as app, simulate(app.new_client()) as simulation:
         try:
-            yield app, stage
+            yield app, simulation
         finally:
-            # The real bot leaves trainings alone when it goes; a demo leaves nothing behind.
-            await _stop_all(app, stage)
+            # The real bot leaves trainings running when it stops; a demo leaves nothing behind.
+            await _stop_all(app, simulation)
 
 
 async def _headless(config: Config, archive: tuple[str, bytes]) -> int:
     say("Darkroom demo: the real bot and the real trainer, in a simulated Discord. This is #lab:\n")
-    async with _opened(config) as (app, stage):
-        transcript = _transcript(stage)
-        telling = asyncio.create_task(_tell(stage, transcript))
+    async with _opened(config) as (app, simulation):
+        transcript = _transcript(simulation)
+        printing = asyncio.create_task(_print_channel(simulation, transcript))
         try:
-            job = await _perform(app, stage, archive)
+            job = await _run_script(app, simulation, archive)
             if job is None:
                 return 1
-            job = await _until_told(app, job.id)
+            job = await _wait_until_reported(app, job.id)
         finally:
-            telling.cancel()
-            await asyncio.gather(telling, return_exceptions=True)
-            _print_news(stage, transcript)
-        _say_where(app, job)
+            printing.cancel()
+            await asyncio.gather(printing, return_exceptions=True)
+            _print_new(simulation, transcript)
+        _print_files(app, job)
         return 0 if job.state is State.SUCCEEDED else 1
 
 
 async def _page(config: Config, archive: tuple[str, bytes], port: int) -> int:
-    async with _opened(config) as (app, stage):
-        # Before the page opens: while somebody acts, a page can do nothing.
-        await _perform(app, stage, archive)
-        preview = stage.env.preview(stage.channel, viewers=[stage.ana, stage.ben], layout="channel", port=port)
+    async with _opened(config) as (app, simulation):
+        # Before the page opens: while a user acts, a page can do nothing.
+        await _run_script(app, simulation, archive)
+        preview = simulation.env.preview(
+            simulation.channel, viewers=[simulation.ana, simulation.ben], layout="channel", port=port
+        )
         async with preview as page:
-            be_patient(stage.env, page)
+            accept_late_presses(simulation.env, page)
             say(f"\n  Darkroom demo: open this page, and leave with Ctrl+C\n\n    {page.url}\n")
-            say("  You are Ana. Press the buttons, or run /finetune with a zip of pictures of your own.")
+            say("  You are Ana. Press the buttons, or run /finetune with a zip of your own images.")
             say(f"  Everything is kept in {config.storage.data_dir.resolve()}\n")
-            refreshing = asyncio.create_task(_refresh(stage, page))
+            refreshing = asyncio.create_task(_refresh(simulation, page))
             try:
                 await page.wait_closed()
             finally:
@@ -101,49 +102,49 @@ async def _page(config: Config, archive: tuple[str, bytes], port: int) -> int:
     return 0
 
 
-async def _perform(app: App, stage: Stage, archive: tuple[str, bytes]) -> Job | None:
-    """Ana's script; None if her dataset was refused."""
-    await stage.ana.send(stage.channel, _HELLO)
+async def _run_script(app: App, simulation: Simulation, archive: tuple[str, bytes]) -> Job | None:
+    """Run Ana's script; None if her dataset was refused."""
+    await simulation.ana.send(simulation.channel, _HELLO)
     preset = "demo" if "demo" in presets() else next(iter(presets()))
     say(f"{time.strftime('%H:%M:%S')}  Ana\n  /finetune dataset:{archive[0]} preset:{preset} base:tiny\n")
-    result = await stage.ana.slash(
-        stage.channel, "finetune", dataset=archive, preset=preset, base="tiny", confirm=False
+    result = await simulation.ana.slash(
+        simulation.channel, "finetune", dataset=archive, preset=preset, base="tiny", confirm=False
     )
-    jobs = await app.services.jobs.recent(stage.channel.guild.id, limit=1)
+    jobs = await app.services.jobs.recent(simulation.channel.guild.id, limit=1)
     if not jobs:
-        told = "\n".join(texts(result.response.message.components)) if result.response else "no answer"
-        say(f"Ana's dataset was refused: {told}")
+        answer = "\n".join(texts(result.response.message.components)) if result.response else "no answer"
+        say(f"Ana's dataset was refused: {answer}")
     return jobs[0] if jobs else None
 
 
-async def _refresh(stage: Stage, page: Any) -> None:
-    """The page follows the channel."""
+async def _refresh(simulation: Simulation, page: Any) -> None:
+    """Refresh the page when the channel changes."""
     shown = None
     while True:
         await asyncio.sleep(_TICK_S)
-        await stage.keep_time()
-        version = stage.version()
+        await simulation.advance_clock()
+        version = simulation.version()
         if version != shown:
-            # SetupError: somebody is pressing a button at this very moment.
+            # SetupError: a user is pressing a button right now.
             with contextlib.suppress(SetupError):
                 await page.refresh()
                 shown = version
 
 
-async def _tell(stage: Stage, transcript: Transcript) -> None:
+async def _print_channel(simulation: Simulation, transcript: Transcript) -> None:
     while True:
-        _print_news(stage, transcript)
+        _print_new(simulation, transcript)
         await asyncio.sleep(_TICK_S)
-        await stage.keep_time()
+        await simulation.advance_clock()
 
 
-def _print_news(stage: Stage, transcript: Transcript) -> None:
-    for entry in transcript.news(stage.messages()):
+def _print_new(simulation: Simulation, transcript: Transcript) -> None:
+    for entry in transcript.new_entries(simulation.messages()):
         say(f"{time.strftime('%H:%M:%S')}  {entry}\n")
 
 
-async def _until_told(app: App, job_id: int) -> Job:
-    """The job once it has ended and the channel knows."""
+async def _wait_until_reported(app: App, job_id: int) -> Job:
+    """Return the job once it has ended and its messages are sent."""
     while True:
         job = await app.services.jobs.get(job_id)
         if job.state.is_end and not await app.outbox.depth():
@@ -151,31 +152,33 @@ async def _until_told(app: App, job_id: int) -> Job:
         await asyncio.sleep(_TICK_S / 2)
 
 
-async def _stop_all(app: App, stage: Stage) -> None:
-    guild_id = stage.channel.guild.id
-    active = await app.services.jobs.active(guild_id)
+async def _stop_all(app: App, simulation: Simulation) -> None:
+    guild_id = simulation.channel.guild.id
+    active = await app.services.jobs.living(guild_id)
     for job in active:
-        await app.services.jobs.request_stop(job.id, by=stage.ben.id, intent=StopIntent.CANCEL)
+        await app.services.jobs.request_stop(job.id, by=simulation.ben.id, intent=StopIntent.CANCEL)
     if not active:
         return
     say(f"Stopping {len(active)} of the demo's trainings …")
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_STOP_S):
-            while await app.services.jobs.active(guild_id):  # noqa: ASYNC110 - the dispatcher sets no event for us.
+            while await app.services.jobs.living(guild_id):  # noqa: ASYNC110 - the dispatcher sets no event for us.
                 await asyncio.sleep(0.2)
 
 
-def _say_where(app: App, job: Job) -> None:
+def _print_files(app: App, job: Job) -> None:
     folder = app.services.jobs.job_dir(job)
     say(f"#{job.id} {job.name}: {job.state}. Its files are in {folder}")
     for path in sorted((folder / "output").glob("*")):
         say(f"  {path.relative_to(folder)}  {path.stat().st_size:,} bytes")
     if job.state is not State.SUCCEEDED:
-        say(f"  what the trainer said last: {folder / 'trainer.log'}")
+        say(f"  the trainer's log: {folder / 'trainer.log'}")
 
 
-def _transcript(stage: Stage) -> Transcript:
-    return Transcript({stage.ana.id: "Ana", stage.ben.id: "Ben", stage.env.backend.bot_user.id: "Darkroom"})
+def _transcript(simulation: Simulation) -> Transcript:
+    return Transcript(
+        {simulation.ana.id: "Ana", simulation.ben.id: "Ben", simulation.env.backend.bot_user.id: "Darkroom"}
+    )
 
 
 def _archive(dataset: Path | None) -> tuple[str, bytes]:
@@ -190,7 +193,7 @@ def _archive(dataset: Path | None) -> tuple[str, bytes]:
 def _config(data_dir: Path) -> Config:
     return Config(
         storage=StorageSettings(data_dir=data_dir),
-        # Nobody limits the rate of a simulated Discord.
+        # A simulated Discord has no rate limit.
         cards=CardSettings(edit_interval_s=1.0),
         queue=QueueSettings(poll_s=0.3, retry_pause_s=1.0),
         health=HealthSettings(min_free_gib=0.5),

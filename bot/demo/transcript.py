@@ -1,4 +1,4 @@
-"""The channel in plain text, as it grows."""
+"""The channel as plain text, as it grows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 _TIME = re.compile(r"<t:(\d+)(?::([tTdDfFR]))?>")
-#: How Discord's marks look beside "R", in the words of `time.strftime`; a mark without a letter is an "f".
+#: Discord's timestamp styles other than "R", as formats of `time.strftime`; without a style it is "f".
 _CLOCKS = {
     "t": "%H:%M",
     "T": "%H:%M:%S",
@@ -24,29 +24,29 @@ _MARKUP = re.compile(r"^(#{1,3}|-#) |\*\*|\u200b", re.MULTILINE)
 
 
 class Transcript:
-    """Remembers what it has told, so that each message is told once and a card when its headline changes."""
+    """Yields each message once, and a card again when its headline changes."""
 
     def __init__(self, names: dict[int, str], *, now: Callable[[], float] = time.time) -> None:
         self._names = names
         self._now = now
-        #: Headlines without their times, which change by themselves.
-        self._told: dict[int, str] = {}
+        #: Headlines without their timestamps, which change by themselves.
+        self._headlines: dict[int, str] = {}
 
-    def news(self, messages: list[Any]) -> Iterator[str]:
-        """What is new in the channel since the last time."""
+    def new_entries(self, messages: list[Any]) -> Iterator[str]:
+        """Yield what is new in the channel since the last call."""
         for message in messages:
             text = "\n".join(texts(message.components)) or message.content
             headline = "\n".join(text.splitlines()[:2])
             timeless = _TIME.sub("", headline)
-            if self._told.get(message.id) == timeless:
+            if self._headlines.get(message.id) == timeless:
                 continue
-            is_edit = message.id in self._told
-            self._told[message.id] = timeless
+            is_edit = message.id in self._headlines
+            self._headlines[message.id] = timeless
             yield self._entry(message, self.plain(headline if is_edit else text), is_edit=is_edit)
 
     def plain(self, text: str) -> str:
-        """Discord's markup as plain text."""
-        text = _MENTION.sub(lambda match: "@" + self._names.get(int(match[1]), "somebody"), text)
+        """Convert Discord's markup to plain text."""
+        text = _MENTION.sub(lambda match: "@" + self._names.get(int(match[1]), "unknown"), text)
         return _ESCAPE.sub(r"\1", _MARKUP.sub("", _TIME.sub(self._time, text)))
 
     def _time(self, mark: re.Match[str]) -> str:
@@ -64,7 +64,7 @@ class Transcript:
 
 
 def relative(seconds: float) -> str:
-    """`in 2 min`, `3 h ago`, `now`: in one unit, as Discord says it."""
+    """`in 2 min`, `3 h ago`, `now`: in one unit, as Discord shows it."""
     whole = abs(round(seconds))
     if not whole:
         return "now"
@@ -73,7 +73,7 @@ def relative(seconds: float) -> str:
 
 
 def texts(components: Any) -> Iterator[str]:
-    """All texts of a message, in order."""
+    """Yield all texts of a message, in order."""
     for component in components:
         if text := getattr(component, "content", None):
             yield text

@@ -1,1 +1,1 @@
-"""What somebody who runs the bot does from the command line, and what their monitoring reads."""
+"""Command-line operations on a bot (queue, backup, restore), and its metrics."""

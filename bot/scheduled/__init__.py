@@ -1,9 +1,7 @@
-"""What is done by the clock; each chore can be called without it."""
+"""Tasks that run by the clock, or once after a start; each can be called without the scheduler."""
 
-from bot.scheduled.chores import Chore, Chores
-from bot.scheduled.disk import Disk
-from bot.scheduled.gates import Gates
-from bot.scheduled.planning import plan_chores
-from bot.scheduled.uploads import LeftUploads
+from bot.scheduled.admission_control import AdmissionControl, DiskMonitor
+from bot.scheduled.interrupted_uploads import InterruptedUploads
+from bot.scheduled.scheduler import ScheduledTask, Scheduler, plan_tasks
 
-__all__ = ["Chore", "Chores", "Disk", "Gates", "LeftUploads", "plan_chores"]
+__all__ = ["AdmissionControl", "DiskMonitor", "InterruptedUploads", "ScheduledTask", "Scheduler", "plan_tasks"]
