@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 #: Set by `--rewrite-golden` (tests/conftest.py).
@@ -23,3 +24,8 @@ def check_golden(path: Path, text: str) -> None:
         return
     assert path.exists(), f"{path} does not exist; run pytest --rewrite-golden and read what it writes"
     assert text == path.read_text(encoding="utf-8")
+
+
+def check_sentences(path: Path, sentences: Mapping[str, object]) -> None:
+    """Assert that a golden file holds these sentences (or errors), each below the name of its case."""
+    check_golden(path, "\n".join(f"{case}\n    {sentence}\n" for case, sentence in sentences.items()))

@@ -1,8 +1,9 @@
-"""A bot's insides on a real database in a temporary folder, with a clock that the test sets."""
+"""A queue on a real database in a temporary folder, with a clock that the test advances."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,8 @@ from bot.config import LimitSettings, QueueSettings
 from bot.db import Database, open_db
 from bot.outbox import Outbox
 from bot.queue import Job, JobStore, NewJob, slots_of
-from bot.queue.store.job_rows import Busy
-from tests.bot.fakes import Clock
+from bot.queue.domain.job import ActiveJob
+from tests.bot.fakes import FakeClock
 from trainer.protocol.devices import Devices
 from trainer.protocol.spec import make_spec
 
@@ -22,8 +23,19 @@ Submit = Callable[..., Awaitable[Job]]
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def restored_logging() -> Iterator[None]:
+    """Restore the root logger afterwards: a configured handler writes to the test's standard error, closed by then."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.captureWarnings(capture=False)
 
 
 @pytest.fixture
@@ -34,13 +46,13 @@ async def db(tmp_path: Path) -> AsyncIterator[Database]:
 
 
 @pytest.fixture
-def outbox(db: Database, clock: Clock) -> Outbox:
-    return Outbox(db, now=clock)
+def outbox(db: Database, clock: FakeClock) -> Outbox:
+    return Outbox(db, clock=clock)
 
 
 @pytest.fixture
-async def store(db: Database, outbox: Outbox, clock: Clock, tmp_path: Path) -> JobStore:
-    """With one slot."""
+async def store(db: Database, outbox: Outbox, clock: FakeClock, tmp_path: Path) -> JobStore:
+    """A store with one slot."""
     made = make_store(db, outbox, clock, tmp_path)
     await set_slots(made, 1)
     return made
@@ -51,26 +63,26 @@ def submit(store: JobStore) -> Submit:
     return submitter(store)
 
 
-def make_store(db: Database, outbox: Outbox, clock: Clock, tmp_path: Path) -> JobStore:
+def make_store(db: Database, outbox: Outbox, clock: FakeClock, tmp_path: Path) -> JobStore:
     return JobStore(
         db,
         outbox,
         data_dir=tmp_path / "data",
         limits=LimitSettings(max_jobs_per_user=100),
         queue=QueueSettings(retry_pause_s=0),
-        now=clock,
+        clock=clock,
     )
 
 
 async def set_slots(store: JobStore, number: int) -> None:
-    """So many places to run jobs in."""
+    """Set the number of slots."""
     await store.slots.set(slots_of(Devices(), number))
 
 
-async def claim(store: JobStore, slots: int) -> Busy | None:
-    """Take the first in line, if fewer than `slots` run."""
+async def claim(store: JobStore, slots: int) -> ActiveJob | None:
+    """Claim the first queued job, with `slots` slots."""
     await set_slots(store, slots)
-    return await store.runs.claim()
+    return await store.attempts.claim()
 
 
 def submitter(store: JobStore) -> Submit:
@@ -104,6 +116,6 @@ async def add_dataset(db: Database) -> None:
         )
 
 
-async def notices(db: Database) -> list[str]:
-    """Keys of all notices ever, in the order in which they were caused."""
+async def notifications(db: Database) -> list[str]:
+    """The dedupe keys of all notifications, in order."""
     return [row[0] for row in await db.all("SELECT dedupe_key FROM outbox ORDER BY id")]

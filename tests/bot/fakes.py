@@ -1,17 +1,24 @@
-"""Stand-ins for what the bot's services lean on: a clock, a machine that trains, a Discord, and a way to be killed."""
+"""Fakes: a clock, a machine that trains, a Discord, and a way to kill the bot."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from aiohttp import web
+
+from bot.clock import Clock
+from bot.datasets import Upload
 from bot.errors import LaunchFailed
-from bot.outbox import MessageGone, Notice
-from bot.runners import EventLines, Handle, Launch, Status, read_events
+from bot.outbox import MessageGone, Notification, NotificationKind
+from bot.runners import Handle, RunStatus
+from trainer.exchange.attempt import HEARTBEAT_FILE
 from trainer.protocol.events import (
     BandLoss,
     BaseValidated,
@@ -31,30 +38,59 @@ from trainer.protocol.events import (
     ValidationLoss,
     Warned,
 )
+from trainer.protocol.run_options import RunOptions
 
 
-class Clock:
-    """Time that stands still until it is told to move."""
+class FakeClock(Clock):
+    """Time that stands still until a test advances it."""
 
-    def __init__(self, now: float = 1_800_000_000.0) -> None:
-        self.now = now
+    at: float
+
+    def __init__(self, at: float = 1_800_000_000.0) -> None:
+        super().__init__(time=lambda: self.at, monotonic=lambda: self.at)
+        self.at = at
 
     def __call__(self) -> float:
-        return self.now
+        return self.at
 
     def advance(self, seconds: float) -> None:
-        self.now += seconds
+        self.at += seconds
 
 
-async def eventually(claim: Callable[[], Awaitable[bool]], *, within_s: float = 30.0) -> None:
-    """Wait until `claim` holds."""
+async def eventually(condition: Callable[[], bool | Awaitable[bool]], *, within_s: float = 30.0) -> None:
+    """Poll until `condition` holds."""
     deadline = time.monotonic() + within_s
-    while not await claim():
+    while not (await holds if isinstance(holds := condition(), Awaitable) else holds):
         assert time.monotonic() < deadline, f"not within {within_s} s"
         await asyncio.sleep(0.02)
 
 
-# -- what trainers say ---------------------------------------------------------------------------------------------
+@asynccontextmanager
+async def serve(*routes: web.RouteDef) -> AsyncIterator[str]:
+    """Serve `routes` on this machine; yield the URL."""
+    app = web.Application()
+    app.add_routes(routes)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+async def stream(data: bytes, size: int = 1000) -> AsyncIterator[bytes]:
+    """A download in chunks."""
+    for start in range(0, len(data), size):
+        yield data[start : start + size]
+
+
+def uploads(files: Mapping[str, bytes]) -> list[Upload]:
+    """Uploads of these contents by file name."""
+    return [Upload(name=name, chunks=stream(data)) for name, data in files.items()]
+
+
+# -- events of trainers ------------------------------------------------------------------------------------------
 
 _LOSS = ValidationLoss(loss=0.1, ratio=0.9, bands=(BandLoss(first_timestep=0, last_timestep=999, loss=0.1, ratio=0.9),))
 
@@ -155,28 +191,28 @@ def stopped(seq: int, epoch: int = 1, checkpoint: str | None = "checkpoints/last
 
 
 def failed(seq: int, kind: FailureKind = FailureKind.BAD_DATASET, at: float = 0.0) -> Event:
-    return Failed(seq=seq, time=at, kind=kind, message="It broke.", hint="Mend it.")
+    return Failed(seq=seq, time=at, kind=kind, message="It broke.", hint="Fix it.")
 
 
-# -- being killed --------------------------------------------------------------------------------------------------
+# -- kills ---------------------------------------------------------------------------------------------------------
 
 
 class Killed(BaseException):
-    """The bot is no more; nothing may catch it."""
+    """The bot is dead; no handler may catch it."""
 
 
-class Fuse:
-    """Kills the bot at its n-th point; never by default."""
+class KillSwitch:
+    """Kills the bot at the n-th point; never by default."""
 
-    def __init__(self, burns_at: int = -1) -> None:
-        self.burns_at = burns_at
+    def __init__(self, kill_at: int = -1) -> None:
+        self.kill_at = kill_at
         self.points = 0
-        self.has_burnt = False
+        self.has_killed = False
 
     def point(self) -> None:
         self.points += 1
-        if self.points == self.burns_at or self.has_burnt:
-            self.has_burnt = True
+        if self.points == self.kill_at or self.has_killed:
+            self.has_killed = True
             raise Killed
 
 
@@ -185,59 +221,71 @@ class Fuse:
 
 @dataclass
 class Training:
-    """One process that trains; it outlives bots."""
+    """One training process; it outlives bots."""
 
-    launch: Launch
+    options: RunOptions
     is_alive: bool = True
-    was_told_to_stop: bool = False
+    was_asked_to_stop: bool = False
 
 
 class FakeRunner:
-    """Trainings without processes: the test says what they say and when they end; their events are a real file."""
+    """Trainings without processes: the test emits their events and ends them; the event files are real."""
 
-    def __init__(self, fuse: Fuse | None = None) -> None:
-        self.fuse = fuse or Fuse()
+    def __init__(self, kill_switch: KillSwitch | None = None) -> None:
+        self.kill_switch = kill_switch or KillSwitch()
         self.trainings: list[Training] = []
         self.killed: list[int] = []
-        self.refuses: LaunchFailed | None = None
-        self.beat: float | None = None
+        #: Raised by every launch.
+        self.launch_error: LaunchFailed | None = None
+        self._heartbeat_at: float | None = None
         self._seq: dict[Path, int] = {}
 
-    async def launch(self, launch: Launch) -> Handle:
-        self.fuse.point()
-        if self.refuses:
-            raise self.refuses
+    async def launch(self, options: RunOptions) -> Handle:
+        self.kill_switch.point()
+        if self.launch_error:
+            raise self.launch_error
         for number, training in enumerate(self.trainings):
-            if training.is_alive and training.launch.job_dir == launch.job_dir:
+            if training.is_alive and training.options.job_dir == options.job_dir:
                 return Handle(str(number))
-        self.trainings.append(Training(launch=launch))
-        self.fuse.point()
+        self.trainings.append(Training(options=options))
+        self._write_heartbeat(options.job_dir)
+        self.kill_switch.point()
         return Handle(str(len(self.trainings) - 1))
 
-    async def poll(self, handle: Handle) -> Status:
-        return Status.RUNNING if self.trainings[int(handle)].is_alive else Status.GONE
+    async def poll(self, handle: Handle) -> RunStatus:
+        return RunStatus.RUNNING if self.trainings[int(handle)].is_alive else RunStatus.EXITED
 
     async def stop(self, handle: Handle) -> None:
-        self.trainings[int(handle)].was_told_to_stop = True
-        self.fuse.point()
+        self.trainings[int(handle)].was_asked_to_stop = True
+        self.kill_switch.point()
 
     async def kill(self, handle: Handle) -> None:
         self.killed.append(int(handle))
         self.trainings[int(handle)].is_alive = False
 
-    async def events(self, handle: Handle, job_dir: Path, offset: int) -> EventLines:
-        return read_events(job_dir, offset)
+    def beat(self, at: float) -> None:
+        """Set the time of the last heartbeat of all trainings; without a call they have none."""
+        self._heartbeat_at = at
+        for training in self.trainings:
+            self._write_heartbeat(training.options.job_dir)
 
-    async def last_beat(self, handle: Handle, job_dir: Path) -> float | None:
-        return self.beat
+    def _write_heartbeat(self, job_dir: Path) -> None:
+        if self._heartbeat_at is not None:
+            (job_dir / HEARTBEAT_FILE).touch()
+            os.utime(job_dir / HEARTBEAT_FILE, (self._heartbeat_at, self._heartbeat_at))
 
-    def say(self, training: Training, *makers: Callable[[int], Event]) -> None:
-        """Append events to the job's file, numbered on."""
-        job_dir = training.launch.job_dir
+    def emit(self, training: Training, *makers: Callable[[int], Event]) -> None:
+        """Append events to the job's file, with the next numbers."""
+        job_dir = training.options.job_dir
         with (job_dir / "events.jsonl").open("a", encoding="utf-8") as file:
             for make in makers:
                 seq = self._seq[job_dir] = self._seq.get(job_dir, 0) + 1
                 file.write(make(seq).model_dump_json() + "\n")
+
+    def end(self, training: Training, *makers: Callable[[int], Event]) -> None:
+        """Emit events and exit."""
+        self.emit(training, *makers)
+        training.is_alive = False
 
 
 # -- a Discord -----------------------------------------------------------------------------------------------------
@@ -256,11 +304,11 @@ class Message:
 
 @dataclass
 class FakePost:
-    """Channels in memory; the test says what fails."""
+    """Channels in memory; the test decides what fails."""
 
-    fuse: Fuse = field(default_factory=Fuse)
+    kill_switch: KillSwitch = field(default_factory=KillSwitch)
     #: Discord's `enforce_nonce`; simcord has none.
-    honours_nonce: bool = True
+    enforces_nonce: bool = True
     can_find: bool = True
     messages: list[Message] = field(default_factory=list)
     #: Raised by the next sends or edits, one each.
@@ -268,14 +316,14 @@ class FakePost:
     finds: int = 0
 
     async def send(self, channel_id: int, message: Any, nonce: str) -> int:
-        self.fuse.point()
+        self.kill_switch.point()
         if self.failures:
             raise self.failures.pop(0)
         known = [one for one in self.messages if one.nonce == nonce]
-        if known and self.honours_nonce:
+        if known and self.enforces_nonce:
             return known[0].id
         self.messages.append(Message(len(self.messages) + 1, channel_id, nonce, message))
-        self.fuse.point()
+        self.kill_switch.point()
         return len(self.messages)
 
     async def edit(self, channel_id: int, message_id: int, message: Any) -> None:
@@ -284,7 +332,7 @@ class FakePost:
         for known in self.messages:
             if known.id == message_id:
                 known.text, known.edits = message, known.edits + 1
-                self.fuse.point()
+                self.kill_switch.point()
                 return
         raise MessageGone("deleted")
 
@@ -294,12 +342,12 @@ class FakePost:
         return found[0] if found and self.can_find else None
 
     def texts(self, channel_id: int) -> list[str]:
-        """What stands in a channel, markers cut off."""
+        """The messages of a channel, without their markers."""
         return [one.text.partition(" · ")[0] for one in self.messages if one.channel_id == channel_id]
 
 
-async def render(notice: Notice, marker: str) -> str:
+async def render(notification: Notification, marker: str) -> str:
     """A message as one line: `job 1 epoch 2 · 3fa8c1d2`."""
-    epochs = [event.epoch for event in notice.events if isinstance(event, EpochEnded)]
-    name = f"{notice.kind} {epochs[0]}" if epochs else str(notice.kind)
-    return f"job {notice.job_id} {name} · {marker}"
+    is_epoch = notification.kind is NotificationKind.EPOCH
+    number = f" {notification.dedupe_key.rpartition(':')[2]}" if is_epoch else ""
+    return f"job {notification.job_id} {notification.kind}{number} · {marker}"

@@ -1,4 +1,4 @@
-"""Jobs as tests of the order ask for them."""
+"""Jobs for tests of the queue order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _numbers = itertools.count(1_000_000)
 
 
 def new_job(*, owner: int = 1, guild: int = GUILD, name: str = "fox", epochs: int = 20, **more: Any) -> NewJob:
-    """A job of dataset 1 that nobody asked for before."""
+    """A new job on dataset 1."""
     return NewJob(
         interaction_id=next(_numbers),
         guild_id=guild,

@@ -1,4 +1,4 @@
-"""Settings from TOML: defaults, and every problem told at once."""
+"""Settings from TOML: defaults, and every problem at once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def problems_of(tmp_path: Path, text: str) -> tuple[str, ...]:
     return raised.value.problems
 
 
-def test_the_example_is_the_defaults() -> None:
+def test_the_example_has_the_defaults() -> None:
     assert load_config(EXAMPLE) == Config()
 
 
@@ -39,7 +39,7 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
     assert load_config(path) == Config()
 
 
-def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
+def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
     problems = problems_of(
         tmp_path,
         """
@@ -61,7 +61,7 @@ def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
     assert sorted(problems) == [
         "cards.roll_after_s is 1000000000.0; it must be 3500 or less.",
         "discord.guild_ids.0 is 'x'; it must be a valid integer.",
-        "discord.token does not belong into a file. Put the token into the environment variable DARKROOM_TOKEN.",
+        "discord.token does not belong in a file. Set the environment variable DARKROOM_TOKEN.",
         "models: default is 'sdxl', which is not among the sources (tiny).",
         "queue.max_attempts is 0; it must be 1 or more.",
         "queue.poll_s is 'often'; it must be a valid number.",
@@ -70,11 +70,11 @@ def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
     ]
 
 
-def test_a_right_name_in_the_wrong_group_is_recognised(tmp_path: Path) -> None:
+def test_a_right_name_in_the_wrong_group_is_recognized(tmp_path: Path) -> None:
     assert problems_of(tmp_path, "max_epochs = 3") == ("max_epochs is not a setting; did you mean limits.max_epochs?",)
 
 
-def test_a_file_that_is_not_toml_is_told_with_its_line(tmp_path: Path) -> None:
+def test_invalid_toml_is_reported_with_its_line(tmp_path: Path) -> None:
     (problem,) = problems_of(tmp_path, "[queue]\nslots = = 1\n")
     assert problem.startswith("It is not TOML:")
     assert "line 2" in problem
@@ -85,7 +85,7 @@ def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
         load_config(tmp_path / "nowhere.toml")
 
 
-def test_the_token_comes_from_the_environment_and_goes_to_no_trainer() -> None:
+def test_the_token_comes_from_the_environment_and_is_not_passed_to_trainers() -> None:
     config = Config()
     environ = {"DARKROOM_TOKEN": "secret", "PATH": "/bin"}
     assert read_token(config, environ) == "secret"

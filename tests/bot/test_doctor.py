@@ -1,4 +1,4 @@
-"""`python -m bot doctor` says what is missing, against a Discord that answers on this machine."""
+"""`python -m bot doctor` finds what is missing, against a Discord API on this machine."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from bot.doctor import (
     check_python,
     check_trainer,
 )
-from bot.ui.permissions import NEEDED
+from bot.ui.discord_text import NEEDED_PERMISSIONS
+from tests.bot.fakes import serve
 
 TOKEN = {"DARKROOM_TOKEN": "good"}
 
 
 class FakeDiscord:
-    """The three answers that the doctor asks for."""
+    """The responses that the doctor requests."""
 
     def __init__(self) -> None:
-        self.guilds: list[dict[str, Any]] = [{"id": "7", "name": "Lab", "permissions": str(NEEDED.value)}]
+        self.guilds: list[dict[str, Any]] = [{"id": "7", "name": "Lab", "permissions": str(NEEDED_PERMISSIONS.value)}]
         self.url = ""
 
     async def me(self, request: web.Request) -> web.Response:
@@ -45,71 +46,64 @@ class FakeDiscord:
 @pytest.fixture
 async def discord_api() -> AsyncIterator[FakeDiscord]:
     fake = FakeDiscord()
-    app = web.Application()
-    app.add_routes([web.get("/users/@me", fake.me), web.get("/users/@me/guilds", fake.my_guilds)])
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    fake.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    yield fake
-    await runner.cleanup()
+    async with serve(web.get("/users/@me", fake.me), web.get("/users/@me/guilds", fake.my_guilds)) as fake.url:
+        yield fake
 
 
-async def told(environ: dict[str, str], api: str, config: Config | None = None) -> list[str]:
+async def results(environ: dict[str, str], api: str, config: Config | None = None) -> list[str]:
     return [str(finding) async for finding in check_discord(config or Config(), environ, api)]
 
 
 async def test_a_good_token_and_all_permissions_are_fine(discord_api: FakeDiscord) -> None:
-    lines = await told(TOKEN, discord_api.url)
+    lines = await results(TOKEN, discord_api.url)
     assert "✓ Discord accepts the token: the bot is darkroom" in lines
     assert "✓ server “Lab”: all permissions" in lines
     assert not any(line.startswith(Mark.WRONG) for line in lines)
 
 
 async def test_a_missing_permission_is_named_with_a_link_that_grants_it(discord_api: FakeDiscord) -> None:
-    discord_api.guilds[0]["permissions"] = str(NEEDED.value & ~(1 << 15))
-    line = (await told(TOKEN, discord_api.url))[-1]
+    discord_api.guilds[0]["permissions"] = str(NEEDED_PERMISSIONS.value & ~(1 << 15))
+    line = (await results(TOKEN, discord_api.url))[-1]
     assert line.startswith("✗ server “Lab”: missing Attach Files")
     assert "client_id=1" in line
 
 
-async def test_a_refused_token_is_told(discord_api: FakeDiscord) -> None:
-    assert (await told({"DARKROOM_TOKEN": "bad"}, discord_api.url))[0].startswith("✗ Discord refuses the token")
+async def test_a_refused_token_is_found(discord_api: FakeDiscord) -> None:
+    assert (await results({"DARKROOM_TOKEN": "bad"}, discord_api.url))[0].startswith("✗ Discord refuses the token")
 
 
-async def test_no_token_is_told_without_asking() -> None:
-    assert "DARKROOM_TOKEN is not set" in (await told({}, "http://127.0.0.1:1"))[0]
+async def test_a_missing_token_is_found_without_a_request() -> None:
+    assert (await results({}, "http://127.0.0.1:1"))[0].startswith("✗ Discord token: DARKROOM_TOKEN")
 
 
-async def test_being_offline_is_told() -> None:
-    assert (await told(TOKEN, "http://127.0.0.1:1"))[0].startswith("✗ Discord cannot be reached")
+async def test_being_offline_is_found() -> None:
+    assert (await results(TOKEN, "http://127.0.0.1:1"))[0].startswith("✗ Discord cannot be reached")
 
 
-async def test_a_server_that_the_bot_is_not_in_is_told(discord_api: FakeDiscord) -> None:
+async def test_a_server_without_the_bot_is_found(discord_api: FakeDiscord) -> None:
     config = Config(discord=Config().discord.model_copy(update={"guild_ids": (7, 8)}))
-    assert any("not in the server 8" in line for line in await told(TOKEN, discord_api.url, config))
+    assert any("not in the server 8" in line for line in await results(TOKEN, discord_api.url, config))
     discord_api.guilds = []
-    assert any("the bot is in no server" in line for line in await told(TOKEN, discord_api.url))
+    assert any("the bot is in no server" in line for line in await results(TOKEN, discord_api.url))
 
 
-async def test_several_servers_without_operators_are_worth_knowing(discord_api: FakeDiscord) -> None:
+async def test_several_servers_without_operators_are_noted(discord_api: FakeDiscord) -> None:
     several = Config(discord=Config().discord.model_copy(update={"guild_ids": (7, 8)}))
     listed = Config(discord=several.discord.model_copy(update={"operator_ids": (5,)}))
     (found,) = check_operators(several, several.discord.guild_ids)
-    assert str(found).startswith("! the bot works in several servers and discord.operator_ids lists nobody")
+    assert str(found).startswith("! the bot serves several servers and discord.operator_ids is empty")
     assert not list(check_operators(listed, listed.discord.guild_ids))
     assert not list(check_operators(Config(), ()))
     assert not list(check_operators(Config(), (7, 7)))
-    # With no servers in the config, those that invited it.
-    assert not any("operator_ids" in line for line in await told(TOKEN, discord_api.url))
+    # Without servers in the config: those that invited it.
+    assert not any("operator_ids" in line for line in await results(TOKEN, discord_api.url))
     discord_api.guilds.append(discord_api.guilds[0] | {"id": "8"})
-    assert any("operator_ids" in line for line in await told(TOKEN, discord_api.url))
+    assert any("operator_ids" in line for line in await results(TOKEN, discord_api.url))
     named = Config(discord=Config().discord.model_copy(update={"guild_ids": (7,)}))
-    assert not any("operator_ids" in line for line in await told(TOKEN, discord_api.url, named))
+    assert not any("operator_ids" in line for line in await results(TOKEN, discord_api.url, named))
 
 
-def test_each_model_is_looked_for_where_it_would_come_from(tmp_path: Path) -> None:
+def test_each_model_is_searched_where_it_would_come_from(tmp_path: Path) -> None:
     folder, cache = tmp_path / "sd15", tmp_path / "hub"
     folder.mkdir()
     (folder / "model_index.json").touch()
@@ -130,24 +124,24 @@ def test_each_model_is_looked_for_where_it_would_come_from(tmp_path: Path) -> No
     assert found == [Mark.FINE, Mark.FINE, Mark.FINE, Mark.WRONG, Mark.WRONG, Mark.FINE, Mark.NOTE]
 
 
-def test_a_data_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_an_unwritable_data_folder_is_found(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert [finding.mark for finding in check_data_folder(tmp_path / "file" / "data")] == [Mark.WRONG]
 
 
-def test_an_old_python_is_told() -> None:
+def test_an_old_python_is_found() -> None:
     assert check_python((3, 10)).mark is Mark.WRONG
     assert check_python((3, 11)).mark is Mark.FINE
 
 
-async def test_an_existing_database_is_looked_at(tmp_path: Path) -> None:
+async def test_an_existing_database_is_checked(tmp_path: Path) -> None:
     config = Config(storage=StorageSettings(data_dir=tmp_path))
     database = tmp_path / DATABASE_FILE
     assert ["no database yet" in str(finding) for finding in [one async for one in check_database(config)]] == [True]
     async with open_db(database):
         (finding,) = [one async for one in check_database(config)]
     assert finding.mark is Mark.FINE
-    assert "no jobs yet; sound" in finding.text
+    assert "no jobs yet; intact" in finding.text
     database.write_bytes(b"garbage" * 5000)
     (finding,) = [one async for one in check_database(config)]
     assert finding.mark is Mark.WRONG
@@ -155,17 +149,21 @@ async def test_an_existing_database_is_looked_at(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "mark", "words"),
+    ("answer", "mark", "text"),
     [
-        ('{"gpus": [{"id": "GPU-1", "name": "RTX 4090", "memory_bytes": 25769803776}]}', Mark.FINE, "RTX 4090, 24 GiB"),
+        (
+            '{"gpus": [{"id": "GPU-1", "name": "RTX 4090", "memory_bytes": 25769803776}]}',
+            Mark.FINE,
+            "RTX 4090, 24.0 GiB",
+        ),
         ('{"problem": "The driver is too old."}', Mark.NOTE, "no GPU that torch can use: The driver is too old."),
     ],
 )
-async def test_the_trainer_is_asked_for_gpus(tmp_path: Path, answer: str, mark: Mark, words: str) -> None:
+async def test_the_trainer_is_queried_for_gpus(tmp_path: Path, answer: str, mark: Mark, text: str) -> None:
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\n[ \"$3\" = devices ] && echo '{answer}'\nexit 0\n")
     python.chmod(0o755)
     config = Config(trainer=TrainerSettings(python=str(python)))
     *_, last = [one async for one in check_trainer(config, {"PATH": "/bin"})]
     assert last.mark is mark
-    assert words in last.text
+    assert text in last.text

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
@@ -13,15 +12,7 @@ import pytest
 
 from bot.log import LogFormat, setup_logging
 
-
-@pytest.fixture(autouse=True)
-def restored() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    logging.captureWarnings(capture=False)
+pytestmark = pytest.mark.usefixtures("restored_logging")
 
 
 def logged(form: LogFormat, level: int | str = "INFO") -> tuple[io.StringIO, logging.Logger]:
@@ -59,17 +50,17 @@ def test_an_exception_stays_within_its_line() -> None:
     assert line["exception"].endswith("ValueError: two\nlines")
 
 
-def test_text_is_as_it_was_and_libraries_are_quiet() -> None:
+def test_text_lines_are_plain_and_libraries_are_quiet() -> None:
     stream, log = logged(LogFormat.TEXT)
     log.debug("not shown")
     log.info("#1 queued")
     logging.getLogger("discord.gateway").info("hello")
     logging.getLogger("discord.gateway").warning("lost")
-    said = stream.getvalue().splitlines()
-    assert [line.split(": ", 1)[1] for line in said] == ["#1 queued", "lost"]
+    shown = stream.getvalue().splitlines()
+    assert [line.split(": ", 1)[1] for line in shown] == ["#1 queued", "lost"]
 
 
-def test_the_level_is_the_configs() -> None:
+def test_the_level_comes_from_the_config() -> None:
     stream, log = logged(LogFormat.JSON, "WARNING")
     log.info("no")
     log.warning("yes")

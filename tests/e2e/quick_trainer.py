@@ -1,13 +1,13 @@
-"""A trainer that starts within 30 ms and trains nothing, for tests that start hundreds; the standard library only.
+"""A trainer that starts within 30 ms and trains nothing, for tests that start hundreds; standard library only.
 
 python -S -E tests/e2e/quick_trainer.py EVENTS.json run JOB_DIR --attempt=N [--finish]
 
-EVENTS.json holds one event of each kind, which it says with its own numbers. The job's name says how it goes:
-`plain`, `long`, `dies` (the first start, by SIGKILL), `fails` (the first start), `waits` (until it is told to stop),
-`deaf` (as `waits`, and hears no SIGTERM), `hangs` (the first start: its main thread for ever, while its heart beats),
-`garbles` (rubbish between its events).
-It holds the job folder's lock, as the real one does, and one lock for each slot that it was given: two trainers on a
-slot, or in a folder, leave a line in `clashes`.
+EVENTS.json holds one event of each kind; the trainer writes them with its own numbers. The job's name selects its run:
+`plain`, `long`, `dies` (the first attempt, by SIGKILL), `fails` (the first attempt), `waits` (until it is asked to
+stop), `hangs` (the first attempt: its main thread sleeps forever, its
+heartbeats continue), `garbles` (garbage between its events).
+It holds the job folder's lock, as the real one does, and a lock for each of its slots: two trainers on a slot, or in a
+folder, leave a line in `clashes`.
 """
 
 import fcntl
@@ -32,13 +32,13 @@ class Trainer:
         self.job_dir = job_dir
         self.attempt = next((int(each.partition("=")[2]) for each in options if each.startswith("--attempt=")), 0)
         self.is_finishing = "--finish" in options
-        self.is_told_to_stop = False
+        self.must_stop = False
         self.pause_s = float(os.environ.get("QUICK_EPOCH_S", "0.03"))
         signal.signal(signal.SIGTERM, self.tell)
         self.name = json.loads((job_dir / "spec.json").read_text())["name"]
 
     def tell(self, *_: object) -> None:
-        self.is_told_to_stop = True
+        self.must_stop = True
 
     def run(self) -> int:
         self.folder_lock = (self.job_dir / "lock").open("w")
@@ -53,26 +53,24 @@ class Trainer:
         path = self.job_dir / "events.jsonl"
         # A line that was being written when its process died is no line.
         whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
-        said = [json.loads(line) for line in whole.splitlines()]
+        written = [json.loads(line) for line in whole.splitlines()]
         self.file = path.open("r+b" if path.exists() else "wb")
         self.file.truncate(len(whole) + 1 if whole else 0)
         self.file.seek(0, os.SEEK_END)
-        self.seq = said[-1]["seq"] if said else 0
-        kept = max((each["epoch"] for each in said if each["type"] == "epoch_ended"), default=0)
-        starts = sum(each["type"] == "started" for each in said)
+        self.seq = written[-1]["seq"] if written else 0
+        kept = max((each["epoch"] for each in written if each["type"] == "epoch_ended"), default=0)
+        starts = sum(each["type"] == "started" for each in written)
         return self.train(self.name, kept, starts)
 
     def train(self, name: str, kept: int, starts: int) -> int:
-        self.say("started")
-        if name == "deaf":
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        epochs = {"long": 8, "waits": 1000, "deaf": 1000}.get(name, EPOCHS)
+        self.emit("started")
+        epochs = {"long": 8, "waits": 1000}.get(name, EPOCHS)
         for epoch in range(kept + 1, 0 if self.is_finishing else epochs + 1):
             time.sleep(self.pause_s)
             (self.job_dir / "heartbeat").touch()
             if self.is_fenced():
                 return EXIT_FENCED
-            self.say("step_done", epoch=epoch)
+            self.emit("step_done", epoch=epoch)
             if name == "garbles":
                 self.file.write(GARBAGE)
             if name == "dies" and epoch == 2 and starts == 0:
@@ -80,27 +78,27 @@ class Trainer:
             if name == "hangs" and epoch == 2 and starts == 0:
                 self.hang()
             if name == "fails" and epoch == 2 and starts == 0:
-                self.say("failed")
+                self.emit("failed")
                 return EXIT_FAILED
-            if self.is_told_to_stop:
-                self.say("stopped", epoch=epoch, checkpoint=f"checkpoints/e{epoch - 1}" if epoch > 1 else None)
+            if self.must_stop:
+                self.emit("stopped", epoch=epoch, checkpoint=f"checkpoints/e{epoch - 1}" if epoch > 1 else None)
                 return EXIT_STOPPED
-            self.say("epoch_ended", epoch=epoch)
-        self.say("finished")
+            self.emit("epoch_ended", epoch=epoch)
+        self.emit("finished")
         return EXIT_FINISHED
 
     def hang(self) -> None:
-        threading.Thread(target=self.beat_for_ever, daemon=True).start()
+        threading.Thread(target=self.send_heartbeats, daemon=True).start()
         lock = threading.Lock()
         with lock:
             lock.acquire()
 
-    def beat_for_ever(self) -> None:
+    def send_heartbeats(self) -> None:
         while True:
             time.sleep(0.02)
             (self.job_dir / "heartbeat").touch()
 
-    def say(self, kind: str, **values: object) -> None:
+    def emit(self, kind: str, **values: object) -> None:
         self.seq += 1
         event = self.events[kind] | {"seq": self.seq, "time": time.time(), "attempt": self.attempt} | values
         self.file.write(json.dumps(event).encode() + b"\n")

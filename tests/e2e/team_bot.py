@@ -2,8 +2,8 @@
 
 python tests/e2e/team_bot.py DATA_DIR
 
-Two people hand in six jobs for two GPUs; one is cancelled while it trains, one paused and resumed, one dies once, one
-fails and is retried. What they do depends on what they see only, so a team whose bot was killed goes on where it was.
+Two users submit six jobs for two GPUs. One is cancelled while it trains, one paused and resumed, one dies once, one
+fails and is retried. The users act on the state they see, so they continue where they were after the bot was killed.
 """
 
 from __future__ import annotations
@@ -12,22 +12,19 @@ import asyncio
 import json
 import os
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bot.clock import SYSTEM_CLOCK, Clock
 from bot.config import CardSettings, LimitSettings, QueueSettings
 from bot.db import Database, database, hold_data_folder, open_db
 from bot.db.copies import back_up
-from bot.outbox import Notice, NoticeKind, Outbox, Sender
+from bot.outbox import Notification, NotificationKind, Outbox, Sender
 from bot.queue import Dispatcher, Job, JobStore, NewJob, State, StopIntent, slots_of
-from bot.queue.liveness import Pulse
 from bot.runners import LocalRunner
 from tests.bot import fakes
 from tests.bot.conftest import CHANNEL, GUILD, add_dataset
 from trainer.protocol.devices import Devices, Gpu
-from trainer.protocol.events import EpochEnded
 from trainer.protocol.spec import make_spec
 
 QUICK_TRAINER = Path(__file__).with_name("quick_trainer.py")
@@ -37,7 +34,7 @@ SETTINGS = QueueSettings(poll_s=0.05, retry_pause_s=0, max_attempts=10, stop_gra
 
 
 class FileDiscord:
-    """`Post`: each message a line in a file; the same nonce again is the message already made, as on Discord."""
+    """A `Transport` to a file, one line per message; the same nonce returns the existing message, as on Discord."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -62,15 +59,19 @@ class FileDiscord:
         return next((number for number, each in enumerate(self._lines(), 1) if marker in each["text"]), None)
 
 
-async def render(notice: Notice, marker: str) -> str:
-    """One line that is no other notice's: `#1 epoch 2 · 3fa8c1d2`."""
-    epochs = "".join(f" {event.epoch}" for event in notice.events if isinstance(event, EpochEnded))
-    attempt = f" {notice.attempt}" if notice.kind in {NoticeKind.LOST, NoticeKind.PAUSED} else ""
-    return f"#{notice.job_id} {notice.kind}{epochs}{attempt} · {marker}"
+async def render(notification: Notification, marker: str) -> str:
+    """One line that is unique to its notification: `#1 epoch 2 · 3fa8c1d2`."""
+    number = ""
+    match notification.kind:
+        case NotificationKind.EPOCH:
+            number = f" {notification.dedupe_key.rpartition(':')[2]}"
+        case NotificationKind.LOST | NotificationKind.PAUSED:
+            number = f" {notification.attempt}"
+    return f"#{notification.job_id} {notification.kind}{number} · {marker}"
 
 
 def write_event_samples(path: Path) -> Path:
-    """What `quick_trainer.py` says."""
+    """Write the events that `quick_trainer.py` emits."""
     events = (
         fakes.started(1), fakes.step_done(1, 1), fakes.epoch_ended(1, 1), fakes.failed(1), fakes.stopped(1),
         fakes.finished(1),
@@ -92,19 +93,18 @@ class Services:
         data_dir: Path,
         *,
         settings: QueueSettings = SETTINGS,
-        now: Callable[[], float] = time.time,
-        pulse: Pulse | None = None,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self.outbox = Outbox(db, now=now)
+        self.outbox = Outbox(db, clock=clock)
         limits = LimitSettings(max_jobs_per_user=100)
-        self.store = JobStore(db, self.outbox, data_dir=data_dir, limits=limits, queue=settings, now=now)
-        # No `site`, which takes longer than all that it does.
+        self.store = JobStore(db, self.outbox, data_dir=data_dir, limits=limits, queue=settings, clock=clock)
+        # `site` would take longer than everything that it does.
         command = (sys.executable, "-S", "-E", str(QUICK_TRAINER), str(write_event_samples(data_dir / "samples.json")))
         self.runner = LocalRunner(command=command, env=dict(os.environ))
-        self.dispatcher = Dispatcher(self.store, self.runner, settings=settings, now=now, pulse=pulse)
+        self.dispatcher = Dispatcher(self.store, self.runner, settings=settings, clock=clock)
         post = FileDiscord(data_dir.with_suffix(".discord"))
         self.sender = Sender(
-            self.outbox, post, render, settings=CardSettings(edit_interval_s=1.0), poll_s=0.05, now=now
+            self.outbox, post, render, settings=CardSettings(edit_interval_s=1.0), poll_s=0.05, clock=clock
         )
 
 
@@ -120,7 +120,7 @@ def new_job(number: int, name: str, owner: int) -> NewJob:
 
 
 async def use(store: JobStore, job: Job) -> bool:
-    """What its owner does about a job now; True once there is nothing left to do or to wait for."""
+    """Do what a job's owner does now; True once nothing is left to do or to wait for."""
     is_training = job.state is State.RUNNING and job.progress.epoch is not None
     match job.name:
         case "waits" if is_training:
@@ -135,13 +135,13 @@ async def use(store: JobStore, job: Job) -> bool:
     return job.state.is_end
 
 
-async def _is_all_told(services: Services) -> bool:
+async def _is_everything_sent(services: Services) -> bool:
     have_ended = [await use(services.store, job) for job in await services.store.recent(GUILD)]
     return all(have_ended) and not await services.outbox.depth()
 
 
 async def work(data_dir: Path) -> None:
-    """Be a team until every job has ended and all is told."""
+    """Run the bot and its users until every job has ended and every message is sent."""
     with hold_data_folder(data_dir):
         async with open_db(data_dir / "darkroom.db") as db, asyncio.TaskGroup() as group:
             await add_dataset(db)
@@ -150,16 +150,16 @@ async def work(data_dir: Path) -> None:
             tasks = [group.create_task(services.dispatcher.run()), group.create_task(services.sender.run())]
             for number, (name, owner) in enumerate(JOBS, 1):
                 await services.store.submit(new_job(number, name, owner))
-            # The next bot may be here within the same second, and copies are named for theirs.
+            # The next bot may start within the same second, and copies are named by the second.
             if not list((data_dir / "backups").glob("*.db")):
                 await back_up(db.path, data_dir / "backups", keep=2)
-            while not await _is_all_told(services):  # noqa: ASYNC110 - the bot sets no event for a team.
+            while not await _is_everything_sent(services):  # noqa: ASYNC110 - the bot sets no event for a team.
                 await asyncio.sleep(0.03)
             for task in tasks:
                 task.cancel()
 
 
 if __name__ == "__main__":
-    # Only this process dies, not the machine: no need to wait for the disk at each of some hundred commits.
+    # Only this process dies, not the machine: no need to wait for the disk.
     setattr(database, "_PRAGMAS", ("journal_mode=WAL", "synchronous=OFF", "foreign_keys=ON"))  # noqa: B010
     asyncio.run(work(Path(sys.argv[1])))

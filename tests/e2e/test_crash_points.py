@@ -1,4 +1,4 @@
-"""The bot killed at each of its named points, alone and with its trainers: each accepted job ends once, told once."""
+"""The bot is killed at each of its failpoints: each accepted job ends once, and each message is sent once."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from bot.crashing import JOB_POINTS
+from bot.bot_failpoints import JOB_POINTS
 from tests.e2e.team import Team, assert_nothing_is_lost_or_doubled
 
-#: Points after which trainers run, so that killing them too is another story.
-WITH_TRAINERS = ("launched", "handle_stored", "events_read", "ingest_open", "ingest_committed", "stop_signalled")
+#: Here the bot is a process of its own and dies by SIGKILL, alone and together with the trainers that run by then. At
+#: the other points it dies by an exception in this process, which takes a third of the time: what is left on the disk
+#: is the same, since a transaction that is not committed is rolled back.
+KILLED = ("launched", "handle_stored", "events_read", "ingest_open", "ingest_committed", "stop_signalled")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -25,14 +27,21 @@ def team(tmp_path: Path) -> Iterator[Team]:
         made.kill_trainers()
 
 
-@pytest.mark.parametrize("point", JOB_POINTS)
+@pytest.mark.parametrize("point", [point for point in JOB_POINTS if point not in KILLED])
+def test_a_bot_that_dies_at_a_point_loses_and_doubles_nothing(team: Team, point: str) -> None:
+    team.crash_in_process(point)
+    team.run_in_process()
+    assert_nothing_is_lost_or_doubled(team)
+
+
+@pytest.mark.parametrize("point", KILLED)
 def test_a_bot_that_is_killed_at_a_point_loses_and_doubles_nothing(team: Team, point: str) -> None:
     assert team.run_bot(crash_at=point) == -signal.SIGKILL, team.log.read_text()[-3000:]
     assert team.run_bot() == 0, team.log.read_text()[-6000:]
     assert_nothing_is_lost_or_doubled(team)
 
 
-@pytest.mark.parametrize("point", WITH_TRAINERS)
+@pytest.mark.parametrize("point", KILLED)
 def test_bot_and_trainers_killed_together_lose_and_double_nothing(team: Team, point: str) -> None:
     assert team.run_bot(crash_at=f"{point}:2") == -signal.SIGKILL, team.log.read_text()[-3000:]
     team.kill_trainers()
@@ -40,7 +49,7 @@ def test_bot_and_trainers_killed_together_lose_and_double_nothing(team: Team, po
     assert_nothing_is_lost_or_doubled(team, trainers_lived=False)
 
 
-def test_a_bot_that_is_killed_over_and_over_comes_to_the_same_end(team: Team) -> None:
+def test_a_bot_that_is_killed_repeatedly_comes_to_the_same_end(team: Team) -> None:
     for time in ("ingest_committed:9", "post_sent:7", "handle_stored:2", "card_edited:3", "claim_open:1"):
         team.run_bot(crash_at=time)
     assert team.run_bot() == 0, team.log.read_text()[-6000:]

@@ -24,23 +24,23 @@ def run(tmp_path: Path, dataset: Path) -> int:
     return show.run_demo(data=tmp_path / "demo-data", dataset=dataset, port=0, is_headless=True)
 
 
-def test_it_prints_the_channel_and_where_the_files_are(
+def test_the_demo_prints_the_channel_and_the_paths_of_the_files(
     tmp_path: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(tmp_path, dataset) == 0
-    told = capsys.readouterr().out
-    # With the name before it: the card, posted earlier, says "epoch 1/24" too where it was seen in that epoch.
+    output = capsys.readouterr().out
+    # The name comes first because the card, posted earlier, may show "epoch 1/24" too.
     posts = ["#1 fox · before training", "#1 fox · epoch 1/24", "#1 fox · early stop at", "#1 fox is done"]
     wanted = ["/finetune dataset:fox.zip", "Queued #1", *posts]
-    places = [told.find(words) for words in wanted]
-    assert -1 not in places, told
-    assert places == sorted(places)
-    assert "[file] fox-kohya.safetensors" in told
-    assert "output/kohya.safetensors" in told
-    assert "<@" not in told
+    positions = [output.find(text) for text in wanted]
+    assert -1 not in positions, output
+    assert positions == sorted(positions)
+    assert "[file] fox-kohya.safetensors" in output
+    assert "output/kohya.safetensors" in output
+    assert "<@" not in output
 
 
-def test_it_fails_where_the_training_fails(
+def test_the_demo_fails_if_the_training_fails(
     tmp_path: Path, dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_TROUBLE", "oom:2")

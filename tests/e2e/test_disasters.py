@@ -1,4 +1,4 @@
-"""What else befalls a night: full and read-only disks, stopped processes, deaf trainers, rubbish, clocks, reboots."""
+"""Other failures: full and read-only disks, frozen and hung processes, garbage in files, clocks that jump, reboots."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from pathlib import Path
 
 import pytest
 
+from bot.clock import SYSTEM_CLOCK, Clock
 from bot.db import Database, hold_data_folder, open_db
 from bot.errors import DatabaseUnwritable
-from bot.queue import Job, State, StopIntent, slots_of
-from bot.queue.liveness import Pulse
+from bot.queue import EndReasonKind, Job, State, StopIntent, slots_of
 from tests.bot.conftest import add_dataset
 from tests.bot.fakes import eventually
 from tests.e2e.team import Team, assert_nothing_is_lost_or_doubled
 from tests.e2e.team_bot import SETTINGS, Services, new_job, two_gpus
-from trainer.protocol.process import read_process_file
+from trainer.exchange.process import read_process_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 
-class Night:
+class RunningBot:
     """A bot in this process, its trainers outside it."""
 
     def __init__(self, db: Database, data_dir: Path, services: Services) -> None:
@@ -53,28 +53,26 @@ class Night:
         assert identity is not None
         return identity.pid
 
-    async def told(self) -> list[str]:
-        async def is_all_told() -> bool:
+    async def sent(self) -> list[str]:
+        async def is_all_sent() -> bool:
             return not await self.services.outbox.depth()
 
-        await eventually(is_all_told)
+        await eventually(is_all_sent)
         lines = self.data_dir.with_suffix(".discord").read_text().splitlines()
         return [json.loads(line)["text"].partition(" · ")[0] for line in lines]
 
 
 @asynccontextmanager
-async def a_night(
-    data_dir: Path, *, now: Callable[[], float] = time.time, pulse: Pulse | None = None, **settings_s: float
-) -> AsyncIterator[Night]:
+async def running_bot(data_dir: Path, *, clock: Clock = SYSTEM_CLOCK, **settings_s: float) -> AsyncIterator[RunningBot]:
     with hold_data_folder(data_dir):
         async with open_db(data_dir / "darkroom.db") as db:
             await add_dataset(db)
             settings = SETTINGS.model_copy(update={"heartbeat_timeout_s": 30.0, "stop_grace_s": 1.0} | settings_s)
-            services = Services(db, data_dir, settings=settings, now=now, pulse=pulse)
+            services = Services(db, data_dir, settings=settings, clock=clock)
             await services.store.slots.set(slots_of(two_gpus(), None))
             tasks = [asyncio.create_task(services.dispatcher.run()), asyncio.create_task(services.sender.run())]
             try:
-                yield Night(db, data_dir, services)
+                yield RunningBot(db, data_dir, services)
             finally:
                 for task in tasks:
                     task.cancel()
@@ -95,7 +93,7 @@ async def no_trainer_is_left(tmp_path: Path) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def full(db: Database) -> AsyncIterator[None]:
-    """SQLite's own limit, which fails as a full disk does (SQLITE_FULL)."""
+    """SQLite's own limit fails as a full disk does (SQLITE_FULL)."""
     (pages,) = (await db.all("PRAGMA page_count"))[0]
     await db._writer.execute_fetchall(f"PRAGMA max_page_count={pages}")
     yield
@@ -109,32 +107,32 @@ async def read_only(db: Database) -> AsyncIterator[None]:
     await db._writer.execute_fetchall("PRAGMA query_only=OFF")
 
 
-async def submit_forever(night: Night, accepted: list[Job]) -> None:
+async def submit_forever(bot: RunningBot, accepted: list[Job]) -> None:
     while True:
-        accepted.append(await night.submit("plain"))
+        accepted.append(await bot.submit("plain"))
 
 
-@pytest.mark.parametrize(("trouble", "word"), [(full, "full"), (read_only, "read-only")])
-async def test_what_cannot_be_written_is_refused_in_a_sentence_and_all_goes_on_afterwards(
-    tmp_path: Path, trouble: Callable[[Database], AbstractAsyncContextManager[None]], word: str
+@pytest.mark.parametrize(("fault", "reason"), [(full, "full"), (read_only, "read-only")])
+async def test_changes_that_cannot_be_written_are_refused_and_everything_continues_afterwards(
+    tmp_path: Path, fault: Callable[[Database], AbstractAsyncContextManager[None]], reason: str
 ) -> None:
-    async with a_night(tmp_path / "data") as night:
-        running = await night.submit("long")
-        await night.until(running, State.RUNNING, epoch=1)
+    async with running_bot(tmp_path / "data") as bot:
+        running = await bot.submit("long")
+        await bot.until(running, State.RUNNING, epoch=1)
         accepted: list[Job] = [running]
-        async with trouble(night.db):
-            with pytest.raises(DatabaseUnwritable, match=f"{word}.*Nothing was changed"):
-                await submit_forever(night, accepted)
+        async with fault(bot.db):
+            with pytest.raises(DatabaseUnwritable, match=f"{reason}.*Nothing was changed"):
+                await submit_forever(bot, accepted)
             await asyncio.sleep(0.5)
-            assert len(await night.store.recent(10, limit=1000)) == len(accepted)
+            assert len(await bot.store.recent(10, limit=1000)) == len(accepted)
         for job in accepted[2:]:
-            await night.store.request_stop(job.id, by=1, intent=StopIntent.CANCEL)
-        last = await night.submit("plain")
+            await bot.store.request_stop(job.id, by=1, intent=StopIntent.CANCEL)
+        last = await bot.submit("plain")
         for job in (running, last):
-            await night.until(job, State.SUCCEEDED)
-        told = Counter(await night.told())
-        assert set(told.values()) == {1}
-        assert {f"#{running.id} epoch {number}" for number in range(1, 9)} <= set(told)
+            await bot.until(job, State.SUCCEEDED)
+        sent = Counter(await bot.sent())
+        assert set(sent.values()) == {1}
+        assert {f"#{running.id} epoch {number}" for number in range(1, 9)} <= set(sent)
 
 
 @pytest.fixture
@@ -160,107 +158,93 @@ def fill(path: Path) -> None:
         os.close(descriptor)
 
 
-async def test_a_disk_that_fills_up_at_night_loses_nothing(small_disk: Path) -> None:
-    async with a_night(small_disk / "data") as night:
-        running, waiting = await night.submit("plain"), await night.submit("plain", owner=2)
-        await night.until(running, State.RUNNING)
+async def test_a_disk_that_fills_up_loses_nothing(small_disk: Path) -> None:
+    async with running_bot(small_disk / "data") as bot:
+        running, waiting = await bot.submit("plain"), await bot.submit("plain", owner=2)
+        await bot.until(running, State.RUNNING)
         filler = small_disk / "filler"
         fill(filler)
         refused = 0
         for _ in range(20):
             try:
-                await night.submit("plain")
+                await bot.submit("plain")
             except DatabaseUnwritable:
                 refused += 1
         assert refused
         await asyncio.sleep(1)
         filler.unlink()
-        for job in await night.store.recent(10, limit=100):
-            await night.until(job, State.SUCCEEDED)
-        assert {running.id, waiting.id} <= {job.id for job in await night.store.recent(10, limit=100)}
-        assert set(Counter(await night.told()).values()) == {1}
+        for job in await bot.store.recent(10, limit=100):
+            await bot.until(job, State.SUCCEEDED)
+        assert {running.id, waiting.id} <= {job.id for job in await bot.store.recent(10, limit=100)}
+        assert set(Counter(await bot.sent()).values()) == {1}
 
 
 # -- processes -----------------------------------------------------------------------------------------------------
 
 
-async def test_a_trainer_that_was_stopped_by_the_system_is_killed_and_its_job_goes_on(tmp_path: Path) -> None:
+async def test_a_frozen_trainer_is_killed_and_its_job_continues(tmp_path: Path) -> None:
     start = time.monotonic()
-    pulse = Pulse(monotonic=lambda: start + 100 * (time.monotonic() - start))
-    async with a_night(tmp_path / "data", pulse=pulse) as night:
-        job = await night.submit("long")
-        await night.until(job, State.RUNNING, epoch=2)
-        stopped = night.trainer(job)
+    clock = Clock(monotonic=lambda: start + 100 * (time.monotonic() - start))
+    async with running_bot(tmp_path / "data", clock=clock) as bot:
+        job = await bot.submit("long")
+        await bot.until(job, State.RUNNING, epoch=2)
+        stopped = bot.trainer(job)
         os.kill(stopped, signal.SIGSTOP)
-        await night.until(job, State.SUCCEEDED)
-        assert night.trainer(job) != stopped
-        told = await night.told()
-        assert [text for text in told if " epoch " in text] == [f"#1 epoch {number}" for number in range(1, 9)], told
-        assert told.count("#1 lost 1") == 1
+        await bot.until(job, State.SUCCEEDED)
+        assert bot.trainer(job) != stopped
+        sent = await bot.sent()
+        assert [text for text in sent if " epoch " in text] == [f"#1 epoch {number}" for number in range(1, 9)], sent
+        assert sent.count("#1 lost 1") == 1
 
 
-async def test_a_trainer_whose_main_thread_hangs_while_its_heart_beats_is_killed_and_its_job_goes_on(
-    tmp_path: Path,
-) -> None:
+async def test_a_hung_trainer_with_a_heartbeat_is_killed_and_its_job_continues(tmp_path: Path) -> None:
     start = time.monotonic()
-    pulse = Pulse(monotonic=lambda: start + 100 * (time.monotonic() - start))
-    async with a_night(tmp_path / "data", pulse=pulse, heartbeat_timeout_s=3600.0, hang_timeout_s=600.0) as night:
-        job = await night.submit("hangs")
-        await night.until(job, State.RUNNING, epoch=1)
-        hanging = night.trainer(job)
-        await night.until(job, State.SUCCEEDED)
-        assert night.trainer(job) != hanging
-        assert (await night.store.get(job.id)).attempt == 2
-        told = await night.told()
-        assert [text for text in told if " epoch " in text] == [f"#1 epoch {number}" for number in range(1, 4)], told
-        assert told.count("#1 lost 1") == 1
-        lost = await night.db.one("SELECT why FROM attempt WHERE attempt = 1")
-        assert lost is not None
-        assert "in epoch 2 (it hung: no word for 10 min although its process lived)" in lost["why"]
+    clock = Clock(monotonic=lambda: start + 100 * (time.monotonic() - start))
+    async with running_bot(tmp_path / "data", clock=clock, heartbeat_timeout_s=3600.0, hang_timeout_s=600.0) as bot:
+        job = await bot.submit("hangs")
+        await bot.until(job, State.RUNNING, epoch=1)
+        hanging = bot.trainer(job)
+        await bot.until(job, State.SUCCEEDED)
+        assert bot.trainer(job) != hanging
+        assert (await bot.store.get(job.id)).attempt == 2
+        sent = await bot.sent()
+        assert [text for text in sent if " epoch " in text] == [f"#1 epoch {number}" for number in range(1, 4)], sent
+        assert sent.count("#1 lost 1") == 1
+        reason = (await bot.store.attempt_history(job.id))[0].reason
+        assert reason is not None
+        assert (reason.kind, reason.stalled_for_s, reason.epoch) == (EndReasonKind.NO_PROGRESS, 600, 2)
 
 
-async def test_a_trainer_that_hears_no_stop_is_killed_after_its_grace(tmp_path: Path) -> None:
-    async with a_night(tmp_path / "data") as night:
-        job = await night.submit("deaf")
-        await night.until(job, State.RUNNING, epoch=1)
-        trainer = read_process_file(tmp_path / "data" / "jobs" / job.folder)
-        await night.store.request_stop(job.id, by=1, intent=StopIntent.CANCEL)
-        await night.until(job, State.CANCELLED)
-        assert trainer is not None
-        assert not trainer.is_alive()
-        assert (await night.told()).count("#1 cancelled") == 1
-
-
-async def test_rubbish_among_a_trainer_s_events_harms_nobody(tmp_path: Path) -> None:
-    async with a_night(tmp_path / "data") as night:
-        bad, good = await night.submit("garbles"), await night.submit("plain")
+async def test_garbage_among_the_events_of_a_trainer_is_harmless(tmp_path: Path) -> None:
+    async with running_bot(tmp_path / "data") as bot:
+        bad, good = await bot.submit("garbles"), await bot.submit("plain")
         for job in (bad, good):
-            await night.until(job, State.SUCCEEDED)
-        epochs = [text for text in await night.told() if " epoch " in text]
+            await bot.until(job, State.SUCCEEDED)
+        epochs = [text for text in await bot.sent() if " epoch " in text]
         assert sorted(epochs) == sorted(f"#{job.id} epoch {epoch}" for job in (bad, good) for epoch in (1, 2, 3))
 
 
 # -- clocks --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_clock_that_jumps_forward_and_back_keeps_nobody_waiting_and_kills_nobody(tmp_path: Path) -> None:
+async def test_a_clock_that_jumps_delays_and_kills_no_job(tmp_path: Path) -> None:
     ahead_s = 0.0
-    async with a_night(tmp_path / "data", now=lambda: time.time() + ahead_s) as night:
-        jobs = [await night.submit(name) for name in ("long", "dies", "long", "plain")]
+    async with running_bot(tmp_path / "data", clock=Clock(time=lambda: time.time() + ahead_s)) as bot:
+        jobs = [await bot.submit(name) for name in ("long", "dies", "long", "plain")]
         for jump in (86_400.0, -86_400.0, 3600.0, 0.0):
             ahead_s = jump
             await asyncio.sleep(0.2)
         for job in jobs:
-            await night.until(job, State.SUCCEEDED)
-        assert [(await night.store.get(job.id)).attempt for job in jobs] == [1, 2, 1, 1]
-        # A card that is a day old by the clock is sent anew, which is no post.
-        assert set(Counter(text for text in await night.told() if not text.endswith("card")).values()) == {1}
+            await bot.until(job, State.SUCCEEDED)
+        assert [(await bot.store.get(job.id)).attempt for job in jobs] == [1, 2, 1, 1]
+        # A card that is a day old by the clock is sent again, which is not a duplicate.
+        assert set(Counter(text for text in await bot.sent() if not text.endswith("card")).values()) == {1}
 
 
 # -- bots and machines ---------------------------------------------------------------------------------------------
 
 
-def test_a_bot_that_stood_still_catches_up(tmp_path: Path) -> None:
+def test_a_bot_that_was_frozen_catches_up(tmp_path: Path) -> None:
     team = Team(tmp_path)
     bot = team.start_bot()
     deadline = time.monotonic() + 30
@@ -274,16 +258,8 @@ def test_a_bot_that_stood_still_catches_up(tmp_path: Path) -> None:
     assert_nothing_is_lost_or_doubled(team)
 
 
-def test_a_second_bot_on_the_same_folder_is_refused(tmp_path: Path) -> None:
-    team = Team(tmp_path)
-    with hold_data_folder(team.data_dir):
-        assert team.run_bot() == 1
-    assert "Another bot already works on" in team.log.read_text()
-    assert not (team.data_dir / "darkroom.db").exists()
-
-
-def test_a_reboot_counts_for_nobody(tmp_path: Path) -> None:
-    """As after a power cut: no process of the last boot lives, and what is written down names that boot."""
+def test_a_reboot_does_not_count_as_an_attempt(tmp_path: Path) -> None:
+    """As after a power cut: no process of the last boot lives, and the files name that boot."""
     team = Team(tmp_path)
     assert team.run_bot(crash_at="handle_stored:2") == -signal.SIGKILL
     team.cut_power()
@@ -292,10 +268,10 @@ def test_a_reboot_counts_for_nobody(tmp_path: Path) -> None:
     rename_boot(team.data_dir)
     assert team.run_bot() == 0, team.log.read_text()[-6000:]
     assert_nothing_is_lost_or_doubled(team)
-    cut_off = team.rows("SELECT job_id, why FROM attempt WHERE why LIKE '%its machine went down%'")
-    assert {row["job_id"] for row in cut_off} <= set(running)
-    assert cut_off
-    assert all("(attempt " not in row["why"] for row in cut_off)
+    lost = [row for row in team.rows("SELECT * FROM attempt") if '"node_lost"' in (row["end_reason"] or "")]
+    assert {row["job_id"] for row in lost} <= set(running)
+    assert lost
+    assert all('"is_counted":false' in row["end_reason"] for row in lost)
 
 
 def rename_boot(data_dir: Path) -> None:

@@ -1,4 +1,4 @@
-"""The real bot and the real trainer, killed with SIGKILL: nothing is lost, nothing is said twice, the job ends once."""
+"""The real bot and the real trainer, killed with SIGKILL: nothing is lost, nothing is sent twice, the job ends once."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from tests.trainer.conftest import draw_pictures
-from trainer.protocol.process import ProcessIdentity, read_process_file
+from tests.trainer.conftest import draw_images
+from trainer.exchange.process import ProcessIdentity, read_process_file
 
 BARE_BOT = Path(__file__).parent / "bare_bot.py"
 ROOT = Path(__file__).parents[2]
@@ -26,20 +25,20 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 class Stage:
-    """A data folder, and the bot that works on it at the moment."""
+    """A data folder, and the bots that work on it."""
 
     def __init__(self, tmp_path: Path) -> None:
         self.data_dir = tmp_path / "data"
-        self.pictures = tmp_path / "pictures.zip"
+        self.images = tmp_path / "images.zip"
         self.log = tmp_path / "bot.log"
-        draw_pictures(tmp_path / "pictures")
-        shutil.make_archive(str(self.pictures.with_suffix("")), "zip", tmp_path / "pictures")
+        draw_images(tmp_path / "images")
+        shutil.make_archive(str(self.images.with_suffix("")), "zip", tmp_path / "images")
 
     def start_bot(self) -> subprocess.Popen[bytes]:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, str(BARE_BOT), str(self.data_dir), str(self.pictures)],
+                [sys.executable, str(BARE_BOT), str(self.data_dir), str(self.images)],
                 stdout=log,
                 stderr=log,
                 env=environment,
@@ -66,13 +65,12 @@ class Stage:
             time.sleep(0.05)
 
 
-def assert_told_once(stage: Stage) -> None:
+def assert_sent_once(stage: Stage) -> None:
     assert stage.epochs_posted() == [1, 2, 3, 4]
-    told = Counter("done" for post in stage.posts() if "is done" in post)
-    assert told["done"] == 1
+    assert sum("is done" in post for post in stage.posts()) == 1
 
 
-def test_a_killed_bot_finds_its_training_again_and_no_post_is_missing_or_doubled(tmp_path: Path) -> None:
+def test_a_killed_bot_finds_its_training_again_and_no_message_is_missing_or_doubled(tmp_path: Path) -> None:
     stage = Stage(tmp_path)
     bot = stage.start_bot()
     stage.wait_for_epoch(1, bot)
@@ -85,10 +83,10 @@ def test_a_killed_bot_finds_its_training_again_and_no_post_is_missing_or_doubled
     assert stage.start_bot().wait(DEADLINE_S) == 0, stage.log.read_text(encoding="utf-8")
 
     assert stage.trainer() == trainer
-    assert_told_once(stage)
+    assert_sent_once(stage)
 
 
-def test_a_killed_trainer_is_told_in_words_and_the_job_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+def test_a_killed_trainer_is_reported_and_the_job_continues_from_its_checkpoint(tmp_path: Path) -> None:
     stage = Stage(tmp_path)
     bot = stage.start_bot()
     stage.wait_for_epoch(2, bot)
@@ -96,7 +94,7 @@ def test_a_killed_trainer_is_told_in_words_and_the_job_goes_on_from_its_checkpoi
 
     assert bot.wait(DEADLINE_S) == 0, stage.log.read_text(encoding="utf-8")
 
-    assert_told_once(stage)
-    (lost,) = [post for post in stage.posts() if "died without a word" in post]
-    assert "It goes on from the checkpoint of epoch" in lost
+    assert_sent_once(stage)
+    (lost,) = [post for post in stage.posts() if "ended unexpectedly" in post]
+    assert "It continues from the checkpoint of epoch" in lost
     assert "(attempt 2 of 3)" in lost

@@ -1,4 +1,4 @@
-"""The soak bench at a small size: nothing is lost or told twice while bot and trainers are killed and frozen."""
+"""The soak bench at a small size: nothing is lost or sent twice while bot and trainers are killed and frozen."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(700)]
 
 
-def test_twelve_jobs_end_once_each_under_a_rain_of_kills(tmp_path: Path) -> None:
+def test_eight_jobs_end_once_each_while_processes_are_killed(tmp_path: Path) -> None:
     folder = tmp_path / "data"
-    options = ["--jobs=12", "--people=3", "--seed=7", "--minutes=10", f"--folder={folder}"]
+    options = ["--jobs=8", "--users=3", "--seed=7", "--minutes=10", f"--folder={folder}"]
 
     ran = subprocess.run(
         [sys.executable, "-m", "bench.soak", *options],

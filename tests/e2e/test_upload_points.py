@@ -1,4 +1,4 @@
-"""The bot killed at each named point of an upload's life: its owner is answered, by one request and one post."""
+"""The bot is killed at each failpoint of an upload: its owner gets one draft and one post."""
 
 from __future__ import annotations
 
@@ -13,44 +13,44 @@ from pathlib import Path
 
 import pytest
 
-from bot.crashing import CRASH_VARIABLE, UPLOAD_POINTS
-from bot.outbox import Notice
+from bot.bot_failpoints import FAILPOINT_VARIABLE, UPLOAD_POINTS
+from bot.outbox import Notification
 from tests.e2e.team import ROOT
 
 UPLOAD_BOT = Path(__file__).with_name("upload_bot.py")
 DEADLINE_S = 90
 
-#: Where the bot that was spoken to, and where the next one may be killed.
-FIRST = ("upload_noted", "upload_received", "upload_examined", "upload_kept", "upload_answered")
-NEXT = ("upload_examined", "upload_kept", "upload_told")
+#: Failpoints of the bot that gets the command, and of the next bot.
+FIRST = ("upload_recorded", "upload_received", "upload_prepared", "upload_drafted", "upload_answered")
+NEXT = ("upload_prepared", "upload_drafted", "upload_reported")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
-class Place:
-    """A data folder, and the bots that work on it one after another."""
+class UploadBots:
+    """A data folder, and the bots that use it one after another."""
 
     def __init__(self, folder: Path) -> None:
         self.data_dir = folder / "data"
         self.log = folder / "bot.log"
 
-    def start(self, what: str, *, crash_at: str = "", prepare_s: float = 0) -> subprocess.Popen[bytes]:
+    def start(self, command: str, *, crash_at: str = "", prepare_s: float = 0) -> subprocess.Popen[bytes]:
         environment = os.environ | {
-            "PYTHONPATH": str(ROOT), CRASH_VARIABLE: crash_at, "FAKE_PREPARE_S": str(prepare_s),
+            "PYTHONPATH": str(ROOT), FAILPOINT_VARIABLE: crash_at, "FAKE_PREPARE_S": str(prepare_s),
         }  # fmt: skip
         with self.log.open("ab") as log:
-            argv = [sys.executable, str(UPLOAD_BOT), str(self.data_dir), what]
+            argv = [sys.executable, str(UPLOAD_BOT), str(self.data_dir), command]
             return subprocess.Popen(argv, stdout=log, stderr=log, env=environment)
 
-    def run(self, what: str, *, crash_at: str = "", prepare_s: float = 0) -> int:
-        bot = self.start(what, crash_at=crash_at, prepare_s=prepare_s)
+    def run(self, command: str, *, crash_at: str = "", prepare_s: float = 0) -> int:
+        bot = self.start(command, crash_at=crash_at, prepare_s=prepare_s)
         try:
             return bot.wait(DEADLINE_S)
         finally:
             bot.kill()
             bot.wait()
 
-    def wait_for_an_examination(self) -> None:
+    def wait_for_preparation(self) -> None:
         deadline = time.monotonic() + DEADLINE_S
         while not list(self.data_dir.glob("datasets/*/prepare.log")):
             assert time.monotonic() < deadline, self.log.read_text()
@@ -61,56 +61,56 @@ class Place:
             db.row_factory = sqlite3.Row
             return db.execute(query).fetchall()
 
-    def told(self) -> list[str]:
-        rows = self.rows("SELECT notice FROM outbox WHERE dedupe_key LIKE 'upload:%'")
-        return [Notice.model_validate_json(row["notice"]).detail for row in rows]
+    def answers(self) -> list[str]:
+        rows = self.rows("SELECT notification FROM outbox WHERE dedupe_key LIKE 'upload:%'")
+        return [Notification.model_validate_json(row["notification"]).detail for row in rows]
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
+def bots(tmp_path: Path) -> UploadBots:
+    return UploadBots(tmp_path)
 
 
-def assert_it_is_answered(place: Place, *, arrived: bool = True) -> None:
-    """Once, whatever more bots come."""
+def assert_it_is_answered(bots: UploadBots, *, arrived: bool = True) -> None:
+    """The upload is answered once, however often a bot is started."""
     for _ in range(2):
-        assert place.run("look") == 0, place.log.read_text()[-6000:]
-        assert place.rows("SELECT * FROM upload") == []
-        (said,) = place.told()
-        assert ("your request waits:" if arrived else "had arrived") in said
-        drafts = place.rows("SELECT job.interaction_id, state FROM job")
+        assert bots.run("look") == 0, bots.log.read_text()[-6000:]
+        assert bots.rows("SELECT * FROM upload") == []
+        (text,) = bots.answers()
+        assert ("your request waits:" if arrived else "had arrived") in text
+        drafts = bots.rows("SELECT job.interaction_id, state FROM job")
         assert [row["state"] for row in drafts] == ["draft"] * arrived
-        assert len(place.rows("SELECT * FROM dataset")) == arrived
+        assert len(bots.rows("SELECT * FROM dataset")) == arrived
 
 
-def test_each_point_is_walked() -> None:
+def test_every_failpoint_is_tested() -> None:
     assert {*FIRST, *NEXT} == set(UPLOAD_POINTS)
 
 
 @pytest.mark.parametrize("point", FIRST)
-def test_a_bot_that_is_killed_leaves_the_answer_to_the_next(place: Place, point: str) -> None:
-    assert place.run("hand_in", crash_at=point) == -signal.SIGKILL, place.log.read_text()[-6000:]
-    assert_it_is_answered(place, arrived=point != "upload_noted")
+def test_the_next_bot_answers_after_a_kill(bots: UploadBots, point: str) -> None:
+    assert bots.run("upload", crash_at=point) == -signal.SIGKILL, bots.log.read_text()[-6000:]
+    assert_it_is_answered(bots, arrived=point != "upload_recorded")
 
 
 @pytest.mark.parametrize("point", NEXT)
-def test_a_next_bot_that_is_killed_too_leaves_it_to_the_one_after(place: Place, point: str) -> None:
-    assert place.run("hand_in", crash_at="upload_received") == -signal.SIGKILL, place.log.read_text()[-6000:]
-    assert place.run("look", crash_at=point) == -signal.SIGKILL, place.log.read_text()[-6000:]
-    assert_it_is_answered(place)
+def test_a_third_bot_answers_after_a_second_kill(bots: UploadBots, point: str) -> None:
+    assert bots.run("upload", crash_at="upload_received") == -signal.SIGKILL, bots.log.read_text()[-6000:]
+    assert bots.run("look", crash_at=point) == -signal.SIGKILL, bots.log.read_text()[-6000:]
+    assert_it_is_answered(bots)
 
 
-def test_an_examination_that_outlives_its_bot_does_not_disturb_the_next(place: Place) -> None:
-    bot = place.start("hand_in", prepare_s=2)
-    place.wait_for_an_examination()
+def test_a_preparation_that_outlives_its_bot_does_not_disturb_the_next(bots: UploadBots) -> None:
+    bot = bots.start("upload", prepare_s=2)
+    bots.wait_for_preparation()
     bot.kill()
     bot.wait()
-    assert place.run("look", prepare_s=2) == 0, place.log.read_text()[-6000:]
-    assert_it_is_answered(place)
+    assert bots.run("look", prepare_s=2) == 0, bots.log.read_text()[-6000:]
+    assert_it_is_answered(bots)
 
 
-def test_a_bot_that_is_not_killed_leaves_nothing_to_say(place: Place) -> None:
-    assert place.run("hand_in") == 0, place.log.read_text()[-6000:]
-    assert place.rows("SELECT * FROM upload") == []
-    assert place.run("look") == 0
-    assert place.told() == []
+def test_a_bot_that_is_not_killed_leaves_no_upload(bots: UploadBots) -> None:
+    assert bots.run("upload") == 0, bots.log.read_text()[-6000:]
+    assert bots.rows("SELECT * FROM upload") == []
+    assert bots.run("look") == 0
+    assert bots.answers() == []

@@ -1,9 +1,9 @@
-"""A bot in a simulated Discord, to which one person hands in one archive; a test may kill it.
+"""A bot in a simulated Discord that receives one upload; a test may kill it.
 
-python tests/e2e/upload_bot.py DATA_DIR hand_in|look
+python tests/e2e/upload_bot.py DATA_DIR upload|look
 
-`hand_in`: `/finetune` with six pictures, until it is answered. `look`: what the next bot does about it, which nobody
-talks to, until nobody waits for an answer.
+`upload`: `/finetune` with six images, until it is answered. `look`: the next bot, without a command, until no upload
+is pending.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from bot.app.compose import compose
 from tests.bot.cogs.conftest import FAKE_TRAINER, archive, config_for, world
 
 
-async def hand_in(data_dir: Path) -> None:
+async def upload(data_dir: Path) -> None:
     async with world(data_dir) as lab:
         await lab.ana.slash(lab.channel, "finetune", dataset=archive())
 
@@ -28,4 +28,4 @@ async def look(data_dir: Path) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run({"hand_in": hand_in, "look": look}[sys.argv[2]](Path(sys.argv[1])))
+    asyncio.run({"upload": upload, "look": look}[sys.argv[2]](Path(sys.argv[1])))

@@ -1,4 +1,4 @@
-"""The demo dataset: the same zip every time, captioned, with something for the report to find."""
+"""The demo dataset: reproducible, captioned, with planted defects for the report to find."""
 
 import io
 import zipfile
@@ -18,26 +18,29 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
-def test_the_zip_is_the_same_every_time(archive: zipfile.ZipFile, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_zip_is_reproducible(archive: zipfile.ZipFile, tmp_path: Path) -> None:
     write_demo_dataset(tmp_path / "again.zip")
     assert (tmp_path / "again.zip").read_bytes() == Path(str(archive.filename)).read_bytes()
 
 
-def test_every_picture_has_a_caption_with_the_trigger_word(archive: zipfile.ZipFile) -> None:
-    pictures = [name for name in archive.namelist() if "momo_" in name and name.endswith(".png")]
-    assert len(pictures) == len(PORTRAITS) + len(DUPLICATED)
-    for name in pictures:
+@pytest.mark.slow
+def test_every_image_has_a_caption_with_the_trigger_word(archive: zipfile.ZipFile) -> None:
+    images = [name for name in archive.namelist() if "momo_" in name and name.endswith(".png")]
+    assert len(images) == len(PORTRAITS) + len(DUPLICATED)
+    for name in images:
         assert TRIGGER in archive.read(name.replace(".png", ".txt")).decode().split()
         assert min(Image.open(io.BytesIO(archive.read(name))).size) >= 96
 
 
-def test_there_are_two_duplicates_one_broken_picture_and_one_stranger(archive: zipfile.ZipFile) -> None:
+@pytest.mark.slow
+def test_it_has_two_duplicates_a_broken_image_and_a_file_that_is_not_an_image(archive: zipfile.ZipFile) -> None:
     contents = [archive.read(name) for name in archive.namelist() if name.endswith(".png")]
     assert len(contents) - len(set(contents)) == 2
     with pytest.raises((UnidentifiedImageError, OSError)):
-        Image.open(io.BytesIO(archive.read("momo-dataset/pictures/broken.png"))).load()
-    assert "momo-dataset/pictures/notes.pdf" in archive.namelist()
+        Image.open(io.BytesIO(archive.read("momo-dataset/images/broken.png"))).load()
+    assert "momo-dataset/images/notes.pdf" in archive.namelist()
 
 
-def test_the_base_was_never_told_of_the_trigger_word() -> None:
+def test_captions_of_the_base_never_have_the_trigger_word() -> None:
     assert not any(TRIGGER in caption_seed(seed) for seed in range(500))

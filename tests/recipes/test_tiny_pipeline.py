@@ -1,4 +1,4 @@
-"""The shipped tiny Stable Diffusion: small, loadable by diffusers as it is, and it listens to its prompt."""
+"""The shipped tiny Stable Diffusion: its size, loading it with diffusers, and prompt adherence."""
 
 from pathlib import Path
 
@@ -20,12 +20,12 @@ def pipeline() -> StableDiffusionPipeline:
 
 
 def _samples(pipeline: StableDiffusionPipeline, prompt: str, count: int = 3) -> npt.NDArray[np.float32]:
-    """Pictures (count, 64, 64, 3) in 0..1, from the same noise for every prompt."""
+    """Draw images (count, 64, 64, 3) in 0..1, from the same noise for each prompt."""
     generators = [torch.Generator().manual_seed(seed) for seed in range(count)]
-    pictures = pipeline(
+    output = pipeline(
         [prompt] * count, num_inference_steps=15, guidance_scale=4.0, generator=generators, output_type="np"
     )
-    images: npt.NDArray[np.float32] = pictures.images
+    images: npt.NDArray[np.float32] = output.images
     return images
 
 
@@ -41,12 +41,13 @@ def test_it_loads_as_a_stable_diffusion_pipeline(pipeline: StableDiffusionPipeli
     assert {pipeline.unet.dtype, pipeline.vae.dtype, pipeline.text_encoder.dtype} == {torch.float32}
 
 
-def test_the_text_encoder_keeps_the_prefix_that_older_readers_need() -> None:
+def test_the_text_encoder_has_the_prefix_that_older_readers_need() -> None:
     with safe_open(FOLDER / "text_encoder" / "model.safetensors", "pt") as weights:
         assert all(name.startswith("text_model.") for name in weights.keys())  # noqa: SIM118
 
 
-def test_the_colour_in_the_prompt_is_the_colour_in_the_picture(pipeline: StableDiffusionPipeline) -> None:
+@pytest.mark.slow
+def test_the_color_in_the_prompt_is_the_color_in_the_image(pipeline: StableDiffusionPipeline) -> None:
     red = _samples(pipeline, "a big red circle in the middle on a white background")[:, 24:40, 24:40].mean(
         axis=(0, 1, 2)
     )
@@ -57,21 +58,23 @@ def test_the_colour_in_the_prompt_is_the_colour_in_the_picture(pipeline: StableD
     assert blue[2] - red[2] > 0.3
 
 
-def test_the_background_in_the_prompt_is_the_background_in_the_picture(pipeline: StableDiffusionPipeline) -> None:
+@pytest.mark.slow
+def test_the_background_in_the_prompt_is_the_background_in_the_image(pipeline: StableDiffusionPipeline) -> None:
     white = _samples(pipeline, "a small red star in the middle on a white background")[:, :, :6].mean()
     black = _samples(pipeline, "a small red star in the middle on a black background")[:, :, :6].mean()
     assert white - black > 0.4
 
 
+@pytest.mark.slow
 @pytest.mark.xfail(
-    reason="the shipped weights do not tell left from right reliably; recipes/tiny/README.md", strict=False
+    reason="the shipped weights do not distinguish left from right reliably; recipes/tiny/README.md", strict=False
 )
-def test_the_place_in_the_prompt_is_where_the_thing_stands(pipeline: StableDiffusionPipeline) -> None:
-    def centre_x(prompt: str) -> float:
+def test_the_position_in_the_prompt_is_the_position_in_the_image(pipeline: StableDiffusionPipeline) -> None:
+    def center_x(prompt: str) -> float:
         ink = 1 - _samples(pipeline, prompt).mean(axis=(0, -1))
         ink = np.clip(ink - np.median(ink), 0, None)
         return float((ink.sum(axis=0) * np.arange(64)).sum() / ink.sum())
 
-    left, right = (centre_x(f"a black square at the {side} on a white background") for side in ("left", "right"))
+    left, right = (center_x(f"a black square at the {side} on a white background") for side in ("left", "right"))
     assert left < 28
     assert right > 36

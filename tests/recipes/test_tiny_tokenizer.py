@@ -1,4 +1,4 @@
-"""The tokenizer that ships with the tiny model: any text goes in, and comes back."""
+"""The tokenizer of the tiny model: any text can be encoded and decoded."""
 
 from pathlib import Path
 
@@ -25,23 +25,23 @@ def _letters(text: str) -> str:
 @pytest.mark.parametrize(
     "text", ["momo beside a red star", "Grüße aus 東京 🎉", "naïve!! 3 + 4 = 7", "<lora:x:1.0> (masterpiece)"]
 )
-def test_any_text_comes_back_in_lower_case(text: str) -> None:
+def test_decoding_restores_any_text_in_lower_case(text: str) -> None:
     assert _letters(_read_back(text)) == _letters(text.lower())
 
 
 @given(st.text(alphabet=st.characters(codec="utf-8", categories=["L", "N", "P"]), max_size=12))
-def test_no_text_is_unknown(text: str) -> None:
+def test_no_text_becomes_an_unknown_token(text: str) -> None:
     tokens = TOKENIZER(text, add_special_tokens=False).input_ids
     assert TOKENIZER.eos_token_id not in tokens
 
 
-def test_captions_take_about_one_token_a_word() -> None:
+def test_captions_have_about_one_token_per_word() -> None:
     captions = [caption_seed(seed) for seed in range(50)]
     tokens = sum(len(TOKENIZER(text, add_special_tokens=False).input_ids) for text in captions)
     assert tokens < 1.25 * sum(len(text.split()) for text in captions)
 
 
-def test_the_special_tokens_are_clips() -> None:
+def test_special_tokens_follow_clip() -> None:
     assert (TOKENIZER.bos_token, TOKENIZER.eos_token, TOKENIZER.pad_token) == (
         "<|startoftext|>",
         "<|endoftext|>",
@@ -52,7 +52,7 @@ def test_the_special_tokens_are_clips() -> None:
     assert TOKENIZER("a").input_ids[-1] == TOKENIZER.eos_token_id == len(TOKENIZER) - 1
 
 
-def test_the_recipe_makes_a_vocabulary_of_the_shipped_kind() -> None:
+def test_the_recipe_makes_a_vocabulary_like_the_shipped_one() -> None:
     vocabulary, merges = clip_files(train_bpe())
     shipped = TOKENIZER.get_vocab()
     assert list(vocabulary.values()) == list(range(len(vocabulary)))

@@ -1,4 +1,4 @@
-"""A random base, a prepared dataset of drawn pictures, and job folders made of both."""
+"""A random base, a prepared dataset of drawn images, and job folders made of both."""
 
 from __future__ import annotations
 
@@ -9,34 +9,35 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
+from trainer.exchange.job_dir import write_spec
 from trainer.protocol.presets import spec_from_preset
 
 MakeJob = Callable[..., Path]
 
-_COLOURS = ("red", "green", "blue", "orange", "purple", "teal", "brown", "pink", "black", "gold", "navy", "olive")
+_COLORS = ("red", "green", "blue", "orange", "purple", "teal", "brown", "pink", "black", "gold", "navy", "olive")
 
 
-def draw_pictures(folder: Path, count: int = 12) -> Path:
-    """Pictures of two shapes (wide and square), each with a caption."""
+def draw_images(folder: Path, count: int = 12) -> Path:
+    """Draw wide and square images, each with a caption."""
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(count):
-        colour = _COLOURS[index % len(_COLOURS)]
+        color = _COLORS[index % len(_COLORS)]
         size = (150, 96) if index % 3 == 0 else (110, 110)
-        picture = Image.new("RGB", size, "white")
+        image = Image.new("RGB", size, "white")
         corner = 10 + 3 * index
-        ImageDraw.Draw(picture).ellipse((corner, corner, corner + 40, corner + 30 + index), fill=colour)
-        picture.save(folder / f"{index:02d}.png")
-        (folder / f"{index:02d}.txt").write_text(f"a {colour} egg", encoding="utf-8")
+        ImageDraw.Draw(image).ellipse((corner, corner, corner + 40, corner + 30 + index), fill=color)
+        image.save(folder / f"{index:02d}.png")
+        (folder / f"{index:02d}.txt").write_text(f"a {color} egg", encoding="utf-8")
     return folder
 
 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prepared dataset of 12 pictures."""
+    """A prepared dataset of 12 images."""
     from trainer.dataset.preparing.prepare import prepare
 
     folder = tmp_path_factory.mktemp("dataset")
-    prepare([draw_pictures(folder / "pictures")], folder / "prepared", resolution=64)
+    prepare([draw_images(folder / "images")], folder / "prepared", resolution=64)
     return folder / "prepared"
 
 
@@ -56,7 +57,7 @@ SMALL: dict[str, Any] = {
 
 
 def job_maker(dataset: Path, random_base: Path, folder: Path) -> MakeJob:
-    """Makes job folders in `folder`; keywords are groups of settings laid over SMALL."""
+    """Return a function that writes job folders; its keywords are groups of settings that override SMALL."""
 
     def make(name: str = "job", base: str | None = None, **changes: Any) -> Path:
         settings = {
@@ -66,7 +67,7 @@ def job_maker(dataset: Path, random_base: Path, folder: Path) -> MakeJob:
             for group in {*SMALL, *changes}
         }
         spec = spec_from_preset("lora", dataset=str(dataset), base=base or str(random_base), changes=settings)
-        spec.write(folder / name)
+        write_spec(folder / name, spec)
         return folder / name
 
     return make

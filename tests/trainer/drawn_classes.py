@@ -1,6 +1,6 @@
-"""Pictures of classes that differ in shape and colour, so that a head on random features can tell them apart.
+"""Images of classes that differ in shape and color, so that a head on random features can separate them.
 
-Places, sizes and backgrounds are alike in all of them.
+Positions, sizes and backgrounds have the same distribution in all classes.
 """
 
 from __future__ import annotations
@@ -13,31 +13,32 @@ from PIL import Image, ImageDraw
 
 from tests.trainer.dataset.drawn import Drawn, write_dataset
 from tests.trainer.dataset.making import noise
-from trainer.protocol.report import DatasetReport, Split, read_report
+from trainer.exchange.dataset_dir import read_report
+from trainer.protocol.report import DatasetReport, Split
 
-_COLOURS = {"circle": "red", "square": "blue"}
+_COLORS = {"circle": "red", "square": "blue"}
 
 
 def draw_shape(shape: str, seed: int) -> Image.Image:
-    """A `circle`, a `square` or (any other name) a `bar`, about the middle of a picture that is wider than high."""
+    """Draw a `circle`, a `square` or (any other name) a `bar` near the center of a landscape image."""
     random = Random(f"{shape} {seed}")
-    # Nobody hands in the same background each time: such pictures would count as near duplicates.
-    picture = Image.blend(noise(random.getrandbits(30), 96, 80), Image.new("RGB", (96, 80), "white"), 0.5)
-    draw = ImageDraw.Draw(picture)
+    # Backgrounds differ, or the images would count as near duplicates.
+    image = Image.blend(noise(random.getrandbits(30), 96, 80), Image.new("RGB", (96, 80), "white"), 0.5)
+    draw = ImageDraw.Draw(image)
     side = random.randint(32, 44)
     x, y = 48 - side // 2 + random.randint(-6, 6), 40 - side // 2 + random.randint(-6, 6)
-    colour = _COLOURS.get(shape, "green")
+    color = _COLORS.get(shape, "green")
     if shape == "circle":
-        draw.ellipse((x, y, x + side, y + side), fill=colour)
+        draw.ellipse((x, y, x + side, y + side), fill=color)
     elif shape == "square":
-        draw.rectangle((x, y, x + side, y + side), fill=colour)
+        draw.rectangle((x, y, x + side, y + side), fill=color)
     else:
-        draw.rectangle((x, y + side // 3, x + side, y + side // 2), fill=colour)
-    return picture
+        draw.rectangle((x, y + side // 3, x + side, y + side // 2), fill=color)
+    return image
 
 
 def draw_class_folders(folder: Path, counts: Mapping[str, int]) -> Path:
-    """One folder of pictures for each class, as people hand them in."""
+    """Write one folder of images per class, as users upload them."""
     for name, count in counts.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         for number in range(count):
@@ -46,15 +47,15 @@ def draw_class_folders(folder: Path, counts: Mapping[str, int]) -> Path:
 
 
 def write_classes(folder: Path, counts: Mapping[Split, Mapping[str, int]]) -> Path:
-    """A prepared dataset folder: so many pictures of each class in each split."""
-    pictures: list[Drawn] = []
+    """Write a prepared dataset folder with the given number of images per split and class."""
+    drawn: list[Drawn] = []
     names: list[str] = []
     for split, of_class in counts.items():
         for name, count in of_class.items():
             for _ in range(count):
-                pictures.append(Drawn(picture=draw_shape(name, len(pictures)), split=split, caption="a shape"))
+                drawn.append(Drawn(image=draw_shape(name, len(drawn)), split=split, caption="a shape"))
                 names.append(name)
-    write_dataset(folder, pictures)
+    write_dataset(folder, drawn)
     report = read_report(folder)
     images = tuple(
         image.model_copy(update={"class_name": name}) for image, name in zip(report.images, names, strict=True)

@@ -1,4 +1,4 @@
-"""Random Stable Diffusions of a few hundred thousand parameters, one for each family: real classes, no knowledge."""
+"""Stable Diffusions of a few hundred thousand random parameters, one per family, with the real classes."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from trainer.models.base import tiny_folder
 from trainer.models.methods.checkpoint_file import write_checkpoint
 
 WIDTH = 32
-#: Of the second CLIP of SDXL and SD 3: diffusers tells the two of a single file apart by their widths.
+#: Width of the second CLIP of SDXL and SD 3; diffusers distinguishes the two CLIPs of a single file by width.
 _SECOND_WIDTH = 48
-#: SD 3's transformer reads wider embeddings than its CLIPs give together, so that zeros fill the rest.
+#: Wider than both CLIPs together, as in SD 3, which pads their embeddings with zeros.
 _T5_WIDTH = 96
 
 _NOISE = {
@@ -46,7 +46,7 @@ _NOISE = {
 
 
 def make_random_base(folder: Path, *, prediction_type: str = "epsilon") -> Path:
-    """Write an SD 1 in diffusers layout: 64 px pictures, 16 × 16 latents."""
+    """Write an SD 1 in diffusers layout: 64 px images, 16 × 16 latents."""
     torch.manual_seed(0)
     tokenizer = _tokenizer()
     pipeline = StableDiffusionPipeline(
@@ -73,10 +73,10 @@ def make_random_base(folder: Path, *, prediction_type: str = "epsilon") -> Path:
 
 
 def make_random_sdxl(folder: Path, *, prediction_type: str = "epsilon") -> Path:
-    """Write an SDXL in diffusers layout: 64 px pictures, 16 × 16 latents, two text encoders."""
+    """Write an SDXL in diffusers layout: 64 px images, 16 × 16 latents, two text encoders."""
     torch.manual_seed(0)
     tokenizer = _tokenizer()
-    # As in the real one: the end token is said to be number 2, which means "the highest".
+    # As in the real SDXL, whose config has 2, which transformers reads as "the highest token id".
     projected = _clip_config(tokenizer, layers=3, width=_SECOND_WIDTH, eos_token_id=2)
     time_width = 8
     pipeline = StableDiffusionXLPipeline(
@@ -108,7 +108,7 @@ def make_random_sdxl(folder: Path, *, prediction_type: str = "epsilon") -> Path:
 
 
 def make_random_sd3(folder: Path, *, has_t5: bool = False) -> Path:
-    """Write an SD 3 in diffusers layout: 64 px pictures, 16 × 16 latents of 16 channels, T5 or none."""
+    """Write an SD 3 in diffusers layout: 64 px images, 16 × 16 latents of 16 channels, T5 or none."""
     torch.manual_seed(0)
     tokenizer = _tokenizer()
     t5_tokenizer = _t5_tokenizer() if has_t5 else None
@@ -181,7 +181,7 @@ def _vae(**settings: Any) -> AutoencoderKL:
 
 
 def _t5_tokenizer() -> PreTrainedTokenizerFast:
-    """A letter is a token; laid out as T5's (padding 0, end 1, nothing in front), without sentencepiece."""
+    """Return a tokenizer with one token per letter and T5's layout (padding 0, end 1), without sentencepiece."""
     letters = ["<pad>", "</s>", "<unk>", "▁", *"abcdefghijklmnopqrstuvwxyz0123456789,.-"]
     tokenizer = Tokenizer(models.WordLevel({letter: i for i, letter in enumerate(letters)}, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(" ", "▁")])
@@ -212,7 +212,7 @@ def _t5(tokenizer: PreTrainedTokenizerFast) -> T5EncoderModel:
 
 
 def write_single_file(folder: Path, path: Path) -> Path:
-    """The SD 1 of a folder as one original-layout `.safetensors`, as model sites offer it."""
+    """Write the SD 1 of a folder as one `.safetensors` in the original layout, as model sites offer it."""
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
     encoders = {"text_encoder": pipeline.text_encoder}
     return write_checkpoint(path, "sd1", pipeline.unet, pipeline.vae, encoders, dtype=torch.float32)

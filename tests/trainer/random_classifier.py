@@ -1,4 +1,4 @@
-"""Random image classifiers of a few thousand parameters: real classes of transformers, no knowledge, fast."""
+"""Image classifiers of a few thousand random parameters, with the real classes of transformers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 def make_random_resnet(folder: Path, *, labels: int = 10) -> Path:
-    """Write a ResNet of four stages, laid out as `microsoft/resnet-18`: 64 px pictures, 64 features."""
+    """Write a ResNet of four stages, laid out as `microsoft/resnet-18`: 64 px images, 64 features."""
     torch.manual_seed(0)
     config = ResNetConfig(
         embedding_size=16,
@@ -33,7 +33,7 @@ def make_random_resnet(folder: Path, *, labels: int = 10) -> Path:
     )
     model = ResNetForImageClassification(config)
     _settle(model)
-    # What microsoft/resnet-18 comes with.
+    # The processor of microsoft/resnet-18.
     ConvNextImageProcessorPil(
         size={"shortest_edge": SIDE}, crop_pct=0.875, image_mean=_MEAN, image_std=_STD
     ).save_pretrained(folder)
@@ -67,15 +67,15 @@ def make_random_convnext(folder: Path) -> Path:
 
 @torch.no_grad()
 def _settle(model: Any) -> None:
-    """Make the random features change smoothly with a picture, as pretrained ones do.
+    """Make the random features change smoothly with the image, as pretrained ones do.
 
-    Residual branches count little beside the shortcuts, and the batch norms know what pictures are like.
+    Residual branches get small weights, and batch norms get the statistics of images.
     """
     for stage in model.resnet.encoder.stages:
         for layer in stage.layers:
             layer.layer[-1].normalization.weight.fill_(0.1)
     model.train()
     for _ in range(40):
-        # Large patches of one colour each.
+        # Large patches of one color each.
         model(pixel_values=torch.nn.functional.interpolate(2 * torch.randn(16, 3, 3, 3), SIDE))
     model.eval()

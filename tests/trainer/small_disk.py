@@ -1,4 +1,4 @@
-"""A small file system of its own, to be filled."""
+"""A small tmpfs for tests of a full disk."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import pytest
 
 @contextmanager
 def small_disk(folder: Path, kib: int) -> Iterator[Path]:
-    """A file system of so many KiB, of its own."""
+    """Mount a tmpfs of `kib` KiB at `folder` inside of the context."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "none", str(folder)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("a file system can be mounted only by root, and not in every container")
+        pytest.skip("mounting a file system needs root, and is not allowed in every container")
     try:
         yield folder
     finally:
@@ -25,7 +25,7 @@ def small_disk(folder: Path, kib: int) -> Iterator[Path]:
 
 
 def fill(ballast: Path) -> None:
-    """Leave no room on its disk."""
+    """Fill the disk of `ballast`."""
     with ballast.open("wb", buffering=0) as file, suppress(OSError):
         while file.write(b"x" * 1024):
             pass

@@ -1,4 +1,4 @@
-"""Events are appended once, whole, and by one process at a time."""
+"""The reporter appends each event once and completely; only one process at a time writes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 
 from tests.trainer.small_disk import fill, small_disk
 from trainer.errors import FencedError, JobFolderBusyError
-from trainer.heartbeat import Heartbeat
-from trainer.protocol.attempt import HEARTBEAT_FILE, write_attempt
+from trainer.exchange.attempt import HEARTBEAT_FILE, write_attempt
+from trainer.exchange.process import identify, read_process_file
 from trainer.protocol.events import (
     MAX_LINE_BYTES,
     Event,
@@ -26,8 +26,7 @@ from trainer.protocol.events import (
     Warned,
     parse_event,
 )
-from trainer.protocol.process import identify, read_process_file
-from trainer.reporter import SPEAK_EVERY_S, Reporter
+from trainer.reporter import KEEP_ALIVE_S, Heartbeat, Reporter
 
 
 def read(job_dir: Path) -> list[Event]:
@@ -37,53 +36,53 @@ def read(job_dir: Path) -> list[Event]:
 def test_seq_rises_by_one_over_all_runs_of_a_folder(tmp_path: Path) -> None:
     for _ in range(2):
         with Reporter(tmp_path) as reporter:
-            reporter.say(PhaseBegan, phase=Phase.LOADING)
-            reporter.say(Stopped, epoch=1, step=1, checkpoint=None)
+            reporter.emit(PhaseBegan, phase=Phase.LOADING)
+            reporter.emit(Stopped, epoch=1, step=1, checkpoint=None)
 
     assert [event.seq for event in read(tmp_path)] == [1, 2, 3, 4]
 
 
-def test_a_torn_last_line_goes_and_its_number_is_used_again(tmp_path: Path) -> None:
+def test_a_torn_last_line_is_removed_and_its_number_is_used_again(tmp_path: Path) -> None:
     with Reporter(tmp_path) as reporter:
-        reporter.say(PhaseBegan, phase=Phase.LOADING)
+        reporter.emit(PhaseBegan, phase=Phase.LOADING)
     with (tmp_path / "events.jsonl").open("ab") as file:
         file.write(b'{"seq":2,"time":1.0,"type":"phase_be')
 
     with Reporter(tmp_path) as reporter:
-        reporter.say(PhaseBegan, phase=Phase.CACHING)
+        reporter.emit(PhaseBegan, phase=Phase.CACHING)
 
     assert [(event.seq, event.type) for event in read(tmp_path)] == [(1, "phase_began"), (2, "phase_began")]
 
 
-def test_what_was_said_of_an_epoch_is_not_said_again_after_a_restart(tmp_path: Path) -> None:
+def test_an_event_of_an_epoch_is_not_emitted_again_after_a_restart(tmp_path: Path) -> None:
     for _ in range(2):
         with Reporter(tmp_path) as reporter:
-            reporter.say(Sampled, epoch=1, samples=(), sheet="a.png")
-            reporter.say(Sampled, epoch=2, samples=(), sheet="b.png")
-            reporter.say(Warned, kind="plateau", message="It is flat.")
+            reporter.emit(Sampled, epoch=1, samples=(), sheet="a.png")
+            reporter.emit(Sampled, epoch=2, samples=(), sheet="b.png")
+            reporter.emit(Warned, kind="plateau", message="It is flat.")
 
     assert [event.type for event in read(tmp_path)] == ["sampled", "sampled", "warned"]
 
 
-def test_the_listener_hears_an_event_only_once_it_is_durable(tmp_path: Path) -> None:
-    heard: list[Event] = []
+def test_the_listener_gets_an_event_only_once_it_is_durable(tmp_path: Path) -> None:
+    received: list[Event] = []
 
     def listen(event: Event, /) -> None:
         assert read(tmp_path)[-1] == event
-        heard.append(event)
+        received.append(event)
 
     with Reporter(tmp_path, listen) as reporter:
-        reporter.say(PhaseBegan, phase=Phase.LOADING)
+        reporter.emit(PhaseBegan, phase=Phase.LOADING)
 
-    assert len(heard) == 1
+    assert len(received) == 1
 
 
-def test_the_folder_says_who_runs_it(tmp_path: Path) -> None:
+def test_the_folder_names_the_process_that_runs_it(tmp_path: Path) -> None:
     with Reporter(tmp_path):
         assert read_process_file(tmp_path) == identify(os.getpid())
 
 
-def test_a_second_process_is_refused_while_the_first_lives_and_let_in_after(tmp_path: Path) -> None:
+def test_a_second_process_is_refused_while_the_first_is_alive(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from trainer.reporter import Reporter\n"
         "with Reporter(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
@@ -95,7 +94,7 @@ def test_a_second_process_is_refused_while_the_first_lives_and_let_in_after(tmp_
     assert first.stdin is not None
     assert first.stdout.readline() == "in\n"
 
-    with pytest.raises(JobFolderBusyError, match="Another trainer"), Reporter(tmp_path):
+    with pytest.raises(JobFolderBusyError), Reporter(tmp_path):
         pass
 
     first.kill()
@@ -109,35 +108,35 @@ def test_a_second_process_is_refused_while_the_first_lives_and_let_in_after(tmp_
 # -- damaged files --------------------------------------------------------------------------------------------------
 
 
-def test_garbage_in_the_middle_is_passed_over_and_numbers_go_on(
+def test_garbage_in_the_middle_is_skipped_and_numbering_continues(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Reporter(tmp_path) as reporter:
-        reporter.say(Sampled, epoch=1, samples=(), sheet="a.png")
-        reporter.say(PhaseBegan, phase=Phase.TRAINING)
+        reporter.emit(Sampled, epoch=1, samples=(), sheet="a.png")
+        reporter.emit(PhaseBegan, phase=Phase.TRAINING)
     path = tmp_path / "events.jsonl"
     first, second = path.read_bytes().splitlines(keepends=True)
-    # Its end looks like an event, and is none.
+    # The end of a line that is too long looks like an event.
     long = b"x" * (2 * MAX_LINE_BYTES) + first
-    # The newest line stands before an older one: what counts is the highest number.
+    # The newest line comes before an older one: numbering continues from the highest number.
     path.write_bytes(second + b"\xff\x00\n" + long + b'{"type": "sang", "seq": 99}\n' + first + b'{"torn')
 
     with Reporter(tmp_path) as reporter:
         assert [event.seq for event in reporter.history] == [2, 1]
-        reporter.say(Sampled, epoch=1, samples=(), sheet="a.png")
-        reporter.say(PhaseBegan, phase=Phase.TESTING)
+        reporter.emit(Sampled, epoch=1, samples=(), sheet="a.png")
+        reporter.emit(PhaseBegan, phase=Phase.TESTING)
 
     assert parse_event(path.read_bytes().splitlines()[-1]).seq == 3
     assert b"torn" not in path.read_bytes()
-    assert "3 lines of events.jsonl are no events" in caplog.text
+    assert "3 lines of events.jsonl" in caplog.text
 
 
 def test_a_torn_end_too_long_for_an_event_keeps_its_bytes(tmp_path: Path) -> None:
-    """The bot has passed over it, and reads on from behind it."""
+    """The bot has skipped it, and continues behind it."""
     path = tmp_path / "events.jsonl"
     path.write_bytes(b"x" * (MAX_LINE_BYTES + 1))
     with Reporter(tmp_path) as reporter:
-        reporter.say(PhaseBegan, phase=Phase.LOADING)
+        reporter.emit(PhaseBegan, phase=Phase.LOADING)
     garbage, line = path.read_bytes().splitlines()
     assert len(garbage) == MAX_LINE_BYTES + 1
     assert parse_event(line).seq == 1
@@ -146,25 +145,25 @@ def test_a_torn_end_too_long_for_an_event_keeps_its_bytes(tmp_path: Path) -> Non
 # -- the fence ------------------------------------------------------------------------------------------------------
 
 
-def test_each_event_tells_its_attempt(tmp_path: Path) -> None:
+def test_each_event_has_its_attempt(tmp_path: Path) -> None:
     write_attempt(tmp_path, 3)
     with Reporter(tmp_path, attempt=3) as reporter:
-        reporter.say(PhaseBegan, phase=Phase.LOADING)
+        reporter.emit(PhaseBegan, phase=Phase.LOADING)
     assert read(tmp_path)[0].attempt == 3
 
 
-def test_an_attempt_that_lost_its_job_writes_nothing_more(tmp_path: Path) -> None:
+def test_a_superseded_attempt_writes_nothing_more(tmp_path: Path) -> None:
     write_attempt(tmp_path, 1)
     with Reporter(tmp_path, attempt=1) as reporter:
-        reporter.say(PhaseBegan, phase=Phase.LOADING)
+        reporter.emit(PhaseBegan, phase=Phase.LOADING)
         write_attempt(tmp_path, 2)
         for _ in range(2):
-            with pytest.raises(FencedError, match="the job belongs to attempt 2 now"):
-                reporter.say(PhaseBegan, phase=Phase.CACHING)
+            with pytest.raises(FencedError):
+                reporter.emit(PhaseBegan, phase=Phase.CACHING)
     assert len(read(tmp_path)) == 1
 
 
-def test_an_attempt_that_comes_too_late_leaves_no_trace(tmp_path: Path) -> None:
+def test_an_attempt_that_starts_too_late_leaves_no_trace(tmp_path: Path) -> None:
     write_attempt(tmp_path, 2)
     with pytest.raises(FencedError), Reporter(tmp_path, attempt=1):
         pass
@@ -173,18 +172,18 @@ def test_an_attempt_that_comes_too_late_leaves_no_trace(tmp_path: Path) -> None:
         pass
 
 
-def test_who_was_numbered_by_nobody_is_never_fenced(tmp_path: Path) -> None:
+def test_a_run_from_the_command_line_is_never_fenced(tmp_path: Path) -> None:
     write_attempt(tmp_path, 2)
     with Reporter(tmp_path) as reporter:
-        reporter.say(PhaseBegan, phase=Phase.LOADING)
+        reporter.emit(PhaseBegan, phase=Phase.LOADING)
     assert read(tmp_path)[0].attempt == 0
 
 
 # -- the heartbeat --------------------------------------------------------------------------------------------------
 
 
-def beats(path: Path, *, within_s: float) -> bool:
-    """Whether a sign of life comes in that time."""
+def changes(path: Path, *, within_s: float) -> bool:
+    """Return True if a heartbeat is written in that time."""
     before, until = path.stat().st_mtime_ns, time.monotonic() + within_s
     while time.monotonic() < until:
         if path.stat().st_mtime_ns != before:
@@ -193,14 +192,14 @@ def beats(path: Path, *, within_s: float) -> bool:
     return False
 
 
-def test_a_reporter_gives_a_sign_of_life_at_once(tmp_path: Path) -> None:
+def test_a_reporter_writes_a_heartbeat_at_once(tmp_path: Path) -> None:
     with Reporter(tmp_path):
         assert (tmp_path / HEARTBEAT_FILE).exists()
 
 
-def test_a_process_that_is_stopped_gives_no_sign_of_life_until_it_goes_on(tmp_path: Path) -> None:
+def test_a_stopped_process_has_no_heartbeat_until_it_continues(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from trainer.heartbeat import Heartbeat\n"
+        "import sys; from pathlib import Path; from trainer.reporter import Heartbeat\n"
         "beat = Heartbeat(Path(sys.argv[1]), lambda: True, interval_s=0.02); beat.start()\n"
         "print('in', flush=True); sys.stdin.read(); beat.stop()"
     )
@@ -209,58 +208,58 @@ def test_a_process_that_is_stopped_gives_no_sign_of_life_until_it_goes_on(tmp_pa
         assert process.stdout is not None
         process.stdout.readline()
         path = tmp_path / HEARTBEAT_FILE
-        assert beats(path, within_s=20)
+        assert changes(path, within_s=20)
         process.send_signal(signal.SIGSTOP)
         time.sleep(0.2)
-        assert not beats(path, within_s=0.3)
+        assert not changes(path, within_s=0.3)
         process.send_signal(signal.SIGCONT)
-        assert beats(path, within_s=20)
+        assert changes(path, within_s=20)
         process.communicate()
     assert process.returncode == 0
 
 
-def test_who_lost_the_job_gives_no_sign_of_life_for_the_one_that_has_it(tmp_path: Path) -> None:
-    is_ours = True
-    heartbeat = Heartbeat(tmp_path, lambda: is_ours, interval_s=0.01)
+def test_a_superseded_attempt_has_no_heartbeat(tmp_path: Path) -> None:
+    is_valid = True
+    heartbeat = Heartbeat(tmp_path, lambda: is_valid, interval_s=0.01)
     heartbeat.start()
-    assert beats(tmp_path / HEARTBEAT_FILE, within_s=20)
-    is_ours = False
+    assert changes(tmp_path / HEARTBEAT_FILE, within_s=20)
+    is_valid = False
     time.sleep(0.1)
-    assert not beats(tmp_path / HEARTBEAT_FILE, within_s=0.2)
+    assert not changes(tmp_path / HEARTBEAT_FILE, within_s=0.2)
     heartbeat.stop()
 
 
 # -- the disk -------------------------------------------------------------------------------------------------------
 
 
-def test_an_event_that_finds_no_room_leaves_no_trace_and_was_never_said(tmp_path: Path) -> None:
+def test_an_event_on_a_full_disk_leaves_no_trace_and_counts_as_not_emitted(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 64) as folder, Reporter(folder) as reporter:
-        reporter.say(PhaseBegan, phase=Phase.LOADING)
+        reporter.emit(PhaseBegan, phase=Phase.LOADING)
         ballast = folder / "ballast"
         fill(ballast)
         with pytest.raises(OSError, match="No space left"):
-            reporter.say(Warned, kind="long", message="x" * 10_000)
-        said = read(folder)
-        assert tuple(said) == reporter.history
+            reporter.emit(Warned, kind="long", message="x" * 10_000)
+        written = read(folder)
+        assert tuple(written) == reporter.history
         ballast.unlink()
-        reporter.say(Stopped, epoch=1, step=1, checkpoint=None)
-        assert read(folder)[-1].seq == len(said) + 1
+        reporter.emit(Stopped, epoch=1, step=1, checkpoint=None)
+        assert read(folder)[-1].seq == len(written) + 1
 
 
-def test_long_work_says_that_it_goes_on_and_only_where_nothing_else_was_said(
+def test_keep_alive_is_emitted_only_after_a_minute_without_events(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
     monkeypatch.setattr("trainer.reporter.time", SimpleNamespace(monotonic=lambda: now, time=lambda: now))
     with Reporter(tmp_path) as reporter:
-        reporter.say_working()
-        now += SPEAK_EVERY_S
-        reporter.say(PhaseBegan, phase=Phase.CACHING)
-        reporter.say_working()
-        now += SPEAK_EVERY_S - 1
-        reporter.say_working()
+        reporter.keep_alive()
+        now += KEEP_ALIVE_S
+        reporter.emit(PhaseBegan, phase=Phase.CACHING)
+        reporter.keep_alive()
+        now += KEEP_ALIVE_S - 1
+        reporter.keep_alive()
         now += 1
-        reporter.say_working()
-        reporter.say_working()
+        reporter.keep_alive()
+        reporter.keep_alive()
 
-    assert [event.type for event in read(tmp_path)] == ["phase_began", "working"]
+    assert [event.type for event in read(tmp_path)] == ["phase_began", "keep_alive"]

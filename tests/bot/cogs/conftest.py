@@ -14,21 +14,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import discord
 import pytest
 import simcord
 
 from bot.app.compose import App, compose
-from bot.cogs.downloads import read_whole
+from bot.cogs.attachments import read_attachment
 from bot.config import Config
-from trainer.protocol.process import read_process_file
+from bot.queue import Job, JobStore
+from trainer.exchange.process import read_process_file
 
 FAKE_TRAINER = (sys.executable, str(Path(__file__).with_name("stand_in.py")))
-#: The bot joins with what an invitation grants.
 PNG = b"\x89PNG\r\n"
 
 
 def archive(images: int = 6, **others: bytes) -> tuple[str, bytes]:
-    """An attachment: `fox.zip` with so many pictures."""
+    """An attachment: `fox.zip` with this many images."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as packed:
         for number in range(images):
@@ -40,7 +41,7 @@ def archive(images: int = 6, **others: bytes) -> tuple[str, bytes]:
 
 @dataclass
 class World:
-    """One server with two people and the bot."""
+    """One server with two members and the bot."""
 
     app: App
     env: Any
@@ -48,34 +49,64 @@ class World:
     ana: Any
     ben: Any
 
+    @property
+    def jobs(self) -> JobStore:
+        return self.app.services.jobs
+
+    async def recent(self) -> list[Job]:
+        """The jobs of the server, newest first."""
+        return await self.jobs.recent(self.channel.guild.id)
+
+    async def finetune(self, actor: Any = None, **options: Any) -> Any:
+        """Run `/finetune` as Ana or `actor`, on six images unless `from_dataset` is given, without confirmation."""
+        images = {} if "from_dataset" in options else {"dataset": archive()}
+        asked = {"confirm": False, "epochs": 1, **images, **options}
+        return await (actor or self.ana).slash(self.channel, "finetune", **asked)
+
+    async def train(self, **options: Any) -> None:
+        """Run a training of Ana's to its end."""
+        await self.finetune(**options)
+        await self.until_shown("is done")
+
+    def add_manager(self) -> Any:
+        """Add a member who may manage the server."""
+        guild = self.channel.guild
+        lead = guild.create_role("lead", permissions=discord.Permissions(manage_guild=True))
+        return guild.add_member(self.env.create_user("boss"), roles=[lead])
+
+    def refusals(self) -> list[type[BaseException]]:
+        """The exceptions that ended slash commands, oldest first; not those of buttons and uploads."""
+        return [type(getattr(error, "original", error)) for error in self.env.errors]
+
     def texts(self) -> list[str]:
         return ["\n".join(texts(message.components)) for message in self.channel.history(viewer=None)]
 
-    def called(self) -> list[list[int]]:
-        """Whom each message calls, oldest first."""
+    def mentions(self) -> list[list[int]]:
+        """The users that each message notifies, oldest first."""
         stored = self.env.backend.messages[self.channel.id]
         return [sorted(stored[message_id].ping_user_ids) for message_id in sorted(stored)]
 
-    def posts(self, word: str) -> list[str]:
-        return [text for text in self.texts() if word in text]
+    def posts(self, part: str) -> list[str]:
+        """The messages that contain `part`."""
+        return [text for text in self.texts() if part in text]
 
-    async def until(self, is_so: Callable[[], bool], seconds: float = 20) -> None:
-        """Wait in real time; the services are no part of the simulation."""
+    async def until(self, condition: Callable[[], bool], seconds: float = 20) -> None:
+        """Wait in real time: the services are not simulated."""
         try:
             async with asyncio.timeout(seconds):
-                while not is_so():  # noqa: ASYNC110 - nobody would set an event.
+                while not condition():  # noqa: ASYNC110 - no event is set.
                     await asyncio.sleep(0.02)
         except TimeoutError:
-            raise AssertionError(
-                "it did not come to pass; the channel shows:\n" + "\n---\n".join(self.texts())
-            ) from None
+            raise AssertionError("timed out; the channel shows:\n" + "\n---\n".join(self.texts())) from None
 
-    async def until_shown(self, word: str, seconds: float = 20) -> str:
-        await self.until(lambda: bool(self.posts(word)), seconds)
-        return self.posts(word)[0]
+    async def until_shown(self, part: str, seconds: float = 20) -> str:
+        """Wait for a message that contains `part`; return the first one."""
+        await self.until(lambda: bool(self.posts(part)), seconds)
+        return self.posts(part)[0]
 
 
 def texts(components: Any) -> list[str]:
+    """All text of components and their children."""
     found: list[str] = []
     for component in components:
         if isinstance(component, dict):
@@ -87,10 +118,14 @@ def texts(components: Any) -> list[str]:
     return found
 
 
+def text_of(message: Any) -> str:
+    return "\n".join(texts(message.components))
+
+
 def answer(result: Any) -> str:
-    """What the person who acted was told."""
+    """The text of the answer to the member who acted."""
     assert result.response is not None, result
-    return "\n".join(texts(result.response.components))
+    return text_of(result.response)
 
 
 def config_for(folder: Path, **trainer_env: str) -> Config:
@@ -101,7 +136,7 @@ def config_for(folder: Path, **trainer_env: str) -> Config:
                 "storage": Config().storage.model_copy(update={"data_dir": folder}),
                 "cards": Config().cards.model_copy(update={"edit_interval_s": 1.0}),
                 "queue": Config().queue.model_copy(update={"poll_s": 0.05, "retry_pause_s": 0.0}),
-                # The disk of whoever runs the tests may be as full as it likes.
+                # A full disk of the test machine must not stop the queue.
                 "health": Config().health.model_copy(update={"min_free_gib": 0.0}),
                 "trainer": Config().trainer.model_copy(update={"env": trainer_env}),
             }
@@ -110,18 +145,49 @@ def config_for(folder: Path, **trainer_env: str) -> Config:
     )
 
 
+def _populate(app: App, env: Any) -> World:
+    guild = env.create_guild("Lab")
+    channel = guild.create_text_channel("lab")
+    ana, ben = (guild.add_member(env.create_user(name)) for name in ("ana", "ben"))
+    return World(app=app, env=env, channel=channel, ana=ana, ben=ben)
+
+
 @asynccontextmanager
 async def world(folder: Path, **trainer_env: str) -> AsyncIterator[World]:
+    """Run one bot in a new server."""
     config = config_for(folder, **trainer_env)
     try:
         async with (
-            compose(config, trainer=FAKE_TRAINER, download=read_whole) as app,
+            compose(config, trainer=FAKE_TRAINER, download=read_attachment) as app,
             simcord.run(app.new_client(), settle_timeout=30) as env,
         ):
-            guild = env.create_guild("Lab")
-            channel = guild.create_text_channel("lab")
-            ana, ben = (guild.add_member(env.create_user(name)) for name in ("ana", "ben"))
-            yield World(app=app, env=env, channel=channel, ana=ana, ben=ben)
+            yield _populate(app, env)
+    finally:
+        kill_trainers(folder)
+
+
+@asynccontextmanager
+async def first_bot(folder: Path, **trainer_env: str) -> AsyncIterator[World]:
+    """Run a bot in a new server that stays for `next_bot`."""
+    async with compose(config_for(folder, **trainer_env), trainer=FAKE_TRAINER, download=read_attachment) as app:
+        env: Any = simcord.Env(app.new_client(), settle_timeout=30)
+        await env.start()
+        try:
+            yield _populate(app, env)
+        except BaseException:
+            await env.shutdown()
+            raise
+
+
+@asynccontextmanager
+async def next_bot(lab: World, folder: Path, **trainer_env: str) -> AsyncIterator[None]:
+    """Run the bot that follows `first_bot` in the same server, and close the server."""
+    try:
+        async with compose(config_for(folder, **trainer_env), trainer=FAKE_TRAINER, download=read_attachment) as app:
+            lab.app = app
+            await lab.env.restart_bot(app.new_client())
+            yield
+            await lab.env.shutdown()
     finally:
         kill_trainers(folder)
 

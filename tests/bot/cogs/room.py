@@ -1,4 +1,4 @@
-"""Helpers for the dataset room's tests: archives with defects, buttons by verb."""
+"""Helpers for the tests of datasets: an archive with defects, and presses on buttons."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import discord
 
 from tests.bot.cogs.conftest import PNG, World, archive, texts
 
-#: Six good pictures, one that may be blurred (kept), one near duplicate (dropped).
+#: Six good images, one with a finding (kept), one near duplicate (dropped).
 DEFECTIVE = archive(6, blur__png=PNG + b"blur", twin__png=PNG + b"twin")
 
 
 def buttons(message: Any) -> dict[str, str]:
-    """Label or emoji → id of each button of a message, those that cannot be pressed left out."""
+    """Map label or emoji of each enabled button of a message to its id."""
     return dict(_buttons(message.components))
 
 
@@ -28,26 +28,26 @@ def _buttons(components: Any) -> list[tuple[str, str]]:
 
 
 async def press(actor: Any, message: Any, label: str) -> Any:
-    """Press the button whose label begins so, and give what came of it."""
+    """Press the button whose label begins with `label`, and return the result."""
     found = [custom_id for name, custom_id in buttons(message).items() if name.startswith(label)]
     assert found, f"no button {label!r} among {list(buttons(message))}"
     return await actor.click(message, custom_id=found[0])
 
 
-async def hand_in(lab: World, file: tuple[str, bytes] = DEFECTIVE) -> Any:
-    """A dataset of Ana's through the form; its report card."""
+async def upload_dataset(lab: World, file: tuple[str, bytes] = DEFECTIVE) -> Any:
+    """Upload a dataset as Ana, through the form; return its report card."""
     shown = await lab.ana.slash(lab.channel, "dataset upload")
     result = await lab.ana.submit_modal(shown, {"files": [file]})
     return result.response.message
 
 
 def shown_again(lab: World, message: Any) -> Any:
-    """An ephemeral message as it is now."""
+    """An ephemeral message in its current state."""
     return next(each for each in lab.channel.history(viewer=lab.ana) if each.id == message.id)
 
 
 class StrayPress:
-    """A press that simcord cannot make: on a button that is shown no longer, to somebody else, or by nobody of ours."""
+    """A press that simcord cannot make: on a button that is no longer shown, or is shown to another member."""
 
     def __init__(self, lab: World, user: Any = None) -> None:
         self.guild_id = lab.channel.guild.id
@@ -57,8 +57,8 @@ class StrayPress:
         self.filesize_limit = 10 * 2**20
         self.response = self
         self.followup = self
-        #: What the person saw.
-        self.told: list[str] = []
+        #: The text of each reply.
+        self.replies: list[str] = []
         self._is_done = False
 
     def is_done(self) -> bool:
@@ -68,6 +68,14 @@ class StrayPress:
         self._is_done = True
 
     async def send(self, *, view: Any, **_: object) -> None:
-        self.told += texts(view.children)
+        self.replies += texts(view.children)
 
     send_message = edit_message = edit_original_response = send
+
+
+async def press_stray(lab: World, event: str, *arguments: Any, user: Any = None) -> str:
+    """Press a button that is not shown to `user`; return the reply."""
+    stray = StrayPress(lab, user)
+    lab.env.bot.dispatch(event, stray, *arguments)
+    await lab.until(lambda: bool(stray.replies))
+    return stray.replies[0]

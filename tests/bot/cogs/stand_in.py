@@ -1,4 +1,4 @@
-"""A trainer with the whole command line that trains nothing: real files, plain pictures, a pace set by FAKE_STEP_S.
+"""A trainer with the whole command line that trains nothing: real files, simple images, a pace set by FAKE_STEP_S.
 
 python tests/bot/cogs/stand_in.py prepare SOURCE --out DATASET_DIR [--edits FILE] [--earlier DATASET_DIR]
 python tests/bot/cogs/stand_in.py caption DATASET_DIR --model MODEL --edits FILE
@@ -20,18 +20,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import Image as Picture
+from PIL import Image as PillowImage
 from PIL import ImageDraw
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
-from trainer.protocol import events as say
+from trainer.exchange.dataset_dir import read_edits, read_report, write_edits
+from trainer.exchange.job_dir import read_spec, write_spec
+from trainer.exchange.process import PROCESS_FILE, identify
+from trainer.exchange.study_dir import read_study_request
+from trainer.protocol import events
 from trainer.protocol.devices import Devices
-from trainer.protocol.edits import Edits, read_edits
-from trainer.protocol.process import PROCESS_FILE, identify
-from trainer.protocol.report import Counts, DatasetReport, Finding, FindingKind, Image, Split, read_report
-from trainer.protocol.spec import Spec, read_spec
-from trainer.protocol.study import ChildGoal, ChildState, KfoldOrder, StudyRow, StudyStep, read_study_order
+from trainer.protocol.edits import Edits
+from trainer.protocol.report import Counts, DatasetReport, Finding, FindingKind, Image, Split
+from trainer.protocol.spec import Spec
+from trainer.protocol.study import ChildGoal, ChildState, KfoldRequest, StudyRow, StudyStep
 
 STEP_S = float(os.environ.get("FAKE_STEP_S", "0.02"))
 #: `oom:2`: the training fails in epoch 2; `die:2`: its process dies there, the first time; `die_always:2`.
@@ -54,18 +57,18 @@ def main(arguments: list[str]) -> int:
             return study(Path(folder), only_check=bool(rest))
         case ["run", job_dir, *rest]:
             return Run(Path(job_dir), is_finishing="--finish" in rest).run()
-    return say.EXIT_REFUSED
+    return events.EXIT_REFUSED
 
 
-def refuse(sentence: str) -> int:
-    sys.stderr.write(sentence + "\n")
-    return say.EXIT_REFUSED
+def refuse(message: str) -> int:
+    sys.stderr.write(message + "\n")
+    return events.EXIT_REFUSED
 
 
 def prepare(
     source: Path, out: Path, *, edits: Path | None = None, earlier: Path | None = None, limit: Path | None = None
 ) -> int:
-    """What pictures are called decides what is found: `corrupt`, `blur` (kept), `twin` (dropped)."""
+    """The name of an image decides its findings: `corrupt`, `blur` (kept), `twin` (dropped)."""
     time.sleep(float(os.environ.get("FAKE_PREPARE_S", "0")))
     files = sorted(source.iterdir())
     for file in files:
@@ -73,13 +76,13 @@ def prepare(
             return refuse(f"{file.name} is not a zip archive. Nothing was queued.")
     read = dict(_read(files))
     if not any(name.endswith((".png", ".jpg")) for name in read):
-        return refuse(f"{files[0].name} holds no pictures. Nothing was queued.")
+        return refuse(f"{files[0].name} contains no images. Nothing was queued.")
     out.mkdir(parents=True)
     decided = Edits() if edits is None else read_edits(edits)
-    sides = {} if earlier is None else {each.pixels_sha256: each.split for each in read_report(earlier).images}
-    report = _report(out, read, decided, sides)
+    splits_before = {} if earlier is None else {each.pixels_sha256: each.split for each in read_report(earlier).images}
+    report = _report(out, read, decided, splits_before)
     (out / "report.json").write_text(report.model_dump_json())
-    (out / "report.html").write_text(f"<p>{report.counts.kept} pictures</p>")
+    (out / "report.html").write_text(f"<p>{report.counts.kept} images</p>")
     return 0
 
 
@@ -92,14 +95,16 @@ def _read(files: list[Path]) -> Iterator[tuple[str, bytes]]:
             yield file.name, file.read_bytes()
 
 
-def _report(out: Path, read: dict[str, bytes], edits: Edits, sides: dict[str | None, Split | None]) -> DatasetReport:
+def _report(
+    out: Path, read: dict[str, bytes], edits: Edits, splits_before: dict[str | None, Split | None]
+) -> DatasetReport:
     splits = itertools.chain([Split.VALIDATION, Split.TEST], itertools.repeat(Split.TRAIN))
     images = []
     for number, name in enumerate((name for name in read if name.endswith((".png", ".jpg"))), 1):
         image = _image(out, number, name, read, edits)
         if image.status == "kept":
-            side = sides.get(image.pixels_sha256) or next(splits)
-            image = image.model_copy(update={"split": side, "path": image.thumbnail})
+            assigned = splits_before.get(image.pixels_sha256) or next(splits)
+            image = image.model_copy(update={"split": assigned, "path": image.thumbnail})
         images.append(image)
     kept = [image for image in images if image.status == "kept"]
     split = {each: sum(image.split is each for image in kept) for each in Split}
@@ -113,7 +118,7 @@ def _report(out: Path, read: dict[str, bytes], edits: Edits, sides: dict[str | N
         draw(out / sheet, sheet)
     digest = hashlib.sha256(edits.model_dump_json().encode() + repr(sorted(read)).encode()).hexdigest()
     return DatasetReport(
-        digest=digest, input_digest=digest, counts=counts, summary="Pictures.", images=tuple(images), resolution=64,
+        digest=digest, input_digest=digest, counts=counts, summary="Images.", images=tuple(images), resolution=64,
         sheets=sheets,
         pages=("report.md", "report.html"),
     )  # fmt: skip
@@ -142,10 +147,10 @@ def _image(out: Path, number: int, name: str, read: dict[str, bytes], edits: Edi
 
 
 def caption(dataset_dir: Path, model: str, path: Path) -> int:
-    """Captions for the pictures that have none."""
+    """Write captions for images that have none."""
     bare = [image for image in read_report(dataset_dir).images if image.pixels_sha256 and not image.caption]
     automatic = {image.pixels_sha256: "an animal" for image in bare}
-    read_edits(path).model_copy(update={"automatic": automatic, "captioner": model}).write(path)
+    write_edits(path, read_edits(path).model_copy(update={"automatic": automatic, "captioner": model}))
     return 0
 
 
@@ -162,17 +167,17 @@ def corrupt() -> Finding:
 
 
 def study(folder: Path, *, only_check: bool) -> int:
-    """Each fold trains on all there is; it is over when all have finished."""
-    order = read_study_order(folder)
-    if not isinstance(order, KfoldOrder):
+    """Train each fold on the whole dataset; the study is over when all folds have finished."""
+    request = read_study_request(folder)
+    if not isinstance(request, KfoldRequest):
         return refuse("method.rank is no setting of this stand-in.")
     goals, rows = [], []
-    for name in [f"fold {number}" for number in range(1, order.folds + 1)]:
-        events = folder / name / "events.jsonl"
-        said = [say.parse_event(line) for line in events.read_bytes().splitlines()] if events.exists() else []
-        is_over = any(isinstance(event, say.Finished) for event in said)
+    for name in [f"fold {number}" for number in range(1, request.folds + 1)]:
+        path = folder / name / "events.jsonl"
+        emitted = [events.parse_event(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+        is_over = any(isinstance(event, events.Finished) for event in emitted)
         if not is_over and not only_check:
-            read_spec(folder).write(folder / name)
+            write_spec(folder / name, read_spec(folder))
             goals.append(ChildGoal(name=name, folder=name))
         state = ChildState.FINISHED if is_over else ChildState.OPEN
         rows.append(StudyRow(name=name, folder=name, state=state, epochs=1, ratio=0.9))
@@ -185,23 +190,23 @@ def study(folder: Path, *, only_check: bool) -> int:
 
 
 class Run:
-    """One run of a job folder; goes on after the epochs that its events tell of."""
+    """One run of a job folder; it continues after the last epoch in its event file."""
 
     def __init__(self, job_dir: Path, *, is_finishing: bool) -> None:
         self.job_dir = job_dir
         self.spec: Spec = read_spec(job_dir)
         self.is_finishing = is_finishing
-        self.is_told_to_stop = False
+        self.must_stop = False
         self.path = job_dir / "events.jsonl"
         lines = self.path.read_bytes().splitlines() if self.path.exists() else []
-        self.earlier = [say.parse_event(line) for line in lines]
+        self.earlier = [events.parse_event(line) for line in lines]
         self.seq = self.earlier[-1].seq if self.earlier else 0
         signal.signal(signal.SIGTERM, self.stop)
 
     def stop(self, *_: Any) -> None:
-        self.is_told_to_stop = True
+        self.must_stop = True
 
-    def say(self, event: Callable[..., Any], /, **values: Any) -> None:
+    def emit(self, event: Callable[..., Any], /, **values: Any) -> None:
         self.seq += 1
         with self.path.open("a") as file:
             file.write(event(seq=self.seq, time=time.time(), **values).model_dump_json() + "\n")
@@ -211,18 +216,18 @@ class Run:
         assert identity is not None
         (self.job_dir / PROCESS_FILE).write_text(identity.model_dump_json())
         epochs = self.spec.training.epochs
-        last = sum(isinstance(event, say.EpochEnded) for event in self.earlier)
-        self.say(
-            say.Started, pid=os.getpid(), device="cpu", precision="fp32", epochs=epochs, total_steps=epochs * STEPS,
+        last = sum(isinstance(event, events.EpochEnded) for event in self.earlier)
+        self.emit(
+            events.Started, pid=os.getpid(), device="cpu", precision="fp32", epochs=epochs, total_steps=epochs * STEPS,
             train_images=4, validation_images=1, test_images=1, resolution=64, trainable_parameters=1000,
             resumed_from_step=last * STEPS,
         )  # fmt: skip
-        if not any(isinstance(event, say.BaseValidated) for event in self.earlier):
-            self.say(say.PhaseBegan, phase=say.Phase.SAMPLING)
+        if not any(isinstance(event, events.BaseValidated) for event in self.earlier):
+            self.emit(events.PhaseBegan, phase=events.Phase.SAMPLING)
             self.sample(0)
-            self.say(say.BaseValidated, validation=loss(1.0))
+            self.emit(events.BaseValidated, validation=loss(1.0))
         if not self.is_finishing:
-            self.say(say.PhaseBegan, phase=say.Phase.TRAINING)
+            self.emit(events.PhaseBegan, phase=events.Phase.TRAINING)
             while last < epochs:
                 last += 1
                 if (status := self.epoch(last)) is not None:
@@ -237,20 +242,20 @@ class Run:
             time.sleep(STEP_S)
             if TROUBLE and epoch == int(TROUBLE_EPOCH) and (status := self.trouble()) is not None:
                 return status
-            if self.is_told_to_stop:
+            if self.must_stop:
                 kept = f"checkpoints/e{epoch - 1}" if epoch > 1 else None
-                self.say(say.Stopped, epoch=epoch, step=(epoch - 1) * STEPS + step, checkpoint=kept)
-                return say.EXIT_STOPPED
-            self.say(
-                say.StepDone, step=(epoch - 1) * STEPS + step, epoch=epoch, loss=0.1 * 0.97**epoch, learning_rate=1e-4,
-                steps_per_s=1 / STEP_S, eta_s=STEP_S * STEPS * (self.spec.training.epochs - epoch),
+                self.emit(events.Stopped, epoch=epoch, step=(epoch - 1) * STEPS + step, checkpoint=kept)
+                return events.EXIT_STOPPED
+            self.emit(
+                events.StepDone, step=(epoch - 1) * STEPS + step, epoch=epoch, loss=0.1 * 0.97**epoch,
+                learning_rate=1e-4, steps_per_s=1 / STEP_S, eta_s=STEP_S * STEPS * (self.spec.training.epochs - epoch),
                 peak_memory_bytes=2**30,
             )  # fmt: skip
         self.sample(epoch)
         best = min(epoch, BEST)
         self.draw("charts/loss.png", f"loss {epoch}")
-        self.say(
-            say.EpochEnded, epoch=epoch, step=epoch * STEPS, train_loss=0.1 * 0.97**epoch, learning_rate=1e-4,
+        self.emit(
+            events.EpochEnded, epoch=epoch, step=epoch * STEPS, train_loss=0.1 * 0.97**epoch, learning_rate=1e-4,
             validation=loss(ratio(epoch)), seconds=STEP_S * STEPS, is_best=epoch == best, best_epoch=best,
             chart="charts/loss.png",
         )  # fmt: skip
@@ -258,9 +263,9 @@ class Run:
 
     def trouble(self) -> int | None:
         if TROUBLE == "oom":
-            kind = say.FailureKind.OUT_OF_MEMORY
-            self.say(say.Failed, kind=kind, message="It ran out of memory at step 9.", hint="Take rank 8.")
-            return say.EXIT_FAILED
+            kind = events.FailureKind.OUT_OF_MEMORY
+            self.emit(events.Failed, kind=kind, message="It ran out of memory at step 9.", hint="Take rank 8.")
+            return events.EXIT_FAILED
         mark = self.job_dir / "died"
         if TROUBLE == "die_always" or not mark.exists():
             mark.touch()
@@ -268,50 +273,52 @@ class Run:
         return None
 
     def stop_early(self, epoch: int) -> None:
-        self.say(
-            say.StoppedEarly, epoch=epoch, best_epoch=BEST, best_ratio=ratio(BEST), seconds_saved=10,
+        self.emit(
+            events.StoppedEarly, epoch=epoch, best_epoch=BEST, best_ratio=ratio(BEST), seconds_saved=10,
             epochs_saved=self.spec.training.epochs - epoch, reason="The validation loss has not fallen since epoch 3.",
         )  # fmt: skip
 
     def finish(self, last: int) -> int:
-        self.say(say.PhaseBegan, phase=say.Phase.TESTING)
-        self.say(say.Tested, test=loss(0.9), base_loss=0.1)
-        self.say(say.PhaseBegan, phase=say.Phase.EXPORTING)
+        self.emit(events.PhaseBegan, phase=events.Phase.TESTING)
+        self.emit(events.Tested, test=loss(0.9), base_loss=0.1)
+        self.emit(events.PhaseBegan, phase=events.Phase.EXPORTING)
         for kind in ("diffusers", "kohya"):
             path = self.job_dir / "output" / f"{kind}.safetensors"
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(b"weights" * 100)
             known = {"path": f"output/{kind}.safetensors", "bytes": 700, "sha256": "0" * 64, "max_difference": 0.0}
-            self.say(say.Exported, format=kind, **known)
+            self.emit(events.Exported, format=kind, **known)
         self.draw("output/comparison.png", "base | best")
         best = min(last, BEST) or 1
-        self.say(
-            say.Finished, epochs=last, best_epoch=best, stopped_early=last < self.spec.training.epochs, base_loss=0.1,
-            best_loss=0.1 * ratio(best), best_ratio=ratio(best), seconds=3, comparison="output/comparison.png",
-            comparison_alt="Base on the left, best on the right.",
+        self.emit(
+            events.Finished, epochs=last, best_epoch=best, stopped_early=last < self.spec.training.epochs,
+            base_loss=0.1, best_loss=0.1 * ratio(best), best_ratio=ratio(best), seconds=3,
+            comparison="output/comparison.png", comparison_alt="Base on the left, best on the right.",
         )  # fmt: skip
-        return say.EXIT_FINISHED
+        return events.EXIT_FINISHED
 
     def sample(self, epoch: int) -> None:
         self.draw(f"samples/e{epoch}.png", f"epoch {epoch}")
         prompts = self.spec.samples.prompts or ("a fox",)
-        samples = [say.Sample(path=f"samples/e{epoch}.png", prompt=prompt, seed=n) for n, prompt in enumerate(prompts)]
-        self.say(say.Sampled, epoch=epoch, samples=samples, sheet=f"samples/e{epoch}.png")
+        samples = [
+            events.Sample(path=f"samples/e{epoch}.png", prompt=prompt, seed=n) for n, prompt in enumerate(prompts)
+        ]
+        self.emit(events.Sampled, epoch=epoch, samples=samples, sheet=f"samples/e{epoch}.png")
 
-    def draw(self, path: str, words: str) -> None:
-        draw(self.job_dir / path, words, 40 + 7 * self.seq % 200)
+    def draw(self, path: str, text: str) -> None:
+        draw(self.job_dir / path, text, 40 + 7 * self.seq % 200)
 
 
-def draw(path: Path, words: str, red: int = 40) -> None:
-    picture = Picture.new("RGB", (256, 128), (red, 90, 120))
-    ImageDraw.Draw(picture).text((20, 50), words, fill="white")
+def draw(path: Path, text: str, red: int = 40) -> None:
+    canvas = PillowImage.new("RGB", (256, 128), (red, 90, 120))
+    ImageDraw.Draw(canvas).text((20, 50), text, fill="white")
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    canvas.save(path)
 
 
-def loss(relative: float) -> say.ValidationLoss:
-    band = say.BandLoss(first_timestep=0, last_timestep=999, loss=0.1 * relative, ratio=relative)
-    return say.ValidationLoss(loss=0.1 * relative, ratio=relative, bands=(band,))
+def loss(relative: float) -> events.ValidationLoss:
+    band = events.BandLoss(first_timestep=0, last_timestep=999, loss=0.1 * relative, ratio=relative)
+    return events.ValidationLoss(loss=0.1 * relative, ratio=relative, bands=(band,))
 
 
 def ratio(epoch: int) -> float:

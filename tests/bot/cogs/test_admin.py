@@ -1,4 +1,4 @@
-"""`/admin`: the main switch, bumps, slots, limits and storage, for those whom they concern and nobody else."""
+"""`/admin`: pause, bumps, slots, limits and storage; for operators of the machine and managers of a server."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from typing import Any
 
 import discord
 
-from bot.queue import HaltKind, Priority, Slot, State
-from bot.queue.planning.retention import Deletion, Plan, Totals, What
-from tests.bot.cogs.conftest import World, answer, archive, world
+from bot.queue import PauseKind, Priority, Slot, State
+from bot.queue.planning.retention import Deletion, DeletionReason, DeletionScope, RetentionPlan, StorageTotals
+from tests.bot.cogs.conftest import World, answer, world
 from tests.bot.cogs.room import StrayPress, buttons, press
-from tests.bot.cogs.test_buttons import SLOW, start, state
-from tests.bot.cogs.test_job_commands import boss
+from tests.bot.cogs.test_job_buttons import SLOW, start, state
 
-#: Of the whole machine.
+#: Commands about the whole machine.
 MACHINE: tuple[tuple[str, dict[str, Any]], ...] = (
     ("admin pause", {}),
     ("admin drain", {}),
@@ -27,7 +26,7 @@ MACHINE: tuple[tuple[str, dict[str, Any]], ...] = (
     ("admin slots", {}),
     ("admin storage", {}),
 )
-#: Of one server.
+#: Commands about one server.
 SERVER: tuple[tuple[str, dict[str, Any]], ...] = (
     ("admin bump", {"id": "1"}),
     ("admin limits list", {}),
@@ -37,24 +36,24 @@ SERVER: tuple[tuple[str, dict[str, Any]], ...] = (
 COMMANDS = MACHINE + SERVER
 
 
-async def test_nobody_else_may_even_if_they_see_it(data_dir: Path) -> None:
+async def test_members_without_the_permission_are_refused_even_if_they_see_it(data_dir: Path) -> None:
     async with world(data_dir) as lab:
         client: Any = lab.env.bot
         (admin,) = [each for each in await client.tree.fetch_commands() if each.name == "admin"]
         lab.channel.guild.set_command_permissions(admin, {lab.ana: True})
         for command, options in COMMANDS:
-            told = answer(await lab.ana.slash(lab.channel, command, **options))
-            assert "You lack the permission to do this: manage_guild." in told, command
-        assert await lab.app.services.jobs.switch.read() is None
+            reply = answer(await lab.ana.slash(lab.channel, command, **options))
+            assert "You lack the permission to do this: manage_guild." in reply, command
+        assert await lab.jobs.control.read() is None
         assert len(lab.env.errors) == len(COMMANDS)
 
 
-async def test_a_paused_queue_starts_nothing_and_says_why(data_dir: Path) -> None:
+async def test_a_paused_queue_starts_nothing_and_shows_the_reason(data_dir: Path) -> None:
     async with world(data_dir) as lab:
-        manager = boss(lab)
-        told = answer(await manager.slash(lab.channel, "admin pause", why="driver update"))
-        assert "The queue is paused (“driver update”): nothing new starts, and nothing runs." in told
-        receipt = answer(await lab.ana.slash(lab.channel, "finetune", confirm=False, dataset=archive(), epochs=1))
+        manager = lab.add_manager()
+        reply = answer(await manager.slash(lab.channel, "admin pause", why="driver update"))
+        assert "The queue is paused (“driver update”)." in reply
+        receipt = answer(await lab.finetune())
         expected = f"Queue is paused by <@{manager.id}>: “driver update”. The job is saved as #1."
         assert expected in receipt
         assert expected in await lab.until_shown("#1 fox")
@@ -68,13 +67,13 @@ async def test_a_paused_queue_starts_nothing_and_says_why(data_dir: Path) -> Non
 async def test_a_drain_frees_the_machine_and_loses_nothing(data_dir: Path) -> None:
     async with world(data_dir, FAKE_STEP_S=SLOW) as lab:
         await start(lab)
-        manager = boss(lab)
-        told = answer(await manager.slash(lab.channel, "admin drain", why="reboot"))
-        assert "1 training saves a checkpoint and waits at the front of the line" in told
-        await lab.until(lambda: "Waiting to go on from its checkpoint" in lab.texts()[0])
-        halt = await lab.app.services.jobs.switch.read()
-        assert halt is not None
-        assert halt.kind is HaltKind.DRAIN
+        manager = lab.add_manager()
+        reply = answer(await manager.slash(lab.channel, "admin drain", why="reboot"))
+        assert "1 running training saves a checkpoint" in reply
+        await lab.until(lambda: "Waiting to continue from its checkpoint" in lab.texts()[0])
+        queue_pause = await lab.jobs.control.read()
+        assert queue_pause is not None
+        assert queue_pause.kind is PauseKind.DRAIN
         await manager.slash(lab.channel, "admin resume")
         await lab.until(lambda: "attempt 2" in lab.texts()[0])
 
@@ -82,29 +81,29 @@ async def test_a_drain_frees_the_machine_and_loses_nothing(data_dir: Path) -> No
 async def test_a_bump_is_for_jobs_that_wait(data_dir: Path) -> None:
     async with world(data_dir, FAKE_STEP_S=SLOW) as lab:
         await start(lab)
-        manager = boss(lab)
+        manager = lab.add_manager()
         for epochs in (2, 3):
-            await lab.ana.slash(lab.channel, "finetune", confirm=False, from_dataset="fox", epochs=epochs)
+            await lab.finetune(from_dataset="fox", epochs=epochs)
         choices = await manager.autocomplete(lab.channel, "admin bump", "id", "")
         assert sorted(choice["value"] for choice in choices) == ["2", "3"]
         assert "#3 has high priority now." in answer(await manager.slash(lab.channel, "admin bump", id="3"))
-        assert await lab.app.services.jobs.line() == [3, 2]
-        assert "#3 has high priority already." in answer(await manager.slash(lab.channel, "admin bump", id="3"))
+        assert await lab.jobs.queued_ids() == [3, 2]
+        assert "#3 already has high priority." in answer(await manager.slash(lab.channel, "admin bump", id="3"))
         assert "#1 does not wait: training" in answer(await manager.slash(lab.channel, "admin bump", id="1"))
-        assert (await lab.app.services.jobs.get(3)).priority is Priority.HIGH
+        assert (await lab.jobs.get(3)).priority is Priority.HIGH
 
 
-async def the_slot(lab: World) -> Slot:
-    """The only one, once it has been found."""
-    while not (slots := await lab.app.services.jobs.slots.all()):  # noqa: ASYNC110 - nobody would set an event.
+async def wait_for_slot(lab: World) -> Slot:
+    """Wait until the only slot has been found."""
+    while not (slots := await lab.jobs.slots.all()):  # noqa: ASYNC110 - no event is set.
         await asyncio.sleep(0.05)
     return slots[0]
 
 
 async def test_a_slot_is_switched_off_and_on(data_dir: Path) -> None:
     async with world(data_dir) as lab:
-        manager = boss(lab)
-        slot = await the_slot(lab)
+        manager = lab.add_manager()
+        slot = await wait_for_slot(lab)
         choices = await manager.autocomplete(lab.channel, "admin slots", "slot", "")
         assert [choice["value"] for choice in choices] == [slot.id]
         off = answer(await manager.slash(lab.channel, "admin slots", slot=slot.id, switch="off"))
@@ -113,30 +112,31 @@ async def test_a_slot_is_switched_off_and_on(data_dir: Path) -> None:
             await manager.slash(lab.channel, "admin slots", slot=slot.id, switch="off")
         )
         assert "neither" in answer(await manager.slash(lab.channel, "admin slots", slot=slot.id))
-        await lab.ana.slash(lab.channel, "finetune", confirm=False, dataset=archive(), epochs=1)
+        await lab.finetune()
         assert await state(lab) is State.QUEUED
         assert "switched off" not in answer(await manager.slash(lab.channel, "admin slots", slot=slot.id, switch="on"))
         await lab.until_shown("is done")
 
 
-async def test_limits_of_a_role_are_said_listed_and_cleared(data_dir: Path) -> None:
+async def test_limits_of_a_role_are_set_listed_and_cleared(data_dir: Path) -> None:
     async with world(data_dir) as lab:
-        manager = boss(lab)
+        manager = lab.add_manager()
         role = lab.channel.guild.create_role("trainer")
-        told = answer(await manager.slash(lab.channel, "admin limits set", role=role, waiting=9, gpu_hours=2.5))
-        assert f"<@&{role.id}> · 9 waiting and 2.5 GPU-h a week" in told
+        reply = answer(await manager.slash(lab.channel, "admin limits set", role=role, waiting=9, gpu_hours=2.5))
+        assert f"<@&{role.id}> · 9 waiting and 2.5 GPU-h a week" in reply
         assert "9 waiting" in answer(await manager.slash(lab.channel, "admin limits list"))
         assert "Cleared." in answer(await manager.slash(lab.channel, "admin limits clear", role=role))
-        assert "It had none of its own." in answer(await manager.slash(lab.channel, "admin limits clear", role=role))
+        assert "It had no limits of its own." in answer(
+            await manager.slash(lab.channel, "admin limits clear", role=role)
+        )
         audit = answer(await manager.slash(lab.channel, "admin audit"))
         assert f"<@{manager.id}> · limit role" in audit
 
 
 async def test_the_audit_is_of_all_or_of_one_job(data_dir: Path) -> None:
     async with world(data_dir) as lab:
-        manager = boss(lab)
-        await lab.ana.slash(lab.channel, "finetune", confirm=False, dataset=archive(), epochs=1)
-        await lab.until_shown("is done")
+        manager = lab.add_manager()
+        await lab.train()
         await manager.slash(lab.channel, "admin pause", why="lunch")
         everything = answer(await manager.slash(lab.channel, "admin audit"))
         assert "queue pause · lunch" in everything
@@ -144,93 +144,92 @@ async def test_the_audit_is_of_all_or_of_one_job(data_dir: Path) -> None:
         assert "lunch" not in answer(await manager.slash(lab.channel, "admin audit", id="1"))
 
 
-async def test_health_is_told(data_dir: Path) -> None:
-    async with world(data_dir) as lab:
-        assert answer(await boss(lab).slash(lab.channel, "admin health"))
-
-
 def serve(lab: World, **services: Any) -> None:
     """Other services for `/admin`."""
     client: Any = lab.env.bot
-    admin = client.get_cog("Admin")
+    admin = client.get_cog("AdminCommands")
     admin._services = dataclasses.replace(admin._services, **services)
 
 
 class Disk:
-    """A plan that a test sets, and what was freed by it."""
+    """A retention plan that a test sets, and the jobs deleted by it."""
 
     def __init__(self) -> None:
-        one = Deletion(job_id=1, owner_id=5, what=What.CHECKPOINTS, bytes=2**20, sentence="#1 fox: the checkpoints.")
-        self.plan = Plan(deletions=(one,))
-        self.freed: list[int] = []
+        one = Deletion(
+            job_id=1, name="fox", owner_id=5, scope=DeletionScope.CHECKPOINTS, bytes=2**20, value=31, limit=30,
+            reason=DeletionReason.AGE,
+        )  # fmt: skip
+        self.plan = RetentionPlan(deletions=(one,))
+        self.deleted: list[int] = []
 
-    async def survey(self) -> tuple[Plan, Totals]:
-        return self.plan, Totals(free_bytes=2**30, bytes_by_owner={5: 2**20}, held_bytes=0)
+    async def survey(self) -> tuple[RetentionPlan, StorageTotals]:
+        return self.plan, StorageTotals(free_bytes=2**30, bytes_by_owner={5: 2**20}, protected_bytes=0)
 
-    async def free(self, deletion: Deletion) -> bool:
-        self.freed.append(deletion.job_id)
+    async def delete(self, deletion: Deletion) -> bool:
+        self.deleted.append(deletion.job_id)
         return deletion.job_id == 1
 
 
 def with_disk(lab: World) -> Disk:
     disk = Disk()
     storage: Any = disk
-    serve(lab, storage=storage, free=disk.free)
+    serve(lab, storage=storage, delete_files=disk.delete)
     return disk
 
 
-async def test_what_was_shown_is_what_is_deleted_after_a_second_yes(data_dir: Path) -> None:
+async def test_the_shown_plan_is_deleted_after_a_second_confirmation(data_dir: Path) -> None:
     async with world(data_dir) as lab:
-        disk, manager = with_disk(lab), boss(lab)
+        disk, manager = with_disk(lab), lab.add_manager()
         shown = await manager.slash(lab.channel, "admin storage")
-        assert "the checkpoints." in answer(shown)
+        assert "checkpoints (1.0 MiB)" in answer(shown)
         asked = await press(manager, shown.response.message, "Delete these")
         assert "Delete files of 1 job, 1.0 MiB?" in answer(asked)
-        assert disk.freed == []
-        told = answer(await press(manager, asked.response.message, "Yes, delete them"))
-        assert "Files of 1 job are deleted, 1.0 MiB." in told
-        assert disk.freed == [1]
+        assert disk.deleted == []
+        reply = answer(await press(manager, asked.response.message, "Yes, delete them"))
+        assert "Files of 1 job deleted, 1.0 MiB." in reply
+        assert disk.deleted == [1]
 
 
 async def test_a_plan_that_has_changed_deletes_nothing(data_dir: Path) -> None:
     async with world(data_dir) as lab:
-        disk, manager = with_disk(lab), boss(lab)
+        disk, manager = with_disk(lab), lab.add_manager()
         shown = await manager.slash(lab.channel, "admin storage")
         asked = await press(manager, shown.response.message, "Delete these")
         more = dataclasses.replace(disk.plan.deletions[0], job_id=2)
-        disk.plan = Plan(deletions=(*disk.plan.deletions, more))
-        told = await press(manager, asked.response.message, "Yes, delete them")
-        assert "no longer what was shown" in answer(told)
-        assert disk.freed == []
-        assert list(buttons(told.response.message)) == ["Delete these"]
+        disk.plan = RetentionPlan(deletions=(*disk.plan.deletions, more))
+        reply = await press(manager, asked.response.message, "Yes, delete them")
+        assert "nothing was deleted" in answer(reply)
+        assert disk.deleted == []
+        assert list(buttons(reply.response.message)) == ["Delete these"]
 
 
-async def test_a_strangers_press_deletes_nothing(data_dir: Path) -> None:
+async def test_another_members_press_deletes_nothing(data_dir: Path) -> None:
     async with world(data_dir) as lab:
         disk = with_disk(lab)
-        shown = await boss(lab).slash(lab.channel, "admin storage")
+        shown = await lab.add_manager().slash(lab.channel, "admin storage")
         assert "You lack the permission" in await press_astray(lab, StrayPress(lab), shown)
-        assert disk.freed == []
+        assert disk.deleted == []
 
 
 async def press_astray(lab: World, stray: StrayPress, shown: Any) -> str:
-    """Confirm, without having been asked, that what was shown is deleted; what was told."""
+    """Press the confirmation of a shown plan without its question; return the reply."""
     client: Any = lab.env.bot
     digest = next(iter(buttons(shown.response.message).values())).rpartition(":")[2]
     client.dispatch("admin_button", stray, "delete_now", digest)
-    await lab.until(lambda: bool(stray.told))
-    return stray.told[0]
+    await lab.until(lambda: bool(stray.replies))
+    return stray.replies[0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TwoServers:
-    """A bot that works in two servers, and who manages them."""
+    """A bot in two servers that have different managers."""
 
     lab: World
-    boss: Any
-    #: Another server's channel, and who may manage that one.
+    #: The manager of the lab's server.
+    manager: Any
+    #: A channel of the other server, and that server's manager.
     channel: Any
-    other_boss: Any
+    other_manager: Any
 
 
 @asynccontextmanager
@@ -238,8 +237,10 @@ async def two_servers(data_dir: Path) -> AsyncIterator[TwoServers]:
     async with world(data_dir) as lab:
         guild = lab.env.create_guild("Elsewhere")
         lead = guild.create_role("lead", permissions=discord.Permissions(manage_guild=True))
-        other_boss = guild.add_member(lab.env.create_user("other"), roles=[lead])
-        yield TwoServers(lab=lab, boss=boss(lab), channel=guild.create_text_channel("there"), other_boss=other_boss)
+        other_manager = guild.add_member(lab.env.create_user("other"), roles=[lead])
+        yield TwoServers(
+            lab=lab, manager=lab.add_manager(), channel=guild.create_text_channel("there"), other_manager=other_manager
+        )
 
 
 def configured(lab: World, **settings: Any) -> None:
@@ -247,66 +248,65 @@ def configured(lab: World, **settings: Any) -> None:
     serve(lab, config=config.model_copy(update={"discord": config.discord.model_copy(update=settings)}))
 
 
-async def test_in_two_servers_nobody_switches_the_machine_until_operators_are_listed(data_dir: Path) -> None:
+async def test_in_two_servers_no_one_operates_the_machine_until_operators_are_listed(data_dir: Path) -> None:
     async with two_servers(data_dir) as both:
         lab = both.lab
-        await lab.ana.slash(lab.channel, "finetune", confirm=False, dataset=archive(), epochs=1)
-        await lab.until_shown("is done")
-        await the_slot(lab)
-        for actor, channel in ((both.boss, lab.channel), (both.other_boss, both.channel)):
+        await lab.train()
+        await wait_for_slot(lab)
+        for actor, channel in ((both.manager, lab.channel), (both.other_manager, both.channel)):
             for command, options in MACHINE:
-                told = answer(await actor.slash(channel, command, **options))
-                assert "nobody is listed as operator" in told, command
-                assert f"below [discord]: `operator_ids = [{actor.id}]` would be you. Nothing was changed." in told
+                reply = answer(await actor.slash(channel, command, **options))
+                assert "no operator is listed" in reply, command
+                assert f"`operator_ids = [{actor.id}]`" in reply
             assert await actor.autocomplete(channel, "admin slots", "slot", "") == []
-        assert await lab.app.services.jobs.switch.read() is None
-        # What concerns one server is its manager's, whoever runs the machine.
+        assert await lab.jobs.control.read() is None
+        # A manager controls their own server, whoever operates the machine.
         for command, options in SERVER:
-            assert "operator" not in answer(await both.boss.slash(lab.channel, command, **options)), command
+            assert "operator" not in answer(await both.manager.slash(lab.channel, command, **options)), command
         assert lab.env.errors
 
 
-async def test_a_listed_operator_needs_no_server_and_an_unlisted_manager_gets_no_machine(data_dir: Path) -> None:
+async def test_only_a_listed_operator_controls_the_machine(data_dir: Path) -> None:
     async with two_servers(data_dir) as both:
         lab = both.lab
         configured(lab, operator_ids=(lab.ana.id,))
-        await the_slot(lab)
+        await wait_for_slot(lab)
         disk = with_disk(lab)
         client: Any = lab.env.bot
         (admin,) = [each for each in await client.tree.fetch_commands() if each.name == "admin"]
         lab.channel.guild.set_command_permissions(admin, {lab.ana: True})
         for command, options in MACHINE:
             assert "whole machine" not in answer(await lab.ana.slash(lab.channel, command, **options)), command
-            told = answer(await both.boss.slash(lab.channel, command, **options))
-            assert f"This concerns the whole machine. Only its operators can do that: <@{lab.ana.id}>." in told
+            reply = answer(await both.manager.slash(lab.channel, command, **options))
+            assert f"This concerns the whole machine. Only its operators can do that: <@{lab.ana.id}>." in reply
         for command, options in SERVER:
-            told = answer(await lab.ana.slash(lab.channel, command, **options))
-            assert "You lack the permission to do this: manage_guild." in told, command
+            reply = answer(await lab.ana.slash(lab.channel, command, **options))
+            assert "You lack the permission to do this: manage_guild." in reply, command
         assert lab.env.errors
         assert await lab.ana.autocomplete(lab.channel, "admin slots", "slot", "")
         shown = await lab.ana.slash(lab.channel, "admin storage")
-        stray = StrayPress(lab, both.boss)
+        stray = StrayPress(lab, both.manager)
         stray.permissions = discord.Permissions.all()
         assert "Only its operators" in await press_astray(lab, stray, shown)
-        assert disk.freed == []
+        assert disk.deleted == []
         asked = await press(lab.ana, shown.response.message, "Delete these")
         await press(lab.ana, asked.response.message, "Yes, delete them")
-        assert disk.freed == [1]
+        assert disk.deleted == [1]
 
 
-async def test_where_the_config_names_one_server_its_managers_are_operators_and_no_other(data_dir: Path) -> None:
+async def test_managers_of_the_one_configured_server_are_operators(data_dir: Path) -> None:
     async with two_servers(data_dir) as both:
         lab = both.lab
         configured(lab, guild_ids=(lab.channel.guild.id,))
-        assert "The queue is paused" in answer(await both.boss.slash(lab.channel, "admin pause"))
-        told = answer(await both.other_boss.slash(both.channel, "admin resume"))
-        assert "nobody is listed as operator" in told
-        assert await lab.app.services.jobs.switch.read() is not None
+        assert "The queue is paused" in answer(await both.manager.slash(lab.channel, "admin pause"))
+        reply = answer(await both.other_manager.slash(both.channel, "admin resume"))
+        assert "no operator is listed" in reply
+        assert await lab.jobs.control.read() is not None
         assert lab.env.errors
 
 
-async def test_every_verb_of_admin_is_of_the_machine_or_of_a_server(data_dir: Path) -> None:
+async def test_every_admin_command_belongs_to_the_machine_or_to_a_server(data_dir: Path) -> None:
     async with world(data_dir) as lab:
         client: Any = lab.env.bot
-        verbs = {command.name for command in client.get_cog("Admin").__cog_app_commands_group__.commands}
+        verbs = {command.name for command in client.get_cog("AdminCommands").__cog_app_commands_group__.commands}
         assert verbs == {command.split()[1] for command, _ in COMMANDS}

@@ -1,4 +1,4 @@
-"""Every command at once: what Discord would refuse, and what a team tool must not do."""
+"""All commands: within Discord's limits, for servers only, and synced when they change."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Any
 
 import discord
 
-from bot.app.client import Darkroom
+from bot.app.client import plan_sync, sync_changed
 from bot.app.compose import compose
-from bot.app.sync import look, sync_changed
 from tests.bot.cogs.conftest import config_for, world
 
 
@@ -20,8 +19,8 @@ def parts(commands: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         yield from parts(command.get("options", []))
 
 
-async def test_discord_takes_every_command(data_dir: Path) -> None:
-    async with compose(config_for(data_dir)) as app, Darkroom(app.services, app.db, app.counters) as client:
+async def test_every_command_is_within_the_limits_of_discord(data_dir: Path) -> None:
+    async with compose(config_for(data_dir)) as app, app.new_client() as client:
         await client.add_commands()
         commands = [command.to_dict(client.tree) for command in client.tree.get_commands()]
         assert [command["name"] for command in commands] == [
@@ -34,7 +33,7 @@ async def test_discord_takes_every_command(data_dir: Path) -> None:
             "Use attachments as dataset",
         ]
         for part in parts(commands):
-            # A message menu has none.
+            # A message menu has no description.
             is_menu = part["name"] == "Use attachments as dataset"
             assert is_menu or 1 <= len(part["description"]) <= 100, part
             assert is_menu or part["description"] != "…", part
@@ -43,15 +42,15 @@ async def test_discord_takes_every_command(data_dir: Path) -> None:
 
 
 async def test_commands_are_for_servers_only(data_dir: Path) -> None:
-    async with compose(config_for(data_dir)) as app, Darkroom(app.services, app.db, app.counters) as client:
+    async with compose(config_for(data_dir)) as app, app.new_client() as client:
         await client.add_commands()
         for command in client.tree.get_commands():
             data: Any = command.to_dict(client.tree)
             assert data["dm_permission"] is False or data["contexts"] == [0], data
 
 
-async def test_admin_is_shown_to_those_who_may_manage_the_server(data_dir: Path) -> None:
-    async with compose(config_for(data_dir)) as app, Darkroom(app.services, app.db, app.counters) as client:
+async def test_admin_is_shown_to_managers_of_the_server(data_dir: Path) -> None:
+    async with compose(config_for(data_dir)) as app, app.new_client() as client:
         await client.add_commands()
         shown = {command.name: command.to_dict(client.tree) for command in client.tree.get_commands()}
         needed = str(discord.Permissions(manage_guild=True).value)
@@ -59,18 +58,18 @@ async def test_admin_is_shown_to_those_who_may_manage_the_server(data_dir: Path)
         assert all(data["default_member_permissions"] is None for name, data in shown.items() if name != "admin")
 
 
-async def test_nothing_privileged_is_asked_for_and_nobody_is_called_by_default(data_dir: Path) -> None:
-    async with compose(config_for(data_dir)) as app, Darkroom(app.services, app.db, app.counters) as client:
+async def test_no_privileged_intents_and_no_default_mentions(data_dir: Path) -> None:
+    async with compose(config_for(data_dir)) as app, app.new_client() as client:
         assert client.intents == discord.Intents(guilds=True)
         assert client.allowed_mentions is not None
         assert dict(client.allowed_mentions.to_dict()) == {"parse": []}
 
 
-async def test_commands_are_told_once_and_again_only_when_they_change(data_dir: Path) -> None:
+async def test_commands_are_synced_only_when_they_change(data_dir: Path) -> None:
     async with world(data_dir) as lab:
         client: Any = lab.env.bot
         assert len([r for r in lab.env.http_requests if r.method == "PUT"]) == 1
         assert await sync_changed(client.tree, lab.app.db, ()) == []
         client.tree.get_command("queue").description = "Something new."
-        assert [scope.is_changed for scope in await look(client.tree, lab.app.db, ())] == [True]
+        assert [scope.is_changed for scope in await plan_sync(client.tree, lab.app.db, ())] == [True]
         assert len(await sync_changed(client.tree, lab.app.db, ())) == 1

@@ -11,7 +11,7 @@ from bot.config import Config, StorageSettings
 from bot.db import DATABASE_FILE, Database, open_db
 from bot.outbox import Outbox
 from tests.bot.conftest import add_dataset
-from tests.bot.fakes import Clock
+from tests.bot.fakes import FakeClock
 
 
 @pytest.fixture
@@ -33,5 +33,5 @@ async def db(data_dir: Path) -> AsyncIterator[Database]:
 
 
 @pytest.fixture
-def outbox(db: Database, clock: Clock) -> Outbox:
-    return Outbox(db, now=clock)
+def outbox(db: Database, clock: FakeClock) -> Outbox:
+    return Outbox(db, clock=clock)

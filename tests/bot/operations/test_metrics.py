@@ -14,12 +14,12 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 from bot.config import MetricsSettings
 from bot.db import Database
-from bot.health import Counters
+from bot.health import ConnectionMonitor
 from bot.operations.metrics import serve_metrics
 from bot.outbox import Outbox
 from bot.queue import JobStore
 from tests.bot.conftest import Submit, claim
-from tests.bot.fakes import Clock, finished
+from tests.bot.fakes import FakeClock, finished
 
 
 @pytest.fixture
@@ -47,50 +47,50 @@ def values(text: str) -> dict[str, float]:
     }
 
 
-async def test_a_scrape_tells_what_the_database_and_the_connection_know(
-    db: Database, store: JobStore, submit: Submit, clock: Clock, outbox: Outbox, settings: MetricsSettings
+async def test_a_scrape_reports_the_database_and_the_connection(
+    db: Database, store: JobStore, submit: Submit, clock: FakeClock, outbox: Outbox, settings: MetricsSettings
 ) -> None:
     for _ in range(3):
         await submit()
     await claim(store, 2)
     clock.advance(400)
-    await store.runs.ingest(1, 1, [finished(1)], 100)
+    await store.attempts.ingest(1, 1, [finished(1)], 100)
     await claim(store, 2)
-    await store.runs.lost(2, 1)
-    counters = Counters()
-    counters.connected()
-    counters.rate_limited(is_block=False)
-    async with serve_metrics(settings, db.path, counters, heard=lambda: 17):
+    await store.attempts.lost(2, 1)
+    connection = ConnectionMonitor()
+    connection.connected()
+    connection.rate_limited(is_block=False)
+    async with serve_metrics(settings, db.path, connection, events_ingested=lambda: 17):
         status, text = await scrape(settings)
     assert status == 200
-    told = values(text)
-    assert told["darkroom_jobs[succeeded]"] == 1
-    assert told["darkroom_jobs[queued]"] == told["darkroom_line_length"] == 2
-    assert told["darkroom_jobs[paused]"] == 0
-    assert (told["darkroom_slots"], told["darkroom_slots_free"]) == (2, 2)
-    assert told["darkroom_claims_total"] == 2
-    assert (told["darkroom_starts_total[succeeded]"], told["darkroom_starts_total[queued]"]) == (1, 1)
-    assert told["darkroom_start_seconds_bucket[60]"] == 1
-    assert told["darkroom_start_seconds_bucket[900]"] == told["darkroom_start_seconds_count"] == 2
-    assert told["darkroom_start_seconds_sum"] == 400
-    assert told["darkroom_notices_total"] == 2
-    assert told["darkroom_events_total"] == 17
-    assert told["darkroom_discord_rate_limits_total"] == told["darkroom_discord_connected"] == 1
-    assert told["darkroom_database_bytes"] > 0
-    assert told["darkroom_free_disk_bytes"] > 0
+    values_now = values(text)
+    assert values_now["darkroom_jobs[succeeded]"] == 1
+    assert values_now["darkroom_jobs[queued]"] == values_now["darkroom_line_length"] == 2
+    assert values_now["darkroom_jobs[paused]"] == 0
+    assert (values_now["darkroom_slots"], values_now["darkroom_slots_free"]) == (2, 2)
+    assert values_now["darkroom_claims_total"] == 2
+    assert (values_now["darkroom_starts_total[succeeded]"], values_now["darkroom_starts_total[queued]"]) == (1, 1)
+    assert values_now["darkroom_start_seconds_bucket[60]"] == 1
+    assert values_now["darkroom_start_seconds_bucket[900]"] == values_now["darkroom_start_seconds_count"] == 2
+    assert values_now["darkroom_start_seconds_sum"] == 400
+    assert values_now["darkroom_notices_total"] == 2
+    assert values_now["darkroom_events_total"] == 17
+    assert values_now["darkroom_discord_rate_limits_total"] == values_now["darkroom_discord_connected"] == 1
+    assert values_now["darkroom_database_bytes"] > 0
+    assert values_now["darkroom_free_disk_bytes"] > 0
 
 
-async def test_an_empty_database_is_told_too_and_nothing_is_told_that_nobody_counts(
+async def test_an_empty_database_is_reported_without_counters_of_a_running_bot(
     db: Database, settings: MetricsSettings
 ) -> None:
-    async with serve_metrics(settings, db.path, Counters()):
-        told = values((await scrape(settings))[1])
-    assert told["darkroom_start_seconds_count"] == told["darkroom_claims_total"] == 0
-    assert "darkroom_events_total" not in told
+    async with serve_metrics(settings, db.path, ConnectionMonitor()):
+        values_now = values((await scrape(settings))[1])
+    assert values_now["darkroom_start_seconds_count"] == values_now["darkroom_claims_total"] == 0
+    assert "darkroom_events_total" not in values_now
 
 
-async def test_open_metrics_is_spoken_with_those_who_ask_for_it(db: Database, settings: MetricsSettings) -> None:
-    async with serve_metrics(settings, db.path, Counters()):
+async def test_open_metrics_is_served_on_request(db: Database, settings: MetricsSettings) -> None:
+    async with serve_metrics(settings, db.path, ConnectionMonitor()):
         _, text = await scrape(settings, "application/openmetrics-text; version=1.0.0")
     assert "darkroom_jobs" in {family.name for family in parse_open(text)}
 
@@ -99,33 +99,33 @@ async def test_a_scrape_does_not_wait_for_a_writer(
     db: Database, store: JobStore, submit: Submit, settings: MetricsSettings
 ) -> None:
     await submit()
-    async with serve_metrics(settings, db.path, Counters()), db.transaction():
+    async with serve_metrics(settings, db.path, ConnectionMonitor()), db.transaction():
         async with asyncio.timeout(5):
             status, _ = await scrape(settings)
     assert status == 200
 
 
-async def test_a_database_that_is_gone_is_no_figure(tmp_path: Path, settings: MetricsSettings) -> None:
-    async with serve_metrics(settings, tmp_path / "nowhere.db", Counters()):
+async def test_a_missing_database_is_an_error(tmp_path: Path, settings: MetricsSettings) -> None:
+    async with serve_metrics(settings, tmp_path / "nowhere.db", ConnectionMonitor()):
         status, text = await scrape(settings)
     assert status == 503
     assert "no such file" in text
 
 
-async def test_the_port_is_free_afterwards_and_one_that_is_taken_stops_nobody(
+async def test_the_port_is_free_afterwards_and_a_port_in_use_is_only_logged(
     db: Database, settings: MetricsSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(2):
-        async with serve_metrics(settings, db.path, Counters()) as port:
+        async with serve_metrics(settings, db.path, ConnectionMonitor()) as port:
             assert port == settings.port
     with socket.socket() as taken, caplog.at_level(logging.WARNING):
         taken.bind(("127.0.0.1", settings.port))
         taken.listen()
-        async with serve_metrics(settings, db.path, Counters()) as port:
+        async with serve_metrics(settings, db.path, ConnectionMonitor()) as port:
             assert port is None
     assert "no metrics" in caplog.text
 
 
-async def test_it_is_off_unless_somebody_wants_it(db: Database) -> None:
-    async with serve_metrics(MetricsSettings(), db.path, Counters()) as port:
+async def test_metrics_are_off_by_default(db: Database) -> None:
+    async with serve_metrics(MetricsSettings(), db.path, ConnectionMonitor()) as port:
         assert port is None

@@ -1,7 +1,7 @@
-"""A Ray cluster of this machine: a head without GPUs and workers with one made-up GPU each, in a process of its own.
+"""A Ray cluster on this machine: a head without GPUs and workers with one simulated GPU each, in their own process.
 
-`python -m tests.bot.runners.cluster PORT` reads one order a line (`add`, `kill N`), answers each by a line of JSON, and
-ends the cluster at the end of its input, however the other side went.
+`python -m tests.bot.runners.cluster PORT` reads one command per line (`add`, `kill N`), answers each with a line of
+JSON, and stops the cluster at the end of its input.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ ROOT = Path(__file__).parents[3]
 
 
 class RayCluster:
-    """The cluster seen from a test: never in the process of the tests, which Ray would fill with threads."""
+    """Controls the cluster from a test. Ray would fill the tests' own process with threads."""
 
     def __init__(self) -> None:
-        # Short: Ray puts sockets below it, whose names may be 107 bytes long.
+        # Short: Ray puts sockets below it, whose paths are limited to 107 bytes.
         self._folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
         self.token = secrets.token_hex(32)
         (self._folder / "token").write_text(self.token)
@@ -39,7 +39,7 @@ class RayCluster:
             "RAY_TMPDIR": str(self._folder),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_DISABLE_IMPORT_WARNING": "1",
-            # Default 5 × 3 s and 10 s before the first: a node that is gone is noticed sooner.
+            # The defaults are 5 × 3 s, and 10 s before the first check.
             "RAY_health_check_period_ms": "1000",
             "RAY_health_check_failure_threshold": "5",
         }
@@ -56,14 +56,14 @@ class RayCluster:
         )
         self._answer()
 
-    def ask(self, order: str) -> Any:
+    def ask(self, command: str) -> Any:
         assert self._process.stdin is not None
-        self._process.stdin.write(order + "\n")
+        self._process.stdin.write(command + "\n")
         self._process.stdin.flush()
         return self._answer()
 
     async def node_of(self, submission_id: str) -> str:
-        """The node that a job runs on, or ran on."""
+        """Return the node that a job runs or ran on."""
         headers = {"Authorization": f"Bearer {self.token}"}
         async with (
             aiohttp.ClientSession(headers=headers) as session,
@@ -79,7 +79,7 @@ class RayCluster:
         return json.loads(line)
 
     def close(self) -> None:
-        """End it, and see that nothing of it is left."""
+        """Stop the cluster, and check that no process of it is left."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
@@ -93,7 +93,7 @@ class RayCluster:
         assert not left, f"{len(left)} processes of the cluster were left"
 
     def processes(self) -> list[int]:
-        """All that run with this cluster's folder in their command line."""
+        """Return the processes with this cluster's folder in their command line."""
         mark = os.fsencode(self._folder)
         found = []
         for path in Path("/proc").glob("[0-9]*/cmdline"):
@@ -113,7 +113,7 @@ def _free_port() -> int:
 
 
 def main(port: int) -> None:
-    # What Ray prints is no answer.
+    # Ray prints to stdout too.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     from ray.cluster_utils import Cluster
@@ -126,7 +126,7 @@ def main(port: int) -> None:
             "include_dashboard": True,
             "dashboard_host": "127.0.0.1",
             "dashboard_port": port,
-            # By default a fixed one, which another cluster of this machine may have: then nobody takes jobs.
+            # The default port is fixed; if another cluster of this machine has it, no job is accepted.
             "dashboard_agent_listen_port": _free_port(),
         },
     )
@@ -136,22 +136,22 @@ def main(port: int) -> None:
 
     workers = [add(), add()]
     try:
-        _say(answers, [worker.node_id for worker in workers])
+        _answer_line(answers, [worker.node_id for worker in workers])
         for line in sys.stdin:
             match line.split():
                 case ["add"]:
                     workers.append(add())
-                    _say(answers, workers[-1].node_id)
+                    _answer_line(answers, workers[-1].node_id)
                 case ["kill", node_id]:
                     [worker] = [each for each in workers if each.node_id == node_id]
                     workers.remove(worker)
                     cluster.remove_node(worker, allow_graceful=False)
-                    _say(answers, node_id)
+                    _answer_line(answers, node_id)
     finally:
         cluster.shutdown()
 
 
-def _say(answers: Any, content: Any) -> None:
+def _answer_line(answers: Any, content: Any) -> None:
     answers.write(json.dumps(content) + "\n")
     answers.flush()
 

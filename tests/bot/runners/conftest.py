@@ -1,13 +1,11 @@
-"""One set of stories for each place where a training may run."""
+"""Runners on this machine and on a Ray cluster, and a reader of their events."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import sys
-import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,22 +13,25 @@ from typing import Any
 import pytest
 
 from bot.config import RaySettings
-from bot.runners import Handle, Launch, LocalRunner, Runner, Status
-from bot.runners.events import EventLine
+from bot.runners import Handle, LocalRunner, Runner, RunStatus
 from bot.runners.ray import RayRunner
+from tests.bot.fakes import eventually
 from tests.bot.runners.cluster import ROOT, RayCluster
+from trainer.exchange.event_file import EventLine, read_events
+from trainer.exchange.job_dir import write_spec
 from trainer.protocol.events import Event
+from trainer.protocol.run_options import RunOptions
 from trainer.protocol.spec import make_spec
 
-STAND_IN = ROOT / "tests/bot/runners/stand_in.py"
+FAKE_TRAINER = ROOT / "tests/bot/runners/fake_trainer.py"
 
 
 @dataclass(kw_only=True)
 class Bench:
-    """A data folder, and runners on it; each one is a new bot's."""
+    """A data folder and the runners that use it; each runner is that of a new bot."""
 
     folder: Path
-    #: None: this machine.
+    #: None: local processes.
     cluster: RayCluster | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     command: tuple[str, ...] = ()
@@ -61,26 +62,22 @@ class Bench:
         )
 
     def plan(self, **plan: Any) -> None:
-        """How the stand-in trains from here on."""
+        """Set how the fake trainer behaves from now on."""
         (self.folder / "plan.json").write_text(json.dumps({"epochs": 3, **plan}))
-        self.command = (sys.executable, str(STAND_IN), str(self.folder / "plan.json"))
+        self.command = (sys.executable, str(FAKE_TRAINER), str(self.folder / "plan.json"))
 
-    def launch(self, job_id: int = 7, attempt: int = 1, **more: Any) -> Launch:
-        """A start of a job whose folder is there."""
+    def options(self, job_id: int = 7, attempt: int = 1, **more: Any) -> RunOptions:
+        """Make the job folder and return the options of a start."""
         job_dir = self.data_dir / "jobs" / str(job_id)
         dataset = self.data_dir / "datasets/1/prepared"
         if not job_dir.exists():
-            job_dir.mkdir(parents=True)
-            if not dataset.exists():
-                dataset.mkdir(parents=True)
-                (dataset / "report.json").write_text("{}")
-            make_spec({"name": "fox", "dataset": str(dataset)}).write(job_dir)
-        return Launch(job_id=job_id, attempt=attempt, job_dir=job_dir, **more)
+            write_spec(job_dir, make_spec({"name": "fox", "dataset": str(dataset)}))
+        return RunOptions(job_id=job_id, attempt=attempt, job_dir=job_dir, **more)
 
 
 @dataclass
-class Listener:
-    """Hears a job as the dispatcher does: `poll` first, and from the byte on that it has stored."""
+class EventReader:
+    """Reads the events of a job as the dispatcher does: it polls first, and reads on from its stored offset."""
 
     job_dir: Path
     offset: int = 0
@@ -90,42 +87,34 @@ class Listener:
     def events(self) -> list[Event]:
         return [line.event for line in self.lines]
 
-    async def hear(self, runner: Runner, handle: Handle) -> Status:
+    async def read(self, runner: Runner, handle: Handle) -> RunStatus:
         status = await runner.poll(handle)
-        said = await runner.events(handle, self.job_dir, self.offset)
-        for line in said.lines:
+        batch = read_events(self.job_dir, self.offset)
+        for line in batch.lines:
             self.check_files(line.event)
-        self.lines += said.lines
-        self.offset = said.end
+        self.lines += batch.lines
+        self.offset = batch.end
         return status
 
     def check_files(self, event: Event) -> None:
-        """What an event names is there when it is heard."""
+        """Check that the files of an event exist when it is read."""
         for name in (getattr(event, "chart", None), getattr(event, "comparison", None)):
             assert name is None or (self.job_dir / name).exists(), name
 
-    async def until_gone(
-        self, runner: Runner, handle: Handle, *, within_s: float = 40.0, status: Status = Status.GONE
+    async def until_exited(
+        self, runner: Runner, handle: Handle, *, within_s: float = 40.0, status: RunStatus = RunStatus.EXITED
     ) -> None:
-        async def is_gone() -> bool:
-            return await self.hear(runner, handle) is status
+        async def has_exited() -> bool:
+            return await self.read(runner, handle) is status
 
-        await until(is_gone, within_s=within_s)
+        await eventually(has_exited, within_s=within_s)
 
-    async def until_said(self, runner: Runner, handle: Handle, number: int) -> None:
-        async def has_said() -> bool:
-            await self.hear(runner, handle)
+    async def until_emitted(self, runner: Runner, handle: Handle, number: int) -> None:
+        async def has_emitted() -> bool:
+            await self.read(runner, handle)
             return len(self.lines) >= number
 
-        await until(has_said)
-
-
-async def until(claim: Callable[[], Awaitable[bool]], *, within_s: float = 40.0) -> None:
-    """Wait until `claim` holds, asking as often as a bot may."""
-    deadline = time.monotonic() + within_s
-    while not await claim():
-        assert time.monotonic() < deadline, f"not within {within_s} s"
-        await asyncio.sleep(0.1)
+        await eventually(has_emitted, within_s=40)
 
 
 @pytest.fixture(scope="session")
@@ -137,48 +126,43 @@ def cluster() -> Iterator[RayCluster]:
         running.close()
 
 
-def everywhere(story: Callable[[Bench], Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-    """A story as a test of every runner; on the cluster, both ways of handing job folders over at the same time."""
+async def until_exited(runner: Runner, handle: Handle) -> None:
+    """Wait until the training of a handle has exited."""
 
-    @pytest.mark.parametrize(
-        "kinds",
-        [
-            pytest.param(("local",), id="local"),
-            pytest.param(("ray_shared", "ray_store"), id="ray", marks=pytest.mark.slow),
-        ],
-    )
-    async def test(kinds: tuple[str, ...], request: pytest.FixtureRequest, tmp_path: Path) -> None:
-        benches = [make_bench(kind, request, tmp_path / kind) for kind in kinds]
-        await asyncio.gather(*(story(bench) for bench in benches))
+    async def has_exited() -> bool:
+        return await runner.poll(handle) is RunStatus.EXITED
 
-    test.__name__, test.__doc__ = story.__name__, story.__doc__
-    return test
+    await eventually(has_exited, within_s=40)
 
 
 @pytest.fixture
-def shared_bench(request: pytest.FixtureRequest, tmp_path: Path) -> Bench:
-    """The cluster; its nodes see the data folder."""
-    return make_bench("ray_shared", request, tmp_path)
+def options(tmp_path: Path) -> RunOptions:
+    """A start of job 7, whose folder exists."""
+    job_dir = tmp_path / "7"
+    job_dir.mkdir()
+    return RunOptions(job_id=7, attempt=1, job_dir=job_dir)
+
+
+@pytest.fixture(params=["local", pytest.param("ray", marks=pytest.mark.slow)])
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Bench:
+    """Each runner in turn."""
+    return make_bench(request, tmp_path, on_cluster=request.param == "ray")
 
 
 @pytest.fixture
-def store_bench(request: pytest.FixtureRequest, tmp_path: Path) -> Bench:
-    """The cluster; job folders go through a store."""
-    return make_bench("ray_store", request, tmp_path)
+def ray_bench(request: pytest.FixtureRequest, tmp_path: Path) -> Bench:
+    """The Ray cluster."""
+    return make_bench(request, tmp_path, on_cluster=True)
 
 
-def make_bench(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Bench:
-    (tmp_path / "data").mkdir(parents=True)
-    match kind:
-        case "local":
-            bench = Bench(folder=tmp_path)
-        case "ray_shared":
-            # The nodes see the same folder under another name.
-            (tmp_path / "seen-by-nodes").symlink_to(tmp_path / "data")
-            settings = {"shared_root": str(tmp_path / "seen-by-nodes")}
-            bench = Bench(folder=tmp_path, cluster=request.getfixturevalue("cluster"), settings=settings)
-        case _:
-            settings = {"store": f"file://{tmp_path}/store", "scratch_dir": str(tmp_path / "scratch")}
-            bench = Bench(folder=tmp_path, cluster=request.getfixturevalue("cluster"), settings=settings)
+def make_bench(request: pytest.FixtureRequest, folder: Path, *, on_cluster: bool) -> Bench:
+    (folder / "data").mkdir(parents=True)
+    if on_cluster:
+        # The nodes see the same folder under another path.
+        (folder / "seen-by-nodes").symlink_to(folder / "data")
+        settings = {"shared_root": str(folder / "seen-by-nodes")}
+        bench = Bench(folder=folder, cluster=request.getfixturevalue("cluster"), settings=settings)
+    else:
+        bench = Bench(folder=folder)
     bench.plan()
     return bench

@@ -1,25 +1,34 @@
-"""Jobs and events for the layout tests, small enough to change in one argument."""
+"""Jobs, events, datasets and their surroundings for the tests of messages, each changeable in one argument."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+from bot.datasets import Dataset
 from bot.queue.domain.job import Job, Progress, State
+from bot.ui.job_context import JobContext
+from trainer.protocol.edits import Edits
 from trainer.protocol.events import (
     BandLoss,
     BaseValidated,
     EpochEnded,
+    Exported,
+    Finished,
     Phase,
     Sample,
     Sampled,
     StepDone,
     ValidationLoss,
 )
+from trainer.protocol.report import Counts, DatasetReport, Finding, FindingKind, Image, Split
 from trainer.protocol.spec import make_spec
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 OWNER = 555
+#: Largest file that the server accepts.
+LIMIT = 10 * 1024 * 1024
 
 
 def validation(ratio: float = 1.0) -> ValidationLoss:
@@ -66,9 +75,7 @@ def progress(count: int = 3, total: int = 10, phase: Phase | None = Phase.TRAINI
         "total_steps": total * 10,
         "base": BaseValidated(seq=1, time=0, validation=validation()),
         "step": step_done(count * 10 + 5, count + 1),
-        "epoch": done[-1] if done else None,
         "epochs": done,
-        "heard_at": NOW,
     }
     return Progress(**{**known, **changes})
 
@@ -78,7 +85,57 @@ def job(**changes: Any) -> Job:
     known = {
         "id": 42, "guild_id": 1, "channel_id": 2, "owner_id": OWNER, "dataset_id": 1, "dataset_name": "fox.zip",
         "spec": spec, "state": State.RUNNING, "stop_intent": None, "stopped_by": None, "attempt": 1,
-        "created_at": NOW, "started_at": NOW, "ended_at": None, "progress": progress(), "last_word": None,
-        "end_reason": None,
+        "created_at": NOW, "started_at": NOW, "progress": progress(), "last_event_at": NOW,
     }  # fmt: skip
     return Job(**{**known, **changes})
+
+
+def context(folder: Path, **changes: Any) -> JobContext:
+    return JobContext(**{"job_dir": folder, "now": NOW, "file_limit": LIMIT, "marker": "3fa8c1d2", **changes})
+
+
+def finished(**changes: object) -> Finished:
+    known = {
+        "seq": 9, "time": 0, "epochs": 7, "best_epoch": 5, "stopped_early": True, "base_loss": 0.1, "best_loss": 0.088,
+        "best_ratio": 0.88, "seconds": 720, "comparison": "output/cmp.png", "comparison_alt": "base left, best right",
+    }  # fmt: skip
+    return Finished.model_validate({**known, **changes})
+
+
+def exported(kind: str = "kohya", path: str = "output/a.safetensors") -> Exported:
+    known = {"seq": 8, "time": 0, "format": kind, "path": path, "bytes": 100, "sha256": "0", "max_difference": 0.0}
+    return Exported.model_validate(known)
+
+
+def finding(kind: FindingKind = FindingKind.BLUR, action: Any = "kept", **changes: Any) -> Finding:
+    return Finding(**{"kind": kind, "action": action, "message": "the edges are wide", **changes})
+
+
+def image(number: int, *findings: Finding, **changes: Any) -> Image:
+    known: dict[str, Any] = {
+        "source": f"fox.zip!{number}.png", "status": "kept", "split": Split.TRAIN, "caption": "a fox",
+        "pixels_sha256": f"{number:04x}" * 16, "thumbnail": f"thumbnails/{number}.jpg", "findings": findings,
+    }  # fmt: skip
+    return Image(**{**known, **changes})
+
+
+def report(*images: Image, **changes: Any) -> DatasetReport:
+    kept = sum(each.status == "kept" for each in images)
+    counts = Counts(
+        images=len(images), kept=kept, dropped=len(images) - kept, refused=len(changes.get("refused", ())), train=kept,
+        validation=0, test=0, captioned=kept, automatic=sum(each.is_caption_automatic for each in images),
+    )  # fmt: skip
+    known: dict[str, Any] = {
+        "digest": "d", "counts": counts, "summary": "Foxes.", "images": images, "resolution": 512,
+        "sheets": ("sheets/1.png", "sheets/2.png", "sheets/3.png"),
+    }  # fmt: skip
+    return DatasetReport(**{**known, **changes})
+
+
+def dataset(folder: Path, found: DatasetReport, **changes: Any) -> Dataset:
+    known: dict[str, Any] = {
+        "id": 12, "guild_id": 1, "owner_id": OWNER, "name": "fox", "sha256": "ab" * 32, "folder": folder,
+        "earlier": "", "edits": Edits(), "is_pending": False, "digest": found.digest, "report_version": found.version,
+        "counts": found.counts, "summary": found.summary, "created_at": NOW,
+    }  # fmt: skip
+    return Dataset(**{**known, **changes})

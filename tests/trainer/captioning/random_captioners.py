@@ -1,4 +1,4 @@
-"""Random captioning models of a few thousand parameters: real classes, real files, no knowledge."""
+"""Captioning models with random weights: real classes and files, a few thousand parameters."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def make_blip(folder: Path) -> Path:
 
 
 def make_blip2(folder: Path) -> Path:
-    """One whose vocabulary is the bytes."""
+    """A model with a byte vocabulary."""
     torch.manual_seed(0)
     tokens = [*sorted(ByteLevel.alphabet()), "<|endoftext|>", "</s>", "<pad>"]
     tokenizer = GPT2Tokenizer(
@@ -102,7 +102,7 @@ def make_git(folder: Path) -> Path:
 
 
 def make_florence(folder: Path) -> Path:
-    """One whose vocabulary is the bytes."""
+    """A model with a byte vocabulary."""
     torch.manual_seed(0)
     tokens = ["<s>", "<pad>", "</s>", "<unk>", *sorted(ByteLevel.alphabet()), "<mask>"]
     tokenizer = BartTokenizer(
@@ -143,13 +143,13 @@ def make_florence(folder: Path) -> Path:
         },
     )
     processor = CLIPImageProcessorPil(size=_SIZE, crop_size=_SIZE, do_center_crop=False)
-    # 4 x 4 places of the last stage, and one for the picture as a whole.
+    # 4 x 4 positions of the last stage, and one for the whole image.
     processor.image_seq_length = 17
     return _save(folder, Florence2ForConditionalGeneration(config), Florence2Processor(processor, tokenizer))
 
 
 def make_tagger(folder: Path, labels: tuple[str, ...] = ("cat", "long_hair", "tree", "1girl"), **changes: Any) -> Path:
-    """One that is sure of the first two labels, more of the second, and of nothing else."""
+    """A tagger that gives the second label the highest probability, then the first, and no other."""
     torch.manual_seed(0)
     named = {"id2label": dict(enumerate(labels)), "label2id": {label: number for number, label in enumerate(labels)}}
     model = ViTForImageClassification(

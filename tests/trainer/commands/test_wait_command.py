@@ -1,4 +1,4 @@
-"""A warmed trainer: waits for one order, trains it as `run` does, and goes with whoever started it."""
+"""The warm trainer: it waits for one job on standard input, trains it as `run` does, and ends with its parent."""
 
 from __future__ import annotations
 
@@ -13,26 +13,34 @@ from typing import Any
 import pytest
 
 from tests.trainer.conftest import MakeJob
+from trainer.exchange.job_dir import LOG_FILE
 from trainer.protocol.events import EXIT_BUSY, EXIT_FINISHED, EXIT_REFUSED, parse_event
-from trainer.protocol.order import LOG_FILE, READY, TAKEN, Order
+from trainer.protocol.run_options import READY, TAKEN, RunOptions
 from trainer.reporter import Reporter
 
 Wait = Callable[..., "subprocess.Popen[bytes]"]
-#: As `-m trainer wait`, and says so if waiting asks for GPUs: from then on CUDA_VISIBLE_DEVICES would be settled.
-_WITHOUT_CUDA = """
-import sys, torch
-def asked(): sys.stderr.write("it asked for GPUs\\n"); return False
-torch.cuda.is_available = torch.cuda.device_count = torch.cuda.init = asked
+#: `-m trainer wait`, without the seconds that loading the libraries takes.
+_WITHOUT_WARM_UP = """
+import sys
+from trainer.commands import training_commands
+training_commands.warm_up = lambda: None
 from trainer.__main__ import main
 sys.exit(main(["wait"]))
 """
-
-
-#: As `-m trainer wait`, with a run that tells what it was asked for and what it sees.
-_TELLS = """
+#: `-m trainer wait`, which fails if waiting asks for GPUs: CUDA_VISIBLE_DEVICES would have no effect after that.
+_WITHOUT_CUDA = """
+import sys, torch
+def query(): sys.stderr.write("it asked for GPUs\\n"); return False
+torch.cuda.is_available = torch.cuda.device_count = torch.cuda.init = query
+from trainer.__main__ import main
+sys.exit(main(["wait"]))
+"""
+#: `-m trainer wait`, with a `run` that prints its options and its GPUs.
+_PRINTS_OPTIONS = """
 import os, sys
-from trainer.commands import run
-run.run = lambda options: print(os.environ["CUDA_VISIBLE_DEVICES"], options, flush=True) or 0
+from trainer.commands import training_commands
+training_commands.warm_up = lambda: None
+training_commands.run_job = lambda options: print(os.environ["CUDA_VISIBLE_DEVICES"], options, flush=True) or 0
 from trainer.__main__ import main
 sys.exit(main(["wait"]))
 """
@@ -40,13 +48,12 @@ sys.exit(main(["wait"]))
 
 @pytest.fixture
 def wait(tmp_path: Path) -> Iterator[Wait]:
-    """`wait()`: a process that was told to wait; it is ended after the test."""
+    """Start a waiting process, which is killed after the test."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(*arguments: str) -> subprocess.Popen[bytes]:
+    def start(code: str = _WITHOUT_WARM_UP) -> subprocess.Popen[bytes]:
         pipe = subprocess.PIPE
-        argv = [sys.executable, *(arguments or ("-m", "trainer", "wait"))]
-        started.append(subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe))
+        started.append(subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=pipe))
         return started[-1]
 
     yield start
@@ -55,57 +62,58 @@ def wait(tmp_path: Path) -> Iterator[Wait]:
         process.communicate()
 
 
-def order(process: subprocess.Popen[bytes], job_dir: Path, **start: Any) -> None:
-    """Wait until it is ready, and give it a job."""
+def send_job(process: subprocess.Popen[bytes], job_dir: Path, **options: Any) -> None:
+    """Wait until the process is ready, and give it a job."""
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stdout.readline() == READY
-    process.stdin.write(Order(job_dir=job_dir, **start).to_line())
+    process.stdin.write(RunOptions(job_dir=job_dir, **options).to_line())
     process.stdin.flush()
     assert process.stdout.readline() == TAKEN
 
 
-def test_a_job_is_trained_to_its_end_and_told_in_its_log(wait: Wait, make_job: MakeJob) -> None:
+@pytest.mark.slow
+def test_a_job_is_trained_to_its_end_with_its_output_in_the_log(wait: Wait, make_job: MakeJob) -> None:
     job_dir = make_job(training={"epochs": 1}, method={"text_encoder": False})
-    process = wait()
-    order(process, job_dir)
+    process = wait("import sys; from trainer.__main__ import main; sys.exit(main(['wait']))")
+    send_job(process, job_dir)
 
-    said, errors = process.communicate(timeout=100)
+    stdout, stderr = process.communicate(timeout=100)
     assert process.returncode == EXIT_FINISHED
-    assert (said, errors) == (b"", b"")
+    assert (stdout, stderr) == (b"", b"")
     events = [parse_event(line) for line in (job_dir / "events.jsonl").read_bytes().splitlines()]
     assert [events[0].type, events[-1].type] == ["phase_began", "finished"]
     assert "finished: best epoch" in (job_dir / LOG_FILE).read_text(encoding="utf-8")
     assert json.loads((job_dir / "process.json").read_bytes())["pid"] == process.pid
 
 
-def test_an_order_tells_the_attempt_the_gpus_and_the_room(wait: Wait, make_job: MakeJob) -> None:
-    job_dir = make_job()
-    process = wait("-c", _TELLS)
-    order(process, job_dir, attempt=3, devices=("GPU-1", "2"), micro_batch=4)
+def test_the_job_gets_all_run_options_and_its_gpus(wait: Wait, tmp_path: Path) -> None:
+    process = wait(_PRINTS_OPTIONS)
+    send_job(process, tmp_path, attempt=3, devices=("GPU-1", "2"), micro_batch=4)
     process.communicate(timeout=60)
 
-    told = (job_dir / LOG_FILE).read_text(encoding="utf-8")
-    assert told.startswith("GPU-1,2 Namespace(")
-    assert "attempt=3, micro_batch=4" in told
+    output = (tmp_path / LOG_FILE).read_text(encoding="utf-8")
+    assert output.startswith("GPU-1,2 ")
+    assert "attempt=3" in output
+    assert "micro_batch=4" in output
 
 
-def test_waiting_ends_with_who_started_it_without_a_word(wait: Wait) -> None:
-    process = wait("-c", _WITHOUT_CUDA)
-    # Closes its standard input at once, while it still loads.
-    said, errors = process.communicate(timeout=60)
-    assert (process.returncode, said, errors) == (EXIT_FINISHED, READY, b"")
+@pytest.mark.slow
+def test_the_end_of_standard_input_ends_it_before_it_uses_a_gpu(wait: Wait) -> None:
+    process = wait(_WITHOUT_CUDA)
+    # `communicate` closes standard input at once, while the libraries are loading.
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout, stderr) == (EXIT_FINISHED, READY, b"")
 
 
-def test_half_an_order_is_none(wait: Wait, make_job: MakeJob) -> None:
-    job_dir = make_job()
-    line = Order(job_dir=job_dir).to_line().removesuffix(b"\n")
-    said, errors = wait().communicate(line, timeout=60)
-    assert (said, errors) == (READY, b"")
-    assert not (job_dir / "events.jsonl").exists()
+def test_part_of_a_line_is_not_a_job(wait: Wait, tmp_path: Path) -> None:
+    line = RunOptions(job_dir=tmp_path).to_line().removesuffix(b"\n")
+    stdout, stderr = wait().communicate(line, timeout=60)
+    assert (stdout, stderr) == (READY, b"")
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_it_waits_no_more_after_a_sigterm(wait: Wait) -> None:
+def test_a_sigterm_ends_the_waiting(wait: Wait) -> None:
     process = wait()
     assert process.stdout is not None
     assert process.stdout.readline() == READY
@@ -113,17 +121,16 @@ def test_it_waits_no_more_after_a_sigterm(wait: Wait) -> None:
     assert process.wait(20) == -signal.SIGTERM
 
 
-def test_a_line_that_is_no_order_is_refused(wait: Wait) -> None:
+def test_invalid_options_are_refused(wait: Wait) -> None:
     process = wait()
-    said, errors = process.communicate(b'{"job": "x"}\n', timeout=60)
-    assert (process.returncode, said) == (EXIT_REFUSED, READY)
-    assert errors.startswith(b"This is no order (2 problems)")
+    stdout, stderr = process.communicate(b'{"job": "x"}\n', timeout=60)
+    assert (process.returncode, stdout) == (EXIT_REFUSED, READY)
+    assert b"2 problems" in stderr
 
 
-def test_a_folder_that_is_held_is_left_alone_with_the_same_status_as_by_run(wait: Wait, make_job: MakeJob) -> None:
-    job_dir = make_job()
+def test_a_locked_job_folder_has_the_exit_status_of_run(wait: Wait, tmp_path: Path) -> None:
     process = wait()
-    with Reporter(job_dir):
-        order(process, job_dir)
+    with Reporter(tmp_path):
+        send_job(process, tmp_path)
         process.communicate(timeout=60)
     assert process.returncode == EXIT_BUSY

@@ -1,4 +1,4 @@
-"""Pictures with a known defect, or without one where a careless measure would see it."""
+"""Draws images with a known defect, and images without one that a simple measure would flag."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ _WORDS = _TEXT.split()
 
 
 def scene(seed: int, width: int = 640, height: int = 512) -> Image.Image:
-    """Sharp, busy, and grainy as a photograph."""
+    """Sharp and grainy, like a photograph."""
     rng = np.random.default_rng(seed)
-    image = Image.new("RGB", (width, height), _colour(rng))
+    image = Image.new("RGB", (width, height), _color(rng))
     draw = ImageDraw.Draw(image)
     for _ in range(60):
         x, y = rng.integers(0, width), rng.integers(0, height)
         corners = [(int(x + dx), int(y + dy)) for dx, dy in rng.integers(-90, 90, (3, 2))]
-        draw.polygon(corners, fill=_colour(rng))
+        draw.polygon(corners, fill=_color(rng))
     grain = rng.normal(0, 4, (height, width, 1))
     return _image(np.asarray(image) + grain)
 
 
 def drawing(seed: int, side: int = 160) -> Image.Image:
-    """The same smiling face in other colours and at another place: alike, as the pictures of one character are."""
+    """A smiling face in varying colors and positions: similar, like images of one character."""
     rng = np.random.default_rng(seed)
-    image = Image.new("RGB", (side, side), _colour(rng))
+    image = Image.new("RGB", (side, side), _color(rng))
     draw = ImageDraw.Draw(image)
     x, y = (int(value) for value in rng.integers(side // 4, side // 2, 2))
     radius = side // 4
@@ -42,7 +42,7 @@ def drawing(seed: int, side: int = 160) -> Image.Image:
 
 
 def sky(width: int = 640, height: int = 512) -> Image.Image:
-    """Nothing but a smooth run of colour."""
+    """A smooth color gradient."""
     fall = np.linspace(0, 1, height)[:, None, None] * np.ones((1, width, 1))
     return _image(fall * np.array([140, 110, 60]) + np.array([60, 110, 190]))
 
@@ -60,12 +60,12 @@ def blurred(image: Image.Image, sigma_px: float) -> Image.Image:
 
 
 def moved(image: Image.Image, length_px: int) -> Image.Image:
-    """As from a camera that moved sideways."""
+    """As if the camera had moved sideways."""
     return Image.fromarray(np.asarray(cv2.blur(np.asarray(image), (length_px, 1)), dtype=np.uint8))
 
 
 def portrait(image: Image.Image) -> Image.Image:
-    """Its middle in focus, and all around it out of focus."""
+    """In focus only in the middle."""
     width, height = image.size
     mask = Image.new("L", image.size, 0)
     ImageDraw.Draw(mask).ellipse((width // 4, height // 4, width * 3 // 4, height * 3 // 4), fill=255)
@@ -88,7 +88,7 @@ def page(
 
 
 def file_manager(seed: int = 0, width: int = 900, height: int = 640, *, is_dark: bool = False) -> Image.Image:
-    """A side bar and icons with names below."""
+    """A side bar, and icons with file names."""
     rng, paper, ink = random.Random(seed), *_paper(is_dark)
     image = Image.new("RGB", (width, height), paper)
     draw = ImageDraw.Draw(image)
@@ -103,7 +103,7 @@ def file_manager(seed: int = 0, width: int = 900, height: int = 640, *, is_dark:
 
 
 def city(seed: int = 0, width: int = 800, height: int = 600) -> Image.Image:
-    """Flat houses with rows of small windows: level, even, and no text."""
+    """Flat houses with rows of small windows: aligned and even, but no text."""
     rng = random.Random(seed)
     image = Image.new("RGB", (width, height), (150, 190, 230))
     draw = ImageDraw.Draw(image)
@@ -117,7 +117,7 @@ def city(seed: int = 0, width: int = 800, height: int = 600) -> Image.Image:
 
 
 def poster(width: int = 600, height: int = 900) -> Image.Image:
-    """A large flat motif with a title and some small print."""
+    """A large flat motif with a title and small print."""
     image = Image.new("RGB", (width, height), (240, 90, 60))
     draw = ImageDraw.Draw(image)
     draw.ellipse((100, 200, 500, 600), fill=(250, 220, 120))
@@ -128,7 +128,7 @@ def poster(width: int = 600, height: int = 900) -> Image.Image:
 
 
 def map_with_names(seed: int = 0, side: int = 900) -> Image.Image:
-    """Roads, and names strewn over it."""
+    """Roads and scattered names."""
     rng = random.Random(seed)
     image = Image.new("RGB", (side, side), (240, 236, 225))
     draw = ImageDraw.Draw(image)
@@ -151,7 +151,7 @@ def _write(image: Image.Image, at: tuple[int, int], text: str, size_px: int, ink
     ImageDraw.Draw(image).text(at, text, ink, ImageFont.load_default(size_px))
 
 
-def _colour(rng: np.random.Generator) -> tuple[int, int, int]:
+def _color(rng: np.random.Generator) -> tuple[int, int, int]:
     red, green, blue = (int(value) for value in rng.integers(0, 256, 3))
     return red, green, blue
 

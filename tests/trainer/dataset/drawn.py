@@ -1,4 +1,4 @@
-"""Prepared dataset folders, written as they are: no preparation decides what is in them."""
+"""Writes prepared dataset folders directly, without a preparation."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from trainer.protocol.report import Counts, DatasetReport, Image, Split
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """One picture of a dataset."""
+    """One image of a dataset."""
 
-    picture: PILImage.Image
+    image: PILImage.Image
     split: Split = Split.TRAIN
     caption: str = "a cat"
     group: int | None = None
@@ -26,14 +26,14 @@ class Drawn:
 
 
 def drawn(seed: int, split: Split = Split.TRAIN, *, size: tuple[int, int] = (96, 96), **fields: object) -> Drawn:
-    return Drawn(**{"picture": noise(seed, *size), "split": split, **fields})  # type: ignore[arg-type]
+    return Drawn(**{"image": noise(seed, *size), "split": split, **fields})  # type: ignore[arg-type]
 
 
-def write_dataset(folder: Path, pictures: Sequence[Drawn]) -> Path:
-    """The folder with `report.json`, pictures and thumbnails."""
+def write_dataset(folder: Path, drawings: Sequence[Drawn]) -> Path:
+    """Write `report.json`, images and thumbnails, and return the folder."""
     for name in ("images", "thumbnails"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    images = [_write(folder, number, one) for number, one in enumerate(pictures, start=1)]
+    images = [_write(folder, number, one) for number, one in enumerate(drawings, start=1)]
     counts = {split: sum(image.split is split for image in images) for split in Split}
     report = DatasetReport(
         digest=folder.name,
@@ -48,9 +48,9 @@ def write_dataset(folder: Path, pictures: Sequence[Drawn]) -> Path:
 
 def _write(folder: Path, number: int, one: Drawn) -> Image:
     path, thumbnail = f"images/{number:04d}.png", f"thumbnails/{number:04d}.jpg"
-    one.picture.save(folder / path)
+    one.image.save(folder / path)
     if one.has_thumbnail:
-        one.picture.save(folder / thumbnail, "JPEG", quality=92)
+        one.image.save(folder / thumbnail, "JPEG", quality=92)
     return Image(
         source=f"{folder.name}/{number}.png",
         status="kept",
@@ -58,9 +58,9 @@ def _write(folder: Path, number: int, one: Drawn) -> Image:
         split=one.split,
         caption=one.caption,
         repeats=one.repeats,
-        pixels_sha256=hashlib.sha256(one.picture.tobytes()).hexdigest(),
-        width=one.picture.width,
-        height=one.picture.height,
+        pixels_sha256=hashlib.sha256(one.image.tobytes()).hexdigest(),
+        width=one.image.width,
+        height=one.image.height,
         path=path,
         thumbnail=thumbnail if one.has_thumbnail else None,
     )

@@ -1,4 +1,4 @@
-"""Pictures and archives that the dataset tests are fed with, good, defective and hostile."""
+"""Makes images and zip archives for the dataset tests, good and hostile."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 
 def noise(seed: int, width: int = 160, height: int = 120) -> Image.Image:
-    """A smooth random picture: no two seeds look alike."""
+    """A smooth random image; different seeds look different."""
     coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -46,7 +46,7 @@ def make_link(path: Path, name: str, target: str) -> None:
 
 
 def rename_raw(path: Path, old: bytes, new: bytes) -> None:
-    """Write a name of the same length, in any encoding, over one in the archive."""
+    """Overwrite a name in the archive by one of the same length, in any encoding."""
     assert len(old) == len(new)
     data = path.read_bytes()
     assert data.count(old) >= 2

@@ -1,4 +1,4 @@
-"""Tar and 7z archives for the dataset tests, good and hostile, made by hand where libraries refuse to make them."""
+"""Makes tar and 7z archives for the dataset tests, good and hostile."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from backports import zstd
 
 
 def tar_bytes(members: dict[str, bytes], extra: list[tarfile.TarInfo] | None = None, tar_format: int = 2) -> bytes:
-    """A tar of regular files, then of entries without content."""
+    """A tar of regular files, followed by the entries of `extra`, which have no content."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tar_format) as archive:
         for name, data in members.items():
@@ -35,7 +35,7 @@ def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
 
 
 def packed(data: bytes, ending: str) -> bytes:
-    """The bytes, compressed as their ending says."""
+    """Compress the bytes; `ending` chooses the format."""
     if ending == "gz":
         return gzip.compress(data, mtime=0)
     if ending == "bz2":
@@ -48,7 +48,7 @@ def packed(data: bytes, ending: str) -> bytes:
 
 
 def make_tar(path: Path, members: dict[str, bytes], extra: list[tarfile.TarInfo] | None = None) -> Path:
-    """A tar, compressed as the path's ending says."""
+    """Write a tar; the ending of the path chooses the compression."""
     path.write_bytes(packed(tar_bytes(members, extra), path.suffix[1:].replace("tgz", "gz")))
     return path
 

@@ -1,4 +1,4 @@
-"""Buckets crop little, hold to the area, and fill a batch."""
+"""Buckets crop little, keep to the area, and fill a batch."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from PIL import Image
 from tests.trainer.dataset.making import noise
 from trainer.dataset.buckets import (
     MAX_MERGE_CROP,
-    assign,
+    assign_buckets,
     bucket_for,
+    bucket_shapes,
     cropped_share,
     default_step,
-    fit,
+    fit_to_bucket,
     is_upscaled,
-    shapes,
 )
 
 SIZES = st.tuples(st.integers(64, 4000), st.integers(64, 4000))
@@ -38,14 +38,14 @@ RESOLUTIONS = st.sampled_from([64, 128, 256, 512, 768, 1024])
         ((9000, 100), 512, 64, (1024, 256)),
     ],
 )
-def test_known_pictures_get_the_bucket_that_one_expects(
+def test_known_sizes_get_the_expected_bucket(
     size: tuple[int, int], resolution: int, step: int, bucket: tuple[int, int]
 ) -> None:
     assert bucket_for(*size, resolution, step) == bucket
 
 
 @given(SIZES, RESOLUTIONS)
-def test_a_bucket_is_of_whole_steps_and_no_larger_than_the_square(size: tuple[int, int], resolution: int) -> None:
+def test_a_bucket_has_whole_steps_and_at_most_the_area_of_the_square(size: tuple[int, int], resolution: int) -> None:
     step = default_step(resolution, 50)
     width, height = bucket_for(*size, resolution, step)
     assert width % step == height % step == 0
@@ -56,21 +56,21 @@ def test_a_bucket_is_of_whole_steps_and_no_larger_than_the_square(size: tuple[in
 @given(SIZES, RESOLUTIONS)
 def test_no_other_bucket_crops_less(size: tuple[int, int], resolution: int) -> None:
     step = default_step(resolution, 50)
-    least = min(cropped_share(size, shape) for shape in shapes(resolution, step))
+    least = min(cropped_share(size, shape) for shape in bucket_shapes(resolution, step))
     assert cropped_share(size, bucket_for(*size, resolution, step)) <= least + 1e-9
 
 
 @given(SIZES)
-def test_a_picture_and_its_upright_twin_get_twin_buckets(size: tuple[int, int]) -> None:
+def test_a_rotated_image_gets_the_rotated_bucket(size: tuple[int, int]) -> None:
     assert bucket_for(*size, 512, 64) == bucket_for(size[1], size[0], 512, 64)[::-1]
 
 
 @pytest.mark.parametrize(
-    ("resolution", "pictures", "step"),
+    ("resolution", "images", "step"),
     [(64, 9, 8), (128, 9, 16), (256, 999, 32), (512, 9, 64), (512, 100, 32), (1024, 9, 64)],
 )
-def test_the_step_is_coarse_for_few_pictures(resolution: int, pictures: int, step: int) -> None:
-    assert default_step(resolution, pictures) == step
+def test_the_step_is_coarse_for_few_images(resolution: int, images: int, step: int) -> None:
+    assert default_step(resolution, images) == step
 
 
 def test_a_step_beyond_the_resolution_is_an_error() -> None:
@@ -80,17 +80,17 @@ def test_a_step_beyond_the_resolution_is_an_error() -> None:
 
 @given(st.lists(SIZES, max_size=40), st.integers(1, 8))
 def test_small_buckets_are_merged_unless_that_crops_too_much(sizes: list[tuple[int, int]], batch: int) -> None:
-    buckets = assign(sizes, 512, 64, batch)
+    buckets = assign_buckets(sizes, 512, 64, batch)
     assert len(buckets) == len(sizes)
     for size, bucket in zip(sizes, buckets, strict=True):
         own = bucket_for(*size, 512, 64)
         assert bucket == own or cropped_share(size, bucket) <= MAX_MERGE_CROP
 
 
-def test_a_bucket_of_one_joins_its_neighbour_and_a_panorama_stays_alone() -> None:
+def test_a_bucket_of_one_joins_its_neighbor_and_a_panorama_stays_alone() -> None:
     sizes = [(512, 512)] * 8 + [(620, 512), (2048, 512)]
-    assert Counter(assign(sizes, 512, 64, batch=4)) == {(512, 512): 9, (1024, 256): 1}
-    assert len(set(assign(sizes, 512, 64, batch=1))) == 3
+    assert Counter(assign_buckets(sizes, 512, 64, batch=4)) == {(512, 512): 9, (1024, 256): 1}
+    assert len(set(assign_buckets(sizes, 512, 64, batch=1))) == 3
 
 
 def test_the_cropped_share_is_the_area_cut_off() -> None:
@@ -99,21 +99,21 @@ def test_the_cropped_share_is_the_area_cut_off() -> None:
     assert cropped_share((300, 200), (96, 64)) == 0
 
 
-@given(st.tuples(st.integers(64, 300), st.integers(64, 300)), st.sampled_from(shapes(128, 16)))
-def test_fit_gives_exactly_the_bucket(size: tuple[int, int], bucket: tuple[int, int]) -> None:
-    assert fit(Image.new("RGB", size), bucket).size == bucket
+@given(st.tuples(st.integers(64, 300), st.integers(64, 300)), st.sampled_from(bucket_shapes(128, 16)))
+def test_the_result_has_the_size_of_the_bucket(size: tuple[int, int], bucket: tuple[int, int]) -> None:
+    assert fit_to_bucket(Image.new("RGB", size), bucket).size == bucket
 
 
-def test_fit_takes_the_middle() -> None:
+def test_the_middle_of_the_image_is_kept() -> None:
     image = Image.new("RGB", (300, 100), "red")
     image.paste("blue", (100, 0, 200, 100))
-    middle = np.asarray(fit(image, (64, 64)))
+    middle = np.asarray(fit_to_bucket(image, (64, 64)))
     assert (middle[:, 4:-4] == (0, 0, 255)).all()
     same = noise(1, 64, 64)
-    assert fit(same, (64, 64)) is not same
-    assert fit(same, (64, 64)).tobytes() == same.tobytes()
+    assert fit_to_bucket(same, (64, 64)) is not same
+    assert fit_to_bucket(same, (64, 64)).tobytes() == same.tobytes()
 
 
-def test_a_picture_is_upscaled_if_either_side_has_to_grow() -> None:
+def test_an_image_is_upscaled_if_either_side_grows() -> None:
     assert is_upscaled((500, 600), (512, 512))
     assert not is_upscaled((512, 600), (512, 512))

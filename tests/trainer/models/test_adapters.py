@@ -1,57 +1,29 @@
-"""Adapters of every kind: where they are put, that they do nothing at first, and that they come and go."""
+"""Adapters of every kind: target layers, initial state, weights, and running the base alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from tests.trainer.random_base import make_random_base, make_random_sd3, make_random_sdxl
+from tests.trainer.models.random_adapters import (
+    FAMILIES_AND_KINDS,
+    KINDS,
+    KINDS_MOSTLY_SLOW,
+    Load,
+    method_of,
+    predict,
+    train_a_little,
+)
 from trainer.errors import BadSpecError, CheckpointError
-from trainer.models.base import BaseModel, load_base
+from trainer.models.base import LoadedBase
 from trainer.models.methods.adapters import attach_adapter
-from trainer.models.methods.blocks import matches
-from trainer.models.methods.trained import Trained
-from trainer.protocol.settings import Base, Method, MethodKind, Targets
-
-KINDS = [kind for kind in MethodKind if kind.is_adapter]
-Load = Callable[[str], BaseModel]
+from trainer.models.methods.layers import matches
+from trainer.protocol.settings import MethodKind, Targets
 
 
-@pytest.fixture(scope="module")
-def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
-    root = tmp_path_factory.mktemp("families")
-    folders = {
-        "sd1": make_random_base(root / "sd1"),
-        "sdxl": make_random_sdxl(root / "sdxl"),
-        "sd3": make_random_sd3(root / "sd3"),
-    }
-    return lambda family: load_base(Base(source=str(folders[family])))
-
-
-def method_of(kind: MethodKind, **settings: object) -> Method:
-    given = {"rank": 4, "alpha": 2.0, "targets": Targets.ALL, "text_encoder": True, "block_size": 8, **settings}
-    return Method.model_validate({"kind": kind, **given})
-
-
-@torch.no_grad()
-def predict(base: BaseModel) -> Tensor:
-    noise = torch.randn(2, base.denoiser.config.in_channels, 16, 16, generator=torch.Generator().manual_seed(1))
-    return base.predict(noise, torch.tensor([100, 700]), base.encode_text(["a red egg", "blue"]))
-
-
-@torch.no_grad()
-def train_a_little(trained: Trained, seed: int = 2) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for _, parameter in trained.named_parameters():
-        parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3"])
-def test_an_untrained_adapter_changes_nothing_and_a_trained_one_does(load: Load, family: str, kind: MethodKind) -> None:
+@pytest.mark.parametrize(("family", "kind"), FAMILIES_AND_KINDS)
+def test_an_adapter_has_no_effect_until_it_is_trained(load: Load, family: str, kind: MethodKind) -> None:
     base = load(family)
     before = predict(base)
 
@@ -66,8 +38,8 @@ def test_an_untrained_adapter_changes_nothing_and_a_trained_one_does(load: Load,
     assert torch.equal(predict(base), after)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_weights_come_back(load: Load, kind: MethodKind) -> None:
+@pytest.mark.parametrize("kind", KINDS_MOSTLY_SLOW)
+def test_weights_are_restored_from_a_state(load: Load, kind: MethodKind) -> None:
     first, second = load("sd1"), load("sd1")
     trained, other = attach_adapter(first, method_of(kind)), attach_adapter(second, method_of(kind))
     train_a_little(trained)
@@ -80,8 +52,10 @@ def test_weights_come_back(load: Load, kind: MethodKind) -> None:
     }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("wrong", ["size", "layers", "modules"])
+@pytest.mark.parametrize("kind", KINDS_MOSTLY_SLOW)
+@pytest.mark.parametrize(
+    "wrong", ["size", pytest.param("layers", marks=pytest.mark.slow), pytest.param("modules", marks=pytest.mark.slow)]
+)
 def test_weights_of_another_job_are_refused(load: Load, kind: MethodKind, wrong: str) -> None:
     # (IA)3 has no size.
     changes: dict[str, dict[str, object]] = {
@@ -96,8 +70,8 @@ def test_weights_of_another_job_are_refused(load: Load, kind: MethodKind, wrong:
         trained.load(other.state())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_adapter_alone_learns_in_fp32_and_by_readable_names(load: Load, kind: MethodKind) -> None:
+@pytest.mark.parametrize("kind", KINDS_MOSTLY_SLOW)
+def test_only_adapter_weights_require_gradients_in_fp32_under_layer_names(load: Load, kind: MethodKind) -> None:
     base = load("sd1")
     originals = {name for name, _ in base.denoiser.named_modules()}
     base.denoiser.to(torch.bfloat16)
@@ -114,14 +88,14 @@ def test_the_adapter_alone_learns_in_fp32_and_by_readable_names(load: Load, kind
         assert sum(matches(name, block) for block in trained.blocks) == 1, name
 
 
-def test_blocks_start_with_the_text_encoders(load: Load) -> None:
+def test_blocks_list_the_text_encoders_first(load: Load) -> None:
     blocks = attach_adapter(load("sdxl"), method_of(MethodKind.LORA)).blocks
 
     modules = [block.partition(".")[0] for block in blocks]
     assert list(dict.fromkeys(modules)) == ["text_encoder", "text_encoder_2", "unet"]
 
 
-def test_the_base_alone_leaves_frozen_what_a_stage_froze(load: Load) -> None:
+def test_running_the_base_alone_keeps_frozen_weights_frozen(load: Load) -> None:
     trained = attach_adapter(load("sd1"), method_of(MethodKind.LOKR))
     for name, parameter in trained.named_parameters():
         parameter.requires_grad_(matches(name, "up_blocks"))
@@ -133,14 +107,14 @@ def test_the_base_alone_leaves_frozen_what_a_stage_froze(load: Load) -> None:
     assert {name: parameter.requires_grad for name, parameter in trained.named_parameters()} == before
 
 
-def layers_of(base: BaseModel, **settings: object) -> set[str]:
-    """Names of the denoiser's layers that an adapter was put on."""
+def layers_of(base: LoadedBase, **settings: object) -> set[str]:
+    """Return the names of the denoiser's layers that get an adapter."""
     kind = MethodKind(str(settings.pop("kind", "lora")))
     trained = attach_adapter(base, method_of(kind, text_encoder=False, **settings))
     return {name.partition(".")[2].rpartition(".")[0] for name, _ in trained.named_parameters()}
 
 
-def test_targets_choose_layers_of_a_unet(load: Load) -> None:
+def test_targets_select_layers_of_a_unet(load: Load) -> None:
     attention = layers_of(load("sd1"), targets="attention")
     linear = layers_of(load("sd1"), targets="linear")
     conv = layers_of(load("sd1"), targets="conv")
@@ -159,13 +133,10 @@ def test_targets_choose_layers_of_a_unet(load: Load) -> None:
     assert "down_blocks.0.resnets.0.time_emb_proj" in everything - linear - conv
     assert attention | linear | conv <= everything
     assert not everything & {"conv_in", "conv_out", "time_embedding.linear_1"}
+    assert layers_of(load("sd1"), targets=None) == attention
 
 
-def test_no_targets_means_attention(load: Load) -> None:
-    assert layers_of(load("sd1"), targets=None) == layers_of(load("sd1"), targets="attention")
-
-
-def test_targets_choose_layers_of_the_transformer_of_sd3(load: Load) -> None:
+def test_targets_select_layers_of_the_sd3_transformer(load: Load) -> None:
     attention = layers_of(load("sd3"), targets="attention")
     linear = layers_of(load("sd3"), targets="linear")
     everything = layers_of(load("sd3"), targets="all")
@@ -178,7 +149,7 @@ def test_targets_choose_layers_of_the_transformer_of_sd3(load: Load) -> None:
         layers_of(load("sd3"), targets="conv")
 
 
-def test_a_pattern_chooses_layers_by_name(load: Load) -> None:
+def test_a_pattern_selects_layers_by_name(load: Load) -> None:
     chosen = layers_of(load("sd1"), targets="pattern", pattern="up_blocks.*.attn2.*")
 
     assert chosen
@@ -186,14 +157,14 @@ def test_a_pattern_chooses_layers_by_name(load: Load) -> None:
     assert layers_of(load("sd1"), targets="pattern", pattern="unet.conv_in") == {"conv_in"}
 
 
-def test_a_pattern_that_means_nothing_is_answered_with_the_nearest_names(load: Load) -> None:
-    with pytest.raises(BadSpecError, match=r"has a name like up_block.*attn2") as caught:
+def test_an_unmatched_pattern_suggests_similar_names(load: Load) -> None:
+    with pytest.raises(BadSpecError, match=r"matches up_block.*attn2") as caught:
         layers_of(load("sd1"), targets="pattern", pattern="up_block.*.attn2.to_q")
 
     assert "up_blocks.*.attentions.*.transformer_blocks.*.attn2.to_q" in caught.value.hint
 
 
-def test_oft_leaves_out_what_peft_cannot_rotate(load: Load) -> None:
+def test_oft_skips_layers_that_peft_does_not_support(load: Load) -> None:
     everything = layers_of(load("sd1"), targets="all", kind="oft")
     unet = load("sd1").denoiser
 
@@ -203,16 +174,16 @@ def test_oft_leaves_out_what_peft_cannot_rotate(load: Load) -> None:
         layers_of(load("sd1"), targets="pattern", pattern="*.conv1", kind="oft")
 
 
-def test_a_block_size_that_does_not_divide_becomes_the_nearest_that_does(load: Load) -> None:
+def test_a_block_size_is_rounded_to_the_nearest_divisor_of_the_width(load: Load) -> None:
     base = load("sd1")
 
     trained = attach_adapter(base, method_of(MethodKind.OFT, block_size=7, targets="attention", text_encoder=False))
 
-    # Widths are 16 and 32: blocks of 8 have 28 free angles each.
+    # Widths are 16 and 32; a block of 8 has 28 free angles.
     assert {parameter.shape[1] for _, parameter in trained.named_parameters()} == {28}
 
 
-def test_ia3_scales_outputs_of_layers_without_a_bias_and_inputs_of_the_others(load: Load) -> None:
+def test_ia3_scales_outputs_of_layers_without_bias_and_inputs_of_others(load: Load) -> None:
     base = load("sd1")
 
     shapes = {name: p.shape for name, p in attach_adapter(base, method_of(MethodKind.IA3)).named_parameters()}
@@ -222,23 +193,24 @@ def test_ia3_scales_outputs_of_layers_without_a_bias_and_inputs_of_the_others(lo
     assert shapes[f"{block}.ff.net.2.ia3_l"] == (1, 64)
 
 
-def test_a_factor_sets_the_size_of_lokrs_small_matrix(load: Load) -> None:
+def test_the_factor_sets_the_size_of_the_small_lokr_matrix(load: Load) -> None:
     trained = attach_adapter(load("sd1"), method_of(MethodKind.LOKR, factor=2, targets="attention", rank=1))
 
     shapes = {name.rpartition(".")[2]: p.shape for name, p in trained.named_parameters() if "attn1.to_q" in name}
     assert shapes["lokr_w1"] == (2, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.has_rank])
-def test_dropout_is_on_in_training_and_off_in_evaluation(load: Load, kind: MethodKind) -> None:
+def test_dropout_is_active_in_training_mode_only(load: Load, kind: MethodKind) -> None:
     base = load("sd1")
     trained = attach_adapter(base, method_of(kind, dropout=0.5))
     train_a_little(trained)
 
-    quiet = [predict(base) for _ in range(2)]
+    evaluated = [predict(base) for _ in range(2)]
     for module in trained.modules.values():
         module.train()
-    noisy = [predict(base) for _ in range(2)]
+    dropped = [predict(base) for _ in range(2)]
 
-    assert torch.equal(*quiet)
-    assert not torch.equal(*noisy)
+    assert torch.equal(*evaluated)
+    assert not torch.equal(*dropped)

@@ -1,4 +1,4 @@
-"""A whole model in the original layout: the names are those of the original, and diffusers reads the same model."""
+"""Single-file checkpoints: tensor names follow the original layout, and diffusers reads the same model back."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from tests.trainer.random_base import make_random_base, make_random_sdxl
+from tests.trainer.models.conftest import BaseFolder
+from tests.trainer.random_base import make_random_base
 from trainer.models.base import digest_of, fingerprint, load_base
 from trainer.models.methods.checkpoint_file import marks_of, open_clip_state, unet_name, write_checkpoint
 from trainer.protocol.settings import Base, Objective, Prediction
 
-#: Of SD 1.5, from its own file: levels of two layers, no attention in the last.
+#: Tensor names in the file of SD 1.5: levels of two layers, no attention in the last.
 SD15 = {
     "conv_in.weight": "input_blocks.0.0.weight",
     "time_embedding.linear_2.bias": "time_embed.2.bias",
@@ -34,7 +35,7 @@ SD15 = {
 }
 
 
-def test_the_names_of_sd_1_5_are_those_of_its_file() -> None:
+def test_unet_names_match_the_file_of_sd_1_5() -> None:
     with torch.device("meta"):
         state = UNet2DConditionModel(cross_attention_dim=768).state_dict()
 
@@ -42,7 +43,7 @@ def test_the_names_of_sd_1_5_are_those_of_its_file() -> None:
     assert len({unet_name(name, state) for name in state}) == len(state) == 686
 
 
-def test_sd_2_has_the_text_encoder_of_open_clip_and_is_read_back_as_the_same_model(tmp_path: Path) -> None:
+def test_an_sd_2_file_has_open_clip_names_and_is_read_back_as_the_same_model(tmp_path: Path) -> None:
     folder = _make_sd2(tmp_path / "sd2")
     whole = load_base(Base(source=str(folder)))
     path = write_checkpoint(
@@ -57,15 +58,15 @@ def test_sd_2_has_the_text_encoder_of_open_clip_and_is_read_back_as_the_same_mod
     assert digest_of(single.denoiser) == digest_of(whole.denoiser)
 
 
-def test_the_projection_of_open_clip_lies_the_other_way_round() -> None:
+def test_the_text_projection_of_open_clip_is_transposed() -> None:
     projection = torch.arange(6.0).reshape(2, 3)
 
     assert torch.equal(open_clip_state({"text_projection.weight": projection})["text_projection"], projection.T)
 
 
 @pytest.mark.parametrize("has_ztsnr", [True, False])
-def test_an_sdxl_that_says_the_velocity_is_marked_so(tmp_path: Path, has_ztsnr: bool) -> None:
-    folder = make_random_sdxl(tmp_path / "sdxl")
+def test_an_sdxl_v_prediction_file_is_marked(base_folder: BaseFolder, tmp_path: Path, has_ztsnr: bool) -> None:
+    folder = base_folder("sdxl")
     objective = Objective(prediction=Prediction.V_PREDICTION, zero_terminal_snr=has_ztsnr)
     base = load_base(Base(source=str(folder)), objective)
     path = write_checkpoint(
@@ -80,7 +81,7 @@ def test_an_sdxl_that_says_the_velocity_is_marked_so(tmp_path: Path, has_ztsnr: 
 
 
 def _make_sd2(folder: Path) -> Path:
-    """A random base with text embeddings as wide as SD 2's."""
+    """Write a random base with text embeddings as wide as SD 2's."""
     make_random_base(folder)
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
     text = pipeline.text_encoder.config.to_dict() | {

@@ -1,13 +1,12 @@
-"""Exported adapters carry the names and numbers that other programs read, and do what was trained.
+"""Exported adapters: tensor names, metadata, and the same effect after loading them back.
 
-What a LyCORIS file means is told here a second time, slowly, after KohakuBlueleaf/LyCORIS 4.1.3 (`functional/locon.py`,
+`slow_lycoris` is an independent reference implementation of KohakuBlueleaf/LyCORIS 4.1.3 (`functional/locon.py`,
 `loha.py`, `lokr.py`, `general.py: weight_decompose`, `modules/ia3.py`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,60 +18,31 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.trainer.random_base import make_random_base, make_random_sd3, make_random_sdxl
+from tests.trainer.models.random_adapters import FAMILIES_AND_KINDS, KINDS, Load, method_of, predict, train_a_little
 from trainer.errors import ExportError
-from trainer.models.base import BaseModel, load_base
+from trainer.models.base import LoadedBase
 from trainer.models.methods.adapters import attach_adapter
-from trainer.models.methods.kohya import kohya_state, network_metadata
-from trainer.models.methods.layer_names import kohya_keys
+from trainer.models.methods.checkpoint_file import tensor_hashes, write_single_file
+from trainer.models.methods.kohya import kohya_keys, kohya_state, network_metadata
 from trainer.models.methods.loading_back import load_back
-from trainer.models.methods.single_file import tensor_hashes, write_single_file
 from trainer.models.methods.trained import ExportedFile, Trained
 from trainer.protocol.events import ExportFormat
-from trainer.protocol.settings import Base, Method, MethodKind, Targets
+from trainer.protocol.settings import Method, MethodKind
 
-KINDS = [kind for kind in MethodKind if kind.is_adapter]
 KOHYA_KINDS = [kind for kind in KINDS if kind is not MethodKind.OFT]
-FAMILIES: dict[str, Callable[[Path], Path]] = {
-    "sd1": make_random_base,
-    "sdxl": make_random_sdxl,
-    "sd3": make_random_sd3,
-}
 
 
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Base]:
-    root = tmp_path_factory.mktemp("families")
-    return {name: Base(source=str(make(root / name))) for name, make in FAMILIES.items()}
-
-
-def method_of(kind: MethodKind, **settings: Any) -> Method:
-    given = {"rank": 4, "alpha": 2.0, "targets": Targets.ALL, "text_encoder": True, "block_size": 8, **settings}
-    return Method.model_validate({"kind": kind, **given})
-
-
-@torch.no_grad()
-def trained_on(base: BaseModel, method: Method) -> Trained:
-    """A method whose every weight is as if it was trained a little."""
+def trained_on(base: LoadedBase, method: Method) -> Trained:
     trained = attach_adapter(base, method)
-    generator = torch.Generator().manual_seed(2)
-    for _, parameter in trained.named_parameters():
-        parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+    train_a_little(trained)
     return trained
 
 
-@torch.no_grad()
-def predict(base: BaseModel) -> Tensor:
-    noise = torch.randn(2, base.denoiser.config.in_channels, 16, 16, generator=torch.Generator().manual_seed(1))
-    return base.predict(noise, torch.tensor([100, 700]), base.encode_text(["a red egg", "blue"]))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_file_loads_back_into_a_fresh_base_and_does_the_same(
-    sources: dict[str, Base], family: str, kind: MethodKind, tmp_path: Path
+@pytest.mark.parametrize(("family", "kind"), FAMILIES_AND_KINDS)
+def test_each_exported_file_has_the_trained_effect_on_a_fresh_base(
+    load: Load, family: str, kind: MethodKind, tmp_path: Path
 ) -> None:
-    base, fresh = load_base(sources[family]), load_base(sources[family])
+    base, fresh = load(family), load(family)
     before = predict(base)
     method = method_of(kind, dropout=0.3)
     trained = trained_on(base, method)
@@ -87,14 +57,14 @@ def test_every_file_loads_back_into_a_fresh_base_and_does_the_same(
         with load_back(file, fresh, method):
             difference = float((predict(fresh) - after).abs().max())
         assert difference < (1e-5 if file.format is ExportFormat.DIFFUSERS else 0.02 * effect), file
-        assert torch.equal(predict(fresh), before), f"{file} left something behind"
+        assert torch.equal(predict(fresh), before), f"{file} changed the base"
 
 
 @pytest.mark.parametrize("kind", KOHYA_KINDS)
-# A rank of 4 leaves LoKr's factors of low rank, one of 64 none.
-@pytest.mark.parametrize("rank", [4, 64])
-def test_a_kohya_file_means_the_weights_that_peft_merges(sources: dict[str, Base], kind: MethodKind, rank: int) -> None:
-    base = load_base(sources["sd1"])
+# LoKr factorizes its second matrix at rank 4, and not at 64.
+@pytest.mark.parametrize("rank", [4, pytest.param(64, marks=pytest.mark.slow)])
+def test_a_kohya_file_describes_the_weights_that_peft_merges(load: Load, kind: MethodKind, rank: int) -> None:
+    base = load("sd1")
     method = method_of(kind, rank=rank)
     trained = trained_on(base, method)
     state = {name: tensor.double() for name, tensor in kohya_state(base, method, trained.state()).items()}
@@ -118,7 +88,7 @@ def test_a_kohya_file_means_the_weights_that_peft_merges(sources: dict[str, Base
 
 
 def slow_lycoris(weight: Tensor, t: dict[str, Tensor]) -> Tensor:
-    """A weight with a layer of a LyCORIS file, number by number where that is not too slow."""
+    """Return a weight merged with a layer of a LyCORIS file, computed with plain loops."""
     out, width = weight.shape[0], weight.shape[1]
     if "on_input" in t:
         scaled, factors = weight.clone(), t["weight"].flatten()
@@ -153,7 +123,7 @@ def slow_change(shape: torch.Size, t: dict[str, Tensor]) -> Tensor:
             first += torch.outer(t["hada_w1_a"][:, index], t["hada_w1_b"][index])
             second += torch.outer(t["hada_w2_a"][:, index], t["hada_w2_b"][index])
         return first * second * t["alpha"] / rank
-    # LyCORIS scales only where a factor is of low rank.
+    # LyCORIS scales only low-rank factors.
     scale = float(t["alpha"]) / len(t["lokr_w2_b"]) if "lokr_w2_b" in t else 1.0
     small = t["lokr_w1"]
     large = t["lokr_w2"].flatten(1) if "lokr_w2" in t else t["lokr_w2_a"] @ t["lokr_w2_b"]
@@ -165,15 +135,15 @@ def slow_change(shape: torch.Size, t: dict[str, Tensor]) -> Tensor:
     return change
 
 
-def keys_of(base: BaseModel, **settings: Any) -> dict[str, tuple[int, ...]]:
+def keys_of(base: LoadedBase, **settings: Any) -> dict[str, tuple[int, ...]]:
     kind = settings.pop("kind", MethodKind.LORA)
     method = method_of(kind, **settings)
     state = kohya_state(base, method, trained_on(base, method).state())
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
-def test_kohya_names_follow_sd_scripts(sources: dict[str, Base]) -> None:
-    shapes = keys_of(load_base(sources["sd1"]))
+def test_kohya_names_follow_sd_scripts(load: Load) -> None:
+    shapes = keys_of(load("sd1"))
 
     attention = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
     text = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
@@ -185,11 +155,12 @@ def test_kohya_names_follow_sd_scripts(sources: dict[str, Base]) -> None:
     assert shapes["lora_unet_down_blocks_0_resnets_0_conv1.lora_up.weight"] == (16, 4, 1, 1)
 
 
-def test_kohya_names_of_sdxl_are_the_original_ones(sources: dict[str, Base]) -> None:
-    """Names as in LoRAs that kohya's trainer made of the real SDXL, which has two layers in a block."""
+@pytest.mark.slow
+def test_kohya_names_of_sdxl_follow_the_original_layout(load: Load) -> None:
+    """The names are those of LoRAs that kohya's trainer made for the real SDXL, with two layers per block."""
     from diffusers import UNet2DConditionModel
 
-    base = load_base(sources["sdxl"])
+    base = load("sdxl")
     with torch.device("meta"):
         real = UNet2DConditionModel(
             block_out_channels=(320, 640, 1280),
@@ -228,15 +199,15 @@ def test_kohya_names_of_sdxl_are_the_original_ones(sources: dict[str, Base]) -> 
     assert list(texts.values()) == ["lora_te2_text_model_encoder_layers_0_self_attn_q_proj"]
 
 
-def test_names_of_sd3_are_those_that_comfyui_knows(sources: dict[str, Base]) -> None:
-    names = keys_of(load_base(sources["sd3"]), kind=MethodKind.LOHA)
+def test_kohya_names_of_sd3_follow_comfyui(load: Load) -> None:
+    names = keys_of(load("sd3"), kind=MethodKind.LOHA)
 
     assert "lycoris_transformer_blocks_0_attn_add_q_proj.hada_w1_a" in names
     assert "lora_te2_text_model_encoder_layers_0_self_attn_q_proj.hada_w1_a" in names
 
 
-def test_every_layer_has_the_true_alpha(sources: dict[str, Base]) -> None:
-    base = load_base(sources["sd1"])
+def test_each_layer_stores_the_alpha_of_the_method(load: Load) -> None:
+    base = load("sd1")
     method = method_of(MethodKind.LORA)
     state = kohya_state(base, method, trained_on(base, method).state())
 
@@ -245,23 +216,21 @@ def test_every_layer_has_the_true_alpha(sources: dict[str, Base]) -> None:
     assert {float(state[f"{layer}.alpha"]) for layer in layers} == {2.0}
 
 
-def test_the_diffusers_file_asks_for_no_dropout_and_says_the_true_alpha(
-    sources: dict[str, Base], tmp_path: Path
-) -> None:
-    base = load_base(sources["sd1"])
+def test_the_diffusers_file_has_no_dropout_and_the_alpha_of_the_method(load: Load, tmp_path: Path) -> None:
+    base = load("sd1")
 
     file, *_ = trained_on(base, method_of(MethodKind.DORA, dropout=0.5)).export(tmp_path, "egg", {})
 
     with safe_open(file.path, "pt") as opened:
-        said = json.loads(opened.metadata()["lora_adapter_metadata"])
-    assert {said["unet.lora_dropout"], said["text_encoder.lora_dropout"]} == {0.0}
-    assert {said["unet.lora_alpha"], said["text_encoder.lora_alpha"]} == {2.0}
-    assert said["unet.use_dora"] is True
+        metadata = json.loads(opened.metadata()["lora_adapter_metadata"])
+    assert {metadata["unet.lora_dropout"], metadata["text_encoder.lora_dropout"]} == {0.0}
+    assert {metadata["unet.lora_alpha"], metadata["text_encoder.lora_alpha"]} == {2.0}
+    assert metadata["unet.use_dora"] is True
 
 
 @pytest.mark.parametrize("kind", [MethodKind.LOHA, MethodKind.OFT])
-def test_a_peft_folder_is_loaded_by_peft_alone(sources: dict[str, Base], kind: MethodKind, tmp_path: Path) -> None:
-    base, fresh = load_base(sources["sd1"]), load_base(sources["sd1"])
+def test_peft_loads_an_exported_folder(load: Load, kind: MethodKind, tmp_path: Path) -> None:
+    base, fresh = load("sd1"), load("sd1")
     method = method_of(kind, text_encoder=False, targets="attention", dropout=0.5)
     file, *_ = trained_on(base, method).export(tmp_path, "egg", {})
 
@@ -269,9 +238,9 @@ def test_a_peft_folder_is_loaded_by_peft_alone(sources: dict[str, Base], kind: M
 
     assert torch.equal(predict(fresh), predict(base))
     assert model.peft_config["default"].inference_mode
-    said = json.loads((file.path / "unet" / "adapter_config.json").read_text())
-    assert said["module_dropout"] == 0.0
-    assert said["target_modules"] == sorted(said["target_modules"])
+    config = json.loads((file.path / "unet" / "adapter_config.json").read_text())
+    assert config["module_dropout"] == 0.0
+    assert config["target_modules"] == sorted(config["target_modules"])
 
 
 @pytest.mark.parametrize(
@@ -285,41 +254,39 @@ def test_a_peft_folder_is_loaded_by_peft_alone(sources: dict[str, Base], kind: M
         ({"kind": "ia3", "targets": None}, "lycoris.kohya", {"algo": "ia3"}),
     ],
 )
-def test_the_header_says_which_network_reads_the_file(
+def test_the_metadata_names_the_network_module_and_its_arguments(
     settings: dict[str, Any], module: str, arguments: dict[str, str]
 ) -> None:
-    said = network_metadata(method_of(MethodKind(settings.pop("kind")), **settings))
+    metadata = network_metadata(method_of(MethodKind(settings.pop("kind")), **settings))
 
-    assert said["ss_network_module"] == module
-    assert arguments.items() <= said["ss_network_args"].items()
-    assert bool(arguments) == bool(said["ss_network_args"])
-    assert said.get("ss_network_dim", 4) == 4
-    assert ("ss_network_alpha" in said) == (arguments.get("algo") != "ia3")
-
-
-def test_a_kind_without_a_kohya_file_says_nothing() -> None:
+    assert metadata["ss_network_module"] == module
+    assert arguments.items() <= metadata["ss_network_args"].items()
+    assert bool(arguments) == bool(metadata["ss_network_args"])
+    assert metadata.get("ss_network_dim", 4) == 4
+    assert ("ss_network_alpha" in metadata) == (arguments.get("algo") != "ia3")
+    # OFT has no kohya file.
     assert network_metadata(method_of(MethodKind.OFT)) == {}
 
 
-def test_the_header_of_the_file_has_what_it_is_given_and_what_it_is(sources: dict[str, Base], tmp_path: Path) -> None:
-    trained = trained_on(load_base(sources["sd1"]), method_of(MethodKind.LOKR))
+def test_the_file_has_the_given_metadata_and_that_of_its_network(load: Load, tmp_path: Path) -> None:
+    trained = trained_on(load("sd1"), method_of(MethodKind.LOKR))
 
     *_, file = trained.export(tmp_path, "egg", {"ss_output_name": "egg", "ss_steps": 7})
 
     assert file.path == tmp_path / "egg.safetensors"
     with safe_open(file.path, "pt") as opened:
-        said = opened.metadata()
-    assert (said["ss_output_name"], said["ss_steps"], said["ss_network_dim"]) == ("egg", "7", "4")
-    assert json.loads(said["ss_network_args"])["algo"] == "lokr"
-    assert len(said["sshs_model_hash"]) == 64
+        metadata = opened.metadata()
+    assert (metadata["ss_output_name"], metadata["ss_steps"], metadata["ss_network_dim"]) == ("egg", "7", "4")
+    assert json.loads(metadata["ss_network_args"])["algo"] == "lokr"
+    assert len(metadata["sshs_model_hash"]) == 64
 
 
 @pytest.mark.parametrize("kind", [MethodKind.LORA, MethodKind.LOHA])
 @pytest.mark.parametrize("damage", ["no safetensors", "unknown layer"])
-def test_a_damaged_file_cannot_be_loaded_back(
-    sources: dict[str, Base], kind: MethodKind, damage: str, tmp_path: Path
+def test_a_damaged_file_is_refused_and_leaves_the_base_unchanged(
+    load: Load, kind: MethodKind, damage: str, tmp_path: Path
 ) -> None:
-    fresh = load_base(sources["sd1"])
+    fresh = load("sd1")
     method = method_of(kind)
     before = predict(fresh)
     path = tmp_path / "egg.safetensors"
@@ -336,20 +303,20 @@ def test_a_damaged_file_cannot_be_loaded_back(
     assert torch.equal(predict(fresh), before)
 
 
-def test_an_error_inside_is_not_taken_for_one_of_the_file(sources: dict[str, Base], tmp_path: Path) -> None:
-    base = load_base(sources["sd1"])
+def test_an_error_in_the_with_block_is_not_reported_as_a_damaged_file(load: Load, tmp_path: Path) -> None:
+    base = load("sd1")
     method = method_of(MethodKind.LOHA)
     files = trained_on(base, method).export(tmp_path, "egg", {})
-    fresh = load_base(sources["sd1"])
+    fresh = load("sd1")
     before = predict(fresh)
 
     for file in files:
         with pytest.raises(KeyError), load_back(file, fresh, method):
-            raise KeyError("ours")
+            raise KeyError("raised by the caller")
         assert torch.equal(predict(fresh), before)
 
 
-def test_the_hash_is_of_the_tensors_and_not_of_the_metadata(tmp_path: Path) -> None:
+def test_the_model_hash_covers_the_tensors_only(tmp_path: Path) -> None:
     state = {"a.alpha": torch.tensor(2.0), "a.weight": torch.ones(3, 2).T}
     hashes = []
     for name in ("a", "b"):

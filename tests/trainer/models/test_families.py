@@ -1,4 +1,4 @@
-"""Each family does what its diffusers pipeline does, to the bit."""
+"""Each family gives exactly the results of its diffusers pipeline."""
 
 from __future__ import annotations
 
@@ -11,52 +11,41 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.trainer.random_base import make_random_base, make_random_sd3, make_random_sdxl
+from tests.trainer.models.conftest import BaseFolder
+from tests.trainer.random_base import make_random_sdxl
 from trainer.errors import BadSpecError, MissingModelError
-from trainer.models.base import BaseModel, Family, load_base
+from trainer.models.base import Family, LoadedBase, load_base
 from trainer.protocol.settings import Base, Objective, Prediction
 
-Load = Callable[..., BaseModel]
+Load = Callable[..., LoadedBase]
 
-_MAKERS: dict[str, Callable[[Path], Path]] = {
-    "sd1": make_random_base,
-    "sdxl": make_random_sdxl,
-    "sd3": make_random_sd3,
-    "sd3 with t5": lambda folder: make_random_sd3(folder, has_t5=True),
-}
 _CAPTIONS = ["a red egg, on a table", ""]
 _CALL = {"height": 64, "width": 32, "num_inference_steps": 3}
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("families")
-    return {name: make(root / name.replace(" ", "-")) for name, make in _MAKERS.items()}
+@pytest.fixture(params=["sd1", "sdxl", pytest.param("sd3", marks=pytest.mark.slow), "sd3-t5"])
+def load(request: pytest.FixtureRequest, base_folder: BaseFolder) -> Load:
+    """Load a base of each family, one per test."""
 
-
-@pytest.fixture(params=_MAKERS)
-def load(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Load:
-    """Loads each family in turn."""
-
-    def load_it(clip_skip: int = 1, **objective: Any) -> BaseModel:
-        source = str(folders[request.param])
+    def load_it(clip_skip: int = 1, **objective: Any) -> LoadedBase:
+        source = str(base_folder(request.param))
         return load_base(Base(source=source, clip_skip=clip_skip), Objective(**objective))
 
     return load_it
 
 
-def latents_like(base: BaseModel, seed: int = 0) -> Tensor:
+def latents_like(base: LoadedBase, seed: int = 0) -> Tensor:
     shape = (2, base.denoiser.config.in_channels, 16, 8)
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def quiet_pipeline(base: BaseModel) -> Any:
+def quiet_pipeline(base: LoadedBase) -> Any:
     pipeline = base.pipeline()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def encoded_by_diffusers(base: BaseModel, clip_skip: int | None) -> dict[str, Tensor]:
+def encoded_by_diffusers(base: LoadedBase, clip_skip: int | None) -> dict[str, Tensor]:
     pipeline = base.pipeline()
     if base.family is Family.SD1:
         # diffusers 0.42 reads `text_model`, which transformers' bare text model has no longer.
@@ -73,7 +62,7 @@ def encoded_by_diffusers(base: BaseModel, clip_skip: int | None) -> dict[str, Te
 
 
 @pytest.mark.parametrize("clip_skip", [1, 2])
-def test_captions_are_read_as_the_pipeline_reads_them(load: Load, clip_skip: int) -> None:
+def test_caption_embeddings_equal_those_of_the_pipeline(load: Load, clip_skip: int) -> None:
     base = load(clip_skip=clip_skip)
 
     text = base.encode_text(_CAPTIONS)
@@ -83,19 +72,19 @@ def test_captions_are_read_as_the_pipeline_reads_them(load: Load, clip_skip: int
     assert all(torch.equal(text[name], expected[name]) for name in text)
 
 
-def test_clip_skip_reads_another_layer(load: Load) -> None:
+def test_clip_skip_selects_another_layer(load: Load) -> None:
     last, earlier = (load(clip_skip=skip).encode_text(_CAPTIONS)["caption_BTD"] for skip in (1, 2))
 
     assert last.shape == earlier.shape
     assert not torch.equal(last, earlier)
 
 
-def test_a_clip_skip_beyond_the_first_layer_is_refused(load: Load) -> None:
+def test_a_clip_skip_larger_than_the_encoder_is_refused(load: Load) -> None:
     with pytest.raises(BadSpecError, match="Take 2 at most"):
         load(clip_skip=3)
 
 
-def test_the_denoiser_is_called_as_the_pipeline_calls_it(load: Load) -> None:
+def test_predictions_equal_those_in_the_pipeline(load: Load) -> None:
     base = load()
     calls: list[tuple[Tensor, Tensor, Tensor]] = []
 
@@ -112,11 +101,11 @@ def test_the_denoiser_is_called_as_the_pipeline_calls_it(load: Load) -> None:
     assert len(calls) == 3
     with torch.no_grad():
         for sample, timestep, output in calls:
-            # As the denoiser reads it: the steps of a sampler are not all steps of the training's table.
+            # The timesteps of a sampler need not be integers.
             assert torch.equal(base.architecture.predict(sample, timestep, text), output)
 
 
-def test_pictures_from_embeddings_are_those_from_the_text(load: Load) -> None:
+def test_samples_from_embeddings_equal_samples_from_text(load: Load) -> None:
     base = load()
     prompt, negative = ["a red egg", "a blue egg"], ["grey", ""]
 
@@ -134,7 +123,7 @@ def test_pictures_from_embeddings_are_those_from_the_text(load: Load) -> None:
     assert from_text.std() > 0
 
 
-def test_pictures_are_drawn_by_a_quick_sampler_of_the_pipelines_own(load: Load) -> None:
+def test_the_pipeline_has_its_own_fast_sampler(load: Load) -> None:
     base = load()
 
     scheduler = base.pipeline().scheduler
@@ -142,12 +131,12 @@ def test_pictures_are_drawn_by_a_quick_sampler_of_the_pipelines_own(load: Load) 
 
     flow, other = "FlowMatchEulerDiscreteScheduler", "DPMSolverMultistepScheduler"
     assert type(scheduler).__name__ == (flow if base.family is Family.SD3 else other)
-    # The timesteps of a drawing are not those of the next one, or of the training.
+    # Sampling leaves the timesteps of the next pipeline and of the training unchanged.
     assert len(base.noise_schedule.timesteps) == 1000
     assert len(base.pipeline().scheduler.timesteps) == 1000
 
 
-def test_pictures_are_encoded_as_the_pipeline_decodes_them(load: Load) -> None:
+def test_encoded_images_invert_the_scaling_of_the_pipeline(load: Load) -> None:
     base = load()
     pixels_BCHW = torch.rand((2, 3, 64, 32), generator=torch.Generator().manual_seed(1)) * 2 - 1
 
@@ -155,29 +144,29 @@ def test_pictures_are_encoded_as_the_pipeline_decodes_them(load: Load) -> None:
 
     mode_BCHW = base.vae.encode(pixels_BCHW).latent_dist.mode()
     config = base.vae.config
-    # The pipelines' own way back: SD 3's adds the shift, the others have none.
+    # The scaling that the pipelines undo: only SD 3 has a shift.
     back_BCHW = latents_BCHW / config.scaling_factor + (config.shift_factor or 0.0)
     assert torch.allclose(back_BCHW, mode_BCHW, atol=1e-6)
     assert latents_BCHW.shape == (2, base.denoiser.config.in_channels, 16, 8)
 
 
 def alpha_bars(*, is_rescaled: bool = False) -> list[float]:
-    """The table of SD 1, 2 and XL, one product at a time in double precision."""
+    """Return the cumulative alphas of SD 1, 2 and XL, computed in double precision."""
     roots = [0.00085**0.5 + (0.012**0.5 - 0.00085**0.5) * t / 999 for t in range(1000)]
     table, product = [], 1.0
     for root in roots:
         product *= 1 - root * root
         table.append(product)
     if is_rescaled:
-        # Lin et al. 2023, algorithm 1: sqrt(alpha_bar) shifted to end at 0 and scaled to begin as before.
+        # Lin et al. 2023, algorithm 1: shift sqrt(alpha_bar) to end at 0, and scale it to start at its old value.
         square_roots = [value**0.5 for value in table]
         first, last = square_roots[0], square_roots[-1]
         table = [((value - last) * first / (first - last)) ** 2 for value in square_roots]
     return table
 
 
-def expected_shares(base: BaseModel, timestep: int, *, is_rescaled: bool = False) -> tuple[float, float]:
-    """What picture and noise count at a timestep."""
+def expected_coefficients(base: LoadedBase, timestep: int, *, is_rescaled: bool = False) -> tuple[float, float]:
+    """Return the coefficients of image and noise at a timestep."""
     if base.family is Family.SD3:
         share = (timestep + 1) / 1000
         sigma = 3 * share / (1 + 2 * share)
@@ -186,96 +175,96 @@ def expected_shares(base: BaseModel, timestep: int, *, is_rescaled: bool = False
     return alpha_bar**0.5, (1 - alpha_bar) ** 0.5
 
 
-def test_noise_targets_and_snr_are_the_formulas(load: Load) -> None:
+def test_noisy_latents_targets_and_snr_follow_the_formulas(load: Load) -> None:
     base = load()
     latents_BCHW, noise_BCHW = latents_like(base), latents_like(base, 1)
 
     for timestep in (0, 17, 500, 998):
         timestep_B = torch.full((2,), timestep)
-        picture, noise = expected_shares(base, timestep)
+        signal, noise = expected_coefficients(base, timestep)
         noisy_BCHW = base.add_noise(latents_BCHW, noise_BCHW, timestep_B)
-        assert torch.allclose(noisy_BCHW, picture * latents_BCHW + noise * noise_BCHW, atol=1e-4)
+        assert torch.allclose(noisy_BCHW, signal * latents_BCHW + noise * noise_BCHW, atol=1e-4)
         target_BCHW = noise_BCHW - latents_BCHW if base.family is Family.SD3 else noise_BCHW
         assert torch.equal(base.target(latents_BCHW, noise_BCHW, timestep_B), target_BCHW)
-        assert base.snr(timestep_B).tolist() == pytest.approx(2 * [(picture / noise) ** 2], rel=1e-3)
+        assert base.snr(timestep_B).tolist() == pytest.approx(2 * [(signal / noise) ** 2], rel=1e-3)
     assert base.schedule_steps == 1000
 
 
-def test_each_picture_has_its_own_timestep(load: Load) -> None:
+def test_each_image_has_its_own_timestep(load: Load) -> None:
     base = load()
     latents_BCHW, noise_BCHW = latents_like(base), latents_like(base, 1)
 
     together = base.add_noise(latents_BCHW, noise_BCHW, torch.tensor([10, 900]))
 
-    for place, timestep in enumerate((10, 900)):
-        one = slice(place, place + 1)
+    for index, timestep in enumerate((10, 900)):
+        one = slice(index, index + 1)
         alone = base.add_noise(latents_BCHW[one], noise_BCHW[one], torch.tensor([timestep]))
         assert torch.equal(together[one], alone)
 
 
-def test_a_flow_model_is_told_its_shifted_time(folders: dict[str, Path]) -> None:
-    base = load_base(Base(source=str(folders["sd3"])))
-    told: list[Tensor] = []
+def test_a_flow_model_receives_the_shifted_timestep(base_folder: BaseFolder) -> None:
+    base = load_base(Base(source=str(base_folder("sd3"))))
+    timesteps: list[Tensor] = []
     hook = base.denoiser.register_forward_pre_hook(
-        lambda _module, _positional, named: told.append(named["timestep"]), with_kwargs=True
+        lambda _module, _positional, named: timesteps.append(named["timestep"]), with_kwargs=True
     )
 
     base.predict(latents_like(base), torch.tensor([0, 999]), base.encode_text(_CAPTIONS))
     hook.remove()
 
-    assert told[0].tolist() == pytest.approx([1000 * 3 * 0.001 / 1.002, 1000])
+    assert timesteps[0].tolist() == pytest.approx([1000 * 3 * 0.001 / 1.002, 1000])
 
 
-def test_the_velocity_is_the_formula(folders: dict[str, Path]) -> None:
-    base = load_base(Base(source=str(folders["sdxl"])), Objective(prediction=Prediction.V_PREDICTION))
+def test_the_v_prediction_target_follows_the_formula(base_folder: BaseFolder) -> None:
+    base = load_base(Base(source=str(base_folder("sdxl"))), Objective(prediction=Prediction.V_PREDICTION))
     latents_BCHW, noise_BCHW = latents_like(base), latents_like(base, 1)
 
     target_BCHW = base.target(latents_BCHW, noise_BCHW, torch.full((2,), 500))
 
-    picture, noise = expected_shares(base, 500)
+    signal, noise = expected_coefficients(base, 500)
     assert base.prediction_type == "v_prediction"
     assert base.sampler.config.prediction_type == "v_prediction"
-    assert torch.allclose(target_BCHW, picture * noise_BCHW - noise * latents_BCHW, atol=1e-4)
+    assert torch.allclose(target_BCHW, signal * noise_BCHW - noise * latents_BCHW, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
-def test_zero_terminal_snr_ends_in_noise_alone(folders: dict[str, Path], family: str) -> None:
+def test_zero_terminal_snr_ends_in_pure_noise(base_folder: BaseFolder, family: str) -> None:
     objective = Objective(prediction=Prediction.V_PREDICTION, zero_terminal_snr=True)
-    base = load_base(Base(source=str(folders[family])), objective)
+    base = load_base(Base(source=str(base_folder(family))), objective)
     latents_BCHW, noise_BCHW = latents_like(base), latents_like(base, 1)
     last_B, middle_B = torch.full((2,), 999), torch.full((2,), 500)
 
     assert base.noise_schedule.alphas_cumprod[-1] == 0
     assert base.snr(last_B).tolist() == [0, 0]
     assert torch.equal(base.add_noise(latents_BCHW, noise_BCHW, last_B), noise_BCHW)
-    # With nothing left of the picture the velocity is the picture, the other way round.
+    # At zero SNR the velocity is the negative image.
     assert torch.equal(base.target(latents_BCHW, noise_BCHW, last_B), -latents_BCHW)
-    picture, noise = expected_shares(base, 500, is_rescaled=True)
+    signal, noise = expected_coefficients(base, 500, is_rescaled=True)
     noisy_BCHW = base.add_noise(latents_BCHW, noise_BCHW, middle_B)
-    assert torch.allclose(noisy_BCHW, picture * latents_BCHW + noise * noise_BCHW, atol=1e-4)
+    assert torch.allclose(noisy_BCHW, signal * latents_BCHW + noise * noise_BCHW, atol=1e-4)
 
 
-def test_the_sampler_finds_the_picture_from_noise_alone(folders: dict[str, Path]) -> None:
-    """A denoiser that knows the one picture there is, on the rescaled schedule, from its very last step."""
+def test_the_sampler_recovers_the_image_from_pure_noise(base_folder: BaseFolder) -> None:
+    """The denoiser is an oracle that knows the image; sampling starts at the last timestep of the rescaled schedule."""
     objective = Objective(prediction=Prediction.V_PREDICTION, zero_terminal_snr=True)
-    base = load_base(Base(source=str(folders["sd1"])), objective)
+    base = load_base(Base(source=str(base_folder("sd1"))), objective)
     sampler = base.pipeline().scheduler
-    picture_BCHW, state_BCHW = latents_like(base), latents_like(base, 1)
+    image_BCHW, state_BCHW = latents_like(base), latents_like(base, 1)
     sampler.set_timesteps(8)
     assert int(sampler.timesteps[0]) == 999
 
     for timestep in sampler.timesteps:
-        picture, noise = expected_shares(base, int(timestep), is_rescaled=True)
-        noise_BCHW = (state_BCHW - picture * picture_BCHW) / noise
-        velocity_BCHW = picture * noise_BCHW - noise * picture_BCHW
+        signal, noise = expected_coefficients(base, int(timestep), is_rescaled=True)
+        noise_BCHW = (state_BCHW - signal * image_BCHW) / noise
+        velocity_BCHW = signal * noise_BCHW - noise * image_BCHW
         state_BCHW = sampler.step(velocity_BCHW, timestep, state_BCHW).prev_sample
 
-    assert torch.allclose(state_BCHW, picture_BCHW, atol=1e-2)
+    assert torch.allclose(state_BCHW, image_BCHW, atol=1e-2)
 
 
-def test_pictures_of_zero_terminal_snr_are_drawn_with_rescaled_guidance(folders: dict[str, Path]) -> None:
+def test_zero_terminal_snr_samples_with_rescaled_guidance(base_folder: BaseFolder) -> None:
     objective = Objective(prediction=Prediction.V_PREDICTION, zero_terminal_snr=True)
-    base = load_base(Base(source=str(folders["sdxl"])), objective)
+    base = load_base(Base(source=str(base_folder("sdxl"))), objective)
     text = {name: tensor.detach() for name, tensor in base.encode_text(_CAPTIONS).items()}
 
     arguments = base.sampling_arguments(text, text)
@@ -286,9 +275,9 @@ def test_pictures_of_zero_terminal_snr_are_drawn_with_rescaled_guidance(folders:
 
 
 @pytest.mark.parametrize("setting", [{"prediction": "epsilon"}, {"zero_terminal_snr": True}])
-def test_a_flow_model_refuses_settings_of_noise_schedules(folders: dict[str, Path], setting: dict[str, Any]) -> None:
+def test_a_flow_model_refuses_settings_of_a_noise_schedule(base_folder: BaseFolder, setting: dict[str, Any]) -> None:
     with pytest.raises(BadSpecError, match=rf"objective\.{next(iter(setting))} is for bases with a noise schedule"):
-        load_base(Base(source=str(folders["sd3"])), Objective.model_validate(setting))
+        load_base(Base(source=str(base_folder("sd3"))), Objective.model_validate(setting))
 
 
 def test_gradients_reach_every_text_encoder(load: Load) -> None:
@@ -304,25 +293,25 @@ def test_gradients_reach_every_text_encoder(load: Load) -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in first_layers.values())
 
 
-def test_timesteps_are_drawn_as_the_family_is_trained(load: Load) -> None:
+def test_timesteps_follow_the_distribution_of_the_family(load: Load) -> None:
     base = load()
     drawn = np.array([base.draw_timestep(seed) for seed in range(4000)])
 
-    share_in_the_middle = ((drawn >= 250) & (drawn < 750)).mean()
+    middle_share = ((drawn >= 250) & (drawn < 750)).mean()
 
     assert drawn.min() >= 0
     assert drawn.max() <= 999
     assert drawn.mean() == pytest.approx(499.5, abs=25)
-    # P(|z| < log 3) of a standard normal; five deviations of a share of 4000 draws are 0.04.
-    assert share_in_the_middle == pytest.approx(0.728 if base.family is Family.SD3 else 0.5, abs=0.04)
+    # P(|z| < log 3) of a standard normal; 0.04 is five standard deviations of a share of 4000 draws.
+    assert middle_share == pytest.approx(0.728 if base.family is Family.SD3 else 0.5, abs=0.04)
     assert base.draw_timestep(5) == drawn[5]
 
 
-def test_the_pooled_caption_is_read_at_its_end_whatever_words_are_taught(folders: dict[str, Path]) -> None:
-    base = load_base(Base(source=str(folders["sdxl"])))
+def test_added_tokens_do_not_change_where_the_pooled_embedding_is_read(base_folder: BaseFolder) -> None:
+    base = load_base(Base(source=str(base_folder("sdxl"))))
     before = base.encode_text(["a red egg"])["pooled_BD"]
     for name, tokenizer in base.tokenizers.items():
-        # A new word is a token behind all others: the highest number is not the end any more.
+        # The new token has the highest id, which was the end token's before.
         tokenizer.add_tokens("<new>")
         table = base.text_encoders[name].get_input_embeddings()
         base.text_encoders[name].resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -335,8 +324,8 @@ def test_the_pooled_caption_is_read_at_its_end_whatever_words_are_taught(folders
     assert torch.allclose(after, before, atol=1e-6)
 
 
-def test_the_vae_of_sdxl_computes_in_fp32_under_autocast(folders: dict[str, Path]) -> None:
-    base = load_base(Base(source=str(folders["sdxl"])))
+def test_the_sdxl_vae_computes_in_fp32_under_autocast(base_folder: BaseFolder) -> None:
+    base = load_base(Base(source=str(base_folder("sdxl"))))
     latents_BCHW, pixels_BCHW = latents_like(base), torch.rand(1, 3, 64, 64)
     decoded, encoded = base.vae.decode(latents_BCHW, return_dict=False)[0], base.encode_pixels(pixels_BCHW)
 
@@ -349,7 +338,7 @@ def test_the_vae_of_sdxl_computes_in_fp32_under_autocast(folders: dict[str, Path
         assert torch.equal(base.encode_pixels(pixels_BCHW), encoded)
 
 
-def test_a_base_with_another_kind_of_noise_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_base_with_an_unsupported_scheduler_is_refused(tmp_path: Path) -> None:
     from diffusers import EDMEulerScheduler
 
     folder = make_random_sdxl(tmp_path / "edm")

@@ -1,4 +1,4 @@
-"""A full fine-tune trains what it is told to, gives the base back for a while, and is exported whole."""
+"""Full fine-tuning: targeted parameters, running the base alone, checkpoints and exports."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.trainer.random_base import make_random_sd3, make_random_sdxl
+from tests.trainer.models.conftest import BaseFolder
 from trainer.errors import BadSpecError, CheckpointError
-from trainer.models.base import BaseModel, load_base
+from trainer.models.base import LoadedBase, load_base
 from trainer.models.methods.full import FullTraining, attach_full, load_back
 from trainer.protocol.events import ExportFormat
 from trainer.protocol.settings import Base, Method, MethodKind, Objective, Targets
 
-Load = Callable[[], BaseModel]
+Load = Callable[[], LoadedBase]
 
 
 @pytest.fixture
@@ -29,12 +29,12 @@ def load(random_base: Path) -> Load:
     return lambda: load_base(Base(source=str(random_base)))
 
 
-def _attach(load: Load, **settings: Any) -> tuple[BaseModel, FullTraining]:
+def _attach(load: Load, **settings: Any) -> tuple[LoadedBase, FullTraining]:
     base = load()
     return base, attach_full(base, Method(kind=MethodKind.FULL, **settings), load)
 
 
-def _train(base: BaseModel, full: FullTraining) -> None:
+def _train(base: LoadedBase, full: FullTraining) -> None:
     """One real step that changes every weight."""
     optimizer = torch.optim.Adam((parameter for _, parameter in full.named_parameters()), lr=3e-3)
     torch.autograd.backward(_predict(base).square().sum())
@@ -42,13 +42,14 @@ def _train(base: BaseModel, full: FullTraining) -> None:
     optimizer.zero_grad()
 
 
-def _predict(base: BaseModel) -> Tensor:
-    noise_BCHW = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+def _predict(base: LoadedBase) -> Tensor:
+    shape = (1, base.vae.config.latent_channels, 16, 16)
+    noise_BCHW = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     return base.predict(noise_BCHW, torch.tensor([300]), base.encode_text(["a red egg"]))
 
 
 @torch.no_grad()
-def _say(base: BaseModel) -> Tensor:
+def _output(base: LoadedBase) -> Tensor:
     return _predict(base)
 
 
@@ -70,7 +71,7 @@ def _say(base: BaseModel) -> Tensor:
         ({"text_encoder": True}, "text_encoder.encoder.layers.0.self_attn.q_proj.weight", None),
     ],
 )
-def test_what_is_targeted_is_trained_and_nothing_else(
+def test_only_targeted_parameters_are_trained(
     load: Load, settings: dict[str, Any], trained: str, frozen: str | None
 ) -> None:
     base, full = _attach(load, **settings)
@@ -84,41 +85,41 @@ def test_what_is_targeted_is_trained_and_nothing_else(
     assert full.blocks[-1] == "unet.conv_out"
 
 
-def test_a_pattern_that_means_nothing_is_refused(load: Load) -> None:
+def test_an_unmatched_pattern_is_refused(load: Load) -> None:
     with pytest.raises(BadSpecError, match="No layer of the unet"):
         _attach(load, targets=Targets.PATTERN, pattern="up_block.7")
 
 
-def test_the_base_is_there_for_a_while_and_the_training_is_back_to_the_bit(load: Load) -> None:
+def test_running_the_base_alone_restores_the_trained_weights_exactly(load: Load) -> None:
     base, full = _attach(load, text_encoder=True)
     base.denoiser.to(memory_format=torch.channels_last)
-    before = _say(base)
+    before = _output(base)
     _train(base, full)
-    trained, weights = _say(base), full.state()
+    trained, weights = _output(base), full.state()
 
     with suppress(RuntimeError), full.base_only():
-        assert torch.equal(_say(base), before)
+        assert torch.equal(_output(base), before)
         raise RuntimeError("stop")
 
     assert not torch.equal(trained, before)
-    assert torch.equal(_say(base), trained)
+    assert torch.equal(_output(base), trained)
     assert all(torch.equal(t, full.state()[m][n]) for m, tensors in weights.items() for n, t in tensors.items())
     assert base.denoiser.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_checkpoint_holds_what_is_trained_alone_and_brings_it_back(load: Load) -> None:
+def test_a_checkpoint_holds_and_restores_the_trained_weights_only(load: Load) -> None:
     base, full = _attach(load, targets=Targets.ATTENTION)
     _train(base, full)
-    trained, weights = _say(base), full.state()
+    trained, weights = _output(base), full.state()
     _train(base, full)
-    assert not torch.equal(_say(base), trained)
+    assert not torch.equal(_output(base), trained)
     other, other_full = _attach(load, targets=Targets.ATTENTION)
 
     other_full.load(weights)
 
     assert set(weights) == {"unet"}
     assert all("attn" in name for name in weights["unet"])
-    assert torch.equal(_say(other), trained)
+    assert torch.equal(_output(other), trained)
 
 
 @pytest.mark.parametrize("damage", ["missing", "unknown", "shape", "module"])
@@ -138,26 +139,26 @@ def test_a_checkpoint_of_another_job_is_refused(load: Load, damage: str) -> None
         full.load(weights)
 
 
-def test_both_exports_load_back_and_predict_what_the_rounded_weights_predict(load: Load, tmp_path: Path) -> None:
+def test_both_exports_predict_the_same_as_the_rounded_weights(load: Load, tmp_path: Path) -> None:
     base, full = _attach(load, text_encoder=True)
-    untrained = _say(base)
+    untrained = _output(base)
     _train(base, full)
-    trained = _say(base)
+    trained = _output(base)
 
     files = full.export(tmp_path, "momo", {"ss_steps": 7})
 
     assert [file.format for file in files] == [ExportFormat.DIFFUSERS, ExportFormat.CHECKPOINT]
-    assert torch.equal(_say(base), trained)
+    assert torch.equal(_output(base), trained)
     with full.as_exported():
-        rounded = _say(base)
+        rounded = _output(base)
     effect = (trained - untrained).abs().max()
     assert 0 < (rounded - trained).abs().max() < 0.02 * effect
     for file in files:
-        assert torch.allclose(_say(load_back(file, Base(), Objective())), rounded, atol=1e-6)
-    assert torch.equal(_say(base), trained)
+        assert torch.allclose(_output(load_back(file, Base(), Objective())), rounded, atol=1e-6)
+    assert torch.equal(_output(base), trained)
 
 
-def test_the_files_are_half_precision_under_the_names_that_old_readers_know(load: Load, tmp_path: Path) -> None:
+def test_exports_are_fp16_with_names_that_older_readers_expect(load: Load, tmp_path: Path) -> None:
     _, full = _attach(load)
     folder, single = (file.path for file in full.export(tmp_path, "momo", {"ss_steps": 7}))
 
@@ -175,16 +176,13 @@ def test_the_files_are_half_precision_under_the_names_that_old_readers_know(load
 
 
 @pytest.mark.parametrize(
-    ("make", "formats"),
-    [
-        (make_random_sdxl, [ExportFormat.DIFFUSERS, ExportFormat.CHECKPOINT]),
-        (make_random_sd3, [ExportFormat.DIFFUSERS]),
-    ],
+    ("family", "formats"),
+    [("sdxl", [ExportFormat.DIFFUSERS, ExportFormat.CHECKPOINT]), ("sd3", [ExportFormat.DIFFUSERS])],
 )
-def test_other_families_are_exported_whole_too(
-    tmp_path: Path, make: Callable[[Path], Path], formats: list[ExportFormat]
+def test_exports_of_other_families_predict_the_same_as_the_rounded_weights(
+    base_folder: BaseFolder, tmp_path: Path, family: str, formats: list[ExportFormat]
 ) -> None:
-    source = Base(source=str(make(tmp_path / "base")))
+    source = Base(source=str(base_folder(family)))
     base = load_base(source)
     full = attach_full(base, Method(kind=MethodKind.FULL, text_encoder=True), lambda: load_base(source))
     for _, parameter in full.named_parameters():
@@ -194,13 +192,6 @@ def test_other_families_are_exported_whole_too(
 
     assert [file.format for file in files] == formats
     with full.as_exported():
-        rounded = _say_of(base)
+        rounded = _output(base)
     for file in files:
-        assert torch.allclose(_say_of(load_back(file, source, Objective())), rounded, atol=1e-5)
-
-
-@torch.no_grad()
-def _say_of(base: BaseModel) -> Tensor:
-    channels = base.vae.config.latent_channels
-    noise_BCHW = torch.randn(1, channels, 16, 16, generator=torch.Generator().manual_seed(1))
-    return base.predict(noise_BCHW, torch.tensor([300]), base.encode_text(["a red egg"]))
+        assert torch.allclose(_output(load_back(file, source, Objective())), rounded, atol=1e-5)

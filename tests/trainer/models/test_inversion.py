@@ -1,4 +1,4 @@
-"""A new word is learnt, nothing else is, and the files say the same in diffusers."""
+"""Textual inversion: only the new word is trained, and the exported files have the same effect in diffusers."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.trainer.random_base import make_random_sd3, make_random_sdxl
+from tests.trainer.models.conftest import BaseFolder
 from trainer.errors import BadSpecError, CheckpointError
-from trainer.models.base import BaseModel, load_base
+from trainer.models.base import LoadedBase, load_base
 from trainer.models.methods.inversion import Inversion, attach_inversion, file_name, load_back, token_for
 from trainer.protocol.settings import Base, Method, MethodKind
 
@@ -26,12 +26,12 @@ def _method(**settings: Any) -> Method:
 
 
 @pytest.fixture
-def base(random_base: Path) -> BaseModel:
+def base(random_base: Path) -> LoadedBase:
     return load_base(Base(source=str(random_base)))
 
 
-def _taught(base: BaseModel, vectors: int = 3, trigger: str = "momo") -> Inversion:
-    """A word whose vectors are far from anything known."""
+def _trained(base: LoadedBase, vectors: int = 3, trigger: str = "momo") -> Inversion:
+    """Attach a word with random vectors, far from those of all known tokens."""
     word = attach_inversion(base, _method(vectors=vectors), trigger)
     generator = torch.Generator().manual_seed(5)
     for _, parameter in word.named_parameters():
@@ -40,40 +40,40 @@ def _taught(base: BaseModel, vectors: int = 3, trigger: str = "momo") -> Inversi
 
 
 @torch.no_grad()
-def _read(base: BaseModel, captions: list[str] = CAPTIONS) -> Tensor:
+def _encode(base: LoadedBase, captions: list[str] = CAPTIONS) -> Tensor:
     return base.encode_text(captions)["caption_BTD"]
 
 
-def test_a_word_that_is_not_trained_yet_starts_from_the_initial_word(base: BaseModel) -> None:
-    star, momo = _read(base, ["a red star", "a red momo"])
+def test_an_untrained_word_equals_the_initial_word(base: LoadedBase) -> None:
+    star, momo = _encode(base, ["a red star", "a red momo"])
 
     attach_inversion(base, _method(initial_word="star"), "momo")
 
-    assert torch.equal(_read(base, ["a red momo"])[0], star)
+    assert torch.equal(_encode(base, ["a red momo"])[0], star)
     assert not torch.equal(star, momo)
 
 
-def test_without_an_initial_word_it_starts_from_what_the_trigger_is_read_as(base: BaseModel) -> None:
-    before = _read(base)
+def test_the_default_initial_vectors_are_the_tokens_of_the_trigger(base: LoadedBase) -> None:
+    before = _encode(base)
     pieces = base.tokenizers["text_encoder"]("momo", add_special_tokens=False).input_ids
 
     attach_inversion(base, _method(vectors=len(pieces)), "momo")
 
     assert len(pieces) == 3
-    assert torch.equal(_read(base), before)
+    assert torch.equal(_encode(base), before)
 
 
-def test_only_the_word_changes_what_captions_mean_and_only_as_a_whole_word(base: BaseModel) -> None:
-    before = _read(base, ["a momoland", "a red star", "momo", "Momo's star"])
+def test_training_changes_only_captions_with_the_trigger_as_a_whole_word(base: LoadedBase) -> None:
+    before = _encode(base, ["a momoland", "a red star", "momo", "Momo's star"])
 
-    _taught(base)
-    after = _read(base, ["a momoland", "a red star", "momo", "Momo's star"])
+    _trained(base)
+    after = _encode(base, ["a momoland", "a red star", "momo", "Momo's star"])
 
     changed = [not torch.equal(old, new) for old, new in zip(before, after, strict=True)]
     assert changed == [False, False, True, True]
 
 
-def test_a_word_of_several_vectors_is_several_tokens(base: BaseModel) -> None:
+def test_a_word_with_several_vectors_is_tokenized_as_several_tokens(base: LoadedBase) -> None:
     tokenizer = base.tokenizers["text_encoder"]
     known = len(tokenizer)
 
@@ -84,7 +84,7 @@ def test_a_word_of_several_vectors_is_several_tokens(base: BaseModel) -> None:
     assert max(ids[0], *ids[4:]) < known
 
 
-def test_gradients_reach_the_word_and_nothing_else(base: BaseModel) -> None:
+def test_only_the_word_receives_gradients(base: LoadedBase) -> None:
     encoder = base.text_encoders["text_encoder"]
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     word = attach_inversion(base, _method(vectors=2), "momo")
@@ -101,22 +101,22 @@ def test_gradients_reach_the_word_and_nothing_else(base: BaseModel) -> None:
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
-def test_without_the_training_the_word_means_what_it_meant(base: BaseModel) -> None:
-    before = _read(base)
-    word = _taught(base)
-    taught = _read(base)
+def test_running_the_base_alone_restores_the_original_tokens(base: LoadedBase) -> None:
+    before = _encode(base)
+    word = _trained(base)
+    trained = _encode(base)
 
     with suppress(RuntimeError), word.base_only():
-        assert torch.equal(_read(base), before)
+        assert torch.equal(_encode(base), before)
         raise RuntimeError("stop")
 
-    assert torch.equal(_read(base), taught)
-    assert not torch.equal(taught, before)
+    assert torch.equal(_encode(base), trained)
+    assert not torch.equal(trained, before)
 
 
-def test_a_checkpoint_brings_the_word_back_to_the_bit(random_base: Path) -> None:
+def test_a_checkpoint_restores_the_word_exactly(random_base: Path) -> None:
     first = load_base(Base(source=str(random_base)))
-    word = _taught(first)
+    word = _trained(first)
     state = word.state()
     for _, parameter in word.named_parameters():
         parameter.data.add_(1)
@@ -124,80 +124,80 @@ def test_a_checkpoint_brings_the_word_back_to_the_bit(random_base: Path) -> None
     attach_inversion(second, _method(vectors=3), "momo").load(state)
     word.load(state)
 
-    assert torch.equal(_read(first), _read(second))
+    assert torch.equal(_encode(first), _encode(second))
 
 
 @pytest.mark.parametrize(
     "weights", [{}, {"text_encoder": {"vectors": torch.zeros(2, 32)}}, {"text_encoder": {"other": torch.zeros(3, 32)}}]
 )
-def test_a_checkpoint_of_another_job_is_refused(base: BaseModel, weights: dict[str, dict[str, Tensor]]) -> None:
+def test_a_checkpoint_of_another_job_is_refused(base: LoadedBase, weights: dict[str, dict[str, Tensor]]) -> None:
     word = attach_inversion(base, _method(vectors=3), "momo")
 
-    with pytest.raises(CheckpointError, match=r"another|no word|do not fit"):
+    with pytest.raises(CheckpointError, match=r"no embeddings|do not fit"):
         word.load(weights)
 
 
-@pytest.mark.parametrize("vectors", [1, 3])
+@pytest.mark.parametrize("vectors", [pytest.param(1, marks=pytest.mark.slow), 3])
 @pytest.mark.parametrize("trigger", ["momo", "star", "<momo>", "Blue Momo"])
-def test_both_files_load_back_in_diffusers_and_say_the_same(
-    base: BaseModel, random_base: Path, tmp_path: Path, trigger: str, vectors: int
+def test_both_files_have_the_same_effect_when_diffusers_loads_them(
+    base: LoadedBase, random_base: Path, tmp_path: Path, trigger: str, vectors: int
 ) -> None:
-    word = _taught(base, vectors, trigger)
+    word = _trained(base, vectors, trigger)
     captions = [f"a {trigger} on it", f"{trigger}, and a {trigger.lower()}, and a moon"]
-    taught = _read(base, captions)
+    trained = _encode(base, captions)
 
     files = word.export(tmp_path, "job", {"ss_steps": 7})
 
     assert [file.path.name for file in files] == [f"{trigger.strip('<>')}.safetensors", "learned_embeds.safetensors"]
     for file in files:
         fresh = load_base(Base(source=str(random_base)))
-        say = load_back(file, fresh, trigger)
-        assert torch.allclose(_read(fresh, [say(caption) for caption in captions]), taught, atol=1e-5)
+        to_prompt = load_back(file, fresh, trigger)
+        assert torch.allclose(_encode(fresh, [to_prompt(caption) for caption in captions]), trained, atol=1e-5)
 
 
-def test_the_files_hold_what_other_programs_look_for(base: BaseModel, tmp_path: Path) -> None:
-    word = _taught(base)
-    for_others, for_diffusers = word.export(tmp_path, "job", {"ss_steps": 7, "modelspec.title": "momo"})
+def test_the_files_have_the_keys_that_other_programs_read(base: LoadedBase, tmp_path: Path) -> None:
+    word = _trained(base)
+    for_webui, for_diffusers = word.export(tmp_path, "job", {"ss_steps": 7, "modelspec.title": "momo"})
 
     (vectors,) = (parameter for _, parameter in word.named_parameters())
-    assert torch.equal(load_file(for_others.path)["emb_params"], vectors)
+    assert torch.equal(load_file(for_webui.path)["emb_params"], vectors)
     assert torch.equal(load_file(for_diffusers.path)["momo"], vectors)
-    with safe_open(for_others.path, "pt") as file:
+    with safe_open(for_webui.path, "pt") as file:
         assert file.metadata() == {"format": "pt", "ss_steps": "7", "modelspec.title": "momo"}
 
 
-def test_a_word_that_diffusers_would_not_replace_gets_brackets(base: BaseModel) -> None:
+def test_a_word_that_diffusers_would_not_replace_gets_angle_brackets(base: LoadedBase) -> None:
     tokenizer = base.tokenizers["text_encoder"]
 
     assert token_for("star</w>", tokenizer) == "<star</w>>"
     assert token_for("momo", tokenizer) == "momo"
 
 
-def test_an_initial_word_that_is_too_long_is_refused_with_what_it_is_read_as(base: BaseModel) -> None:
-    with pytest.raises(BadSpecError, match=r"'red star' is 2 tokens to this base \(red, star\)") as refusal:
+def test_an_initial_word_with_more_tokens_than_vectors_is_refused(base: LoadedBase) -> None:
+    with pytest.raises(BadSpecError, match=r"'red star' has 2 tokens in this base \(red, star\)") as refusal:
         attach_inversion(base, _method(initial_word="red star"), "momo")
 
     assert "method.vectors to 2" in refusal.value.hint
 
 
-def test_no_word_is_refused(base: BaseModel) -> None:
-    with pytest.raises(BadSpecError, match="there is none"):
+def test_an_empty_trigger_is_refused(base: LoadedBase) -> None:
+    with pytest.raises(BadSpecError, match="needs a trigger word"):
         attach_inversion(base, _method(), "  ")
 
 
 @pytest.mark.parametrize(("trigger", "name"), [("<cat-toy>", "cat-toy"), ("../x", "x"), ("a/b", "ab"), ("??", "word")])
-def test_a_word_is_a_safe_file_name(trigger: str, name: str) -> None:
+def test_the_file_name_of_a_word_is_safe(trigger: str, name: str) -> None:
     assert file_name(trigger) == name
 
 
-@pytest.mark.parametrize("vectors", [1, 2])
-def test_sdxl_learns_the_word_in_both_encoders_and_writes_one_file(tmp_path: Path, vectors: int) -> None:
-    folder = make_random_sdxl(tmp_path / "sdxl")
+@pytest.mark.parametrize("vectors", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_sdxl_trains_both_encoders_and_exports_one_file(base_folder: BaseFolder, tmp_path: Path, vectors: int) -> None:
+    folder = base_folder("sdxl")
     base = load_base(Base(source=str(folder)))
-    word = _taught(base, vectors)
+    word = _trained(base, vectors)
     captions = ["a momo on it", "momo, and a moon"]
     with torch.no_grad():
-        taught = base.encode_text(captions)
+        trained = base.encode_text(captions)
 
     (file,) = word.export(tmp_path, "job", {})
 
@@ -205,14 +205,14 @@ def test_sdxl_learns_the_word_in_both_encoders_and_writes_one_file(tmp_path: Pat
     assert set(word.modules) == {"text_encoder", "text_encoder_2"}
     assert {name: tensor.shape[0] for name, tensor in state.items()} == {"clip_l": vectors, "clip_g": vectors}
     fresh = load_base(Base(source=str(folder)))
-    say = load_back(file, fresh, "momo")
+    to_prompt = load_back(file, fresh, "momo")
     with torch.no_grad():
-        loaded = fresh.encode_text([say(caption) for caption in captions])
-    assert all(torch.allclose(loaded[name], tensor, atol=1e-5) for name, tensor in taught.items())
+        loaded = fresh.encode_text([to_prompt(caption) for caption in captions])
+    assert all(torch.allclose(loaded[name], tensor, atol=1e-5) for name, tensor in trained.items())
 
 
-def test_a_family_without_textual_inversion_is_refused(tmp_path: Path) -> None:
-    base = load_base(Base(source=str(make_random_sd3(tmp_path / "sd3"))))
+def test_a_family_without_textual_inversion_is_refused(base_folder: BaseFolder) -> None:
+    base = load_base(Base(source=str(base_folder("sd3"))))
 
     with pytest.raises(BadSpecError, match="1, 2 and XL"):
         attach_inversion(base, _method(), "momo")

@@ -1,4 +1,4 @@
-"""How a golden file is compared with what is written today."""
+"""Comparison of parsed content with a golden JSON file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def holds(written: Any, golden: Any) -> bool:
-    """True if all that stood in the golden file is there unchanged; what was added since has a default."""
+    """Return True if everything in the golden file is there unchanged; fields added since have defaults."""
     if isinstance(golden, dict):
         return all(holds(written[key], value) for key, value in golden.items())
     if isinstance(golden, list):

@@ -1,4 +1,4 @@
-"""What a trainer of version 1 said can still be read, and nothing else is taken for an event."""
+"""Events of version 1 can be read; anything else is refused."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ LINES = (GOLDEN / "events-v1.jsonl").read_text(encoding="utf-8").splitlines()
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_a_line_of_version_1_means_the_same_today(line: str) -> None:
+def test_a_line_of_version_1_can_be_read(line: str) -> None:
     assert holds(json.loads(parse_event(line).model_dump_json()), json.loads(line))
 
 
-def test_the_golden_file_holds_every_kind_of_event() -> None:
+def test_the_golden_file_has_every_kind_of_event() -> None:
     union, _ = get_args(Event)
 
     assert {json.loads(line)["type"] for line in LINES} == {
@@ -45,7 +45,7 @@ def test_anything_else_is_refused(line: bytes) -> None:
         parse_event(line)
 
 
-def test_a_report_of_version_1_means_the_same_today() -> None:
+def test_a_report_of_version_1_can_be_read() -> None:
     content = json.loads((GOLDEN / "report-v1.json").read_text(encoding="utf-8"))
 
     report = DatasetReport.model_validate(content)

@@ -1,4 +1,4 @@
-"""What a study and the queue that runs its children say to each other: what was written once is read for ever."""
+"""The files and the answer that a study and its queue exchange: every version that was written can be read."""
 
 from __future__ import annotations
 
@@ -7,41 +7,40 @@ from pathlib import Path
 
 import pytest
 
+from tests.golden import check_sentences
 from tests.trainer.protocol.golden_files import holds
+from trainer.exchange.study_dir import read_study_ended, read_study_request, write_study_ended, write_study_request
 from trainer.protocol.spec import allowed_range
 from trainer.protocol.study import (
-    ChildEnd,
+    ChildOutcome,
     ChildState,
-    CompareOrder,
-    GivenUp,
-    KfoldOrder,
-    StudyOrder,
-    StudyOrderError,
+    CompareRequest,
+    EndedChild,
+    KfoldRequest,
+    StudyRequest,
+    StudyRequestError,
     StudyStep,
-    make_study_order,
-    read_study_ended,
-    read_study_order,
-    write_study_ended,
-    write_study_order,
+    make_study_request,
 )
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "study-v1.json").read_text(encoding="utf-8"))
+FOLDER = Path(__file__).parent / "golden"
+GOLDEN = json.loads((FOLDER / "study-v1.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("order", GOLDEN["study_order.json"], ids=lambda order: str(order["kind"]))
-def test_an_order_of_version_1_means_the_same_today(tmp_path: Path, order: dict[str, object]) -> None:
-    (tmp_path / "study_order.json").write_text(json.dumps(order), encoding="utf-8")
-    assert holds(json.loads(read_study_order(tmp_path).model_dump_json()), order)
+@pytest.mark.parametrize("request_", GOLDEN["study_request.json"], ids=lambda request_: str(request_["kind"]))
+def test_a_request_of_version_1_is_read_unchanged(tmp_path: Path, request_: dict[str, object]) -> None:
+    (tmp_path / "study_request.json").write_text(json.dumps(request_), encoding="utf-8")
+    assert holds(json.loads(read_study_request(tmp_path).model_dump_json()), request_)
 
 
-def test_those_given_up_in_version_1_are_the_same_today(tmp_path: Path) -> None:
+def test_ended_children_of_version_1_are_read_unchanged(tmp_path: Path) -> None:
     (tmp_path / "study_ended.json").write_text(json.dumps(GOLDEN["study_ended.json"]), encoding="utf-8")
     read = [json.loads(one.model_dump_json()) for one in read_study_ended(tmp_path)]
     assert holds(read, GOLDEN["study_ended.json"]["children"])
 
 
 @pytest.mark.parametrize("step", GOLDEN["step"])
-def test_a_step_of_version_1_means_the_same_today(step: dict[str, object]) -> None:
+def test_a_step_of_version_1_is_read_unchanged(step: dict[str, object]) -> None:
     assert holds(json.loads(StudyStep.model_validate(step).model_dump_json()), step)
 
 
@@ -50,51 +49,51 @@ def test_the_golden_file_holds_every_state_of_a_child() -> None:
 
 
 @pytest.mark.parametrize(
-    "order", [KfoldOrder(folds=3), CompareOrder(vary=("method.rank=4,8",), keep_one_in=None, finishes=False)]
+    "request_", [KfoldRequest(folds=3), CompareRequest(vary=("method.rank=4,8",), keep_one_in=None, finishes=False)]
 )
-def test_an_order_is_read_as_it_was_written(tmp_path: Path, order: StudyOrder) -> None:
-    write_study_order(tmp_path, order)
-    assert read_study_order(tmp_path) == order
+def test_a_request_is_read_as_it_was_written(tmp_path: Path, request_: StudyRequest) -> None:
+    write_study_request(tmp_path, request_)
+    assert read_study_request(tmp_path) == request_
 
 
-def test_who_is_given_up_is_read_as_it_was_written_and_nobody_is_without_a_file(tmp_path: Path) -> None:
+def test_ended_children_are_read_as_they_were_written_and_are_none_without_a_file(tmp_path: Path) -> None:
     assert read_study_ended(tmp_path) == ()
-    one = ChildEnd(name="c01", end=GivenUp.FAILED, reason="The disk is full.")
+    one = EndedChild(name="c01", outcome=ChildOutcome.FAILED, reason="The disk is full.")
     write_study_ended(tmp_path, [one])
     assert read_study_ended(tmp_path) == (one,)
 
 
-@pytest.mark.parametrize(
-    ("content", "why"),
-    [
-        (None, "A study is of kind kfold or compare, not None."),
-        ({"kind": ["kfold"]}, "not ['kfold']"),
-        ({"kind": "kfold", "folds": 1}, "folds 1 is outside 2 – 20."),
-        ({"kind": "compare"}, "vary is missing."),
-        ({"kind": "compare", "vary": ["a=1,2"], "keep_one_in": 1}, "keep_one_in 1 is outside 2 – 64."),
-        ({"kind": "compare", "vary": ["a=1,2"], "first_look": 1}, "first_look 1 is outside 2 – 1000."),
-        (
-            {"kind": "compare", "vary": ["a=1,2"], "first_lok": 3},
-            "first_lok is not a setting; did you mean first_look?",
-        ),
-        ({"kind": "kfold", "version": 2}, "version 2 is not one of 1."),
-    ],
-)
-def test_what_is_no_order_is_refused_in_words(content: object, why: str) -> None:
-    with pytest.raises(StudyOrderError) as refused:
-        make_study_order(content)
-    assert why in str(refused.value)
+#: Requests that are refused; the golden file has the sentence of each.
+REFUSED: list[object] = [
+    None,
+    {"kind": ["kfold"]},
+    {"kind": "kfold", "folds": 1},
+    {"kind": "compare"},
+    {"kind": "compare", "vary": ["a=1,2"], "keep_one_in": 1},
+    {"kind": "compare", "vary": ["a=1,2"], "first_look": 1},
+    {"kind": "compare", "vary": ["a=1,2"], "first_lok": 3},
+    {"kind": "kfold", "version": 2},
+]
 
 
-def test_a_damaged_list_of_those_given_up_is_refused_in_words(tmp_path: Path) -> None:
+def test_invalid_requests_are_refused_with_the_reason() -> None:
+    sentences = {}
+    for content in REFUSED:
+        with pytest.raises(StudyRequestError) as refusal:
+            make_study_request(content)
+        sentences[json.dumps(content)] = refusal.value
+    check_sentences(FOLDER / "refused_study_requests.txt", sentences)
+
+
+def test_a_damaged_list_of_ended_children_is_refused(tmp_path: Path) -> None:
     (tmp_path / "study_ended.json").write_text('{"children": [{"name": "c01", "end": "lost"}]}', encoding="utf-8")
-    with pytest.raises(StudyOrderError, match="does not say which runs were given up"):
+    with pytest.raises(StudyRequestError):
         read_study_ended(tmp_path)
 
 
-def test_folds_have_the_range_that_a_split_has() -> None:
+def test_folds_have_the_same_range_as_in_a_split() -> None:
     low, high = allowed_range("split.folds")
-    assert make_study_order({"kind": "kfold", "folds": int(low)}).kind == "kfold"
-    assert make_study_order({"kind": "kfold", "folds": int(high)}).kind == "kfold"
-    with pytest.raises(StudyOrderError):
-        make_study_order({"kind": "kfold", "folds": int(high) + 1})
+    assert make_study_request({"kind": "kfold", "folds": int(low)}).kind == "kfold"
+    assert make_study_request({"kind": "kfold", "folds": int(high)}).kind == "kfold"
+    with pytest.raises(StudyRequestError):
+        make_study_request({"kind": "kfold", "folds": int(high) + 1})

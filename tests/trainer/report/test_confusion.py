@@ -1,4 +1,4 @@
-"""Confusion matrices and verdicts as pictures, and as a sentence."""
+"""Confusion matrices and verdicts as images, and as a sentence."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer.report.confusion import confusion_in_words, draw_confusion, right_of
-from trainer.report.verdicts import draw_verdict
+from trainer.report.confusion import correct_of, describe_confusion, draw_confusion
 
 
 def _counts(classes: int) -> list[list[int]]:
-    """Every class is mostly told rightly, and sometimes taken for the next."""
+    """Each class is mostly classified correctly, and sometimes mistaken for the next."""
     return [
         [20 + row if row == column else 3 if column == (row + 1) % classes else 0 for column in range(classes)]
         for row in range(classes)
@@ -50,25 +49,13 @@ def test_strange_names_do_not_break_the_chart(tmp_path: Path) -> None:
 
 def test_a_class_without_pictures_is_drawn_and_counts_for_nothing(tmp_path: Path) -> None:
     counts = [[3, 1], [0, 0]]
-    assert right_of(counts) == (3, 4)
+    assert correct_of(counts) == (3, 4)
     draw_confusion(tmp_path / "c.png", title="run", class_names=["a", "b"], counts=counts)
     draw_confusion(tmp_path / "c.png", title="run", class_names=["a", "b"], counts=[[0, 0], [0, 0]])
 
 
-def test_the_commonest_mistake_is_told() -> None:
-    assert confusion_in_words(["cat", "dog"], [[4, 0], [0, 4]]) == "8 of 8 pictures are told rightly (100%)."
-    assert confusion_in_words(["cat", "dog", "newt"], [[4, 1, 0], [0, 3, 2], [0, 0, 0]]) == (
-        "7 of 10 pictures are told rightly (70%). Most often dog is taken for newt (2)."
+def test_the_description_names_the_most_frequent_mistake() -> None:
+    assert describe_confusion(["cat", "dog"], [[4, 0], [0, 4]]) == "8 of 8 images are classified correctly (100%)."
+    assert describe_confusion(["cat", "dog", "newt"], [[4, 1, 0], [0, 3, 2], [0, 0, 0]]) == (
+        "7 of 10 images are classified correctly (70%). The most frequent mistake: dog is taken for newt (2)."
     )
-
-
-def test_a_verdict_is_framed_by_whether_it_is_right(tmp_path: Path) -> None:
-    picture = Image.new("RGB", (40, 80), "white")
-    corners = []
-    for is_right in (True, False):
-        path = draw_verdict(tmp_path / "v.png", picture, said="a name " * 9, confidence=0.5, is_right=is_right)
-        with Image.open(path) as drawn:
-            assert drawn.size == (256, 256)
-            assert drawn.getpixel((128, 100)) == (255, 255, 255)
-            corners.append(drawn.getpixel((0, 0)))
-    assert corners[0] != corners[1]

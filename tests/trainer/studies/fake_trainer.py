@@ -2,7 +2,7 @@
 
     python fake_trainer.py run JOB_DIR
 
-`behaviour.json`, in the folder of the study, says how each child behaves: `{"fold 1": {"epoch_s": 0.1, "dies_at": 2}}`.
+`behavior.json` in the folder of the study tells how each child behaves: `{"fold 1": {"epoch_s": 0.1, "dies_at": 2}}`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import JobFolderBusyError
+from trainer.exchange.job_dir import read_spec
 from trainer.protocol.events import (
     EXIT_BUSY,
     EXIT_FAILED,
@@ -34,20 +35,20 @@ from trainer.protocol.events import (
     Tested,
     ValidationLoss,
 )
-from trainer.protocol.spec import Spec, read_spec
+from trainer.protocol.spec import Spec
 from trainer.reporter import Reporter
-from trainer.training.stop import StopRequest
+from trainer.training.run import StopRequest
 
-PICTURES, STEPS = 12, 1000
+IMAGES, STEPS = 12, 1000
 
 
 def ratio_of(spec: Spec, epoch: int) -> float:
-    """Falls fastest at a rate of 3e-4, and rises again from an epoch that hangs on the fold."""
+    """Fall fastest at a rate of 3e-4, and rise again from an epoch that depends on the fold."""
     miss = abs(math.log10(spec.training.learning_rate / 3e-4))
     turn = 4 + spec.split.fold
-    learnt: float = 0.4 * (1 - math.exp(-epoch / 2)) / (1 + 2 * miss)
-    unlearnt: float = 0.02 * max(0, epoch - turn) ** 1.5
-    return 1 - learnt + unlearnt
+    learned: float = 0.4 * (1 - math.exp(-epoch / 2)) / (1 + 2 * miss)
+    unlearned: float = 0.02 * max(0, epoch - turn) ** 1.5
+    return 1 - learned + unlearned
 
 
 def validation(spec: Spec, epoch: int) -> ValidationLoss:
@@ -57,12 +58,12 @@ def validation(spec: Spec, epoch: int) -> ValidationLoss:
 
 
 def keep_losses(job_dir: Path, spec: Spec, epoch: int) -> None:
-    """A loss for each picture, scattered about the mean in a way of its own."""
+    """Write a loss for each image, scattered around the mean in its own way."""
     folder = job_dir / "validation"
     folder.mkdir(exist_ok=True)
-    triples = [{"image": i, "pixels_sha256": f"{i}", "timestep": 500, "noise_seed": i} for i in range(PICTURES)]
+    triples = [{"image": i, "pixels_sha256": f"{i}", "timestep": 500, "noise_seed": i} for i in range(IMAGES)]
     (folder / "validation-triples.json").write_text(json.dumps(triples), encoding="utf-8")
-    base = [0.1 + 0.02 * i for i in range(PICTURES)]
+    base = [0.1 + 0.02 * i for i in range(IMAGES)]
     scatter = 1e9 * spec.training.learning_rate
     losses = [
         loss * (ratio_of(spec, epoch) if epoch else 1.0) * (1 + 0.02 * math.sin(scatter + 7 * i) * bool(epoch))
@@ -72,26 +73,26 @@ def keep_losses(job_dir: Path, spec: Spec, epoch: int) -> None:
     (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
 
 
-def run(job_dir: Path, behaviour: dict[str, Any]) -> int:
+def run(job_dir: Path, behavior: dict[str, Any]) -> int:
     with StopRequest() as stop, Reporter(job_dir) as reporter:
         spec = read_spec(job_dir)
         done = [event for event in reporter.history if isinstance(event, EpochEnded)]
-        reporter.say(PhaseBegan, phase="loading")
+        reporter.emit(PhaseBegan, phase="loading")
         (job_dir / "device.txt").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""), encoding="utf-8")
-        time.sleep(behaviour.get("start_s", 0))
-        if behaviour.get("fails"):
-            reporter.say(Failed, kind=FailureKind.OUT_OF_MEMORY, message="The device is full.", hint="Take less.")
+        time.sleep(behavior.get("start_s", 0))
+        if behavior.get("fails"):
+            reporter.emit(Failed, kind=FailureKind.OUT_OF_MEMORY, message="The device is full.", hint="Take less.")
             return EXIT_FAILED
         begin(reporter, spec, len(done))
         for epoch in range(len(done) + 1, spec.training.epochs + 1):
-            deadline = time.monotonic() + behaviour.get("epoch_s", 0.02)
+            deadline = time.monotonic() + behavior.get("epoch_s", 0.02)
             while time.monotonic() < deadline:
                 time.sleep(0.005)
-                if stop.is_set and not behaviour.get("is_deaf"):
-                    reporter.say(Stopped, epoch=epoch, step=10 * (epoch - 1), checkpoint="checkpoints/x")
+                if stop.is_set and not behavior.get("is_deaf"):
+                    reporter.emit(Stopped, epoch=epoch, step=10 * (epoch - 1), checkpoint="checkpoints/x")
                     return EXIT_STOPPED
-            if behaviour.get("dies_at") == epoch and not (job_dir / "died").exists():
-                if not behaviour.get("dies_always"):
+            if behavior.get("dies_at") == epoch and not (job_dir / "died").exists():
+                if not behavior.get("dies_always"):
                     (job_dir / "died").touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             end_epoch(reporter, spec, epoch)
@@ -100,7 +101,7 @@ def run(job_dir: Path, behaviour: dict[str, Any]) -> int:
 
 
 def begin(reporter: Reporter, spec: Spec, done: int) -> None:
-    reporter.say(
+    reporter.emit(
         Started,
         pid=os.getpid(),
         device="fake",
@@ -108,21 +109,21 @@ def begin(reporter: Reporter, spec: Spec, done: int) -> None:
         epochs=spec.training.epochs,
         total_steps=spec.training.epochs * 10,
         train_images=10,
-        validation_images=PICTURES,
+        validation_images=IMAGES,
         test_images=2,
         resolution=64,
         trainable_parameters=1000,
         resumed_from_step=10 * done,
     )
-    reporter.say(BaseValidated, validation=validation(spec, 0))
+    reporter.emit(BaseValidated, validation=validation(spec, 0))
     keep_losses(reporter.job_dir, spec, 0)
 
 
 def finish(reporter: Reporter, spec: Spec) -> None:
     if spec.validation.test:
-        reporter.say(Tested, test=validation(spec, spec.training.epochs), base_loss=0.2)
+        reporter.emit(Tested, test=validation(spec, spec.training.epochs), base_loss=0.2)
     best = best_epoch(spec, spec.training.epochs)
-    reporter.say(
+    reporter.emit(
         Finished,
         epochs=spec.training.epochs,
         best_epoch=best,
@@ -143,7 +144,7 @@ def best_epoch(spec: Spec, until: int) -> int:
 def end_epoch(reporter: Reporter, spec: Spec, epoch: int) -> None:
     keep_losses(reporter.job_dir, spec, epoch)
     best = best_epoch(spec, epoch)
-    reporter.say(
+    reporter.emit(
         EpochEnded,
         epoch=epoch,
         step=10 * epoch,
@@ -159,10 +160,10 @@ def end_epoch(reporter: Reporter, spec: Spec, epoch: int) -> None:
 
 def main() -> int:
     job_dir = Path(sys.argv[2])
-    file = next((parent / "behaviour.json" for parent in job_dir.parents if (parent / "behaviour.json").exists()), None)
-    behaviours = json.loads(file.read_text(encoding="utf-8")) if file else {}
+    file = next((parent / "behavior.json" for parent in job_dir.parents if (parent / "behavior.json").exists()), None)
+    behaviors = json.loads(file.read_text(encoding="utf-8")) if file else {}
     try:
-        return run(job_dir, {**behaviours.get("*", {}), **behaviours.get(job_dir.name, {})})
+        return run(job_dir, {**behaviors.get("*", {}), **behaviors.get(job_dir.name, {})})
     except JobFolderBusyError:
         return EXIT_BUSY
 

@@ -1,4 +1,4 @@
-"""Random CLIP and DINO models of a few thousand parameters: real classes, real files, no knowledge."""
+"""Random CLIP and DINO models of a few thousand parameters: real classes and files, random weights."""
 
 from __future__ import annotations
 

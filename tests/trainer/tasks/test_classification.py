@@ -1,4 +1,4 @@
-"""The classifier task: what it learns, measures, shows and exports, and which data it refuses."""
+"""The classifier task: training, metrics, samples, exports, and refused datasets."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from tests.trainer.drawn_classes import write_classes
 from tests.trainer.random_classifier import SIDE, make_random_resnet, make_random_vit
-from trainer.dataset.buckets import fit
+from trainer.dataset.buckets import fit_to_bucket
 from trainer.dataset.split.mixing import read_mixture
 from trainer.errors import BadSpecError, DatasetError, ExportError
+from trainer.exchange.dataset_dir import read_report
 from trainer.protocol.presets import spec_from_preset
-from trainer.protocol.report import Split, read_report
-from trainer.tasks.classes import class_names, loss_weights
-from trainer.tasks.classification import ClassificationTask
-from trainer.tasks.examples import Examples, View
+from trainer.protocol.report import Split
+from trainer.tasks.classification import ClassificationTask, class_names, loss_weights
+from trainer.tasks.examples import Examples, ImageView
 
 TRAIN, VALIDATION, TEST = Split.TRAIN, Split.VALIDATION, Split.TEST
 COUNTS = {TRAIN: {"circle": 24, "square": 24}, VALIDATION: {"circle": 12, "square": 12}, TEST: {"circle": 2}}
@@ -53,24 +53,25 @@ def encode(task: ClassificationTask) -> dict[Split, Examples]:
 def learn(
     task: ClassificationTask, examples: Examples, *, epochs: int, names: str = "head", rate: float = 1e-2
 ) -> None:
-    """A plain loop over whole batches, as a recipe would call the task."""
+    """Train with a plain full-batch loop, which calls the task as the recipe does."""
     chosen = [(name, parameter) for name, parameter in task.trained.named_parameters() if name.startswith(names)]
     for _, parameter in task.trained.named_parameters():
         parameter.requires_grad_(False)
     for _, parameter in chosen:
         parameter.requires_grad_(True)
     optimizer = torch.optim.Adam([parameter for _, parameter in chosen], lr=rate)
-    views = [View(index=index) for index in range(len(examples.members))]
+    views = [ImageView(index=index) for index in range(len(examples.members))]
     for epoch in range(epochs):
         task.train_mode(True)
-        loss_B = task.train_loss(examples, views, [epoch * len(views) + place for place in range(len(views))])
+        loss_B = task.train_loss(examples, views, [epoch * len(views) + index for index in range(len(views))])
         loss_B.mean().backward()
         optimizer.step()
         optimizer.zero_grad()
     task.train_mode(False)
 
 
-def test_a_new_head_on_a_frozen_backbone_learns_shapes_and_its_files_say_the_same(
+@pytest.mark.slow
+def test_a_head_on_a_frozen_backbone_learns_and_its_export_predicts_the_same(
     shapes: Path, resnet: Path, tmp_path: Path
 ) -> None:
     task = make_task(shapes, resnet)
@@ -86,27 +87,27 @@ def test_a_new_head_on_a_frozen_backbone_learns_shapes_and_its_files_say_the_sam
     (file,) = task.trained.export(tmp_path, "shapes", {})
     (verified,) = task.verify([file], splits[VALIDATION], lambda: None)
     assert verified.max_difference < 1e-4
-    # By hand, as people will use it, from a picture that was not brought to size.
+    # As users load it: with plain transformers, from images of the original size.
     model = AutoModelForImageClassification.from_pretrained(file.path)
     processor = AutoImageProcessor.from_pretrained(file.path, backend="pil")
     images = splits[VALIDATION].images
-    right = 0
+    correct = 0
     for image in images:
         with PILImage.open(shapes / str(image.path)) as opened, torch.no_grad():
             logits_1K = model(**processor(images=opened.convert("RGB"), return_tensors="pt")).logits
-        right += model.config.id2label[int(logits_1K.argmax())] == image.class_name
-    assert right / len(images) > 0.9
+        correct += model.config.id2label[int(logits_1K.argmax())] == image.class_name
+    assert correct / len(images) > 0.9
     assert json.loads((file.path / "labels.json").read_text(encoding="utf-8")) == ["circle", "square"]
 
 
-def test_the_untrained_head_says_ln_k(shapes: Path, resnet: Path) -> None:
+def test_the_untrained_head_has_a_loss_of_ln_k(shapes: Path, resnet: Path) -> None:
     task = make_task(shapes, resnet)
     examples = encode(task)[VALIDATION]
     losses = task.frozen_losses(examples, range(24), [0] * 24, [0] * 24)
     assert sum(loss.plain for loss in losses) / 24 == pytest.approx(math.log(2), rel=0.1)
 
 
-def test_a_plain_loss_is_the_cross_entropy_and_the_training_loss_is_smoothed_and_weighted(
+def test_the_plain_loss_is_cross_entropy_and_the_training_loss_is_smoothed_and_weighted(
     tmp_path: Path, resnet: Path
 ) -> None:
     counts = {TRAIN: {"circle": 6, "square": 2}, VALIDATION: {"circle": 2, "square": 2}}
@@ -117,18 +118,18 @@ def test_a_plain_loss_is_the_cross_entropy_and_the_training_loss_is_smoothed_and
     losses = task.frozen_losses(examples, indices, [0] * 4, [0] * 4)
 
     with torch.no_grad():
-        logits_BK = task.classifier.logits(examples.inputs([View(index=index) for index in indices]))
+        logits_BK = task.classifier.logits(examples.inputs([ImageView(index=index) for index in indices]))
     logs_BK = logits_BK - logits_BK.logsumexp(1, keepdim=True)
     for index, loss in enumerate(losses):
         own = ("circle", "square").index(examples.images[index].class_name)
         assert loss.plain == pytest.approx(-float(logs_BK[index, own]), rel=1e-5)
         smoothed = 0.9 * -float(logs_BK[index, own]) + 0.1 * -float(logs_BK[index].mean())
-        # 8 pictures of 2 classes, 6 and 2 of them: 8 / (2 * 6) and 8 / (2 * 2).
+        # 8 images of 2 classes, 6 and 2 of each: 8 / (2 * 6) and 8 / (2 * 2).
         assert loss.training == pytest.approx(smoothed * (2 / 3, 2.0)[own], rel=1e-5)
     assert cross_entropy(logits_BK[:1], torch.tensor([0])).item() == pytest.approx(losses[0].plain, rel=1e-5)
 
 
-def test_balanced_weights_count_views_and_are_1_on_average(tmp_path: Path) -> None:
+def test_balanced_class_weights_have_a_mean_of_1(tmp_path: Path) -> None:
     dataset = write_classes(tmp_path / "prepared", {TRAIN: {"a": 6, "b": 3, "c": 1}, VALIDATION: {"a": 1}})
     spec = spec_from_preset("classifier", dataset=str(dataset), changes={"classifier": {"class_weights": "balanced"}})
     mixture = read_mixture(spec)
@@ -137,10 +138,10 @@ def test_balanced_weights_count_views_and_are_1_on_average(tmp_path: Path) -> No
     assert sum(weights) / 10 == pytest.approx(1.0)
 
 
-def test_what_dropout_drops_follows_from_the_picture_whatever_stands_beside_it(shapes: Path, resnet: Path) -> None:
+def test_dropout_depends_on_the_seed_of_each_image_and_not_on_its_batch(shapes: Path, resnet: Path) -> None:
     task = make_task(shapes, resnet, classifier={"dropout": 0.5})
     examples = encode(task)[TRAIN]
-    views = [View(index=index) for index in range(4)]
+    views = [ImageView(index=index) for index in range(4)]
     learn(task, examples, epochs=5)
     task.train_mode(True)
     together_B = task.train_loss(examples, views, [7, 8, 9, 10])
@@ -150,11 +151,11 @@ def test_what_dropout_drops_follows_from_the_picture_whatever_stands_beside_it(s
     assert torch.allclose(together_B, apart_B, atol=1e-5)
     assert not torch.allclose(together_B, task.train_loss(examples, views, [1, 2, 3, 4]), atol=1e-3)
     task.train_mode(False)
-    quiet_B = task.train_loss(examples, views, [7, 8, 9, 10])
-    assert torch.equal(quiet_B, task.train_loss(examples, views, [1, 2, 3, 4]))
+    evaluated_B = task.train_loss(examples, views, [7, 8, 9, 10])
+    assert torch.equal(evaluated_B, task.train_loss(examples, views, [1, 2, 3, 4]))
 
 
-def test_the_base_alone_is_the_untrained_head_and_the_trained_one_comes_back(shapes: Path, resnet: Path) -> None:
+def test_running_the_base_alone_restores_the_untrained_head(shapes: Path, resnet: Path) -> None:
     task = make_task(shapes, resnet)
     examples = encode(task)[VALIDATION]
 
@@ -169,23 +170,25 @@ def test_the_base_alone_is_the_untrained_head_and_the_trained_one_comes_back(sha
     assert losses() == trained != untrained
 
 
-def test_metrics_tell_a_lopsided_guess_from_a_good_one(tmp_path: Path, resnet: Path) -> None:
+def test_metrics_of_a_constant_guess_follow_the_formulas(tmp_path: Path, resnet: Path) -> None:
     counts = {TRAIN: {"circle": 3, "square": 3}, VALIDATION: {"circle": 3, "square": 1}}
     task = make_task(write_classes(tmp_path / "prepared", counts), resnet)
     examples = encode(task)[VALIDATION]
     with torch.no_grad():
         task.classifier.head[1].bias.copy_(torch.tensor([100.0, -100.0]))  # type: ignore[index]
-    # All are called circles: recall 1 and 0; F1 of circle 2 * 0.75 / 1.75, of square 0.
+    # All predictions are circle: recall 1 and 0; F1 of circle 2 * 0.75 / 1.75, of square 0.
     assert task.metrics(examples, lambda: None) == pytest.approx(
         {"accuracy": 0.75, "balanced_accuracy": 0.5, "f1": (2 * 0.75 / 1.75) / 2}
     )
     sentence = task.draw_chart(examples, tmp_path / "confusion.png", lambda: None)
-    assert sentence == "3 of 4 pictures are told rightly (75%). Most often square is taken for circle (1)."
+    assert sentence is not None
+    assert sentence.startswith("3 of 4 images are classified correctly (75%).")
+    assert "square is taken for circle (1)" in sentence
     with PILImage.open(tmp_path / "confusion.png") as chart:
         assert chart.width > 300
 
 
-def test_nothing_is_said_of_a_split_without_pictures(tmp_path: Path, resnet: Path) -> None:
+def test_an_empty_split_has_no_metrics_and_no_chart(tmp_path: Path, resnet: Path) -> None:
     counts = {TRAIN: {"circle": 3, "square": 3}, VALIDATION: {"circle": 1, "square": 1}}
     task = make_task(write_classes(tmp_path / "prepared", counts), resnet)
     examples = encode(task)[TEST]
@@ -193,9 +196,7 @@ def test_nothing_is_said_of_a_split_without_pictures(tmp_path: Path, resnet: Pat
     assert task.draw_chart(examples, tmp_path / "confusion.png", lambda: None) is None
 
 
-def test_shown_pictures_are_of_all_classes_and_each_process_draws_its_share(
-    shapes: Path, resnet: Path, tmp_path: Path
-) -> None:
+def test_samples_cover_all_classes_and_are_sharded_over_ranks(shapes: Path, resnet: Path, tmp_path: Path) -> None:
     task = make_task(shapes, resnet)
     examples = encode(task)[VALIDATION]
     shown = task.draw(examples, tmp_path, shard=slice(1, None, 2), between_steps=lambda: None)
@@ -203,30 +204,30 @@ def test_shown_pictures_are_of_all_classes_and_each_process_draws_its_share(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1.png", "3.png", "5.png", "7.png"]
 
 
-def test_pixels_are_the_middle_square_and_only_training_pictures_are_varied(tmp_path: Path, resnet: Path) -> None:
+def test_images_are_center_cropped_and_only_training_images_have_variants(tmp_path: Path, resnet: Path) -> None:
     counts = {TRAIN: {"circle": 2, "square": 2}, VALIDATION: {"circle": 1, "square": 1}}
     dataset = write_classes(tmp_path / "prepared", counts)
     task = make_task(dataset, resnet, augmentation={"preset": "light", "variants": 2})
-    told: list[tuple[int, int]] = []
-    splits = task.encode(SIDE, lambda done, total: told.append((done, total)))
+    progress: list[tuple[int, int]] = []
+    splits = task.encode(SIDE, lambda done, total: progress.append((done, total)))
     assert splits[TRAIN].variant_counts == (3, 3, 3, 3)
     assert splits[VALIDATION].variant_counts == (1, 1)
-    assert told[-1] == (13, 14)
-    (pixels_CHW,) = splits[TRAIN].inputs([View(index=0)])
+    assert progress[-1] == (13, 14)
+    (pixels_CHW,) = splits[TRAIN].inputs([ImageView(index=0)])
     with PILImage.open(dataset / str(splits[TRAIN].images[0].path)) as opened:
-        expected = fit(opened.convert("RGB"), (SIDE, SIDE))
+        expected = fit_to_bucket(opened.convert("RGB"), (SIDE, SIDE))
     assert pixels_CHW.permute(1, 2, 0).numpy().tobytes() == expected.tobytes()
-    variant_CHW = splits[TRAIN].inputs([View(index=0, variant=1)])[0]
+    variant_CHW = splits[TRAIN].inputs([ImageView(index=0, variant=1)])[0]
     assert not torch.equal(variant_CHW, pixels_CHW)
-    # A second time all of it comes from the cache.
-    told.clear()
-    task.encode(SIDE, lambda done, total: told.append((done, total)))
-    assert told == []
+    # The second time everything is in the cache.
+    progress.clear()
+    task.encode(SIDE, lambda done, total: progress.append((done, total)))
+    assert progress == []
 
 
-def test_a_transformer_refuses_pictures_of_another_size(shapes: Path, tmp_path: Path) -> None:
+def test_a_vision_transformer_refuses_another_resolution(shapes: Path, tmp_path: Path) -> None:
     vit = make_random_vit(tmp_path / "vit")
-    with pytest.raises(BadSpecError, match="reads pictures of 64 px only"):
+    with pytest.raises(BadSpecError, match="reads images of 64 px only"):
         make_task(shapes, vit, training={"resolution": 128})
     assert make_task(shapes, vit, stages=[], training={"epochs": 2}).resolution == 64
 
@@ -234,14 +235,14 @@ def test_a_transformer_refuses_pictures_of_another_size(shapes: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("counts", "sentence"),
     [
-        ({TRAIN: {"": 4}, VALIDATION: {"": 2}}, "No picture has a class."),
-        ({TRAIN: {"a": 3, "": 1}, VALIDATION: {"b": 1, "": 1}}, "2 of 6 pictures have no class: prepared/4.png, "),
-        ({TRAIN: {"a": 3}, VALIDATION: {"a": 1}}, "All 4 pictures are of one class, a."),
-        ({TRAIN: {"a": 3, "b": 1}, VALIDATION: {"c": 1}}, "One class has no picture to train on, .*: c."),
-        ({TRAIN: {"a": 3}, VALIDATION: {"a": 1}, TEST: {"b": 1}}, "One class has no picture to train on, .*: b."),
+        ({TRAIN: {"": 4}, VALIDATION: {"": 2}}, "No image has a class."),
+        ({TRAIN: {"a": 3, "": 1}, VALIDATION: {"b": 1, "": 1}}, "2 of 6 images have no class: prepared/4.png and "),
+        ({TRAIN: {"a": 3}, VALIDATION: {"a": 1}}, "All 4 images are of one class, a."),
+        ({TRAIN: {"a": 3, "b": 1}, VALIDATION: {"c": 1}}, "No training images of: c."),
+        ({TRAIN: {"a": 3}, VALIDATION: {"a": 1}, TEST: {"b": 1}}, "No training images of: b."),
     ],
 )
-def test_data_that_cannot_be_told_apart_are_refused_in_words(
+def test_datasets_with_unusable_classes_are_refused(
     counts: Mapping[Split, Mapping[str, int]], sentence: str, tmp_path: Path
 ) -> None:
     dataset = write_classes(tmp_path / "prepared", counts)
@@ -250,14 +251,14 @@ def test_data_that_cannot_be_told_apart_are_refused_in_words(
         class_names(mixture.members)
 
 
-def test_a_damaged_export_is_found_out(shapes: Path, resnet: Path, tmp_path: Path) -> None:
+def test_verification_detects_a_damaged_export(shapes: Path, resnet: Path, tmp_path: Path) -> None:
     task = make_task(shapes, resnet)
     examples = encode(task)[VALIDATION]
     (file,) = task.trained.export(tmp_path, "shapes", {})
     weights = load_file(file.path / "model.safetensors")
     weights["classifier.1.bias"][0] += 1
     save_file(weights, file.path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ExportError, match="says something else than the classifier that was trained"):
+    with pytest.raises(ExportError, match="differs from the trained classifier"):
         task.verify([file], examples, lambda: None)
     config = json.loads((file.path / "config.json").read_text(encoding="utf-8"))
     config["id2label"] = {"0": "square", "1": "circle"}
@@ -266,7 +267,7 @@ def test_a_damaged_export_is_found_out(shapes: Path, resnet: Path, tmp_path: Pat
         task.verify([file], examples, lambda: None)
 
 
-def test_the_classes_of_a_report_are_those_of_the_folders(shapes: Path, resnet: Path) -> None:
+def test_class_names_come_from_the_report(shapes: Path, resnet: Path) -> None:
     task = make_task(shapes, resnet)
     assert task.class_names == ("circle", "square")
     assert {image.class_name for image in read_report(shapes).images} == set(task.class_names)

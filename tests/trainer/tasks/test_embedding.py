@@ -1,4 +1,4 @@
-"""A local CLIP or DINO tells how alike pictures are; whatever else lies in its folder is refused in a sentence."""
+"""Image embeddings of a local CLIP or DINO, and the refusal of other folders."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 from tests.trainer.tasks.random_embedders import make_clip, make_dino
 from tests.trainer.tasks.test_similarity import scene
 from trainer.errors import MissingModelError
-from trainer.tasks.embedding import load_embedder
+from trainer.tasks.sample_similarity import load_embedder
 
 CPU = torch.device("cpu")
 
@@ -25,53 +25,50 @@ def drawings(tmp_path: Path) -> list[Path]:
     return [*paths, paths[0]]
 
 
-def test_clip_sees_pictures_and_reads_prompts(tmp_path: Path, drawings: list[Path]) -> None:
+def test_clip_embeds_images_and_prompts(tmp_path: Path, drawings: list[Path]) -> None:
     embedder = load_embedder(str(make_clip(tmp_path / "clip")), CPU)
 
-    pictures_ND, prompts_ND = embedder.pictures(drawings), embedder.prompts(["a red star", "a bowl of fruit"])
+    images_ND, prompts_ND = embedder.images(drawings), embedder.prompts(["a red star", "a bowl of fruit"])
 
-    assert pictures_ND.shape == (4, 16)
-    assert torch.allclose(pictures_ND.norm(dim=1), torch.ones(4))
-    assert torch.allclose(pictures_ND[0], pictures_ND[3])
-    assert not torch.allclose(pictures_ND[0], pictures_ND[1], atol=1e-3)
+    assert images_ND.shape == (4, 16)
+    assert torch.allclose(images_ND.norm(dim=1), torch.ones(4))
+    assert torch.allclose(images_ND[0], images_ND[3])
+    assert not torch.allclose(images_ND[0], images_ND[1], atol=1e-3)
     assert prompts_ND is not None
     assert torch.allclose(prompts_ND.norm(dim=1), torch.ones(2))
     assert not torch.allclose(prompts_ND[0], prompts_ND[1], atol=1e-3)
 
 
-def test_dino_sees_pictures_and_reads_nothing(tmp_path: Path, drawings: list[Path]) -> None:
+def test_dino_embeds_images_only(tmp_path: Path, drawings: list[Path]) -> None:
     embedder = load_embedder(str(make_dino(tmp_path / "dino")), CPU)
 
-    pictures_ND = embedder.pictures(drawings)
+    images_ND = embedder.images(drawings)
 
     assert embedder.prompts(["a red star"]) is None
-    assert torch.allclose(pictures_ND[0], pictures_ND[3])
-    assert not torch.allclose(pictures_ND[0], pictures_ND[1], atol=1e-3)
+    assert torch.allclose(images_ND[0], images_ND[3])
+    assert not torch.allclose(images_ND[0], images_ND[1], atol=1e-3)
 
 
-def test_a_grey_picture_is_a_picture(tmp_path: Path) -> None:
-    Image.new("L", (40, 40), 90).save(tmp_path / "grey.png")
+def test_a_grayscale_image_is_embedded(tmp_path: Path) -> None:
+    Image.new("L", (40, 40), 90).save(tmp_path / "gray.png")
 
     embedder = load_embedder(str(make_dino(tmp_path / "dino")), CPU)
 
-    assert embedder.pictures([tmp_path / "grey.png"]).shape == (1, 32)
+    assert embedder.images([tmp_path / "gray.png"]).shape == (1, 32)
 
 
-def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
-    with pytest.raises(MissingModelError, match="There is no similarity model in /nowhere"):
-        load_embedder("/nowhere", CPU)
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [("missing", "no similarity model"), ("another kind", "is a bert model"), ("damaged", "cannot be loaded")],
+)
+def test_a_folder_without_a_usable_embedder_is_refused(tmp_path: Path, damage: str, reason: str) -> None:
+    folder = tmp_path / "dino"
+    if damage != "missing":
+        make_dino(folder)
+    if damage == "another kind":
+        (folder / "config.json").write_text(json.dumps({"model_type": "bert"}), encoding="utf-8")
+    elif damage == "damaged":
+        (folder / "model.safetensors").write_bytes(b"torn")
 
-
-def test_a_model_of_another_kind_is_told(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}), encoding="utf-8")
-
-    with pytest.raises(MissingModelError, match="is a bert model, neither CLIP nor DINO"):
-        load_embedder(str(tmp_path), CPU)
-
-
-def test_a_damaged_folder_is_told(tmp_path: Path) -> None:
-    folder = make_dino(tmp_path / "dino")
-    (folder / "model.safetensors").write_bytes(b"torn")
-
-    with pytest.raises(MissingModelError, match="cannot be loaded"):
+    with pytest.raises(MissingModelError, match=reason):
         load_embedder(str(folder), CPU)

@@ -1,4 +1,4 @@
-"""Only what is taught is varied, variants are encoded once, and captions come in a bounded number of orders."""
+"""Encoded examples: variants of training images, the encoding cache, and shuffled captions."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import torch
 from PIL import Image as PILImage
 
 from tests.trainer.dataset.drawn import Drawn, drawn, write_dataset
-from trainer.dataset.images.image_opening import open_for
+from trainer.dataset.images.decoding import open_for_bucket
 from trainer.dataset.split.mixing import read_mixture
 from trainer.errors import DatasetError
 from trainer.protocol.augmentation import Augmentation
 from trainer.protocol.report import Split
 from trainer.protocol.settings import Precision
 from trainer.protocol.spec import make_spec
-from trainer.tasks import latents
+from trainer.tasks import encoding_cache
 from trainer.tasks.diffusion import DiffusionTask
-from trainer.tasks.examples import Examples, View, tag_orders, without_separator
-from trainer.tasks.preview import preview_variants
+from trainer.tasks.examples import Examples, ImageView, tag_orders, without_separator
+from trainer.tasks.variant_preview import preview_variants
 
 TAGS = "momo, red, big, round, shiny"
 
@@ -30,7 +30,7 @@ Encode = Callable[..., dict[Split, Examples]]
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path]:
-    """A main dataset of wide and square pictures, and one of class pictures."""
+    """Write a main dataset of wide and square images, and one of class images."""
     main = [
         *(drawn(seed, size=(96, 64) if seed % 2 else (64, 64), caption=TAGS) for seed in range(1, 5)),
         drawn(5, Split.VALIDATION, caption=TAGS),
@@ -57,7 +57,7 @@ def encode(task: DiffusionTask) -> dict[Split, Examples]:
 AUGMENTED = {"augmentation": {"preset": "photo", "variants": 3}}
 
 
-def test_only_training_pictures_of_the_datasets_that_are_taught_have_variants(
+def test_only_training_images_have_variants_and_class_images_have_none(
     task: Callable[..., DiffusionTask],
 ) -> None:
     examples = encode(task(**AUGMENTED))
@@ -67,55 +67,58 @@ def test_only_training_pictures_of_the_datasets_that_are_taught_have_variants(
     assert examples[Split.TEST].variant_counts == (1,)
 
 
-def test_augmentation_changes_no_latent_of_an_original(task: Callable[..., DiffusionTask]) -> None:
+def test_augmentation_leaves_the_latents_of_originals_unchanged(task: Callable[..., DiffusionTask]) -> None:
     plain, augmented = encode(task()), encode(task(**AUGMENTED))
 
     for split in Split:
         for index in range(len(plain[split].images)):
-            view = [View(index=index)]
+            view = [ImageView(index=index)]
             assert torch.equal(plain[split].inputs(view), augmented[split].inputs(view))
 
 
-def test_each_variant_has_latents_of_its_own(task: Callable[..., DiffusionTask]) -> None:
+def test_variants_have_different_latents(task: Callable[..., DiffusionTask]) -> None:
     train = encode(task(**AUGMENTED))[Split.TRAIN]
 
-    all_of_it = [train.inputs([View(index=index, variant=number)]) for index in range(4) for number in range(4)]
+    all_of_it = [train.inputs([ImageView(index=index, variant=number)]) for index in range(4) for number in range(4)]
 
     for one in range(len(all_of_it)):
         for other in range(one):
             assert all_of_it[one].shape != all_of_it[other].shape or not torch.equal(all_of_it[one], all_of_it[other])
 
 
-def test_a_variant_is_encoded_as_it_is_drawn(task: Callable[..., DiffusionTask], folders: tuple[Path, Path]) -> None:
-    """The row that a view points at holds the latents of that picture's variant, of that number."""
+def test_latents_of_a_variant_are_those_of_its_augmented_image(
+    task: Callable[..., DiffusionTask], folders: tuple[Path, Path]
+) -> None:
+    """Each view refers to the latents of its own image and variant."""
     made = task(**AUGMENTED)
     train = encode(made)[Split.TRAIN]
-    encoder = latents.Encoder(base=made.base, device=made.device, fingerprint="")
+    encoder = encoding_cache.Encoder(base=made.base, device=made.device, fingerprint="")
 
     for index, image in enumerate(train.images[:4]):
-        picture = open_for(folders[0], image.path or "", train.sizes[index])
-        drawn_again = latents.variants_of(picture, image, train.sizes[index], made.spec.augmentation, 0)
-        for number, variant in enumerate(drawn_again, start=1):
-            stored = train.inputs([View(index=index, variant=number)])[0]
+        original = open_for_bucket(folders[0], image.path or "", train.sizes[index])
+        variants = encoding_cache.variants_of(original, image, train.sizes[index], made.spec.augmentation, 0)
+        for number, variant in enumerate(variants, start=1):
+            stored = train.inputs([ImageView(index=index, variant=number)])[0]
             assert torch.equal(stored, encoder._encode(variant))
 
 
-def before_captions(told: list[int]) -> list[int]:
-    """Of what was done: pictures are counted first, then captions, from 0 again."""
-    begins = [place for place, done in enumerate(told) if done == 0]
-    return told[: begins[1]] if len(begins) > 1 else told
+def image_progress(progress: list[int]) -> list[int]:
+    """Return the progress of the images; the captions follow and count from 0 again."""
+    starts = [index for index, done in enumerate(progress) if done == 0]
+    return progress[: starts[1]] if len(starts) > 1 else progress
 
 
-def test_variants_are_encoded_once_and_again_only_for_another_setting_or_seed(
+@pytest.mark.slow
+def test_variants_are_encoded_again_only_for_another_setting_or_seed(
     task: Callable[..., DiffusionTask], folders: tuple[Path, Path]
 ) -> None:
     def encoded(**settings: Any) -> int:
-        told: list[int] = []
+        progress: list[int] = []
         made = task(**settings)
-        made.encode(made.resolution, lambda done, total: told.append(done))
-        pictures = before_captions(told)
-        assert pictures == list(range(len(pictures)))
-        return len(pictures)
+        made.encode(made.resolution, lambda done, total: progress.append(done))
+        of_images = image_progress(progress)
+        assert of_images == list(range(len(of_images)))
+        return len(of_images)
 
     assert encoded(**AUGMENTED) == 8 + 4 * 3
     assert encoded(**AUGMENTED) == 0
@@ -125,21 +128,22 @@ def test_variants_are_encoded_once_and_again_only_for_another_setting_or_seed(
     assert {path.name.partition("-")[0] for path in (folders[1] / "cache").iterdir()} == {"latents"}
 
 
-def test_a_caption_that_names_a_side_makes_other_variants(
+@pytest.mark.slow
+def test_a_caption_that_becomes_orientation_sensitive_has_new_variants(
     task: Callable[..., DiffusionTask], folders: tuple[Path, Path]
 ) -> None:
     encode(task(**AUGMENTED))
     report = folders[0] / "report.json"
     report.write_text(report.read_text(encoding="utf-8").replace("big", "seen from the left"), encoding="utf-8")
 
-    told: list[int] = []
+    progress: list[int] = []
     made = task(**AUGMENTED)
-    made.encode(made.resolution, lambda done, total: told.append(done))
+    made.encode(made.resolution, lambda done, total: progress.append(done))
 
-    assert len(before_captions(told)) == 4 * 3
+    assert len(image_progress(progress)) == 4 * 3
 
 
-def test_captions_are_shuffled_for_training_pictures_only(task: Callable[..., DiffusionTask]) -> None:
+def test_only_training_captions_are_shuffled(task: Callable[..., DiffusionTask]) -> None:
     shuffling = task(training={"tag_shuffle": True, "keep_tags": 2, "trigger": "zork"})
     examples = encode(shuffling)
     train = examples[Split.TRAIN]
@@ -154,7 +158,7 @@ def test_captions_are_shuffled_for_training_pictures_only(task: Callable[..., Di
     assert examples[Split.TEST].caption_orders == ((f"zork, {TAGS}",),)
 
 
-def test_shuffled_captions_are_embedded_before_the_training(
+def test_shuffled_captions_are_embedded_in_advance(
     task: Callable[..., DiffusionTask], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shuffling = task(training={"tag_shuffle": True})
@@ -168,7 +172,7 @@ def test_shuffled_captions_are_embedded_before_the_training(
     assert len({tuple(one.flatten()[:100].tolist()) for one in embedded}) > 4
 
 
-def test_orders_follow_from_the_seed_and_the_caption_and_are_fewer_for_many_captions() -> None:
+def test_tag_orders_are_deterministic_and_fewer_for_many_captions() -> None:
     captions = [f"{number}, {TAGS}" for number in range(1000)]
 
     few, many = tag_orders(captions[:3], 1, seed=0), tag_orders(captions, 1, seed=0)
@@ -177,22 +181,22 @@ def test_orders_follow_from_the_seed_and_the_caption_and_are_fewer_for_many_capt
     assert few != tag_orders(captions[:3], 1, seed=1)
     assert max(map(len, few)) == 8
     assert {len(orders) for orders in many} <= {1, 2}
-    assert all(few[place][:2] == many[place] for place in range(3))
+    assert all(few[index][:2] == many[index] for index in range(3))
 
 
-def test_a_sentence_has_one_order_and_kohyas_separator_is_never_trained_with() -> None:
+def test_a_sentence_has_one_order_and_kohyas_separator_is_removed() -> None:
     assert tag_orders(["A cat sits on a mat, and it is red."], 1, seed=0) == [("A cat sits on a mat, and it is red.",)]
     assert without_separator("a, b ||| c, d") == "a, b, c, d"
     assert without_separator("a||b") == "a||b"
 
 
-def test_the_loss_of_class_pictures_counts_what_was_asked_for(task: Callable[..., DiffusionTask]) -> None:
+def test_the_loss_of_class_images_is_weighted(task: Callable[..., DiffusionTask]) -> None:
     def losses(weight: float) -> tuple[Examples, list[float]]:
         made = task(training={"regularization_weight": weight})
         train = encode(made)[Split.TRAIN]
         made.place(Precision.FP32)
         made.train_mode(False)
-        views = [View(index=index) for index in (1, 3, 4, 5)]
+        views = [ImageView(index=index) for index in (1, 3, 4, 5)]
         assert len({train.sizes[view.index] for view in views}) == 1
         with torch.no_grad():
             return train, made.train_loss(train, views, seeds=[1, 2, 3, 4]).tolist()
@@ -204,7 +208,7 @@ def test_the_loss_of_class_pictures_counts_what_was_asked_for(task: Callable[...
     assert weighted == pytest.approx([plain[0], plain[1], plain[2] / 4, plain[3] / 4])
 
 
-def test_a_preview_shows_what_a_job_would_train_on(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_preview_of_the_variants_is_drawn(folders: tuple[Path, Path], tmp_path: Path) -> None:
     path = preview_variants(folders[0], Augmentation.model_validate(AUGMENTED["augmentation"]), 0, tmp_path / "p.png")
 
     with PILImage.open(path) as sheet:
@@ -212,28 +216,28 @@ def test_a_preview_shows_what_a_job_would_train_on(folders: tuple[Path, Path], t
         assert sheet.width > 600
 
 
-def test_a_preview_of_nothing_is_refused_in_a_sentence(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="nothing to show"):
+def test_a_preview_without_augmentation_is_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="nothing to draw"):
         preview_variants(folders[0], Augmentation(), 0, tmp_path / "p.png")
 
 
-def test_a_picture_that_is_gone_is_named(task: Callable[..., DiffusionTask], folders: tuple[Path, Path]) -> None:
+def test_a_missing_image_is_named_in_the_error(task: Callable[..., DiffusionTask], folders: tuple[Path, Path]) -> None:
     (folders[0] / "images" / "0002.png").unlink()
 
     with pytest.raises(DatasetError, match=r"images/0002\.png of the dataset cannot be read"):
         encode(task())
 
 
-def test_one_picture_in_two_datasets_is_a_picture_of_each(tmp_path: Path, random_base: Path) -> None:
-    """Their rows lie in different caches: one must not be taken for the other."""
+def test_the_same_image_in_two_datasets_is_encoded_in_both_caches(tmp_path: Path, random_base: Path) -> None:
+    """The rows of different caches must not be confused."""
     main = write_dataset(tmp_path / "main", [drawn(1), drawn(2), drawn(3, Split.VALIDATION)])
-    other = write_dataset(tmp_path / "other", [drawn(4), drawn(2), Drawn(picture=drawn(5).picture)])
+    other = write_dataset(tmp_path / "other", [drawn(4), drawn(2), Drawn(image=drawn(5).image)])
     spec = make_spec(
         {"dataset": str(main), "base": {"source": str(random_base)}, "mix": [{"dataset": str(other)}]},
     )
     train = encode(DiffusionTask(spec, read_mixture(spec), torch.device("cpu")))[Split.TRAIN]
 
-    found = [train.inputs([View(index=index)]) for index in range(5)]
+    found = [train.inputs([ImageView(index=index)]) for index in range(5)]
 
     same = [(a, b) for a in range(5) for b in range(a) if torch.equal(found[a], found[b])]
     assert same == [(3, 1)]

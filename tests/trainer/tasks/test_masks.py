@@ -1,4 +1,4 @@
-"""The mask of each picture and of each of its variants lies over what is trained; without one all of it counts."""
+"""Masks follow the crop and the variants of their images; an image without a mask counts in full."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from torch import Tensor
 
 from tests.trainer.dataset.drawn import Drawn, drawn, write_dataset
 from trainer.dataset.buckets import Size
-from trainer.dataset.split.mixing import Mixture, Source, mix
+from trainer.dataset.split.mixing import MixSource, Mixture, mix
 from trainer.errors import BadSpecError, DatasetError
+from trainer.exchange.dataset_dir import read_report
 from trainer.protocol.augmentation import Augmentation, Augmenter, AugmenterName
-from trainer.protocol.mix import MixRole
 from trainer.protocol.presets import spec_from_preset
-from trainer.protocol.report import Image, Split, read_report
+from trainer.protocol.report import Image, Split
+from trainer.protocol.settings import MixRole
 from trainer.protocol.spec import Spec
-from trainer.tasks.latents import variants_of
-from trainer.tasks.masks import encode_masks, load_mask, mask_variants
+from trainer.tasks.encoding_cache import variants_of
+from trainer.tasks.pixels import encode_masks, load_mask, mask_variants
 
 SIZE: Size = (64, 64)
 CELLS: Size = (8, 8)
-MOVES = [
+GEOMETRIC = [
     Augmenter(name=AugmenterName.FLIP_HORIZONTAL),
     Augmenter(name=AugmenterName.FLIP_VERTICAL),
     Augmenter(name=AugmenterName.ROTATE, low=12, high=20),
@@ -38,41 +39,40 @@ MOVES = [
 
 
 def shape(size: Size = (150, 96)) -> PILImage.Image:
-    """White on black, and unlike itself however it is turned or mirrored."""
-    picture = PILImage.new("L", size, 0)
-    draw = ImageDraw.Draw(picture)
+    """Return a white shape on black without any symmetry."""
+    mask = PILImage.new("L", size, 0)
+    draw = ImageDraw.Draw(mask)
     draw.rectangle((50, 20, 66, 80), fill=255)
     draw.rectangle((66, 20, 100, 34), fill=255)
-    return picture
+    return mask
 
 
-def dataset(folder: Path, pictures: list[Drawn], masks: dict[int, PILImage.Image]) -> Path:
-    """A prepared folder some of whose pictures have masks, by place."""
-    write_dataset(folder, pictures)
+def dataset(folder: Path, originals: list[Drawn], masks: dict[int, PILImage.Image]) -> Path:
+    """Write a prepared dataset; `masks` are by index of the image."""
+    write_dataset(folder, originals)
     report = read_report(folder)
     images = list(report.images)
     (folder / "masks").mkdir()
-    for place, mask in masks.items():
-        mask.save(folder / "masks" / f"{place}.png")
-        images[place] = images[place].model_copy(update={"mask": f"masks/{place}.png"})
+    for index, mask in masks.items():
+        mask.save(folder / "masks" / f"{index}.png")
+        images[index] = images[index].model_copy(update={"mask": f"masks/{index}.png"})
     report = report.model_copy(update={"images": tuple(images)})
     (folder / "report.json").write_text(report.model_dump_json(), encoding="utf-8")
     return folder
 
 
-def one(tmp_path: Path, mask: PILImage.Image, picture: PILImage.Image | None = None) -> tuple[Path, Image]:
-    """A folder of a picture that is white where its mask is."""
-    picture = picture or mask.convert("RGB")
-    folder = dataset(tmp_path / "one", [Drawn(picture=picture)], {0: mask})
+def one(tmp_path: Path, mask: PILImage.Image) -> tuple[Path, Image]:
+    """Write a dataset of one image, which is white where its mask is."""
+    folder = dataset(tmp_path / "one", [Drawn(image=mask.convert("RGB"))], {0: mask})
     return folder, read_report(folder).images[0]
 
 
-def mixture(*sources: Source) -> Mixture:
+def mixture(*sources: MixSource) -> Mixture:
     return mix(list(sources), needs_validation=False)
 
 
-def source(folder: Path, role: MixRole = MixRole.TRAIN) -> Source:
-    return Source(folder=folder, report=read_report(folder), role=role)
+def source(folder: Path, role: MixRole = MixRole.TRAIN) -> MixSource:
+    return MixSource(folder=folder, report=read_report(folder), role=role)
 
 
 def masked(folder: Path, augmentation: Augmentation | None = None) -> Spec:
@@ -82,29 +82,29 @@ def masked(folder: Path, augmentation: Augmentation | None = None) -> Spec:
     return spec_from_preset("lora", dataset=str(folder), base="tiny", changes=changes)
 
 
-def moves(*augmenters: Augmenter, variants: int = 3) -> Augmentation:
+def augment_with(*augmenters: Augmenter, variants: int = 3) -> Augmentation:
     return Augmentation.model_validate(
         {"preset": "custom", "custom": list(augmenters), "variants": variants, "flip": "on"}
     )
 
 
-def brightness(picture: PILImage.Image) -> Tensor:
-    """Mean of each latent pixel, [1, H, W] from 0 to 1."""
-    pixels = np.asarray(picture.convert("L"), dtype=np.float32) / 255
+def brightness(variant: PILImage.Image) -> Tensor:
+    """Return the mean brightness of each latent pixel, [1, H, W] from 0 to 1."""
+    pixels = np.asarray(variant.convert("L"), dtype=np.float32) / 255
     return torch.from_numpy(pixels.reshape(8, 8, 8, 8).mean((1, 3)))[None]
 
 
-# -- of one picture --------------------------------------------------------------------------------------------------
+# -- one image -----------------------------------------------------------------------------------------------------
 
 
-def test_a_mask_lies_over_the_picture_as_it_is_trained(tmp_path: Path) -> None:
+def test_a_mask_is_averaged_over_each_latent_pixel(tmp_path: Path) -> None:
     folder, image = one(tmp_path, shape((96, 96)))
 
     mask = load_mask(folder, image, SIZE, CELLS)
 
     assert mask.shape == (1, 8, 8)
     assert mask.dtype == torch.float32
-    # A latent pixel is 12 x 12 px of the picture's 96.
+    # A latent pixel is 12 x 12 px of the image's 96.
     pixels = np.asarray(shape((96, 96)), dtype=float) / 255
     for row in range(8):
         for column in range(8):
@@ -112,52 +112,51 @@ def test_a_mask_lies_over_the_picture_as_it_is_trained(tmp_path: Path) -> None:
             assert mask[0, row, column].item() == pytest.approx(block.mean(), abs=1 / 255)
 
 
-def test_width_and_height_are_not_mistaken_for_each_other(tmp_path: Path) -> None:
+def test_width_and_height_are_not_swapped(tmp_path: Path) -> None:
     folder, image = one(tmp_path, shape())
 
     assert load_mask(folder, image, (96, 64), (12, 8)).shape == (1, 8, 12)
     assert load_mask(folder, image.model_copy(update={"mask": None}), (96, 64), (12, 8)).tolist() == [[[1] * 12] * 8]
 
 
-@pytest.mark.parametrize("move", MOVES, ids=lambda move: str(move.name))
-def test_the_mask_of_a_variant_moves_as_the_picture_does(tmp_path: Path, move: Augmenter) -> None:
+@pytest.mark.parametrize("augmenter", GEOMETRIC, ids=lambda augmenter: str(augmenter.name))
+def test_the_mask_of_a_variant_is_transformed_like_its_image(tmp_path: Path, augmenter: Augmenter) -> None:
     folder, image = one(tmp_path, shape())
-    augmentation = moves(move)
-    picture = shape().convert("RGB")
-    pictures = [brightness(each) for each in variants_of(picture, image, SIZE, augmentation, 7)]
+    augmentation = augment_with(augmenter)
+    expected = [brightness(each) for each in variants_of(shape().convert("RGB"), image, SIZE, augmentation, 7)]
 
     found = list(mask_variants(folder, image, SIZE, CELLS, augmentation, 7))
 
-    assert len(found) == len(pictures) == 3
-    unmoved = load_mask(folder, image, SIZE, CELLS)
-    for variant, seen in zip(found, pictures, strict=True):
-        assert (variant - seen).abs().mean() < 0.02
-        assert (unmoved - seen).abs().mean() > 0.03
+    assert len(found) == len(expected) == 3
+    original = load_mask(folder, image, SIZE, CELLS)
+    for variant, transformed in zip(found, expected, strict=True):
+        assert (variant - transformed).abs().mean() < 0.02
+        assert (original - transformed).abs().mean() > 0.03
 
 
-def test_all_moves_together_and_colours_leave_the_mask_on_its_picture(tmp_path: Path) -> None:
+def test_masks_follow_combined_augmenters(tmp_path: Path) -> None:
     folder, image = one(tmp_path, shape())
-    colours = [Augmenter(name=AugmenterName.GAUSSIAN_NOISE, low=1, high=5)]
-    augmentation = moves(*colours, *MOVES)
-    pictures = [brightness(each) for each in variants_of(shape().convert("RGB"), image, SIZE, augmentation, 7)]
+    colors = [Augmenter(name=AugmenterName.GAUSSIAN_NOISE, low=1, high=5)]
+    augmentation = augment_with(*colors, *GEOMETRIC)
+    expected = [brightness(each) for each in variants_of(shape().convert("RGB"), image, SIZE, augmentation, 7)]
 
     found = list(mask_variants(folder, image, SIZE, CELLS, augmentation, 7))
 
-    assert all((mask - seen).abs().mean() < 0.03 for mask, seen in zip(found, pictures, strict=True))
+    assert all((mask - moved).abs().mean() < 0.03 for mask, moved in zip(found, expected, strict=True))
 
 
-def test_a_mask_is_not_coloured(tmp_path: Path) -> None:
+def test_color_augmenters_do_not_change_masks(tmp_path: Path) -> None:
     folder, image = one(tmp_path, shape())
-    bright = moves(Augmenter(name=AugmenterName.BRIGHTNESS, low=0.5, high=0.6))
+    bright = augment_with(Augmenter(name=AugmenterName.BRIGHTNESS, low=0.5, high=0.6))
 
     for mask in mask_variants(folder, image, SIZE, CELLS, bright, 7):
-        # By way of a copy with room for zooming, which is not there for the mask itself.
+        # Variants are resampled from an enlarged copy, the mask itself is not.
         assert (mask - load_mask(folder, image, SIZE, CELLS)).abs().mean() < 0.02
 
 
-def test_a_mask_is_mirrored_only_where_its_picture_may_be(tmp_path: Path) -> None:
+def test_a_mask_is_mirrored_only_if_its_image_is(tmp_path: Path) -> None:
     folder, image = one(tmp_path, shape())
-    flips = Augmentation.model_validate({"preset": "custom", "custom": [MOVES[0]], "variants": 1, "flip": "auto"})
+    flips = Augmentation.model_validate({"preset": "custom", "custom": [GEOMETRIC[0]], "variants": 1, "flip": "auto"})
 
     (mirrored,) = mask_variants(folder, image, SIZE, CELLS, flips, 7)
     captioned = image.model_copy(update={"caption": "a scar on her left cheek"})
@@ -167,19 +166,19 @@ def test_a_mask_is_mirrored_only_where_its_picture_may_be(tmp_path: Path) -> Non
     assert (kept - load_mask(folder, image, SIZE, CELLS)).abs().mean() < 0.02
 
 
-# -- of a job --------------------------------------------------------------------------------------------------------
+# -- a job -----------------------------------------------------------------------------------------------------------
 
 
 def a_job(tmp_path: Path) -> tuple[Path, Mixture]:
-    """Two training pictures, the second without a mask, and one to validate with."""
-    pictures = [drawn(1), drawn(2), drawn(3, Split.VALIDATION)]
-    folder = dataset(tmp_path / "data", pictures, {0: shape((96, 96)), 2: shape((96, 96))})
+    """Return two training images, the second without a mask, and a validation image."""
+    images = [drawn(1), drawn(2), drawn(3, Split.VALIDATION)]
+    folder = dataset(tmp_path / "data", images, {0: shape((96, 96)), 2: shape((96, 96))})
     return folder, mixture(source(folder))
 
 
-def test_each_picture_has_its_mask_and_those_of_its_variants_or_none(tmp_path: Path) -> None:
+def test_each_masked_image_has_one_mask_per_variant(tmp_path: Path) -> None:
     folder, job = a_job(tmp_path)
-    augmentation = moves(*MOVES[:3])
+    augmentation = augment_with(*GEOMETRIC[:3])
 
     ticks: list[int] = []
     found = encode_masks(
@@ -193,11 +192,11 @@ def test_each_picture_has_its_mask_and_those_of_its_variants_or_none(tmp_path: P
     assert last is not None
     assert (len(first), len(last)) == (4, 1)
     assert torch.equal(first[0], load_mask(folder, job.members[0].image, SIZE, CELLS))
-    moved = mask_variants(folder, job.members[0].image, SIZE, CELLS, augmentation, masked(folder).training.seed)
-    assert all(torch.equal(one, other) for one, other in zip(first[1:], moved, strict=True))
+    variants = mask_variants(folder, job.members[0].image, SIZE, CELLS, augmentation, masked(folder).training.seed)
+    assert all(torch.equal(one, other) for one, other in zip(first[1:], variants, strict=True))
 
 
-def test_masks_are_made_once_for_a_size_and_read_from_the_cache(tmp_path: Path) -> None:
+def test_masks_of_one_size_are_read_from_the_cache(tmp_path: Path) -> None:
     folder, job = a_job(tmp_path)
     spec = masked(folder)
     first = encode_masks(spec, job, [SIZE] * 3, [False] * 3, vae_scale=8)
@@ -213,7 +212,7 @@ def test_masks_are_made_once_for_a_size_and_read_from_the_cache(tmp_path: Path) 
         encode_masks(spec, job, [(96, 64)] * 3, [False] * 3, vae_scale=8)
 
 
-def test_the_scale_of_the_vae_decides_how_many_latent_pixels_a_mask_has(tmp_path: Path) -> None:
+def test_the_vae_scale_sets_the_size_of_a_mask(tmp_path: Path) -> None:
     folder, job = a_job(tmp_path)
 
     found = encode_masks(masked(folder), job, [(64, 32)] * 3, [False] * 3, vae_scale=4)
@@ -222,7 +221,7 @@ def test_the_scale_of_the_vae_decides_how_many_latent_pixels_a_mask_has(tmp_path
     assert found[0][0].shape == (1, 8, 16)
 
 
-def test_masks_come_from_the_folder_of_their_own_dataset(tmp_path: Path) -> None:
+def test_masks_are_read_from_their_own_dataset(tmp_path: Path) -> None:
     left = PILImage.new("L", (96, 96), 0)
     left.paste(255, (0, 0, 48, 96))
     main = dataset(tmp_path / "main", [drawn(1)], {})
@@ -236,12 +235,10 @@ def test_masks_come_from_the_folder_of_their_own_dataset(tmp_path: Path) -> None
     assert found[2][0][0].tolist() == [[1, 1, 1, 1, 0, 0, 0, 0]] * 8
 
 
-@pytest.mark.parametrize("masks", [{}, {1: shape((96, 96))}], ids=["none", "only what validates"])
-def test_a_masked_loss_without_a_mask_to_train_with_is_refused(
-    tmp_path: Path, masks: dict[int, PILImage.Image]
-) -> None:
+@pytest.mark.parametrize("masks", [{}, {1: shape((96, 96))}], ids=["none", "validation only"])
+def test_a_masked_loss_without_training_masks_is_refused(tmp_path: Path, masks: dict[int, PILImage.Image]) -> None:
     folder = dataset(tmp_path / "data", [drawn(1), drawn(2, Split.VALIDATION)], masks)
 
-    with pytest.raises(BadSpecError, match="no training picture has a mask") as caught:
+    with pytest.raises(BadSpecError, match="no training image has a mask") as caught:
         encode_masks(masked(folder), mixture(source(folder)), [SIZE] * 2, [False] * 2, vae_scale=8)
     assert "cat.mask.png" in caught.value.hint

@@ -1,4 +1,4 @@
-"""The formulas against slow, obvious ones, written from the papers pixel by pixel."""
+"""The training objective against slow reference implementations of the papers' formulas."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from random import Random
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from diffusers import DDPMScheduler
 from torch import Tensor
 
 from trainer.errors import BadSpecError
 from trainer.protocol.settings import LossKind, Objective
-from trainer.tasks.objective import (
+from trainer.tasks.diffusion_loss import (
     check_objective,
     elementwise_loss,
     noise_like,
@@ -26,18 +25,14 @@ from trainer.tasks.objective import (
 )
 
 SHAPE = (4, 12, 8)
-#: Of SD's schedule, and the ends of what any schedule can have.
+#: Values of SD's schedule, and the extremes of any schedule.
 SNRS = [0.0, 1e-9, 0.0047, 0.5, 1.0, 4.99, 5.0, 5.01, 1175.0, 1e12, math.inf]
 
 
 def alpha_bar(timestep: int) -> float:
-    """Of Stable Diffusion's schedule, from its definition."""
+    """Return the cumulative alpha of Stable Diffusion's schedule, from its definition."""
     low, high = math.sqrt(0.00085), math.sqrt(0.012)
     return math.prod(1 - (low + (high - low) * i / 999) ** 2 for i in range(timestep + 1))
-
-
-def stable_diffusion(**options: object) -> DDPMScheduler:
-    return DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", **options)
 
 
 def objective(**settings: object) -> Objective:
@@ -45,7 +40,7 @@ def objective(**settings: object) -> Objective:
 
 
 def a_pair(seed: int = 0, batch: int = 2) -> tuple[Tensor, Tensor]:
-    """Prediction and target whose differences reach from far within to far beyond a delta of 0.1 to 1."""
+    """Return a prediction and a target whose differences lie on both sides of a delta of 0.1 to 1."""
     generator = torch.Generator().manual_seed(seed)
     prediction, target = (torch.randn((batch, *SHAPE), generator=generator) for _ in range(2))
     return prediction, target
@@ -58,7 +53,7 @@ def each_pixel(tensor: Tensor) -> itertools.product[tuple[int, ...]]:
 # -- noise -----------------------------------------------------------------------------------------------------------
 
 
-def test_noise_follows_from_the_seed_alone() -> None:
+def test_seeded_noise_depends_on_the_seed_only() -> None:
     first = seeded_noise((4, 8, 8), 7)
     torch.manual_seed(123)
 
@@ -67,7 +62,7 @@ def test_noise_follows_from_the_seed_alone() -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"noise_offset": 0.1}, {"pyramid_noise": 0.3}], ids=str)
-def test_every_noise_follows_from_the_seed_alone_and_draws_from_no_other_generator(settings: dict[str, float]) -> None:
+def test_noise_depends_on_the_seed_only_and_leaves_the_global_generator_unchanged(settings: dict[str, float]) -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
     first = noise_like(SHAPE, 7, objective(**settings))
@@ -78,11 +73,11 @@ def test_every_noise_follows_from_the_seed_alone_and_draws_from_no_other_generat
     assert not torch.equal(first, noise_like(SHAPE, 8, objective(**settings)))
 
 
-def test_plain_noise_is_the_one_that_validation_asks_with() -> None:
+def test_plain_noise_equals_the_noise_of_validation() -> None:
     assert torch.equal(noise_like(SHAPE, 3, objective()), seeded_noise(SHAPE, 3))
 
 
-def test_offset_noise_moves_each_channel_as_a_whole() -> None:
+def test_offset_noise_shifts_each_channel() -> None:
     generator = torch.Generator().manual_seed(5)
     plain = torch.randn(SHAPE, generator=generator)
     shift = torch.randn(SHAPE[0], generator=generator).tolist()
@@ -96,12 +91,12 @@ def test_offset_noise_moves_each_channel_as_a_whole() -> None:
 def test_offset_noise_has_the_variance_of_the_formula() -> None:
     means = [noise_like((4, 8, 8), seed, objective(noise_offset=0.5)).mean((1, 2)) for seed in range(500)]
 
-    # Of a channel's mean: offset², and what 64 pixels leave of their own variance.
+    # Variance of a channel's mean: offset², plus 1 / 64 of the pixels' own variance.
     assert torch.stack(means).var().item() == pytest.approx(0.25 + 1 / 64, rel=0.1)
 
 
 def bilinear(coarse: Tensor, y: int, x: int, height: int, width: int) -> float:
-    """One pixel of [h, w] enlarged to [H, W], corners not aligned, the rim repeated."""
+    """Return one pixel of [h, w] resized to [H, W] bilinearly, corners not aligned, edges repeated."""
     h, w = coarse.shape
     at_y = min(max((y + 0.5) * h / height - 0.5, 0), h - 1)
     at_x = min(max((x + 0.5) * w / width - 0.5, 0), w - 1)
@@ -114,7 +109,7 @@ def bilinear(coarse: Tensor, y: int, x: int, height: int, width: int) -> float:
 
 @pytest.mark.parametrize("shape", [(4, 12, 8), (2, 5, 16), (1, 1, 3)])
 @pytest.mark.parametrize("discount", [0.3, 0.9])
-def test_pyramid_noise_is_noise_of_coarser_and_coarser_scales(shape: tuple[int, int, int], discount: float) -> None:
+def test_pyramid_noise_adds_noise_of_coarser_scales(shape: tuple[int, int, int], discount: float) -> None:
     channels, height, width = shape
     generator = torch.Generator().manual_seed(11)
     total = torch.randn(shape, generator=generator).double()
@@ -135,7 +130,7 @@ def test_pyramid_noise_is_noise_of_coarser_and_coarser_scales(shape: tuple[int, 
     assert noise.std().item() == pytest.approx(1, abs=1e-5)
 
 
-def test_a_higher_discount_makes_noise_smoother() -> None:
+def test_a_higher_discount_makes_pyramid_noise_smoother() -> None:
     def roughness(discount: float) -> float:
         noise = noise_like((4, 64, 64), 1, objective(pyramid_noise=discount))
         return (noise[:, 1:] - noise[:, :-1]).square().mean().item()
@@ -143,13 +138,13 @@ def test_a_higher_discount_makes_noise_smoother() -> None:
     assert roughness(0.9) < roughness(0.5) < roughness(0.1)
 
 
-def test_input_perturbation_adds_noise_of_its_own_to_the_noise() -> None:
+def test_input_perturbation_adds_independent_noise() -> None:
     noise = seeded_noise((4, 64, 64), 3)
 
     added = (perturbed(noise, 3, 0.1) - noise) / 0.1
 
     assert added.std().item() == pytest.approx(1, abs=0.02)
-    # Noise that has to do with the noise itself would only scale it.
+    # Correlated noise would only scale it.
     assert abs((added * noise).mean().item()) < 0.03
     assert torch.equal(perturbed(noise, 3, 0.1), perturbed(noise, 3, 0.1))
     assert not torch.equal(perturbed(noise, 3, 0.1), perturbed(noise, 4, 0.1))
@@ -174,19 +169,19 @@ def slow_loss(kind: str, difference: float, delta: float) -> float:
 
 @pytest.mark.parametrize("kind", LossKind)
 @pytest.mark.parametrize("delta", [0.1, 0.7, 10.0])
-def test_each_loss_is_its_formula_pixel_by_pixel(kind: LossKind, delta: float) -> None:
+def test_each_loss_follows_its_formula(kind: LossKind, delta: float) -> None:
     prediction, target = a_pair()
 
     loss = elementwise_loss(prediction, target, objective(loss=kind, huber_delta=delta))
 
     assert loss.shape == prediction.shape
-    for place in each_pixel(loss):
-        difference = (prediction[place] - target[place]).item()
-        assert loss[place].item() == pytest.approx(slow_loss(kind, difference, delta), rel=1e-4, abs=1e-6)
+    for pixel in each_pixel(loss):
+        difference = (prediction[pixel] - target[pixel]).item()
+        assert loss[pixel].item() == pytest.approx(slow_loss(kind, difference, delta), rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", LossKind)
-def test_losses_are_in_full_precision_whatever_the_model_speaks(kind: LossKind) -> None:
+def test_losses_are_computed_in_fp32(kind: LossKind) -> None:
     prediction = torch.full((1, 1, 2, 2), 300.0, dtype=torch.bfloat16)
 
     loss = elementwise_loss(prediction, torch.full((1, 1, 2, 2), 299.0), objective(loss=kind, huber_delta=10))
@@ -195,7 +190,7 @@ def test_losses_are_in_full_precision_whatever_the_model_speaks(kind: LossKind) 
     assert loss.tolist() == torch.full_like(loss, slow_loss(kind, 1.0, 10)).tolist()
 
 
-def test_huber_becomes_mse_and_smooth_l1_becomes_l1() -> None:
+def test_extreme_deltas_turn_huber_into_mse_and_smooth_l1_into_l1() -> None:
     prediction, target = a_pair()
     wide, narrow = objective(loss="huber", huber_delta=10), objective(loss="smooth_l1", huber_delta=1e-6)
 
@@ -205,7 +200,7 @@ def test_huber_becomes_mse_and_smooth_l1_becomes_l1() -> None:
 
 
 @pytest.mark.parametrize("kind", LossKind)
-def test_losses_have_gradients_even_where_prediction_and_target_are_equal(kind: LossKind) -> None:
+def test_losses_have_finite_gradients_where_prediction_equals_target(kind: LossKind) -> None:
     prediction = torch.tensor([0.0, 1.0, -3.0], requires_grad=True)
 
     elementwise_loss(prediction, torch.zeros(3), objective(loss=kind)).sum().backward()
@@ -215,7 +210,7 @@ def test_losses_have_gradients_even_where_prediction_and_target_are_equal(kind: 
     assert prediction.grad[1] > 0 > prediction.grad[2]
 
 
-def test_the_squared_error_is_that_of_each_pixel_in_full_precision() -> None:
+def test_the_squared_error_is_computed_in_fp32() -> None:
     target = torch.tensor([[[[1.0, -3.0]]]])
 
     error = squared_error(torch.zeros(1, 1, 1, 2, dtype=torch.bfloat16), target)
@@ -240,14 +235,14 @@ def slow_mean(loss_CHW: Tensor, mask_1HW: Tensor, floor: float) -> float:
     return weighted / weights
 
 
-def test_the_loss_of_a_picture_is_the_mean_of_its_pixels() -> None:
+def test_the_loss_of_an_image_is_the_mean_over_its_pixels() -> None:
     loss, _ = a_pair()
 
     assert reduce_loss(loss, None, 0.0).tolist() == pytest.approx([loss[0].mean().item(), loss[1].mean().item()])
 
 
 @pytest.mark.parametrize("floor", [0.0, 0.1, 1.0])
-def test_a_mask_weighs_each_pixel(floor: float) -> None:
+def test_a_mask_weights_each_pixel(floor: float) -> None:
     (loss, _), mask = a_pair(), a_mask(1)
 
     reduced = reduce_loss(loss, mask, floor)
@@ -257,14 +252,14 @@ def test_a_mask_weighs_each_pixel(floor: float) -> None:
         assert reduced[row].item() == pytest.approx(slow_mean(loss[row], mask[row], floor), rel=1e-3, abs=1e-5)
 
 
-def test_a_white_mask_and_a_floor_of_one_are_no_mask() -> None:
+def test_a_white_mask_or_a_floor_of_1_equals_no_mask() -> None:
     (loss, _), mask = a_pair(), a_mask(1)
 
     assert torch.allclose(reduce_loss(loss, torch.ones_like(mask), 0.3), reduce_loss(loss, None, 0.3), atol=1e-6)
     assert torch.allclose(reduce_loss(loss, mask, 1.0), reduce_loss(loss, None, 0.0), atol=1e-6)
 
 
-def test_a_small_mask_counts_as_much_as_a_whole_picture_and_the_rest_not_at_all() -> None:
+def test_only_pixels_in_the_mask_count_and_its_size_does_not() -> None:
     mask = torch.zeros(1, 1, *SHAPE[1:])
     mask[..., 2:4, 3:5] = 1
     loss = torch.full((1, *SHAPE), 100.0, requires_grad=True)
@@ -278,7 +273,7 @@ def test_a_small_mask_counts_as_much_as_a_whole_picture_and_the_rest_not_at_all(
     assert loss.grad.abs().sum() == 0
 
 
-def test_an_empty_mask_teaches_nothing_and_one_of_less_than_a_pixel_little() -> None:
+def test_an_empty_mask_has_no_loss_and_a_faint_one_a_small_loss() -> None:
     loss = torch.full((1, *SHAPE), 3.0, requires_grad=True)
     empty = torch.zeros(1, 1, *SHAPE[1:])
     faint = empty.clone()
@@ -298,7 +293,7 @@ def test_an_empty_mask_teaches_nothing_and_one_of_less_than_a_pixel_little() -> 
 
 @pytest.mark.parametrize("ratio", SNRS[1:-1])
 @pytest.mark.parametrize("gamma", [1.0, 5.0, 20.0])
-def test_min_snr_caps_the_weight_of_clean_pictures(ratio: float, gamma: float) -> None:
+def test_min_snr_gamma_caps_the_weight_at_high_snr(ratio: float, gamma: float) -> None:
     settings = objective(snr_gamma=gamma)
 
     of_noise = timestep_weight(torch.tensor([ratio]), "epsilon", settings).item()
@@ -309,7 +304,7 @@ def test_min_snr_caps_the_weight_of_clean_pictures(ratio: float, gamma: float) -
 
 
 @pytest.mark.parametrize("ratio", [0.0047, 0.5, 1.0, 900.0])
-def test_debiased_estimation_is_one_over_the_root_of_snr(ratio: float) -> None:
+def test_the_debiased_weight_is_one_over_the_root_of_snr(ratio: float) -> None:
     weight = timestep_weight(torch.tensor([ratio]), "epsilon", objective(debiased=True)).item()
 
     assert weight == pytest.approx(1 / math.sqrt(ratio))
@@ -317,7 +312,7 @@ def test_debiased_estimation_is_one_over_the_root_of_snr(ratio: float) -> None:
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "flow"])
 @pytest.mark.parametrize("settings", [{}, {"snr_gamma": 5.0}, {"debiased": True}], ids=str)
-def test_no_snr_makes_a_weight_that_is_no_number(prediction_type: str, settings: dict[str, float]) -> None:
+def test_timestep_weights_are_finite_for_any_snr(prediction_type: str, settings: dict[str, float]) -> None:
     weights = timestep_weight(torch.tensor(SNRS), prediction_type, objective(**settings))
 
     assert weights.shape == (len(SNRS),)
@@ -325,7 +320,7 @@ def test_no_snr_makes_a_weight_that_is_no_number(prediction_type: str, settings:
     assert (weights >= 0).all()
 
 
-def test_at_zero_snr_the_noise_counts_wholly_and_debiasing_ends_somewhere() -> None:
+def test_weights_at_zero_snr() -> None:
     nothing = torch.zeros(1)
 
     assert timestep_weight(nothing, "epsilon", objective(snr_gamma=5.0)).item() == 1
@@ -333,7 +328,7 @@ def test_at_zero_snr_the_noise_counts_wholly_and_debiasing_ends_somewhere() -> N
     assert timestep_weight(nothing, "epsilon", objective(debiased=True)).item() == pytest.approx(math.sqrt(1000))
 
 
-def test_all_timesteps_count_alike_unless_asked_otherwise_and_always_in_a_flow() -> None:
+def test_all_timesteps_have_weight_1_by_default_and_always_in_a_flow_model() -> None:
     ratios = torch.tensor([0.0, 0.5, 100.0])
 
     assert timestep_weight(ratios, "epsilon", objective()).tolist() == [1, 1, 1]
@@ -354,7 +349,7 @@ def test_all_timesteps_count_alike_unless_asked_otherwise_and_always_in_a_flow()
         ("v_prediction", {"debiased": True}, "debiased"),
     ],
 )
-def test_what_contradicts_the_base_is_refused_with_its_name(
+def test_a_setting_that_contradicts_the_base_is_refused(
     prediction_type: str, settings: dict[str, object], named: str
 ) -> None:
     with pytest.raises(BadSpecError, match=named) as caught:
@@ -371,11 +366,11 @@ def test_what_contradicts_the_base_is_refused_with_its_name(
         ("v_prediction", {"snr_gamma": 5.0, "zero_terminal_snr": True, "prediction": "v_prediction"}),
     ],
 )
-def test_what_fits_the_base_is_taken(prediction_type: str, settings: dict[str, object]) -> None:
+def test_settings_that_fit_the_base_are_accepted(prediction_type: str, settings: dict[str, object]) -> None:
     check_objective(objective(**settings), prediction_type)
 
 
-def test_the_mask_of_one_picture_does_not_touch_another() -> None:
+def test_the_mask_of_one_image_does_not_affect_another() -> None:
     (loss, _), mask, random = a_pair(), a_mask(1), Random(0)
     other = mask.clone()
     other[1] = random.random()

@@ -1,4 +1,4 @@
-"""A drawing that shows a training picture is told from one that does not; and how far two drawings are apart."""
+"""Similarity of samples: copies of training images, and distances between images."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ import torch
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFilter, ImageOps
 
-from tests.trainer.report.making import picture
-from trainer.dataset.split.overlap import Member
+from tests.trainer.report.sample_reports import report_image
+from trainer.dataset.split.overlap import JobImage
 from trainer.errors import DatasetError
 from trainer.protocol.report import Split
-from trainer.tasks.similarity import Album, feature_distance, mean_likeness, pixel_difference
+from trainer.tasks.sample_similarity import Album, clip_score, feature_distance, pixel_difference
 
 
 def scene(seed: int, size: tuple[int, int] = (128, 128)) -> PILImage.Image:
-    """Boxes and circles that are another picture for each seed, and not their own mirror image."""
+    """Draw seeded boxes and circles, not mirror-symmetric."""
     random = Random(seed)
 
-    def colour() -> tuple[int, int, int]:
+    def color() -> tuple[int, int, int]:
         return random.randrange(256), random.randrange(256), random.randrange(256)
 
-    image = PILImage.new("RGB", size, colour())
+    image = PILImage.new("RGB", size, color())
     draw = ImageDraw.Draw(image)
     for number in range(12):
         x, y, side = random.randrange(size[0]), random.randrange(size[1]), random.randrange(15, 60)
-        (draw.ellipse if number % 2 else draw.rectangle)((x, y, x + side, y + side), fill=colour())
+        (draw.ellipse if number % 2 else draw.rectangle)((x, y, x + side, y + side), fill=color())
     return image
 
 
@@ -37,7 +37,7 @@ def album_of(folder: Path, images: list[PILImage.Image]) -> Album:
     for number, image in enumerate(images):
         (folder / "thumbnails").mkdir(parents=True, exist_ok=True)
         image.save(folder / "thumbnails" / f"{number:04}.jpg", quality=85)
-        members.append(Member(image=picture(number), source=0, split=Split.TRAIN))
+        members.append(JobImage(image=report_image(number), source=0, split=Split.TRAIN))
     (folder / "scratch").mkdir()
     return Album(members, [folder], folder / "scratch")
 
@@ -48,56 +48,56 @@ def album(tmp_path: Path) -> Album:
 
 
 def saved(folder: Path, image: PILImage.Image) -> Path:
-    image.save(folder / "drawing.png")
-    return folder / "drawing.png"
+    image.save(folder / "sample.png")
+    return folder / "sample.png"
 
 
-def test_a_copy_is_found_whatever_its_size_and_sharpness(album: Album, tmp_path: Path) -> None:
+def test_a_resized_and_blurred_copy_is_found(album: Album, tmp_path: Path) -> None:
     copy = scene(3).resize((512, 512)).filter(ImageFilter.GaussianBlur(1.5))
 
     near = album.nearest(saved(tmp_path, copy))
 
-    assert (near.place, near.is_same, near.is_mirrored) == (3, True, False)
+    assert (near.index, near.is_same, near.is_mirrored) == (3, True, False)
     assert near.distance < 0.7
 
 
-def test_a_mirrored_copy_is_found_too(album: Album, tmp_path: Path) -> None:
+def test_a_mirrored_copy_is_found(album: Album, tmp_path: Path) -> None:
     near = album.nearest(saved(tmp_path, ImageOps.mirror(scene(5))))
 
-    assert (near.place, near.is_same, near.is_mirrored) == (5, True, True)
+    assert (near.index, near.is_same, near.is_mirrored) == (5, True, True)
 
 
-def test_what_a_square_crop_leaves_of_a_long_picture_is_found(tmp_path: Path) -> None:
+def test_a_square_crop_of_a_wide_image_is_found(tmp_path: Path) -> None:
     long = scene(20, (384, 192))
     album = album_of(tmp_path, [scene(1), long, scene(2)])
 
     near = album.nearest(saved(tmp_path, long.crop((96, 0, 288, 192))))
 
-    assert (near.place, near.is_same) == (1, True)
+    assert (near.index, near.is_same) == (1, True)
 
 
-def test_another_picture_is_no_copy_and_has_its_nearest_by_kind(album: Album, tmp_path: Path) -> None:
-    drawing = saved(tmp_path, scene(99))
+def test_another_image_is_not_a_copy_and_its_nearest_is_by_features(album: Album, tmp_path: Path) -> None:
+    sample = saved(tmp_path, scene(99))
 
-    near = album.nearest(drawing)
+    near = album.nearest(sample)
 
     assert not near.is_same
-    assert near.difference > 26
-    assert near.distance == pytest.approx(album.distance(drawing))
-    nearest = min(album.thumbnails, key=lambda path: feature_distance(path, drawing))
-    assert album.thumbnails[near.place] == nearest
+    assert near.image_distance > 26
+    assert near.distance == pytest.approx(album.distance(sample))
+    nearest = min(album.thumbnails, key=lambda path: feature_distance(path, sample))
+    assert album.thumbnails[near.index] == nearest
 
 
-def test_blank_drawings_are_no_copies_of_blank_pictures(tmp_path: Path) -> None:
-    grey = PILImage.new("RGB", (96, 96), (120, 120, 120))
+def test_a_blank_sample_is_not_a_copy_of_a_blank_image(tmp_path: Path) -> None:
+    gray = PILImage.new("RGB", (96, 96), (120, 120, 120))
 
-    near = album_of(tmp_path, [scene(1), grey]).nearest(saved(tmp_path, grey))
+    near = album_of(tmp_path, [scene(1), gray]).nearest(saved(tmp_path, gray))
 
-    assert near.place == 1
+    assert near.index == 1
     assert not near.is_same
 
 
-def test_it_stops_when_it_is_asked_to(album: Album, tmp_path: Path) -> None:
+def test_the_search_can_be_interrupted(album: Album, tmp_path: Path) -> None:
     def check() -> None:
         raise KeyError
 
@@ -105,12 +105,12 @@ def test_it_stops_when_it_is_asked_to(album: Album, tmp_path: Path) -> None:
         album.nearest(saved(tmp_path, scene(1)), check)
 
 
-def test_without_pictures_there_is_no_album(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="no training pictures"):
+def test_an_album_without_training_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="no training images"):
         Album([], [tmp_path], tmp_path)
 
 
-def test_differences_are_nothing_for_the_same_and_everything_for_black_and_white(tmp_path: Path) -> None:
+def test_distances_are_0_for_equal_images_and_large_for_black_and_white(tmp_path: Path) -> None:
     black, white = tmp_path / "black.png", tmp_path / "white.png"
     PILImage.new("RGB", (8, 8), "black").save(black)
     PILImage.new("RGB", (8, 8), "white").save(white)
@@ -120,7 +120,7 @@ def test_differences_are_nothing_for_the_same_and_everything_for_black_and_white
     assert feature_distance(black, white) > 0.5
 
 
-def test_likeness_is_the_mean_cosine_of_the_pairs() -> None:
-    pictures_ND, prompts_ND = torch.eye(2), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+def test_the_clip_score_is_the_mean_cosine_of_the_pairs() -> None:
+    images_ND, prompts_ND = torch.eye(2), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
 
-    assert mean_likeness(pictures_ND, prompts_ND) == 0.5
+    assert clip_score(images_ND, prompts_ND) == 0.5

@@ -1,4 +1,4 @@
-"""Each picture is seen as often as it was asked for, and the order is a function of seed and epoch."""
+"""Each image is seen as often as requested, in an order that is a function of seed and epoch."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.dataset.split.repeats import Portion, Repeats
-from trainer.training.batches import deal_views, epoch_steps, steps_per_epoch
+from trainer.dataset.split.mixing import Portion, Repeats
+from trainer.training.batches import assign_views, epoch_steps, steps_per_epoch
 
 Sizes = list[tuple[int, int]]
 
@@ -19,7 +19,7 @@ MIXED = st.lists(st.tuples(SIZE, st.sampled_from(["fixed", "a", "b"]), COUNTS), 
 
 
 @given(sizes=SIZES, batch_size=st.integers(1, 9), micro=COUNTS, seed=st.integers(0, 99), data=st.data())
-def test_every_picture_is_seen_exactly_as_often_as_asked(
+def test_every_image_is_seen_as_often_as_requested(
     sizes: Sizes, batch_size: int, micro: int, seed: int, data: st.DataObject
 ) -> None:
     repeats = data.draw(st.lists(COUNTS, min_size=len(sizes), max_size=len(sizes)))
@@ -32,7 +32,7 @@ def test_every_picture_is_seen_exactly_as_often_as_asked(
 
 
 @given(sizes=SIZES, batch_size=st.integers(1, 9), micro=COUNTS, epoch=st.integers(1, 50))
-def test_a_micro_batch_has_one_size_and_a_step_is_never_larger_than_a_batch(
+def test_a_micro_batch_has_one_size_and_a_step_is_at_most_a_batch(
     sizes: Sizes, batch_size: int, micro: int, epoch: int
 ) -> None:
     micro = min(micro, batch_size)
@@ -48,31 +48,37 @@ def test_a_micro_batch_has_one_size_and_a_step_is_never_larger_than_a_batch(
 
 
 @given(
-    pictures=MIXED, shares=st.tuples(st.integers(1, 30), st.integers(1, 30)), batch_size=st.integers(1, 9), micro=COUNTS
+    images=MIXED, shares=st.tuples(st.integers(1, 30), st.integers(1, 30)), batch_size=st.integers(1, 9), micro=COUNTS
 )
-def test_every_epoch_of_a_mix_has_the_same_number_of_steps_none_of_them_empty_or_too_large(
-    pictures: list[tuple[tuple[int, int], str, int]], shares: tuple[int, int], batch_size: int, micro: int
+def test_every_epoch_of_a_mix_has_the_same_number_of_steps(
+    images: list[tuple[tuple[int, int], str, int]], shares: tuple[int, int], batch_size: int, micro: int
 ) -> None:
     micro = min(micro, batch_size)
-    sizes = [size for size, _, _ in pictures]
+    sizes = [size for size, _, _ in images]
     repeats = Repeats(
-        fixed=tuple(count if name == "fixed" else 0 for _, name, count in pictures),
+        fixed=tuple(count if name == "fixed" else 0 for _, name, count in images),
         portions=tuple(
-            Portion(source=number, views=views, repeats=places)
+            Portion(source=number, views=views, repeats=counts)
             for number, (name, views) in enumerate(zip("ab", shares, strict=True))
-            if (places := {place: count for place, (_, own, count) in enumerate(pictures) if own == name})
+            if (counts := {index: count for index, (_, own, count) in enumerate(images) if own == name})
         ),
     )
-    number = steps_per_epoch(
+    step_count = steps_per_epoch(
         repeats.most_by_size(sizes), views=repeats.views, batch_size=batch_size, micro_batch_size=micro
     )
     for epoch in range(1, 6):
         views = repeats.of_epoch(sizes, epoch)
         steps = epoch_steps(
-            sizes, repeats=views, batch_size=batch_size, micro_batch_size=micro, seed=1, epoch=epoch, number=number
+            sizes,
+            repeats=views,
+            batch_size=batch_size,
+            micro_batch_size=micro,
+            seed=1,
+            epoch=epoch,
+            step_count=step_count,
         )
         seen = Counter(index for step in steps for batch in step for index in batch)
-        assert len(steps) == number
+        assert len(steps) == step_count
         assert all(step and all(step) for step in steps)
         assert all(sum(map(len, step)) < batch_size + micro for step in steps)
         assert all(len({sizes[index] for index in batch}) == 1 for step in steps for batch in step)
@@ -91,32 +97,32 @@ def test_the_order_differs_between_epochs_and_is_the_same_for_the_same_epoch() -
 STEPS = [((0, 1), (0,)), ((1, 0), (2,)), ((0, 0),)]
 
 
-def deal(epoch: int, seed: int = 0) -> list[tuple[int, int, int]]:
-    dealt = deal_views(STEPS, contents="abc", variants=[3, 1, 5], captions=[1, 4, 1], seed=seed, epoch=epoch)
-    assert [[[view.index for view in micro] for micro in step] for step in dealt] == [
+def assigned(epoch: int, seed: int = 0) -> list[tuple[int, int, int]]:
+    views = assign_views(STEPS, contents="abc", variants=[3, 1, 5], captions=[1, 4, 1], seed=seed, epoch=epoch)
+    assert [[[view.index for view in micro] for micro in step] for step in views] == [
         [list(micro) for micro in step] for step in STEPS
     ]
-    return [(view.index, view.variant, view.caption) for step in dealt for micro in step for view in micro]
+    return [(view.index, view.variant, view.caption) for step in views for micro in step for view in micro]
 
 
-def test_a_picture_shows_all_its_variants_and_captions_before_one_comes_again() -> None:
-    dealt = deal(epoch=1)
+def test_all_variants_and_captions_of_an_image_are_seen_before_one_repeats() -> None:
+    views = assigned(epoch=1)
 
-    shown = [variant for index, variant, _ in dealt if index == 0]
+    shown = [variant for index, variant, _ in views if index == 0]
     assert sorted(shown[:3]) == [0, 1, 2]
     assert shown[3:] == shown[:2]
-    assert len({caption for index, _, caption in dealt if index == 1}) == 2
-    assert all(variant == 0 for index, variant, _ in dealt if index == 1)
+    assert len({caption for index, _, caption in views if index == 1}) == 2
+    assert all(variant == 0 for index, variant, _ in views if index == 1)
 
 
-def test_what_a_picture_shows_follows_from_seed_and_epoch() -> None:
-    assert deal(epoch=1) == deal(epoch=1)
-    assert len({tuple(deal(epoch=epoch)) for epoch in range(1, 11)}) > 5
-    assert len({tuple(deal(epoch=1, seed=seed)) for seed in range(10)}) > 5
+def test_views_are_a_function_of_seed_and_epoch() -> None:
+    assert assigned(epoch=1) == assigned(epoch=1)
+    assert len({tuple(assigned(epoch=epoch)) for epoch in range(1, 11)}) > 5
+    assert len({tuple(assigned(epoch=1, seed=seed)) for seed in range(10)}) > 5
 
 
-def test_every_variant_comes_up_over_the_epochs() -> None:
-    shown = Counter(variant for epoch in range(1, 101) for index, variant, _ in deal(epoch) if index == 2)
+def test_every_variant_is_seen_over_the_epochs() -> None:
+    shown = Counter(variant for epoch in range(1, 101) for index, variant, _ in assigned(epoch) if index == 2)
 
     assert set(shown) == {0, 1, 2, 3, 4}
     assert min(shown.values()) > 8

@@ -1,4 +1,4 @@
-"""A checkpoint is there whole at every moment, also while another takes its place."""
+"""There is a complete checkpoint at every moment, also while another replaces it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_the_latest_and_the_best_are_kept(tmp_path: Path) -> None:
     assert checkpoints.latest() == checkpoints.path(15)
 
 
-def test_what_is_to_be_kept_stays_beside_them(tmp_path: Path) -> None:
+def test_further_checkpoints_can_be_kept(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     for step in (5, 10, 15, 20):
         state = TrainingState(step=step, best_step=5, kept_steps=tuple(range(10, step + 1, 10)))
@@ -34,7 +34,7 @@ def test_what_is_to_be_kept_stays_beside_them(tmp_path: Path) -> None:
     assert kept == {"step-00000005", "step-00000010", "step-00000020"}
 
 
-def test_the_same_step_saved_again_takes_the_place_of_the_first(tmp_path: Path) -> None:
+def test_saving_the_same_step_again_replaces_its_checkpoint(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     save(checkpoints, 5, epoch=1)
     save(checkpoints, 5, epoch=2)
@@ -45,24 +45,24 @@ def test_the_same_step_saved_again_takes_the_place_of_the_first(tmp_path: Path) 
     assert [path.name for path in checkpoints.folder.iterdir()] == ["step-00000005"]
 
 
-@pytest.mark.parametrize("die_at", [1, 2])
-def test_a_death_while_a_step_is_saved_again_leaves_one_of_the_two(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, die_at: int
+@pytest.mark.parametrize("crash_at", [1, 2])
+def test_a_crash_while_a_step_is_saved_again_leaves_one_of_the_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash_at: int
 ) -> None:
     checkpoints = Checkpoints(tmp_path)
     save(checkpoints, 5, epoch=1)
     renames = 0
     real = Path.replace
 
-    def dying(self: Path, target: Path) -> Path:
+    def crash(self: Path, target: Path) -> Path:
         nonlocal renames
         renames += 1
-        if renames == die_at:
+        if renames == crash_at:
             raise KeyboardInterrupt
         return real(self, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", dying)
+        patch.setattr(Path, "replace", crash)
         with pytest.raises(KeyboardInterrupt):
             save(checkpoints, 5, epoch=2)
 

@@ -1,4 +1,4 @@
-"""The same recipe trains every family: SDXL and SD 3 from a random base to files that load back."""
+"""The recipe trains SDXL and SD 3, from a random base to files that load back."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.conftest import MakeJob
+from tests.trainer.job_events import events_of
 from tests.trainer.random_base import make_random_sd3, make_random_sdxl
-from trainer.protocol.events import EXIT_FAILED, EXIT_FINISHED, Exported, Failed, FailureKind, Finished, parse_event
+from trainer.protocol.events import EXIT_FAILED, EXIT_FINISHED, Exported, Failed, FailureKind, Finished
+from trainer.protocol.run_options import RunOptions
 from trainer.training.run import run
 
 pytestmark = pytest.mark.timeout(300)
@@ -20,11 +22,7 @@ ONE_EPOCH = {
 }
 
 
-def said(job_dir: Path, kind: type[object]) -> list[object]:
-    lines = (job_dir / "events.jsonl").read_bytes().splitlines()
-    return [event for event in map(parse_event, lines) if isinstance(event, kind)]
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make_base", "method", "formats"),
     [
@@ -48,21 +46,21 @@ def test_a_family_is_trained_and_its_files_load_back(
     base = make_base(tmp_path / "base")
     job_dir = make_job(base=str(base), method=method, **ONE_EPOCH)
 
-    assert run(job_dir) == EXIT_FINISHED, said(job_dir, Failed)
+    assert run(RunOptions(job_dir=job_dir)) == EXIT_FINISHED, events_of(job_dir, Failed)
 
-    (finished,) = said(job_dir, Finished)
-    assert isinstance(finished, Finished)
+    (finished,) = events_of(job_dir, Finished)
     assert finished.best_ratio < 1
-    assert {event.format for event in said(job_dir, Exported) if isinstance(event, Exported)} == formats
+    assert {event.format for event in events_of(job_dir, Exported)} == formats
 
 
-def test_what_a_family_cannot_do_is_refused_before_anything_is_trained(make_job: MakeJob, tmp_path: Path) -> None:
+def test_a_setting_that_a_family_does_not_support_is_refused_before_the_training(
+    make_job: MakeJob, tmp_path: Path
+) -> None:
     base = make_random_sd3(tmp_path / "base")
     job_dir = make_job(base=str(base), objective={"snr_gamma": 5.0}, **ONE_EPOCH)
 
-    assert run(job_dir) == EXIT_FAILED
+    assert run(RunOptions(job_dir=job_dir)) == EXIT_FAILED
 
-    (failed,) = said(job_dir, Failed)
-    assert isinstance(failed, Failed)
+    (failed,) = events_of(job_dir, Failed)
     assert failed.kind is FailureKind.BAD_SPEC
     assert "snr_gamma" in failed.message

@@ -1,4 +1,4 @@
-"""Every preset that ships trains on the small model that ships, from its own settings to files that load back."""
+"""Every preset fits the base that ships; presets with a method or task that no other test trains are trained."""
 
 from __future__ import annotations
 
@@ -8,63 +8,80 @@ from typing import Any
 import pytest
 
 from tests.trainer.drawn_classes import draw_class_folders
+from tests.trainer.fork_server import ForkServer
+from tests.trainer.job_events import events_of
 from tests.trainer.random_classifier import make_random_resnet
 from trainer.dataset.preparing.prepare import prepare
-from trainer.protocol.events import EXIT_FINISHED, Exported, StageBegan, parse_event
+from trainer.exchange.job_dir import write_spec
+from trainer.models.base import load_base
+from trainer.models.methods import attach
+from trainer.protocol.events import EXIT_FINISHED, Exported, StageBegan
 from trainer.protocol.presets import preset_named, presets, spec_from_preset
 from trainer.protocol.settings import TaskKind
-from trainer.training.run import run
+from trainer.training.optimizers import check_optimizer_arguments
+from trainer.training.schedules import check_schedule_arguments
+from trainer.training.stages import check_patterns, parameter_groups, plan_stages
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
-
-#: What makes a run short and changes nothing that a preset is about.
-SHORT: dict[str, Any] = {
-    "validation": {"timesteps": 1, "draws": 1, "train_images": 2},
-    "samples": {"steps": 1, "prompts": ["a red egg"], "unrelated_prompts": []},
-}
+DIFFUSION_PRESETS = [name for name in presets() if name != "classifier"]
 
 
-def one_epoch_each(preset: str, base: str) -> dict[str, Any]:
-    """The stages of a preset cut to one epoch each, blocks joining at once; without stages one epoch."""
-    settings = preset_named(preset).settings_for(base)
-    if "stages" not in settings:
-        return {"training": {"epochs": 1, "repeats": 1}}
+@pytest.mark.parametrize("preset", DIFFUSION_PRESETS)
+def test_the_settings_of_a_preset_fit_the_tiny_base(preset: str) -> None:
+    spec = spec_from_preset(preset, dataset="/dataset", base="tiny")
+
+    for stage in spec.plan:
+        assert stage.optimizer is not None
+        assert stage.schedule is not None
+        check_optimizer_arguments(stage.optimizer, stage.optimizer_arguments or {})
+        check_schedule_arguments(
+            stage.schedule, stage.schedule_arguments or {}, learning_rate=stage.learning_rate or 0.0
+        )
+    trained = attach(load_base(spec.base, spec.objective), spec)
+    check_patterns(trained, plan_stages(spec.plan))
+    assert all(parameter_groups(trained, stage) for stage in spec.plan)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_full_training_with_class_images_ends_with_exported_files(
+    dataset: Path, tmp_path: Path, fork_server: ForkServer
+) -> None:
+    changes: dict[str, Any] = {
+        "training": {"epochs": 1, "repeats": 1},
+        "validation": {"timesteps": 1, "draws": 1, "train_images": 2},
+        "samples": {"steps": 1, "prompts": ["a red egg"], "unrelated_prompts": []},
+        "prior": {"images": 2, "steps": 1},
+    }
+    job_dir = tmp_path / "job"
+    write_spec(job_dir, spec_from_preset("dreambooth_full", dataset=str(dataset), base="tiny", changes=changes))
+
+    assert fork_server.run("run", str(job_dir)).returncode == EXIT_FINISHED, events_of(job_dir)[-1]
+    assert events_of(job_dir, Exported)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_classifier_preset_trains_the_head_and_then_deeper_blocks(tmp_path: Path, fork_server: ForkServer) -> None:
+    base = make_random_resnet(tmp_path / "base")
+    prepare(
+        [draw_class_folders(tmp_path / "images", {"circle": 10, "square": 10})], tmp_path / "dataset", resolution=64
+    )
+    settings = preset_named("classifier").settings_for("microsoft/resnet-18")
     stages = [
         {**stage, "epochs": 1, "unfreeze": [{**each, "from_epoch": 1} for each in stage.get("unfreeze", ())]}
         for stage in settings["stages"]
     ]
-    return {"training": {"epochs": len(stages), "repeats": 1}, "stages": stages}
-
-
-@pytest.mark.parametrize("preset", [name for name in presets() if name != "classifier"])
-def test_a_preset_trains_on_the_small_model(preset: str, dataset: Path, tmp_path: Path) -> None:
-    prior = {"images": 2, "steps": 1} if "prior" in preset_named(preset).settings_for("tiny") else {}
-    changes = {**SHORT, **one_epoch_each(preset, "tiny"), **({"prior": prior} if prior else {})}
-    spec = spec_from_preset(preset, dataset=str(dataset), base="tiny", changes=changes)
-    spec.write(tmp_path / "job")
-
-    assert run(tmp_path / "job") == EXIT_FINISHED, said(tmp_path / "job")[-1]
-
-    assert [event.format for event in said(tmp_path / "job") if isinstance(event, Exported)]
-
-
-def test_the_classifier_preset_trains_head_and_last_blocks(tmp_path: Path) -> None:
-    base = make_random_resnet(tmp_path / "base")
-    prepare(
-        [draw_class_folders(tmp_path / "pictures", {"circle": 10, "square": 10})], tmp_path / "dataset", resolution=64
-    )
-    changes = {**one_epoch_each("classifier", "microsoft/resnet-18"), "base": {"source": str(base)}}
+    changes = {
+        "training": {"epochs": len(stages), "repeats": 1},
+        "stages": stages,
+        "base": {"source": str(base)},
+    }
+    job_dir = tmp_path / "job"
     spec = spec_from_preset("classifier", dataset=str(tmp_path / "dataset"), changes=changes)
-    spec.write(tmp_path / "job")
+    write_spec(job_dir, spec)
 
     assert spec.task is TaskKind.CLASSIFICATION
-    assert run(tmp_path / "job") == EXIT_FINISHED, said(tmp_path / "job")[-1]
-
-    first, second = (event for event in said(tmp_path / "job") if isinstance(event, StageBegan))
-    trained = [{part.name for part in stage.parts if part.trainable} for stage in (first, second)]
-    assert trained[0] == {"head"}
-    assert trained[1] > {"head"}
-
-
-def said(job_dir: Path) -> list[Any]:
-    return [parse_event(line) for line in (job_dir / "events.jsonl").read_bytes().splitlines()]
+    assert fork_server.run("run", str(job_dir)).returncode == EXIT_FINISHED, events_of(job_dir)[-1]
+    first, second = ({part.name for part in event.parts if part.trainable} for event in events_of(job_dir, StageBegan))
+    assert first == {"head"}
+    assert second > {"head"}

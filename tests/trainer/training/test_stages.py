@@ -1,9 +1,10 @@
-"""Stages: which epoch is whose, what trains in it, and how fast each block goes."""
+"""Stages: which epochs they have, what they train, at which rates, and which parameters decay."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import peft
 import pytest
 from torch import nn
 
@@ -12,9 +13,10 @@ from trainer.protocol.settings import Stage
 from trainer.protocol.spec import make_spec
 from trainer.training.stages import (
     check_patterns,
+    decayed_parameters,
     is_trained,
-    lay_out,
     parameter_groups,
+    plan_stages,
     set_trainable,
     stage_at,
     trained_parts,
@@ -22,7 +24,7 @@ from trainer.training.stages import (
 
 
 class Model:
-    """Two modules of three blocks in all, as a method offers them."""
+    """Two modules with five blocks, with the interface of a method."""
 
     def __init__(self) -> None:
         self._text_encoder = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])})
@@ -59,20 +61,20 @@ def rates(model: Model, stage: Stage) -> dict[str, float]:
 
 
 def test_epochs_belong_to_their_stages_in_order() -> None:
-    runs = lay_out(stages({"epochs": 3}, {"epochs": 2}))
+    runs = plan_stages(stages({"epochs": 3}, {"epochs": 2}))
 
     assert [(run.number, run.first_epoch, run.last_epoch) for run in runs] == [(1, 1, 3), (2, 4, 5)]
     assert [stage_at(runs, epoch).number for epoch in (1, 3, 4, 5, 6)] == [1, 1, 2, 2, 2]
-    assert runs[1].epoch_of(5) == 2
+    assert runs[1].epoch_in_stage(5) == 2
 
 
-def test_a_stage_is_told_where_it_begins_and_where_blocks_join() -> None:
-    (run,) = lay_out(stages({"epochs": 4, "unfreeze": [{"blocks": "unet.mid", "from_epoch": 3}]}))
+def test_a_stage_starts_or_unfreezes_at_its_epochs() -> None:
+    (run,) = plan_stages(stages({"epochs": 4, "unfreeze": [{"blocks": "unet.mid", "from_epoch": 3}]}))
 
-    assert [run.begins_anew(epoch) for epoch in (1, 2, 3, 4)] == [True, False, True, False]
+    assert [run.starts_or_unfreezes_at(epoch) for epoch in (1, 2, 3, 4)] == [True, False, True, False]
 
 
-def test_blocks_are_chosen_frozen_and_join_later() -> None:
+def test_blocks_are_trained_frozen_and_unfrozen_later() -> None:
     model = Model()
     (stage,) = stages(
         {
@@ -96,8 +98,8 @@ def test_blocks_are_chosen_frozen_and_join_later() -> None:
     ]
 
 
-def test_what_joins_at_another_epoch_is_a_group_of_its_own() -> None:
-    """The libraries count steps for a group: one that is half frozen would begin without bias correction."""
+def test_blocks_that_are_unfrozen_later_are_a_group_of_their_own() -> None:
+    """Libraries count steps per group: in a shared group they would start without bias correction."""
     model = Model()
     (stage,) = stages({"epochs": 2, "train": ["unet"], "unfreeze": [{"blocks": "unet.down", "from_epoch": 2}]})
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -121,17 +123,17 @@ def test_norms_and_biases_do_not_decay() -> None:
     }
 
 
-def test_text_encoders_have_a_rate_of_their_own_half_by_default() -> None:
+def test_text_encoders_have_their_own_rate_half_by_default() -> None:
     model = Model()
     (plain,) = stages({"epochs": 1}, learning_rate=1e-3)
-    (told,) = stages({"epochs": 1}, learning_rate=1e-3, text_encoder_learning_rate=1e-5)
+    (explicit,) = stages({"epochs": 1}, learning_rate=1e-3, text_encoder_learning_rate=1e-5)
 
     assert rates(model, plain)["text_encoder.layers.0.weight"] == 5e-4
-    assert rates(model, told)["text_encoder.layers.0.weight"] == 1e-5
-    assert rates(model, told)["unet.up.weight"] == 1e-3
+    assert rates(model, explicit)["text_encoder.layers.0.weight"] == 1e-5
+    assert rates(model, explicit)["unet.up.weight"] == 1e-3
 
 
-def test_each_block_goes_slower_than_the_one_behind_it() -> None:
+def test_layer_decay_lowers_the_rate_of_each_earlier_block() -> None:
     (stage,) = stages({"epochs": 1}, learning_rate=1e-2, layer_decay=0.5)
 
     found = rates(Model(), stage)
@@ -140,24 +142,24 @@ def test_each_block_goes_slower_than_the_one_behind_it() -> None:
     assert [found[f"text_encoder.layers.{layer}.weight"] for layer in (1, 0)] == [5e-3, 2.5e-3]
 
 
-def test_a_name_that_is_no_block_is_refused_with_those_that_are() -> None:
-    runs = lay_out(stages({"epochs": 1, "freeze": ["unet.dwon"]}))
+def test_an_unknown_block_is_refused_with_a_list_of_blocks() -> None:
+    runs = plan_stages(stages({"epochs": 1, "freeze": ["unet.dwon"]}))
 
     with pytest.raises(BadSpecError) as refusal:
         check_patterns(Model(), runs)  # type: ignore[arg-type]
 
-    assert "Stage 1 names 'unet.dwon'" in str(refusal.value)
-    assert "unet.down, unet.mid, unet.up" in str(refusal.value)
+    assert "'unet.dwon'" in refusal.value.message
+    assert "unet.down, unet.mid, unet.up" in refusal.value.hint
 
 
 def test_a_stage_that_trains_nothing_is_refused() -> None:
-    runs = lay_out(stages({"epochs": 1}, {"epochs": 1, "train": ["mid"], "freeze": ["unet"]}))
+    runs = plan_stages(stages({"epochs": 1}, {"epochs": 1, "train": ["mid"], "freeze": ["unet"]}))
 
     with pytest.raises(BadSpecError, match="Stage 2 trains nothing"):
         check_patterns(Model(), runs)  # type: ignore[arg-type]
 
 
-def test_parts_are_told_with_what_is_trained_of_how_much() -> None:
+def test_trained_parts_count_trainable_and_all_weights() -> None:
     model = Model()
     (stage,) = stages({"epochs": 1, "train": ["unet.up", "unet.mid"]})
     set_trainable(model, stage, epoch=1)  # type: ignore[arg-type]
@@ -168,3 +170,37 @@ def test_parts_are_told_with_what_is_trained_of_how_much() -> None:
     assert parts["unet.mid"] == (4, 4)
     assert parts["unet.down"] == (0, 6)
     assert not is_trained("unet.down.weight", stage, epoch=1)
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.word = nn.Embedding(10, 4)
+        self.norm = nn.GroupNorm(2, 4)
+        self.linear = nn.Linear(4, 4)
+        self.conv = nn.Conv2d(4, 4, 3)
+
+
+def test_norms_biases_and_embeddings_do_not_decay() -> None:
+    block = Block()
+
+    assert decayed_parameters(block.named_parameters(), [block]) == {"linear.weight", "conv.weight"}
+
+
+@pytest.mark.parametrize(
+    ("config", "part", "is_decayed"),
+    [
+        (peft.LoraConfig(r=2, target_modules=["linear", "conv"]), "lora_A", True),
+        (peft.LoraConfig(r=2, target_modules=["linear", "conv"]), "lora_B", True),
+        (peft.LoraConfig(r=2, target_modules=["linear", "conv"], use_dora=True), "lora_magnitude_vector", False),
+        (peft.IA3Config(target_modules=["linear", "conv"], feedforward_modules=["linear"]), "ia3_l", False),
+        (peft.LoHaConfig(r=2, target_modules=["linear", "conv"]), "hada_w1_a", True),
+        (peft.LoKrConfig(r=1, target_modules=["linear", "conv"]), "lokr_w1", True),
+    ],
+)
+def test_factors_and_magnitudes_of_adapters_do_not_decay(config: peft.PeftConfig, part: str, is_decayed: bool) -> None:
+    model: nn.Module = peft.inject_adapter_in_model(config, Block())
+    named = [(name, parameter) for name, parameter in model.named_parameters() if part in name]
+    assert len(named) >= 2
+
+    assert decayed_parameters(named, [model]) == ({name for name, _ in named} if is_decayed else set())

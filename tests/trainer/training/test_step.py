@@ -1,12 +1,9 @@
-"""One optimizer step is the same whatever memory and processes it has: out of memory, divergence, data parallel."""
+"""An optimizer step does not depend on memory or processes; a training that diverges ends."""
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,29 +14,29 @@ import torch
 from torch import nn
 
 from tests.trainer.conftest import MakeJob
+from tests.trainer.fork_server import ForkedTrainer, ForkServer
+from tests.trainer.job_events import curve_of, events_of
+from trainer.device import Processes
 from trainer.protocol.events import (
     EXIT_FAILED,
     EXIT_FINISHED,
     EXIT_STOPPED,
-    EpochEnded,
     Failed,
     FailureKind,
     Sampled,
     Started,
     StepDone,
     Warned,
-    parse_event,
 )
+from trainer.protocol.run_options import RunOptions
 from trainer.tasks.diffusion import DiffusionTask
-from trainer.tasks.examples import View
-from trainer.training.processes import Processes
+from trainer.tasks.examples import ImageView
 from trainer.training.run import run
-from trainer.training.start import Start
-from trainer.training.step import pieces
+from trainer.training.step import split_micro_batches
 
 pytestmark = pytest.mark.timeout(600)
 
-#: Without dropout, whose random numbers hang on what goes through the model together.
+#: Without dropout, whose random numbers depend on the micro-batch.
 EXACT: dict[str, Any] = {
     "method": {"dropout": 0.0},
     "training": {"epochs": 2, "micro_batch_size": 4, "caption_dropout": 0.3},
@@ -47,48 +44,39 @@ EXACT: dict[str, Any] = {
 }
 
 
-def said(job_dir: Path, kind: type[Any] = object) -> list[Any]:
-    path = job_dir / "events.jsonl"
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    return [event for event in map(parse_event, lines) if isinstance(event, kind)]
+def losses(job_dir: Path) -> list[float]:
+    return [loss for epoch in curve_of(job_dir) for loss in epoch]
 
 
-def curve(job_dir: Path) -> list[float]:
-    return [loss for event in said(job_dir, EpochEnded) for loss in (event.train_loss, event.validation.loss)]
-
-
-def test_a_micro_batch_goes_through_in_parts_that_know_their_place() -> None:
-    views = [View(index=index) for index in range(7)]
+def test_parts_of_a_micro_batch_have_their_position_in_the_step() -> None:
+    views = [ImageView(index=index) for index in range(7)]
     step = (tuple(views[:5]), tuple(views[5:]))
 
-    assert list(pieces(step, 1)) == [(0, step[0]), (5, step[1])]
-    assert [(first, len(part)) for first, part in pieces(step, 2)] == [(0, 3), (3, 2), (5, 1), (6, 1)]
-    assert [part for _, parts in pieces(step, 4) for part in parts] == views
+    assert list(split_micro_batches(step, 1)) == [(0, step[0]), (5, step[1])]
+    assert [(first, len(part)) for first, part in split_micro_batches(step, 2)] == [(0, 3), (3, 2), (5, 1), (6, 1)]
+    assert [part for _, parts in split_micro_batches(step, 4) for part in parts] == views
 
 
-def test_out_of_memory_halves_the_micro_batch_and_learns_the_same(
+@pytest.mark.slow
+def test_out_of_memory_halves_the_micro_batch_without_changing_the_result(
     make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, cramped = make_job("whole", **EXACT), make_job("cramped", **EXACT)
-    assert run(whole) == EXIT_FINISHED
+    assert run(RunOptions(job_dir=whole)) == EXIT_FINISHED
     monkeypatch.setattr(DiffusionTask, "train_loss", with_room_for(1))
 
-    assert run(cramped) == EXIT_FINISHED, said(cramped)[-1]
+    assert run(RunOptions(job_dir=cramped)) == EXIT_FINISHED, events_of(cramped)[-1]
 
-    assert curve(cramped) == pytest.approx(curve(whole), rel=1e-5)
-    warnings = [event for event in said(cramped, Warned) if event.kind == "micro_batch_halved"]
-    assert [event.message.split(": ")[1].split(" pictures")[0] for event in warnings] == [
-        "from here on 2 instead of 4",
-        "from here on 1 instead of 2",
-    ]
+    assert losses(cramped) == pytest.approx(losses(whole), rel=1e-5)
+    warnings = [event for event in events_of(cramped, Warned) if event.kind == "micro_batch_halved"]
+    assert len(warnings) == 2
 
 
-def test_gradient_checkpointing_computes_again_and_learns_the_same(
-    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.slow
+def test_gradient_checkpointing_does_not_change_the_result(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = make_job("plain", **EXACT)
     thrifty = make_job("thrifty", **{**EXACT, "training": {**EXACT["training"], "gradient_checkpointing": True}})
-    assert run(plain) == EXIT_FINISHED
+    assert run(RunOptions(job_dir=plain)) == EXIT_FINISHED
     calls = []
     real = torch.utils.checkpoint.checkpoint
 
@@ -97,41 +85,40 @@ def test_gradient_checkpointing_computes_again_and_learns_the_same(
         return real(*arguments, **options)
 
     monkeypatch.setattr("torch.utils.checkpoint.checkpoint", counted)
-    assert run(thrifty) == EXIT_FINISHED, said(thrifty)[-1]
+    assert run(RunOptions(job_dir=thrifty)) == EXIT_FINISHED, events_of(thrifty)[-1]
 
     assert calls
-    assert curve(thrifty) == pytest.approx(curve(plain), rel=1e-5)
+    assert losses(thrifty) == pytest.approx(losses(plain), rel=1e-5)
 
 
-def test_a_device_without_room_for_one_picture_is_one_sentence(
-    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.slow
+def test_a_device_without_room_for_one_image_fails(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
     job_dir = make_job(**EXACT)
     monkeypatch.setattr(DiffusionTask, "train_loss", with_room_for(0))
 
-    assert run(job_dir) == EXIT_FAILED
+    assert run(RunOptions(job_dir=job_dir)) == EXIT_FAILED
 
-    (failed,) = said(job_dir, Failed)
+    (failed,) = events_of(job_dir, Failed)
     assert failed.kind is FailureKind.OUT_OF_MEMORY
-    assert failed.message.startswith("Not even one picture")
 
 
-def with_room_for(pictures: int) -> Any:
-    """A `train_loss` on a device where no more than so many pictures fit."""
+def with_room_for(images: int) -> Any:
+    """Return a `train_loss` for a device that has room for this many images."""
     real = DiffusionTask.train_loss
 
     def train_loss(self: DiffusionTask, examples: Any, views: Any, seeds: Any) -> torch.Tensor:
-        if len(views) > pictures:
+        if len(views) > images:
             raise torch.OutOfMemoryError("no room")
         return real(self, examples, views, seeds)
 
     return train_loss
 
 
-def test_a_loss_that_shoots_up_ends_in_words_and_the_best_epoch_can_be_had(
+@pytest.mark.slow
+def test_a_rising_loss_ends_the_training_and_the_best_epoch_can_be_exported(
     make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # 8 pictures, 8 times: an epoch of 64, twice what a judgement needs.
+    # 8 images, 8 times: an epoch of 64, twice the window for divergence.
     job_dir = make_job(**{**EXACT, "training": {**EXACT["training"], "repeats": 8}})
     real = DiffusionTask.train_loss
 
@@ -141,16 +128,15 @@ def test_a_loss_that_shoots_up_ends_in_words_and_the_best_epoch_can_be_had(
 
     with monkeypatch.context() as patched:
         patched.setattr(DiffusionTask, "train_loss", shooting_up)
-        assert run(job_dir) == EXIT_FAILED
+        assert run(RunOptions(job_dir=job_dir)) == EXIT_FAILED
 
-    (failed,) = said(job_dir, Failed)
+    (failed,) = events_of(job_dir, Failed)
     assert failed.kind is FailureKind.DIVERGED
-    assert "The loss rose from" in failed.message
-    assert run(job_dir, Start(is_finishing=True)) == EXIT_FINISHED
+    assert run(RunOptions(job_dir=job_dir, finish=True)) == EXIT_FINISHED
 
 
-def test_summed_gradients_lie_in_memory_as_their_parameters_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's fused optimizers walk both by the same addresses: another layout would train other weights."""
+def test_summed_gradients_have_the_strides_of_their_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's fused optimizers address both alike: other strides would update the wrong weights."""
     parameter = nn.Parameter(torch.zeros(4, 3, 2, 2).to(memory_format=torch.channels_last))
     late = nn.Parameter(torch.zeros(2))
     gradient = torch.arange(48.0).reshape(4, 3, 2, 2)
@@ -164,58 +150,64 @@ def test_summed_gradients_lie_in_memory_as_their_parameters_do(monkeypatch: pyte
     assert parameter.grad is not None
     assert parameter.grad.stride() == parameter.stride()
     assert torch.equal(parameter.grad, 2 * gradient)
-    # Without a gradient here, it may have one in another process.
+    # It has no gradient here, but may have one on another rank.
     assert late.grad is not None
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_does(make_job: MakeJob) -> None:
+def test_two_processes_train_what_one_trains(make_job: MakeJob, fork_server: ForkServer) -> None:
     alone, shared = make_job("alone", **EXACT), make_job("shared", **EXACT)
-    assert run(alone) == EXIT_FINISHED
+    assert run(RunOptions(job_dir=alone)) == EXIT_FINISHED
 
-    assert [process.wait(300) for process in start_two(shared)] == [EXIT_FINISHED, EXIT_FINISHED], log_of(shared)
+    assert [process.wait(300) for process in start_two(fork_server, shared)] == [EXIT_FINISHED, EXIT_FINISHED], log_of(
+        shared
+    )
 
-    assert curve(shared) == pytest.approx(curve(alone), rel=1e-5)
-    assert [event.seq for event in said(shared)] == list(range(1, len(said(shared)) + 1))
-    assert said(shared, Started)[0].processes == 2
-    # Each process drew its share; together they are the pictures that one would have drawn.
-    for one, other in zip(said(alone, Sampled), said(shared, Sampled), strict=True):
+    assert losses(shared) == pytest.approx(losses(alone), rel=1e-5)
+    assert [event.seq for event in events_of(shared)] == list(range(1, len(events_of(shared)) + 1))
+    assert events_of(shared, Started)[0].processes == 2
+    # The ranks shared the samples.
+    for one, other in zip(events_of(alone, Sampled), events_of(shared, Sampled), strict=True):
         for ours, theirs in zip(one.samples, other.samples, strict=True):
             assert (shared / theirs.path).exists()
             assert (ours.prompt, ours.seed) == (theirs.prompt, theirs.seed)
 
 
 @pytest.mark.slow
-def test_a_stop_that_one_process_hears_stops_both_after_the_same_step(make_job: MakeJob) -> None:
+def test_a_stop_signal_to_one_process_stops_both_after_the_same_step(
+    make_job: MakeJob, fork_server: ForkServer
+) -> None:
     job_dir = make_job(
         **{**EXACT, "training": {**EXACT["training"], "epochs": 500}, "early_stopping": {"enabled": False}}
     )
-    processes = start_two(job_dir)
+    processes = start_two(fork_server, job_dir)
     deadline = time.monotonic() + 240
-    while not said(job_dir, StepDone):
+    while not events_of(job_dir, StepDone):
         assert time.monotonic() < deadline, log_of(job_dir)
         time.sleep(0.1)
 
     processes[1].send_signal(signal.SIGTERM)
 
     assert [process.wait(120) for process in processes] == [EXIT_STOPPED, EXIT_STOPPED], log_of(job_dir)
-    stopped = said(job_dir)[-1]
+    stopped = events_of(job_dir)[-1]
     assert (job_dir / stopped.checkpoint / "state.json").exists()
 
 
-def start_two(job_dir: Path) -> list[subprocess.Popen[bytes]]:
-    """Two processes that share a training by gloo, as `accelerate launch --num_processes 2` starts them."""
+def start_two(server: ForkServer, job_dir: Path) -> list[ForkedTrainer]:
+    """Start two processes that share a training by gloo, as `accelerate launch --num_processes 2` does."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
-    processes = []
-    for rank in ("0", "1"):
-        env = {**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"}
-        with (job_dir / f"rank-{rank}.log").open("wb") as log:
-            command = [sys.executable, "-m", "trainer", "run", str(job_dir)]
-            processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=env))
-    return processes
+    return [
+        server.start(
+            "run",
+            str(job_dir),
+            log=job_dir / f"rank-{rank}.log",
+            env={**shared, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
+        )
+        for rank in ("0", "1")
+    ]
 
 
 def log_of(job_dir: Path) -> str:

@@ -1,0 +1,117 @@
+"""`/study`: one request, one card, a run for each fold, one result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bot.cogs.study_command import compare_request
+from bot.errors import JobRefused
+from bot.queue import PauseKind, State
+from tests.bot.cogs.conftest import World, answer, text_of, world
+from tests.bot.cogs.room import DEFECTIVE, buttons, press, shown_again
+from tests.bot.cogs.test_job_buttons import state
+
+
+@pytest.mark.slow
+async def test_a_cross_validation_is_one_card_and_one_result(data_dir: Path) -> None:
+    async with world(data_dir) as lab:
+        await lab.train()
+        reply = answer(await lab.ana.slash(lab.channel, "study kfold", from_dataset="fox", epochs=1, folds=2))
+        assert "Queued #2 “fox”" in reply
+        done = await lab.until_shown("#2 fox is done")
+        assert "your 2-fold cross-validation is over.\n→ All folds agree." in done
+        assert "**fold 1**" in done
+        assert await state(lab, 2) is State.SUCCEEDED
+        assert lab.posts("#3") == []
+        assert "3-fold" not in done
+        assert "2-fold cross-validation" in answer(await lab.ben.slash(lab.channel, "job status", id="2"))
+        listed = answer(await lab.ben.slash(lab.channel, "job list"))
+        assert "#2 fox" in listed
+        assert "#3" not in listed
+
+
+async def test_a_study_that_the_trainer_refuses_is_not_queued(data_dir: Path) -> None:
+    async with world(data_dir) as lab:
+        await lab.train()
+        reply = answer(await lab.ana.slash(lab.channel, "study compare", from_dataset="fox", vary="method.rank=8,32"))
+        assert "is no setting of this stand-in. Nothing was queued." in reply
+        assert len(await lab.recent()) == 1
+        assert lab.env.errors
+
+
+@pytest.mark.slow
+async def test_a_duplicate_study_is_queued_only_after_a_confirmation(data_dir: Path) -> None:
+    async with world(data_dir) as lab:
+        await lab.train()
+        asked = {"from_dataset": "fox", "epochs": 1, "folds": 2}
+        await lab.ana.slash(lab.channel, "study kfold", **asked)
+        # Its own runs are no duplicates of it.
+        result = await lab.ben.slash(lab.channel, "study kfold", **asked, name="another")
+        assert "Same data and settings as **#2**" in answer(result)
+        assert list(buttons(result.response)) == ["Open #2", "Queue anyway"]
+        assert "2-fold cross-validation" in answer(await press(lab.ben, result.response.message, "Open #2"))
+        await lab.until_shown("#2 fox is done")
+        assert [await state(lab, child) for child in await runs_of(lab, 2)] == [State.SUCCEEDED] * 2
+        assert "Same data" in answer(await lab.ana.slash(lab.channel, "study kfold", **asked))
+
+        again = await press(lab.ben, result.response.message, "Queue anyway")
+
+        assert "✅ **Queued #" in answer(again)
+        twin = (await lab.recent())[0]
+        assert (twin.name, twin.owner_id, twin.gpus, twin.study is not None) == ("another", lab.ben.id, 0, True)
+        await lab.until_shown(f"#{twin.id} another is done")
+        assert len(await runs_of(lab, twin.id)) == 2
+
+
+async def runs_of(lab: World, study_id: int) -> list[int]:
+    return [child.id for child in await lab.jobs.studies.children(study_id)]
+
+
+async def test_the_request_of_a_study_is_part_of_its_fingerprint(data_dir: Path) -> None:
+    async with world(data_dir) as lab:
+        await lab.train()
+        await lab.jobs.control.pause(PauseKind.PAUSE, by=1)
+        # The training with the same settings has succeeded, as #1.
+        for folds in (2, 3):
+            reply = answer(await lab.ana.slash(lab.channel, "study kfold", from_dataset="fox", epochs=1, folds=folds))
+            assert "Queued" in reply
+        reply = answer(await lab.ana.slash(lab.channel, "study kfold", from_dataset="fox", epochs=1, folds=3))
+        assert "Same data" in reply
+        seeded = answer(await lab.ana.slash(lab.channel, "study kfold", from_dataset="fox", epochs=1, folds=3, seed=7))
+        assert "Queued" in seeded
+
+
+async def test_the_draft_of_a_study_is_shown_as_a_study(data_dir: Path) -> None:
+    async with world(data_dir) as lab:
+        await lab.train(dataset=DEFECTIVE)
+        for _ in range(2):
+            await lab.ana.slash(lab.channel, "study kfold", from_dataset="fox", epochs=1, folds=2)
+        page = (await lab.ana.slash(lab.channel, "dataset review", dataset="fox")).response.message
+        await press(lab.ana, page, "Done")
+        card = shown_again(lab, page)
+        assert "2-fold cross-validation of **fox** · 1 epoch" in text_of(card)
+        await press(lab.ana, card, "Go on")
+        assert len(await lab.recent()) == 2, "it is a duplicate still"
+
+
+async def test_datasets_presets_and_bases_are_offered(data_dir: Path) -> None:
+    async with world(data_dir) as lab:
+        await lab.train()
+        choices = await lab.ben.autocomplete(lab.channel, "study kfold", "from_dataset", "fo")
+        assert [choice["value"] for choice in choices] == ["fox"]
+        assert await lab.ben.autocomplete(lab.channel, "study compare", "preset", "")
+        assert await lab.ben.autocomplete(lab.channel, "study compare", "base", "tiny")
+
+
+def test_varied_settings_are_separated_by_semicolons() -> None:
+    request = compare_request(" training.learning_rate=1e-4,3e-4; method.rank=8,32; ", finishes=False)
+    assert request.vary == ("training.learning_rate=1e-4,3e-4", "method.rank=8,32")
+    assert not request.finishes
+
+
+def test_too_many_or_no_varied_settings_are_refused() -> None:
+    for vary in (" ; ", "; ".join(f"method.rank={n}" for n in range(9))):
+        with pytest.raises(JobRefused):
+            compare_request(vary, finishes=True)

@@ -1,0 +1,228 @@
+"""Files of jobs are deleted as planned; a kill between any two steps leaves a whole folder or none."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from bot.config import RetentionSettings
+from bot.db import Database
+from bot.queue import JobStore
+from bot.queue.planning.retention import Storage, bytes_in
+from bot.queue.store.history import read_entries
+from bot.scheduled import cleanup as module
+from bot.scheduled.alerts import AdminNotifier
+from bot.scheduled.cleanup import RetentionRunner
+from bot.ui.admin_news import FilesDeleted
+from tests.bot.conftest import Submit
+from tests.bot.fakes import FakeClock, Killed
+from tests.bot.scheduled.conftest import LOG_CHANNEL, ReadNews
+
+
+@pytest.fixture
+def jobs_dir(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "jobs"
+
+
+@pytest.fixture
+def retention(db: Database, notifier: AdminNotifier, clock: FakeClock, tmp_path: Path) -> RetentionRunner:
+    settings = RetentionSettings(max_age_days=30, keep_newest=0)
+    return RetentionRunner(db, data_dir=tmp_path / "data", settings=settings, notifier=notifier, clock=clock)
+
+
+async def end(db: Database, job_id: int, clock: FakeClock, *, days: float = 0, state: str = "succeeded") -> None:
+    async with db.transaction() as connection:
+        await connection.execute_fetchall(
+            "UPDATE job SET state = ?, ended_at = ? WHERE id = ?", (state, clock.at - days * 86_400, job_id)
+        )
+
+
+def fill(folder: Path) -> Path:
+    for name in ("spec.json", "output/fox.safetensors", "checkpoints/step-1/state.bin"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x" * 1000)
+    return folder
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+async def test_files_are_deleted_as_planned_and_it_is_recorded(
+    db: Database,
+    store: JobStore,
+    submit: Submit,
+    clock: FakeClock,
+    jobs_dir: Path,
+    retention: RetentionRunner,
+    sent_news: ReadNews,
+) -> None:
+    for number, days in ((1, 61), (2, 31), (3, 1)):
+        await submit()
+        await end(db, number, clock, days=days)
+        fill(jobs_dir / str(number))
+    assert await retention.run() == 2
+    assert not (jobs_dir / "1").exists()
+    assert files(jobs_dir / "2") == {"spec.json", "output/fox.safetensors"}
+    assert len(files(jobs_dir / "3")) == 3
+    assert [(await store.get(number)).are_files_deleted for number in (1, 2, 3)] == [True, False, False]
+    entries = {entry.verb: entry.why for entry in await read_entries(db) if entry.verb.startswith("delete")}
+    assert "61 days" in (entries["delete everything"] or "")
+    assert "delete checkpoints" in entries
+    assert names(jobs_dir) == {"2", "3"}
+    assert await sent_news() == [(LOG_CHANNEL, FilesDeleted(jobs=2, bytes=4000))]
+    assert await retention.run() == 0
+
+
+async def test_a_dry_run_deletes_nothing_and_logs_what_it_would(
+    db: Database, submit: Submit, clock: FakeClock, jobs_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    await submit()
+    await end(db, 1, clock, days=61)
+    fill(jobs_dir / "1")
+    settings = RetentionSettings(max_age_days=30, keep_newest=0, dry_run=True)
+    assert await RetentionRunner(db, data_dir=tmp_path / "data", settings=settings, clock=clock).run() == 0
+    assert len(files(jobs_dir / "1")) == 3
+    assert "would delete #1 fox" in caplog.text
+
+
+async def test_a_job_that_is_needed_again_since_the_plan_is_kept(
+    db: Database,
+    store: JobStore,
+    submit: Submit,
+    clock: FakeClock,
+    jobs_dir: Path,
+    retention: RetentionRunner,
+    tmp_path: Path,
+) -> None:
+    for number in (1, 2):
+        await submit()
+        await end(db, number, clock, days=61, state="failed")
+        fill(jobs_dir / str(number))
+    settings = RetentionSettings(max_age_days=30, keep_newest=0)
+    plan, _ = await Storage(db, data_dir=tmp_path / "data", settings=settings, clock=clock).survey()
+    await store.retry(1, by=1)
+    await store.pin(2, by=1)
+    assert [await retention.delete(deletion) for deletion in plan.deletions] == [False, False]
+    assert len(files(jobs_dir)) == 6
+
+
+async def test_a_study_and_its_children_are_deleted_together_or_not_at_all(
+    db: Database, submit: Submit, clock: FakeClock, jobs_dir: Path, retention: RetentionRunner
+) -> None:
+    for number in (1, 2):
+        await submit()
+        await end(db, number, clock, days=61)
+    async with db.transaction() as connection:
+        await connection.execute_fetchall(
+            "UPDATE job SET parent_id = 1, folder = '1/runs/a', child_name = 'a', state = 'paused', ended_at = NULL"
+            " WHERE id = 2"
+        )
+    fill(jobs_dir / "1")
+    fill(jobs_dir / "1/runs/a")
+    assert await retention.run() == 0
+    await end(db, 2, clock, days=31)
+    assert await retention.run() == 1
+    assert not (jobs_dir / "1").exists()
+    rows = await db.all("SELECT files_deleted_at FROM job")
+    assert all(row["files_deleted_at"] == clock.at for row in rows)
+
+
+async def test_a_study_loses_the_checkpoints_of_all_its_children(
+    db: Database, submit: Submit, clock: FakeClock, jobs_dir: Path, retention: RetentionRunner
+) -> None:
+    for number in (1, 2):
+        await submit()
+        await end(db, number, clock, days=31)
+    async with db.transaction() as connection:
+        await connection.execute_fetchall(
+            "UPDATE job SET parent_id = 1, folder = '1/runs/a', child_name = 'a' WHERE id = 2"
+        )
+    fill(jobs_dir / "1/runs/a")
+    assert await retention.run() == 1
+    assert files(jobs_dir / "1/runs/a") == {"spec.json", "output/fox.safetensors"}
+
+
+@pytest.mark.parametrize("step", ["_move", "_remove"])
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_a_bot_killed_in_the_middle_leaves_a_whole_folder_or_none(
+    db: Database,
+    store: JobStore,
+    submit: Submit,
+    clock: FakeClock,
+    jobs_dir: Path,
+    retention: RetentionRunner,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    when: str,
+) -> None:
+    await submit()
+    await end(db, 1, clock, days=61)
+    fill(jobs_dir / "1")
+    original = getattr(module, step)
+
+    def killed(*paths: Path) -> None:
+        if paths[0].exists():
+            if when == "after":
+                original(*paths)
+            raise Killed
+        original(*paths)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, step, killed)
+        with pytest.raises(Killed):
+            await retention.run()
+    # What is left no longer belongs to the job.
+    assert (await store.get(1)).are_files_deleted
+    assert not (jobs_dir / "1").exists() or len(files(jobs_dir / "1")) == 3
+    await retention.empty_trash()
+    assert names(jobs_dir) == set()
+    assert len([entry for entry in await read_entries(db) if entry.verb == "delete everything"]) == 1
+
+
+async def test_a_bot_killed_before_the_deletion_is_recorded_has_deleted_nothing(
+    db: Database,
+    store: JobStore,
+    submit: Submit,
+    clock: FakeClock,
+    jobs_dir: Path,
+    retention: RetentionRunner,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await submit()
+    await end(db, 1, clock, days=61)
+    fill(jobs_dir / "1")
+
+    async def killed(*values: object, **more: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "write_entry", killed)
+        with pytest.raises(Killed):
+            await retention.run()
+    assert not (await store.get(1)).are_files_deleted
+    assert len(files(jobs_dir / "1")) == 3
+
+
+async def test_links_are_not_followed(
+    db: Database, submit: Submit, clock: FakeClock, jobs_dir: Path, retention: RetentionRunner, tmp_path: Path
+) -> None:
+    precious = fill(tmp_path / "elsewhere")
+    for number in (1, 2):
+        await submit()
+        await end(db, number, clock, days=61)
+    fill(jobs_dir / "1")
+    (jobs_dir / "1" / "linked").symlink_to(precious, target_is_directory=True)
+    (jobs_dir / "2").symlink_to(precious, target_is_directory=True)
+    assert bytes_in(jobs_dir / "1") < 3100
+    assert bytes_in(jobs_dir / "2") == 0
+    await retention.run()
+    assert not (jobs_dir / "1").exists()
+    assert len(files(precious)) == 3

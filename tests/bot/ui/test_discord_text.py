@@ -1,0 +1,47 @@
+"""Escaping, bars and trends as they are shown in a message."""
+
+from __future__ import annotations
+
+import pytest
+
+from bot.ui.discord_text import escape, ordinal, progress_bar, shorten, sparkline, trend
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a_b*c", r"a\_b\*c"),
+        ("[x](https://e.example)", r"\[x\](https://e.example)"),
+        ("# heading", r"\# heading"),
+        ("> quote", r"\> quote"),
+        ("- item", r"\- item"),
+        ("two\nlines", "two lines"),
+        ("\u202egnp.exe", "gnp.exe"),
+        ("<@1> <t:1> <:a:1>", "<\u200b@\u200b1> <\u200bt:1> <\u200b:a:1>"),
+        ("@everyone", "@\u200beveryone"),
+        ("1 < 2", "1 < 2"),
+    ],
+)
+def test_untrusted_text_is_shown_as_it_is(text: str, shown: str) -> None:
+    assert escape(text) == shown
+
+
+def test_long_text_ends_in_an_ellipsis() -> None:
+    assert shorten("a" * 20, 10) == "a" * 9 + "…"
+    assert shorten("a" * 10, 10) == "a" * 10
+
+
+def test_a_progress_bar_is_full_only_at_the_end() -> None:
+    assert [progress_bar(share, 4) for share in (0.999, 1, 7)] == ["▰▰▰▱", "▰▰▰▰", "▰▰▰▰"]
+
+
+def test_a_sparkline_follows_the_values() -> None:
+    assert [sparkline(values) for values in ([1.0, 0.5, 0.0], [3.0, 3.0], [])] == ["█▅▁", "▁▁", ""]
+
+
+def test_a_trend_needs_half_a_percent() -> None:
+    assert [trend(1.0, None), trend(0.9, 1.0), trend(1.1, 1.0), trend(1.001, 1.0)] == ["", " ▼", " ▲", " ▬"]
+
+
+def test_ordinals() -> None:
+    assert [ordinal(number) for number in (1, 2, 3, 11, 23)] == ["1st", "2nd", "3rd", "11th", "23rd"]

@@ -1,0 +1,308 @@
+"""The card of a job, its posts, and the answers to its owner."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from discord import ui
+
+from bot.queue.domain.job import EndReason, EndReasonKind, Job, Priority, State, StopIntent
+from bot.queue.domain.verbs import Verb, is_applicable
+from bot.queue.store.queue_control import PauseKind, QueuePause
+from bot.ui.job_card import job_card
+from bot.ui.job_context import StartForecast
+from bot.ui.job_endings import cancelled_post, done_post, failed_post
+from bot.ui.job_posts import base_post, early_stop_post, epoch_post, lost_post, paused_post, stage_post, warning_post
+from bot.ui.job_replies import receipt, samples_reply, shared_post, verb_reply
+from tests.bot.ui.examples import (
+    NOW,
+    OWNER,
+    context,
+    epoch_ended,
+    exported,
+    finding,
+    finished,
+    image,
+    job,
+    progress,
+    report,
+    sampled,
+    validation,
+)
+from tests.bot.ui.rendering import alt_texts, check_messages, file_names, text_of, verbs
+from trainer.protocol import events
+from trainer.protocol.events import (
+    BaseValidated,
+    Failed,
+    FailureKind,
+    Phase,
+    StageBegan,
+    Stopped,
+    StoppedEarly,
+    TrainedPart,
+)
+from trainer.protocol.report import FindingKind
+from trainer.protocol.spec import make_spec
+
+GOLDEN = Path(__file__).parent / "golden"
+LATER = NOW + timedelta(minutes=35)
+PAUSE = QueuePause(kind=PauseKind.PAUSE, by=7, at=NOW, why="driver update")
+FAILED = Failed(seq=1, time=0, kind=FailureKind.OUT_OF_MEMORY, message="Out of memory at step 12.", hint="Use rank 8.")
+
+
+def queued(**changes: Any) -> Job:
+    return job(**{"state": State.QUEUED, "attempt": 0, "progress": progress(0, step=None, base=None), **changes})
+
+
+# -- the card -----------------------------------------------------------------------------------------------------
+
+
+def test_the_card_of_each_state(job_dir: Path) -> None:
+    better_before = (epoch_ended(1, 0.88, best_epoch=1), epoch_ended(2, 0.91, best_epoch=1))
+    died = EndReason(kind=EndReasonKind.PROCESS_DIED, attempt=3, max_attempts=3, epoch=4, kept_epoch=3)
+    jobs = {
+        "running": job(),
+        "running, the best epoch is not the last": job(progress=progress(epochs=better_before)),
+        "running again, unusual": job(slots=("GPU 0 · RTX 4090",), attempt=2, priority=Priority.LOW),
+        "exporting": job(progress=progress(phase=Phase.EXPORTING)),
+        "preparing": job(state=State.PREPARING, progress=progress(0, step=None, phase=None)),
+        "queued": queued(),
+        "queued again": job(state=State.QUEUED),
+        "queued again, without a checkpoint": job(state=State.QUEUED, progress=progress(0, step=None)),
+        "queued to export": job(state=State.QUEUED, stop_intent=StopIntent.KEEP_BEST),
+        "stopping, to cancel": job(state=State.STOPPING, stop_intent=StopIntent.CANCEL),
+        "stopping, to keep the best": job(state=State.STOPPING, stop_intent=StopIntent.KEEP_BEST),
+        "stopping, to pause": job(state=State.STOPPING, stop_intent=StopIntent.PAUSE),
+        "stopping, to requeue": job(state=State.STOPPING, stop_intent=StopIntent.REQUEUE),
+        "paused": job(state=State.PAUSED, stopped_by=7),
+        "succeeded": job(state=State.SUCCEEDED, terminal_event=finished()),
+        "stopped": job(state=State.STOPPED, stopped_by=7),
+        "failed": job(state=State.FAILED, end_reason=died),
+        "cancelled": job(state=State.CANCELLED, stopped_by=7),
+        "failed, files deleted": job(state=State.FAILED, are_files_deleted=True),
+    }
+    cards = {name: job_card(each, context(job_dir, position=2, since=NOW)) for name, each in jobs.items()}
+    check_messages(GOLDEN / "job_cards.txt", cards, job_dir)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "cancel pause keep_best samples refresh"),
+        ({"state": State.SUCCEEDED}, "samples"),
+        ({"state": State.STOPPED}, "samples"),
+        ({"state": State.FAILED}, "retry samples"),
+        ({"state": State.CANCELLED}, "retry samples"),
+        ({"state": State.FAILED, "are_files_deleted": True}, ""),
+        ({"state": State.PAUSED}, "resume cancel samples refresh"),
+        ({"state": State.QUEUED}, "cancel pause samples refresh"),
+        ({"state": State.PREPARING}, "cancel pause samples refresh"),
+        ({"state": State.STOPPING, "stop_intent": StopIntent.CANCEL}, "samples refresh"),
+        ({"state": State.STOPPING, "stop_intent": StopIntent.PAUSE}, "cancel samples refresh"),
+        ({"state": State.RUNNING, "stop_intent": StopIntent.KEEP_BEST}, "cancel samples refresh"),
+    ],
+)
+def test_a_card_has_the_buttons_that_apply(job_dir: Path, changes: dict[str, Any], expected: str) -> None:
+    assert verbs(job_card(job(**changes), context(job_dir))) == expected.split()
+
+
+def test_a_card_carries_the_chart_and_notifies_no_one(job_dir: Path) -> None:
+    card = job_card(job(), context(job_dir))
+
+    assert file_names(card) == ["loss-e3.png"]
+    assert (card.is_silent, card.mentions) == (True, None)
+    assert "e3 train 0.0900, val 0.85×" in (alt_texts(card)[0] or "")
+
+
+def test_why_a_queued_job_waits(job_dir: Path) -> None:
+    soon = StartForecast(starts_at=NOW + timedelta(seconds=0.5), seconds=290)
+    known = StartForecast(starts_at=LATER, seconds=2880, usual_error=0.15)
+    later = StartForecast(starts_at=LATER + timedelta(minutes=20), seconds=2880)
+    passed = NOW - timedelta(minutes=1)
+    cases: dict[str, tuple[Job, dict[str, Any]]] = {
+        "only its turn": (queued(run_after=passed), {"owner_runs": 1, "owner_may_run": 2, "slots": 1}),
+        "queue paused, with a forecast": (queued(), {"queue_pause": PAUSE, "forecast": known}),
+        "delayed start": (queued(run_after=LATER), {}),
+        "delayed start, as forecast": (queued(run_after=LATER), {"forecast": known}),
+        "delayed start, forecast later": (queued(run_after=LATER), {"forecast": later}),
+        "back-off": (queued(run_after=LATER, attempt=1), {}),
+        "window closed": (queued(), {"why_closed": "The training window opens Mon 20:00 (UTC)."}),
+        "owner's limit": (queued(), {"owner_runs": 2, "owner_may_run": 2}),
+        "owner's limit of one": (queued(), {"owner_runs": 1, "owner_may_run": 1}),
+        "several GPUs": (queued(gpus=4), {"free_slots": 1, "slots": 4}),
+        "forecast": (queued(), {"forecast": known}),
+        "starts now": (queued(), {"forecast": soon}),
+        "priority": (queued(priority=Priority.HIGH), {}),
+    }
+    cards = {
+        name: text_of(job_card(each, context(job_dir, position=1, **around))) for name, (each, around) in cases.items()
+    }
+    check_messages(GOLDEN / "waiting_cards.txt", cards, job_dir)
+
+
+# -- posts --------------------------------------------------------------------------------------------------------
+
+
+def test_the_posts_of_a_running_job(job_dir: Path) -> None:
+    here = context(job_dir)
+    history = progress(4)
+    validated = BaseValidated(seq=1, time=0, validation=validation())
+    classified = epoch_ended(3).model_copy(update={"gap": 0.04, "metrics": {"balanced_accuracy": 0.917}})
+    early = StoppedEarly(
+        seq=1, time=0, epoch=7, best_epoch=5, best_ratio=0.88, reason="The loss has not fallen.", epochs_saved=3,
+        seconds_saved=870,
+    )  # fmt: skip
+    # Of the first block nothing is trained.
+    parts = tuple(TrainedPart(name=f"unet.up_blocks.{n}", trainable=100 * n, total=1000) for n in range(11))
+    began = StageBegan(
+        seq=1, time=0, stage=2, name="deeper @everyone", first_epoch=4, last_epoch=9, learning_rate=1e-5,
+        optimizer="lion", schedule="cosine", resolution=512, trainable_parameters=5500, parts=parts,
+    )  # fmt: skip
+    posts = {
+        "base": base_post(job(), here, sampled(0), validated),
+        "base, sheet too large": base_post(job(), context(job_dir, file_limit=10), sampled(0), validated),
+        "epoch": epoch_post(job(progress=history), here, sampled(3, ("a red fox",)), history.epochs[2]),
+        "epoch of a classifier": epoch_post(job(), here, None, classified),
+        "early stop": early_stop_post(job(), here, early),
+        "stage": stage_post(job(), here, began),
+        "warning": warning_post(job(), here, "Three captions are too long."),
+        "lost": lost_post(job(state=State.QUEUED), here, "The disk was full. It starts again."),
+        "paused": paused_post(job(state=State.PAUSED, stopped_by=7), here, ""),
+    }
+    check_messages(GOLDEN / "job_posts.txt", posts, job_dir)
+    assert all(post.is_silent and post.mentions is None for post in posts.values())
+    assert file_names(posts["base, sheet too large"]) == []
+    assert "unet.up_blocks.0" not in text_of(posts["stage"])
+
+
+def test_the_posts_at_the_end_of_a_job(job_dir: Path) -> None:
+    here = context(job_dir)
+    spec = make_spec({"name": "fox-lora", "dataset": "x", "training": {"trigger": "mfox"}})
+    tested = events.Tested(seq=7, time=0, test=validation(0.9), base_loss=0.1)
+    files = (exported(), finished())
+    stopped = Stopped(seq=1, time=0, epoch=3, step=31, checkpoint="c")
+    no_better = (exported(), finished(best_ratio=1.02, stopped_early=False))
+    posts = {
+        "done": done_post(job(state=State.SUCCEEDED, spec=spec), here, (tested, *files)),
+        "done, no better than the base": done_post(job(state=State.SUCCEEDED), here, no_better),
+        "done, ended early by a person": done_post(job(state=State.STOPPED, stopped_by=7), here, files),
+        "failed": failed_post(job(state=State.FAILED), here, FAILED, ""),
+        "failed, by the queue": failed_post(job(state=State.FAILED), here, None, "It died three times."),
+        "cancelled": cancelled_post(job(state=State.CANCELLED, stopped_by=7), here, stopped),
+        "cancelled before it started": cancelled_post(queued(state=State.CANCELLED), here, None),
+    }
+    check_messages(GOLDEN / "job_endings.txt", posts, job_dir)
+
+
+def test_the_result_carries_its_files_and_notifies_only_its_owner(job_dir: Path) -> None:
+    post = done_post(job(state=State.SUCCEEDED), context(job_dir), (exported(), finished()))
+
+    assert file_names(post) == ["fox-lora-base-and-best.png", "fox-lora-kohya.safetensors"]
+    attached = [item.media.url for item in post.layout.walk_children() if isinstance(item, ui.File)]
+    assert attached == ["attachment://fox-lora-kohya.safetensors"]
+    assert dict(post.allowed_mentions.to_dict()) == {"parse": [], "users": [OWNER]}
+    assert not post.is_silent
+
+
+def test_weights_that_are_too_large_are_named_by_their_path(job_dir: Path) -> None:
+    (job_dir / "output/a.safetensors").write_bytes(b"x" * 2000)
+
+    post = done_post(job(state=State.SUCCEEDED), context(job_dir, file_limit=1000), (exported(), finished()))
+
+    assert file_names(post) == ["fox-lora-base-and-best.png"]
+    assert f"{job_dir}/output/a.safetensors" in text_of(post)
+
+
+def test_each_kind_of_export_is_handed_over_with_how_to_load_it(job_dir: Path) -> None:
+    full = {"method": {"kind": "full"}}
+    inversion = {"method": {"kind": "textual_inversion"}, "training": {"trigger": "zork"}}
+    cases: dict[str, tuple[dict[str, Any], str, str]] = {
+        "LoRA": ({}, "diffusers", "output/a.safetensors"),
+        "embedding": (inversion, "embedding", "output/zork.safetensors"),
+        "checkpoint": (full, "checkpoint", "output/a.safetensors"),
+        "full model": (full, "diffusers", "output/diffusers"),
+        "LoHa": ({"method": {"kind": "loha"}}, "diffusers", "output/diffusers"),
+        "classifier": ({**full, "task": "classification"}, "transformers", "output/classifier"),
+    }
+    posts = {}
+    for name, (settings, kind, path) in cases.items():
+        spec = make_spec({"name": "fox-lora", "dataset": "x", **settings})
+        posts[name] = done_post(job(spec=spec), context(job_dir), (exported(kind, path), finished()))
+    check_messages(GOLDEN / "exports.txt", posts, job_dir)
+
+
+# -- answers ------------------------------------------------------------------------------------------------------
+
+
+def test_the_receipt_of_a_queued_job(job_dir: Path) -> None:
+    found = report(
+        image(1),
+        image(2, finding(FindingKind.CORRUPT, "dropped"), status="dropped"),
+        image(3, finding(FindingKind.EXACT_DUPLICATE, "dropped", message="copy of fox.zip!1.png"), status="dropped"),
+        image(4, finding(FindingKind.EXACT_DUPLICATE, "dropped"), status="dropped"),
+    )
+    known = StartForecast(starts_at=LATER, seconds=2880)
+    unusual = queued(gpus=2, priority=Priority.LOW)
+    receipts = {
+        "with skipped images": receipt(queued(), context(job_dir, position=2), found),
+        "with options": receipt(unusual, context(job_dir, slots=2, free_slots=2, forecast=known), report(image(1))),
+    }
+    check_messages(GOLDEN / "receipts.txt", receipts, job_dir)
+
+
+def test_samples_for_one_person_and_for_the_channel(job_dir: Path) -> None:
+    here = context(job_dir)
+    shared = shared_post(job(), here, sampled(3, ("a red fox",)))
+    assert shared is not None
+    replies = {
+        "shared": shared,
+        "reply": samples_reply(job(), here, sampled(3, ("a red fox",))),
+        "reply, of the base": samples_reply(job(), here, sampled(0)),
+        "reply, none yet": samples_reply(job(), here, None),
+    }
+    check_messages(GOLDEN / "samples.txt", replies, job_dir)
+    assert dict(shared.allowed_mentions.to_dict()) == {"parse": []}
+    assert shared_post(job(), here, None) is None
+    assert shared_post(job(), context(job_dir, file_limit=10), sampled(3)) is None
+
+
+def test_the_answer_to_each_verb() -> None:
+    stopping, state = {"state": State.STOPPING}, State
+    cases: list[tuple[Verb, dict[str, Any], dict[str, Any]]] = [
+        (Verb.PAUSE, {}, {**stopping, "stop_intent": StopIntent.PAUSE}),
+        (Verb.PAUSE, {"state": state.QUEUED}, {"state": state.PAUSED}),
+        (Verb.PAUSE, {"state": state.PAUSED}, {"state": state.PAUSED}),
+        (Verb.PAUSE, {"state": state.FAILED}, {"state": state.FAILED}),
+        (Verb.KEEP_BEST, {}, {**stopping, "stop_intent": StopIntent.KEEP_BEST}),
+        (Verb.KEEP_BEST, {"state": state.PAUSED}, {"state": state.QUEUED, "stop_intent": StopIntent.KEEP_BEST}),
+        (Verb.CANCEL, {}, {**stopping, "stop_intent": StopIntent.CANCEL}),
+        (Verb.CANCEL, {"state": state.QUEUED}, {"state": state.CANCELLED}),
+        (Verb.CANCEL, {**stopping, "stop_intent": StopIntent.CANCEL}, {**stopping, "stop_intent": StopIntent.CANCEL}),
+        (Verb.CANCEL, {**stopping, "stop_intent": StopIntent.PAUSE}, {**stopping, "stop_intent": StopIntent.CANCEL}),
+        (Verb.RESUME, {"state": state.PAUSED}, {"state": state.QUEUED}),
+        (Verb.RESUME, {"state": state.RUNNING}, {"state": state.RUNNING}),
+        (Verb.RETRY, {"state": state.FAILED}, {"state": state.QUEUED}),
+        (Verb.RETRY, {"state": state.FAILED}, {"state": state.QUEUED, "progress": progress(0, step=None)}),
+        (Verb.RETRY, {"state": state.SUCCEEDED}, {"state": state.SUCCEEDED}),
+        (Verb.PIN, {}, {"is_pinned": True}),
+        (Verb.PIN, {"is_pinned": True}, {"is_pinned": True}),
+        (Verb.UNPIN, {"is_pinned": True}, {}),
+        (Verb.UNPIN, {}, {}),
+        (Verb.SHARE, {"is_shared": True}, {"is_shared": True}),
+        (Verb.UNSHARE, {"is_shared": True}, {}),
+        (Verb.UNSHARE, {}, {}),
+    ]
+    replies = {}
+    for number, (verb, before, after) in enumerate(cases, start=1):
+        name = f"{number}. {verb} of a job that is {job(**before).state}"
+        replies[name] = verb_reply(verb, job(**before), job(**after), 1)
+    check_messages(GOLDEN / "verb_replies.txt", replies)
+
+
+def test_every_verb_applies_to_some_jobs_and_not_to_all() -> None:
+    jobs = [job(state=state, is_pinned=pinned, is_shared=pinned) for state in State for pinned in (False, True)]
+    for verb in Verb:
+        assert {is_applicable(verb, each) for each in jobs} == {True, False}, verb

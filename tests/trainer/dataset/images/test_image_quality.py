@@ -1,0 +1,192 @@
+"""Blur, exposure and text are found where they are and nowhere else; they never drop an image."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from tests.trainer.dataset import defects
+from tests.trainer.dataset.making import encoded
+from trainer.dataset.images.image_quality import Quality, measure_quality, quality_findings
+from trainer.protocol.report import Finding, FindingKind
+
+
+def found(image: Image.Image) -> list[Finding]:
+    return quality_findings(measure_quality(np.asarray(image)))
+
+
+def kinds(image: Image.Image) -> list[FindingKind]:
+    return [finding.kind for finding in found(image)]
+
+
+@pytest.mark.parametrize("sigma_px", [1.5, 2.0, 3.0])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_blurred_image_is_kept_with_a_warning(seed: int, sigma_px: float) -> None:
+    (finding,) = found(defects.blurred(defects.scene(seed), sigma_px))
+    assert finding.kind is FindingKind.BLUR
+    assert finding.action == "kept"
+    assert finding.measure is not None
+    assert finding.threshold is not None
+    assert finding.measure > finding.threshold
+
+
+def test_the_measured_blur_is_close_to_the_blur() -> None:
+    measured = [
+        measure_quality(np.asarray(defects.blurred(defects.scene(4), sigma))).blur_p10 for sigma in (0.8, 1.5, 2.5)
+    ]
+    assert all(width is not None for width in measured)
+    assert measured == sorted(measured, key=lambda width: width or 0.0)
+    assert measured[2] == pytest.approx(2.0, abs=0.5)
+
+
+def test_movement_blurs_one_direction() -> None:
+    quality = measure_quality(np.asarray(defects.moved(defects.scene(0), 21)))
+    assert quality.blur_p10 is not None
+    assert quality.blur_p10 < 1.0
+    (finding,) = quality_findings(quality)
+    assert (finding.kind, finding.measure) == (FindingKind.BLUR, quality.blur_worst_direction)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        pytest.param(defects.scene(3), id="a sharp scene"),
+        pytest.param(defects.portrait(defects.scene(3)), id="a portrait before a blurred background"),
+        pytest.param(defects.sky(), id="a clear sky"),
+        pytest.param(defects.drawing(0), id="a flat drawing"),
+        pytest.param(defects.pixel_art(), id="pixel art, enlarged"),
+        pytest.param(defects.pixel_art(1, 32, 2), id="pixel art, small"),
+    ],
+)
+def test_a_good_image_has_no_findings(image: Image.Image) -> None:
+    assert found(image) == []
+
+
+def test_blur_is_not_measured_with_too_few_edges() -> None:
+    quality = measure_quality(np.asarray(defects.sky()))
+    assert quality.edges < 60
+    assert quality.blur_p10 is None
+    assert quality.blur_worst_direction is None
+
+
+def test_a_large_image_is_measured_at_training_size() -> None:
+    large = defects.scene(0).resize((2560, 2048), Image.Resampling.NEAREST)
+    soft = defects.blurred(large, 3.0)
+    assert kinds(soft) == []
+    assert kinds(soft.crop((960, 768, 1600, 1280))) == [FindingKind.BLUR]
+
+
+@pytest.mark.parametrize("color", [(255, 255, 255), (0, 0, 0), (35, 30, 47)])
+def test_one_flat_color_is_kept_with_a_warning(color: tuple[int, int, int]) -> None:
+    (finding,) = found(Image.new("RGB", (300, 200), color))
+    assert (finding.kind, finding.action) == (FindingKind.BLANK, "kept")
+
+
+def test_a_thin_line_on_white_is_nearly_blank() -> None:
+    image = Image.new("RGB", (400, 400), "white")
+    (blank,) = found(image)
+    ImageDraw.Draw(image).line((50, 200, 350, 200), fill="black", width=3)
+    (nearly,) = found(image)
+    assert blank.kind is nearly.kind is FindingKind.BLANK
+    assert blank.message != nearly.message
+
+
+@pytest.mark.parametrize(
+    ("gain", "offset", "kind", "threshold"),
+    [
+        (0.12, 0, FindingKind.TOO_DARK, 40),
+        (0.2, 200, FindingKind.WASHED_OUT, 64),
+        (0.07, 120, FindingKind.WASHED_OUT, 24),
+    ],
+)
+def test_dark_pale_and_dull_images_are_distinguished(
+    gain: float, offset: float, kind: FindingKind, threshold: int
+) -> None:
+    (finding,) = found(defects.levels(defects.scene(0), gain, offset))
+    assert (finding.kind, finding.action, finding.threshold) == (kind, "kept", threshold)
+
+
+def test_a_moderately_dark_or_bright_image_has_no_findings() -> None:
+    assert kinds(defects.levels(defects.scene(0), 0.4, 0)) == []
+    assert kinds(defects.levels(defects.scene(0), 0.4, 150)) == []
+
+
+def test_a_pale_drawing_on_white_paper_is_not_washed_out() -> None:
+    image = Image.new("RGB", (400, 400), "white")
+    ImageDraw.Draw(image).ellipse((120, 120, 280, 280), fill=(225, 225, 230))
+    assert kinds(image) == []
+
+
+def test_measures_are_deterministic_and_survive_json() -> None:
+    quality = measure_quality(np.asarray(defects.scene(5)))
+    assert Quality(**json.loads(json.dumps(dataclasses.asdict(quality)))) == quality
+    assert measure_quality(np.asarray(defects.scene(5))) == quality
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 50), (50, 1), (5, 4), (3000, 3)])
+def test_images_of_any_size_are_measured(size: tuple[int, int]) -> None:
+    quality = measure_quality(np.asarray(Image.new("RGB", size, (200, 10, 10))))
+    assert quality.edges == 0
+    assert (quality.p1, quality.p99) == (67, 67)
+
+
+def as_jpeg(image: Image.Image) -> Image.Image:
+    return Image.open(io.BytesIO(encoded(image, "JPEG", quality=80))).convert("RGB")
+
+
+@pytest.mark.parametrize("is_dark", [False, True])
+@pytest.mark.parametrize("draw", [defects.page, defects.file_manager])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_pages_and_file_managers_are_screenshots(draw: Callable[..., Image.Image], seed: int, is_dark: bool) -> None:
+    image = draw(seed, is_dark=is_dark)
+    assert FindingKind.SCREENSHOT in kinds(image)
+    assert FindingKind.SCREENSHOT in kinds(as_jpeg(image))
+
+
+@pytest.mark.parametrize(("width", "height", "size_px"), [(1920, 1080, 16), (750, 1334, 22), (3000, 1800, 34)])
+def test_screens_of_any_size_are_screenshots(width: int, height: int, size_px: int) -> None:
+    assert FindingKind.SCREENSHOT in kinds(defects.page(3, width, height, size_px))
+
+
+def test_a_screenshot_is_kept_with_a_warning() -> None:
+    quality = measure_quality(np.asarray(defects.page()))
+    assert (quality.text_lines, quality.text_share) == (25, 1.0)
+    (finding,) = quality_findings(quality)
+    assert (finding.kind, finding.action, finding.measure) == (FindingKind.SCREENSHOT, "kept", 1.0)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        pytest.param(defects.city(), id="houses with rows of windows"),
+        pytest.param(defects.city(7), id="other houses"),
+        pytest.param(defects.poster(), id="a poster with a title"),
+        pytest.param(defects.map_with_names(), id="names scattered over a map"),
+        pytest.param(defects.scene(0), id="a photograph"),
+        pytest.param(defects.drawing(0, 512), id="a drawing"),
+        pytest.param(defects.pixel_art(3, 64, 8), id="pixel art"),
+        pytest.param(Image.new("RGB", (640, 480), "white"), id="white paper"),
+    ],
+)
+def test_images_with_rows_letters_or_flat_colors_are_not_screenshots(image: Image.Image) -> None:
+    assert FindingKind.SCREENSHOT not in kinds(image)
+
+
+def test_text_on_a_photograph_is_not_a_screenshot() -> None:
+    photograph = defects.scene(1)
+    photograph.paste(defects.page(0, 200, 150), (20, 20))
+    assert FindingKind.SCREENSHOT not in kinds(photograph)
+
+
+@pytest.mark.parametrize(
+    ("lines", "share", "is_found"), [(6, 0.7, False), (6, 0.95, True), (20, 0.7, True), (4, 1.0, False)]
+)
+def test_an_image_with_few_lines_must_be_nearly_all_text(lines: int, share: float, is_found: bool) -> None:
+    quality = dataclasses.replace(measure_quality(np.asarray(defects.scene(0))), text_lines=lines, text_share=share)
+    assert (FindingKind.SCREENSHOT in [finding.kind for finding in quality_findings(quality)]) is is_found

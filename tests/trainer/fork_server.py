@@ -1,0 +1,294 @@
+"""`python -m trainer …` without seconds of imports: forks of one server process that has loaded torch and diffusers.
+
+    server.run("run", str(job_dir), log=job_dir / "trainer.log")     # waits; a subprocess.CompletedProcess
+    trainer = server.start("run", str(job_dir))                      # pid, poll, wait, send_signal, terminate, kill
+    subprocess.run([*server.command, "run", str(job_dir)])           # for code that starts the trainer itself
+
+A fork has the arguments, environment, working directory, standard streams, exit status and signals of a fresh process.
+`command` is a small client (30 ms) that passes on SIGTERM and SIGINT; if the client is killed, the fork is killed too.
+
+The server is the only process that imports more than the standard library from here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeAlias
+
+ROOT = Path(__file__).parents[2]
+#: A function `module:name` that the fork calls with these arguments before it runs the trainer.
+Hook: TypeAlias = tuple[str, list[Any]]
+
+
+class ForkedTrainer:
+    """One forked trainer, with the interface of `subprocess.Popen`."""
+
+    def __init__(self, connection: socket.socket, argv: Sequence[str]) -> None:
+        self.args = argv
+        self.returncode: int | None = None
+        self._lines = connection.makefile("r", encoding="ascii")
+        self._connection = connection
+        self.pid = int(self._lines.readline())
+
+    def poll(self) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Raises: subprocess.TimeoutExpired."""
+        if self.returncode is None:
+            with selectors.DefaultSelector() as selector:
+                selector.register(self._connection, selectors.EVENT_READ)
+                if not selector.select(timeout):
+                    assert timeout is not None
+                    raise subprocess.TimeoutExpired(self.args, timeout)
+            self.returncode = int(self._lines.readline())
+            self._lines.close()
+            self._connection.close()
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+class ForkServer:
+    """Starts the server process; a context manager."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="fork-")
+        self._socket = str(Path(self._folder.name) / "socket")
+        # Its standard input is the server's lifeline: it exits when this process does.
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.trainer.fork_server", self._socket],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=ROOT,
+        )
+        self._is_ready = False
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """The command line to use in place of `python -m trainer`."""
+        self._wait_until_ready()
+        return (sys.executable, "-S", "-E", __file__, self._socket, "--")
+
+    def __enter__(self) -> ForkServer:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._folder.cleanup()
+
+    def start(
+        self,
+        *argv: str,
+        log: Path | None = None,
+        streams: tuple[int, int] | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        hook: Hook | None = None,
+    ) -> ForkedTrainer:
+        """Start `python -m trainer ARGV`.
+
+        Its output is appended to `log`, or goes to the descriptors `streams` (stdout, stderr), or is discarded.
+        `env` is added to the environment of pytest.
+        """
+        self._wait_until_ready()
+        environment = {**os.environ, **(env or {})}
+        request = {"argv": argv, "env": environment, "cwd": str(cwd or Path.cwd()), "hook": hook}
+        with open(log or os.devnull, "ab") as output, open(os.devnull, "rb") as nothing:  # noqa: PTH123
+            descriptors = [nothing.fileno(), *(streams or (output.fileno(), output.fileno()))]
+            return ForkedTrainer(_send(self._socket, request, descriptors), argv)
+
+    def run(self, *argv: str, log: Path | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run `python -m trainer ARGV` to its end; capture its output unless there is a log. See `start`."""
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            streams = None if log else (out.fileno(), err.fileno())
+            code = self.start(*argv, log=log, streams=streams, **options).wait()
+            texts = []
+            for file in (out, err):
+                file.seek(0)
+                texts.append(file.read().decode())
+        return subprocess.CompletedProcess(list(argv), code, *texts)
+
+    def _wait_until_ready(self) -> None:
+        if not self._is_ready:
+            assert self._process.stdout is not None
+            assert self._process.stdout.readline(), "the fork server did not start"
+            self._is_ready = True
+
+
+def _send(path: str, request: Mapping[str, Any], descriptors: Sequence[int]) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.connect(path)
+    body = json.dumps(request).encode()
+    socket.send_fds(connection, [len(body).to_bytes(8, "big")], list(descriptors))
+    connection.sendall(body)
+    return connection
+
+
+def client(path: str, argv: Sequence[str]) -> int:
+    """Run a trainer on behalf of this process: pass on signals, and exit like it."""
+    request = {"argv": list(argv), "env": dict(os.environ), "cwd": str(Path.cwd()), "hook": None, "is_client": True}
+    trainer = ForkedTrainer(_send(path, request, [0, 1, 2]), argv)
+
+    def relay(number: int, frame: FrameType | None) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(trainer.pid, number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, relay)
+    code = trainer.wait()
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+        time.sleep(60)
+    return code
+
+
+class _Server:
+    def __init__(self, path: str) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._connections: dict[int, socket.socket] = {}
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(path)
+        self._listener.listen(64)
+        # Each child that exits writes a byte here.
+        self._wakeup, wakeup_fd = socket.socketpair()
+        for each in (self._wakeup, wakeup_fd):
+            each.setblocking(False)
+        self._wakeup_fd = wakeup_fd
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        # Ctrl-C at a terminal is meant for pytest, which then stops this process.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.set_wakeup_fd(wakeup_fd.fileno())
+
+    def serve(self) -> None:
+        for file in (sys.stdin, self._listener, self._wakeup):
+            self._selector.register(file, selectors.EVENT_READ)
+        while True:
+            for key, _ in self._selector.select():
+                if key.fileobj is sys.stdin:
+                    return
+                if key.fileobj is self._listener:
+                    self._accept()
+                elif key.fileobj is self._wakeup:
+                    self._wakeup.recv(4096)
+                    self._reap()
+                else:
+                    # The client of a trainer that still runs is gone.
+                    self._selector.unregister(key.fileobj)
+                    os.kill(key.data, signal.SIGKILL)
+
+    def _accept(self) -> None:
+        connection, _ = self._listener.accept()
+        header, descriptors, _, _ = socket.recv_fds(connection, 8, 3)
+        body = b""
+        while len(body) < int.from_bytes(header, "big"):
+            body += connection.recv(65536)
+        request = json.loads(body)
+        pid = os.fork()
+        if pid == 0:
+            _become_trainer(request, descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        connection.sendall(b"%d\n" % pid)
+        self._connections[pid] = connection
+        if request.get("is_client"):
+            self._selector.register(connection, selectors.EVENT_READ, pid)
+
+    def _reap(self) -> None:
+        while self._connections:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return
+            connection = self._connections.pop(pid)
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(connection)
+            with contextlib.suppress(BrokenPipeError):
+                connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
+            connection.close()
+
+
+def _become_trainer(request: Mapping[str, Any], descriptors: Sequence[int]) -> None:
+    """In the fork: run the trainer and leave."""
+    code = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for target, descriptor in enumerate(descriptors):
+            os.dup2(descriptor, target)
+        os.closerange(3, 256)
+        os.environ.clear()
+        os.environ.update(request["env"])
+        os.chdir(request["cwd"])
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115
+        sys.argv = ["trainer", *request["argv"]]
+        if request["hook"] is not None:
+            name, arguments = request["hook"]
+            module, _, function = name.partition(":")
+            getattr(importlib.import_module(module), function)(*arguments)
+        from trainer.__main__ import main
+
+        code = main(request["argv"])
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except BaseException:  # noqa: BLE001 - as the interpreter does
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def signal_before_step(number: int, step: int) -> None:
+    """A hook: send the trainer a signal before its `step`-th optimizer step."""
+    from trainer.training import recipe
+
+    real: Any = vars(recipe)["take_step"]
+
+    def take_step(session: Any, views: Any, at: int) -> Any:
+        if at == step:
+            os.kill(os.getpid(), number)
+        return real(session, views, at)
+
+    vars(recipe)["take_step"] = take_step
+
+
+def _main(path: str) -> None:
+    from trainer.commands.training_commands import warm_up
+
+    warm_up()
+    server = _Server(path)
+    print("ready", flush=True)
+    server.serve()
+
+
+if __name__ == "__main__":
+    if sys.argv[2:3] == ["--"]:
+        sys.exit(client(sys.argv[1], sys.argv[3:]))
+    _main(sys.argv[1])

@@ -1,0 +1,241 @@
+"""The pages show a whole report, open from disk, and hostile text in them stays text."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from itertools import pairwise
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+from tests.golden import check_golden
+from tests.trainer.report.html_page import HOSTILE, page_of
+from tests.trainer.report.sample_reports import bucket, count, found, report_image, report_of, statistics, words
+from trainer.protocol.report import DatasetReport, FindingKind, RefusalKind, Refused, Split
+from trainer.report.dataset_page import write_pages
+from trainer.report.templating import code, escape_markdown, sanitize
+
+
+def tokens_of(path: Path) -> list[Token]:
+    """As GitHub reads it: tables, and bare addresses made links."""
+    flat: list[Token] = []
+    for token in MarkdownIt("gfm-like", {"html": True, "linkify": False}).parse(path.read_text(encoding="utf-8")):
+        flat += [token, *(token.children or [])]
+    return flat
+
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def full_report() -> DatasetReport:
+    near = (found(FindingKind.NEAR_DUPLICATE, measure=12.0, threshold=26.0, other="a.zip!folder/1.png"),)
+    images = [
+        report_image(1, group=1, cropped=0.12),
+        report_image(2, group=1, findings=near, class_name="cat"),
+        report_image(3, Split.VALIDATION, findings=(found(FindingKind.BLUR, measure=1.31, threshold=1.0),), repeats=4),
+        report_image(4, Split.TEST, findings=(found(FindingKind.UPSCALED, measure=2.0, threshold=1.0),), cropped=0.375),
+        report_image(
+            5, None, findings=(found(FindingKind.EXACT_DUPLICATE, "dropped", other="a.zip!folder/1.png"),), group=1
+        ),
+        report_image(6, None, thumbnail=None),
+        report_image(7, is_caption_automatic=True, caption="seen by a model", decision="keep", width=800, height=500),
+    ]
+    return report_of(
+        images,
+        counts=count(images, refused=1),
+        refused=(Refused(source="a.zip!notes.pdf", kind=RefusalKind.UNSUPPORTED, reason="it is no image"),),
+        buckets=(bucket(512, 512, 4, 0.031), bucket(768, 320, 1, 0.2)),
+        captions=statistics(trigger="momo", with_trigger=4, words=words(("yellow", 4), ("hat", 2))),
+        diverse=(1, 4),
+        isolated=(7,),
+        advised_folds=5,
+        sheets=("sheets/kept-1.png", "sheets/dropped-1.png"),
+    )
+
+
+def test_the_pages_of_a_report(tmp_path: Path) -> None:
+    assert [path.name for path in write_pages(full_report(), tmp_path)] == ["report.md", "report.html"]
+    lines = (line.strip() for line in page_of(tmp_path / "report.html").lines)
+    check_golden(GOLDEN / "dataset_page.txt", "\n".join(filter(None, lines)))
+    check_golden(GOLDEN / "dataset_page.md", (tmp_path / "report.md").read_text(encoding="utf-8"))
+
+
+def test_images_are_thumbnails_beside_the_page_and_all_links_exist(tmp_path: Path) -> None:
+    write_pages(full_report(), tmp_path)
+    page = page_of(tmp_path / "report.html")
+    images = page.all("img")
+    assert {image["src"] for image in images} == {f"thumbnails/{number:04}.jpg" for number in (1, 2, 3, 4, 5, 7)}
+    assert all(image["loading"] == "lazy" and image["alt"] for image in images)
+    for link in page.all("a"):
+        name, _, anchor = link["href"].partition("#")
+        if anchor:
+            assert name in {"", "report.html"}
+            assert anchor in page.ids()
+        else:
+            assert re.fullmatch(r"(images|thumbnails)/\d{4}\.\w{3}", name)
+
+
+def test_a_duplicate_is_shown_beside_the_image_that_it_copies(tmp_path: Path) -> None:
+    write_pages(full_report(), tmp_path)
+    html = (tmp_path / "report.html").read_text()
+    (pair,) = re.findall(r'<div class="pair">(.*?)</div>', html, re.DOTALL)
+    assert re.findall(r'src="([^"]+)"', pair) == ["thumbnails/0005.jpg", "thumbnails/0001.jpg"]
+
+
+def test_the_crop_is_shown_at_the_sides_where_it_is(tmp_path: Path) -> None:
+    for width, height, side in ((1024, 512, "across"), (512, 1024, "down")):
+        images = [report_image(1, cropped=0.5, width=width, height=height)]
+        write_pages(report_of(images, buckets=(bucket(512, 512),)), tmp_path)
+        classes = [each.get("class", "") for each in page_of(tmp_path / "report.html").all("span")]
+        assert f"image {side}" in classes
+        assert "cut a" in classes
+
+
+def test_the_page_loads_nothing_from_elsewhere_and_runs_its_own_script_only(tmp_path: Path) -> None:
+    write_pages(full_report(), tmp_path)
+    html = (tmp_path / "report.html").read_text()
+    page = page_of(tmp_path / "report.html")
+    assert "://" not in html
+    assert not page.all("link")
+    (policy,) = (each["content"] for each in page.all("meta") if "http-equiv" in each)
+    (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none'")
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_hostile_text_is_shown_and_changes_nothing_in_the_page(tmp_path: Path, hostile: str) -> None:
+    pages = []
+    for name, word in (("plain", "plain"), ("hostile", hostile)):
+        (tmp_path / name).mkdir()
+        write_pages(_report_with(word), tmp_path / name)
+        pages.append(page_of(tmp_path / name / "report.html"))
+    plain, changed = pages
+    assert [tag for tag, _ in changed.tags] == [tag for tag, _ in plain.tags]
+    assert [set(attributes) for _, attributes in changed.tags] == [set(attributes) for _, attributes in plain.tags]
+    assert sanitize(hostile) in changed.words
+    for one, other in zip(changed.all("a") + changed.all("img"), plain.all("a") + plain.all("img"), strict=True):
+        assert (one.get("href"), one.get("src")) == (other.get("href"), other.get("src"))
+    assert "\u202e" not in changed.text
+    assert "\x1b" not in changed.text
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_hostile_text_is_shown_and_changes_nothing_in_the_markdown(tmp_path: Path, hostile: str) -> None:
+    shapes = []
+    for name, word in (("plain", "plain"), ("hostile", hostile)):
+        (tmp_path / name).mkdir()
+        write_pages(_report_with(word), tmp_path / name)
+        shapes.append(tokens_of(tmp_path / name / "report.md"))
+    plain, changed = (
+        [token.type for token in tokens if token.type not in {"text", "text_special", "softbreak"}] for tokens in shapes
+    )
+    assert changed == plain
+    assert not {"html_inline", "html_block", "link_open"} & set(changed)
+    assert sanitize(hostile) in "".join(token.content for token in shapes[1] if not token.children)
+
+
+def _report_with(word: str) -> DatasetReport:
+    """A report with `word` in every text that a user may write."""
+    blur = found(FindingKind.BLUR, measure=1.5, threshold=1.0, other=f"a.zip!{word}").model_copy(
+        update={"message": f"its name is {word}"}
+    )
+    same = found(FindingKind.CAPTION_IDENTICAL)
+    images = [
+        report_image(1, source=f"a.zip!{word}", caption=word, class_name=f"c {word}", findings=(blur, same)),
+        report_image(2, None, source=f"{word}!{word}", findings=(blur.model_copy(update={"action": "dropped"}),)),
+        report_image(3, Split.TEST, caption_source=word, group=1),
+    ]
+    return report_of(
+        images,
+        counts=count(images, 1),
+        summary=f"Summary of {word}.",
+        refused=(Refused(source=word, kind=RefusalKind.LINK, reason=f"it leads to {word}"),),
+        captions=statistics(trigger=word, with_trigger=1, words=words((word, 1))),
+        diverse=(1,),
+        isolated=(1,),
+    )
+
+
+def test_no_address_in_a_caption_becomes_a_link_anywhere() -> None:
+    assert escape_markdown("see https://evil.example/a") == r"see https\://evil.example/a"
+    assert escape_markdown("WWW.evil.example") == r"WWW\.evil.example"
+    assert escape_markdown("awww. so http") == "awww. so http"
+
+
+def test_a_class_is_one_cell_whatever_it_is_called(tmp_path: Path) -> None:
+    write_pages(report_of([report_image(1, class_name="a | b\\| c"), report_image(2)]), tmp_path)
+    assert "a | b\\| c" in [token.content for token in _cells(tmp_path / "report.md")]
+
+
+def _cells(path: Path) -> list[Token]:
+    """Text of the tables, a token a cell."""
+    tokens = MarkdownIt("gfm-like", {"linkify": False}).parse(path.read_text(encoding="utf-8"))
+    inside = [token for before, token in pairwise(tokens) if before.type == "td_open"]
+    for token in inside:
+        token.content = "".join(child.content for child in token.children or [])
+    return inside
+
+
+@pytest.mark.parametrize("name", ["a.png", "`", "``a``", "a`b``c", "- [x] |", "\\"])
+def test_a_file_name_is_code_whatever_it_holds(name: str) -> None:
+    (inline,) = [token for token in MarkdownIt().parse(f"- {code(name)}") if token.type == "inline"]
+    assert [(token.type, token.content) for token in inline.children or []] == [("code_inline", name)]
+
+
+def test_more_than_500_images_take_several_pages_that_link_to_each_other(tmp_path: Path) -> None:
+    blurred = (found(FindingKind.BLUR),)
+    images = [report_image(number, findings=blurred if number == 1150 else ()) for number in range(1, 1201)]
+    files = write_pages(report_of(images), tmp_path)
+    assert [path.name for path in files] == ["report.md", "report.html", "report-2.html", "report-3.html"]
+    pages = {path.name: page_of(path) for path in files[1:]}
+    shown = [id_ for page in pages.values() for id_ in sorted(page.ids()) if re.fullmatch(r"no-\d+", id_)]
+    assert len(shown) == len(set(shown)) == 1200
+    linked = {link["href"] for page in pages.values() for link in page.all("a") if "#" in link["href"]}
+    assert "report-3.html#no-1150" in linked
+    for href in linked:
+        name, _, anchor = href.partition("#")
+        assert anchor in pages[name or "report.html"].ids()
+    assert "500 on this page" in pages["report-2.html"].words
+    assert "In words." not in pages["report-2.html"].words
+
+
+def test_long_lists_are_cut_and_the_rest_is_counted(tmp_path: Path) -> None:
+    blurred, small = (found(FindingKind.BLUR),), (found(FindingKind.UPSCALED),)
+    images = [report_image(number, findings=blurred if number <= 400 else small) for number in range(1, 801)]
+    refused = tuple(Refused(source=f"{n}", kind=RefusalKind.LINK, reason="it is a link") for n in range(1000))
+    write_pages(report_of(images, refused=refused), tmp_path)
+    text = page_of(tmp_path / "report.html").words
+    assert "and 52 more, in report.json" in text
+    assert "and 100 more, in report.json" in text
+    assert "and 800 more, in report.json" in text
+    assert "and 800 more, in report.json" in (tmp_path / "report.md").read_text()
+
+
+def test_images_with_the_same_caption_are_listed_below_it(tmp_path: Path) -> None:
+    same = (found(FindingKind.CAPTION_IDENTICAL),)
+    images = [report_image(n, caption="a cat" if n < 4 else "a dog", findings=same) for n in range(1, 6)]
+    write_pages(report_of(images), tmp_path)
+    assert "“a cat” 1 2 3 “a dog” 4 5" in page_of(tmp_path / "report.html").words
+    assert "- “a cat”: no. 1, 2, 3\n- “a dog”: no. 4, 5\n" in (tmp_path / "report.md").read_text()
+
+
+def test_an_empty_report_has_a_page(tmp_path: Path) -> None:
+    files = write_pages(report_of([]), tmp_path)
+    assert [path.name for path in files] == ["report.md", "report.html"]
+    text = page_of(files[1]).words
+    assert "What was found" not in text
+    assert "Captions" not in text
+
+
+def test_the_path_of_a_thumbnail_is_quoted(tmp_path: Path) -> None:
+    write_pages(report_of([report_image(1, thumbnail="small ones/a#1?.jpg")]), tmp_path)
+    (source,) = {image["src"] for image in page_of(tmp_path / "report.html").all("img")}
+    assert source == "small%20ones/a%231%3F.jpg"
+    assert unquote(source) == "small ones/a#1?.jpg"

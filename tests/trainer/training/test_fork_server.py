@@ -1,0 +1,72 @@
+"""A forked trainer behaves like a fresh `python -m trainer` process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.trainer.conftest import MakeJob
+from tests.trainer.fork_server import ForkServer
+from trainer.exchange.event_file import read_all_events
+from trainer.protocol.events import EXIT_FINISHED, EXIT_REFUSED, EXIT_STOPPED, EpochEnded, KeepAlive, StepDone
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+def test_a_fork_trains_what_a_fresh_process_trains(make_job: MakeJob, fork_server: ForkServer) -> None:
+    fresh, forked = (make_job(name, training={"epochs": 2}) for name in ("fresh", "forked"))
+    argv = [sys.executable, "-m", "trainer", "run", str(fresh)]
+    assert subprocess.run(argv, capture_output=True, check=False).returncode == EXIT_FINISHED
+    assert fork_server.run("run", str(forked)).returncode == EXIT_FINISHED
+
+    # Progress events and keep-alives depend on the clock.
+    types = [
+        [event.type for event in read_all_events(each) if not isinstance(event, StepDone | KeepAlive)]
+        for each in (fresh, forked)
+    ]
+    assert types[0] == types[1]
+    losses = [
+        [(event.train_loss, event.validation.loss) for event in read_all_events(each) if isinstance(event, EpochEnded)]
+        for each in (fresh, forked)
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_arguments_streams_and_exit_status_are_those_of_a_process(fork_server: ForkServer, tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "trainer", "run", "missing"]
+    fresh = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path, check=False, env=with_path())
+    forked = fork_server.run("run", "missing", cwd=tmp_path)
+    by_command = subprocess.run(
+        [*fork_server.command, "run", "missing"], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+
+    assert fresh.returncode == EXIT_REFUSED
+    for each in (forked, by_command):
+        assert (each.returncode, each.stdout, each.stderr) == (fresh.returncode, fresh.stdout, fresh.stderr)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("is_client", [False, True])
+def test_signals_reach_the_trainer(
+    make_job: MakeJob, fork_server: ForkServer, number: signal.Signals, is_client: bool
+) -> None:
+    job_dir = make_job(training={"epochs": 1000}, early_stopping={"enabled": False})
+    trainer = (
+        subprocess.Popen([*fork_server.command, "run", str(job_dir)], stderr=subprocess.DEVNULL)
+        if is_client
+        else fork_server.start("run", str(job_dir))
+    )
+    while not any(isinstance(event, StepDone) for event in read_all_events(job_dir)):
+        assert trainer.poll() is None
+    trainer.send_signal(number)
+
+    assert trainer.wait(60) == (EXIT_STOPPED if number is signal.SIGTERM else -signal.SIGKILL)
+
+
+def with_path() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}

@@ -1,0 +1,303 @@
+"""What a run depends on beside its spec: attempt, memory, processes, devices and the disk."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bot.runners.runner import trainer_argv
+from tests.trainer.conftest import MakeJob
+from tests.trainer.job_events import events_of
+from tests.trainer.small_disk import fill, small_disk
+from tests.trainer.training.test_step import EXACT, log_of, losses, with_room_for
+from trainer.device import is_device_lost, is_out_of_memory
+from trainer.errors import FencedError, is_disk_full
+from trainer.exchange.attempt import write_attempt
+from trainer.protocol.events import (
+    EXIT_FAILED,
+    EXIT_FENCED,
+    EXIT_FINISHED,
+    EpochEnded,
+    Failed,
+    FailureKind,
+    Started,
+    Stopped,
+    Warned,
+)
+from trainer.protocol.run_options import NEEDS_GPU_VARIABLE, RunOptions
+from trainer.tasks.diffusion import DiffusionTask
+from trainer.training import checkpoints
+from trainer.training.recipe import to_trainer_error
+from trainer.training.run import run
+
+pytestmark = pytest.mark.timeout(600)
+
+
+# -- attempts -------------------------------------------------------------------------------------------------------
+
+
+def trainer(*arguments: str) -> int:
+    from trainer.__main__ import main
+
+    return main(["run", *arguments])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("owner", "name"), [(DiffusionTask, "train_loss"), (checkpoints, "save_file")])
+def test_a_superseded_attempt_writes_no_terminal_event_and_no_checkpoint(
+    make_job: MakeJob,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    owner: Any,
+    name: str,
+) -> None:
+    job_dir = make_job(**EXACT)
+    write_attempt(job_dir, 1)
+    real = getattr(owner, name)
+
+    def overtaken(*arguments: Any) -> Any:
+        if events_of(job_dir, EpochEnded):
+            write_attempt(job_dir, 2)
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, overtaken)
+        assert trainer(str(job_dir), "--attempt", "1") == EXIT_FENCED
+
+    assert str(job_dir) in capsys.readouterr().err.splitlines()[-1]
+    assert not caplog.records
+    assert not events_of(job_dir, Failed)
+    assert not events_of(job_dir, Stopped)
+    (ended,) = events_of(job_dir, EpochEnded)
+    assert [path.name for path in (job_dir / "checkpoints").iterdir()] == [f"step-{ended.step:08d}"]
+    assert trainer(str(job_dir), "--attempt", "2") == EXIT_FINISHED
+    assert [event.attempt for event in events_of(job_dir, Started)] == [1, 2]
+
+
+def test_a_superseded_attempt_commits_no_checkpoint(make_job: MakeJob) -> None:
+    kept = checkpoints.Checkpoints(make_job())
+
+    def fenced() -> None:
+        raise FencedError("job", ours=1, valid=2)
+
+    with pytest.raises(FencedError):
+        kept.save(checkpoints.TrainingState(step=5), {}, {}, before_commit=fenced)
+    assert list(kept.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["--attempt=-1", "--micro-batch=0", "--gpus=0", "--attempt=x"])
+def test_invalid_options_are_refused(make_job: MakeJob, option: str) -> None:
+    with pytest.raises(SystemExit) as refusal:
+        trainer(str(make_job()), option)
+    assert refusal.value.code == 3
+
+
+# -- memory ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_start_with_less_memory_resumes_without_changing_the_result(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, cramped = make_job("whole", **EXACT), make_job("cramped", **EXACT)
+    assert run(RunOptions(job_dir=whole)) == EXIT_FINISHED
+    real = DiffusionTask.train_loss
+
+    def running_out(self: DiffusionTask, *arguments: Any) -> torch.Tensor:
+        if (cramped / "checkpoints").exists():
+            # Not an out-of-memory error within a step, which would halve the micro-batch.
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        return real(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DiffusionTask, "train_loss", running_out)
+        assert run(RunOptions(job_dir=cramped)) == EXIT_FAILED
+    monkeypatch.setattr(DiffusionTask, "train_loss", with_room_for(1))
+    assert run(RunOptions(job_dir=cramped, micro_batch=1)) == EXIT_FINISHED
+
+    assert losses(cramped) == pytest.approx(losses(whole), rel=1e-5)
+    assert [event.micro_batch_size for event in events_of(cramped, Started)] == [4, 4], (
+        "the layout of epochs must not change"
+    )
+    assert not [event for event in events_of(cramped, Warned) if event.kind == "micro_batch_halved"]
+
+
+@pytest.mark.slow
+def test_a_first_start_with_a_limit_tries_no_larger_micro_batch(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {**EXACT["training"], "epochs": 1, "micro_batch_size": None}
+    job_dir = make_job(**{**EXACT, "training": settings})
+    monkeypatch.setattr(DiffusionTask, "train_loss", with_room_for(2))
+    assert run(RunOptions(job_dir=job_dir, micro_batch=2)) == EXIT_FINISHED
+    assert [event.micro_batch_size for event in events_of(job_dir, Started)] == [2]
+
+
+# -- processes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_launcher_starts_the_requested_number_of_processes(make_job: MakeJob) -> None:
+    """The command line of the bot for two GPUs; here two processes share the CPU by gloo."""
+    training = {**EXACT["training"], "epochs": 1}
+    job_dir = make_job(**{**EXACT, "training": training})
+    launch = RunOptions(job_id=1, attempt=1, job_dir=job_dir, gpus=2)
+    write_attempt(job_dir, 1)
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    with (job_dir / "rank-all.log").open("wb") as log:
+        argv = trainer_argv((sys.executable, "-m", "trainer"), launch)
+        assert subprocess.run(argv, env=env, stdout=log, stderr=log, check=False).returncode == 0, log_of(job_dir)
+
+    assert [event.processes for event in events_of(job_dir, Started)] == [2]
+    assert {event.attempt for event in events_of(job_dir)} == {1}
+
+
+def test_an_unexpected_number_of_processes_is_refused(make_job: MakeJob) -> None:
+    job_dir = make_job(**EXACT)
+    assert run(RunOptions(job_dir=job_dir, gpus=2)) == EXIT_FAILED
+    (failed,) = events_of(job_dir, Failed)
+    assert failed.kind is FailureKind.BAD_SPEC
+
+
+# -- devices --------------------------------------------------------------------------------------------------------
+
+
+class NVMLError_GpuIsLost(Exception):  # noqa: N801 - as NVIDIA's library calls it
+    pass
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: unspecified launch failure\nCUDA kernel errors might be …"),
+        torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered"),
+        RuntimeError("CUDA error: unknown error"),
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("CUDA unknown error - this may be due to an incorrectly set up environment"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"),
+        torch.distributed.DistBackendError(
+            "NCCL error in: x.cpp:1, remote process exited or there was a network error"
+        ),
+        RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1"),
+        NVMLError_GpuIsLost("GPU is lost"),
+    ],
+)
+def test_a_lost_device_is_recognized(error: Exception) -> None:
+    assert to_trainer_error(error).kind is FailureKind.DEVICE_LOST
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (torch.AcceleratorError("CUDA error: device-side assert triggered"), FailureKind.BUG),
+        (RuntimeError("CUDA error: no kernel image is available for execution on the device"), FailureKind.BUG),
+        (RuntimeError("CUDA error: invalid device ordinal"), FailureKind.BUG),
+        (ValueError("CUDA error: in a caption"), FailureKind.BUG),
+        (RuntimeError("CUDA error: out of memory"), FailureKind.OUT_OF_MEMORY),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), FailureKind.OUT_OF_MEMORY),
+        (torch.OutOfMemoryError("CUDA out of memory."), FailureKind.OUT_OF_MEMORY),
+    ],
+)
+def test_an_error_that_would_recur_is_no_lost_device(error: Exception, kind: FailureKind) -> None:
+    assert to_trainer_error(error).kind is kind
+    assert is_out_of_memory(error) or not is_device_lost(error)
+
+
+@pytest.mark.slow
+def test_a_device_lost_within_an_epoch_ends_the_run(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_dir = make_job(**EXACT)
+
+    def lost(self: DiffusionTask, *arguments: Any) -> torch.Tensor:
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(DiffusionTask, "train_loss", lost)
+    assert run(RunOptions(job_dir=job_dir)) == EXIT_FAILED
+    assert events_of(job_dir)[-1].kind is FailureKind.DEVICE_LOST
+
+
+# -- the disk -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["weights.safetensors", "optimizer.pt"])
+def test_a_checkpoint_on_a_full_disk_fails_and_the_last_one_is_complete(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file: str
+) -> None:
+    job_dir = make_job(**EXACT)
+    with small_disk(tmp_path / "disk", 40_000) as disk:
+        (disk / "spec.json").write_bytes((job_dir / "spec.json").read_bytes())
+        owner, name = (checkpoints, "save_file") if file == "weights.safetensors" else (torch, "save")
+        real = getattr(owner, name)
+
+        def on_a_full_disk(*arguments: Any) -> None:
+            if events_of(disk, EpochEnded):
+                fill(disk / "checkpoints" / next(disk.glob("checkpoints/*.part")).name / "ballast")
+            real(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, on_a_full_disk)
+            assert run(RunOptions(job_dir=disk)) == EXIT_FAILED
+
+        assert events_of(disk)[-1].kind is FailureKind.DISK_FULL
+        assert len(events_of(disk, EpochEnded)) == len(list((disk / "checkpoints").iterdir())) == 1
+        assert run(RunOptions(job_dir=disk)) == EXIT_FINISHED
+        assert [event.epoch for event in events_of(disk, EpochEnded)] == [1, 2]
+
+
+@pytest.mark.slow
+def test_a_disk_without_room_for_a_terminal_event_ends_the_run(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    job_dir = make_job(**EXACT)
+    with small_disk(tmp_path / "disk", 40_000) as disk:
+        (disk / "spec.json").write_bytes((job_dir / "spec.json").read_bytes())
+
+        def filled(self: DiffusionTask, *arguments: Any) -> torch.Tensor:
+            # Fill the last page of the events file, too.
+            events = disk / "events.jsonl"
+            with events.open("ab") as file:
+                file.write(b"\n" * (-events.stat().st_size % 4096))
+            fill(disk / "ballast")
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(DiffusionTask, "train_loss", filled)
+        assert run(RunOptions(job_dir=disk)) == EXIT_FAILED
+        assert not complete_events_of(disk, Failed)
+
+
+def complete_events_of(job_dir: Path, kind: type[Any]) -> list[Any]:
+    from trainer.reporter import scan
+
+    return [event for event in scan(job_dir / "events.jsonl").events if isinstance(event, kind)]
+
+
+def test_a_full_disk_is_recognized_behind_other_errors() -> None:
+    error = RuntimeError("unexpected pos 704 vs 598")
+    error.__context__ = OSError(28, "No space left on device")
+    assert is_disk_full(error)
+    assert not is_disk_full(RuntimeError("unexpected pos 704 vs 598"))
+
+
+# -- a GPU that is not there ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_job_with_an_assigned_gpu_does_not_train_on_the_cpu(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-3f2a")
+    monkeypatch.setenv(NEEDS_GPU_VARIABLE, "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    job_dir = make_job(**EXACT)
+    write_attempt(job_dir, 1)
+    assert run(RunOptions(job_dir=job_dir, attempt=1)) == EXIT_FAILED
+    failed = events_of(job_dir, Failed)[-1]
+    assert (failed.kind, "GPU-3f2a" in failed.message) == (FailureKind.DEVICE_LOST, True)
