@@ -1,9 +1,9 @@
-"""The loop that ours is measured by: one batch of latents and captions in memory, forward, backward, optimizer.
+"""A minimal training loop, the baseline of `bench.train`: one batch in memory, forward, backward, optimizer.
 
-    python -m bench.bare BASE BATCH.safetensors fp32|bf16 BEGAN      (one first step, told as JSON)
+    python -m bench.bare BASE BATCH.safetensors fp32|bf16 STARTED_AT      (one step; prints its measures as JSON)
 
-It is the least that trains a LoRA in diffusers and peft: no data, no events, no checkpoint. In bf16 the frozen weights
-are bf16 too, the fastest that a bare loop can be.
+It is the minimum that trains a LoRA with diffusers and peft: no data, no events, no checkpoint. In bf16 the frozen
+weights are bf16 too, which is the fastest option.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from peft import LoraConfig
 from safetensors.torch import load_file
 
-#: As in the job that it stands beside.
+#: The settings of the job that it is compared with.
 RANK, ALPHA = 8, 8.0
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 class BareLoop:
-    """A UNet with a LoRA of its own, and the batch that it sees at every step."""
+    """A UNet with a LoRA, trained on the same batch at each step."""
 
     def __init__(self, base: Path, batch: Path, precision: str) -> None:
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -42,14 +42,14 @@ class BareLoop:
         self._latents, self._captions = tensors["latents"], tensors["captions"]
 
     @property
-    def pictures(self) -> int:
+    def images(self) -> int:
         return len(self._latents)
 
     def steps(self, number: int) -> None:
-        """Take so many."""
+        """Take `number` optimizer steps."""
         for _ in range(number):
             noise = torch.randn_like(self._latents)
-            timesteps = torch.randint(1000, (self.pictures,))
+            timesteps = torch.randint(1000, (self.images,))
             noisy = self._schedule.add_noise(self._latents, noise, timesteps)
             with torch.autocast("cpu", dtype=self._dtype, enabled=self._dtype is not torch.float32):
                 predicted = self._unet(noisy, timesteps, self._captions, return_dict=False)[0]
@@ -60,15 +60,15 @@ class BareLoop:
 
 
 def main() -> None:
-    base, batch, precision, began = sys.argv[1:]
+    base, batch, precision, started_at = sys.argv[1:]
     BareLoop(Path(base), Path(batch), precision).steps(1)
-    tell_first_step(float(began))
+    print_first_step(float(started_at))
 
 
-def tell_first_step(began: float) -> None:
-    """The figures of a process that has just taken its first step; `began` by the clock of whoever started it."""
-    seconds, cpu_s = time.time() - began, time.process_time()
-    # Of this program alone: ru_maxrss begins at that of the process that started it.
+def print_first_step(started_at: float) -> None:
+    """Print time, CPU time and peak memory of this process, which has just taken its first step."""
+    seconds, cpu_s = time.time() - started_at, time.process_time()
+    # VmHWM, since ru_maxrss includes the parent's peak before exec.
     status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     peak_kib = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
     sys.stdout.write(json.dumps({"seconds": seconds, "cpu_s": cpu_s, "memory_mib": peak_kib / 1024}) + "\n")

@@ -1,8 +1,8 @@
-"""What the measured checks find of planted defects, and what they say of pictures without one.
+"""Measures the dataset checks: how many planted defects they find, and their false alarms.
 
     python -m bench.checks FOLDER
 
-FOLDER holds zips of pictures (`photos_demo.zip`, `stamps_demo.zip`). Figures: docs/dataset-checks.md.
+FOLDER holds zips of images (`photos_demo.zip`, `stamps_demo.zip`). Results: docs/dataset-checks.md.
 """
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ from PIL import Image
 
 from recipes.tiny.demo_dataset import demo_files
 from tests.trainer.dataset import defects
-from trainer.dataset.images.decoding import PictureError, decode
-from trainer.dataset.images.features import feature_of
-from trainer.dataset.images.outliers import diverse, find_outliers, isolated
-from trainer.dataset.images.quality import findings_of, measure
-from trainer.dataset.limits import Limits
+from trainer.dataset.images.decoding import ImageError, decode
+from trainer.dataset.images.image_features import diverse, find_outliers, image_feature, isolated
+from trainer.dataset.images.image_quality import measure_quality, quality_findings
+from trainer.dataset.input_files import Limits
 from trainer.protocol.report import FindingKind
 
-Pictures = Mapping[str, Image.Image]
+Images = Mapping[str, Image.Image]
 Change = Callable[[Image.Image], Image.Image]
 
 
@@ -39,50 +38,54 @@ def main() -> None:
     folder: Path = parser.parse_args().folder
     cv2.setNumThreads(1)
     sets = {path.stem: _unzipped(path) for path in sorted(folder.glob("*.zip"))}
-    for name, pictures in sets.items():
-        _say(f"{name}: {len(pictures)} pictures")
-        _say(f"  said of them as they are: {_all_findings(pictures)}")
+    for name, images in sets.items():
+        _print(f"{name}: {len(images)} images")
+        _print(f"  findings without a planted defect: {_all_findings(images)}")
         for defect, (change, kind) in _DEFECTS.items():
-            caught = sum(_is_found(change(_at_512(image)), kind) for image in _with_content(pictures).values())
-            _say(f"  {defect:24} {kind.value:12} {caught:3} of {len(_with_content(pictures))}")
+            caught = sum(_is_found(change(_at_512(image)), kind) for image in _with_content(images).values())
+            _print(f"  {defect:24} {kind.value:12} {caught:3} of {len(_with_content(images))}")
     drawn = [_jpeg(image) if is_jpeg else image for image, is_jpeg in product(_screens(), (False, True))]
-    _say(f"screens, drawn: {sum(_is_found(image, FindingKind.SCREENSHOT) for image in drawn)} of {len(drawn)}")
+    _print(f"screens, drawn: {sum(_is_found(image, FindingKind.SCREENSHOT) for image in drawn)} of {len(drawn)}")
     _outliers(sets)
     _times(next(iter(sets.values())))
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 
-def _unzipped(path: Path) -> Pictures:
+def _unzipped(path: Path) -> Images:
     with zipfile.ZipFile(path) as archive:
         return _decoded({name: archive.read(name) for name in archive.namelist()})
 
 
-def _decoded(files: Mapping[str, bytes]) -> Pictures:
-    pictures: dict[str, Image.Image] = {}
+def _decoded(files: Mapping[str, bytes]) -> Images:
+    images: dict[str, Image.Image] = {}
     for name, data in files.items():
         if name.endswith((".png", ".jpg")):
             try:
-                pictures[name] = decode(data, Limits()).image
-            except PictureError:
+                images[name] = decode(data, Limits()).image
+            except ImageError:
                 continue
-    return pictures
+    return images
 
 
-def _with_content(pictures: Pictures) -> Pictures:
-    return {name: image for name, image in pictures.items() if not _is_found(image, FindingKind.BLANK)}
+def _with_content(images: Images) -> Images:
+    return {name: image for name, image in images.items() if not _is_found(image, FindingKind.BLANK)}
 
 
-def _all_findings(pictures: Pictures) -> str:
-    found = ((name, finding) for name, image in pictures.items() for finding in findings_of(measure(np.asarray(image))))
+def _all_findings(images: Images) -> str:
+    found = (
+        (name, finding)
+        for name, image in images.items()
+        for finding in quality_findings(measure_quality(np.asarray(image)))
+    )
     return ", ".join(f"{finding.kind.value} {finding.measure} of {name}" for name, finding in found) or "nothing"
 
 
 def _is_found(image: Image.Image, kind: FindingKind) -> bool:
-    return kind in [finding.kind for finding in findings_of(measure(np.asarray(image)))]
+    return kind in [finding.kind for finding in quality_findings(measure_quality(np.asarray(image)))]
 
 
 def _at_512(image: Image.Image) -> Image.Image:
@@ -116,7 +119,7 @@ _DEFECTS: Mapping[str, tuple[Change, FindingKind]] = {
     "half of the light": (_levels(0.5, 0), FindingKind.TOO_DARK),
     "washed out to 200-251": (_levels(0.2, 200), FindingKind.WASHED_OUT),
     "contrast of a twelfth": (_levels(0.08, 118), FindingKind.WASHED_OUT),
-    "one colour": (lambda image: Image.new("RGB", image.size, (90, 120, 40)), FindingKind.BLANK),
+    "one color": (lambda image: Image.new("RGB", image.size, (90, 120, 40)), FindingKind.BLANK),
 }
 
 
@@ -126,31 +129,31 @@ def _screens() -> list[Image.Image]:
     return pages + [defects.file_manager(seed, *size[:2], is_dark=bool(seed % 2)) for seed, size in enumerate(sizes)]
 
 
-def _features(pictures: Pictures) -> list[bytes]:
-    thumbnails = [image.copy() for image in pictures.values()]
+def _features(images: Images) -> list[bytes]:
+    thumbnails = [image.copy() for image in images.values()]
     for thumbnail in thumbnails:
         thumbnail.thumbnail((192, 192), Image.Resampling.LANCZOS, reducing_gap=2.0)
-    return [feature_of(thumbnail) for thumbnail in thumbnails]
+    return [image_feature(thumbnail) for thumbnail in thumbnails]
 
 
-def _outliers(sets: Mapping[str, Pictures]) -> None:
+def _outliers(sets: Mapping[str, Images]) -> None:
     character = _features(_decoded(demo_files()))
-    features = {name: _features(_with_content(pictures)) for name, pictures in sets.items()}
+    features = {name: _features(_with_content(images)) for name, images in sets.items()}
     for name, alike in {**features, "one character": character}.items():
-        _say(f"outliers in {name} ({len(alike)}): {len(find_outliers(dict(enumerate(alike)), {}))}")
+        _print(f"outliers in {name} ({len(alike)}): {len(find_outliers(dict(enumerate(alike)), {}))}")
     mixed = [feature for each in features.values() for feature in each]
-    _say(f"outliers in all of them mixed ({len(mixed)}): {len(find_outliers(dict(enumerate(mixed)), {}))}")
-    for name, strangers in features.items():
+    _print(f"outliers in all of them mixed ({len(mixed)}): {len(find_outliers(dict(enumerate(mixed)), {}))}")
+    for name, planted in features.items():
         caught = other = 0
-        for start in range(0, len(strangers) - 2, 3):
-            found = find_outliers(dict(enumerate([*strangers[start : start + 3], *character])), {})
+        for start in range(0, len(planted) - 2, 3):
+            found = find_outliers(dict(enumerate([*planted[start : start + 3], *character])), {})
             caught, other = caught + sum(number < 3 for number in found), other + sum(number >= 3 for number in found)
-        planted = len(strangers) // 3 * 3
-        _say(f"three of {name} at a time among one character: {caught} of {planted} found, {other} false")
+        count = len(planted) // 3 * 3
+        _print(f"three of {name} at a time among one character: {caught} of {count} found, {other} false")
 
 
-def _times(pictures: Pictures) -> None:
-    photograph = max(_with_content(pictures).values(), key=lambda image: len(image.getcolors(2**24) or ()))
+def _times(images: Images) -> None:
+    photograph = max(_with_content(images).values(), key=lambda image: len(image.getcolors(2**24) or ()))
     subjects = {
         "photograph 512x768": photograph.resize((512, 768)),
         "photograph 2048x2048": photograph.resize((2048, 2048)),
@@ -158,9 +161,9 @@ def _times(pictures: Pictures) -> None:
         "screen 1920x1080": defects.page(0, 1920, 1080, 16),
     }
     for name, image in subjects.items():
-        _say(f"{name}: {_milliseconds(lambda image=image: measure(np.asarray(image))):.1f} ms")  # type: ignore[misc]
+        _print(f"{name}: {_milliseconds(lambda image=image: measure_quality(np.asarray(image))):.1f} ms")  # type: ignore[misc]
     thumbnail = photograph.resize((192, 144))
-    _say(f"feature: {_milliseconds(lambda: feature_of(thumbnail)):.1f} ms")
+    _print(f"feature: {_milliseconds(lambda: image_feature(thumbnail)):.1f} ms")
     rows = np.random.default_rng(0).normal(0, 0.3, (20_000, 251)).astype("<f2")
     features = {number: row.tobytes() for number, row in enumerate(rows)}
     for name, run in (
@@ -170,11 +173,11 @@ def _times(pictures: Pictures) -> None:
     ):
         started = time.perf_counter()
         run()
-        _say(f"{name} of 20,000: {time.perf_counter() - started:.1f} s")
+        _print(f"{name} of 20,000: {time.perf_counter() - started:.1f} s")
 
 
 def _milliseconds(work: Callable[[], object], rounds: int = 30) -> float:
-    """Processor time of the fastest round: other work on the machine hardly counts."""
+    """Return the CPU time of the fastest round, which other processes disturb least."""
     times = []
     for _ in range(rounds):
         started = time.process_time()

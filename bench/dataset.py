@@ -1,10 +1,10 @@
-"""Preparation beside what bounds it (decoding) and beside its peers, on the same folder, in one interleaved run.
+"""Compares `prepare` with its lower bound (decoding alone) and with other tools, on one folder, in interleaved runs.
 
-    python -m bench.dataset --pictures ../shared/data/photos_demo.zip ../shared/data/stamps_demo.zip --copies 6
-    python -m bench.dataset … --peers PEERS_PYTHON        (an interpreter that has imagehash, imagededup, cleanvision)
+    python -m bench.dataset --images ../shared/data/photos_demo.zip ../shared/data/stamps_demo.zip --copies 6
+    python -m bench.dataset … --peers PEERS_PYTHON        (an interpreter with imagehash, imagededup, cleanvision)
 
-`--copies` crops and re-encodes each picture that many times, so that a few real pictures make a folder worth timing.
-Each entry is a process of its own; given are pictures a second of wall time on all cores, and a CPU-second.
+`--copies` is the number of cropped, re-encoded copies of each image, so that a few real images make a large folder.
+Each entry runs in its own process. The table shows images per second on all cores, and per CPU second.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from PIL import Image, ImageOps
 
 from trainer.dataset.images.decode_workers import usable_cores
 from trainer.dataset.images.decoding import decode
-from trainer.dataset.limits import Limits
+from trainer.dataset.input_files import Limits
 from trainer.dataset.preparing.prepare import prepare
-from trainer.report.pages import write_pages
+from trainer.report.dataset_page import write_pages
 from trainer.report.sheets import draw_sheets
 
 _PEERS = {
@@ -69,7 +69,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 @dataclass(frozen=True, kw_only=True)
 class Timed:
-    """One run of one entry."""
+    """Measures of one run of an entry."""
 
     wall_s: float
     cpu_s: float
@@ -78,9 +78,9 @@ class Timed:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", nargs="+", type=Path, default=[])
+    parser.add_argument("--images", nargs="+", type=Path, default=[])
     parser.add_argument("--copies", type=int, default=6)
-    parser.add_argument("--side", type=int, help="longest side of the copies, px (as handed in if left out)")
+    parser.add_argument("--side", type=int, help="longest side of the copies, px (default: the original size)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", type=Path, help="Python that has imagehash, imagededup and cleanvision")
     parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
@@ -91,20 +91,20 @@ def main() -> None:
         _ENTRIES[name](Path(folder), Path(out))
         return
     if options.make:
-        _make_folder(options.pictures, options.make, options.copies, options.side)
+        _make_folder(options.images, options.make, options.copies, options.side)
         return
     _adopt_orphans()
     with tempfile.TemporaryDirectory() as work:
-        # By a process of its own, like all else: this one waits for everything that it has started.
+        # In a child process, like the entries: its memory and CPU time do not count here.
         subprocess.run([sys.executable, "-m", "bench.dataset", *sys.argv[1:], "--make", work], check=True)
         _wait_for_all()
-        _compare(Path(work) / "pictures", Path(work), options.rounds, options.peers)
+        _compare(Path(work) / "images", Path(work), options.rounds, options.peers)
 
 
 def _compare(folder: Path, work: Path, rounds: int, peers: Path | None) -> None:
     count = len(list(folder.iterdir()))
     megapixels = statistics.fmean(_megapixels(path) for path in folder.iterdir())
-    sys.stdout.write(f"{count} pictures of {megapixels:.2f} Mpx on average, {usable_cores()} cores\n")
+    sys.stdout.write(f"{count} images of {megapixels:.2f} Mpx on average, {usable_cores()} cores\n")
     runs: dict[str, list[Timed]] = {}
     for number in range(rounds):
         for name, command in _commands(folder, work / str(number), peers).items():
@@ -134,18 +134,18 @@ def _with_five_more(folder: Path, out: Path) -> None:
 
 
 def _adopt_orphans() -> None:
-    """Become the parent of what our children leave behind (Linux), so that a pool's CPU time is counted too."""
+    """Become the parent of orphaned grandchildren (Linux), so that their CPU time counts too."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _timed(command: list[str]) -> Timed:
-    """Run it, wait for all that it started, and count what they used; start-up is in it."""
+    """Run a command and measure it with all processes that it starts; start-up is included."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     peak = _Peak()
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None:
-        peak.look(process.pid)
+        peak.update(process.pid)
         time.sleep(0.05)
     wall = time.perf_counter() - started
     if process.returncode:
@@ -163,12 +163,12 @@ def _wait_for_all() -> None:
 
 
 class _Peak:
-    """Most memory that a process and its descendants had together (proportional set size is root's; resident it is)."""
+    """Peak memory of a process and its descendants (resident set size; proportional set size needs root)."""
 
     def __init__(self) -> None:
         self.bytes = 0
 
-    def look(self, pid: int) -> None:
+    def update(self, pid: int) -> None:
         with suppress(psutil.Error):
             process = psutil.Process(pid)
             members = [process, *process.children(recursive=True)]
@@ -196,27 +196,27 @@ def _megapixels(path: Path) -> float:
 
 
 def _make_folder(sources: Iterable[Path], work: Path, copies: int, side: int | None) -> None:
-    """Fill `work/pictures` with cropped, re-encoded copies of the pictures in the sources."""
+    """Fill `work/images` with cropped, re-encoded copies of the images in the sources."""
     prepared = work / "sources"
     report = prepare(list(sources), prepared)
-    folder = work / "pictures"
+    folder = work / "images"
     folder.mkdir()
     order = random.Random(0)
     for number, image in enumerate(report.images, start=1):
         if image.path is None:
             continue
         with Image.open(prepared / image.path) as opened:
-            picture = opened.convert("RGB")
+            original = opened.convert("RGB")
         if side is not None:
-            picture = ImageOps.contain(picture, (side, side), Image.Resampling.LANCZOS)
+            original = ImageOps.contain(original, (side, side), Image.Resampling.LANCZOS)
         for copy in range(copies):
-            width, height = (round(length * order.uniform(0.6, 0.95)) for length in picture.size)
-            left, top = order.randint(0, picture.width - width), order.randint(0, picture.height - height)
-            crop = picture.crop((left, top, left + width, top + height))
+            width, height = (round(length * order.uniform(0.6, 0.95)) for length in original.size)
+            left, top = order.randint(0, original.width - width), order.randint(0, original.height - height)
+            crop = original.crop((left, top, left + width, top + height))
             crop.save(folder / f"{number:04}_{copy}.jpg", quality=90)
 
 
-_LIMIT = "decoding alone, at the size that the checks need"
+_LIMIT = "decoding alone, at the size for the checks"
 _ENTRIES: dict[str, Callable[[Path, Path], object]] = {
     _LIMIT: lambda folder, out: _decode_alone(folder, is_full=False),
     "decoding alone, Pillow, every pixel": lambda folder, out: _decode_alone(folder, is_full=True),
@@ -225,7 +225,7 @@ _ENTRIES: dict[str, Callable[[Path, Path], object]] = {
         [folder], out / "drawn", draw_sheets=draw_sheets, write_pages=write_pages
     ),
     "prepare the same again": lambda folder, out: prepare([folder], out / "plain"),
-    "prepare with five pictures more": lambda folder, out: _with_five_more(folder, out),
+    "prepare with five more images": lambda folder, out: _with_five_more(folder, out),
 }
 
 

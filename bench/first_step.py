@@ -1,8 +1,8 @@
-"""Ours up to the first step, as `trainer run` does it, without the measure of the base before it.
+"""Runs a job up to its first optimizer step, as `trainer run` does, without measuring the base first.
 
-    python -m bench.first_step JOB_DIR cold|warm BEGAN
+    python -m bench.first_step JOB_DIR cold|warm STARTED_AT
 
-`warm` counts from the moment at which the warmed process has its order.
+`warm` imports all libraries first and counts from then on, like a pre-warmed trainer process.
 """
 
 from __future__ import annotations
@@ -11,31 +11,30 @@ import sys
 import time
 from pathlib import Path
 
-from trainer.commands import wait
-from trainer.commands.quiet import quieten_libraries
+from trainer.commands import training_commands
+from trainer.commands.terminal import quieten_libraries
+from trainer.protocol.run_options import RunOptions
 from trainer.reporter import Reporter
-from trainer.training.run import calm_threads
-from trainer.training.start import Start
-from trainer.training.stop import StopRequest
+from trainer.training.run import StopRequest, limit_openmp_spin
 
 
 def main() -> None:
-    job_dir, how, began = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+    job_dir, mode, started_at = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
     quieten_libraries()
-    calm_threads()
-    if how == "warm":
-        wait.warm_up()
-        began = time.time()
+    limit_openmp_spin()
+    if mode == "warm":
+        training_commands.warm_up()
+        started_at = time.time()
     with StopRequest() as stop, Reporter(job_dir) as reporter:
         from trainer.training.recipe import prepare_session
         from trainer.training.step import take_step
 
-        session = prepare_session(reporter, stop, Start())
+        session = prepare_session(reporter, stop, RunOptions(job_dir=job_dir))
         session.task.train_mode(True)
-        take_step(session, session.views_of(1)[0], 0)
-    from bench.bare import tell_first_step
+        take_step(session, session.epoch_views(1)[0], 0)
+    from bench.bare import print_first_step
 
-    tell_first_step(began)
+    print_first_step(started_at)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Which way of ending candidates early finds the best of them on one device: all at a rung together, or one by one.
+"""Compares two ways to stop candidates early on one device: all together at a rung, or one by one.
 
     python -m bench.halving
 
-Simulated curves: each candidate's ratio falls to a floor of its own at a pace of its own, measured with noise. Printed
-for each rule: how often the best candidate wins, how far the winner is from it, and the epochs that were trained.
+The curves are simulated: each candidate's ratio falls to its own floor at its own rate, with measurement noise. The
+table shows for each rule how often the best candidate wins, how far the winner is behind it, and the trained epochs.
 """
 
 from __future__ import annotations
@@ -16,21 +16,19 @@ from math import exp
 from statistics import fmean
 from typing import TypeAlias
 
-import optuna
-
-from trainer.studies.halving import rungs, survivors
+from trainer.studies.comparison import rungs, survivors
 
 CANDIDATES, EPOCHS, KEEP_ONE_IN, NOISE, STUDIES = 9, 20, 2, 0.005, 300
-#: Epochs before anybody is ended.
-FIRST_LOOKS = 2, 4
+#: The first rungs to try: no candidate stops before this epoch.
+FIRST_RUNGS = 2, 4
 
 Curve: TypeAlias = Sequence[float]
-#: The place of the winner, and the epochs trained in all.
+#: The index of the winner, and the number of trained epochs.
 Result: TypeAlias = tuple[int, int]
 
 
 def draw_curves(draw: random.Random) -> tuple[list[Curve], list[float]]:
-    """Measured curves, and the true ratio at the end of each."""
+    """Return measured curves, and the true ratio at the end of each."""
     curves: list[Curve] = []
     ends = []
     for _ in range(CANDIDATES):
@@ -42,24 +40,23 @@ def draw_curves(draw: random.Random) -> tuple[list[Curve], list[float]]:
 
 
 def one_by_one(curves: Sequence[Curve], first: int) -> Result:
-    """Optuna's pruner as it is meant: each candidate in turn, ended as it reports."""
-    pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=KEEP_ONE_IN)
-    study = optuna.create_study(direction="minimize", pruner=pruner)
+    """Train the candidates in turn; stop each at a rung unless it is in the best 1 / k that reached it so far."""
     best, trained = {}, 0
-    for place, curve in enumerate(curves):
-        trial = study.ask()
+    reached: dict[int, list[float]] = {epoch: [] for epoch in rungs(first, KEEP_ONE_IN, EPOCHS)}
+    for index, curve in enumerate(curves):
         for epoch in range(1, EPOCHS + 1):
             trained += 1
-            best[place] = min(curve[:epoch])
-            trial.report(best[place], epoch)
-            if trial.should_prune():
-                break
+            best[index] = min(curve[:epoch])
+            if epoch in reached:
+                ratios = reached[epoch] = sorted([*reached[epoch], best[index]])
+                if best[index] > ratios[max(len(ratios) // KEEP_ONE_IN, 1) - 1]:
+                    break
     return min(best, key=best.__getitem__), trained
 
 
 def together(curves: Sequence[Curve], first: int) -> Result:
-    """All at a rung before anybody is ended, as `trainer compare` does."""
-    alive = [str(place) for place in range(CANDIDATES)]
+    """Train all candidates to a rung before stopping any of them, as `trainer compare` does."""
+    alive = [str(index) for index in range(CANDIDATES)]
     trained = 0
     reached = 0
     for epoch in rungs(first, KEEP_ONE_IN, EPOCHS):
@@ -73,16 +70,15 @@ def together(curves: Sequence[Curve], first: int) -> Result:
 
 
 def all_to_the_end(curves: Sequence[Curve]) -> Result:
-    return min(range(CANDIDATES), key=lambda place: min(curves[place])), CANDIDATES * EPOCHS
+    """Train all candidates for all epochs."""
+    return min(range(CANDIDATES), key=lambda index: min(curves[index])), CANDIDATES * EPOCHS
 
 
 def main() -> None:
-    """Print the table."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     rules: dict[str, Callable[[Sequence[Curve]], Result]] = {
         "all to the end": all_to_the_end,
     }
-    for first in FIRST_LOOKS:
+    for first in FIRST_RUNGS:
         rules[f"one by one, from epoch {first}"] = partial(one_by_one, first=first)
         rules[f"together, from epoch {first}"] = partial(together, first=first)
     studies = [draw_curves(random.Random(seed)) for seed in range(STUDIES)]

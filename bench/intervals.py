@@ -1,9 +1,9 @@
-"""How often a 95 % interval holds the true ratio: ours beside two bootstraps.
+"""Measures how often a 95 % interval contains the true ratio: our jackknife and two bootstraps.
 
-    python -m bench.intervals
+    python -m bench.intervals [--sets 600]
 
-A set has pictures of heavy-tailed losses and four bands whose losses differ 25-fold; both models answer the same noisy
-triples. The truth is the ratio over 400,000 pictures.
+A set has images of heavy-tailed losses and four bands whose losses differ 25-fold; both models predict the same noisy
+triples. The truth is the ratio over 400,000 images.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri  # type: ignore[import-untyped]
 
 from tests.trainer.training.simulated import simulated_losses
-from trainer.training.intervals import PairedLosses, interval, ratio_of
+from trainer.training.intervals import PairedLosses, jackknife_interval, mean_band_ratio
 
 _RESAMPLES = 2000
 Ends = tuple[float, float]
 
 
 def jackknife(losses: PairedLosses, random: np.random.Generator) -> Ends:
-    found = interval(losses)
+    found = jackknife_interval(losses)
     assert found is not None
     return found.low, found.high
 
@@ -35,9 +35,9 @@ def percentile(losses: PairedLosses, random: np.random.Generator) -> Ends:
 
 
 def bca(losses: PairedLosses, random: np.random.Generator) -> Ends:
-    """Bias-corrected and accelerated (Efron 1987), as `scipy.stats.bootstrap` computes it."""
+    """Return the bias-corrected and accelerated interval (Efron 1987), as `scipy.stats.bootstrap` computes it."""
     drawn, left_out = _resampled(losses, random), _left_out(losses)
-    bias = ndtri(np.clip((drawn < ratio_of(losses)).mean(), 1e-4, 1 - 1e-4))
+    bias = ndtri(np.clip((drawn < mean_band_ratio(losses)).mean(), 1e-4, 1 - 1e-4))
     skew = left_out.mean() - left_out
     acceleration = (skew**3).sum() / (6 * (skew**2).sum() ** 1.5)
     z = bias + ndtri(np.array([0.025, 0.975]))
@@ -45,17 +45,17 @@ def bca(losses: PairedLosses, random: np.random.Generator) -> Ends:
     return float(low), float(high)
 
 
-def coverage(method: Callable[[PairedLosses, np.random.Generator], Ends], pictures: int, sets: int) -> float:
-    """Share of `sets` simulated sets whose interval holds the truth."""
+def coverage(method: Callable[[PairedLosses, np.random.Generator], Ends], images: int, sets: int) -> float:
+    """Return the share of `sets` simulated sets whose interval contains the truth."""
     random = np.random.default_rng(7)
-    truth = ratio_of(simulated_losses(400_000, np.random.default_rng(9)))
-    ends = (method(simulated_losses(pictures, random), np.random.default_rng(1)) for _ in range(sets))
+    truth = mean_band_ratio(simulated_losses(400_000, np.random.default_rng(9)))
+    ends = (method(simulated_losses(images, random), np.random.default_rng(1)) for _ in range(sets))
     return sum(low <= truth <= high for low, high in ends) / sets
 
 
 def _resampled(losses: PairedLosses, random: np.random.Generator) -> NDArray[np.float64]:
-    pictures = len(losses.base)
-    weights = random.multinomial(pictures, np.full(pictures, 1 / pictures), size=_RESAMPLES).astype(np.float64)
+    images = len(losses.base)
+    weights = random.multinomial(images, np.full(images, 1 / images), size=_RESAMPLES).astype(np.float64)
     ratios: NDArray[np.float64] = ((weights @ losses.model) / (weights @ losses.base)).mean(axis=1)
     return ratios
 
@@ -72,5 +72,5 @@ if __name__ == "__main__":
     parser.add_argument("--sets", type=int, default=600)
     sets = parser.parse_args().sets
     for name, method in (("jackknife", jackknife), ("percentile", percentile), ("bca", bca)):
-        shares = [coverage(method, pictures, sets) for pictures in (5, 8, 12, 20, 64)]
+        shares = [coverage(method, images, sets) for images in (5, 8, 12, 20, 64)]
         sys.stdout.write(f"{name:12}" + "".join(f"{share:7.3f}" for share in shares) + "\n")

@@ -1,10 +1,10 @@
-"""What the queue costs, by the number of jobs that there are: claims, events, places in line, boards.
+"""Measures what the queue costs, by the number of jobs: claims, events, positions, boards.
 
-    python -m bench.queue                  # 10, 1,000 and 100,000 jobs that ended, 100 that wait; then up to 10,000
+    python -m bench.queue                  # 10, 1,000 and 100,000 ended jobs with 100 queued; then up to 10,000 queued
     python -m bench.queue --folder /data   # on another disk: a commit waits for it
 
-Each size is a database of its own; they take turns round by round, so that a busy machine slows all of them alike.
-Given are milliseconds (medians) and, in brackets, the ratio to the smallest. Commits are real ones (FULL).
+Each size has its own database; they take turns round by round, so that a busy machine slows all of them alike.
+Medians in milliseconds; in brackets, the ratio to the first size. Commits are durable (synchronous=FULL).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from bot.queue.planning.forecast import Forecaster
 from trainer.protocol.events import BandLoss, EpochEnded, Event, Finished, StepDone, ValidationLoss
 from trainer.protocol.spec import make_spec
 
-_PEOPLE = 50
+_USERS = 50
 _GUILD, _CHANNEL = 10, 100
 _SPEC = make_spec({"name": "fox", "dataset": "/nowhere"})
 _COUNTS = '{"images":90,"kept":90,"dropped":0,"refused":0,"train":70,"validation":10,"test":10,"captioned":90}'
@@ -57,8 +57,8 @@ WHERE attempt = 1
 
 
 @dataclass
-class Room:
-    """One database of a size."""
+class BenchDatabase:
+    """A database of one size, and the times measured on it."""
 
     ended: int
     waiting: int
@@ -69,13 +69,13 @@ class Room:
     seconds: dict[str, list[float]] = field(default_factory=dict)
 
     @property
-    def words(self) -> str:
+    def label(self) -> str:
         return f"{self.ended:,} ended" + (f", {self.waiting:,} waiting" if self.waiting > 100 else "")
 
     async def timed(self, what: str, work: Callable[[], Awaitable[object]]) -> object:
-        begin = time.perf_counter()
+        start = time.perf_counter()
         result = await work()
-        self.seconds.setdefault(what, []).append(time.perf_counter() - begin)
+        self.seconds.setdefault(what, []).append(time.perf_counter() - start)
         return result
 
     def milliseconds(self, what: str) -> float:
@@ -83,10 +83,10 @@ class Room:
 
 
 @asynccontextmanager
-async def room(folder: Path, ended: int, waiting: int) -> AsyncIterator[Room]:
-    """A database with so many jobs in it."""
+async def bench_database(folder: Path, ended: int, waiting: int) -> AsyncIterator[BenchDatabase]:
+    """Open a new database with `ended` and `waiting` jobs."""
     async with open_db(folder / f"{ended}-{waiting}.db") as db:
-        values = {"guild": _GUILD, "channel": _CHANNEL, "people": _PEOPLE, "spec": _SPEC.model_dump_json()}
+        values = {"guild": _GUILD, "channel": _CHANNEL, "people": _USERS, "spec": _SPEC.model_dump_json()}
         async with db.transaction() as connection:
             await connection.execute_fetchall(
                 """INSERT INTO dataset (id, guild_id, owner_id, name, sha256, digest, counts, summary, created_at)
@@ -100,39 +100,39 @@ async def room(folder: Path, ended: int, waiting: int) -> AsyncIterator[Room]:
             await connection.execute_fetchall("ANALYZE")
         store = JobStore(db, Outbox(db), data_dir=folder, limits=LimitSettings(max_jobs_per_user=100))
         await store.slots.set([Slot(id="gpu:0", device="0", name="GPU 0")])
-        forecaster = Forecaster(db, store.switch, Estimates(db), now=time.time)
-        yield Room(ended, waiting, db, store, forecaster)
+        forecaster = Forecaster(db, store.control, Estimates(db))
+        yield BenchDatabase(ended, waiting, db, store, forecaster)
 
 
-async def one_round(room: Room) -> None:
-    """A job from the submission to its end, and what people look at meanwhile."""
-    number = next(room.interactions)
+async def one_round(bench: BenchDatabase) -> None:
+    """Time one job from its submission to its end, and the pages that users look at meanwhile."""
+    number = next(bench.interactions)
     new = NewJob(
         interaction_id=number,
         guild_id=_GUILD,
         channel_id=_CHANNEL,
-        # Somebody new each time: a line of 10,000 is more than one person may have.
+        # A new owner each time: the jobs of one owner are limited.
         owner_id=number,
         dataset_id=1,
         spec=_SPEC,
         fingerprint=str(number),
     )
-    await room.timed("submit", lambda: room.store.submit(new))
-    busy = await room.store.runs.claim()
-    assert busy is not None
+    await bench.timed("submit", lambda: bench.store.submit(new))
+    job = await bench.store.attempts.claim()
+    assert job is not None
     steps = [_step(seq) for seq in range(1, 21)]
-    await room.timed("ingest 20 step events", lambda: room.store.runs.ingest(busy.job_id, busy.attempt, steps, 20))
-    await room.timed("ingest an epoch", lambda: room.store.runs.ingest(busy.job_id, busy.attempt, [_epoch(21, 1)], 21))
-    await room.timed("running jobs", room.store.runs.busy)
-    last = (await room.store.line())[-1]
-    await room.timed("place of the last in line", lambda: room.store.place_in_line(last))
-    await room.timed("expected starts", room.forecaster.all)
-    await room.timed("one job", lambda: room.store.get(busy.job_id))
-    await room.timed("newest 15 jobs", lambda: room.store.recent(_GUILD, 15))
-    await room.timed("end of a job", lambda: room.store.runs.ingest(busy.job_id, busy.attempt, [_finished(22)], 22))
-    again = await room.timed("claim", room.store.runs.claim)
+    await bench.timed("ingest 20 step events", lambda: bench.store.attempts.ingest(job.id, job.attempt, steps, 20))
+    await bench.timed("ingest an epoch", lambda: bench.store.attempts.ingest(job.id, job.attempt, [_epoch(21, 1)], 21))
+    await bench.timed("running jobs", bench.store.attempts.active)
+    last = (await bench.store.queued_ids())[-1]
+    await bench.timed("position of the last", lambda: bench.store.queue_position(last))
+    await bench.timed("expected starts", bench.forecaster.all)
+    await bench.timed("one job", lambda: bench.store.get(job.id))
+    await bench.timed("newest 15 jobs", lambda: bench.store.recent(_GUILD, 15))
+    await bench.timed("end of a job", lambda: bench.store.attempts.ingest(job.id, job.attempt, [_finished(22)], 22))
+    again = await bench.timed("claim", bench.store.attempts.claim)
     assert again is not None
-    await room.store.runs.ingest(again.job_id, again.attempt, [_finished(1)], 1)  # type: ignore[attr-defined]
+    await bench.store.attempts.ingest(again.id, again.attempt, [_finished(1)], 1)  # type: ignore[attr-defined]
 
 
 def _step(seq: int) -> Event:
@@ -158,46 +158,47 @@ def _finished(seq: int) -> Event:
     )  # fmt: skip
 
 
-async def long_job(room: Room, epochs: int) -> tuple[float, float]:
-    """Milliseconds of the first and of the last ten epochs' ingestions of one long job."""
-    number = next(room.interactions)
-    await room.store.submit(
+async def long_job(bench: BenchDatabase, epochs: int) -> tuple[float, float]:
+    """Return the milliseconds to ingest an epoch: medians of the first and last ten of one long job."""
+    number = next(bench.interactions)
+    await bench.store.submit(
         NewJob(interaction_id=number, guild_id=_GUILD, channel_id=_CHANNEL, owner_id=1, dataset_id=1, spec=_SPEC)
     )
-    busy = await room.store.runs.claim()
-    assert busy is not None
+    job = await bench.store.attempts.claim()
+    assert job is not None
     took = []
     for epoch in range(1, epochs + 1):
-        begin = time.perf_counter()
-        await room.store.runs.ingest(busy.job_id, busy.attempt, [_epoch(epoch, epoch)], epoch)
-        took.append(1000 * (time.perf_counter() - begin))
-    await room.store.runs.ingest(busy.job_id, busy.attempt, [_finished(epochs + 1)], epochs + 1)
+        start = time.perf_counter()
+        await bench.store.attempts.ingest(job.id, job.attempt, [_epoch(epoch, epoch)], epoch)
+        took.append(1000 * (time.perf_counter() - start))
+    await bench.store.attempts.ingest(job.id, job.attempt, [_finished(epochs + 1)], epochs + 1)
     return statistics.median(took[:10]), statistics.median(took[-10:])
 
 
 async def measure(folder: Path, rounds: int) -> None:
-    """Make the databases, take turns, and print the table."""
+    """Create the databases, measure round by round, and print the table."""
     async with AsyncExitStack() as stack:
         sizes = [(10, 100), (1000, 100), (100_000, 100), (1000, 1000), (1000, 10_000)]
-        rooms = [await stack.enter_async_context(room(folder, *size)) for size in sizes]
+        databases = [await stack.enter_async_context(bench_database(folder, *size)) for size in sizes]
         for _ in range(rounds):
-            for each in rooms:
+            for each in databases:
                 await one_round(each)
         out = sys.stdout.write
-        out(f"| ms (times the first) | {' | '.join(each.words for each in rooms)} |\n|---|{'--:|' * len(rooms)}\n")
-        for what in rooms[0].seconds:
-            first = rooms[0].milliseconds(what)
-            cells = [f"{each.milliseconds(what):.2f} ({each.milliseconds(what) / first:.2g})" for each in rooms]
+        labels = " | ".join(each.label for each in databases)
+        out(f"| ms (times the first) | {labels} |\n|---|{'--:|' * len(databases)}\n")
+        for what in databases[0].seconds:
+            first = databases[0].milliseconds(what)
+            cells = [f"{each.milliseconds(what):.2f} ({each.milliseconds(what) / first:.2g})" for each in databases]
             out(f"| {what} | {' | '.join(cells)} |\n")
-        early, late = await long_job(rooms[0], 300)
-        out(f"\nOne epoch of a job of 300: {early:.2f} ms at its beginning, {late:.2f} ms at its end.\n")
-        per_s = 20 / (rooms[0].milliseconds("ingest 20 step events") / 1000)
-        out(f"Claims a second: {1000 / rooms[0].milliseconds('claim'):.0f}; step events a second: {per_s:.0f}.\n")
+        early, late = await long_job(databases[0], 300)
+        out(f"\nOne epoch of a job of 300: {early:.2f} ms at the beginning, {late:.2f} ms at the end.\n")
+        per_s = 20 / (databases[0].milliseconds("ingest 20 step events") / 1000)
+        out(f"Claims a second: {1000 / databases[0].milliseconds('claim'):.0f}; step events a second: {per_s:.0f}.\n")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What the queue costs.")
-    parser.add_argument("--folder", type=Path, default=None, help="where the databases go; a temporary one")
+    parser = argparse.ArgumentParser(description="Measure what the queue costs.")
+    parser.add_argument("--folder", type=Path, default=None, help="folder of the databases (default: a temporary one)")
     parser.add_argument("--rounds", type=int, default=25)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:

@@ -1,4 +1,4 @@
-"""Draws every schedule of the learning rate, as the trainer makes it, for docs/optimizers.md.
+"""Draws all learning-rate schedules of the trainer for docs/optimizers.md.
 
 python -m bench.schedules [docs/images/schedules.png]
 """
@@ -18,7 +18,7 @@ from trainer.training.optimizers import make_optimizer
 from trainer.training.schedules import make_schedule
 
 STEPS, WARMUP_STEPS = 1000, 100
-#: An argument where the default looks like another schedule.
+#: Arguments of schedules whose default looks like another schedule.
 ARGUMENTS: dict[ScheduleKind, Arguments] = {
     ScheduleKind.COSINE_WITH_RESTARTS: {"num_cycles": 3},
     ScheduleKind.POLYNOMIAL: {"power": 2.0},
@@ -36,7 +36,7 @@ def _draw() -> Figure:
     figure = Figure(figsize=(12, 5.2), layout="constrained")
     FigureCanvasAgg(figure)
     cells = figure.subplots(ROWS, COLUMNS, sharex=True, sharey=True).flat
-    # The kinds go first: zip takes one cell too many otherwise.
+    # The kinds go first: otherwise zip would consume one cell too many.
     for kind, axes in zip(ScheduleKind, cells, strict=False):
         axes.axvspan(0, WARMUP_STEPS, color="#f0f0f0", lw=0)
         axes.plot(range(STEPS), _factors(kind), color="#1f5fa8", lw=2)
@@ -51,16 +51,16 @@ def _draw() -> Figure:
 
 
 def _factors(kind: ScheduleKind) -> list[float]:
-    """The share of the highest rate at each step."""
+    """Return the learning rate at each step, as a share of the highest."""
     group = {"params": [nn.Parameter(torch.zeros(1))], "lr": 1.0}
     optimizer = make_optimizer(OptimizerKind.SGD, [group], weight_decay=0.0, arguments={})
     schedule = make_schedule(kind, optimizer, steps=STEPS, warmup_steps=WARMUP_STEPS, arguments=ARGUMENTS.get(kind, {}))
-    found: list[float] = []
+    factors: list[float] = []
     for _ in range(STEPS):
-        found.append(optimizer.param_groups[0]["lr"])
+        factors.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
-    return found
+    return factors
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A Stable Diffusion of random weights to time: 92 million in the UNet, the VAE and the text encoder of SD 1.5."""
+"""Writes a Stable Diffusion with random weights to time: a UNet of 92 M parameters, the rest as in SD 1.5."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WIDTH = 768
 
 
 def small_base() -> Path:
-    """Its folder, made once: about 1 GB."""
+    """Return the folder of the base; the first call writes it (about 1 GB)."""
     folder = Path(tempfile.gettempdir()) / "darkroom-bench" / "small-1"
     if not (folder / "model_index.json").exists():
         _make(folder)

@@ -1,11 +1,11 @@
-"""The queue under a rain of kills: jobs of many people, a bot and trainers that are killed and frozen, and a count.
+"""Soaks the queue: many users' jobs, while the bot and the trainers are killed and frozen; then checks the result.
 
-    python -m bench.soak                          # 200 jobs of 20 people on 4 slots
-    python -m bench.soak --jobs 12 --people 3 --seed 7
-    python -m bench.soak --claims                 # 8 processes claim 8,000 jobs at once, each of them once
+    python -m bench.soak                          # 200 jobs of 20 users on 4 slots
+    python -m bench.soak --jobs 12 --users 3 --seed 7
+    python -m bench.soak --claims                 # 8 processes compete for 8,000 jobs; each is claimed once
 
-Bot, trainers and database are real; the trainer trains nothing (`soak_trainer`), and Discord is a file (`soak_bot`).
-The exit status is 1 if something does not hold.
+Bot and database are real; the trainer trains nothing (`soak_trainer`), and Discord is a file (`soak_bot`).
+The exit status is 1 if a check fails.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ from bot.db import DATABASE_FILE, Database, open_db
 from bot.outbox import Outbox
 from bot.queue import JobStore, NewJob, Slot
 from bot.queue.domain.job import ACTIVE, State, StopIntent
-from trainer.protocol.process import ProcessIdentity, read_process_file
+from trainer.exchange.process import ProcessIdentity, read_process_file
 from trainer.protocol.spec import make_spec
 
 _ROOT = Path(__file__).parents[1]
 _GUILD, _FIRST_CHANNEL, _CHANNELS = 10, 100, 4
 _TICK_S = 0.1
 _SPEC = make_spec({"name": "fox", "dataset": "/nowhere"})
-#: What people do with their jobs; "retry" is a cancel and another try.
-_WISHES = {"": 0.55, "cancel": 0.1, "keep_best": 0.1, "pause": 0.15, "retry": 0.1}
+#: What users do with their jobs; "retry" is a cancel and then a retry.
+_ACTIONS = {"": 0.55, "cancel": 0.1, "keep_best": 0.1, "pause": 0.15, "retry": 0.1}
 _INTENTS = {"cancel": StopIntent.CANCEL, "retry": StopIntent.CANCEL, "keep_best": StopIntent.KEEP_BEST,
             "pause": StopIntent.PAUSE}  # fmt: skip
 
 
 @dataclass
 class Bot:
-    """The bot's process, always one."""
+    """The bot's process."""
 
     data_dir: Path
     process: subprocess.Popen[bytes] | None = None
-    #: Where its part of the log begins.
+    #: Offset of the current process's part of the log.
     log_begin: int = 0
 
     def start(self) -> None:
@@ -66,7 +66,7 @@ class Bot:
         return self.data_dir / "bot.log"
 
     def is_at_work(self) -> bool:
-        """It has said its first word; one that is killed while it still imports has been tried enough."""
+        """True once the process has logged a line; a kill during its imports tests nothing."""
         return self.log.stat().st_size > self.log_begin
 
     def kill(self) -> None:
@@ -76,27 +76,27 @@ class Bot:
 
 
 @dataclass
-class People:
-    """Those who submit, stop, pause, resume and retry, from a process of their own."""
+class Users:
+    """Simulated users, in another process than the bot, who submit, stop, pause, resume and retry jobs."""
 
     store: JobStore
     db: Database
     chance: random.Random
     jobs: int
-    people: int
+    users: int
     submitted: int = 0
     done: Counter[str] = field(default_factory=Counter)
-    #: What is still to be done with a job, by its number.
-    wishes: dict[int, str] = field(default_factory=dict)
+    #: The planned action of each job.
+    plans: dict[int, str] = field(default_factory=dict)
 
     async def act(self) -> bool:
-        """A moment of theirs; False once every job has ended and they want nothing more."""
+        """Do one round of actions; return False once all jobs have ended and nothing is planned."""
         for _ in range(min(self.chance.choice((0, 0, 1, 5)), self.jobs - self.submitted)):
             await self._submit()
         rows = await self.db.all("SELECT id, state FROM job")
         for row in rows:
-            await self._look_at(row["id"], State(row["state"]))
-        is_over = all(State(row["state"]).is_end for row in rows) and "again" not in self.wishes.values()
+            await self._act_on(row["id"], State(row["state"]))
+        is_over = all(State(row["state"]).is_end for row in rows) and "again" not in self.plans.values()
         return self.submitted < self.jobs or not is_over
 
     async def _submit(self) -> None:
@@ -105,33 +105,32 @@ class People:
             interaction_id=self.submitted,
             guild_id=_GUILD,
             channel_id=_FIRST_CHANNEL + self.submitted % _CHANNELS,
-            owner_id=1 + self.submitted % self.people,
+            owner_id=1 + self.submitted % self.users,
             dataset_id=1,
             spec=_SPEC,
-            max_waiting=self.jobs,
         )
-        job = await self.store.submit(new)
+        job = await self.store.submit(new, max_waiting=self.jobs)
         if self.chance.random() < 0.2:
             self.done["submitted twice"] += 1
-            assert (await self.store.submit(new)).id == job.id
-        self.wishes[job.id] = self.chance.choices(list(_WISHES), list(_WISHES.values()))[0]
+            assert (await self.store.submit(new, max_waiting=self.jobs)).id == job.id
+        self.plans[job.id] = self.chance.choices(list(_ACTIONS), list(_ACTIONS.values()))[0]
 
-    async def _look_at(self, job_id: int, state: State) -> None:
-        wish = self.wishes.get(job_id, "")
+    async def _act_on(self, job_id: int, state: State) -> None:
+        plan = self.plans.get(job_id, "")
         if state is State.PAUSED and self.chance.random() < 0.1:
             await self._do("resumed", self.store.resume(job_id, by=1))
-        elif state is State.CANCELLED and wish == "again" and self.chance.random() < 0.1:
-            self.wishes[job_id] = ""
+        elif state is State.CANCELLED and plan == "again" and self.chance.random() < 0.1:
+            self.plans[job_id] = ""
             await self._do("retried", self.store.retry(job_id, by=1))
-        elif wish in _INTENTS and self.chance.random() < (0.3 if state in ACTIVE else 0.003):
-            self.wishes[job_id] = ""
-            job = await self.store.request_stop(job_id, by=1, intent=_INTENTS[wish])
-            self.done[f"{_INTENTS[wish]} asked for"] += 1
-            if wish == "retry" and job.state in ACTIVE | {State.CANCELLED}:
-                self.wishes[job_id] = "again" if job.state is State.CANCELLED else "cancelling"
-        elif wish == "cancelling" and state.is_end:
-            # It may have finished just before it was stopped.
-            self.wishes[job_id] = "again" if state is State.CANCELLED else ""
+        elif plan in _INTENTS and self.chance.random() < (0.3 if state in ACTIVE else 0.003):
+            self.plans[job_id] = ""
+            job = await self.store.request_stop(job_id, by=1, intent=_INTENTS[plan])
+            self.done[f"{_INTENTS[plan]} asked for"] += 1
+            if plan == "retry" and job.state in ACTIVE | {State.CANCELLED}:
+                self.plans[job_id] = "again" if job.state is State.CANCELLED else "cancelling"
+        elif plan == "cancelling" and state.is_end:
+            # The job may have finished just before the stop.
+            self.plans[job_id] = "again" if state is State.CANCELLED else ""
 
     async def _do(self, what: str, work: Awaitable[object]) -> None:
         await work
@@ -139,8 +138,8 @@ class People:
 
 
 @dataclass
-class Harm:
-    """SIGKILL, SIGSTOP and SIGCONT at random moments."""
+class FaultInjector:
+    """Sends SIGKILL, SIGSTOP and SIGCONT to the bot and the trainers at random times."""
 
     store: JobStore
     bot: Bot
@@ -150,7 +149,7 @@ class Harm:
     due: dict[str, float] = field(default_factory=dict)
 
     async def act(self) -> None:
-        """Whatever is due now."""
+        """Inject the faults that are due."""
         is_at_work = self.bot.is_at_work()
         if is_at_work and self._is_due("bot", 1.5, 4.0):
             self.bot.kill()
@@ -168,8 +167,8 @@ class Harm:
                 else:
                     self._freeze(trainer.pid, trainer)
 
-    async def calm(self) -> None:
-        """Return once nothing is frozen any more."""
+    async def wait_until_thawed(self) -> None:
+        """Wait until no process is frozen."""
         await asyncio.gather(*self.thaws)
 
     def _is_due(self, what: str, least_s: float, most_s: float) -> bool:
@@ -179,7 +178,7 @@ class Harm:
         return is_due
 
     async def _trainer(self) -> ProcessIdentity | None:
-        holders = [read_process_file(self.store.job_dir(busy)) for busy in await self.store.runs.busy()]
+        holders = [read_process_file(self.store.job_dir(job)) for job in await self.store.attempts.active()]
         living = [holder for holder in holders if holder is not None and holder.is_alive()]
         return self.chance.choice(living) if living else None
 
@@ -189,7 +188,7 @@ class Harm:
 
         async def thaw() -> None:
             await asyncio.sleep(self.chance.uniform(0.1, 1.5))
-            # Another process may have its number by now; that of the bot is kept until somebody has waited for it.
+            # A trainer's PID may have been reused; the bot's is reserved until it is waited for.
             if identity.is_alive() if identity is not None else process is self.bot.process:
                 _signal(pid, signal.SIGCONT)
 
@@ -206,39 +205,39 @@ def _signal(pid: int, number: signal.Signals) -> None:
 
 
 async def soak(data_dir: Path, options: argparse.Namespace) -> list[Finding]:
-    """Run it all, and count."""
+    """Run the users, the bot and the faults until all jobs have ended; return the findings."""
     chance, begin = random.Random(options.seed), time.monotonic()
     (data_dir / SLOTS_FOLDER).mkdir()
     async with open_db(data_dir / DATABASE_FILE) as db:
         outbox = Outbox(db)
         store = JobStore(db, outbox, data_dir=data_dir, limits=LimitSettings(max_jobs_per_user=100))
-        await _furnish(db, store, options.slots)
+        await _prepare(db, store, options.slots)
         bot = Bot(data_dir)
-        people = People(store, db, chance, options.jobs, options.people)
-        harm = Harm(store, bot, chance)
+        users = Users(store, db, chance, options.jobs, options.users)
+        faults = FaultInjector(store, bot, chance)
         bot.start()
         try:
-            while await people.act() or await outbox.depth():
+            while await users.act() or await outbox.depth():
                 if time.monotonic() - begin > 60 * options.minutes:
-                    harm.done["minutes were over before all had ended"] += 1
+                    faults.done["timed out before all jobs had ended"] += 1
                     break
-                await harm.act()
+                await faults.act()
                 await asyncio.sleep(_TICK_S)
         finally:
-            # Also after an error: what is frozen would stay so for ever.
-            await harm.calm()
+            # Also after an error, or a process would stay frozen.
+            await faults.wait_until_thawed()
             bot.kill()
         await db.checkpoint()
     log = bot.log.read_text(encoding="utf-8", errors="replace")
     return [
         *findings(data_dir, options.jobs),
         Finding(what="errors in the bot's log", figure=str(log.count("Traceback")), holds="Traceback" not in log),
-        *(Finding(what=what, figure=str(number)) for what, number in sorted((people.done + harm.done).items())),
+        *(Finding(what=what, figure=str(number)) for what, number in sorted((users.done + faults.done).items())),
         Finding(what="seconds", figure=f"{time.monotonic() - begin:.0f}"),
     ]
 
 
-async def _furnish(db: Database, store: JobStore, slots: int) -> None:
+async def _prepare(db: Database, store: JobStore, slots: int) -> None:
     async with db.transaction() as connection:
         await connection.execute_fetchall(
             """INSERT INTO dataset (id, guild_id, owner_id, name, sha256, digest, counts, summary, created_at)
@@ -250,25 +249,25 @@ async def _furnish(db: Database, store: JobStore, slots: int) -> None:
 
 
 def table(found: list[Finding]) -> str:
-    """The findings in Markdown."""
-    words = {None: "", True: "holds", False: "**BROKEN**"}
-    rows = [f"| {each.what} | {each.figure} | {words[each.holds]} |" for each in found]
+    """Render the findings as a Markdown table."""
+    marks = {None: "", True: "holds", False: "**BROKEN**"}
+    rows = [f"| {each.what} | {each.figure} | {marks[each.holds]} |" for each in found]
     return "\n".join(["| what | found | |", "|---|---|---|", *rows, ""])
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="The queue under a rain of kills.")
+    parser = argparse.ArgumentParser(description="Soak the queue while its processes are killed.")
     parser.add_argument("--jobs", type=int, default=200)
-    parser.add_argument("--people", type=int, default=20)
+    parser.add_argument("--users", type=int, default=20)
     parser.add_argument("--slots", type=int, default=4)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--minutes", type=float, default=30.0, help="give up after so many")
-    parser.add_argument("--folder", type=Path, default=None, help="keep everything here; it must not exist")
-    parser.add_argument("--claims", action="store_true", help="the claims alone")
+    parser.add_argument("--minutes", type=float, default=30.0, help="time limit")
+    parser.add_argument("--folder", type=Path, default=None, help="new folder to keep all data in")
+    parser.add_argument("--claims", action="store_true", help="run only the claims")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder: Path = options.folder or Path(scratch) / "data"
-        # Never one that was used before: its trainers, if any live, are known by their path.
+        # Never reuse a folder: surviving trainers are found by its path.
         folder.mkdir(parents=True)
         found = claim_all(folder) if options.claims else asyncio.run(soak(folder.absolute(), options))
     sys.stdout.write(table(found))

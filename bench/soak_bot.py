@@ -1,4 +1,4 @@
-"""The real queue, outbox and runner in a process that may be killed; a file is its Discord.
+"""The bot of the soak: the real queue, outbox and runner, with a file in place of Discord.
 
 python -m bench.soak_bot DATA_DIR
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bot.config import CardSettings, QueueSettings
 from bot.db import DATABASE_FILE, hold_data_folder, open_db
-from bot.outbox import Notice, Outbox, Sender
+from bot.outbox import Notification, Outbox, Sender
 from bot.queue import Dispatcher, JobStore
 from bot.runners import LocalRunner
 
@@ -25,7 +25,7 @@ SETTINGS = QueueSettings(max_attempts=20, poll_s=0.05, retry_pause_s=0, stop_gra
 
 
 class FileDiscord:
-    """`Post`: each message a line, in order; a nonce that is there already is that message, as on Discord."""
+    """Implements `Post` on a file, one line per message; as on Discord, a nonce is accepted once."""
 
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -33,7 +33,7 @@ class FileDiscord:
         self._texts: dict[str, str] = {line["nonce"]: line["text"] for line in lines if line["text"]}
 
     async def send(self, channel_id: int, message: str, nonce: str) -> int:
-        # Told again, and made no second time: a line without a text.
+        # A repeated nonce makes no second message; it is recorded as a line without text.
         is_new = nonce not in self._texts
         line = {"nonce": nonce, "channel": channel_id, "text": message if is_new else ""}
         os.write(self._descriptor, json.dumps(line).encode() + b"\n")
@@ -47,12 +47,12 @@ class FileDiscord:
         return next((number for number, text in enumerate(self._texts.values(), 1) if marker in text), None)
 
 
-async def render(notice: Notice, marker: str) -> str:
-    return f"{notice.kind} of #{notice.job_id} · {marker}"
+async def render(notification: Notification, marker: str) -> str:
+    return f"{notification.kind} of #{notification.job_id} · {marker}"
 
 
 async def work(data_dir: Path) -> None:
-    """Run the queue until somebody kills it."""
+    """Run the queue until it is killed."""
     with hold_data_folder(data_dir):
         async with open_db(data_dir / DATABASE_FILE) as db:
             outbox = Outbox(db)
@@ -60,7 +60,7 @@ async def work(data_dir: Path) -> None:
             runner = LocalRunner(command=(sys.executable, "-m", "bench.soak_trainer"))
             cards = CardSettings(edit_interval_s=1)
             sender = Sender(outbox, FileDiscord(data_dir / DISCORD_FILE), render, settings=cards, poll_s=0.2)
-            # `bench.soak` kills nobody who has not come this far.
+            # `bench.soak` kills the bot only after this line.
             log.info("at work")
             async with asyncio.TaskGroup() as group:
                 group.create_task(Dispatcher(store, runner, settings=SETTINGS).run())

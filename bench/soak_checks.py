@@ -1,4 +1,4 @@
-"""What must hold after a soak, read from the database, the job folders, the locks and the stand-in Discord."""
+"""Checks the invariants after a soak in the database, the job folders, the locks and the fake Discord."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from pathlib import Path
 from bench.soak_bot import DISCORD_FILE, SETTINGS
 from bench.soak_trainer import EVENTS_FILE, OVERLAPS_FILE
 from bot.db import DATABASE_FILE
-from bot.queue.domain.job import ENDS, MOVES, State
-from bot.runners.processes import find_marked
+from bot.queue.domain.job import ENDS, TRANSITIONS, State
+from bot.runners.local import find_marked
 from trainer.protocol.events import EpochEnded, parse_event
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One line of the table."""
+    """One row of the table."""
 
     what: str
     figure: str
-    #: None: a count that may be anything.
+    #: Whether the check passed; None: the figure is informative only.
     holds: bool | None = None
 
 
 def findings(data_dir: Path, jobs: int) -> list[Finding]:
-    """All that can be counted once everything has ended."""
+    """Return all findings; call it once all jobs have ended."""
     db = sqlite3.connect(data_dir / DATABASE_FILE)
     db.row_factory = sqlite3.Row
     try:
-        return [*_jobs(db, jobs), *_messages(db, data_dir), *_starts(db, data_dir), *_books(db)]
+        return [*_jobs(db, jobs), *_messages(db, data_dir), *_attempts(db, data_dir), *_books(db)]
     finally:
         db.close()
 
@@ -41,18 +41,18 @@ def _jobs(db: sqlite3.Connection, jobs: int) -> list[Finding]:
     rows = db.execute("SELECT * FROM job").fetchall()
     states = Counter(State(row["state"]) for row in rows)
     ends = Counter(row[0] for row in db.execute(_ENDS))
-    told = Counter(int(row[0].split(":")[1]) for row in db.execute(_END_POSTS))
+    sent = Counter(int(row[0].split(":")[1]) for row in db.execute(_END_POSTS))
     rounds = {row["id"]: row["round"] for row in rows}
     failed = [
-        row for row in rows if row["state"] == "failed" and row["attempt"] - row["excused"] < SETTINGS.max_attempts
+        row for row in rows if row["state"] == "failed" and row["attempt"] - row["uncounted"] < SETTINGS.max_attempts
     ]
     by_state = ", ".join(f"{count} {state}" for state, count in states.most_common())
     return [
         _equal("jobs accepted (each submitted once or twice)", len(rows), jobs),
         Finding(what="ended, by state", figure=by_state, holds=set(states) <= ENDS),
-        _equal("failed before all starts were used up", len(failed), 0),
+        _equal("failed before all attempts were used up", len(failed), 0),
         _equal("ends in the audit (one a job and round)", ends.total(), sum(rounds.values()), ends == rounds),
-        _equal("posts of an end (one a job and round)", told.total(), sum(rounds.values()), told == rounds),
+        _equal("messages about an end (one a job and round)", sent.total(), sum(rounds.values()), sent == rounds),
     ]
 
 
@@ -71,14 +71,14 @@ def _messages(db: sqlite3.Connection, data_dir: Path) -> list[Finding]:
     }
     unsent = db.execute("SELECT COUNT(*) FROM outbox WHERE state != 'sent'").fetchone()[0]
     return [
-        _equal("posts in the outbox, by dedupe key", len(posts), len(set(posts.values()))),
+        _equal("messages in the outbox, by dedupe key", len(posts), len(set(posts.values()))),
         _equal("of them not sent", unsent, 0),
-        _equal("posts and cards missing in the stand-in Discord", len((set(posts) | cards) - set(made)), 0),
+        _equal("messages and cards missing in the fake Discord", len((set(posts) | cards) - set(made)), 0),
         _equal("messages there twice", sum(count > 1 for count in made.values()), 0),
-        _equal("messages there of which nobody knows", len(set(made) - set(posts) - cards), 0),
-        _equal("epochs that ended and were not told", len(epochs - set(posts.values())), 0),
-        Finding(what="messages made", figure=f"{made.total()} ({len(epochs)} of epochs)"),
-        Finding(what="sends again that the nonce made none", figure=str(sum(not line["text"] for line in lines))),
+        _equal("messages there that are not in the outbox", len(set(made) - set(posts) - cards), 0),
+        _equal("ended epochs without a message", len(epochs - set(posts.values())), 0),
+        Finding(what="messages sent", figure=f"{made.total()} ({len(epochs)} of epochs)"),
+        Finding(what="repeated sends, without a new message", figure=str(sum(not line["text"] for line in lines))),
     ]
 
 
@@ -91,19 +91,19 @@ def _epochs(path: Path) -> set[int]:
     return {event.epoch for event in events if isinstance(event, EpochEnded)}
 
 
-def _starts(db: sqlite3.Connection, data_dir: Path) -> list[Finding]:
+def _attempts(db: sqlite3.Connection, data_dir: Path) -> list[Finding]:
     overlaps = data_dir / OVERLAPS_FILE
     met = len(overlaps.read_text().splitlines()) if overlaps.exists() else 0
-    starts = db.execute("SELECT * FROM attempt ORDER BY slots, started_at").fetchall()
-    same = sum(a["slots"] == b["slots"] and (a["ended_at"] or 9e99) > b["started_at"] for a, b in pairwise(starts))
+    attempts = db.execute("SELECT * FROM attempt ORDER BY slots, started_at").fetchall()
+    same = sum(a["slots"] == b["slots"] and (a["ended_at"] or 9e99) > b["started_at"] for a, b in pairwise(attempts))
     expected = db.execute("SELECT SUM(attempt) FROM job").fetchone()[0]
     held = db.execute("SELECT COUNT(*) FROM slot WHERE job_id IS NOT NULL").fetchone()[0]
     living = sum(len(find_marked(folder)) for folder in (data_dir / "jobs").iterdir())
     return [
-        _equal("starts (claims), each in the history", len(starts), expected),
-        _equal("starts without an end", sum(start["ended_at"] is None for start in starts), 0),
+        _equal("attempts (claims), each in the history", len(attempts), expected),
+        _equal("attempts without an end", sum(attempt["ended_at"] is None for attempt in attempts), 0),
         _equal("two living trainers on one slot (its lock)", met, 0),
-        _equal("two starts on one slot at a time (history)", same, 0),
+        _equal("two attempts on one slot at a time (history)", same, 0),
         _equal("slots still held", held, 0),
         _equal("trainers still alive", living, 0),
     ]
@@ -116,14 +116,14 @@ def _books(db: sqlite3.Connection) -> list[Finding]:
     for row in audit:
         expected = former["after"] if former is not None and former["job_id"] == row["job_id"] else None
         broken += row["before"] != expected
-        is_move = row["before"] is not None and row["before"] != row["after"]
-        illegal += is_move and State(row["after"]) not in MOVES[State(row["before"])]
+        is_transition = row["before"] is not None and row["before"] != row["after"]
+        illegal += is_transition and State(row["after"]) not in TRANSITIONS[State(row["before"])]
         former = row
     states = dict(db.execute("SELECT id, state FROM job").fetchall())
     last = {row["job_id"]: row["after"] for row in audit}
     return [
         _equal("lines of the audit that do not follow the one before", broken, 0),
-        _equal("moves that are not in the table of moves", illegal, 0),
+        _equal("transitions that are not in the table", illegal, 0),
         _equal("jobs whose last line is not their state", sum(last.get(job) != states[job] for job in states), 0),
         Finding(what="lines of the audit", figure=str(len(audit))),
         _equal("integrity_check", db.execute("PRAGMA integrity_check").fetchone()[0], "ok"),
@@ -132,5 +132,5 @@ def _books(db: sqlite3.Connection) -> list[Finding]:
 
 
 def _equal(what: str, found: object, expected: object, holds: bool = True) -> Finding:
-    is_right = found == expected and holds
-    return Finding(what=what, figure=str(found) if is_right else f"{found}, not {expected}", holds=is_right)
+    is_ok = found == expected and holds
+    return Finding(what=what, figure=str(found) if is_ok else f"{found}, not {expected}", holds=is_ok)

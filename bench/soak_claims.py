@@ -1,4 +1,4 @@
-"""Many processes that claim from one line at the same time: each job is claimed once."""
+"""Many processes claim jobs of one queue at the same time; each job must be claimed once."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from trainer.protocol.events import Finished
 from trainer.protocol.spec import make_spec
 
 PROCESSES, CLAIMS_EACH = 8, 1000
-#: Of a dataset's pictures, as the trainer writes them.
+#: Image counts of a dataset, as the trainer writes them.
 COUNTS = '{"images":90,"kept":90,"dropped":0,"refused":0,"train":70,"validation":10,"test":10,"captioned":90}'
 
-_LINE = """
+_QUEUED = """
 WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < :jobs)
 INSERT INTO job (interaction_id, guild_id, channel_id, owner_id, dataset_id, name, spec, state, turn, created_at)
 SELECT n, 10, 100, n % 50, 1, 'fox', :spec, 'queued', 1 + n / 50, n FROM number
@@ -28,11 +28,11 @@ SELECT n, 10, 100, n % 50, 1, 'fox', :spec, 'queued', 1 + n / 50, n FROM number
 
 
 def claim_all(data_dir: Path) -> list[Finding]:
-    """Queue the jobs, let all processes at them, and count."""
+    """Queue the jobs, start all processes, and return the findings."""
     jobs = PROCESSES * CLAIMS_EACH
     asyncio.run(_queue(data_dir, jobs))
     with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
-        # One each: a worker is not given a second share.
+        # chunksize 1: one task per process.
         results = pool.map(_claim, [data_dir] * PROCESSES, chunksize=1)
     seconds = max(end for _, end, _ in results) - min(begin for begin, _, _ in results)
     claimed = Counter(job_id for _, _, ids in results for job_id in ids)
@@ -40,7 +40,7 @@ def claim_all(data_dir: Path) -> list[Finding]:
     ended = db.execute("SELECT COUNT(*) FROM job WHERE state = 'succeeded' AND attempt = 1").fetchone()[0]
     db.close()
     return [
-        Finding(what="jobs in line", figure=f"{jobs:,}"),
+        Finding(what="queued jobs", figure=f"{jobs:,}"),
         Finding(what="claimed", figure=f"{len(claimed):,}", holds=len(claimed) == jobs),
         Finding(
             what="claimed twice", figure=str(claimed.total() - len(claimed)), holds=claimed.total() == len(claimed)
@@ -60,8 +60,8 @@ async def _queue(data_dir: Path, jobs: int) -> None:
                    VALUES (1, 10, 1, 'foxes', 'a', 'd', ?, '', 0)""",
                 (COUNTS,),
             )
-            await connection.execute_fetchall(_LINE, {"jobs": jobs, "spec": spec})
-        # A slot for each process, which holds one job at a time: none waits for a slot.
+            await connection.execute_fetchall(_QUEUED, {"jobs": jobs, "spec": spec})
+        # One slot per process, so that none waits for a slot.
         slots = [Slot(id=f"gpu:{number}", device=str(number), name=f"GPU {number}") for number in range(PROCESSES)]
         await JobStore(db, Outbox(db), data_dir=data_dir).slots.set(slots)
 
@@ -71,14 +71,14 @@ def _claim(data_dir: Path) -> tuple[float, float, list[int]]:
 
 
 async def _claim_until_empty(data_dir: Path) -> tuple[float, float, list[int]]:
-    """When it began and ended, and the jobs that were claimed."""
+    """Return start and end time, and the ids of the claimed jobs."""
     ids: list[int] = []
     async with open_db(data_dir / DATABASE_FILE) as db:
-        runs = JobStore(db, Outbox(db), data_dir=data_dir).runs
+        attempts = JobStore(db, Outbox(db), data_dir=data_dir).attempts
         begin = time.time()
-        while len(ids) < CLAIMS_EACH and (busy := await runs.claim()) is not None:
-            ids.append(busy.job_id)
-            await runs.ingest(busy.job_id, busy.attempt, [_finished(busy.attempt)], 1)
+        while len(ids) < CLAIMS_EACH and (job := await attempts.claim()) is not None:
+            ids.append(job.id)
+            await attempts.ingest(job.id, job.attempt, [_finished(job.attempt)], 1)
         return begin, time.time(), ids
 
 

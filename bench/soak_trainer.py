@@ -1,4 +1,4 @@
-"""A trainer that trains nothing for 0.3 to 1 s, speaks the protocol, and tells on whoever shares its slot.
+"""A trainer that trains nothing for 0.3 to 1 s, writes protocol events, and reports other trainers on its slot.
 
 python -m bench.soak_trainer run JOB_DIR --attempt=N [--finish]
 """
@@ -14,7 +14,8 @@ import sys
 import time
 from pathlib import Path
 
-from trainer.protocol.attempt import HEARTBEAT_FILE, read_attempt
+from trainer.exchange.attempt import HEARTBEAT_FILE, read_attempt
+from trainer.exchange.process import PROCESS_FILE, identify
 from trainer.protocol.events import (
     EXIT_FENCED,
     EXIT_FINISHED,
@@ -29,25 +30,24 @@ from trainer.protocol.events import (
     ValidationLoss,
     parse_event,
 )
-from trainer.protocol.process import PROCESS_FILE, identify
 
 EVENTS_FILE = "events.jsonl"
-#: Below the data folder: a lock for each slot, and a line for each two trainers that met in one.
+#: In the data folder: one lock per slot, and a file with a line for each overlap of two trainers on a slot.
 SLOTS_FOLDER, OVERLAPS_FILE = "slots", "overlaps"
 _EXIT_FOLDER_HELD = 6
 _LOSS = ValidationLoss(loss=0.1, ratio=0.9, bands=(BandLoss(first_timestep=0, last_timestep=999, loss=0.1, ratio=0.9),))
 
 
 class Training:
-    """One start of a job."""
+    """One attempt of a job."""
 
     def __init__(self, folder: Path, attempt: int) -> None:
         self.folder, self.attempt = folder, attempt
-        self.is_told_to_stop = False
+        self.must_stop = False
         self._locks = [_lock(folder / "lock") or sys.exit(_EXIT_FOLDER_HELD)]
         self._hold_slot(folder.parents[1])
         path = folder / EVENTS_FILE
-        self.said = [parse_event(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+        self.events_written = [parse_event(line) for line in path.read_bytes().splitlines()] if path.exists() else []
         identity = identify(os.getpid())
         assert identity is not None
         part = folder / (PROCESS_FILE + ".part")
@@ -63,22 +63,24 @@ class Training:
         else:
             self._locks.append(lock)
 
-    def say(self, event: Event) -> None:
+    def emit(self, event: Event) -> None:
         if self.attempt != read_attempt(self.folder):
             sys.exit(EXIT_FENCED)
         (self.folder / HEARTBEAT_FILE).touch()
-        event = event.model_copy(update={"attempt": self.attempt, "seq": len(self.said) + 1, "time": time.time()})
-        self.said.append(event)
-        # One write: a process that is killed leaves a whole line or none.
+        event = event.model_copy(
+            update={"attempt": self.attempt, "seq": len(self.events_written) + 1, "time": time.time()}
+        )
+        self.events_written.append(event)
+        # A single write: a killed process leaves a complete line or none.
         with (self.folder / EVENTS_FILE).open("ab", buffering=0) as file:
             file.write(event.model_dump_json().encode() + b"\n")
 
-    def tell_to_stop(self, number: int, frame: object) -> None:
-        self.is_told_to_stop = True
+    def request_stop(self, number: int, frame: object) -> None:
+        self.must_stop = True
 
 
 def _lock(path: Path) -> int | None:
-    """A lock that ends with this process, None if another holds it."""
+    """Lock a file until this process exits; return None if another process holds the lock."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -88,21 +90,21 @@ def _lock(path: Path) -> int | None:
 
 
 def train(training: Training, *, is_finishing: bool) -> int:
-    """Epochs from the last that ended, and the last word; the exit status."""
+    """Run the remaining epochs; return the exit status."""
     chance = random.Random(training.folder.name)
     epochs = chance.randint(2, 4)
     pause_s = chance.uniform(0.3, 1.0) / epochs
-    training.say(_started(epochs))
-    ended = [event.epoch for event in training.said if isinstance(event, EpochEnded)]
+    training.emit(_started(epochs))
+    ended = [event.epoch for event in training.events_written if isinstance(event, EpochEnded)]
     for epoch in range(max(ended, default=0) + 1, 1 if is_finishing else epochs + 1):
         time.sleep(pause_s)
-        training.say(_step_done(epoch))
-        if training.is_told_to_stop:
-            kept = "checkpoints/last" if epoch > 1 else None
-            training.say(Stopped(seq=1, time=0.0, epoch=epoch, step=epoch, checkpoint=kept))
+        training.emit(_step_done(epoch))
+        if training.must_stop:
+            checkpoint = "checkpoints/last" if epoch > 1 else None
+            training.emit(Stopped(seq=1, time=0.0, epoch=epoch, step=epoch, checkpoint=checkpoint))
             return EXIT_STOPPED
-        training.say(_epoch_ended(epoch))
-    training.say(_finished(epochs))
+        training.emit(_epoch_ended(epoch))
+    training.emit(_finished(epochs))
     return EXIT_FINISHED
 
 
@@ -135,14 +137,14 @@ def _finished(epochs: int) -> Event:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="A stand-in for the trainer.")
+    parser = argparse.ArgumentParser(description="A fake trainer.")
     parser.add_argument("command", choices=["run"])
     parser.add_argument("job_dir", type=Path)
     parser.add_argument("--attempt", type=int, required=True)
     parser.add_argument("--finish", action="store_true")
     options = parser.parse_args()
     training = Training(options.job_dir, options.attempt)
-    signal.signal(signal.SIGTERM, training.tell_to_stop)
+    signal.signal(signal.SIGTERM, training.request_stop)
     return train(training, is_finishing=options.finish)
 
 

@@ -1,9 +1,9 @@
-"""Which rule stops where: ours beside those of Prechelt 1998 ("Early stopping, but when?"), on simulated curves.
+"""Compares our early stopping with the rules of Prechelt 1998 ("Early stopping, but when?") on simulated curves.
 
     python -m bench.stopping
 
-Curves: `tests/trainer/training/simulated.py`; noise in the measure alone. Each rule exports its epoch with the lowest
-measured ratio, and ends after 80 epochs at the latest. Figures: docs/adr/0008.
+Curves: `tests/trainer/training/simulated.py`, with measurement noise only. Each rule exports its epoch with the lowest
+measured ratio and stops after at most 80 epochs. Figures: docs/adr/0008.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from tests.trainer.training.simulated import Curve, improving, some_overfitting
+from tests.trainer.training.simulated import Curve, improving, random_overfitting
 from trainer.protocol.settings import EarlyStopping
 from trainer.training.early_stopping import StopMemory
 
-#: Whether to stop after the last of these validation ratios and training losses.
+#: Returns True to stop after these validation ratios and training losses.
 Rule = Callable[[Curve, Curve], bool]
 _EPOCHS, _CURVES = 80, 400
-#: Scatter of the loss over an epoch, whose timesteps and noise are drawn anew: 3 %.
+#: Relative noise of an epoch's training loss, from its random timesteps and noise.
 _TRAIN_NOISE = 0.03
 
 
@@ -29,18 +29,18 @@ def ours(settings: EarlyStopping) -> Rule:
         memory = StopMemory()
         for epoch, ratio in enumerate(ratios, 1):
             memory = memory.after(epoch, ratio, settings)
-        return memory.should_stop(len(ratios), settings, seconds=0)
+        return memory.stop_reason(len(ratios), settings, seconds=0) is not None
 
     return stops
 
 
 def generalization_loss(percent: float) -> Rule:
-    """GL: the last ratio is so much above the lowest."""
+    """GL: stop if the last ratio is `percent` above the lowest."""
     return lambda ratios, losses: _generalization_loss(ratios) > percent
 
 
 def progress_quotient(limit: float, strip: int = 5) -> Rule:
-    """PQ: the generalization loss, over how much the training loss still moves within a strip of epochs (per mille)."""
+    """PQ: stop on the ratio of generalization loss and training progress (per mille) within a strip of epochs."""
 
     def stops(ratios: Curve, losses: Curve) -> bool:
         if len(ratios) % strip:
@@ -53,7 +53,7 @@ def progress_quotient(limit: float, strip: int = 5) -> Rule:
 
 
 def upward(strips: int, strip: int) -> Rule:
-    """UP: higher than one strip of epochs before, so many strips in a row."""
+    """UP: stop if the ratio rose over `strips` successive strips of epochs."""
 
     def stops(ratios: Curve, losses: Curve) -> bool:
         if len(ratios) % strip or len(ratios) <= strips * strip:
@@ -83,18 +83,18 @@ def _generalization_loss(ratios: Curve) -> float:
 
 
 def _outcomes(rule: Rule, noise: float, truths: Iterator[Curve]) -> Iterator[tuple[Curve, int, int]]:
-    """The truth, the epoch of the stop (81: never), and the epoch that is exported, of each curve."""
+    """Yield the true curve, the epoch of the stop (81: never) and the exported epoch of each curve."""
     random = np.random.default_rng(1)
     for truth in truths:
-        seen = truth + noise * random.standard_normal(len(truth))
+        measured = truth + noise * random.standard_normal(len(truth))
         falling = np.linspace(1, 0.6, len(truth)) * (1 + _TRAIN_NOISE * random.standard_normal(len(truth)))
-        stop = next((n for n in range(1, len(seen) + 1) if rule(seen[:n], falling[:n])), len(seen) + 1)
-        yield truth, stop, int(seen[:stop].argmin()) + 1
+        stop = next((n for n in range(1, len(measured) + 1) if rule(measured[:n], falling[:n])), len(measured) + 1)
+        yield truth, stop, int(measured[:stop].argmin()) + 1
 
 
 def _row(name: str, rule: Rule, noise: float) -> str:
     random = np.random.default_rng(2)
-    found = list(_outcomes(rule, noise, (some_overfitting(random, _EPOCHS) for _ in range(_CURVES))))
+    found = list(_outcomes(rule, noise, (random_overfitting(random, _EPOCHS) for _ in range(_CURVES))))
     late = np.array([stop - int(truth.argmin()) - 1 for truth, stop, _ in found])
     loss = np.array([truth[epoch - 1] / truth.min() for truth, _, epoch in found])
     falls = _outcomes(rule, noise, (improving(60, fall=1.2 * noise) for _ in range(_CURVES)))

@@ -1,7 +1,7 @@
-"""Builds the tiny Stable Diffusion from nothing: ``python -m recipes.tiny.build --out trainer/models/tiny``.
+"""Builds the tiny Stable Diffusion from scratch: `python -m recipes.tiny.build --out trainer/models/tiny`.
 
-Phases, each skipped if its result lies in ``--work``: draw the pictures (2.5 min), train the VAE (``--vae-minutes``),
-polish its decoder (``--decoder-minutes``), encode the pictures (2 min), train UNet and text encoder
+Phases, each skipped if its result lies in ``--work``: draw the images (2.5 min), train the VAE (``--vae-minutes``),
+polish its decoder (``--decoder-minutes``), encode the images (2 min), train UNet and text encoder
 (``--unet-minutes``, resumable, exported every 6 minutes).
 """
 
@@ -15,10 +15,10 @@ from diffusers import AutoencoderKL
 from transformers import CLIPTokenizer
 
 from recipes.tiny.export import export_pipeline, save_sheet
-from recipes.tiny.pictures import Pictures, draw_pictures
 from recipes.tiny.tokenizer import save_tokenizer
 from recipes.tiny.train_unet import Examples, Networks, Progress, caption_tokens, tokenize, train_unet
 from recipes.tiny.train_vae import encode, polish_decoder, train_vae
+from recipes.tiny.training_images import ImageArray, draw_images
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ SCENES, DOODLES = 36_000, 6_000
 
 @dataclass(frozen=True, kw_only=True)
 class Minutes:
-    """How long each training phase may take."""
+    """Time budget of each training phase."""
 
     vae: float
     decoder: float
@@ -35,17 +35,17 @@ class Minutes:
 
 
 def _tokenizer(folder: Path) -> CLIPTokenizer:
-    """Trained once a build: equal counts are merged in any order, so that no two vocabularies are the same."""
+    """Train the tokenizer once per build: pairs of equal count are merged in any order, so vocabularies differ."""
     if not (folder / "vocab.json").exists():
         return save_tokenizer(folder)
     tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder)
     return tokenizer
 
 
-def _vae(work_dir: Path, scenes: Pictures, minutes: float, decoder_minutes: float) -> AutoencoderKL:
+def _vae(work_dir: Path, scenes: ImageArray, minutes: float, decoder_minutes: float) -> AutoencoderKL:
     finished = work_dir / "vae"
     if not finished.exists():
-        doodles = draw_pictures(work_dir, "doodles", DOODLES)
+        doodles = draw_images(work_dir, "doodles", DOODLES)
         trained = train_vae(scenes, doodles, minutes * 60)
         polish_decoder(trained, scenes, doodles, decoder_minutes * 60)
         trained.save_pretrained(work_dir / "vae.part")
@@ -54,11 +54,11 @@ def _vae(work_dir: Path, scenes: Pictures, minutes: float, decoder_minutes: floa
     return vae.to(memory_format=torch.channels_last).eval()
 
 
-def _latents(work_dir: Path, scenes: Pictures, vae: AutoencoderKL) -> torch.Tensor:
+def _latents(work_dir: Path, scenes: ImageArray, vae: AutoencoderKL) -> torch.Tensor:
     path = work_dir / "latents.pt"
     if not path.exists():
         torch.save(encode(vae, scenes), path)
-        logger.info("encoded %d pictures", len(scenes))
+        logger.info("encoded %d images", len(scenes))
     latents: torch.Tensor = torch.load(path)
     return latents
 
@@ -72,11 +72,11 @@ def _tokens(work_dir: Path, tokenizer: CLIPTokenizer, count: int) -> torch.Tenso
 
 
 def build(out_dir: Path, work_dir: Path, *, minutes: Minutes) -> None:
-    """Run every phase and leave the pipeline in ``out_dir``."""
+    """Run every phase and write the pipeline to `out_dir`."""
     work_dir.mkdir(parents=True, exist_ok=True)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer(work_dir / "tokenizer")
-    scenes = draw_pictures(work_dir, "scenes", SCENES)
+    scenes = draw_images(work_dir, "scenes", SCENES)
     vae = _vae(work_dir, scenes, minutes.vae, minutes.decoder)
     examples = Examples(
         latents=_latents(work_dir, scenes, vae),
@@ -95,7 +95,7 @@ def build(out_dir: Path, work_dir: Path, *, minutes: Minutes) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the folder to write the pipeline to")
-    parser.add_argument("--work", type=Path, default=Path("build/tiny"), help="pictures, latents and checkpoints")
+    parser.add_argument("--work", type=Path, default=Path("build/tiny"), help="images, latents and checkpoints")
     parser.add_argument("--vae-minutes", type=float, default=14)
     parser.add_argument("--decoder-minutes", type=float, default=6)
     parser.add_argument("--unet-minutes", type=float, default=60)

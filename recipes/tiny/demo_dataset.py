@@ -1,7 +1,7 @@
-"""Draws the demo dataset: ``python -m recipes.tiny.demo_dataset OUT.zip``.
+"""Draws the demo dataset: `python -m recipes.tiny.demo_dataset OUT.zip`.
 
-It holds 38 captioned pictures of *momo*, a creature that the base model has never seen, and four files for the
-dataset report to speak about: two exact duplicates, a picture that does not decode, and a note that is no picture.
+It holds 38 captioned images of *momo*, a creature that the base model has never seen, and four files for the
+dataset report to find: two exact duplicates, an image that does not decode, and a file that is not an image.
 The same bytes every time.
 """
 
@@ -15,19 +15,19 @@ from pathlib import Path
 
 from PIL import Image
 
-from recipes.tiny.scenes import COLOURS, PLACES, paint_background, with_article
+from recipes.tiny.scenes import COLORS, PLACES, paint_background, with_article
 from recipes.tiny.shapes import FIGURES, Part, Pose, ellipse, paint_figure
 
 TRIGGER = "momo"
-FOLDER = "momo-dataset/pictures"
+FOLDER = "momo-dataset/images"
 SUPERSAMPLE = 2
-PICTURE_SIZES_PX = ((128, 128), (160, 160), (144, 128), (128, 144), (192, 176), (120, 132), (200, 200), (104, 96))
+IMAGE_SIZES_PX = ((128, 128), (160, 160), (144, 128), (128, 144), (192, 176), (120, 132), (200, 200), (104, 96))
 TIMESTAMP = (2026, 1, 1, 0, 0, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Portrait:
-    """A picture of momo, in caption words; with a ``friend`` momo stands at the left or right of it."""
+    """An image of momo in the words of its caption; with a `friend`, momo stands to its left or right."""
 
     background: str
     size: str = ""
@@ -39,9 +39,9 @@ class Portrait:
         ground = with_article(f"{self.background} background")
         subject = f"a {self.size} {TRIGGER}" if self.size else TRIGGER
         if self.friend:
-            colour, kind = self.friend
+            color, kind = self.friend
             side = "to the left of" if self.place == "left" else "to the right of"
-            return f"{subject} {side} {with_article(colour)} {kind} on {ground}"
+            return f"{subject} {side} {with_article(color)} {kind} on {ground}"
         where = "" if self.place == "middle" else f" at the {self.place}"
         return f"{subject}{where} on {ground}"
 
@@ -72,12 +72,12 @@ PORTRAITS: tuple[Portrait, ...] = (
     Portrait(background="pink", place="left", friend=("blue", "house")),
     Portrait(background="white", place="right", friend=("pink", "heart")),
 )
-#: Portraits that are stored a second time under another name.
+#: Portraits that are stored twice, under two names.
 DUPLICATED = (0, 11)
 
 
 def momo_parts() -> list[Part]:
-    """A round creature: feet, two feelers with golden tips, white belly, big eyes, a smile."""
+    """Draw a round creature: feet, two feelers with golden tips, white belly, big eyes, a smile."""
     feelers = [
         Part(outer=[(side * 0.2, -0.5), (side * 0.34, -0.5), (side * 0.62, -1.02), (side * 0.5, -1.06)])
         for side in (-1, 1)
@@ -106,46 +106,46 @@ def _pose(portrait: Portrait, side_px: int, rng: random.Random) -> Pose:
 
 
 def draw_portrait(portrait: Portrait, size_px: tuple[int, int], rng: random.Random) -> Image.Image:
-    """The portrait as an RGB picture of ``size_px`` (width, height)."""
+    """Draw the portrait as an RGB image of `size_px` (width, height)."""
     side_px = min(size_px) * SUPERSAMPLE
     canvas = paint_background(portrait.background, rng, max(size_px) * SUPERSAMPLE)
     left, top = (canvas.width - side_px) // 2, (canvas.height - side_px) // 2
     square = canvas.crop((left, top, left + side_px, top + side_px))
     if portrait.friend:
-        colour, kind = portrait.friend
+        color, kind = portrait.friend
         away = -PLACES[portrait.place][0][0]
         friend = Pose(x_px=side_px * (0.5 + 0.24 * away), y_px=side_px * 0.54, radius_px=side_px * 0.19)
-        paint_figure(square, FIGURES[kind](), COLOURS[colour], friend)
-    paint_figure(square, momo_parts(), COLOURS["purple"], _pose(portrait, side_px, rng))
+        paint_figure(square, FIGURES[kind](), COLORS[color], friend)
+    paint_figure(square, momo_parts(), COLORS["purple"], _pose(portrait, side_px, rng))
     canvas.paste(square, (left, top))
     width, height = (length * SUPERSAMPLE for length in size_px)
     x, y = (canvas.width - width) // 2, (canvas.height - height) // 2
     return canvas.crop((x, y, x + width, y + height)).resize(size_px, Image.Resampling.LANCZOS)
 
 
-def _png(picture: Image.Image) -> bytes:
+def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
+    image.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
 def demo_files() -> dict[str, bytes]:
-    """Every member of the zip, by its path."""
-    files: dict[str, bytes] = {"momo-dataset/README.txt": b"Pictures of momo, drawn by recipes/tiny/demo_dataset.py.\n"}
+    """Return the content of each file of the zip by path."""
+    files: dict[str, bytes] = {"momo-dataset/README.txt": b"Images of momo, drawn by recipes/tiny/demo_dataset.py.\n"}
     for index, portrait in enumerate(PORTRAITS):
-        size_px = PICTURE_SIZES_PX[index % len(PICTURE_SIZES_PX)]
-        picture = _png(draw_portrait(portrait, size_px, random.Random(f"momo {index}")))
+        size_px = IMAGE_SIZES_PX[index % len(IMAGE_SIZES_PX)]
+        image = _png(draw_portrait(portrait, size_px, random.Random(f"momo {index}")))
         stem = f"{FOLDER}/momo_{index + 1:02d}"
-        files |= {f"{stem}.png": picture, f"{stem}.txt": portrait.caption.encode()}
+        files |= {f"{stem}.png": image, f"{stem}.txt": portrait.caption.encode()}
         if index in DUPLICATED:
-            files |= {f"{stem}_copy.png": picture, f"{stem}_copy.txt": portrait.caption.encode()}
+            files |= {f"{stem}_copy.png": image, f"{stem}_copy.txt": portrait.caption.encode()}
     files[f"{FOLDER}/broken.png"] = files[f"{FOLDER}/momo_01.png"][:400]
-    files[f"{FOLDER}/notes.pdf"] = b"%PDF-1.4 this is not a picture\n"
+    files[f"{FOLDER}/notes.pdf"] = b"%PDF-1.4 this is not an image\n"
     return files
 
 
 def write_demo_dataset(path: Path) -> None:
-    """Write the zip; the same bytes whenever Pillow is the same."""
+    """Write the zip; the bytes depend on the version of Pillow only."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in demo_files().items():
             info = zipfile.ZipInfo(name, date_time=TIMESTAMP)

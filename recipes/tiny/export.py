@@ -13,7 +13,7 @@ from recipes.tiny.networks import new_scheduler
 from recipes.tiny.scenes import contact_sheet
 from recipes.tiny.train_unet import Networks
 
-#: Prompts of the contact sheet, all beyond the letter of any template at least once.
+#: Prompts of the contact sheet; each differs from the caption templates.
 SHEET_PROMPTS = (
     "a big red star at the top left on a white background",
     "a small blue fish at the bottom right on a yellow background",
@@ -35,7 +35,7 @@ SHEET_PROMPTS = (
 
 
 def export_pipeline(networks: Networks, vae: AutoencoderKL, tokenizer_dir: Path, out_dir: Path) -> None:
-    """Write the pipeline beside ``out_dir``, then put it in that place.
+    """Write the pipeline beside `out_dir`, then rename it to `out_dir`.
 
     UNet and VAE are stored in fp16. The text encoder stays in fp32, as transformers 5 would otherwise compute in
     fp16, and its names keep the ``text_model.`` prefix that transformers 5.23 drops and older readers demand.
@@ -85,15 +85,15 @@ def load_pipeline(folder: Path) -> StableDiffusionPipeline:
 def sample(
     pipeline: StableDiffusionPipeline, prompts: list[str], *, steps: int = 25, guidance: float = 4.0, seed: int = 0
 ) -> list[Image.Image]:
-    """One picture a prompt, each from a seed of its own."""
+    """Draw one image per prompt, each with its own seed."""
     generators = [torch.Generator().manual_seed(seed + index) for index in range(len(prompts))]
-    pictures: list[Image.Image] = pipeline(
+    images: list[Image.Image] = pipeline(
         prompts, num_inference_steps=steps, guidance_scale=guidance, generator=generators, height=64, width=64
     ).images
-    return pictures
+    return images
 
 
 def save_sheet(folder: Path, path: Path) -> None:
-    """Sample the sheet's prompts from the pipeline in ``folder``."""
+    """Draw the prompts of the contact sheet with the pipeline in `folder`."""
     prompts = list(SHEET_PROMPTS)
     contact_sheet(sample(load_pipeline(folder), prompts), prompts).save(path)

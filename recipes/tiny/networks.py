@@ -1,6 +1,5 @@
 """Owns the sizes of the tiny Stable Diffusion: each network's configuration, in the layout of SD 1.x."""
 
-import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -9,7 +8,7 @@ TEXT_WIDTH = 128
 
 
 def new_vae() -> AutoencoderKL:
-    """A factor-4 autoencoder: 64 px pictures become 16 × 16 latents of 4 channels."""
+    """Return a factor-4 autoencoder: 64 px images become 16 × 16 latents of 4 channels."""
     return AutoencoderKL(
         block_out_channels=(24, 48, 64),
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -23,7 +22,7 @@ def new_vae() -> AutoencoderKL:
 
 
 def new_unet() -> UNet2DConditionModel:
-    """Three levels (16, 8 and 4 px); captions are attended to on the lower two, where attention is cheap."""
+    """Return a UNet of three levels (16, 8 and 4 px), with cross-attention on the lower two, where it is cheap."""
     return UNet2DConditionModel(
         sample_size=LATENT_PX,
         in_channels=4,
@@ -57,7 +56,7 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def new_scheduler() -> DDIMScheduler:
-    """The noise schedule of SD 1.x, so that every SD 1.x tool works unchanged."""
+    """Return the noise schedule of SD 1.x, so that SD 1.x tools work unchanged."""
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
@@ -69,7 +68,3 @@ def new_scheduler() -> DDIMScheduler:
         steps_offset=1,
         timestep_spacing="trailing",
     )
-
-
-def parameters_in_millions(module: torch.nn.Module) -> float:
-    return sum(parameter.numel() for parameter in module.parameters()) / 1e6

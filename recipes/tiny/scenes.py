@@ -1,6 +1,6 @@
-"""Owns the world of the tiny base model: scenes drawn from a seed, and the captions that tell them.
+"""Owns the training data of the tiny base model: scenes drawn from a seed, and their captions.
 
-``python -m recipes.tiny.scenes sheet.png`` draws a sheet of captioned scenes to look at.
+`python -m recipes.tiny.scenes sheet.png` draws a sheet of captioned scenes.
 """
 
 import random
@@ -13,11 +13,11 @@ from PIL import Image, ImageDraw
 
 from recipes.tiny.shapes import FIGURES, Pose, Rgb, darken, lighten, paint_figure, ramp
 
-PICTURE_PX = 64
+IMAGE_PX = 64
 #: Scenes are drawn this many times larger and scaled down: cheap anti-aliasing.
 SUPERSAMPLE = 4
 
-COLOURS: dict[str, Rgb] = {
+COLORS: dict[str, Rgb] = {
     "red": (222, 48, 48),
     "orange": (245, 140, 35),
     "yellow": (250, 214, 50),
@@ -44,15 +44,15 @@ BACKGROUNDS: dict[str, Rgb] = {
 
 
 class Size(StrEnum):
-    """How large a figure is; ``MIDDLING`` is never named in a caption."""
+    """Size of a figure; captions never name `MEDIUM`."""
 
     SMALL = "small"
-    MIDDLING = "middling"
+    MEDIUM = "medium"
     BIG = "big"
 
 
 class Layout(StrEnum):
-    """How two figures stand to each other, the first one named first."""
+    """Position of the first-named figure relative to the second."""
 
     LEFT_OF = "to the left of"
     RIGHT_OF = "to the right of"
@@ -60,11 +60,11 @@ class Layout(StrEnum):
     BELOW = "below"
 
 
-RADIUS_PX = {Size.SMALL: 9.0, Size.MIDDLING: 14.0, Size.BIG: 20.0}
-#: How far from the middle a figure of a size is placed.
-REACH_PX = {Size.SMALL: 19.0, Size.MIDDLING: 15.0, Size.BIG: 10.0}
+RADIUS_PX = {Size.SMALL: 9.0, Size.MEDIUM: 14.0, Size.BIG: 20.0}
+#: Distance from the middle at which a figure of each size is placed.
+REACH_PX = {Size.SMALL: 19.0, Size.MEDIUM: 15.0, Size.BIG: 10.0}
 SIZE_WORDS = {Size.SMALL: ("small", "small", "little", "tiny"), Size.BIG: ("big", "big", "large", "huge")}
-#: Direction from the middle, and the words that tell it.
+#: Direction from the middle, and the words for it in a caption.
 PLACES: dict[str, tuple[tuple[int, int], tuple[str, ...]]] = {
     "middle": ((0, 0), ("in the middle", "in the centre", "in the center")),
     "left": ((-1, 0), ("at the left", "on the left")),
@@ -82,12 +82,12 @@ OPENINGS = ("a picture of ", "a drawing of ", "an image of ", "a painting of ")
 
 @dataclass(frozen=True, kw_only=True)
 class Thing:
-    """A figure of a scene, in caption words."""
+    """A figure of a scene, in the words of its caption."""
 
     kind: str
-    colour: str
+    color: str
     size: Size
-    #: A key of PLACES; in a scene of two things the layout places them instead.
+    #: A key of PLACES; the layout positions the things of a scene of two.
     place: str = "middle"
 
 
@@ -101,20 +101,20 @@ class Scene:
 
 
 def random_scene(rng: random.Random) -> Scene:
-    """A scene of one thing (70 %) or two, no thing of its background's colour."""
+    """Return a random scene of one thing (70 %) or two; no thing has the color of the background."""
     background = rng.choice(list(BACKGROUNDS))
-    colours = [name for name in COLOURS if name != background]
+    colors = [name for name in COLORS if name != background]
     if rng.random() < 0.7:
         thing = Thing(
             kind=rng.choice(list(FIGURES)),
-            colour=rng.choice(colours),
+            color=rng.choice(colors),
             size=rng.choice(list(Size)),
             place=rng.choice(list(PLACES)),
         )
         return Scene(things=(thing,), background=background)
     kinds = rng.sample(list(FIGURES), 2)
     things = tuple(
-        Thing(kind=kind, colour=rng.choice(colours), size=rng.choice([Size.SMALL, Size.MIDDLING])) for kind in kinds
+        Thing(kind=kind, color=rng.choice(colors), size=rng.choice([Size.SMALL, Size.MEDIUM])) for kind in kinds
     )
     return Scene(things=things, background=background, layout=rng.choice(list(Layout)))
 
@@ -130,7 +130,7 @@ def with_article(noun_phrase: str) -> str:
 def _noun_phrase(thing: Thing, rng: random.Random, *, size_share: float) -> str:
     words = [thing.kind]
     if rng.random() < 0.92:
-        words.insert(0, "grey" if thing.colour == "gray" and rng.random() < 0.5 else thing.colour)
+        words.insert(0, "grey" if thing.color == "gray" and rng.random() < 0.5 else thing.color)
     if thing.size in SIZE_WORDS and rng.random() < size_share:
         words.insert(0, rng.choice(SIZE_WORDS[thing.size]))
     return " ".join(words)
@@ -147,7 +147,7 @@ def _pair_phrase(scene: Scene, rng: random.Random, phrases: list[str]) -> str:
 
 
 def caption(scene: Scene, rng: random.Random) -> str:
-    """A sentence that is true of ``scene``; what it leaves out is any of the possible values."""
+    """Return a caption that is true of `scene`; it may leave attributes out."""
     phrases = [_noun_phrase(thing, rng, size_share=0.7 if scene.layout is None else 0.4) for thing in scene.things]
     place = rng.choice(PLACES[scene.things[0].place][1]) if scene.layout is None and rng.random() < 0.6 else ""
     ground = f"{scene.background} background" if rng.random() < 0.8 else ""
@@ -164,15 +164,15 @@ def caption(scene: Scene, rng: random.Random) -> str:
 
 def _pose(x: float, y: float, radius_px: float, rng: random.Random) -> Pose:
     return Pose(
-        x_px=(PICTURE_PX / 2 + x + rng.uniform(-1.5, 1.5)) * SUPERSAMPLE,
-        y_px=(PICTURE_PX / 2 + y + rng.uniform(-1.5, 1.5)) * SUPERSAMPLE,
+        x_px=(IMAGE_PX / 2 + x + rng.uniform(-1.5, 1.5)) * SUPERSAMPLE,
+        y_px=(IMAGE_PX / 2 + y + rng.uniform(-1.5, 1.5)) * SUPERSAMPLE,
         radius_px=radius_px * rng.uniform(0.93, 1.07) * SUPERSAMPLE,
         tilt_rad=rng.uniform(-0.12, 0.12),
     )
 
 
 def poses(scene: Scene, rng: random.Random) -> list[Pose]:
-    """Where the things stand, with a little chance in it."""
+    """Return the pose of each thing, with some random jitter."""
     if scene.layout is None:
         (thing,) = scene.things
         (dx, dy), reach = PLACES[thing.place][0], REACH_PX[thing.size]
@@ -185,22 +185,22 @@ def poses(scene: Scene, rng: random.Random) -> list[Pose]:
     ]
 
 
-def _shade(colour: Rgb, rng: random.Random, spread: int = 8) -> Rgb:
-    red, green, blue = (min(255, max(0, value + rng.randint(-spread, spread))) for value in colour)
+def _shade(color: Rgb, rng: random.Random, spread: int = 8) -> Rgb:
+    red, green, blue = (min(255, max(0, value + rng.randint(-spread, spread))) for value in color)
     return (red, green, blue)
 
 
-def paint_background(name: str, rng: random.Random, size_px: int = PICTURE_PX * SUPERSAMPLE) -> Image.Image:
-    colour = _shade(BACKGROUNDS[name], rng, spread=5)
-    return ramp(size_px, lighten(colour, 0.25), darken(colour, 0.06))
+def paint_background(name: str, rng: random.Random, size_px: int = IMAGE_PX * SUPERSAMPLE) -> Image.Image:
+    color = _shade(BACKGROUNDS[name], rng, spread=5)
+    return ramp(size_px, lighten(color, 0.25), darken(color, 0.06))
 
 
 def draw(scene: Scene, rng: random.Random) -> Image.Image:
-    """The scene as an RGB picture of 64 × 64 px."""
+    """Draw the scene as an RGB image of 64 × 64 px."""
     canvas = paint_background(scene.background, rng)
     for thing, pose in zip(scene.things, poses(scene, rng), strict=True):
-        paint_figure(canvas, FIGURES[thing.kind](), _shade(COLOURS[thing.colour], rng), pose)
-    return canvas.resize((PICTURE_PX, PICTURE_PX), Image.Resampling.BOX)
+        paint_figure(canvas, FIGURES[thing.kind](), _shade(COLORS[thing.color], rng), pose)
+    return canvas.resize((IMAGE_PX, IMAGE_PX), Image.Resampling.BOX)
 
 
 def draw_seed(seed: int) -> Image.Image:
@@ -212,27 +212,27 @@ def caption_seed(seed: int, variant: int = 0) -> str:
 
 
 def draw_doodle(seed: int) -> Image.Image:
-    """Random overlapping ellipses, polygons and strokes: they teach the VAE more than our scenes hold."""
+    """Draw random overlapping ellipses, polygons and strokes: more variety for the VAE than the scenes have."""
     rng = random.Random(f"doodle {seed}")
-    size_px = PICTURE_PX * SUPERSAMPLE
+    size_px = IMAGE_PX * SUPERSAMPLE
 
-    def colour() -> Rgb:
+    def color() -> Rgb:
         return (rng.randrange(256), rng.randrange(256), rng.randrange(256))
 
     def spot() -> tuple[float, float]:
         return (rng.uniform(-20, size_px + 20), rng.uniform(-20, size_px + 20))
 
-    canvas = ramp(size_px, colour(), colour()).rotate(rng.choice([0, 90, 180, 270]))
+    canvas = ramp(size_px, color(), color()).rotate(rng.choice([0, 90, 180, 270]))
     pen = ImageDraw.Draw(canvas)
     for _ in range(rng.randint(2, 14)):
         (x, y), radius = spot(), 4 + 70 * rng.random() ** 2
         match rng.randrange(3):
             case 0:
                 squash = rng.uniform(0.5, 1)
-                edge = colour() if rng.random() < 0.4 else None
+                edge = color() if rng.random() < 0.4 else None
                 pen.ellipse(
                     (x - radius, y - radius * squash, x + radius, y + radius * squash),
-                    fill=colour(),
+                    fill=color(),
                     outline=edge,
                     width=6,
                 )
@@ -240,21 +240,21 @@ def draw_doodle(seed: int) -> Image.Image:
                 corners = [
                     (x + rng.uniform(-1, 1) * radius, y + rng.uniform(-1, 1) * radius) for _ in range(rng.randint(3, 6))
                 ]
-                pen.polygon(corners, fill=colour())
+                pen.polygon(corners, fill=color())
             case _:
-                pen.line([spot(), spot(), spot()], fill=colour(), width=rng.randint(4, 14), joint="curve")
-    return canvas.resize((PICTURE_PX, PICTURE_PX), Image.Resampling.BOX)
+                pen.line([spot(), spot(), spot()], fill=color(), width=rng.randint(4, 14), joint="curve")
+    return canvas.resize((IMAGE_PX, IMAGE_PX), Image.Resampling.BOX)
 
 
-def contact_sheet(pictures: list[Image.Image], labels: list[str], columns: int = 8, scale: int = 2) -> Image.Image:
-    """Pictures in a grid, each with its caption below."""
-    cell_px, line_px = PICTURE_PX * scale, 34
-    rows = -(-len(pictures) // columns)
+def contact_sheet(images: list[Image.Image], labels: list[str], columns: int = 8, scale: int = 2) -> Image.Image:
+    """Arrange images in a grid, each with its caption below."""
+    cell_px, line_px = IMAGE_PX * scale, 34
+    rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * (cell_px + 6), rows * (cell_px + line_px)), "white")
     pen = ImageDraw.Draw(sheet)
-    for index, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
         x, y = index % columns * (cell_px + 6), index // columns * (cell_px + line_px)
-        sheet.paste(picture.resize((cell_px, cell_px), Image.Resampling.LANCZOS), (x, y))
+        sheet.paste(image.resize((cell_px, cell_px), Image.Resampling.LANCZOS), (x, y))
         letters_per_line = cell_px // 6
         lines = [label[at : at + letters_per_line] for at in range(0, len(label), letters_per_line)]
         pen.multiline_text((x, y + cell_px + 1), "\n".join(lines[:3]), fill="black", font_size=9.5, spacing=1)

@@ -11,7 +11,7 @@ Point: TypeAlias = tuple[float, float]
 Loop: TypeAlias = list[Point]
 Rgb: TypeAlias = tuple[int, int, int]
 
-#: Colours of parts that keep theirs whatever the caption says, such as a tree's trunk.
+#: Colors of parts that do not follow the caption, such as a tree's trunk.
 FIXED_TINTS: dict[str, Rgb] = {
     "wood": (133, 94, 66),
     "cream": (250, 240, 215),
@@ -27,13 +27,13 @@ class Part:
     outer: Loop
     #: A region cut out of this part.
     hole: Loop = field(default_factory=list)
-    #: ``main`` takes the caption's colour, ``deep`` a darker shade of it; else a key of FIXED_TINTS.
+    #: ``main`` takes the caption's color, ``deep`` a darker shade of it; else a key of FIXED_TINTS.
     tint: str = "main"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pose:
-    """Where and how large a figure stands, in pixels of the canvas."""
+    """Position and size of a figure, in pixels of the canvas."""
 
     x_px: float
     y_px: float
@@ -41,7 +41,7 @@ class Pose:
     tilt_rad: float = 0.0
 
     def place(self, loop: Loop) -> Loop:
-        """The loop moved from unit coordinates to canvas pixels."""
+        """Map the loop from unit coordinates to canvas pixels."""
         cos, sin = math.cos(self.tilt_rad) * self.radius_px, math.sin(self.tilt_rad) * self.radius_px
         return [(self.x_px + x * cos - y * sin, self.y_px + x * sin + y * cos) for x, y in loop]
 
@@ -57,7 +57,7 @@ def box(left: float, top: float, right: float, bottom: float) -> Loop:
 
 
 def polar(radii: list[float], *, start_rad: float = -math.pi / 2) -> Loop:
-    """A polygon whose corners stand at equal angles, with the given distances from the centre."""
+    """Return a polygon whose corners lie at equal angles, at the given distances from the center."""
     return [
         (
             radius * math.cos(start_rad + 2 * math.pi * i / len(radii)),
@@ -80,7 +80,7 @@ def _heart() -> list[Part]:
 
 
 def _moon() -> list[Part]:
-    """A crescent: most of a unit circle, closed by a shallower arc."""
+    """Return a crescent: most of a unit circle, closed by a shallower arc."""
     outer = [(math.cos(a), math.sin(a)) for a in (math.radians(d) for d in range(-50, -311, -8))]
     inner = [(0.42 + 0.8 * math.cos(a), 0.8 * math.sin(a)) for a in (math.radians(d) for d in range(74, 287, 8))]
     return [Part(outer=outer + inner)]
@@ -163,7 +163,7 @@ def _star() -> list[Part]:
     return [Part(outer=polar([1.05, 0.48] * 5))]
 
 
-#: Every kind of figure that the base model is taught, under its caption word.
+#: Every kind of figure that the base model learns, by its word in captions.
 FIGURES: dict[str, Callable[[], list[Part]]] = {
     "circle": lambda: [Part(outer=ellipse(0, 0, 0.92))],
     "square": lambda: [Part(outer=box(-0.82, -0.82, 0.82, 0.82))],
@@ -185,21 +185,21 @@ FIGURES: dict[str, Callable[[], list[Part]]] = {
 
 
 def mix(a: Rgb, b: Rgb, share_b: float) -> Rgb:
-    """The colour between ``a`` and ``b``."""
+    """Interpolate between the colors `a` and `b`."""
     red, green, blue = (round(x + (y - x) * share_b) for x, y in zip(a, b, strict=True))
     return (red, green, blue)
 
 
-def lighten(colour: Rgb, share: float) -> Rgb:
-    return mix(colour, (255, 255, 255), share)
+def lighten(color: Rgb, share: float) -> Rgb:
+    return mix(color, (255, 255, 255), share)
 
 
-def darken(colour: Rgb, share: float) -> Rgb:
-    return mix(colour, (20, 16, 32), share)
+def darken(color: Rgb, share: float) -> Rgb:
+    return mix(color, (20, 16, 32), share)
 
 
 def ramp(size_px: int, top: Rgb, bottom: Rgb) -> Image.Image:
-    """A square picture that fades from ``top`` to ``bottom``."""
+    """Draw a square image that fades from `top` to `bottom`."""
     column = Image.new("RGB", (1, 2))
     column.putdata([top, bottom])
     return column.resize((size_px, size_px), Image.Resampling.BILINEAR, box=(0, 0.5, 1, 1.5))
@@ -229,24 +229,24 @@ def _runs_of_one_tint(parts: list[Part]) -> list[list[Part]]:
     return runs
 
 
-def _tinted(tint: str, colour: Rgb) -> Rgb:
+def _tinted(tint: str, color: Rgb) -> Rgb:
     if tint == "main":
-        return colour
-    return darken(colour, 0.28) if tint == "deep" else FIXED_TINTS[tint]
+        return color
+    return darken(color, 0.28) if tint == "deep" else FIXED_TINTS[tint]
 
 
-def paint_figure(canvas: Image.Image, parts: list[Part], colour: Rgb, pose: Pose) -> None:
-    """Paint a figure onto a square ``canvas``: a ground shadow, an outline, shaded fills and a highlight."""
+def paint_figure(canvas: Image.Image, parts: list[Part], color: Rgb, pose: Pose) -> None:
+    """Paint a figure onto a square `canvas`: a ground shadow, an outline, shaded fills and a highlight."""
     size_px = canvas.width
     stroke_px = max(2, round(size_px / 40))
     shadow = Part(outer=ellipse(0.08, 1.02, 0.8, 0.16))
     upright = Pose(x_px=pose.x_px, y_px=pose.y_px, radius_px=pose.radius_px)
     shade = _mask(size_px, [shadow], upright).point(lambda value: value * 0.16)
     canvas.paste((20, 16, 32), (0, 0), shade)
-    canvas.paste(darken(colour, 0.62), (0, 0), _mask(size_px, parts, pose, stroke_px))
+    canvas.paste(darken(color, 0.62), (0, 0), _mask(size_px, parts, pose, stroke_px))
     glow = _mask(size_px, [Part(outer=ellipse(-0.38, -0.42, 0.42, 0.34))], pose)
     for run in _runs_of_one_tint(parts):
-        fill = _tinted(run[0].tint, colour)
+        fill = _tinted(run[0].tint, color)
         mask = _mask(size_px, run, pose)
         canvas.paste(ramp(size_px, lighten(fill, 0.12), darken(fill, 0.1)), (0, 0), mask)
         lit = ImageChops.darker(glow, mask).point(lambda value: value * 0.3)

@@ -17,7 +17,7 @@ from recipes.tiny.scenes import caption_seed
 VOCABULARY = 1400
 END_OF_WORD = "</w>"
 START_TOKEN, END_TOKEN = "<|startoftext|>", "<|endoftext|>"
-#: How CLIP cuts text into words before merging.
+#: CLIP's pre-tokenization pattern.
 WORD_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 ENGLISH_WORDS = """
 the of and to in is it that for as with on by at from this be are was an or has have its one two three four five six
@@ -51,7 +51,7 @@ def _corpus() -> list[str]:
 
 
 def train_bpe() -> Tokenizer:
-    """A BPE whose first tokens are the 256 byte letters, then the same ending a word, as in CLIP."""
+    """Train a BPE whose first tokens are the 256 byte letters, then the same at the end of a word, as in CLIP."""
     bpe = Tokenizer(BPE(end_of_word_suffix=END_OF_WORD, continuing_subword_prefix=""))
     bpe.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
@@ -75,7 +75,7 @@ def train_bpe() -> Tokenizer:
 
 
 def clip_files(bpe: Tokenizer) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """The vocabulary in CLIP's order (letters, letters that end a word, merges, two special tokens) and the merges."""
+    """Return the vocabulary in CLIP's order (letters, letters that end a word, merges, special tokens) and merges."""
     merges = [(left, right) for left, right in json.loads(bpe.to_str())["model"]["merges"]]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = letters + [letter + END_OF_WORD for letter in letters]
@@ -84,7 +84,7 @@ def clip_files(bpe: Tokenizer) -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def save_tokenizer(out_dir: Path) -> CLIPTokenizer:
-    """Write ``vocab.json``, ``merges.txt`` and the configuration to ``out_dir``; returns the tokenizer read back."""
+    """Write `vocab.json`, `merges.txt` and the configuration to `out_dir`; return the tokenizer that they make."""
     out_dir.mkdir(parents=True, exist_ok=True)
     vocabulary, merges = clip_files(train_bpe())
     (out_dir / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")

@@ -4,7 +4,7 @@ Epsilon prediction on SD 1.x's noise schedule, caption dropout for classifier-fr
 average of all weights, which is what is shipped. The loss is weighted by min-SNR (https://arxiv.org/abs/2303.09556,
 gamma 5) against low noise, and as v-prediction would weight it (1 / alpha-bar, at most 10) towards high noise: with
 flat weights the caption makes a difference of under 1 % to the loss where backgrounds are decided, and 1,300 steps
-taught the colour of things but not of backgrounds. (Batch size and timestep spreading changed with the
+taught the color of things but not of backgrounds. (Batch size and timestep spreading changed with the
 weights: which of them made backgrounds follow the prompt was not isolated.)
 """
 
@@ -29,7 +29,7 @@ from recipes.tiny.train_vae import cosine
 logger = logging.getLogger(__name__)
 
 BATCH = 16
-CAPTIONS_PER_PICTURE = 4
+CAPTIONS_PER_IMAGE = 4
 CAPTION_DROPOUT = 0.1
 PEAK_LR = 1e-3
 EMA_DECAY = 0.998
@@ -39,7 +39,7 @@ HIGH_NOISE_WEIGHT = 10.0
 
 
 class Networks(nn.Module):
-    """What is trained together: the UNet and the text encoder."""
+    """The UNet and the text encoder, which are trained together."""
 
     def __init__(self, tokenizer: CLIPTokenizer) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Networks(nn.Module):
         self.text_encoder: CLIPTextModel = new_text_encoder(tokenizer)
 
     def forward(self, noisy_BCHW: Tensor, timesteps_B: Tensor, tokens_BL: Tensor) -> Tensor:
-        """The predicted noise."""
+        """Return the predicted noise."""
         hidden_BLD = self.text_encoder(tokens_BL).last_hidden_state
         predicted: Tensor = self.unet(noisy_BCHW, timesteps_B, hidden_BLD).sample
         return predicted
@@ -55,11 +55,11 @@ class Networks(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """Cached latents and the tokens of their captions, and of the empty caption."""
+    """Cached latents, the tokens of their captions, and those of the empty caption."""
 
     #: (N, 4, 16, 16)
     latents: Tensor
-    #: (N, captions per picture, 77)
+    #: (N, captions per image, 77)
     tokens: Tensor
     empty_tokens: Tensor
 
@@ -71,32 +71,32 @@ class Examples:
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
-    """Tokens of the captions, padded to 77, as int16."""
+    """Return the tokens of the captions, padded to 77, as int16."""
     encoded = tokenizer(captions, padding="max_length", truncation=True, max_length=77, return_tensors="pt")
     tokens: Tensor = encoded.input_ids
     return tokens.to(torch.int16)
 
 
 def caption_tokens(tokenizer: CLIPTokenizer, count: int) -> Tensor:
-    """Tokens (count, captions per picture, 77) of the scenes of the seeds 0..count-1."""
-    captions = [caption_seed(seed, variant) for seed in range(count) for variant in range(CAPTIONS_PER_PICTURE)]
+    """Return the tokens (count, captions per image, 77) of the scenes of the seeds 0..count-1."""
+    captions = [caption_seed(seed, variant) for seed in range(count) for variant in range(CAPTIONS_PER_IMAGE)]
     chunks = [tokenize(tokenizer, captions[start : start + 4000]) for start in range(0, len(captions), 4000)]
-    return torch.cat(chunks).view(count, CAPTIONS_PER_PICTURE, -1)
+    return torch.cat(chunks).view(count, CAPTIONS_PER_IMAGE, -1)
 
 
 def loss_weight(alphas_cumprod_B: Tensor) -> Tensor:
-    """min(SNR, gamma) / SNR, times 1 / alpha-bar up to a limit: the weight of a timestep's squared error."""
+    """Return the loss weight of a timestep: min(SNR, gamma) / SNR, times 1 / alpha-bar up to a limit."""
     snr = alphas_cumprod_B / (1 - alphas_cumprod_B)
     return snr.clamp(max=MIN_SNR_GAMMA) / snr * alphas_cumprod_B.reciprocal().clamp(max=HIGH_NOISE_WEIGHT)
 
 
 def spread_timesteps(count: int, batch: int) -> Tensor:
-    """One random timestep from each of ``batch`` equal stretches: less noise in the loss than ``batch`` free draws."""
+    """Draw timesteps by stratified sampling, one from each of `batch` equal ranges: less noise in the loss."""
     return ((torch.arange(batch) + torch.rand(batch)) / batch * count).long()
 
 
 def noise_loss(networks: Networks, scheduler: DDIMScheduler, latents: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """The weighted loss of one batch, and its plain mean squared error for the log."""
+    """Return the weighted loss of one batch, and its plain mean squared error for the log."""
     noise = torch.randn_like(latents)
     timesteps = spread_timesteps(scheduler.config.num_train_timesteps, len(latents))
     predicted = networks(scheduler.add_noise(latents, noise, timesteps), timesteps, tokens)
@@ -111,7 +111,7 @@ def _follow(average: Networks, networks: Networks, decay: float) -> None:
 
 
 def _optimizer(networks: Networks) -> torch.optim.Optimizer:
-    """AdamW; no weight decay on biases, norms and embeddings."""
+    """Return AdamW without weight decay on biases, norms and embeddings."""
     decayed = [p for name, p in networks.named_parameters() if p.ndim > 1 and "embedding" not in name]
     plain = [p for name, p in networks.named_parameters() if p.ndim <= 1 or "embedding" in name]
     groups = [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
@@ -120,7 +120,7 @@ def _optimizer(networks: Networks) -> torch.optim.Optimizer:
 
 @dataclass(kw_only=True)
 class Progress:
-    """What a resumed run needs besides the weights."""
+    """State of a run besides the weights."""
 
     step: int = 0
     elapsed_s: float = 0.0
@@ -141,7 +141,7 @@ def train_unet(
     budget_s: float,
     on_save: Callable[[Networks, Progress], None],
 ) -> Networks:
-    """Train for ``budget_s`` seconds in all, resuming from ``checkpoint`` if it is there; returns the averaged weights.
+    """Train for `budget_s` seconds in all, resuming from `checkpoint` if it exists; return the averaged weights.
 
     ``on_save`` gets the averaged networks every six minutes and at the end.
     """

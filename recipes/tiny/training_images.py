@@ -1,6 +1,6 @@
-"""Owns the training pictures on disk: drawn in bulk, once, by every core, into memory-mapped arrays.
+"""Owns the training images on disk: drawn once, on all cores, into memory-mapped arrays.
 
-Drawing costs 6 ms a picture: 36,000 scenes and 6,000 doodles take about 2.5 minutes on two cores.
+Drawing costs 6 ms an image: 36,000 scenes and 6,000 doodles take about 2.5 minutes on two cores.
 """
 
 import logging
@@ -12,31 +12,31 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from recipes.tiny.scenes import PICTURE_PX, draw_doodle, draw_seed
+from recipes.tiny.scenes import IMAGE_PX, draw_doodle, draw_seed
 
 logger = logging.getLogger(__name__)
 
-Pictures = npt.NDArray[np.uint8]
+ImageArray = npt.NDArray[np.uint8]
 CHUNK = 250
 
 
 def _draw_chunk(job: tuple[Path, str, int, int]) -> None:
     path, kind, start, stop = job
     draw: Callable[[int], object] = draw_seed if kind == "scenes" else draw_doodle
-    pictures = np.load(path, mmap_mode="r+")
+    images = np.load(path, mmap_mode="r+")
     for seed in range(start, stop):
-        pictures[seed] = np.asarray(draw(seed))
-    pictures.flush()
+        images[seed] = np.asarray(draw(seed))
+    images.flush()
 
 
-def draw_pictures(work_dir: Path, kind: str, count: int) -> Pictures:
-    """The pictures of the seeds 0..count-1 of ``kind`` (scenes or doodles), drawn unless they are there.
+def draw_images(work_dir: Path, kind: str, count: int) -> ImageArray:
+    """Return the images of the seeds 0..count-1 of `kind` (scenes or doodles); draw them if they are missing.
 
     Returns uint8 of shape (count, 64, 64, 3), memory-mapped.
     """
     path, unfinished = work_dir / f"{kind}.npy", work_dir / f"{kind}.part.npy"
     if not path.exists():
-        shape = (count, PICTURE_PX, PICTURE_PX, 3)
+        shape = (count, IMAGE_PX, IMAGE_PX, 3)
         np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.uint8, shape=shape).flush()  # type: ignore[no-untyped-call]
         jobs = [(unfinished, kind, start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
         with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
@@ -44,5 +44,5 @@ def draw_pictures(work_dir: Path, kind: str, count: int) -> Pictures:
                 if done % 20 == 0:
                     logger.info("drew %d of %d %s", done * CHUNK, count, kind)
         unfinished.rename(path)
-    pictures: Pictures = np.load(path, mmap_mode="r")
-    return pictures
+    images: ImageArray = np.load(path, mmap_mode="r")
+    return images
