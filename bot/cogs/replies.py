@@ -106,7 +106,7 @@ def error_sentence(error: BaseException) -> str | None:
     """Return the sentence of an expected error, None for a bug."""
     match error:
         case NotAllowed():
-            # It contains no untrusted text but an escaped name, and a mention that notifies nobody.
+            # It contains no untrusted text but an escaped name, and a mention that notifies no one.
             return str(error)
         case DarkroomError() | SpecError():
             return escape(str(error), _MAX_SENTENCE_CHARS)

@@ -196,7 +196,7 @@ def job_environment(options: RunOptions) -> Mapping[str, str]:
 def find_marked(job_dir: Path) -> dict[ProcessIdentity, int]:
     """Map the living processes that were started for a job to their attempts, the oldest first.
 
-    The mark is in their environment, so launchers, ranks and helpers are found whoever their parent is. A warm trainer
+    The mark is in their environment, so launchers, ranks and helpers are found whatever their parent is. A warm trainer
     was started without a job and has no mark.
     """
     mark = f"{JOB_VARIABLE}={job_dir.absolute()}".encode()

@@ -51,7 +51,7 @@ class DiskMonitor:
 
 
 class AdmissionControl:
-    """What the dispatcher asks at each step; computed anew each time, so a clock that jumps needs no correction."""
+    """What the dispatcher asks at each step; computed at each call, so a clock that jumps needs no correction."""
 
     def __init__(self, windows: Windows, disk: DiskMonitor, *, clock: Clock = SYSTEM_CLOCK) -> None:
         self.windows = windows

@@ -136,7 +136,7 @@ def parse_news(detail: str) -> News:
 
 
 def news_post(notification: Notification, marker: str) -> MessageContent:
-    """The message of stored news; it mentions nobody."""
+    """The message of stored news; it mentions no one."""
     text = news_text(parse_news(notification.detail))
     body = box(Color.NOTE, text, f"-# Darkroom · {marker}")
     return MessageContent(layout=layout(body), is_silent=True)

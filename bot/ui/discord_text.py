@@ -33,7 +33,7 @@ def shorten(text: str, limit: int) -> str:
 
 
 def escape(text: str, limit: int = 200) -> str:
-    """Escape untrusted text (file names, captions, prompts): Discord shows it as it is and notifies nobody."""
+    """Escape untrusted text (file names, captions, prompts): Discord shows it as it is and notifies no one."""
     escaped = _MARKDOWN.sub(r"\\\1", shorten(_BIDI_CONTROLS.sub("", text), limit))
     return _RENDERED_BY_DISCORD.sub(f"<{_ZERO_WIDTH_SPACE}", escaped).replace("@", f"@{_ZERO_WIDTH_SPACE}")
 

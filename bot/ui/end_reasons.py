@@ -6,7 +6,7 @@ from bot.queue.domain.job import EndReason, EndReasonKind
 from bot.queue.store.history import AuditReason
 from trainer.protocol.text import _, duration, ngettext
 
-#: An attempt that ended in one of these ways was lost: nobody asked it to stop, and it did not report an error.
+#: An attempt that ended in one of these ways was lost: it was not asked to stop, and did not report an error.
 _LOSSES = frozenset(
     {
         EndReasonKind.PROCESS_DIED,
