@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from recipes.tiny.demo_dataset import demo_files
-from tests.trainer.dataset import defects
+from tests.trainer.dataset import defective_images
 from trainer.dataset.images.decoding import ImageError, decode
 from trainer.dataset.images.image_features import diverse, find_outliers, image_feature, isolated
 from trainer.dataset.images.image_quality import measure_quality, quality_findings
@@ -100,21 +100,21 @@ def _jpeg(image: Image.Image) -> Image.Image:
 
 
 def _blurred(sigma_px: float) -> Change:
-    return lambda image: _jpeg(defects.blurred(image, sigma_px))
+    return lambda image: _jpeg(defective_images.blurred(image, sigma_px))
 
 
 def _moved(length_px: int) -> Change:
-    return lambda image: _jpeg(defects.moved(image, length_px))
+    return lambda image: _jpeg(defective_images.moved(image, length_px))
 
 
 def _levels(gain: float, offset: float) -> Change:
-    return lambda image: defects.levels(image, gain, offset)
+    return lambda image: defective_images.levels(image, gain, offset)
 
 
 _DEFECTS: Mapping[str, tuple[Change, FindingKind]] = {
     **{f"blur, sigma {sigma} px": (_blurred(sigma), FindingKind.BLUR) for sigma in (1.0, 1.5, 2.0, 3.0)},
     **{f"moved by {length} px": (_moved(length), FindingKind.BLUR) for length in (7, 11, 17)},
-    "sharp in the middle only": (lambda image: _jpeg(defects.portrait(image)), FindingKind.BLUR),
+    "sharp in the middle only": (lambda image: _jpeg(defective_images.portrait(image)), FindingKind.BLUR),
     "a seventh of the light": (_levels(0.14, 0), FindingKind.TOO_DARK),
     "half of the light": (_levels(0.5, 0), FindingKind.TOO_DARK),
     "washed out to 200-251": (_levels(0.2, 200), FindingKind.WASHED_OUT),
@@ -125,8 +125,13 @@ _DEFECTS: Mapping[str, tuple[Change, FindingKind]] = {
 
 def _screens() -> list[Image.Image]:
     sizes = ((800, 600, 14), (1920, 1080, 16), (750, 1334, 22))
-    pages = [defects.page(seed, *size, is_dark=dark) for seed, (size, dark) in enumerate(product(sizes, (False, True)))]
-    return pages + [defects.file_manager(seed, *size[:2], is_dark=bool(seed % 2)) for seed, size in enumerate(sizes)]
+    pages = [
+        defective_images.page(seed, *size, is_dark=dark)
+        for seed, (size, dark) in enumerate(product(sizes, (False, True)))
+    ]
+    return pages + [
+        defective_images.file_manager(seed, *size[:2], is_dark=bool(seed % 2)) for seed, size in enumerate(sizes)
+    ]
 
 
 def _features(images: Images) -> list[bytes]:
@@ -157,8 +162,8 @@ def _times(images: Images) -> None:
     subjects = {
         "photograph 512x768": photograph.resize((512, 768)),
         "photograph 2048x2048": photograph.resize((2048, 2048)),
-        "drawing 512x768": defects.poster().resize((512, 768)),
-        "screen 1920x1080": defects.page(0, 1920, 1080, 16),
+        "drawing 512x768": defective_images.poster().resize((512, 768)),
+        "screen 1920x1080": defective_images.page(0, 1920, 1080, 16),
     }
     for name, image in subjects.items():
         _print(f"{name}: {_milliseconds(lambda image=image: measure_quality(np.asarray(image))):.1f} ms")  # type: ignore[misc]

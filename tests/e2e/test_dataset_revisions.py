@@ -19,7 +19,7 @@ from bot.db import open_db
 from bot.errors import DatasetRefused
 from tests.bot.fakes import uploads
 from tests.trainer.captioning.random_captioners import make_tagger
-from tests.trainer.dataset.making import encoded, noise, png
+from tests.trainer.dataset.image_files import encoded, noise, png
 from trainer.protocol.report import DatasetReport, FindingKind
 
 pytestmark = pytest.mark.slow

@@ -11,8 +11,8 @@ from random import Random
 
 from PIL import Image, ImageDraw
 
-from tests.trainer.dataset.drawn import Drawn, write_dataset
-from tests.trainer.dataset.making import noise
+from tests.trainer.dataset.image_files import noise
+from tests.trainer.dataset.prepared_folders import Drawn, write_dataset
 from trainer.exchange.dataset_dir import read_report
 from trainer.protocol.report import DatasetReport, Split
 

@@ -67,7 +67,7 @@ from trainer.protocol.settings import Precision
 from trainer.protocol.spec import Spec, SpecError
 from trainer.protocol.text import _
 from trainer.reporter import Reporter
-from trainer.tasks.making import make_task
+from trainer.tasks import make_task
 from trainer.tasks.variant_preview import draw_preview
 from trainer.training.averaging import Ema
 from trainer.training.batch_size_finder import (

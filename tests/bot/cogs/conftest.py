@@ -24,7 +24,7 @@ from bot.config import Config
 from bot.queue import Job, JobStore
 from trainer.exchange.process import read_process_file
 
-FAKE_TRAINER = (sys.executable, str(Path(__file__).with_name("stand_in.py")))
+FAKE_TRAINER = (sys.executable, str(Path(__file__).with_name("simple_trainer.py")))
 PNG = b"\x89PNG\r\n"
 
 

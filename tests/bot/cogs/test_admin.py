@@ -15,7 +15,7 @@ import discord
 from bot.queue import PauseKind, Priority, Slot, State
 from bot.queue.planning.retention import Deletion, DeletionReason, DeletionScope, RetentionPlan, StorageTotals
 from tests.bot.cogs.conftest import World, answer, world
-from tests.bot.cogs.room import StrayPress, buttons, press
+from tests.bot.cogs.dataset_helpers import StrayPress, buttons, press
 from tests.bot.cogs.test_job_buttons import SLOW, start, state
 
 #: Commands about the whole machine.

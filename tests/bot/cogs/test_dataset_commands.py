@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.bot.cogs.conftest import PNG, World, answer, archive, text_of, world
-from tests.bot.cogs.room import buttons, press, press_stray, upload_dataset
+from tests.bot.cogs.dataset_helpers import buttons, press, press_stray, upload_dataset
 
 
 async def names(lab: World) -> list[str]:

@@ -16,7 +16,7 @@ from tests.bot.cogs.conftest import (
     text_of,
     world,
 )
-from tests.bot.cogs.room import buttons, press, press_stray, shown_again, upload_dataset
+from tests.bot.cogs.dataset_helpers import buttons, press, press_stray, shown_again, upload_dataset
 
 
 async def dataset_of(lab: World) -> Dataset:

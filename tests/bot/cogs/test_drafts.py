@@ -15,7 +15,7 @@ from tests.bot.cogs.conftest import (
     text_of,
     world,
 )
-from tests.bot.cogs.room import DEFECTIVE, StrayPress, buttons, press, press_stray, shown_again
+from tests.bot.cogs.dataset_helpers import DEFECTIVE, StrayPress, buttons, press, press_stray, shown_again
 
 
 async def ask(lab: World, **options: Any) -> Any:

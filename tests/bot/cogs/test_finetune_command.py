@@ -11,7 +11,7 @@ import pytest
 from bot.errors import DarkroomError, JobRefused
 from bot.queue import Priority, RoleLimit, Slot, State
 from tests.bot.cogs.conftest import World, answer, archive, world
-from tests.bot.cogs.room import buttons, press
+from tests.bot.cogs.dataset_helpers import buttons, press
 from tests.bot.ui.rendering import check_messages
 from trainer.protocol.spec import SpecError
 

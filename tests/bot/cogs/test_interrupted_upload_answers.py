@@ -21,7 +21,7 @@ from tests.bot.cogs.conftest import (
     next_bot,
     text_of,
 )
-from tests.bot.cogs.room import buttons, press, press_stray, upload_dataset
+from tests.bot.cogs.dataset_helpers import buttons, press, press_stray, upload_dataset
 
 #: Longer than any test; it is always interrupted.
 LONG_S = "600"

@@ -10,7 +10,7 @@ import discord
 
 from bot.queue import State
 from tests.bot.cogs.conftest import World, answer, text_of, world
-from tests.bot.cogs.room import press_stray
+from tests.bot.cogs.dataset_helpers import press_stray
 
 #: So slow that a job is still in its first epochs when the test presses.
 SLOW = "0.3"

@@ -7,7 +7,7 @@ from typing import Any
 
 from bot.queue import Job, PauseKind, State
 from tests.bot.cogs.conftest import World, answer, world
-from tests.bot.cogs.room import buttons, press
+from tests.bot.cogs.dataset_helpers import buttons, press
 from tests.bot.cogs.test_finetune_command import limit_everyone
 from tests.bot.cogs.test_job_buttons import SLOW, start, state
 

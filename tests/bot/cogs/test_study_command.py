@@ -10,7 +10,7 @@ from bot.cogs.study_command import compare_request
 from bot.errors import JobRefused
 from bot.queue import PauseKind, State
 from tests.bot.cogs.conftest import World, answer, text_of, world
-from tests.bot.cogs.room import DEFECTIVE, buttons, press, shown_again
+from tests.bot.cogs.dataset_helpers import DEFECTIVE, buttons, press, shown_again
 from tests.bot.cogs.test_job_buttons import state
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.captioning.random_captioners import make_blip, make_tagger
-from tests.trainer.dataset.making import noise
+from tests.trainer.dataset.image_files import noise
 from trainer.captioning.auto_captions import caption_dataset
 from trainer.errors import DatasetError
 from trainer.exchange.dataset_dir import read_edits, write_edits

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.golden import check_sentences
-from tests.trainer.dataset.drawn import drawn, write_dataset
+from tests.trainer.dataset.prepared_folders import drawn, write_dataset
 from trainer.__main__ import main
 from trainer.exchange.job_dir import read_spec
 from trainer.protocol.events import EXIT_REFUSED

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.trainer.dataset.making import noise
+from tests.trainer.dataset.image_files import noise
 from trainer.dataset.buckets import (
     MAX_MERGE_CROP,
     assign_buckets,

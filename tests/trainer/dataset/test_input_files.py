@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.trainer.dataset.making import encoded, noise
-from tests.trainer.dataset.packing import packed, special, tar_bytes
+from tests.trainer.dataset.image_files import encoded, noise
+from tests.trainer.dataset.tar_files import packed, special, tar_bytes
 from trainer.dataset.input_files import HEAD_BYTES, FileKind, natural_key, normalize_path, sniff, unsafe_reason
 
 

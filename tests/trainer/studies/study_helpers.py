@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tests.trainer.dataset.drawn import drawn, write_dataset
+from tests.trainer.dataset.prepared_folders import drawn, write_dataset
 from trainer.exchange.job_dir import write_spec
 from trainer.exchange.process import read_process_file
 from trainer.protocol.events import EpochEnded, Event, parse_event

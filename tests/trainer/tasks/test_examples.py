@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image as PILImage
 
-from tests.trainer.dataset.drawn import Drawn, drawn, write_dataset
+from tests.trainer.dataset.prepared_folders import Drawn, drawn, write_dataset
 from trainer.dataset.images.decoding import open_for_bucket
 from trainer.dataset.split.mixing import read_mixture
 from trainer.errors import DatasetError

@@ -11,7 +11,7 @@ from PIL import Image as PILImage
 from PIL import ImageDraw
 from torch import Tensor
 
-from tests.trainer.dataset.drawn import Drawn, drawn, write_dataset
+from tests.trainer.dataset.prepared_folders import Drawn, drawn, write_dataset
 from trainer.dataset.buckets import Size
 from trainer.dataset.split.mixing import MixSource, Mixture, mix
 from trainer.errors import BadSpecError, DatasetError

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from tests.trainer.conftest import SMALL
-from tests.trainer.dataset.drawn import drawn, write_dataset
+from tests.trainer.dataset.prepared_folders import drawn, write_dataset
 from tests.trainer.job_events import assert_same_tensors, curve_of, events_of
 from trainer.exchange.job_dir import write_spec
 from trainer.protocol.events import (

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tests.trainer.dataset.making import make_zip, noise, png
-from tests.trainer.dataset.packing import make_7z, make_tar, packed, special, tar_bytes
-from tests.trainer.dataset.reading import archive_refusal, read_archive
+from tests.trainer.dataset.image_files import make_zip, noise, png
+from tests.trainer.dataset.read_sources import archive_refusal, read_archive
+from tests.trainer.dataset.tar_files import make_7z, make_tar, packed, special, tar_bytes
 from trainer.dataset.archives import READABLE_ARCHIVES, open_archive
 from trainer.dataset.archives.seven_zip_archive import _dictionary_bytes
 from trainer.dataset.input_files import HEAD_BYTES, FileKind, Limits, RefusedError, sniff

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer.dataset.making import make_link, make_zip, overlapping_zip, patch_directory, png, rename_raw
-from tests.trainer.dataset.reading import archive_refusal, read_archive
+from tests.trainer.dataset.image_files import make_link, make_zip, overlapping_zip, patch_directory, png, rename_raw
+from tests.trainer.dataset.read_sources import archive_refusal, read_archive
 from trainer.dataset.input_files import Limits
 from trainer.protocol.report import RefusalKind
 

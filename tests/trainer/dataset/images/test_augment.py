@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from tests.trainer.dataset.making import noise
+from tests.trainer.dataset.image_files import noise
 from trainer.dataset.buckets import Size, fit_to_bucket
 from trainer.dataset.images.augment import make_variants, may_flip
 from trainer.dataset.images.decoding import open_for_bucket
@@ -87,7 +87,7 @@ def test_the_same_seed_image_and_number_make_the_same_variant(preset: Augmentati
 def test_another_process_makes_the_same_variants() -> None:
     """Variants do not depend on hash seeds, addresses or earlier random draws."""
     program = (
-        "import hashlib\nfrom tests.trainer.dataset.making import noise\n"
+        "import hashlib\nfrom tests.trainer.dataset.image_files import noise\n"
         "from trainer.dataset.images.augment import make_variants\n"
         "from trainer.protocol.augmentation import Augmentation\n"
         "photo = Augmentation(preset='photo')\n"

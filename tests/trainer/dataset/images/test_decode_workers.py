@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer.dataset.making import png
+from tests.trainer.dataset.image_files import png
 from trainer.dataset.dataset_folder import IMAGES, THUMBNAILS
 from trainer.dataset.images import decode_workers
 from trainer.dataset.images.decode_workers import DecodeResult, DecodeTask, decode_all

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from tests.trainer.dataset.making import encoded, noise
+from tests.trainer.dataset.image_files import encoded, noise
 from trainer.dataset.images.decoding import DecodedImage, ImageError, decode
 from trainer.dataset.input_files import Limits
 from trainer.protocol.report import FindingKind

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.trainer.dataset import defects
-from tests.trainer.dataset.making import encoded
+from tests.trainer.dataset import defective_images
+from tests.trainer.dataset.image_files import encoded
 from trainer.dataset.images.image_features import (
     STYLE,
     diverse,
@@ -34,13 +34,13 @@ def distance(one: Image.Image, other: Image.Image) -> float:
 
 
 def test_a_feature_is_small_and_deterministic() -> None:
-    feature = image_feature(thumbnail(defects.scene(0)))
+    feature = image_feature(thumbnail(defective_images.scene(0)))
     assert len(feature) <= 512
-    assert feature == image_feature(thumbnail(defects.scene(0)))
+    assert feature == image_feature(thumbnail(defective_images.scene(0)))
 
 
 def test_rows_are_in_order_and_finite() -> None:
-    features = [image_feature(thumbnail(defects.drawing(seed))) for seed in range(3)]
+    features = [image_feature(thumbnail(defective_images.drawing(seed))) for seed in range(3)]
     rows = stack_features(features)
     assert rows.shape == (3, len(features[0]) // 2)
     assert rows.dtype == np.float32
@@ -50,24 +50,27 @@ def test_rows_are_in_order_and_finite() -> None:
 
 
 def test_a_smaller_and_re_encoded_copy_has_nearly_the_same_feature() -> None:
-    image = thumbnail(defects.scene(0))
+    image = thumbnail(defective_images.scene(0))
     copy = Image.open(io.BytesIO(encoded(image.resize((150, 120)), "JPEG", quality=85)))
-    assert distance(image, copy) < 0.3 * distance(image, defects.scene(1))
+    assert distance(image, copy) < 0.3 * distance(image, defective_images.scene(1))
 
 
 def test_images_of_one_kind_are_nearer_than_those_of_another() -> None:
-    drawings, scenes = [defects.drawing(seed) for seed in range(6)], [defects.scene(seed) for seed in range(6)]
+    drawings, scenes = (
+        [defective_images.drawing(seed) for seed in range(6)],
+        [defective_images.scene(seed) for seed in range(6)],
+    )
     among = [distance(drawings[0], other) for other in drawings[1:]]
     across = [distance(drawings[0], other) for other in scenes]
     assert max(among) < min(across)
 
 
 def test_style_distinguishes_a_drawing_and_a_photograph_of_the_same_colors() -> None:
-    flat = defects.drawing(2, 192)
+    flat = defective_images.drawing(2, 192)
     grain = np.random.default_rng(0).normal(0, 12, (192, 192, 3))
     grainy = Image.fromarray(np.clip(np.asarray(flat) + grain, 0, 255).astype(np.uint8))
     one, other, twin = stack_features(
-        [image_feature(flat), image_feature(grainy), image_feature(defects.drawing(3, 192))]
+        [image_feature(flat), image_feature(grainy), image_feature(defective_images.drawing(3, 192))]
     )
     assert np.linalg.norm((one - other)[STYLE]) > 2 * np.linalg.norm((one - twin)[STYLE])
 
@@ -79,12 +82,12 @@ def test_thumbnails_of_any_size_have_a_feature(size: tuple[int, int]) -> None:
 
 @cache
 def drawn(seed: int) -> bytes:
-    return image_feature(defects.drawing(seed))
+    return image_feature(defective_images.drawing(seed))
 
 
 @cache
 def photographed(seed: int) -> bytes:
-    return image_feature(thumbnail(defects.scene(seed)))
+    return image_feature(thumbnail(defective_images.scene(seed)))
 
 
 def alike(count: int = 40) -> dict[int, bytes]:
@@ -163,7 +166,7 @@ def test_a_few_diverse_images_cover_every_kind() -> None:
         **alike(30),
         100: photographed(0),
         200: image_feature(Image.new("RGB", (64, 64), "white")),
-        300: image_feature(thumbnail(defects.page())),
+        300: image_feature(thumbnail(defective_images.page())),
     }
     chosen = diverse(images, 5)
     assert len(set(chosen)) == 5
@@ -177,7 +180,7 @@ def test_diverse_images_are_all_different() -> None:
 
 
 def test_the_most_isolated_images_come_first_and_one_of_each_group() -> None:
-    page = image_feature(thumbnail(defects.page()))
+    page = image_feature(thumbnail(defective_images.page()))
     images = {**alike(20), 100: photographed(0), 101: photographed(0), 102: page}
     found = isolated(images, {100: 100, 101: 100}, 3)
     assert set(found[:2]) == {100, 102}

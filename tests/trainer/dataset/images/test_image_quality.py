@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from tests.trainer.dataset import defects
-from tests.trainer.dataset.making import encoded
+from tests.trainer.dataset import defective_images
+from tests.trainer.dataset.image_files import encoded
 from trainer.dataset.images.image_quality import Quality, measure_quality, quality_findings
 from trainer.protocol.report import Finding, FindingKind
 
@@ -28,7 +28,7 @@ def kinds(image: Image.Image) -> list[FindingKind]:
 @pytest.mark.parametrize("sigma_px", [1.5, 2.0, 3.0])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_blurred_image_is_kept_with_a_warning(seed: int, sigma_px: float) -> None:
-    (finding,) = found(defects.blurred(defects.scene(seed), sigma_px))
+    (finding,) = found(defective_images.blurred(defective_images.scene(seed), sigma_px))
     assert finding.kind is FindingKind.BLUR
     assert finding.action == "kept"
     assert finding.measure is not None
@@ -38,7 +38,8 @@ def test_a_blurred_image_is_kept_with_a_warning(seed: int, sigma_px: float) -> N
 
 def test_the_measured_blur_is_close_to_the_blur() -> None:
     measured = [
-        measure_quality(np.asarray(defects.blurred(defects.scene(4), sigma))).blur_p10 for sigma in (0.8, 1.5, 2.5)
+        measure_quality(np.asarray(defective_images.blurred(defective_images.scene(4), sigma))).blur_p10
+        for sigma in (0.8, 1.5, 2.5)
     ]
     assert all(width is not None for width in measured)
     assert measured == sorted(measured, key=lambda width: width or 0.0)
@@ -46,7 +47,7 @@ def test_the_measured_blur_is_close_to_the_blur() -> None:
 
 
 def test_movement_blurs_one_direction() -> None:
-    quality = measure_quality(np.asarray(defects.moved(defects.scene(0), 21)))
+    quality = measure_quality(np.asarray(defective_images.moved(defective_images.scene(0), 21)))
     assert quality.blur_p10 is not None
     assert quality.blur_p10 < 1.0
     (finding,) = quality_findings(quality)
@@ -56,12 +57,12 @@ def test_movement_blurs_one_direction() -> None:
 @pytest.mark.parametrize(
     "image",
     [
-        pytest.param(defects.scene(3), id="a sharp scene"),
-        pytest.param(defects.portrait(defects.scene(3)), id="a portrait before a blurred background"),
-        pytest.param(defects.sky(), id="a clear sky"),
-        pytest.param(defects.drawing(0), id="a flat drawing"),
-        pytest.param(defects.pixel_art(), id="pixel art, enlarged"),
-        pytest.param(defects.pixel_art(1, 32, 2), id="pixel art, small"),
+        pytest.param(defective_images.scene(3), id="a sharp scene"),
+        pytest.param(defective_images.portrait(defective_images.scene(3)), id="a portrait before a blurred background"),
+        pytest.param(defective_images.sky(), id="a clear sky"),
+        pytest.param(defective_images.drawing(0), id="a flat drawing"),
+        pytest.param(defective_images.pixel_art(), id="pixel art, enlarged"),
+        pytest.param(defective_images.pixel_art(1, 32, 2), id="pixel art, small"),
     ],
 )
 def test_a_good_image_has_no_findings(image: Image.Image) -> None:
@@ -69,15 +70,15 @@ def test_a_good_image_has_no_findings(image: Image.Image) -> None:
 
 
 def test_blur_is_not_measured_with_too_few_edges() -> None:
-    quality = measure_quality(np.asarray(defects.sky()))
+    quality = measure_quality(np.asarray(defective_images.sky()))
     assert quality.edges < 60
     assert quality.blur_p10 is None
     assert quality.blur_worst_direction is None
 
 
 def test_a_large_image_is_measured_at_training_size() -> None:
-    large = defects.scene(0).resize((2560, 2048), Image.Resampling.NEAREST)
-    soft = defects.blurred(large, 3.0)
+    large = defective_images.scene(0).resize((2560, 2048), Image.Resampling.NEAREST)
+    soft = defective_images.blurred(large, 3.0)
     assert kinds(soft) == []
     assert kinds(soft.crop((960, 768, 1600, 1280))) == [FindingKind.BLUR]
 
@@ -108,13 +109,13 @@ def test_a_thin_line_on_white_is_nearly_blank() -> None:
 def test_dark_pale_and_dull_images_are_distinguished(
     gain: float, offset: float, kind: FindingKind, threshold: int
 ) -> None:
-    (finding,) = found(defects.levels(defects.scene(0), gain, offset))
+    (finding,) = found(defective_images.levels(defective_images.scene(0), gain, offset))
     assert (finding.kind, finding.action, finding.threshold) == (kind, "kept", threshold)
 
 
 def test_a_moderately_dark_or_bright_image_has_no_findings() -> None:
-    assert kinds(defects.levels(defects.scene(0), 0.4, 0)) == []
-    assert kinds(defects.levels(defects.scene(0), 0.4, 150)) == []
+    assert kinds(defective_images.levels(defective_images.scene(0), 0.4, 0)) == []
+    assert kinds(defective_images.levels(defective_images.scene(0), 0.4, 150)) == []
 
 
 def test_a_pale_drawing_on_white_paper_is_not_washed_out() -> None:
@@ -124,9 +125,9 @@ def test_a_pale_drawing_on_white_paper_is_not_washed_out() -> None:
 
 
 def test_measures_are_deterministic_and_survive_json() -> None:
-    quality = measure_quality(np.asarray(defects.scene(5)))
+    quality = measure_quality(np.asarray(defective_images.scene(5)))
     assert Quality(**json.loads(json.dumps(dataclasses.asdict(quality)))) == quality
-    assert measure_quality(np.asarray(defects.scene(5))) == quality
+    assert measure_quality(np.asarray(defective_images.scene(5))) == quality
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 50), (50, 1), (5, 4), (3000, 3)])
@@ -141,7 +142,7 @@ def as_jpeg(image: Image.Image) -> Image.Image:
 
 
 @pytest.mark.parametrize("is_dark", [False, True])
-@pytest.mark.parametrize("draw", [defects.page, defects.file_manager])
+@pytest.mark.parametrize("draw", [defective_images.page, defective_images.file_manager])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_pages_and_file_managers_are_screenshots(draw: Callable[..., Image.Image], seed: int, is_dark: bool) -> None:
     image = draw(seed, is_dark=is_dark)
@@ -151,11 +152,11 @@ def test_pages_and_file_managers_are_screenshots(draw: Callable[..., Image.Image
 
 @pytest.mark.parametrize(("width", "height", "size_px"), [(1920, 1080, 16), (750, 1334, 22), (3000, 1800, 34)])
 def test_screens_of_any_size_are_screenshots(width: int, height: int, size_px: int) -> None:
-    assert FindingKind.SCREENSHOT in kinds(defects.page(3, width, height, size_px))
+    assert FindingKind.SCREENSHOT in kinds(defective_images.page(3, width, height, size_px))
 
 
 def test_a_screenshot_is_kept_with_a_warning() -> None:
-    quality = measure_quality(np.asarray(defects.page()))
+    quality = measure_quality(np.asarray(defective_images.page()))
     assert (quality.text_lines, quality.text_share) == (25, 1.0)
     (finding,) = quality_findings(quality)
     assert (finding.kind, finding.action, finding.measure) == (FindingKind.SCREENSHOT, "kept", 1.0)
@@ -164,13 +165,13 @@ def test_a_screenshot_is_kept_with_a_warning() -> None:
 @pytest.mark.parametrize(
     "image",
     [
-        pytest.param(defects.city(), id="houses with rows of windows"),
-        pytest.param(defects.city(7), id="other houses"),
-        pytest.param(defects.poster(), id="a poster with a title"),
-        pytest.param(defects.map_with_names(), id="names scattered over a map"),
-        pytest.param(defects.scene(0), id="a photograph"),
-        pytest.param(defects.drawing(0, 512), id="a drawing"),
-        pytest.param(defects.pixel_art(3, 64, 8), id="pixel art"),
+        pytest.param(defective_images.city(), id="houses with rows of windows"),
+        pytest.param(defective_images.city(7), id="other houses"),
+        pytest.param(defective_images.poster(), id="a poster with a title"),
+        pytest.param(defective_images.map_with_names(), id="names scattered over a map"),
+        pytest.param(defective_images.scene(0), id="a photograph"),
+        pytest.param(defective_images.drawing(0, 512), id="a drawing"),
+        pytest.param(defective_images.pixel_art(3, 64, 8), id="pixel art"),
         pytest.param(Image.new("RGB", (640, 480), "white"), id="white paper"),
     ],
 )
@@ -179,8 +180,8 @@ def test_images_with_rows_letters_or_flat_colors_are_not_screenshots(image: Imag
 
 
 def test_text_on_a_photograph_is_not_a_screenshot() -> None:
-    photograph = defects.scene(1)
-    photograph.paste(defects.page(0, 200, 150), (20, 20))
+    photograph = defective_images.scene(1)
+    photograph.paste(defective_images.page(0, 200, 150), (20, 20))
     assert FindingKind.SCREENSHOT not in kinds(photograph)
 
 
@@ -188,5 +189,7 @@ def test_text_on_a_photograph_is_not_a_screenshot() -> None:
     ("lines", "share", "is_found"), [(6, 0.7, False), (6, 0.95, True), (20, 0.7, True), (4, 1.0, False)]
 )
 def test_an_image_with_few_lines_must_be_nearly_all_text(lines: int, share: float, is_found: bool) -> None:
-    quality = dataclasses.replace(measure_quality(np.asarray(defects.scene(0))), text_lines=lines, text_share=share)
+    quality = dataclasses.replace(
+        measure_quality(np.asarray(defective_images.scene(0))), text_lines=lines, text_share=share
+    )
     assert (FindingKind.SCREENSHOT in [finding.kind for finding in quality_findings(quality)]) is is_found

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.golden import check_sentences
-from tests.trainer.dataset.making import encoded, make_zip, noise, png
+from tests.trainer.dataset.image_files import encoded, make_zip, noise, png
 from trainer.dataset.buckets import Size, fit_to_bucket
 from trainer.dataset.images import decode_workers
 from trainer.dataset.images import mask_files as masks_module

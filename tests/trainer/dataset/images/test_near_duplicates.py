@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
-from tests.trainer.dataset.making import encoded
+from tests.trainer.dataset.image_files import encoded
 from trainer.dataset.images.near_duplicates import (
     UnionFind,
     candidates,

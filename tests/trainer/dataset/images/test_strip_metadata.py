@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
-from tests.trainer.dataset.making import encoded, noise, png
+from tests.trainer.dataset.image_files import encoded, noise, png
 from trainer.dataset.images.decoding import ImageError, decode
 from trainer.dataset.input_files import Limits
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer.dataset.making import encoded, make_zip, noise, png
+from tests.trainer.dataset.image_files import encoded, make_zip, noise, png
 from trainer.dataset.dataset_folder import DECODED_NAME
 from trainer.dataset.images import decode_workers
 from trainer.dataset.input_files import Limits

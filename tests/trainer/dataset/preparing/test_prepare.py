@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.trainer.dataset.making import encoded, make_link, make_zip, noise, patch_directory, png
+from tests.trainer.dataset.image_files import encoded, make_link, make_zip, noise, patch_directory, png
 from trainer.dataset.input_files import Limits
 from trainer.dataset.preparing import prepare as prepare_module
 from trainer.dataset.preparing.prepare import prepare

@@ -11,9 +11,9 @@ import pyarrow.parquet
 import pytest
 
 from tests.golden import check_sentences
-from tests.trainer.dataset.making import encoded, noise, png
-from tests.trainer.dataset.reading import captions_of, read_sources
-from tests.trainer.dataset.serving import as_json, serving
+from tests.trainer.dataset.image_files import encoded, noise, png
+from tests.trainer.dataset.local_server import as_json, serving
+from tests.trainer.dataset.read_sources import captions_of, read_sources
 from trainer.dataset.input_files import Limits, RefusedError
 from trainer.dataset.sources import hf_datasets
 from trainer.dataset.sources.hf_datasets import HubName, is_hub_name, open_hub, parse_name, splits_of

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer.dataset.making import encoded, make_zip, noise, png
-from tests.trainer.dataset.packing import make_7z, make_tar
-from tests.trainer.dataset.reading import captions_of, read_sources
+from tests.trainer.dataset.image_files import encoded, make_zip, noise, png
+from tests.trainer.dataset.read_sources import captions_of, read_sources
+from tests.trainer.dataset.tar_files import make_7z, make_tar
 from trainer.dataset.images.image_record import ImageRecord
 from trainer.dataset.input_files import Limits
 from trainer.dataset.sources.source_readers import Sources

@@ -11,7 +11,7 @@ import sklearn.model_selection  # noqa: F401 - the first import takes a second, 
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tests.trainer.dataset.drawn import drawn, write_dataset
+from tests.trainer.dataset.prepared_folders import drawn, write_dataset
 from tests.trainer.report.sample_reports import report_image
 from trainer.dataset.split.group_split import apply_split, assign_folds, content_key
 from trainer.dataset.split.mixing import read_mixture

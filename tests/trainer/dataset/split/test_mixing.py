@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image as PILImage
 
 from tests.golden import check_golden
-from tests.trainer.dataset.drawn import Drawn, drawn, write_dataset
-from tests.trainer.dataset.making import noise
+from tests.trainer.dataset.image_files import noise
+from tests.trainer.dataset.prepared_folders import Drawn, drawn, write_dataset
 from trainer.dataset.split.mixing import (
     MixSource,
     Mixture,

@@ -1,10 +1,10 @@
 """A trainer with the whole command line that trains nothing: real files, simple images, a pace set by FAKE_STEP_S.
 
-python tests/bot/cogs/stand_in.py prepare SOURCE --out DATASET_DIR [--edits FILE] [--earlier DATASET_DIR]
-python tests/bot/cogs/stand_in.py caption DATASET_DIR --model MODEL --edits FILE
-python tests/bot/cogs/stand_in.py devices
-python tests/bot/cogs/stand_in.py study JOB_DIR [--check]
-python tests/bot/cogs/stand_in.py run JOB_DIR [--finish]
+python tests/bot/cogs/simple_trainer.py prepare SOURCE --out DATASET_DIR [--edits FILE] [--earlier DATASET_DIR]
+python tests/bot/cogs/simple_trainer.py caption DATASET_DIR --model MODEL --edits FILE
+python tests/bot/cogs/simple_trainer.py devices
+python tests/bot/cogs/simple_trainer.py study JOB_DIR [--check]
+python tests/bot/cogs/simple_trainer.py run JOB_DIR [--finish]
 """
 
 from __future__ import annotations

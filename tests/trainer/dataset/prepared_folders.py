@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image as PILImage
 
-from tests.trainer.dataset.making import noise
+from tests.trainer.dataset.image_files import noise
 from trainer.protocol.report import Counts, DatasetReport, Image, Split
 
 
