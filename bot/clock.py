@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time as system_time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,3 +28,8 @@ def backoff_s(tries: int, first_s: float, most_s: float) -> float:
     """Return the exponential back-off after `tries` failures: `first_s`, twice that, four times …, at most `most_s`."""
     # No power of two beyond what fits into a float.
     return min(first_s * 2.0 ** min(max(0, tries - 1), 64), most_s)
+
+
+def jittered(pause_s: float) -> float:
+    """Return half to all of a pause, so that what failed together is not tried again together."""
+    return pause_s * random.uniform(0.5, 1.0)

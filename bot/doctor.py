@@ -26,6 +26,7 @@ from bot.db import DATABASE_FILE
 from bot.errors import ConfigError, DarkroomError
 from bot.health import read_health
 from bot.runners.child_process import run_and_capture
+from bot.runners.confinement import IS_LINUX, Barrier, confined
 from bot.runners.local import query_devices
 from bot.ui.admin_pages import problem_text
 from bot.ui.discord_text import invite_url, missing_permissions
@@ -92,6 +93,7 @@ async def examine(
         yield result
     async for result in check_trainer(config, environ):
         yield result
+    yield await check_confinement()
     for result in check_operators(config, config.discord.guild_ids):
         yield result
     async for result in check_discord(config, environ, api):
@@ -118,7 +120,7 @@ def _check_config(path: Path) -> tuple[Config, list[CheckResult]]:
 def check_data_folder(data_dir: Path) -> Iterator[CheckResult]:
     """Check that the data folder is writable and has free space."""
     try:
-        data_dir.mkdir(parents=True, exist_ok=True)
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=data_dir):
             pass
         free = shutil.disk_usage(data_dir).free
@@ -126,6 +128,9 @@ def check_data_folder(data_dir: Path) -> Iterator[CheckResult]:
         text = _("data folder {folder}: {why}", folder=data_dir, why=error.strerror)
         yield _wrong(text, _("Set another storage.data_dir, or fix its permissions."))
         return
+    if data_dir.stat().st_mode & 0o077:
+        text = _("data folder {folder}: other users of this machine may look into it", folder=data_dir.resolve())
+        yield _note(text, _("`chmod 700` it, unless they are meant to."))
     text = _("data folder {folder}: writable, {free} free", folder=data_dir.resolve(), free=size(free))
     if free < _LEAST_DISK_BYTES:
         yield _wrong(text, _("Make room: checkpoints of one job need a GiB and more."))
@@ -217,6 +222,20 @@ async def check_trainer(config: Config, environ: Mapping[str, str]) -> AsyncIter
     if config.queue.slots > len(devices.gpus):
         text = _("queue.slots is {slots}, but there are {gpus} GPUs", slots=config.queue.slots, gpus=len(devices.gpus))
         yield _note(text, _("Trainings would share their memory."))
+
+
+async def check_confinement() -> CheckResult:
+    """Check what this kernel keeps from the processes that open uploads, in such a process."""
+    child = await run_and_capture(confined(()), {}, timeout_s=_TIMEOUT_S) if IS_LINUX else None
+    barriers = set() if child is None else set(child.stdout.decode().split())
+    if barriers == {*Barrier}:
+        return _fine(_("what opens uploads has no network and sees no other process"))
+    advice = _(
+        "It needs Linux 5.19 with seccomp and Landlock; until then run the bot as a user of its own (SECURITY.md)."
+    )
+    if Barrier.NETWORK in barriers:
+        return _note(_("what opens uploads has no network, but could read other processes of this user"), advice)
+    return _note(_("this kernel does not keep the network from what opens uploads"), advice)
 
 
 async def _why_not_started(command: tuple[str, ...], environment: Mapping[str, str]) -> str | None:

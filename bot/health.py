@@ -21,6 +21,7 @@ from bot.clock import SYSTEM_CLOCK, Clock
 from bot.db import Database, Row, integrity_of, open_to_read, schema_of
 from bot.db.database import read_setting
 from bot.errors import DatabaseDamaged
+from bot.outbox import HoldReason, NotificationKind
 from bot.queue import QueuePause, Slot, Slots, State
 from bot.queue.domain.job import ActiveJob
 from bot.queue.store import job_sql
@@ -41,12 +42,33 @@ _DISCONNECTED_S = 300.0
 
 #: Both use partial indexes: sent messages cost nothing.
 _UNSENT = "SELECT COUNT(*), MIN(created_at) FROM outbox INDEXED BY outbox_unsent WHERE state IN ('waiting', 'sending')"
-_CARDS = "SELECT COUNT(*) FROM card INDEXED BY card_changed WHERE shown_version < version AND state != 'dead'"
-#: From the newest backwards: only a day's messages are read.
-_DEAD = """
-SELECT COUNT(*) FROM outbox WHERE state = 'dead' AND id > COALESCE(
-    (SELECT id FROM outbox WHERE created_at < ? ORDER BY id DESC LIMIT 1), 0)
+_CARDS = "SELECT COUNT(*) FROM card INDEXED BY card_changed WHERE shown_version < version"
+_OLDEST = """
+SELECT reason FROM outbox INDEXED BY outbox_unsent WHERE state IN ('waiting', 'sending') ORDER BY created_at LIMIT 1
 """
+_REFUSED_CARDS = "SELECT COUNT(*) FROM card INDEXED BY card_failed WHERE reason IS NOT NULL AND shown_version = version"
+_DEAD = "SELECT COUNT(*) FROM outbox INDEXED BY outbox_dead WHERE state = 'dead' AND created_at >= ?"
+_NEWEST_DEAD = """
+SELECT job_id, guild_id, channel_id, json_extract(notification, '$.kind') AS kind, reason, created_at
+FROM outbox INDEXED BY outbox_dead WHERE state = 'dead' AND created_at >= ? ORDER BY created_at DESC LIMIT ?
+"""
+#: Without those in which nothing waits any more.
+_HELD = """
+SELECT * FROM (
+    SELECT channel_id, reason, detail, since,
+        (SELECT COUNT(*) FROM outbox WHERE channel_id = channel_hold.channel_id AND recipient_id = 0
+            AND state IN ('waiting', 'sending')) AS messages,
+        (SELECT COUNT(*) FROM card WHERE channel_id = channel_hold.channel_id AND shown_version < version) AS cards,
+        COALESCE(
+            (SELECT guild_id FROM outbox WHERE channel_id = channel_hold.channel_id AND recipient_id = 0
+                AND state IN ('waiting', 'sending') AND guild_id > 0 LIMIT 1),
+            (SELECT guild_id FROM job WHERE id = (SELECT job_id FROM card
+                WHERE channel_id = channel_hold.channel_id AND shown_version < version LIMIT 1)), 0) AS guild_id
+    FROM channel_hold)
+WHERE messages + cards > 0 ORDER BY since
+"""
+#: Undeliverable messages are named for a week, and a problem for a day.
+_NAMED_FOR_S, _MAX_NAMED = 7 * 86_400.0, 10
 
 
 class ProblemKind(StrEnum):
@@ -60,6 +82,8 @@ class ProblemKind(StrEnum):
     NO_HEARTBEAT = "no_heartbeat"
     #: The oldest unsent message is old.
     OUTBOX_LATE = "outbox_late"
+    #: A channel takes no messages.
+    CHANNEL_HELD = "channel_held"
     #: Messages of the last day cannot be delivered.
     UNDELIVERABLE = "undeliverable"
     DISCONNECTED = "disconnected"
@@ -75,6 +99,8 @@ class Problem:
     kind: ProblemKind
     #: The job whose heartbeats are missing.
     job: JobHealth | None = None
+    #: The channel that takes no messages.
+    held: HeldChannel | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,16 +167,51 @@ class ConnectionMonitor:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeldChannel:
+    """A channel that takes no messages for now."""
+
+    channel_id: int
+    #: 0: unknown.
+    guild_id: int
+    reason: HoldReason
+    #: Discord's words.
+    detail: str
+    since: datetime
+    #: What waits: messages, and cards.
+    messages: int
+    cards: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeadMessage:
+    """A message that could not be delivered."""
+
+    #: 0: of no job.
+    job_id: int
+    guild_id: int
+    #: 0: a direct message.
+    channel_id: int
+    kind: NotificationKind
+    reason: str
+    at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
 class OutboxHealth:
     """What is not sent yet."""
 
     #: Waiting messages, and cards that show less than the newest state.
     waiting: int
     cards: int
-    #: Age of the oldest waiting message; None if there is none.
+    #: Age of the oldest waiting message, and why its last try failed; None if there is none.
     oldest_s: float | None
-    #: Messages of the last day that cannot be delivered.
+    oldest_reason: str | None = None
+    #: Cards whose newest state was refused; their next change is tried.
+    refused_cards: int = 0
+    #: Messages of the last day that cannot be delivered, and the newest ones of a week.
     dead: int
+    newest_dead: tuple[DeadMessage, ...] = ()
+    held: tuple[HeldChannel, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,6 +282,7 @@ class HealthSnapshot:
                 ProblemKind.NO_SLOTS: self.enabled_slots == 0,
             }
         yield from (Problem(kind=kind) for kind, is_wrong in checks.items() if is_wrong)
+        yield from (Problem(kind=ProblemKind.CHANNEL_HELD, held=held) for held in self.outbox.held)
         for job in self.running:
             if job.heartbeat_age_s is not None and job.heartbeat_age_s > _SILENT_S:
                 yield Problem(kind=ProblemKind.NO_HEARTBEAT, job=job)
@@ -284,9 +346,40 @@ async def snapshot(
 
 
 async def _outbox_health(db: Database, at: float) -> OutboxHealth:
-    unsent, cards, dead = await _row(db, _UNSENT), await _row(db, _CARDS), await _row(db, _DEAD, at - _DAY_S)
-    oldest_s = None if unsent[1] is None else max(0.0, at - unsent[1])
-    return OutboxHealth(waiting=unsent[0], cards=cards[0], oldest_s=oldest_s, dead=dead[0])
+    unsent, oldest = await _row(db, _UNSENT), await db.one(_OLDEST)
+    return OutboxHealth(
+        waiting=unsent[0],
+        cards=(await _row(db, _CARDS))[0],
+        oldest_s=None if unsent[1] is None else max(0.0, at - unsent[1]),
+        oldest_reason=None if oldest is None else oldest["reason"],
+        refused_cards=(await _row(db, _REFUSED_CARDS))[0],
+        dead=(await _row(db, _DEAD, at - _DAY_S))[0],
+        newest_dead=tuple(map(_dead_message, await db.all(_NEWEST_DEAD, (at - _NAMED_FOR_S, _MAX_NAMED)))),
+        held=tuple(map(_held_channel, await db.all(_HELD))),
+    )
+
+
+def _held_channel(row: Row) -> HeldChannel:
+    return HeldChannel(
+        channel_id=row["channel_id"],
+        guild_id=row["guild_id"],
+        reason=HoldReason(row["reason"]),
+        detail=row["detail"],
+        since=datetime.fromtimestamp(row["since"], UTC),
+        messages=row["messages"],
+        cards=row["cards"],
+    )
+
+
+def _dead_message(row: Row) -> DeadMessage:
+    return DeadMessage(
+        job_id=row["job_id"],
+        guild_id=row["guild_id"],
+        channel_id=row["channel_id"],
+        kind=NotificationKind(row["kind"]),
+        reason=row["reason"] or "",
+        at=datetime.fromtimestamp(row["created_at"], UTC),
+    )
 
 
 async def _row(db: Database, query: str, *values: float) -> Row:

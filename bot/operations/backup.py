@@ -130,7 +130,7 @@ async def run_restore(copy: Path, data_dir: Path, *, clock: Clock = SYSTEM_CLOCK
         CopyFailed: No space or no permission.
     """
     try:
-        await verify_copy(copy)
+        await verify_copy(copy, is_foreign=True)
     except DataFolderError as error:
         raise CopyRefused(path=copy, why=_refusal(error)) from error
     try:

@@ -172,6 +172,7 @@ def _gauges(health: HealthSnapshot) -> Iterator[tuple[str, str, float]]:
     yield "outbox_waiting", "Messages that wait to be sent.", health.outbox.waiting
     yield "outbox_cards", "Cards that show less than the newest state.", health.outbox.cards
     yield "outbox_oldest_seconds", "Age of the oldest waiting message.", health.outbox.oldest_s or 0.0
+    yield "outbox_held_channels", "Channels that take no messages for now.", len(health.outbox.held)
     yield "outbox_dead_today", "Undeliverable messages of the last day.", health.outbox.dead
     yield "database_bytes", "Size of the database.", health.database_bytes
     yield "wal_bytes", "Size of its write-ahead log.", health.wal_bytes

@@ -1,18 +1,41 @@
 """Messages to users: stored with the change that causes them, sent in order, each once."""
 
-from bot.outbox.notification import Notification, NotificationKind
-from bot.outbox.outbox import Outbox, marker
-from bot.outbox.sender import MessageGone, Render, Sender, SendLater, SendNever, Transport
+from bot.outbox.notification import Notification, NotificationKind, Undelivered, UndeliveredReason
+from bot.outbox.outbox import Destination, Outbox, marker
+from bot.outbox.sender import Render, Sender
+from bot.outbox.transport import (
+    ChannelGone,
+    ChannelHeld,
+    DeliveryFailed,
+    HoldReason,
+    MessageForm,
+    MessageGone,
+    MessageRefused,
+    MessageTooLarge,
+    RecipientUnreachable,
+    SendLater,
+    Transport,
+)
 
 __all__ = [
+    "ChannelGone",
+    "ChannelHeld",
+    "DeliveryFailed",
+    "Destination",
+    "HoldReason",
+    "MessageForm",
     "MessageGone",
+    "MessageRefused",
+    "MessageTooLarge",
     "Notification",
     "NotificationKind",
     "Outbox",
+    "RecipientUnreachable",
     "Render",
     "SendLater",
-    "SendNever",
     "Sender",
     "Transport",
+    "Undelivered",
+    "UndeliveredReason",
     "marker",
 ]

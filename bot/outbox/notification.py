@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from bot.outbox.transport import HoldReason
 from trainer.protocol.frozen import Frozen
 
 
@@ -36,10 +37,34 @@ class NotificationKind(StrEnum):
     NEWS = "news"
     #: What became of files that an earlier bot had received; mentions `owner_id`. `detail` is the text.
     UPLOAD = "upload"
+    #: Another message could not be delivered: tells its owner elsewhere, in a direct message or the log channel.
+    UNDELIVERED = "undelivered"
+
+
+class UndeliveredReason(StrEnum):
+    """Why a message is not where it belongs."""
+
+    #: The channel takes no messages for now; this one waits.
+    HELD = "held"
+    #: The channel was deleted.
+    GONE = "gone"
+    #: It could not be made or was refused.
+    FAILED = "failed"
+
+
+class Undelivered(Frozen):
+    """The message that an `UNDELIVERED` notification is about."""
+
+    reason: UndeliveredReason
+    #: Of a held channel.
+    hold: HoldReason | None = None
+    channel_id: int
+    #: None: any message of the owner.
+    kind: NotificationKind | None = None
 
 
 class Notification(Frozen):
-    """One message to one channel: a kind, a job and an event; it is rendered from the rows of both."""
+    """One message to one channel or user: a kind, a job and an event; it is rendered from the rows of both."""
 
     kind: NotificationKind
     #: 0 for news and uploads.
@@ -52,7 +77,12 @@ class Notification(Frozen):
     dedupe_key: str = ""
     #: Of news and uploads.
     detail: str = ""
-    #: Of an upload: its owner, and the draft and dataset that it became (0: none).
+    #: The server and the user whose matter it is; 0: none. Its managers may send it again; the user is told elsewhere
+    #: if it cannot be delivered.
+    guild_id: int = 0
     owner_id: int = 0
+    #: Of an upload: the draft and dataset that it became (0: none).
     draft_id: int = 0
     dataset_id: int = 0
+    #: Of `UNDELIVERED`; `detail` is that of the other message.
+    undelivered: Undelivered | None = None

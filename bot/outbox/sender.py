@@ -2,6 +2,10 @@
 
 A notification is marked `sending` before and `sent` after. A bot that dies in between leaves `sending` behind: the next
 one looks for the message, or sends it again with the same nonce, for which Discord returns the message that exists.
+
+Each channel has a worker of its own, so that none waits for another. What follows a failure depends on its type alone
+(`bot.outbox.transport`): try later, keep the channel's messages until it takes them, tell the owner elsewhere, or send
+a smaller form.
 """
 
 from __future__ import annotations
@@ -10,71 +14,46 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from bot.bot_failpoints import failpoint
-from bot.clock import SYSTEM_CLOCK, Clock, backoff_s
+from bot.clock import SYSTEM_CLOCK, Clock, backoff_s, jittered
 from bot.config import CardSettings
+from bot.db import Connection
 from bot.errors import DatabaseUnwritable
-from bot.outbox.notification import Notification
-from bot.outbox.outbox import Card, Outbox, Pending, marker
+from bot.outbox.notification import Notification, NotificationKind, Undelivered, UndeliveredReason
+from bot.outbox.outbox import LOOK_EVERY_S, Card, Destination, Failure, Hold, Outbox, Pending, marker
+from bot.outbox.transport import (
+    ChannelGone,
+    ChannelHeld,
+    DeliveryFailed,
+    MessageForm,
+    MessageGone,
+    MessageRefused,
+    MessageTooLarge,
+    RecipientUnreachable,
+    SendLater,
+    Transport,
+)
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 
 #: Back-off between tries.
-_FIRST_BACKOFF_S, _MAX_BACKOFF_S = 2.0, 300.0
-#: Unexpected errors (not `SendLater`) after which a message is skipped, so that it does not block its channel.
+_FIRST_BACKOFF_S, _MAX_BACKOFF_S = 2.0, 60.0
+#: Longest pause while Discord cannot be reached at all.
+_MAX_OFFLINE_PAUSE_S = 10.0
+#: Errors of the bot itself (not of Discord) after which a message is given up.
 _MAX_ERRORS = 5
+#: Their owner is told at once if they cannot be delivered.
+_AWAITED = frozenset({NotificationKind.DONE, NotificationKind.FAILED, NotificationKind.UPLOAD})
 
-#: `render(notification, marker)` returns the message of a notification, with the marker in its footer; it is passed to
-#: `Transport` unchanged.
-Render: TypeAlias = Callable[[Notification, str], Awaitable[Any]]
+_Route: TypeAlias = tuple[Destination, bool]
 
-
-class SendLater(Exception):
-    """A temporary failure (Discord is down, rate limit): try again, and keep the order of the channel."""
-
-    def __init__(self, reason: str, *, after_s: float | None = None) -> None:
-        self.reason = reason
-        #: The delay that Discord asks for; None: the sender's own back-off.
-        self.after_s = after_s
-        super().__init__(reason)
-
-
-class SendNever(Exception):
-    """A permanent failure (channel deleted, no permission, message refused): skip the message."""
-
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
-        super().__init__(reason)
-
-
-class MessageGone(Exception):
-    """The message to edit was deleted."""
-
-
-class Transport(Protocol):
-    """What the sender needs of Discord; each method raises `SendLater` or `SendNever` if it fails."""
-
-    async def send(self, channel_id: int, message: Any, nonce: str) -> int:
-        """Send a message and return its ID; the same nonce within minutes returns the message that exists."""
-        ...
-
-    async def edit(self, channel_id: int, message_id: int, message: Any) -> None:
-        """Replace the content of one of the bot's messages.
-
-        Raises:
-            MessageGone: It was deleted.
-        """
-        ...
-
-    async def find(self, channel_id: int, marker: str) -> int | None:
-        """Return the bot's own recent message with this marker in its text; None if not found.
-
-        Called only for messages that were being sent when a bot died.
-        """
-        ...
+#: `render(notification, marker, form)` returns the message of a notification, with the marker in its footer; it is
+#: passed to `Transport` unchanged.
+Render: TypeAlias = Callable[[Notification, str, MessageForm], Awaitable[Any]]
 
 
 class Sender:
@@ -87,6 +66,7 @@ class Sender:
         render: Render,
         *,
         settings: CardSettings | None = None,
+        log_channel_id: int = 0,
         poll_s: float = 1.0,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
@@ -94,131 +74,119 @@ class Sender:
         self._transport = transport
         self._render = render
         self._settings = settings or CardSettings()
+        #: Gets what a user does not take as a direct message; 0: none.
+        self._log_channel_id = log_channel_id
         self._poll_s = poll_s
         self._clock = clock
-        self._stepping = asyncio.Lock()
+        self._busy: set[Destination] = set()
+        #: When Discord takes requests again: new messages or edits (True) of a destination, and all requests (None).
+        self._open_at: dict[_Route | None, float] = {}
+        #: Requests that did not reach Discord since one did.
+        self._misses = 0
 
     async def run(self) -> None:
         """Send until cancelled; each new notification wakes it."""
-        while True:
-            self._outbox.filled.clear()
-            try:
-                await self.step()
-            except Exception:
-                log.exception("the outbox could not be sent; trying again")
-            try:
-                async with asyncio.timeout(self._poll_s):
-                    await self._outbox.filled.wait()
-            except TimeoutError:
-                continue
+        async with asyncio.TaskGroup() as workers:
+            while True:
+                self._outbox.filled.clear()
+                try:
+                    await self._start_workers(workers)
+                except Exception:
+                    log.exception("the outbox could not be read; trying again")
+                try:
+                    async with asyncio.timeout(self._poll_s):
+                        await self._outbox.filled.wait()
+                except TimeoutError:
+                    continue
 
     async def step(self) -> None:
-        """Send everything that is due; channels do not wait for each other."""
-        async with self._stepping, asyncio.TaskGroup() as group:
-            for channel_id in await self._outbox.channels():
-                group.create_task(self._send_channel(channel_id))
+        """Send everything that is due."""
+        async with asyncio.TaskGroup() as workers:
+            await self._start_workers(workers)
 
-    async def _send_channel(self, channel_id: int) -> None:
-        while pending := await self._outbox.next_pending(channel_id):
-            if pending.retry_at > self._clock.time():
-                break
+    async def _start_workers(self, group: asyncio.TaskGroup) -> None:
+        """Start a worker for each channel with something to send; not being connected counts as no try."""
+        if not self._transport.is_ready() or not self._is_open(None):
+            return
+        for to in await self._outbox.destinations():
+            if to not in self._busy:
+                self._busy.add(to)
+                group.create_task(self._work(to), name=f"outbox {to.channel_id or to.recipient_id}")
+
+    async def _work(self, to: Destination) -> None:
+        """Send what is due in one channel."""
+        try:
+            while await self._send_next(to):
+                pass
+        except Exception:
+            log.exception("messages of %s could not be sent; trying again", to)
+        finally:
+            self._busy.discard(to)
+
+    async def _send_next(self, to: Destination) -> bool:
+        """Send one message; False if nothing is due, or the channel has to wait."""
+        if not self._is_open(None):
+            return False
+        pending = await self._outbox.next_pending(to)
+        if pending is not None and pending.retry_at <= self._clock.time() and self._is_open((to, False)):
             card = await self._outbox.card(pending.notification.job_id)
-            if card and card.message_id is None and card.is_changed and not await self._show(card):
-                break
-            if not await self._send(pending):
-                break
-        for card in await self._outbox.changed_cards(channel_id):
+            if card is None or card.channel_id != to.channel_id or not card.is_awaited:
+                return await self._send(pending)
             if self._is_due(card):
-                await self._show(card)
+                return await self._show(card)
+        for card in await self._outbox.changed_cards(to.channel_id):
+            if self._is_due(card):
+                return await self._show(card)
+        return False
 
     def _is_due(self, card: Card) -> bool:
-        is_ripe = self._clock.time() >= card.shown_at + self._settings.edit_interval_s
-        return card.retry_at <= self._clock.time() and (card.is_urgent or is_ripe)
+        now = self._clock.time()
+        is_ripe = now >= card.shown_at + self._settings.edit_interval_s
+        return self._is_open(_route_of(card)) and card.retry_at <= now and (card.is_urgent or is_ripe)
+
+    def _is_open(self, route: _Route | None) -> bool:
+        return self._open_at.get(route, 0.0) <= self._clock.time()
+
+    # -- messages ---------------------------------------------------------------------------------------------------
 
     async def _send(self, pending: Pending) -> bool:
         """Send one notification; False if the channel has to wait."""
+        job_id, kind = pending.notification.job_id, pending.notification.kind
+        tried_at = self._clock.time()
         try:
-            message_id = await self._make(
-                pending.notification,
-                pending.channel_id,
-                pending.nonce,
-                was_sending=pending.may_be_there,
-                before=partial(self._mark_pending, pending),
-            )
-            failpoint("post_sent")
-        except SendNever as error:
-            log.warning("#%d: %s not sent: %s", pending.notification.job_id, pending.notification.kind, error.reason)
-            await self._outbox.mark_pending(pending, "dead", reason=error.reason)
-            return True
+            message_id = await self._deliver(pending)
         except SendLater as error:
-            await self._wait(pending, error.reason, error.after_s)
+            log.info("#%d: %s waits: %s", job_id, kind, error.reason)
+            failure = self._failure_of(error, pending.tries, (pending.to, False))
+            await self._outbox.delay(pending, failure)
             return False
+        except DeliveryFailed as error:
+            return await self._keep_or_give_up(pending, error, tried_at)
         except DatabaseUnwritable:
             raise
         except Exception as error:
-            log.exception("#%d: %s could not be sent", pending.notification.job_id, pending.notification.kind)
-            if pending.tries + 1 >= _MAX_ERRORS:
-                await self._outbox.mark_pending(pending, "dead", reason=repr(error))
-                return True
-            await self._wait(pending, repr(error), None)
-            return False
-        await self._outbox.mark_pending(pending, "sent", message_id=message_id)
-        failpoint("post_recorded")
+            log.exception("#%d: %s could not be sent", job_id, kind)
+            if pending.errors + 1 < _MAX_ERRORS:
+                await self._outbox.delay(pending, self._failure_of(error, pending.errors))
+                return False
+            await self._give_up(pending, error)
+        else:
+            await self._outbox.mark_sent(pending, message_id)
+            failpoint("post_recorded")
+            await self._release(pending.to.channel_id)
         return True
 
-    async def _show(self, card: Card) -> bool:
-        """Send or edit a card; False if it has to wait."""
-        if card.retry_at > self._clock.time():
-            return False
-        if card.message_id is not None and self._clock.time() >= card.sent_at + self._settings.roll_after_s:
-            log.info("#%d: the card is too old to be edited; sending a new one", card.job_id)
-            card = await self._outbox.forget_card_message(card)
-        try:
-            await self._send_or_edit(card)
-        except SendNever as error:
-            log.warning("#%d: no card: %s", card.job_id, error.reason)
-            await self._outbox.give_up_card(card, reason=error.reason)
-        except SendLater as error:
-            await self._outbox.delay_card(card, reason=error.reason, retry_at=self._retry_at(card.tries, error.after_s))
-            return False
-        except DatabaseUnwritable:
-            raise
-        except Exception as error:
-            log.exception("#%d: the card could not be sent", card.job_id)
-            if card.tries + 1 >= _MAX_ERRORS:
-                await self._outbox.give_up_card(card, reason=repr(error))
-                return True
-            await self._outbox.delay_card(card, reason=repr(error), retry_at=self._retry_at(card.tries, None))
-            return False
-        return True
-
-    async def _send_or_edit(self, card: Card) -> None:
-        if card.message_id is not None:
-            try:
-                await self._edit(card, card.message_id)
-            except MessageGone:
-                log.info("#%d: the card was deleted; sending a new one", card.job_id)
-                card = await self._outbox.forget_card_message(card)
-            else:
-                return
+    async def _deliver(self, pending: Pending) -> int:
+        channel_id = pending.to.channel_id or await self._transport.open_dm(pending.to.recipient_id)
         message_id = await self._make(
-            card.notification,
-            card.channel_id,
-            card.nonce,
-            was_sending=card.may_be_there,
-            before=partial(self._mark_card, card),
+            pending.notification,
+            channel_id,
+            pending.nonce,
+            may_be_there=pending.may_be_there,
+            before=partial(self._mark_sending, pending),
         )
-        failpoint("card_sent")
-        # After a failure it may be the message of the earlier try, which shows an old state: it is edited next.
-        is_newest = not card.may_be_there and card.tries == 0
-        await self._outbox.mark_card_shown(card, message_id, is_new=True, is_newest=is_newest)
-        failpoint("card_recorded")
-
-    async def _edit(self, card: Card, message_id: int) -> None:
-        message = await self._render(card.notification, marker(card.nonce))
-        await self._transport.edit(card.channel_id, message_id, message)
-        failpoint("card_edited")
-        await self._outbox.mark_card_shown(card, message_id, is_new=False)
+        failpoint("post_sent")
+        return message_id
 
     async def _make(
         self,
@@ -226,32 +194,216 @@ class Sender:
         channel_id: int,
         nonce: str,
         *,
-        was_sending: bool,
+        may_be_there: bool,
         before: Callable[[], Awaitable[None]],
     ) -> int:
         """Send a message exactly once, and return its ID."""
-        if was_sending:
-            found = await self._transport.find(channel_id, marker(nonce))
+        if may_be_there:
+            try:
+                found = await self._transport.find(channel_id, marker(nonce))
+            except DeliveryFailed as error:
+                # Whatever became of this request: the message of the earlier one may exist.
+                error.may_exist = True
+                raise
             if found is not None:
                 return found
-        message = await self._render(notification, marker(nonce))
-        await before()
-        return await self._transport.send(channel_id, message, nonce)
 
-    async def _mark_pending(self, pending: Pending) -> None:
-        await self._outbox.mark_pending(pending, "sending")
+        async def send(form: MessageForm) -> int:
+            message = await self._render(notification, marker(nonce), form)
+            await before()
+            return await self._transport.send(channel_id, message, nonce)
+
+        return await _in_smaller_forms(send)
+
+    async def _mark_sending(self, pending: Pending) -> None:
+        await self._outbox.mark_sending(pending)
         failpoint("post_marked")
 
-    async def _mark_card(self, card: Card) -> None:
+    # -- cards ------------------------------------------------------------------------------------------------------
+
+    async def _show(self, card: Card) -> bool:
+        """Send or edit a card; False if it has to wait."""
+        if card.message_id is not None and self._clock.time() >= card.sent_at + self._settings.roll_after_s:
+            log.info("#%d: the card is too old to be edited; sending a new one", card.job_id)
+            card = await self._outbox.forget_card_message(card)
+        tried_at = self._clock.time()
+        try:
+            await self._send_or_edit(card)
+        except SendLater as error:
+            failure = self._failure_of(error, card.tries, _route_of(card))
+            await self._outbox.delay_card(card, failure)
+            return False
+        except ChannelHeld as error:
+            await self._outbox.delay_card(card, _held(error))
+            await self._hold(card.channel_id, error, tried_at)
+            return False
+        except DatabaseUnwritable:
+            raise
+        except DeliveryFailed as error:
+            log.warning("#%d: no card: %s", card.job_id, error.reason)
+            await self._outbox.skip_card_version(card, self._failure_of(error, card.tries))
+        except Exception as error:
+            log.exception("#%d: the card could not be sent", card.job_id)
+            failure = self._failure_of(error, card.errors)
+            if card.errors + 1 < _MAX_ERRORS:
+                await self._outbox.delay_card(card, failure)
+            else:
+                await self._outbox.skip_card_version(card, failure)
+        else:
+            await self._release(card.channel_id)
+        return True
+
+    async def _send_or_edit(self, card: Card) -> None:
+        if (shown_id := card.message_id) is not None:
+            try:
+                await _in_smaller_forms(partial(self._edit, card, shown_id))
+            except MessageGone as error:
+                log.info("#%d: sending a new card: %s", card.job_id, error.reason)
+                card = await self._outbox.forget_card_message(card)
+            else:
+                await self._outbox.mark_card_shown(card, shown_id, is_new=False)
+                return
+        message_id = await self._make(
+            card.notification,
+            card.channel_id,
+            card.nonce,
+            may_be_there=card.may_be_there,
+            before=partial(self._mark_card_sending, card),
+        )
+        failpoint("card_sent")
+        # What was found is of an earlier try, and shows an old state: it is edited next.
+        await self._outbox.mark_card_shown(card, message_id, is_new=True, is_newest=not card.may_be_there)
+        failpoint("card_recorded")
+
+    async def _edit(self, card: Card, message_id: int, form: MessageForm) -> None:
+        message = await self._render(card.notification, marker(card.nonce), form)
+        await self._transport.edit(card.channel_id, message_id, message)
+        failpoint("card_edited")
+
+    async def _mark_card_sending(self, card: Card) -> None:
         await self._outbox.mark_card_sending(card)
         failpoint("card_marked")
 
-    async def _wait(self, pending: Pending, reason: str, after_s: float | None) -> None:
-        retry_at = self._retry_at(pending.tries, after_s)
-        log.info("#%d: %s waits: %s", pending.notification.job_id, pending.notification.kind, reason)
-        # The state is kept: a message that was being sent may exist, and is looked for first.
-        await self._outbox.mark_pending(pending, None, reason=reason, retry_at=retry_at, tries=pending.tries + 1)
+    # -- failures ---------------------------------------------------------------------------------------------------
 
-    def _retry_at(self, tries: int, after_s: float | None) -> float:
-        delay_s = backoff_s(tries + 1, _FIRST_BACKOFF_S, _MAX_BACKOFF_S) if after_s is None else after_s
-        return self._clock.time() + delay_s
+    def _failure_of(self, error: Exception, tries: int, route: _Route | None = None) -> Failure:
+        """Return what to record of a failed try; a rate limit closes its route for a while."""
+        now = self._clock.time()
+        pause_s = jittered(backoff_s(tries + 1, _FIRST_BACKOFF_S, _MAX_BACKOFF_S))
+        if not isinstance(error, DeliveryFailed):
+            # It may have been raised after the request was sent.
+            return Failure(reason=repr(error), retry_at=now + pause_s, is_counted=False, is_error=True, may_exist=True)
+        is_counted = True
+        if isinstance(error, SendLater):
+            is_counted = error.is_counted
+            if error.after_s is not None:
+                pause_s = error.after_s
+                self._open_at[None if error.is_global else route] = now + pause_s
+            elif not is_counted:
+                self._misses += 1
+                pause_s = jittered(backoff_s(self._misses, _FIRST_BACKOFF_S, _MAX_OFFLINE_PAUSE_S))
+        return Failure(reason=error.reason, retry_at=now + pause_s, is_counted=is_counted, may_exist=error.may_exist)
+
+    async def _keep_or_give_up(self, pending: Pending, error: DeliveryFailed, tried_at: float) -> bool:
+        """Return False if the message waits for its channel."""
+        if pending.to.recipient_id and isinstance(error, ChannelHeld | ChannelGone | RecipientUnreachable):
+            await self._send_elsewhere(pending, error.reason)
+            return True
+        if isinstance(error, ChannelHeld):
+            await self._outbox.delay(pending, _held(error))
+            await self._hold(pending.to.channel_id, error, tried_at)
+            return False
+        log.warning(
+            "#%d: %s cannot be delivered: %s", pending.notification.job_id, pending.notification.kind, error.reason
+        )
+        await self._give_up(pending, error)
+        return True
+
+    async def _hold(self, channel_id: int, error: ChannelHeld, tried_at: float) -> None:
+        """Keep a channel's messages until it takes them, and tell their owners meanwhile."""
+        known = await self._outbox.held(channel_id)
+        if known is None:
+            log.warning("channel %d takes no messages for now: %s", channel_id, error.reason)
+        async with self._outbox.transaction() as connection:
+            hold = await self._outbox.hold(connection, channel_id, error.kind, error.reason, tried_at=tried_at)
+            for pending in await self._outbox.unsent(connection, channel_id):
+                await self._tell_owner(connection, pending, UndeliveredReason.HELD, hold)
+
+    async def _release(self, channel_id: int) -> None:
+        """Let a channel's messages go: it has accepted one."""
+        self._misses = 0
+        if await self._outbox.held(channel_id) is not None:
+            log.info("channel %d takes messages again", channel_id)
+            await self._outbox.release(channel_id)
+
+    async def _give_up(self, pending: Pending, error: Exception) -> None:
+        """Record that a message cannot be delivered, and tell its owner elsewhere."""
+        is_gone = isinstance(error, ChannelGone)
+        async with self._outbox.transaction() as connection:
+            await self._outbox.end(
+                connection, pending, error.reason if isinstance(error, DeliveryFailed) else repr(error)
+            )
+            reason = UndeliveredReason.GONE if is_gone else UndeliveredReason.FAILED
+            await self._tell_owner(connection, pending, reason)
+
+    async def _tell_owner(
+        self, connection: Connection, pending: Pending, reason: UndeliveredReason, hold: Hold | None = None
+    ) -> None:
+        """Put a direct message to the owner into the outbox, once for a message, or once for all of a channel."""
+        other = pending.notification
+        channel_id = pending.to.channel_id
+        if not other.owner_id or other.kind is NotificationKind.UNDELIVERED:
+            return
+        is_awaited = other.kind in _AWAITED
+        # A role that is edited holds a channel for seconds only: not every message is worth a direct one.
+        is_brief = hold is not None and self._clock.time() < hold.since + LOOK_EVERY_S / 2
+        if not is_awaited and (is_brief or reason is UndeliveredReason.FAILED):
+            return
+        of_all = f"{channel_id}:{0 if hold is None else hold.since:.0f}:{other.owner_id}"
+        undelivered = Undelivered(
+            reason=reason,
+            hold=None if hold is None else hold.reason,
+            channel_id=channel_id,
+            kind=other.kind if is_awaited else None,
+        )
+        notification = other.model_copy(
+            update={
+                "kind": NotificationKind.UNDELIVERED,
+                "dedupe_key": f"undelivered:{other.dedupe_key if is_awaited else of_all}",
+                "undelivered": undelivered,
+            }
+        )
+        await self._outbox.put(connection, notification, recipient_id=other.owner_id)
+
+    async def _send_elsewhere(self, pending: Pending, reason: str) -> None:
+        """Send a direct message that its receiver does not take to the log channel, if there is one."""
+        log.info(
+            "#%d: user %d takes no direct messages: %s", pending.notification.job_id, pending.to.recipient_id, reason
+        )
+        if self._log_channel_id:
+            await self._outbox.redirect(pending, self._log_channel_id, reason=reason)
+            return
+        async with self._outbox.transaction() as connection:
+            await self._outbox.end(connection, pending, reason)
+
+
+def _route_of(card: Card) -> _Route:
+    return Destination(channel_id=card.channel_id), card.message_id is not None
+
+
+def _held(error: ChannelHeld) -> Failure:
+    """What to record of a message whose channel is held: the hold says when it is tried again."""
+    return Failure(reason=error.reason, is_counted=False, may_exist=error.may_exist)
+
+
+async def _in_smaller_forms(request: Callable[[MessageForm], Awaitable[T]]) -> T:
+    """Make a request with the whole message, and again with a smaller form of it each time it is refused."""
+    form = MessageForm.FULL
+    while True:
+        try:
+            return await request(form)
+        except (MessageTooLarge, MessageRefused) as error:
+            smaller = form.smaller if isinstance(error, MessageTooLarge) else MessageForm.TEXT
+            if smaller is None or smaller is form:
+                raise
+            form = smaller

@@ -7,16 +7,15 @@ from datetime import datetime
 from hashlib import sha256
 
 import discord
-from discord import ui
 
-from bot.health import HealthSnapshot, JobHealth, Problem, ProblemKind
+from bot.health import HealthSnapshot, HeldChannel, JobHealth, Problem, ProblemKind
 from bot.queue.domain.job import Job, Priority, State
 from bot.queue.planning.retention import Deletion, DeletionReason, DeletionScope, RetentionPlan, StorageTotals
 from bot.queue.store.limits import RoleLimit
 from bot.queue.store.queue_control import PauseKind, QueuePause
 from bot.queue.store.slots import Slot
-from bot.ui.buttons import AdminButton
-from bot.ui.discord_text import escape, first_lines, relative_time, shorten
+from bot.ui.buttons import AdminButton, admin_button
+from bot.ui.discord_text import escape, first_lines, hold_words, relative_time, shorten
 from bot.ui.job_card import state_words
 from bot.ui.layout import Color, MessageContent, box, layout, row
 from trainer.protocol.text import _, duration, listed, ngettext, size
@@ -213,31 +212,50 @@ def _shown(lines: Sequence[str]) -> list[str]:
 
 
 def _plan_button(verb: str, plan: RetentionPlan, label: str) -> AdminButton:
-    return AdminButton(verb, plan_digest(plan), ui.Button(label=label, style=discord.ButtonStyle.danger))
+    return admin_button(verb, plan_digest(plan), label, style=discord.ButtonStyle.danger)
+
+
+def resent_text(count: int, *, is_here: bool) -> str:
+    """The result of sending undelivered messages again."""
+    if not count:
+        return _("Every message has been delivered; nothing was sent again.")
+    if is_here:
+        return ngettext(
+            "{n} message is sent again, to this channel.", "{n} messages are sent again, to this channel.", count
+        )
+    return ngettext(
+        "{n} message is tried again now. /admin health shows what still fails.",
+        "{n} messages are tried again now. /admin health shows what still fails.",
+        count,
+    )
 
 
 # -- health --------------------------------------------------------------------------------------------------------
 
 
-def health_page(health: HealthSnapshot) -> MessageContent:
-    """The problems first, then the numbers."""
+def health_page(health: HealthSnapshot, *, guild_id: int | None = None) -> MessageContent:
+    """The problems first, then the numbers; `guild_id`: without the names of what belongs to other servers."""
     problems = health.problems
     head = _("### ✅ All is well")
     if problems:
         head = ngettext("### ⚠️ {n} problem", "### ⚠️ {n} problems", len(problems))
-    lines = [f"- {shorten(problem_text(problem, health), 400)}" for problem in problems[:_MAX_HEALTH_LINES]]
+    lines = [
+        f"- {shorten(problem_text(problem, health, guild_id=guild_id), 400)}"
+        for problem in problems[:_MAX_HEALTH_LINES]
+    ]
     body = box(
         Color.FAILED if problems else Color.TRAINING,
         "\n".join([head, *lines]),
         "\n".join(_health_lines(health)),
+        "\n".join(_dead_lines(health, guild_id)) or None,
         "\n".join(_job_health_line(job) for job in health.running[:_MAX_HEALTH_LINES]) or None,
         _("-# as of {when}", when=relative_time(health.at)),
     )
     return MessageContent(layout=layout(body), is_silent=True)
 
 
-def problem_text(problem: Problem, health: HealthSnapshot) -> str:
-    """What is wrong, and what to do."""
+def problem_text(problem: Problem, health: HealthSnapshot, *, guild_id: int | None = None) -> str:
+    """What is wrong, and what to do; see `health_page`."""
     match problem.kind:
         case ProblemKind.DATABASE_DAMAGED:
             return _(
@@ -265,18 +283,37 @@ def problem_text(problem: Problem, health: HealthSnapshot) -> str:
             )
         case ProblemKind.OUTBOX_LATE:
             return _(
-                "The oldest unsent message has waited for {age} ({waiting} wait). The log has Discord's response.",
+                "The oldest unsent message has waited for {age} ({waiting} wait): {reason}. It is tried again.",
                 age=duration(health.outbox.oldest_s or 0.0),
                 waiting=health.outbox.waiting,
+                reason=escape(health.outbox.oldest_reason or _("not tried yet")),
             )
+        case ProblemKind.CHANNEL_HELD:
+            assert problem.held is not None
+            return _held_text(problem.held, health, guild_id)
         case ProblemKind.UNDELIVERABLE:
             return _(
-                "Undeliverable messages of the last day: {n}. A channel is gone, or the bot may not write there; "
-                "`python -m bot doctor` names missing permissions.",
+                "Undeliverable messages of the last day: {n}. `/admin resend` sends them again, "
+                "also to another channel.",
                 n=health.outbox.dead,
             )
         case _:
             return _connection_problem_text(problem, health)
+
+
+def _held_text(held: HeldChannel, health: HealthSnapshot, guild_id: int | None) -> str:
+    """Which channel takes no messages, why, since when, and what waits."""
+    is_shown = guild_id in {None, held.guild_id}
+    text = _(
+        "{channel} has taken no messages for {age}: {why}. Waiting: {messages}, {cards}. "
+        "It is tried again each minute.",
+        channel=f"<#{held.channel_id}>" if is_shown else _("A channel of another server"),
+        age=duration((health.at - held.since).total_seconds()),
+        why=hold_words(held.reason),
+        messages=ngettext("{n} message", "{n} messages", held.messages),
+        cards=ngettext("{n} card", "{n} cards", held.cards),
+    )
+    return f"{text} ({escape(held.detail)})" if is_shown else text
 
 
 def _connection_problem_text(problem: Problem, health: HealthSnapshot) -> str:
@@ -319,6 +356,8 @@ def _health_lines(health: HealthSnapshot) -> Iterator[str]:
     outbox = health.outbox
     messages = ngettext("{n} unsent message", "{n} unsent messages", outbox.waiting)
     cards = ngettext("{n} outdated card", "{n} outdated cards", outbox.cards)
+    if outbox.refused_cards:
+        cards += _(" ({n} refused until they change)", n=outbox.refused_cards)
     oldest = "" if outbox.oldest_s is None else _(", the oldest for {age}", age=duration(outbox.oldest_s))
     yield _("**Outbox** {messages}, {cards}{oldest}", messages=messages, cards=cards, oldest=oldest)
     if (connection := health.connection) is not None:
@@ -330,6 +369,23 @@ def _health_lines(health: HealthSnapshot) -> Iterator[str]:
             resumes=ngettext("{n} resume", "{n} resumes", connection.resumes),
         )
         yield _("**Rate limits** (429) {n}{last}", n=connection.rate_limits, last=_last(connection.rate_limited_at))
+
+
+def _dead_lines(health: HealthSnapshot, guild_id: int | None) -> list[str]:
+    """The undeliverable messages of a week, the newest first."""
+    shown = [dead for dead in health.outbox.newest_dead if guild_id in {None, dead.guild_id}]
+    lines = [
+        "- "
+        + _(
+            "{what} for {where}, {when}: {reason}",
+            what=f"`{dead.kind}`" + (f" `#{dead.job_id}`" if dead.job_id else ""),
+            where=f"<#{dead.channel_id}>" if dead.channel_id else _("a direct message"),
+            when=relative_time(dead.at),
+            reason=escape(dead.reason, 120),
+        )
+        for dead in shown
+    ]
+    return [_("**Undeliverable**"), *first_lines(lines, most=_MAX_HEALTH_LINES)] if lines else []
 
 
 def _last(moment: datetime | None) -> str:

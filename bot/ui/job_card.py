@@ -161,8 +161,10 @@ def rates_words(spec: Spec) -> str:
 def validation_words(epoch: EpochEnded, best: EpochEnded | None) -> str:
     """`val 0.91× base (best 0.88× @ e5)`."""
     words = _("val {ratio}× base", ratio=f"{epoch.validation.ratio:.2f}")
-    if best is None or best.epoch == epoch.epoch:
+    if epoch.best_epoch == epoch.epoch:
         return _("{words} ★ best", words=words)
+    if best is None:
+        return words
     return _("{words} (best {ratio}× @ e{epoch})", words=words, ratio=f"{best.validation.ratio:.2f}", epoch=best.epoch)
 
 
@@ -309,7 +311,7 @@ def _chart(job: Job, context: JobContext) -> FileToSend | None:
     if epoch is None:
         return None
     # A new name for each epoch: clients keep showing an image that they have under a name.
-    chart = FileToSend(path=context.job_dir / epoch.chart, name=f"loss-e{epoch.epoch}.png")
+    chart = FileToSend(folder=context.job_dir, path=epoch.chart, name=f"loss-e{epoch.epoch}.png")
     return chart if sendable([chart], context.file_limit) else None
 
 
@@ -344,9 +346,16 @@ def card_buttons(job: Job) -> list[JobButton]:
     ]
     if (job.progress.base or job.progress.epochs) and not job.are_files_deleted:
         found.append(job_button(job.id, "samples", _("Samples"), emoji="🖼️"))
+    if job.state in {State.SUCCEEDED, State.STOPPED} and not job.are_files_deleted:
+        found.append(files_button(job.id))
     if not job.state.is_end:
         found.append(job_button(job.id, "refresh", _("Refresh"), emoji="🔄"))
     return found
+
+
+def files_button(job_id: int) -> JobButton:
+    """Hands over the files of a finished job, as `/job files` does."""
+    return job_button(job_id, "files", _("Files"), emoji="📦")
 
 
 def job_choice(job: Job) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 
 import discord
 from discord import ui
@@ -12,9 +13,9 @@ from bot.queue.domain.job import Job, State
 from bot.queue.domain.verbs import Verb
 from bot.ui.buttons import job_button
 from bot.ui.discord_text import escape, mention
-from bot.ui.job_card import settings_line
+from bot.ui.job_card import files_button, settings_line
 from bot.ui.job_context import JobContext
-from bot.ui.layout import Color, FileToSend, MessageContent, box, image_gallery, layout, row, sendable
+from bot.ui.layout import Color, FileToSend, MessageContent, box, image_gallery, layout, row, sendable, text_message
 from trainer.protocol.events import Event, Exported, ExportFormat, Failed, Finished, Stopped, Tested
 from trainer.protocol.settings import MethodKind, TaskKind
 from trainer.protocol.text import _, duration, size
@@ -30,6 +31,39 @@ _PRODUCTS = {
 }
 
 
+def files_messages(job: Job, context: JobContext, events: Sequence[Event]) -> list[MessageContent]:
+    """The exported files of a job for one person, in as many messages as they need; empty if there are none."""
+    weights = list({event.format: event for event in events if isinstance(event, Exported)}.values())
+    files = [_exported_file(job, context, event) for event in weights]
+    return split_files(
+        [each.file for each in files if not each.is_folder],
+        context.file_limit,
+        lambda sent: _how_to_use(job, files, sent),
+        title=_("**#{job} {name}**", job=job.id, name=escape(job.name)),
+    )
+
+
+def split_files(
+    files: Sequence[FileToSend], limit: int, describe: Callable[[Sequence[FileToSend]], str | None], *, title: str
+) -> list[MessageContent]:
+    """Return messages that carry all files within `limit`; `describe(sent)` is the text of the first."""
+    batches = []
+    rest = list(files)
+    while batch := sendable(rest, limit):
+        batches.append(batch)
+        rest = [file for file in rest if file not in batch]
+    text = describe([file for batch in batches for file in batch])
+    if not batches:
+        return [] if text is None else [text_message(f"{title}\n{text}")]
+    return [
+        MessageContent(
+            layout=layout(title, None if number else text, *(ui.File[ui.LayoutView](file.url) for file in batch)),
+            files=batch,
+        )
+        for number, batch in enumerate(batches)
+    ]
+
+
 def done_post(job: Job, context: JobContext, events: Sequence[Event]) -> MessageContent:
     """The result: its numbers, base and best side by side, the files, and how to use them."""
     finished = next((event for event in events if isinstance(event, Finished)), None)
@@ -37,7 +71,7 @@ def done_post(job: Job, context: JobContext, events: Sequence[Event]) -> Message
     weights = [_exported_file(job, context, event) for event in events if isinstance(event, Exported)]
     comparison = None
     if finished:
-        comparison = FileToSend(path=context.job_dir / finished.comparison, name=f"{job.name}-base-and-best.png")
+        comparison = FileToSend(folder=context.job_dir, path=finished.comparison, name=f"{job.name}-base-and-best.png")
     sent = sendable(
         [*([comparison] if comparison else []), *(each.file for each in weights if not each.is_folder)],
         context.file_limit,
@@ -48,9 +82,9 @@ def done_post(job: Job, context: JobContext, events: Sequence[Event]) -> Message
         f"## ✅ {_('#{job} {name} is done', job=job.id, name=escape(job.name))}\n"
         f"{mention(job.owner_id)} {_result(job, finished, tested)}{_ended_by(job)}",
         shown,
-        _how_to_use(job, weights, sent),
+        _how_to_use(job, weights, sent, files_hint(job)),
         f"-# {settings_line(job)} · {context.footer(job)}",
-        row(job_button(job.id, "samples", _("Samples"), emoji="🖼️")),
+        row(job_button(job.id, "samples", _("Samples"), emoji="🖼️"), files_button(job.id)),
     )
     carried = [ui.File[ui.LayoutView](each.file.url) for each in weights if each.file in sent]
     return MessageContent(layout=layout(body, *carried), files=sent, mentions=job.owner_id)
@@ -116,14 +150,14 @@ class _ExportedFile:
 
     @property
     def is_folder(self) -> bool:
-        return not self.file.path.suffix
+        return not PurePath(self.file.path).suffix
 
 
 def _exported_file(job: Job, context: JobContext, event: Exported) -> _ExportedFile:
-    path = context.job_dir / event.path
+    path = PurePath(event.path)
     # The file name of an embedding is the word in the prompt.
     name = path.name if event.format is ExportFormat.EMBEDDING else f"{job.name}-{event.format}{path.suffix}"
-    file = FileToSend(path=path, name=name)
+    file = FileToSend(folder=context.job_dir, path=event.path, name=name)
     return _ExportedFile(file=file, size=size(event.bytes), use=_use(job, event.format, file))
 
 
@@ -132,7 +166,7 @@ def _use(job: Job, kind: ExportFormat, file: FileToSend) -> str:
     match kind:
         case ExportFormat.DIFFUSERS if job.spec.method.kind is MethodKind.FULL:
             return "diffusers: `DiffusionPipeline.from_pretrained(folder)`"
-        case ExportFormat.DIFFUSERS if not file.path.suffix:
+        case ExportFormat.DIFFUSERS if not PurePath(file.path).suffix:
             return "peft: `PeftModel.from_pretrained(pipe.unet, folder)`"
         case ExportFormat.DIFFUSERS:
             return f"diffusers: `pipe.load_lora_weights('{name}')`"
@@ -154,22 +188,36 @@ def _use(job: Job, kind: ExportFormat, file: FileToSend) -> str:
             return "transformers: `AutoModelForImageClassification.from_pretrained(folder)`"
 
 
-def _how_to_use(job: Job, weights: Sequence[_ExportedFile], sent: Sequence[FileToSend]) -> str | None:
+def _how_to_use(job: Job, weights: Sequence[_ExportedFile], sent: Sequence[FileToSend], hint: str = "") -> str | None:
+    """The files and how to load each; `hint`: a line if some are not in the message."""
     if not weights:
         return None
     lines = [_("**Your files**")]
     for each in weights:
         lines.append(f"• {each.use} · {each.size}")
         if each.is_folder:
-            lines.append("-# " + _("A folder, on the machine: `{path}`", path=each.file.path))
+            lines.append("-# " + _("A folder, on the machine: `{path}`", path=each.file.public_path))
         elif each.file not in sent:
-            note = _(
-                "Too large to send here ({size}); it is on the machine: `{path}`", size=each.size, path=each.file.path
-            )
-            lines.append(f"-# {note}")
+            lines.append("-# " + _not_sent(each))
+    if hint and any(not each.is_folder and each.file not in sent for each in weights):
+        lines.append(f"-# {hint}")
     if trigger := job.spec.training.trigger:
         lines.append("• " + _("Use **{trigger}** in the prompt: it is the trigger word.", trigger=escape(trigger, 60)))
     return "\n".join(lines)
+
+
+def _not_sent(each: _ExportedFile) -> str:
+    path = each.file.public_path
+    try:
+        each.file.locate()
+    except FileNotFoundError:
+        return _("It is no longer on the machine: `{path}`", path=path)
+    return _("Too large to send here ({size}); it is on the machine: `{path}`", size=each.size, path=path)
+
+
+def files_hint(job: Job) -> str:
+    """Where to get what a post does not carry: the limit for a member's own answer may be larger."""
+    return _("`/job files id:{job}` tries to hand over what is missing here.", job=job.id)
 
 
 def _product(job: Job) -> str:

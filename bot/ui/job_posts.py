@@ -8,17 +8,17 @@ from typing import TypeVar
 
 import discord
 
-from bot.outbox.notification import Notification, NotificationKind
-from bot.queue.domain.job import EndReason, Job
+from bot.outbox.notification import Notification, NotificationKind, Undelivered, UndeliveredReason
+from bot.queue.domain.job import LIVING, EndReason, Job, State
 from bot.queue.domain.verbs import Verb
 from bot.ui.buttons import job_button
-from bot.ui.discord_text import escape, sparkline, trend
+from bot.ui.discord_text import escape, hold_words, mention, sparkline, trend
 from bot.ui.end_reasons import end_reason_text
-from bot.ui.job_card import best_of, job_card, paused_line, validation_words
+from bot.ui.job_card import best_of, job_card, paused_line, state_words, validation_words
 from bot.ui.job_context import JobContext
-from bot.ui.job_endings import cancelled_post, done_post, failed_post
-from bot.ui.layout import Color, FileToSend, MessageContent, box, image_gallery, layout, row, sendable
-from bot.ui.study_card import study_card, study_post
+from bot.ui.job_endings import cancelled_post, done_post, failed_post, files_messages
+from bot.ui.layout import Color, FileToSend, MessageContent, box, image_gallery, layout, row, sendable, text_message
+from bot.ui.study_card import study_card, study_files, study_post
 from trainer.protocol.events import (
     BaseValidated,
     EpochEnded,
@@ -41,6 +41,23 @@ _E = TypeVar("_E")
 def card_message(job: Job, context: JobContext) -> MessageContent:
     """The live card of a training or of a study."""
     return job_card(job, context) if job.study is None else study_card(job, context)
+
+
+def files_reply(job: Job, context: JobContext, events: Sequence[Event]) -> list[MessageContent]:
+    """The files of a job for one person, or why there are none."""
+    found = []
+    if job.state in {State.SUCCEEDED, State.STOPPED}:
+        found = files_messages(job, context, events) if job.study is None else study_files(job, context)
+    if found:
+        return found
+    if job.state in LIVING:
+        state = state_words(job)[1].lower()
+        why = _("#{job} has no files yet ({state}): it exports them at its end.", job=job.id, state=state)
+    elif job.state in {State.SUCCEEDED, State.STOPPED}:
+        why = _("#{job} has exported no files. `/job status id:{job}` shows what it did.", job=job.id)
+    else:
+        why = _("#{job} has no files: it ended before it exported any.", job=job.id)
+    return [text_message(why)]
 
 
 def notification_message(
@@ -83,7 +100,7 @@ def _progress_message(kind: NotificationKind, job: Job, context: JobContext, eve
         case NotificationKind.BASE:
             return base_post(job, context, _first(events, Sampled), _first(events, BaseValidated))
         case NotificationKind.EPOCH:
-            return epoch_post(job, context, _first(events, Sampled), _required(events, EpochEnded))
+            return epoch_post(job, context, _first(events, Sampled), [e for e in events if isinstance(e, EpochEnded)])
         case NotificationKind.EARLY_STOP:
             return early_stop_post(job, context, _required(events, StoppedEarly))
         case NotificationKind.STAGE:
@@ -115,9 +132,12 @@ def base_post(
     return _with_sheet(job, context, _line(job, *parts), sampled)
 
 
-def epoch_post(job: Job, context: JobContext, sampled: Sampled | None, ended: EpochEnded) -> MessageContent:
-    """One epoch, as one line and one image."""
-    known = tuple(epoch for epoch in job.progress.epochs if epoch.epoch < ended.epoch)
+def epoch_post(job: Job, context: JobContext, sampled: Sampled | None, epochs: Sequence[EpochEnded]) -> MessageContent:
+    """One epoch, the last of `epochs`, as one line and one image."""
+    ended = epochs[-1]
+    # The job may be epochs further; of what it keeps, the best may be older than all of `epochs`.
+    by_number = {epoch.epoch: epoch for epoch in (*job.progress.epochs, *epochs) if epoch.epoch < ended.epoch}
+    known = tuple(by_number[number] for number in sorted(by_number))
     history = (*known, ended)
     before = known[-1].train_loss if known else None
     line = _line(
@@ -198,6 +218,46 @@ def paused_post(job: Job, context: JobContext, detail: str) -> MessageContent:
     return MessageContent(layout=layout(body), is_silent=True)
 
 
+def undelivered_post(notification: Notification, job: Job | None, marker: str) -> MessageContent:
+    """Tells the owner, elsewhere, what could not be said in its channel, and where to find it meanwhile."""
+    undelivered = notification.undelivered
+    assert undelivered is not None
+    name = "" if job is None else f"**#{job.id} {escape(job.name)}**"
+    commands = ""
+    match undelivered.kind:
+        case NotificationKind.DONE:
+            news = _("{job} is done.", job=name)
+            commands = _("`/job files id:{job}` hands over its files.", job=notification.job_id)
+        case NotificationKind.FAILED:
+            news = _("{job} failed.", job=name)
+            commands = _("`/job status id:{job}` says why.", job=notification.job_id)
+        case NotificationKind.UPLOAD:
+            news = notification.detail
+        case _:
+            news = _("There is news of {job}.", job=name)
+            commands = _("`/job status id:{job}` shows it.", job=notification.job_id)
+    lines = [f"{mention(notification.owner_id)} {news}", _why_undelivered(undelivered), commands]
+    body = box(Color.NOTE, "\n".join(line for line in lines if line), f"-# Darkroom · {marker}")
+    return MessageContent(layout=layout(body), mentions=notification.owner_id)
+
+
+def _why_undelivered(undelivered: Undelivered) -> str:
+    channel = f"<#{undelivered.channel_id}>"
+    match undelivered.reason:
+        case UndeliveredReason.HELD:
+            assert undelivered.hold is not None
+            why = hold_words(undelivered.hold)
+            return _(
+                "I cannot post in {channel} now: {why}. I will post it there as soon as I can.",
+                channel=channel,
+                why=why,
+            )
+        case UndeliveredReason.GONE:
+            return _("I could not post it: its channel was deleted.")
+        case UndeliveredReason.FAILED:
+            return _("I could not post it in {channel}; /admin health says why.", channel=channel)
+
+
 def samples_alt(sampled: Sampled) -> str:
     """The sample sheet as text: prompts and seeds, in reading order."""
     samples = "; ".join(
@@ -222,9 +282,11 @@ def _with_sheet(job: Job, context: JobContext, line: str, sampled: Sampled | Non
     footer = f"-# {context.footer(job)}"
     if sampled is None:
         return MessageContent(layout=layout(f"{line}\n{footer}"), is_silent=True)
-    file = FileToSend(path=context.job_dir / sampled.sheet, name=f"samples-e{sampled.epoch}.png")
+    file = FileToSend(folder=context.job_dir, path=sampled.sheet, name=f"samples-e{sampled.epoch}.png")
     if not sendable([file], context.file_limit):
-        note = _("The sample sheet is missing or larger than this server accepts: {path}", path=escape(str(file.path)))
+        note = _(
+            "The sample sheet is missing or larger than this server accepts: {path}", path=escape(file.public_path)
+        )
         return MessageContent(layout=layout(f"{line}\n-# {note}\n{footer}"), is_silent=True)
     body = layout(line, image_gallery(file, samples_alt(sampled)), footer)
     return MessageContent(layout=body, files=(file,), is_silent=True)

@@ -13,12 +13,15 @@ import discord
 from discord import ui
 
 from bot.ui.discord_text import shorten
+from trainer.exchange.files import locate
 
 #: Discord refuses more than 40 parts and 4,000 characters, and answers 500 above ~10,170 bytes (discord-api-docs#8554).
 MAX_PARTS, MAX_CHARACTERS, MAX_BYTES = 40, 3_500, 9_000
 MAX_ALT_TEXT = 900
 #: Discord's limits for one message: files, and bytes of the whole request (25 MiB, with room for the form).
 MAX_FILES, MAX_REQUEST_BYTES = 10, 24 * 1024 * 1024
+#: Characters of a message without a layout.
+MAX_TEXT = 2_000
 #: Texts of up to this many characters are never shortened to make a layout fit.
 _MIN_TEXT = 40
 
@@ -40,12 +43,32 @@ class Color(IntEnum):
 class FileToSend:
     """A local file, and its name in the message."""
 
-    path: Path
+    #: The folder that it lies in: other processes write into it and say what to send, and may be compromised.
+    folder: Path
+    #: Relative to `folder`.
+    path: str
     name: str
 
     @property
     def url(self) -> str:
         return f"attachment://{self.name}"
+
+    @property
+    def public_path(self) -> str:
+        return public_path(self.folder, self.path)
+
+    def locate(self) -> Path:
+        """Return where the file really lies.
+
+        Raises:
+            FileNotFoundError: There is no such file, or its path or a link leads out of the folder.
+        """
+        return locate(self.folder, self.path)
+
+
+def public_path(folder: Path, path: str) -> str:
+    """Return where a file of a job lies below the data folder: members need not know where that one is."""
+    return f"{folder.parent.name}/{folder.name}/{path}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +81,8 @@ class MessageContent:
     mentions: int | None = None
     #: No sound and no badge: for routine posts.
     is_silent: bool = False
+    #: Sent instead of the layout, where Discord refuses that.
+    text: str = ""
 
     @property
     def allowed_mentions(self) -> discord.AllowedMentions:
@@ -71,6 +96,22 @@ class MessageContent:
 def text_message(text: str) -> MessageContent:
     """A message of one text and nothing else."""
     return MessageContent(layout=layout(text))
+
+
+def text_form(content: MessageContent, hint: str = "") -> MessageContent:
+    """The same message without layout and files: its texts, shortened to what Discord accepts.
+
+    Args:
+        content: The message that Discord refuses.
+        hint: A line before the last one: how to see what is left out.
+    """
+    texts = [item.content for item in content.layout.walk_children() if isinstance(item, ui.TextDisplay)]
+    # The last line is kept: it has the marker by which the message is found.
+    body, _newline, footer = "\n".join(texts).rpartition("\n")
+    end = "\n".join(part for part in (hint, footer[-200:]) if part)
+    room = MAX_TEXT - len(end) - 2
+    text = f"{body[:room]}{'…' if len(body) > room else ''}\n{end}".strip()
+    return MessageContent(layout=layout(text), mentions=content.mentions, is_silent=content.is_silent, text=text)
 
 
 def image_gallery(file: FileToSend, alt_text: str) -> ui.MediaGallery[Any]:
@@ -135,9 +176,10 @@ def sendable(files: Sequence[FileToSend], limit_bytes: int) -> tuple[FileToSend,
     kept: list[FileToSend] = []
     room = MAX_REQUEST_BYTES
     for file in files:
-        if not file.path.is_file():
+        try:
+            size = file.locate().stat().st_size
+        except FileNotFoundError:
             continue
-        size = file.path.stat().st_size
         if size <= min(limit_bytes, room) and len(kept) < MAX_FILES:
             kept.append(file)
             room -= size

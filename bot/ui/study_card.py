@@ -12,7 +12,8 @@ from bot.ui.discord_text import escape, first_lines, mention, relative_time
 from bot.ui.end_reasons import end_reason_text
 from bot.ui.job_card import best_of, best_words, card_buttons, paused_line, settings_line, share_done, state_words
 from bot.ui.job_context import JobContext, waiting_lines
-from bot.ui.layout import Color, FileToSend, MessageContent, box, image_gallery, layout, row, sendable
+from bot.ui.job_endings import files_hint, split_files
+from bot.ui.layout import Color, FileToSend, MessageContent, box, image_gallery, layout, public_path, row, sendable
 from trainer.protocol.study import ChildState, KfoldRequest, StudyRequest, StudyRow, StudyStep, make_study_request
 from trainer.protocol.text import _, ngettext
 
@@ -57,11 +58,18 @@ def study_post(job: Job, context: JobContext) -> MessageContent:
         f"{mention(job.owner_id)} {_('your {study} is over.', study=kind_words(job))}\n{verdict}",
         "\n".join(run_lines(context.children, step)) or None,
         image_gallery(chart, step.chart_alt) if chart and step and chart in sent else None,
-        _locations(context, results, sent),
+        _locations(context, results, sent, files_hint(job)),
         f"-# {_settings(job)} · {context.footer(job)}",
     )
     carried = [ui.File[ui.LayoutView](file.url) for file in results if file in sent]
     return MessageContent(layout=layout(body, *carried), files=sent, mentions=job.owner_id)
+
+
+def study_files(job: Job, context: JobContext) -> list[MessageContent]:
+    """The files of a study's winner for one person; see `files_messages`."""
+    results = _results(job, context)
+    title = _("**#{job} {name}**", job=job.id, name=escape(job.name))
+    return split_files(results, context.file_limit, lambda sent: _locations(context, results, sent), title=title)
 
 
 def run_lines(children: Sequence[Job], step: StudyStep | None) -> list[str]:
@@ -106,7 +114,9 @@ def _state_words(job: Job, context: JobContext) -> tuple[str, str, Color]:
     rows = context.step.table if context.step else ()
     ended_early = {row.name for row in rows if row.state is ChildState.ENDED_EARLY}
     over = sum(child.state.is_end or child.child_name in ended_early for child in context.children)
-    words = ngettext("{over} of {n} run over", "{over} of {n} runs over", len(context.children), over=over)
+    # Some may not be in the queue yet: their owner may have so many jobs there.
+    runs = max(len(context.children), len(rows))
+    words = ngettext("{over} of {n} run over", "{over} of {n} runs over", runs, over=over)
     return "🟢", words, Color.TRAINING
 
 
@@ -151,7 +161,7 @@ def _chart(context: JobContext) -> FileToSend | None:
         return None
     # A new name whenever the curves have grown: clients keep showing an image that they have under a name.
     epochs = sum(line.epochs for line in step.table)
-    chart = FileToSend(path=context.job_dir / step.chart, name=f"study-{epochs}.png")
+    chart = FileToSend(folder=context.job_dir, path=step.chart, name=f"study-{epochs}.png")
     return chart if sendable([chart], context.file_limit) else None
 
 
@@ -160,16 +170,21 @@ def _results(job: Job, context: JobContext) -> list[FileToSend]:
     if step is None or step.result is None:
         return []
     output = context.job_dir / step.result / "output"
-    return [FileToSend(path=path, name=f"{job.name}-{path.name}") for path in sorted(output.glob("*.safetensors"))]
+    names = sorted(path.name for path in output.glob("*.safetensors"))
+    return [FileToSend(folder=output, path=name, name=f"{job.name}-{name}") for name in names]
 
 
-def _locations(context: JobContext, results: Sequence[FileToSend], sent: Sequence[FileToSend]) -> str | None:
+def _locations(
+    context: JobContext, results: Sequence[FileToSend], sent: Sequence[FileToSend], hint: str = ""
+) -> str | None:
     step = context.step
     if step is None:
         return None
-    lines = [_("The whole result, on the machine: `{path}`", path=context.job_dir / step.page)]
+    lines = [_("The whole result, on the machine: `{path}`", path=public_path(context.job_dir, step.page))]
     if step.result is not None:
-        lines.append(_("The resulting model, on the machine: `{path}`", path=context.job_dir / step.result / "output"))
+        path = public_path(context.job_dir, f"{step.result}/output")
+        lines.append(_("The resulting model, on the machine: `{path}`", path=path))
     if any(file not in sent for file in results):
         lines.append(_("Some of its files are too large to send here."))
+        lines += [hint] if hint else []
     return "\n".join(f"-# {line}" for line in lines)
