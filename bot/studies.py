@@ -17,7 +17,8 @@ from typing import TypeAlias
 from pydantic import ValidationError
 
 from bot.clock import SYSTEM_CLOCK, Clock, backoff_s
-from bot.errors import DarkroomError, DatabaseUnwritable, JobRefused
+from bot.config import LimitSettings
+from bot.errors import DarkroomError, DatabaseUnwritable, JobRefused, TooManyEpochs, TooManyRuns
 from bot.queue import ActiveJob, EndReasonKind, Job, JobStore, State, StopIntent
 from bot.queue.store.history import AuditReason
 from bot.queue.store.study_store import StudyGoal, is_of_earlier_round
@@ -26,7 +27,14 @@ from trainer.exchange.job_dir import SPEC_FILE, read_spec, write_spec
 from trainer.exchange.study_dir import write_study_ended, write_study_request
 from trainer.protocol.events import EXIT_REFUSED, Failed
 from trainer.protocol.spec import Spec
-from trainer.protocol.study import ChildOutcome, EndedChild, StudyRequest, StudyStep, make_study_request
+from trainer.protocol.study import (
+    ChildOutcome,
+    EndedChild,
+    KfoldRequest,
+    StudyRequest,
+    StudyStep,
+    make_study_request,
+)
 from trainer.protocol.text import _, ngettext
 
 log = logging.getLogger(__name__)
@@ -49,6 +57,42 @@ class StudyStepFailed(DarkroomError):
     """The trainer did not answer: it died, took too long, or has another version."""
 
 
+def require_run(run: Spec, study: Spec, *, max_epochs: int) -> None:
+    """Raise unless a run is what the owner of its study may train: on the study's own model and images.
+
+    Args:
+        run: The settings of the run, which values that a member typed are part of.
+        study: The settings of the study, which were checked like those of any job.
+        max_epochs: Epochs of one job that are allowed.
+
+    Raises:
+        TooManyEpochs: It trains longer.
+        JobRefused: It starts from, or reads, something else than its study.
+    """
+    if run.training.epochs > max_epochs:
+        raise TooManyEpochs(epochs=run.training.epochs, allowed=max_epochs)
+    wanted, given = _what_it_reads(study), _what_it_reads(run)
+    if changed := [name for name in wanted if wanted[name] != given[name]]:
+        raise JobRefused(
+            _(
+                "A run of a study has the model and the images of the study, and one would have another {setting}. "
+                "Vary other settings.",
+                setting=changed[0],
+            )
+        )
+
+
+def _what_it_reads(spec: Spec) -> dict[str, object]:
+    """The settings that name models and images, by their names."""
+    return {
+        "task": spec.task,
+        "base": spec.base,
+        "dataset": spec.dataset,
+        "mix": [(part.dataset, part.role) for part in spec.mix],
+        "samples.similarity_model": spec.samples.similarity_model,
+    }
+
+
 class StudyService:
     """Takes studies further; the dispatcher calls `advance` for each study that runs."""
 
@@ -58,9 +102,11 @@ class StudyService:
         *,
         command: Sequence[str],
         env: Mapping[str, str],
+        limits: LimitSettings | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._store = store
+        self._limits = limits or LimitSettings()
         self._studies = store.studies
         self._command = tuple(command)
         self._env = dict(env)
@@ -72,20 +118,31 @@ class StudyService:
         self._next_step_at: dict[_Key, float] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
 
-    async def check(self, spec: Spec, request: StudyRequest) -> None:
-        """Ask the trainer whether a study can be run.
+    async def plan(self, spec: Spec, request: StudyRequest, *, max_epochs: int) -> list[Spec]:
+        """Ask the trainer for the runs of a study, and return their settings; a later one may be shorter than planned.
 
         Raises:
-            JobRefused: it cannot; the message has the trainer's reason.
+            TooManyRuns: There are more than a study may have.
+            TooManyEpochs: One of them trains longer than `max_epochs`.
+            JobRefused: The trainer cannot run it, or a run is not what its owner may train.
         """
         with TemporaryDirectory(prefix="darkroom-study-") as scratch:
             folder = Path(scratch)
             await asyncio.to_thread(write_spec, folder, spec)
             write_study_request(folder, request)
             try:
-                await self._run_trainer(folder, "--check")
+                step = await self._run_trainer(folder)
             except (StudyRefused, StudyStepFailed) as error:
                 raise JobRefused(_("{reason} Nothing was queued.", reason=error)) from error
+            runs = await asyncio.to_thread(lambda: [read_spec(folder / goal.folder) for goal in step.goals])
+        if isinstance(request, KfoldRequest):
+            # The last run, on all images, is made once the folds have ended.
+            runs.append(spec)
+        if len(runs) > self._limits.max_study_runs:
+            raise TooManyRuns(runs=len(runs), allowed=self._limits.max_study_runs)
+        for run in runs:
+            require_run(run, spec, max_epochs=max_epochs)
+        return runs
 
     async def advance(self, job: ActiveJob) -> None:
         """Start a step if the children have changed; it runs in a task, so that the queue never waits for it."""
@@ -123,7 +180,7 @@ class StudyService:
                 return
             state = State.FAILED if step.has_failed else State.SUCCEEDED
             await self._end(job, state, " ".join(step.verdict), step.model_dump_json())
-        except StudyRefused as error:
+        except (StudyRefused, JobRefused) as error:
             await self._end(job, State.FAILED, str(error), None)
         except Exception as error:  # noqa: BLE001 - whatever happened, the step is repeated a limited number of times
             await self._handle_failure(job, error)
@@ -146,9 +203,10 @@ class StudyService:
             return None
         folder = self._store.job_dir(job)
         await asyncio.to_thread(_write_files, folder, study)
+        children = await self._studies.children(job.id)
         ended = [
             _ended_child(child)
-            for child in await self._studies.children(job.id)
+            for child in children
             if child.state in {State.FAILED, State.CANCELLED} and not is_of_earlier_round(child, study)
         ]
         write_study_ended(folder, ended)
@@ -162,6 +220,12 @@ class StudyService:
             )
             for goal in step.goals
         ]
+        created = {child.child_name for child in children}
+        # Checked when the study was requested; here against what nobody may exceed, lowered limits or not.
+        max_epochs = max(self._limits.max_epochs, study.spec.training.epochs)
+        for goal in goals:
+            if goal.name not in created:
+                require_run(goal.spec, study.spec, max_epochs=max_epochs)
         is_running = await self._studies.set_goals(job.id, job.attempt, goals, step.model_dump_json())
         return step if is_running else None
 

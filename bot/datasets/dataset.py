@@ -42,7 +42,7 @@ class ReceivedFile:
 class Received:
     """Files that arrived together, stored and not opened yet."""
 
-    #: Of the only file, or over the sorted (name, SHA-256) pairs of several.
+    #: Over the sorted (name, SHA-256) pairs of the files.
     sha256: str
     #: Folder that holds the files under their names.
     source: Path
@@ -74,6 +74,8 @@ class Dataset:
     name: str
     #: Of the uploaded files.
     sha256: str
+    #: All of these files together.
+    bytes: int
     #: What `trainer prepare` wrote (absolute): report.json, images, sheets. Goes into the spec; never changes.
     folder: Path
     #: `<sha256>/<revision>` of the dataset that this one grew out of; empty if there is none.
@@ -101,6 +103,7 @@ class Dataset:
             owner_id=row["owner_id"],
             name=row["name"],
             sha256=row["sha256"],
+            bytes=row["bytes"],
             folder=datasets / row["sha256"] / row["revision"],
             earlier=row["earlier"],
             edits=edits,

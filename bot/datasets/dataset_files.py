@@ -9,13 +9,14 @@ import re
 import secrets
 import shutil
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from bot.datasets.dataset import PREPARED, SOURCE, Received, ReceivedFile, Upload
 from bot.errors import DatasetRefused, DatasetTooLarge
+from trainer.exchange.files import locate
 from trainer.protocol.report import DatasetReport
 from trainer.protocol.text import _
 
@@ -28,8 +29,10 @@ _TABLES = frozenset({"metadata.jsonl", "metadata.csv", "captions.csv"})
 # -- receive ------------------------------------------------------------------------------------------------------
 
 
-async def write_uploads(uploads: Sequence[Upload], *, incoming: Path, datasets: Path, max_bytes: int) -> Received:
-    """Write uploads to `incoming`, then move them to `datasets/<sha256>/source`.
+async def write_uploads(
+    uploads: Sequence[Upload], *, incoming: Path, datasets: Path, max_bytes: int, claim: Callable[[str], None]
+) -> Received:
+    """Write uploads to `incoming`, then move them to `datasets/<sha256>/source`; `claim` gets the hash before that.
 
     Raises:
         DatasetTooLarge: Together they have more than `max_bytes`; reading stops there.
@@ -50,6 +53,7 @@ async def write_uploads(uploads: Sequence[Upload], *, incoming: Path, datasets: 
             raise DatasetRefused(_("The upload is empty: it has 0 bytes."))
         sha256 = content_sha256(files)
         source = datasets / sha256 / SOURCE
+        claim(sha256)
         await asyncio.to_thread(publish_source, folder, source)
         return Received(sha256=sha256, source=source, files=tuple(files))
     finally:
@@ -81,9 +85,10 @@ def _sync(file: BinaryIO) -> None:
 
 
 def content_sha256(files: Sequence[ReceivedFile]) -> str:
-    """Return the hash that names a content; that of several files includes their names, which captions go by."""
-    if len(files) == 1:
-        return files[0].sha256
+    """Return the hash that names a content: of the files' bytes and names, which captions go by and reports show.
+
+    Another server that has the same bytes by another name must not see how they are called here.
+    """
     lines = sorted(f"{file.name}\0{file.sha256}\n" for file in files)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -258,8 +263,8 @@ def pack_report(folder: Path, report: DatasetReport, out: Path) -> Path:
     # Images are compressed already.
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
         for name in dict.fromkeys([*report.pages, "report.json", *report.sheets, *thumbnails]):
-            if (folder / name).is_file():
-                archive.write(folder / name, name)
+            with suppress(FileNotFoundError):
+                archive.write(locate(folder, name), name)
     return out
 
 

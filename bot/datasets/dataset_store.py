@@ -8,14 +8,14 @@ that were trained on it.
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from bot.clock import SYSTEM_CLOCK, Clock
-from bot.config import CaptionSettings, LimitSettings, PrepareSettings
+from bot.config import CaptionSettings, Config, LimitSettings, PrepareSettings
 from bot.datasets.dataset import PREPARED, SOURCE, Dataset, Received, ReceivedFile, Upload, revision_name
 from bot.datasets.dataset_files import (
     dataset_name,
@@ -28,8 +28,9 @@ from bot.datasets.dataset_files import (
     write_uploads,
 )
 from bot.datasets.prepare_runner import PrepareRunner
+from bot.datasets.upload_limits import UploadLimits
 from bot.db import Connection, Database, Row
-from bot.errors import DatasetInUse, DatasetRefused, DatasetTooLarge, NoSuchDataset, TooFewImages
+from bot.errors import DatasetInUse, DatasetRefused, NoSuchDataset
 from trainer.protocol.edits import Edits
 from trainer.protocol.report import DatasetReport
 from trainer.protocol.text import _
@@ -46,8 +47,18 @@ ORDER BY id DESC LIMIT ? OFFSET ?
 """
 
 _INSERT = """
-INSERT INTO dataset (guild_id, owner_id, name, created_at, sha256, digest, report_version, counts, summary)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING *
+INSERT INTO dataset (guild_id, owner_id, name, created_at, sha256, bytes, digest, report_version, counts, summary)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING *
+"""
+
+#: What a person has, in all servers.
+_STORED = """
+SELECT COUNT(*) AS datasets, COALESCE(SUM(bytes), 0) AS bytes FROM dataset WHERE owner_id = ? AND deleted_at IS NULL
+"""
+
+_IS_NEEDED = """
+SELECT 1 WHERE EXISTS (SELECT 1 FROM dataset WHERE sha256 = ?1 AND deleted_at IS NULL)
+    OR (SELECT COUNT(*) FROM upload WHERE sha256 = ?1) > 1
 """
 
 _REPORT_AGAIN = "UPDATE dataset SET digest = ?, report_version = ?, counts = ?, summary = ? WHERE id = ? RETURNING *"
@@ -56,7 +67,8 @@ _SET_EDITS = "UPDATE dataset SET edits = ? WHERE id = ? RETURNING *"
 
 _MOVE_ON = """
 UPDATE dataset
-SET sha256 = ?, revision = ?, earlier = ?, digest = ?, report_version = ?, counts = ?, summary = ?
+SET sha256 = ?, bytes = COALESCE(?, bytes), revision = ?, earlier = ?, digest = ?, report_version = ?, counts = ?,
+    summary = ?
 WHERE id = ?
 """
 
@@ -93,63 +105,90 @@ class DatasetStore:
         prepare: PrepareSettings | None = None,
         command: Sequence[str] = (sys.executable, "-m", "trainer"),
         env: Mapping[str, str] | None = None,
+        download_env: Mapping[str, str] | None = None,
         cpu_slots: int = 2,
+        min_free_bytes: int = 0,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._db = db
         self._datasets = data_dir.absolute() / "datasets"
         self._incoming = data_dir.absolute() / "incoming"
-        self._limits = limits or LimitSettings()
+        self._limits = UploadLimits(limits or LimitSettings(), min_free_bytes=min_free_bytes)
         self._runner = PrepareRunner(
             command=command,
-            env=os.environ if env is None else env,
+            env=Config().confined_environment() if env is None else env,
+            download_env=Config().trainer_environment() if download_env is None else download_env,
             settings=prepare or PrepareSettings(),
+            max_upload_bytes=self._limits.settings.max_dataset_bytes,
             cpu_slots=cpu_slots,
         )
         self._clock = clock
+        #: Contents that were received, and are not examined yet, by their hash: how many times.
+        self._in_hand = Counter[str]()
         #: One new revision of a dataset at a time; decisions are stored without waiting for it.
         self._locks: dict[int, asyncio.Lock] = {}
 
     # -- receive and prepare --------------------------------------------------------------------------------------
 
-    async def receive(self, uploads: Sequence[Upload], *, max_bytes: int | None = None) -> Received:
+    async def receive(
+        self, uploads: Sequence[Upload], *, max_bytes: int | None = None, owner_id: int | None = None
+    ) -> Received:
         """Store uploaded files without opening them.
 
         Args:
             uploads: The files.
             max_bytes: Limit on all of them together; the configured one if None.
+            owner_id: Whose datasets count; None: nobody's.
 
         Raises:
             DatasetTooLarge: They are larger; nothing is left behind.
+            TooManyDatasets: Their owner has as much as one may have; nothing was downloaded.
+            DiskAlmostFull: There is no room for anyone; nothing was downloaded.
             DatasetRefused: There are none, too many, or they are empty.
         """
-        self._require_few(len(uploads))
-        limit = self._limits.max_dataset_bytes if max_bytes is None else max_bytes
-        return await write_uploads(uploads, incoming=self._incoming, datasets=self._datasets, max_bytes=limit)
+        self._limits.require_few_files(len(uploads))
+        await asyncio.to_thread(self._limits.require_disk, self._incoming)
+        if owner_id is not None:
+            self._limits.require_share(await self._db.all(_STORED, (owner_id,)), datasets=1, more_bytes=1)
+        return await write_uploads(
+            uploads,
+            incoming=self._incoming,
+            datasets=self._datasets,
+            max_bytes=self._limits.settings.max_dataset_bytes if max_bytes is None else max_bytes,
+            claim=self._claim,
+        )
 
     async def find_received(self, sha256: str, files: Sequence[ReceivedFile]) -> Received | None:
         """Return what `receive` returned when these files arrived; None if they are not all there."""
         received = Received(sha256=sha256, source=self._datasets / sha256 / SOURCE, files=tuple(files))
         wanted = {(file.name, file.bytes) for file in files}
         is_there = await asyncio.to_thread(received.source.is_dir)
-        return received if is_there and wanted <= set(await asyncio.to_thread(file_sizes, received.source)) else None
+        if not is_there or not wanted <= set(await asyncio.to_thread(file_sizes, received.source)):
+            return None
+        self._claim(sha256)
+        return received
 
     async def prepare(self, received: Received, *, guild_id: int, owner_id: int, name: str | None = None) -> Dataset:
         """Prepare received files and store them as a dataset of a server; known content is a look-up.
 
         Raises:
-            DatasetRefused: The dataset cannot be trained on, or could not be prepared.
+            TooManyDatasets: Their owner has as much as one may have.
+            DatasetRefused: The dataset cannot be trained on, or could not be prepared; its files are deleted.
         """
-        known = await self.with_content(guild_id, received)
-        if known is not None and known.is_current and await asyncio.to_thread(known.folder.is_dir):
-            return known
-        report = await self._runner.prepare(
-            received.source, self._datasets / received.sha256 / PREPARED, title=received.title
-        )
-        self._require_enough(report)
-        wanted = dataset_name(name or received.files[0].name)
-        async with self._db.transaction() as connection:
-            return self._dataset(await self._insert(connection, received.sha256, guild_id, owner_id, wanted, report))
+        async with self._deleted_if_refused(received):
+            known = await self.with_content(guild_id, received)
+            if known is not None and known.is_current and await asyncio.to_thread(known.folder.is_dir):
+                return known
+            report = await self._runner.prepare(
+                received.source,
+                self._datasets / received.sha256 / PREPARED,
+                title=received.title,
+                owner_id=owner_id,
+            )
+            self._limits.require_enough_images(report.counts)
+            wanted = dataset_name(name or received.files[0].name)
+            async with self._db.transaction() as connection:
+                return self._dataset(await self._insert(connection, received, guild_id, owner_id, wanted, report))
 
     async def with_content(self, guild_id: int, received: Received) -> Dataset | None:
         """Return the dataset of a server that is made of exactly these files."""
@@ -211,10 +250,6 @@ class DatasetStore:
         with temporary_folder(self._incoming) as folder:
             yield await asyncio.to_thread(pack_report, dataset.folder, report, folder / "report.zip")
 
-    async def source_bytes(self, dataset: Dataset) -> int:
-        """Return the size of the uploaded files."""
-        return sum(size for _name, size in await asyncio.to_thread(file_sizes, dataset.source))
-
     # -- change ---------------------------------------------------------------------------------------------------
 
     async def decide(self, dataset_id: int, change: Callable[[Edits], Edits]) -> Dataset:
@@ -244,9 +279,14 @@ class DatasetStore:
             while dataset.is_pending:
                 folder = dataset.folder.with_name(revision_name(dataset.edits, dataset.earlier))
                 report = await self._runner.prepare(
-                    dataset.source, folder, title=dataset.name, edits=dataset.edits, earlier=dataset.folder
+                    dataset.source,
+                    folder,
+                    title=dataset.name,
+                    owner_id=dataset.owner_id,
+                    edits=dataset.edits,
+                    earlier=dataset.folder,
                 )
-                self._require_enough(report)
+                self._limits.require_enough_images(report.counts)
                 await self._move_on(dataset, folder, dataset.earlier, report)
                 # There may be more decisions by now.
                 dataset = await self.get(dataset_id)
@@ -269,21 +309,33 @@ class DatasetStore:
             NoSuchDataset: It was deleted.
             DatasetRefused: Nothing is new, it would be too large, or the result is another dataset already.
         """
-        async with self._locks.setdefault(dataset_id, asyncio.Lock()):
+        async with self._deleted_if_refused(received), self._locks.setdefault(dataset_id, asyncio.Lock()):
             while True:
                 dataset = await self.get(dataset_id)
-                await self._require_room(dataset, received)
+                self._limits.require_room(dataset, await asyncio.to_thread(file_sizes, dataset.source), received)
+                stored = await self._db.all(_STORED, (dataset.owner_id,))
+                self._limits.require_share(stored, datasets=0, more_bytes=received.bytes)
                 merged = await asyncio.to_thread(
                     merge_files, dataset.source, received, incoming=self._incoming, datasets=self._datasets
                 )
-                earlier = f"{dataset.sha256}/{dataset.folder.name}"
-                folder = merged.source.parent / revision_name(dataset.edits, earlier)
-                report = await self._runner.prepare(
-                    merged.source, folder, title=dataset.name, edits=dataset.edits, earlier=dataset.folder
-                )
-                self._require_enough(report)
-                if await self._move_on(dataset, folder, earlier, report, upload_id=upload_id):
-                    return await self.get(dataset_id)
+                async with self._deleted_if_refused(merged):
+                    if await self._extend(dataset, merged, upload_id=upload_id):
+                        return await self.get(dataset_id)
+
+    async def _extend(self, dataset: Dataset, merged: Received, *, upload_id: int | None) -> bool:
+        """Prepare the files of a dataset and those that are added; False if the dataset has changed meanwhile."""
+        earlier = f"{dataset.sha256}/{dataset.folder.name}"
+        folder = merged.source.parent / revision_name(dataset.edits, earlier)
+        report = await self._runner.prepare(
+            merged.source,
+            folder,
+            title=dataset.name,
+            owner_id=dataset.owner_id,
+            edits=dataset.edits,
+            earlier=dataset.folder,
+        )
+        self._limits.require_enough_images(report.counts)
+        return await self._move_on(dataset, folder, earlier, report, source_bytes=merged.bytes, upload_id=upload_id)
 
     async def write_captions(self, dataset_id: int, settings: CaptionSettings) -> Dataset:
         """Let a model write the missing captions; each is marked as automatic.
@@ -335,7 +387,14 @@ class DatasetStore:
     # -- internals ------------------------------------------------------------------------------------------------
 
     async def _move_on(
-        self, seen: Dataset, folder: Path, earlier: str, report: DatasetReport, *, upload_id: int | None = None
+        self,
+        seen: Dataset,
+        folder: Path,
+        earlier: str,
+        report: DatasetReport,
+        *,
+        source_bytes: int | None = None,
+        upload_id: int | None = None,
     ) -> bool:
         """Let the row show another revision; False if the dataset is no longer as it was `seen`."""
         sha256 = folder.parent.name
@@ -353,7 +412,7 @@ class DatasetStore:
                         )
                     )
             await connection.execute_fetchall(
-                _MOVE_ON, (sha256, folder.name, earlier, *_report_values(report), seen.id)
+                _MOVE_ON, (sha256, source_bytes, folder.name, earlier, *_report_values(report), seen.id)
             )
             await connection.execute_fetchall(_UPLOAD_DONE, (upload_id,))
         # The grace period of the old revision starts now.
@@ -361,42 +420,51 @@ class DatasetStore:
         return True
 
     async def _insert(
-        self, connection: Connection, sha256: str, guild_id: int, owner_id: int, wanted: str, report: DatasetReport
+        self,
+        connection: Connection,
+        received: Received,
+        guild_id: int,
+        owner_id: int,
+        wanted: str,
+        report: DatasetReport,
     ) -> Row:
-        for known in await connection.execute_fetchall(_BY_CONTENT, (guild_id, sha256)):
+        for known in await connection.execute_fetchall(_BY_CONTENT, (guild_id, received.sha256)):
             if known["revision"] != PREPARED:
                 return known
             # Prepared again, by another version of the trainer.
             again = (*_report_values(report), known["id"])
             return next(iter(await connection.execute_fetchall(_REPORT_AGAIN, again)))
+        stored = await connection.execute_fetchall(_STORED, (owner_id,))
+        self._limits.require_share(stored, datasets=1, more_bytes=received.bytes)
         taken = {row[0] for row in await connection.execute_fetchall(_NAMES, (guild_id,))}
         name, number = wanted, 2
         while name in taken:
             name, number = f"{wanted}-{number}", number + 1
-        values = (guild_id, owner_id, name, self._clock.time(), sha256, *_report_values(report))
+        values = (
+            guild_id, owner_id, name, self._clock.time(), received.sha256, received.bytes, *_report_values(report)
+        )  # fmt: skip
         return next(iter(await connection.execute_fetchall(_INSERT, values)))
 
-    def _require_few(self, files: int) -> None:
-        if files > self._limits.max_dataset_files:
-            raise DatasetRefused(
-                _(
-                    "A dataset may have {allowed} files, and this would have {files}. Put them into a zip.",
-                    allowed=self._limits.max_dataset_files,
-                    files=files,
-                )
-            )
+    def _claim(self, sha256: str) -> None:
+        self._in_hand[sha256] += 1
 
-    def _require_enough(self, report: DatasetReport) -> None:
-        counts, needed = report.counts, self._limits.min_images
-        if counts.kept < needed:
-            raise TooFewImages(kept=counts.kept, dropped=counts.dropped, refused=counts.refused, needed=needed)
-
-    async def _require_room(self, dataset: Dataset, received: Received) -> None:
-        there = await asyncio.to_thread(file_sizes, dataset.source)
-        self._require_few(len(there) + len(received.files))
-        if sum(size for _name, size in there) + received.bytes > self._limits.max_dataset_bytes:
-            name = _("{dataset} with {files}", dataset=dataset.name, files=received.title)
-            raise DatasetTooLarge(file_name=name, max_bytes=self._limits.max_dataset_bytes)
+    @asynccontextmanager
+    async def _deleted_if_refused(self, received: Received) -> AsyncIterator[None]:
+        """Delete the files of an upload if the body refuses it, unless others need or examine the same."""
+        sha256 = received.sha256
+        self._in_hand[sha256] = max(1, self._in_hand[sha256])
+        try:
+            yield
+        except DatasetRefused:
+            # Nothing is awaited between the check and the rename: whoever receives the same files claims them first.
+            if await self._db.one(_IS_NEEDED, (sha256,)) is None and self._in_hand[sha256] == 1:
+                with temporary_folder(self._incoming) as trash, suppress(FileNotFoundError):
+                    received.source.rename(trash / SOURCE)
+            raise
+        finally:
+            self._in_hand[sha256] -= 1
+            if self._in_hand[sha256] <= 0:
+                del self._in_hand[sha256]
 
     def _dataset(self, row: Row) -> Dataset:
         return Dataset.from_row(row, self._datasets)

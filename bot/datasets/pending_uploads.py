@@ -20,7 +20,7 @@ _FILES = TypeAdapter(tuple[ReceivedFile, ...])
 _INSERT = """
 INSERT INTO upload (interaction_id, guild_id, channel_id, owner_id, kind, request, is_at_once, dataset_id, title,
     created_at)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (interaction_id) DO NOTHING RETURNING interaction_id
 """
 
 
@@ -80,8 +80,8 @@ class PendingUploads:
         self._db = db
         self._clock = clock
 
-    async def add(self, upload: PendingUpload) -> None:
-        """Store an upload before its download begins."""
+    async def add(self, upload: PendingUpload) -> bool:
+        """Store an upload before its download begins; False if its interaction was stored before."""
         values = (
             upload.interaction_id,
             upload.guild_id,
@@ -95,7 +95,12 @@ class PendingUploads:
             self._clock.time(),
         )
         async with self._db.transaction() as connection:
-            await connection.execute_fetchall(_INSERT, values)
+            return bool(list(await connection.execute_fetchall(_INSERT, values)))
+
+    async def find(self, interaction_id: int) -> PendingUpload | None:
+        """Return the upload of an interaction; None if its owner has been answered."""
+        row = await self._db.one("SELECT * FROM upload WHERE interaction_id = ?", (interaction_id,))
+        return None if row is None else PendingUpload.from_row(row)
 
     async def mark_received(self, interaction_id: int, received: Received) -> None:
         """Store that the files are on the disk."""

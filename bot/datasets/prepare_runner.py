@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import lru_cache, partial
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -28,19 +29,71 @@ _TAIL_BYTES = 4096
 _MAX_REASON_CHARS = 600
 #: Reports kept in memory. Prepared folders never change, and the cards and reviews of one dataset follow each other.
 _CACHED_REPORTS = 4
+#: What an archive may inflate to, as a multiple of the largest upload, and at least: images are compressed already.
+_INFLATION, _MIN_ARCHIVE_BYTES = 4, 256 * 2**20
+
+
+class Turns:
+    """Places for costly work, in turns between people: one at a time for each, however much they ask for."""
+
+    def __init__(self, places: int) -> None:
+        self._free = places
+        #: What waits, by person; the first of those who hold no place is next.
+        self._waiting: dict[int, list[asyncio.Future[None]]] = {}
+        self._holders: set[int] = set()
+
+    @asynccontextmanager
+    async def of(self, person: int) -> AsyncIterator[None]:
+        """Hold a place for a person while the body runs."""
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(person, []).append(turn)
+        self._admit()
+        try:
+            await turn
+            yield
+        finally:
+            # Cancelled, and not by the body: it never had a place.
+            if not turn.cancelled():
+                self._holders.remove(person)
+                self._free += 1
+                self._admit()
+
+    def _admit(self) -> None:
+        for person in [each for each in self._waiting if each not in self._holders]:
+            if not self._free:
+                return
+            turns = [turn for turn in self._waiting.pop(person) if not turn.cancelled()]
+            if not turns:
+                continue
+            if turns[1:]:
+                # Behind everyone who waits by now.
+                self._waiting[person] = turns[1:]
+            self._holders.add(person)
+            self._free -= 1
+            turns[0].set_result(None)
 
 
 class PrepareRunner:
     """Prepares each revision once, into a folder that appears whole or not at all."""
 
     def __init__(
-        self, *, command: Sequence[str], env: Mapping[str, str], settings: PrepareSettings, cpu_slots: int
+        self,
+        *,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        download_env: Mapping[str, str],
+        settings: PrepareSettings,
+        max_upload_bytes: int,
+        cpu_slots: int,
     ) -> None:
         self._command = tuple(command)
-        self._env = dict(env)
+        #: Of the confined processes that open images, and of the one that downloads a captioning model.
+        self._env, self._download_env = dict(env), dict(download_env)
         self._settings = settings
-        #: Preparations at the same time; they never wait for a training.
-        self._cpu_slots = asyncio.Semaphore(cpu_slots)
+        #: What an archive may inflate to, on the disk too, if the configuration does not tell.
+        self._max_archive_bytes = max(_MIN_ARCHIVE_BYTES, _INFLATION * max_upload_bytes)
+        #: Preparations at the same time; they never wait for a training. A captioning model may take half an hour.
+        self._turns, self._caption_turns = Turns(cpu_slots), Turns(1)
         #: One preparation per content at a time; the second caller finds the result of the first.
         self._locks: dict[str, asyncio.Lock] = {}
         self._read_report = lru_cache(maxsize=_CACHED_REPORTS)(read_report)
@@ -55,7 +108,14 @@ class PrepareRunner:
         return await asyncio.to_thread(self._read_report, folder)
 
     async def prepare(
-        self, source: Path, folder: Path, *, title: str, edits: Edits | None = None, earlier: Path | None = None
+        self,
+        source: Path,
+        folder: Path,
+        *,
+        title: str,
+        owner_id: int,
+        edits: Edits | None = None,
+        earlier: Path | None = None,
     ) -> DatasetReport:
         """Prepare a revision unless `folder` holds it already, and return its report.
 
@@ -63,6 +123,7 @@ class PrepareRunner:
             source: The uploaded files.
             folder: Where the revision goes.
             title: Names the files in error messages.
+            owner_id: Whose turn it is: people take turns.
             edits: Decisions to apply.
             earlier: A prepared folder whose decoded images and splits are taken over.
 
@@ -72,7 +133,8 @@ class PrepareRunner:
         async with self._locks.setdefault(folder.parent.name, asyncio.Lock()):
             report = await self._report_if_prepared(folder)
             if report is None:
-                await self._make(source, folder, title, edits, earlier)
+                async with self._turns.of(owner_id):
+                    await self._make(source, folder, title, edits, earlier)
                 report = await self._report_if_prepared(folder)
             if report is None:
                 raise PrepareFailed(name=title, why=_("the trainer's report cannot be read."))
@@ -90,9 +152,14 @@ class PrepareRunner:
         file = content / f"captions-{secrets.token_hex(4)}.json"
         await asyncio.to_thread(write_edits, file, dataset.edits)
         arguments = ["caption", str(dataset.folder), "--model", settings.model, "--edits", str(file)]
+        run = partial(self._run, title=dataset.name, log_file=content / "captions.log", timeout_s=settings.timeout_s)
         try:
+            if not await asyncio.to_thread(_is_folder, settings.model):
+                # The process with the network and the hub's token opens no image; the one that opens them has neither.
+                await run([*arguments, "--download-only"], is_confined=False)
             # No memory limit: it opens images that the bot's own trainer decoded, and models take what they take.
-            await self._run(arguments, dataset.name, content / "captions.log", timeout_s=settings.timeout_s)
+            async with self._caption_turns.of(dataset.owner_id):
+                await run(arguments)
             return await asyncio.to_thread(read_edits, file)
         except EditsError as error:
             raise PrepareFailed(name=dataset.name, why=_("the written captions cannot be read.")) from error
@@ -118,24 +185,34 @@ class PrepareRunner:
         if earlier is not None and await self._report_if_prepared(earlier):
             arguments += ["--earlier", str(earlier)]
         # Last: uploads are never read as Arrow or Parquet, whatever the settings say.
-        for name, value in {**self._settings.limits, "allow_arrow": False}.items():
+        fixed = {"allow_arrow": False, "memory_bytes": self._settings.memory_bytes}
+        limits = {"max_archive_bytes": self._max_archive_bytes, **self._settings.limits, **fixed}
+        for name, value in limits.items():
             arguments += ["--limit", f"{name}={str(value).lower()}"]
         try:
-            async with self._cpu_slots:
-                await self._run(
-                    arguments,
-                    title,
-                    folder.parent / "prepare.log",
-                    timeout_s=self._settings.timeout_s,
-                    memory_mib=self._settings.memory_mib,
-                )
+            await self._run(
+                arguments,
+                title,
+                folder.parent / "prepare.log",
+                timeout_s=self._settings.timeout_s,
+                memory_mib=self._settings.memory_mib,
+                file_bytes=int(limits["max_archive_bytes"]),
+            )
             await asyncio.to_thread(publish_prepared, part, folder)
         finally:
             await asyncio.to_thread(file.unlink, missing_ok=True)
         log.info("%s prepared: %s", title, folder)
 
     async def _run(
-        self, arguments: Sequence[str], title: str, log_file: Path, *, timeout_s: float, memory_mib: int | None = None
+        self,
+        arguments: Sequence[str],
+        title: str,
+        log_file: Path,
+        *,
+        timeout_s: float,
+        memory_mib: int | None = None,
+        file_bytes: int | None = None,
+        is_confined: bool = True,
     ) -> None:
         """Run a trainer command.
 
@@ -146,10 +223,12 @@ class PrepareRunner:
         try:
             child = await run_and_capture(
                 [*self._command, *arguments],
-                self._env,
+                self._env if is_confined else self._download_env,
                 timeout_s=timeout_s,
                 memory_bytes=None if memory_mib is None else memory_mib * 2**20,
+                file_bytes=file_bytes,
                 log_path=log_file,
+                is_confined=is_confined,
             )
         except TimeoutError as error:
             raise PrepareFailed(name=title, why=_("it took longer than {limit} s.", limit=f"{timeout_s:g}")) from error
@@ -159,6 +238,10 @@ class PrepareRunner:
         if child.status != 0:
             log.warning("preparing %s ended with status %s; see %s", title, child.status, log_file)
             raise PrepareFailed(name=title, why=_exit_words(child.status, log_file, memory_mib))
+
+
+def _is_folder(model: str) -> bool:
+    return Path(model).expanduser().is_dir()
 
 
 def _exit_words(status: int, log_file: Path, memory_mib: int | None) -> str:

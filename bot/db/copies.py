@@ -13,7 +13,7 @@ import aiosqlite
 
 from bot.bot_failpoints import failpoint
 from bot.clock import SYSTEM_CLOCK, Clock
-from bot.db.database import Database, integrity_of, open_to_read, schema_of
+from bot.db.database import Database, differing_objects, integrity_of, open_to_read, schema_of
 from bot.errors import CopyFailed, DatabaseDamaged
 from trainer.exchange.files import sync
 
@@ -77,8 +77,13 @@ async def copy_database(source: Path, target: Path) -> Copy:
     return replace(copy, path=target)
 
 
-async def verify_copy(path: Path) -> Copy:
+async def verify_copy(path: Path, *, is_foreign: bool = False) -> Copy:
     """Open a copy and check all of it.
+
+    Args:
+        path: The copy.
+        is_foreign: It may have lain where others write: it must hold exactly what a new database of its version has.
+            A trigger in it would run with each change of the bot.
 
     Raises:
         DatabaseUnreadable, DatabaseDamaged, SchemaTooNew: It cannot be used.
@@ -89,6 +94,9 @@ async def verify_copy(path: Path) -> Copy:
         schema = await schema_of(db)
         if schema == 0:
             raise DatabaseDamaged(path=path, finding="it is not a database of Darkroom")
+        if is_foreign and (differing := await differing_objects(db)):
+            finding = f"it differs from a database of Darkroom in {', '.join(differing[:5])}"
+            raise DatabaseDamaged(path=path, finding=finding)
         jobs, datasets = await _count(db, "job"), await _count(db, "dataset")
     return Copy(path=path, bytes=path.stat().st_size, schema=schema, jobs=jobs, datasets=datasets)  # noqa: ASYNC240
 

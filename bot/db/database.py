@@ -12,7 +12,7 @@ import os
 import re
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,12 @@ _UNWRITABLE = {
     sqlite3.SQLITE_IOERR: _("the disk that holds the database reports errors"),
     sqlite3.SQLITE_CANTOPEN: _("the files of the database cannot be opened for writing"),
 }
+
+#: What was created by a statement; not the indexes and statistics that SQLite makes by itself.
+_OBJECTS = """
+SELECT type, name, coalesce(sql, '') FROM sqlite_schema
+WHERE type NOT IN ('table', 'index') OR substr(name, 1, 7) != 'sqlite_'
+"""
 
 #: In the data folder.
 DATABASE_FILE = "darkroom.db"
@@ -172,6 +178,21 @@ async def schema_of(db: Database) -> int:
     return int(row[0])
 
 
+async def differing_objects(db: Database) -> list[str]:
+    """Return the tables, indexes, triggers and views that are other than in a new database of the same schema."""
+    expected = await asyncio.to_thread(_objects_of_schema, await schema_of(db))
+    found = {tuple(row) for row in await db.all(_OBJECTS)}
+    return sorted({f"{kind} {name}" for kind, name, _sql in found ^ expected})
+
+
+def _objects_of_schema(version: int) -> set[tuple[str, str, str]]:
+    with closing(sqlite3.connect(":memory:")) as connection:
+        for step in migrations()[:version]:
+            for statement in _statements(step):
+                connection.execute(statement)
+        return set(connection.execute(_OBJECTS))
+
+
 async def integrity_of(db: Database, *, is_thorough: bool = False) -> str:
     """Return SQLite's finding about the whole file, "ok" if it is intact; thorough: indexes are compared too."""
     try:
@@ -204,14 +225,14 @@ async def put_setting(connection: Connection, name: str, value: str) -> None:
 
 @contextmanager
 def hold_data_folder(data_dir: Path) -> Iterator[Path]:
-    """Create the data folder if it is missing, and lock it; the kernel drops the lock when the process dies.
+    """Create the data folder, for its user alone, if it is missing, and lock it until this process ends.
 
     Raises:
         FolderInUse: Another bot holds the lock.
     """
-    data_dir.mkdir(parents=True, exist_ok=True)
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Close-on-exec (Python's default): a trainer that outlives the bot must not hold the lock.
-    descriptor = os.open(data_dir / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(data_dir / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

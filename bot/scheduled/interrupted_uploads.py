@@ -1,4 +1,4 @@
-"""After a start: finishes the uploads that an earlier bot had begun, and answers them in their channel."""
+"""Finishes uploads whose interaction takes no answer any more, and answers them in their channel."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from bot.db import Database
 from bot.errors import DarkroomError, DatabaseUnwritable
 from bot.outbox import Notification, NotificationKind, Outbox
 from bot.queue import DraftStore, State
-from bot.ui.upload_posts import upload_failed, upload_incomplete, upload_prepared, upload_refused
+from bot.ui.discord_text import escape
+from bot.ui.upload_posts import Unanswered, upload_failed, upload_incomplete, upload_prepared, upload_refused
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,9 @@ _RETRY_S = 60.0
 
 
 class InterruptedUploads:
-    """`record` before a client connects (later uploads are this bot's own), `run` in a task of its own."""
+    """After a start, those of an earlier bot (`record` before a client connects, `run` in a task of its own); later
+    those that Discord takes no answer to (`finish`).
+    """
 
     def __init__(
         self,
@@ -58,21 +61,30 @@ class InterruptedUploads:
         """Finish each; the usual limit of concurrent preparations applies, and the queue does not wait."""
         async with asyncio.TaskGroup() as group:
             for upload in self._interrupted:
-                group.create_task(self._finish_safely(upload))
+                group.create_task(self._finish_safely(upload, Unanswered.RESTARTED))
 
-    async def _finish_safely(self, upload: PendingUpload) -> None:
+    async def finish(self, interaction_id: int, why: Unanswered, sentence: str) -> None:
+        """Finish an upload of this bot and answer it in its channel; see `FinishUpload`."""
+        upload = await self._uploads.find(interaction_id)
+        if upload is not None:
+            await self._finish_safely(upload, why, sentence)
+
+    async def _finish_safely(self, upload: PendingUpload, why: Unanswered, sentence: str = "") -> None:
         while True:
             try:
-                await self._finish(upload)
+                await self._finish(upload, why, sentence)
             except Exception:
                 log.exception("the interrupted upload %s could not be finished; trying again", upload.title)
             else:
                 return
             await asyncio.sleep(_RETRY_S)
 
-    async def _finish(self, upload: PendingUpload) -> None:
+    async def _finish(self, upload: PendingUpload, why: Unanswered, sentence: str) -> None:
         """Finish one upload; after a kill within, the next start does it again and answers once."""
-        notification = await self._outcome(upload)
+        if sentence:
+            notification: Notification | None = _notification(upload, upload_refused(upload, sentence, why))
+        else:
+            notification = await self._outcome(upload, why)
         async with self._db.transaction() as connection:
             if notification is not None:
                 await self._outbox.put(connection, notification, channel_id=upload.channel_id)
@@ -84,20 +96,20 @@ class InterruptedUploads:
             notification.detail if notification else "its job is queued already",
         )
 
-    async def _outcome(self, upload: PendingUpload) -> Notification | None:
+    async def _outcome(self, upload: PendingUpload, why: Unanswered) -> Notification | None:
         """Return the answer; None if its job is queued already and has messages of its own."""
         try:
-            return await self._finished(upload)
+            return await self._finished(upload, why)
         except DatabaseUnwritable:
             # Not the fault of the upload.
             raise
         except DarkroomError as error:
-            return _notification(upload, upload_refused(upload, str(error)))
+            return _notification(upload, upload_refused(upload, escape(str(error), 1500), why))
         except Exception:
             log.exception("the interrupted upload %s could not be prepared", upload.title)
-            return _notification(upload, upload_failed(upload))
+            return _notification(upload, upload_failed(upload, why))
 
-    async def _finished(self, upload: PendingUpload) -> Notification | None:
+    async def _finished(self, upload: PendingUpload, why: Unanswered) -> Notification | None:
         received = None
         if upload.sha256 is not None:
             received = await self._datasets.find_received(upload.sha256, upload.files)
@@ -106,8 +118,8 @@ class InterruptedUploads:
         dataset = await self._dataset(upload, received)
         failpoint("upload_prepared")
         if upload.kind is not UploadKind.FINETUNE:
-            return _notification(upload, upload_prepared(upload, dataset))
-        return await self._request(upload, dataset)
+            return _notification(upload, upload_prepared(upload, dataset, why))
+        return await self._request(upload, dataset, why)
 
     async def _dataset(self, upload: PendingUpload, received: Received) -> Dataset:
         guild_id, owner_id = upload.guild_id, upload.owner_id
@@ -130,7 +142,7 @@ class InterruptedUploads:
                     return await self._datasets.get(upload.dataset_id)
                 return await self._datasets.add(upload.dataset_id, received, upload_id=upload.interaction_id)
 
-    async def _request(self, upload: PendingUpload, dataset: Dataset) -> Notification | None:
+    async def _request(self, upload: PendingUpload, dataset: Dataset, why: Unanswered) -> Notification | None:
         """Store the draft as the command would have. It always waits: the member's roles are checked at the press.
 
         Raises:
@@ -148,7 +160,7 @@ class InterruptedUploads:
         draft = await self._drafts.get(draft.id)
         if draft.state is not State.DRAFT:
             return None
-        return _notification(upload, upload_prepared(upload, dataset), draft_id=draft.id, dataset_id=dataset.id)
+        return _notification(upload, upload_prepared(upload, dataset, why), draft_id=draft.id, dataset_id=dataset.id)
 
 
 def _notification(upload: PendingUpload, detail: str, *, draft_id: int = 0, dataset_id: int = 0) -> Notification:
@@ -156,6 +168,7 @@ def _notification(upload: PendingUpload, detail: str, *, draft_id: int = 0, data
         kind=NotificationKind.UPLOAD,
         dedupe_key=f"upload:{upload.interaction_id}",
         detail=detail,
+        guild_id=upload.guild_id,
         owner_id=upload.owner_id,
         draft_id=draft_id,
         dataset_id=dataset_id,

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from trainer.commands.terminal import refuse
 from trainer.exchange.job_dir import read_spec
@@ -57,9 +56,6 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
 def add_study(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `study`."""
     parser.add_argument("job_dir", type=Path, metavar="JOB_DIR", help="holds spec.json and study_request.json")
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing: print what would run first, or why the study cannot run"
-    )
     parser.set_defaults(command=_study)
 
 
@@ -150,12 +146,7 @@ def _study(options: argparse.Namespace) -> int:
 
     try:
         spec, request = read_spec(options.job_dir), read_study_request(options.job_dir)
-        if options.check:
-            # A folder that is thrown away: whatever the first step would refuse is refused here too.
-            with TemporaryDirectory() as scratch:
-                step = advance(Path(scratch), spec, request)
-        else:
-            step = advance(options.job_dir, spec, request, read_study_ended(options.job_dir))
+        step = advance(options.job_dir, spec, request, read_study_ended(options.job_dir))
     except JobFolderBusyError as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_BUSY

@@ -22,7 +22,7 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import Field, ValidationError
 
-from trainer.protocol.frozen import Frozen
+from trainer.protocol.frozen import Frozen, RelativePath
 from trainer.protocol.spec import problem_sentences
 from trainer.protocol.text import _
 
@@ -99,7 +99,7 @@ class ChildGoal(Frozen):
 
     name: str
     #: Holds its `spec.json`; relative to the study's job folder.
-    folder: str
+    folder: RelativePath
     #: Stop it after this epoch; None: let it finish.
     until_epoch: int | None = None
 
@@ -122,7 +122,7 @@ class StudyRow(Frozen):
     """One child, for a card."""
 
     name: str
-    folder: str
+    folder: RelativePath
     #: The values that it tries, such as `learning rate 0.0003, rank 8`; empty for a fold.
     label: str = ""
     state: ChildState
@@ -148,10 +148,10 @@ class StudyStep(Frozen):
     #: Every child that has been created: in a comparison the best first, the final run last.
     table: tuple[StudyRow, ...] = ()
     #: The results as a page (HTML) and as text (Markdown).
-    page: str
-    report: str
+    page: RelativePath
+    report: RelativePath
     #: All curves in one image (PNG); None before the first epoch.
-    chart: str | None = None
+    chart: RelativePath | None = None
     chart_alt: str = ""
     #: Folder of the run whose `output/` is the study's result; None until it has finished.
-    result: str | None = None
+    result: RelativePath | None = None

@@ -22,8 +22,11 @@ MAX_CANDIDATES = 64
 _MEASURING = (
     "dataset",
     "task",
+    "base",
     "base.*",
+    "split",
     "split.*",
+    "validation",
     "validation.*",
     "mix",
     "mix.*.dataset",
@@ -33,7 +36,7 @@ _MEASURING = (
     "objective.zero_terminal_snr",
 )
 #: Settings that no result depends on.
-_IDLE = ("version", "name", "preset", "samples.*")
+_IDLE = ("version", "name", "preset", "samples", "samples.*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +88,12 @@ def parse_axis(text: str) -> Axis:
             _("No result depends on {setting}.", setting=setting), _("Vary a setting that affects training.")
         )
     values = _parse_values(values_text)
+    if any(_has_table(value) for value in values):
+        # A table would replace a whole group, and with it settings that may not be varied.
+        raise UsageError(
+            _("{setting} has a group of settings as a value.", setting=setting),
+            _("Vary each setting by its own name, such as method.rank=8,32."),
+        )
     if len(values) < 2:
         raise UsageError(_("{setting} has one value.", setting=setting), _("Give at least two."))
     twice = next((value for index, value in enumerate(values) if value in values[:index]), None)
@@ -203,7 +212,7 @@ def _spec_with(content: Mapping[str, Any], values: Mapping[str, Any]) -> Spec:
 def _set(content: Any, setting: str, value: Any) -> None:
     *groups, name = setting.split(".")
     for group in groups:
-        if isinstance(content, list) and group.isdigit() and int(group) < len(content):
+        if isinstance(content, list) and group.isdecimal() and int(group) < len(content):
             content = content[int(group)]
         elif isinstance(content, dict) and isinstance(content.get(group), dict | list):
             content = content[group]
@@ -211,7 +220,14 @@ def _set(content: Any, setting: str, value: Any) -> None:
             content = None
     if not isinstance(content, dict):
         raise SpecError(_("{setting} is not a setting of this job.", setting=setting))
+    if _has_table(content.get(name)):
+        raise SpecError(_("{setting} is a group of settings; vary each of them by its own name.", setting=setting))
     content[name] = value
+
+
+def _has_table(value: Any) -> bool:
+    """True for a table, and for a list that contains one."""
+    return isinstance(value, dict) or (isinstance(value, list) and any(map(_has_table, value)))
 
 
 def _parse_values(text: str) -> tuple[Any, ...]:

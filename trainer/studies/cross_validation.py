@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from trainer.dataset.split.group_split import assign_folds
+from trainer.dataset.split.group_split import check_folds
 from trainer.protocol.spec import Spec
 from trainer.protocol.study import ChildGoal, ChildState, EndedChild, KfoldRequest, StudyStep
 from trainer.protocol.text import ngettext
@@ -29,8 +29,7 @@ class KfoldPlanner:
     kind: ClassVar = StudyKind.KFOLD
 
     def __init__(self, spec: Spec, request: KfoldRequest) -> None:
-        report = dataset_report(spec)
-        assign_folds(report.images, request.folds, report.split_seed)
+        check_folds(dataset_report(spec).images, request.folds)
         self.spec = spec
         self._specs = {fold: fold_spec(spec, fold, request.folds) for fold in range(1, request.folds + 1)}
 

@@ -15,6 +15,8 @@ CREATE TABLE dataset (
     name           TEXT    NOT NULL,
     -- Of the uploaded files; names the folder.
     sha256         TEXT    NOT NULL,
+    -- All of these files together.
+    bytes          INTEGER NOT NULL DEFAULT 0,
     -- The folder below it that `trainer prepare` wrote; digest, counts and summary are of it.
     revision       TEXT    NOT NULL DEFAULT 'prepared',
     -- The version of the report in `revision`: one of another version is prepared again (0: not known).
@@ -32,6 +34,7 @@ CREATE TABLE dataset (
 ) STRICT;
 
 CREATE UNIQUE INDEX dataset_name ON dataset (guild_id, name) WHERE deleted_at IS NULL;
+CREATE INDEX dataset_by_owner ON dataset (owner_id, bytes) WHERE deleted_at IS NULL;
 CREATE UNIQUE INDEX dataset_content ON dataset (guild_id, sha256) WHERE deleted_at IS NULL;
 
 -- Jobs, from the draft to the end (`bot.queue.domain.job`).
@@ -60,6 +63,8 @@ CREATE TABLE job (
     gpus              INTEGER NOT NULL DEFAULT 1 CHECK (gpus >= 0),
     -- Jobs of its owner that may run at once; NULL: any number.
     max_running       INTEGER,
+    -- … and that may be queued at once, children of studies included; NULL: the configured number.
+    max_waiting       INTEGER,
     stop_intent       TEXT CHECK (stop_intent IN ('cancel', 'keep_best', 'pause', 'requeue')),
     stopped_by        INTEGER,
     -- When the trainer was asked to stop, or killed because it hung.
@@ -111,12 +116,15 @@ CREATE TABLE job (
 ) STRICT;
 
 CREATE INDEX job_by_state ON job (state, id);
-CREATE INDEX job_by_guild ON job (guild_id, id);
+-- With what a search compares: it reads no row but those that it finds.
+CREATE INDEX job_by_guild ON job (guild_id, id, name, parent_id, state);
+CREATE INDEX job_living ON job (guild_id, state, id, name, parent_id, ended_at)
+    WHERE parent_id IS NULL AND ended_at IS NULL;
 CREATE INDEX job_by_owner ON job (owner_id, state);
 CREATE INDEX job_by_parent ON job (parent_id) WHERE parent_id IS NOT NULL;
 CREATE INDEX job_by_fingerprint ON job (fingerprint) WHERE fingerprint IS NOT NULL;
--- The queue, in its order.
-CREATE INDEX job_queue ON job (is_front DESC, priority DESC, turn, id) WHERE state = 'queued';
+-- The queue, in its order, and whose jobs these are.
+CREATE INDEX job_queue ON job (is_front DESC, priority DESC, turn, id, guild_id, parent_id) WHERE state = 'queued';
 CREATE INDEX job_study_queue ON job (is_front DESC, priority DESC, turn, id) WHERE state = 'queued' AND gpus = 0;
 -- The last queued turn of each owner, by priority.
 CREATE INDEX job_turns ON job (owner_id, priority, turn) WHERE state = 'queued' AND gpus > 0 AND NOT is_front;
@@ -187,12 +195,19 @@ CREATE TABLE outbox (
     id            INTEGER PRIMARY KEY AUTOINCREMENT,
     dedupe_key    TEXT    NOT NULL UNIQUE,
     job_id        INTEGER NOT NULL,
+    -- 0: a direct message.
     channel_id    INTEGER NOT NULL,
+    -- The receiver of a direct message; 0: it goes to the channel.
+    recipient_id  INTEGER NOT NULL DEFAULT 0,
+    -- The server whose matter it is; 0: none.
+    guild_id      INTEGER NOT NULL DEFAULT 0,
     notification  TEXT    NOT NULL,
     -- Sent to Discord, which returns the message that already has it. Random, so that no other database uses it.
     nonce         TEXT    NOT NULL UNIQUE,
     state         TEXT    NOT NULL DEFAULT 'waiting' CHECK (state IN ('waiting', 'sending', 'sent', 'dead')),
+    -- Failed requests that lengthen the back-off, and errors of the bot itself.
     tries         INTEGER NOT NULL DEFAULT 0,
+    errors        INTEGER NOT NULL DEFAULT 0,
     retry_at      REAL    NOT NULL DEFAULT 0,
     message_id    INTEGER,
     reason        TEXT,
@@ -200,7 +215,21 @@ CREATE TABLE outbox (
     sent_at       REAL
 ) STRICT;
 
-CREATE INDEX outbox_unsent ON outbox (channel_id, id) WHERE state IN ('waiting', 'sending');
+CREATE INDEX outbox_unsent ON outbox (channel_id, recipient_id, id) WHERE state IN ('waiting', 'sending');
+CREATE INDEX outbox_dead ON outbox (created_at) WHERE state = 'dead';
+
+-- Channels that take no messages for now: theirs wait. One is looked at again after a while, with each new message,
+-- and when roles or channels change.
+CREATE TABLE channel_hold (
+    channel_id INTEGER PRIMARY KEY,
+    -- `HoldReason`, and Discord's words.
+    reason     TEXT    NOT NULL,
+    detail     TEXT    NOT NULL,
+    since      REAL    NOT NULL,
+    -- When it is tried again, and the newest message at the last try.
+    look_at    REAL    NOT NULL,
+    seen_id    INTEGER NOT NULL
+) STRICT;
 
 -- The live card of a job: one row, however often it changes.
 CREATE TABLE card (
@@ -211,14 +240,18 @@ CREATE TABLE card (
     shown_version  INTEGER NOT NULL DEFAULT 0,
     urgent_version INTEGER NOT NULL DEFAULT 0,
     nonce          TEXT    NOT NULL UNIQUE,
-    state          TEXT    NOT NULL DEFAULT 'waiting' CHECK (state IN ('waiting', 'sending', 'sent', 'dead')),
+    state          TEXT    NOT NULL DEFAULT 'waiting' CHECK (state IN ('waiting', 'sending', 'sent')),
     tries          INTEGER NOT NULL DEFAULT 0,
+    errors         INTEGER NOT NULL DEFAULT 0,
     retry_at       REAL    NOT NULL DEFAULT 0,
     message_id     INTEGER,
     sent_at        REAL,
     shown_at       REAL,
+    -- Why the newest version is not shown; a version that is refused is left out, and the next one is tried.
     reason         TEXT
 ) STRICT;
+
+CREATE INDEX card_failed ON card (job_id) WHERE reason IS NOT NULL;
 
 CREATE INDEX card_changed ON card (channel_id) WHERE shown_version < version;
 

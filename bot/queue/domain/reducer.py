@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from bot.outbox import Notification, NotificationKind
 from bot.queue.domain.job import ActiveJob, State, StopIntent
@@ -60,7 +60,7 @@ def ingest_events(job: ActiveJob, events: Iterable[Event]) -> IngestResult:
         job, caused = apply(job, event)
         notifications += caused
     return IngestResult(
-        job=replace(job, last_seq=new[-1].seq),
+        job=job.changed(last_seq=new[-1].seq),
         notifications=tuple(notifications),
         stored=stored,
         terminal_event=new[-1] if isinstance(new[-1], Finished | Stopped | Failed) else None,
@@ -74,11 +74,11 @@ def apply(job: ActiveJob, event: Event) -> tuple[ActiveJob, tuple[Notification, 
     """
     if not is_new(job, event, last_seq=job.last_seq):
         return job, ()
-    job = replace(job, last_seq=event.seq, progress=job.progress.after(event))
+    job = job.changed(last_seq=event.seq, progress=job.progress.after(event))
     if isinstance(event, Started) and job.state is State.PREPARING:
-        job = replace(job, state=State.RUNNING)
+        job = job.changed(state=State.RUNNING)
     if _reaches_goal(job, event):
-        job = replace(job, state=State.STOPPING, stop_intent=StopIntent.PAUSE, stopped_by=None)
+        job = job.changed(state=State.STOPPING, stop_intent=StopIntent.PAUSE, stopped_by=None)
     notification = notification_of(job, event)
     return job, () if notification is None else (notification,)
 
@@ -128,24 +128,34 @@ def notification_of(job: ActiveJob, event: Event) -> Notification | None:
 
 
 def end_notification(
-    kind: NotificationKind, event: TerminalEvent | None, *, job_id: int, attempt: int, round_: int
+    kind: NotificationKind,
+    event: TerminalEvent | None,
+    *,
+    job_id: int,
+    guild_id: int,
+    owner_id: int,
+    attempt: int,
+    round_: int,
 ) -> Notification:
     """Return the notification about the end of an attempt.
 
     A job ends once a round (Retry begins the next one); it is lost or paused at most once an attempt.
     """
     if kind in {NotificationKind.LOST, NotificationKind.PAUSED}:
-        return Notification(kind=kind, job_id=job_id, attempt=attempt, dedupe_key=f"job:{job_id}:{kind}:{attempt}")
-    key = f"job:{job_id}:end" if round_ == 1 else f"job:{job_id}:end:{round_}"
-    seq = 0 if event is None else event.seq
-    return Notification(kind=kind, job_id=job_id, attempt=attempt, seq=seq, dedupe_key=key)
+        key, seq = f"job:{job_id}:{kind}:{attempt}", 0
+    else:
+        key = f"job:{job_id}:end" if round_ == 1 else f"job:{job_id}:end:{round_}"
+        seq = 0 if event is None else event.seq
+    return Notification(
+        kind=kind, job_id=job_id, attempt=attempt, seq=seq, dedupe_key=key, guild_id=guild_id, owner_id=owner_id
+    )
 
 
 def events_shown(notification: Notification, events: Iterable[Event]) -> tuple[Event, ...]:
     """Return the events that a notification's message shows, its own last; `events` are the job's, oldest first.
 
-    A base or an epoch comes with its samples; the result with its test and, for each format, the newest file (an
-    attempt that died while exporting exports again).
+    A base or an epoch comes with its samples, an epoch also with those before it; the result with its test and, for
+    each format, the newest file (an attempt that died while exporting exports again).
     """
     known = [event for event in events if event.seq <= notification.seq]
     own = next((event for event in known if event.seq == notification.seq), None)
@@ -155,7 +165,8 @@ def events_shown(notification: Notification, events: Iterable[Event]) -> tuple[E
         case NotificationKind.BASE | NotificationKind.EPOCH:
             epoch = own.epoch if isinstance(own, EpochEnded) else 0
             sampled = [event for event in known if isinstance(event, Sampled) and event.epoch == epoch]
-            return (*sampled[-1:], own)
+            before = [event for event in known if isinstance(event, EpochEnded) and event.epoch < epoch]
+            return (*before, *sampled[-1:], own)
         case NotificationKind.DONE:
             tested = [event for event in known if isinstance(event, Tested)]
             exported = {event.format: event for event in known if isinstance(event, Exported)}
@@ -166,4 +177,12 @@ def events_shown(notification: Notification, events: Iterable[Event]) -> tuple[E
 
 def _notification(job: ActiveJob, event: Event, kind: NotificationKind, key: str) -> Notification:
     dedupe_key = f"job:{job.id}:{key}"
-    return Notification(kind=kind, job_id=job.id, attempt=job.attempt, seq=event.seq, dedupe_key=dedupe_key)
+    return Notification(
+        kind=kind,
+        job_id=job.id,
+        attempt=job.attempt,
+        seq=event.seq,
+        dedupe_key=dedupe_key,
+        guild_id=job.guild_id,
+        owner_id=job.owner_id,
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from bot.errors import NotAllowed, TooManyWaiting
-from bot.queue.domain.job import ACTIVE, Job, State, StopIntent
+from bot.queue.domain.job import LIVING, Job, State, StopIntent
 
 
 class Verb(StrEnum):
@@ -27,26 +27,45 @@ class Verb(StrEnum):
         return "stop" if self is Verb.KEEP_BEST else self.value
 
 
+#: States in which a verb may change anything; a verb that is not here, in any.
+_STATES = {
+    Verb.CANCEL: LIVING | {State.DRAFT},
+    Verb.KEEP_BEST: frozenset({State.RUNNING}),
+    Verb.PAUSE: frozenset({State.QUEUED, State.PREPARING, State.RUNNING}),
+    Verb.RESUME: frozenset({State.PAUSED}),
+    Verb.RETRY: frozenset({State.FAILED, State.CANCELLED}),
+}
+
+
+def applicable_states(verb: Verb) -> frozenset[State]:
+    """Return the states in which `is_applicable` may be true."""
+    return _STATES.get(verb, frozenset(State))
+
+
 def is_applicable(verb: Verb, job: Job) -> bool:
     """True if `verb` would change anything: what lists offer and cards have buttons for."""
+    return job.state in applicable_states(verb) and _would_change(verb, job)
+
+
+def _would_change(verb: Verb, job: Job) -> bool:
     match verb:
         case Verb.CANCEL:
-            is_cancelling = job.state is State.STOPPING and job.stop_intent is StopIntent.CANCEL
-            return not job.state.is_end and not is_cancelling
+            return not (job.state is State.STOPPING and job.stop_intent is StopIntent.CANCEL)
         case Verb.KEEP_BEST:
-            return job.state is State.RUNNING and bool(job.progress.epochs) and not _will_finish(job)
+            return bool(job.progress.epochs) and not _will_finish(job)
         case Verb.PAUSE:
-            return job.state in ACTIVE - {State.STOPPING} | {State.QUEUED} and not _will_finish(job)
+            return not _will_finish(job)
         case Verb.RESUME:
-            return job.state is State.PAUSED
+            return True
         case Verb.RETRY:
-            return job.state in {State.FAILED, State.CANCELLED} and not job.are_files_deleted
+            return not job.are_files_deleted
         case Verb.PIN:
-            return not job.is_pinned and not job.are_files_deleted
+            return not (job.is_pinned or job.are_files_deleted)
         case Verb.UNPIN:
             return job.is_pinned
         case Verb.SHARE:
-            return not job.is_shared and not job.are_files_deleted and bool(job.progress.base or job.progress.epochs)
+            has_samples = bool(job.progress.base or job.progress.epochs)
+            return has_samples and not (job.is_shared or job.are_files_deleted)
         case Verb.UNSHARE:
             return job.is_shared
 

@@ -67,6 +67,22 @@ def estimate_from(views: int, runs: Sequence[PastRun]) -> Estimate | None:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What an estimate needs of a job."""
+
+    signature: str
+    #: Planned images of the whole training, repeats counted.
+    views: int
+    epochs: int
+
+
+def workload_of(spec: Spec, counts: Counts, gpus: int) -> Workload:
+    """Return the workload of a job on a dataset with these counts."""
+    views = planned_steps(spec, counts) * spec.training.batch_size
+    return Workload(signature=signature_of(spec, gpus), views=views, epochs=spec.training.epochs)
+
+
 class Estimates:
     """Estimates from the past runs in the database."""
 
@@ -75,15 +91,22 @@ class Estimates:
 
     async def of(self, spec: Spec, counts: Counts, gpus: int = 1) -> Estimate | None:
         """Estimate a job from the newest of the most comparable runs; None if there are none."""
-        views = planned_steps(spec, counts) * spec.training.batch_size
-        signature = signature_of(spec, gpus)
+        workload = workload_of(spec, counts, gpus)
+        return estimate_from(workload.views, await self._comparable(workload.signature))
+
+    async def pace(self, signature: str) -> float | None:
+        """Return the seconds that a planned image of such a job takes; None if there are no comparable runs."""
+        runs = await self._comparable(signature)
+        return statistics.median(run.seconds / run.views for run in runs) if runs else None
+
+    async def _comparable(self, signature: str) -> list[PastRun]:
         for level in _LEVELS:
             begin = SEPARATOR.join(signature.split(SEPARATOR)[:level]) + SEPARATOR
             # "}" comes right after "|".
             rows = await self._db.all(_COMPARABLE, {"begin": begin, "end": begin.removesuffix(SEPARATOR) + "}"})
             if rows:
-                return estimate_from(views, [_past_run(row) for row in rows])
-        return None
+                return [_past_run(row) for row in rows]
+        return []
 
 
 def _past_run(row: Row) -> PastRun:

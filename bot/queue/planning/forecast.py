@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from heapq import heapify, heappop, heappush
 from math import inf, isfinite
 
@@ -12,7 +14,7 @@ from bot.clock import SYSTEM_CLOCK, Clock
 from bot.db import Database, Row
 from bot.queue.domain.job import ACTIVE, State
 from bot.queue.domain.rules import MAX_RETRY_PAUSE_S
-from bot.queue.planning.estimates import Estimates
+from bot.queue.planning.estimates import Estimates, Workload, workload_of
 from bot.queue.planning.windows import ALWAYS_OPEN, OpenHours, Windows
 from bot.queue.store.job_sql import FREE_SLOTS, ORDER, listed
 from bot.queue.store.queue_control import QueueControl
@@ -30,6 +32,11 @@ _FACTS = """estimate_s, until_epoch, spec, (SELECT counts FROM dataset WHERE dat
 _WAITING = f"""
 SELECT id, owner_id, gpus, run_after, attempt, max_running, {_FACTS}
 FROM job INDEXED BY job_queue WHERE state = 'queued' ORDER BY {ORDER} LIMIT {MAX_FORECAST}
+"""
+
+_IS_AT_FRONT = f"""
+SELECT 1 FROM (SELECT id FROM job INDEXED BY job_queue WHERE state = 'queued' ORDER BY {ORDER} LIMIT {MAX_FORECAST})
+WHERE id = ?
 """
 
 _RUNNING = f"""
@@ -89,7 +96,8 @@ def start_times(
     ends = [(each.until, each.owner_id, each.gpus) for each in occupied]
     heapify(ends)
     running = Counter(owner_id for _, owner_id, _ in ends)
-    waiting = list(line)
+    waiting = {job.job_id: job for job in line}
+    studies = {job_id: job for job_id, job in waiting.items() if job.gpus == 0}
     starts: dict[int, float | None] = {}
     while waiting and isfinite(now):
         while ends and ends[0][0] <= now:
@@ -100,32 +108,30 @@ def start_times(
         if not is_open:
             now = until
             continue
-        job = _next_to_start(waiting, running, free, now)
-        if job is None:
-            delayed = [each.run_after for each in waiting if each.run_after > now]
+        job = _first_ready(studies, running, now)
+        if job is None and free > 0:
+            job = _first_ready(waiting, running, now)
+        if job is None or job.gpus > free:
+            delayed = [each.run_after for each in waiting.values() if each.run_after > now]
             now = min([*delayed, *(ends[0][:1] if ends else ())], default=inf)
             continue
         starts[job.job_id] = now
-        waiting.remove(job)
+        del waiting[job.job_id]
+        studies.pop(job.job_id, None)
         if job.gpus:
             free -= job.gpus
             running[job.owner_id] += 1
             ends_at = inf if job.seconds is None else hours.finish(now, job.seconds)
             heappush(ends, (ends_at, job.owner_id, job.gpus))
-    return starts | {job.job_id: None for job in waiting}
+    return starts | dict.fromkeys(waiting)
 
 
-def _next_to_start(waiting: Sequence[WaitingJob], running: Counter[int], free: int, now: float) -> WaitingJob | None:
-    """As `AttemptStore.claim`: the first study that may start, else the first such job, if enough slots are free."""
-    ready = [
-        job
-        for job in waiting
-        if job.run_after <= now and (job.max_running is None or running[job.owner_id] < job.max_running)
-    ]
-    study = next((job for job in ready if job.gpus == 0), None)
-    if study is not None or not ready:
-        return study
-    return ready[0] if ready[0].gpus <= free else None
+def _first_ready(line: Mapping[int, WaitingJob], running: Counter[int], now: float) -> WaitingJob | None:
+    """As `AttemptStore.claim`: studies never wait for a slot, and no job overtakes one that needs more of them."""
+    for job in line.values():
+        if job.run_after <= now and (job.max_running is None or running[job.owner_id] < job.max_running):
+            return job
+    return None
 
 
 class Forecaster:
@@ -151,13 +157,38 @@ class Forecaster:
         self._clock = clock
 
     async def all(self) -> dict[int, Forecast]:
-        """Forecast every job that holds a GPU, and the front of the queue; nothing starts while it is paused."""
+        """Forecast every job that holds a GPU, and the front of the queue; nothing starts while it is paused.
+
+        As of a moment ago, if it was asked for then.
+        """
+        simulated_at, known = self._cached
+        if self._clock.monotonic() >= simulated_at + self._cache_s:
+            known = await self._simulate()
+            self._cached = (self._clock.monotonic(), known)
+        return known
+
+    async def of(self, job_id: int) -> Forecast | None:
+        """Forecast one job; None if it neither holds a GPU nor waits near the front."""
+        known = await self.all()
+        if job_id not in known and await self._db.one(_IS_AT_FRONT, (job_id,)) is not None:
+            # It was queued, or came to the front, since then.
+            self._cached = (-inf, {})
+            known = await self.all()
+        return known.get(job_id)
+
+    async def _simulate(self) -> dict[int, Forecast]:
         now = self._clock.time()
         hours = OpenHours(self._windows, now)
         active, waiting = await self._db.all(_RUNNING), await self._db.all(_WAITING)
-        left = {row["id"]: await self._left_s(row, now) for row in active}
+        paces: dict[str, float | None] = {}
+        left = {row["id"]: await self._left_s(row, now, paces) for row in active}
         ends = {job_id: None if left_s is None else hours.finish(now, left_s) for job_id, left_s in left.items()}
-        line = {row["id"]: await self._waiting_job(row, now) for row in waiting}
+        line: dict[int, WaitingJob] = {}
+        for row in waiting:
+            line[row["id"]] = await self._waiting_job(row, now, paces)
+            if len(line) % 10 == 0:
+                # To parse the settings of all of them, once, takes 25 ms; others have their turn meanwhile.
+                await asyncio.sleep(0)
         starts: dict[int, float | None] = dict.fromkeys(line)
         if await self._control.read() is None:
             occupied = [
@@ -172,27 +203,19 @@ class Forecaster:
         }
         return running | {job_id: _forecast(line[job_id], at, hours) for job_id, at in starts.items()}
 
-    async def of(self, job_id: int) -> Forecast | None:
-        """Forecast one job; None if it neither holds a GPU nor waits near the front."""
-        simulated_at, known = self._cached
-        if self._clock.monotonic() >= simulated_at + self._cache_s or job_id not in known:
-            known = await self.all()
-            self._cached = (self._clock.monotonic(), known)
-        return known.get(job_id)
-
-    async def _waiting_job(self, row: Row, now: float) -> WaitingJob:
+    async def _waiting_job(self, row: Row, now: float, paces: dict[str, float | None]) -> WaitingJob:
         # As `job_sql.READY`: a back-off longer than the longest one was set before the clock went back.
         is_over = row["attempt"] > 0 and row["run_after"] > now + MAX_RETRY_PAUSE_S
         return WaitingJob(
             job_id=row["id"],
             owner_id=row["owner_id"],
             gpus=row["gpus"],
-            seconds=await self._needed_s(row, row["spent_s"] or 0.0) if row["gpus"] else None,
+            seconds=await self._needed_s(row, row["spent_s"] or 0.0, paces) if row["gpus"] else None,
             run_after=0.0 if is_over else row["run_after"],
             max_running=row["max_running"],
         )
 
-    async def _left_s(self, row: Row, now: float) -> float | None:
+    async def _left_s(self, row: Row, now: float, paces: dict[str, float | None]) -> float | None:
         """What a running job still needs: its trainer's own estimate, else ours from when it was queued."""
         if row["state"] == State.STOPPING:
             return 0.0
@@ -200,18 +223,27 @@ class Forecaster:
         # The newest step is kept over attempts: one of an earlier attempt does not count.
         if isinstance(step, StepDone) and step.time >= row["claimed_at"] and step.eta_s is not None:
             return max(0.0, step.time + step.eta_s - now)
-        return await self._needed_s(row, (row["spent_s"] or 0.0) + max(0.0, now - row["claimed_at"]))
+        return await self._needed_s(row, (row["spent_s"] or 0.0) + max(0.0, now - row["claimed_at"]), paces)
 
-    async def _needed_s(self, row: Row, spent_s: float) -> float | None:
+    async def _needed_s(self, row: Row, spent_s: float, paces: dict[str, float | None]) -> float | None:
+        """What a job needs; `paces` has those that were read in this simulation, by signature."""
         seconds: float | None = row["estimate_s"]
         if seconds is None:
-            spec = Spec.model_validate_json(row["spec"])
-            found = await self._estimates.of(spec, Counts.model_validate_json(row["counts"]), row["gpus"])
-            if found is None:
+            workload = _parse_workload(row["spec"], row["counts"], row["gpus"])
+            if workload.signature not in paces:
+                paces[workload.signature] = await self._estimates.pace(workload.signature)
+            pace = paces[workload.signature]
+            if pace is None:
                 return None
             # A child of a study may run only a part of its epochs.
-            seconds = found.seconds * min(1.0, (row["until_epoch"] or inf) / spec.training.epochs)
+            seconds = pace * workload.views * min(1.0, (row["until_epoch"] or inf) / workload.epochs)
         return max(0.0, seconds - spent_s)
+
+
+#: Each simulation asks again for the same jobs, and parsing their settings takes longer than all the rest.
+@lru_cache(maxsize=4 * MAX_FORECAST)
+def _parse_workload(spec: str, counts: str, gpus: int) -> Workload:
+    return workload_of(Spec.model_validate_json(spec), Counts.model_validate_json(counts), gpus)
 
 
 def _forecast(job: WaitingJob, starts_at: float | None, hours: OpenHours) -> Forecast:

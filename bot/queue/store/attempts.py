@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 
 from bot.bot_failpoints import failpoint
 from bot.config import QueueSettings
@@ -111,21 +110,21 @@ class AttemptStore:
                 return False
             job = ActiveJob.from_row(row)
             result = ingest_events(job, events)
-            changed = await self._store(connection, result, read_bytes)
+            await self._store(connection, result, read_bytes)
             if result.terminal_event is not None:
                 # The state in the database; goals that the batch reached do not matter any more.
-                ended = replace(result.job, state=job.state, stop_intent=job.stop_intent, stopped_by=job.stopped_by)
+                ended = result.job.changed(state=job.state, stop_intent=job.stop_intent, stopped_by=job.stopped_by)
                 outcome = after_terminal_event(ended, result.terminal_event, self._settings)
                 await self._transitions.settle(connection, ended, outcome, result.terminal_event)
             elif events:
-                await self._transitions.touch(connection, changed)
+                await self._transitions.outbox.touch_card(connection, job.card_id, channel_id=job.channel_id)
                 await self._record_changes(connection, job, result.job)
             failpoint("ingest_open")
         failpoint("ingest_committed")
         self.events_ingested += len(events)
         return True
 
-    async def _store(self, connection: Connection, result: IngestResult, read_bytes: int) -> Row:
+    async def _store(self, connection: Connection, result: IngestResult, read_bytes: int) -> None:
         job = result.job
         for event in result.stored:
             await connection.execute_fetchall(
@@ -145,9 +144,7 @@ class AttemptStore:
             "progress": progress,
             "now": self._transitions.clock.time(),
         }
-        changed = await first(connection, job_sql.INGESTED, values)
-        assert changed is not None
-        return changed
+        await connection.execute_fetchall(job_sql.INGESTED, values)
 
     async def _record_changes(self, connection: Connection, before: ActiveJob, after: ActiveJob) -> None:
         """Make the transitions that `apply` made: the training began, or a child reached its goal."""

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from bot.clock import SYSTEM_CLOCK, Clock
+from bot.config import LimitSettings
 from bot.db import Database, Row
-from bot.errors import DraftEnded
+from bot.errors import DraftEnded, TooManyDrafts
 from bot.queue.domain.job import State
 from bot.queue.store import job_sql
 from bot.queue.store.history import write_entry
@@ -29,6 +30,10 @@ UPDATE job SET state = 'cancelled', stop_intent = 'cancel', stopped_by = :by, en
 WHERE id = :id AND state = 'draft' AND state IN {job_sql.states_before(State.CANCELLED)}
 RETURNING *
 """
+
+_IN_SERVER = "SELECT * FROM job WHERE id = ? AND request IS NOT NULL AND guild_id = ? AND dataset_id = ?"
+
+_COUNT = "SELECT COUNT(*) FROM job WHERE owner_id = ? AND state = 'draft' AND id != ? AND created_at >= ?"
 
 _WAITING = """
 SELECT * FROM job WHERE owner_id = ? AND dataset_id = ? AND state = 'draft' AND created_at >= ?
@@ -72,14 +77,21 @@ class Draft:
 class DraftStore:
     """Drafts in the database. `JobStore.submit` makes one a job; `JobStore.request_stop` also cancels one."""
 
-    def __init__(self, db: Database, *, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(
+        self, db: Database, *, max_waiting: int = LimitSettings().max_drafts_per_user, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
         self._db = db
+        self._max_waiting = max_waiting
         self._clock = clock
 
     async def keep(
         self, *, interaction_id: int, guild_id: int, channel_id: int, owner_id: int, dataset_id: int, request: str
     ) -> Draft:
-        """Store a draft; the same interaction twice is one draft."""
+        """Store a draft; the same interaction twice is one draft.
+
+        Raises:
+            TooManyDrafts: Its owner has as many as one may have.
+        """
         values = {
             "interaction_id": interaction_id,
             "guild_id": guild_id,
@@ -95,6 +107,10 @@ class DraftStore:
                 row = await first(connection, "SELECT * FROM job WHERE interaction_id = ?", (interaction_id,))
                 assert row is not None
                 return Draft.from_row(row)
+            since = self._clock.time() - DRAFT_LIFE_S
+            waiting = await first(connection, _COUNT, (owner_id, row["id"], since))
+            if waiting is not None and waiting[0] >= self._max_waiting:
+                raise TooManyDrafts(waiting=waiting[0], allowed=self._max_waiting)
             await write_entry(
                 connection,
                 at=self._clock.time(),
@@ -112,7 +128,17 @@ class DraftStore:
         Raises:
             DraftEnded: It is older than a day, or was cancelled.
         """
-        row = await self._db.one("SELECT * FROM job WHERE id = ? AND request IS NOT NULL", (draft_id,))
+        return self._waiting(await self._db.one("SELECT * FROM job WHERE id = ? AND request IS NOT NULL", (draft_id,)))
+
+    async def get_in(self, guild_id: int, draft_id: int, *, dataset_id: int) -> Draft:
+        """Return a draft of a server for a dataset, also if its job is queued already.
+
+        Raises:
+            DraftEnded: There is no such draft, it is older than a day, or it was cancelled.
+        """
+        return self._waiting(await self._db.one(_IN_SERVER, (draft_id, guild_id, dataset_id)))
+
+    def _waiting(self, row: Row | None) -> Draft:
         is_queued = row is not None and row["spec"] is not None
         if row is None or (not is_queued and row["created_at"] < self._clock.time() - DRAFT_LIFE_S):
             raise DraftEnded(is_expired=True)

@@ -44,14 +44,18 @@ FROM job WHERE id = ?
 
 QUEUE = f"SELECT id FROM job INDEXED BY job_queue WHERE state = 'queued' ORDER BY {ORDER}"
 
-#: Position of a queued job: those before it, and itself.
-POSITION = """
-WITH me AS (SELECT is_front, priority, turn, id FROM job WHERE id = :id AND state = 'queued')
-SELECT 1 + COUNT(other.id) AS position FROM me LEFT JOIN job AS other INDEXED BY job_queue
-    ON other.state = 'queued'
-    AND (-other.is_front, -other.priority, other.turn, other.id) < (-me.is_front, -me.priority, me.turn, me.id)
-GROUP BY me.id
-"""
+_AHEAD = "SELECT COUNT(*) FROM job AS other INDEXED BY job_queue WHERE other.state = 'queued' AND other.is_front"
+
+#: Position of a queued job: those before it, and itself. Four ranges of the index; one comparison of rows would visit
+#: the whole queue. For a condition on `me.id`.
+POSITIONS = f"""
+SELECT me.id, 1
+    + ({_AHEAD} > me.is_front)
+    + ({_AHEAD} = me.is_front AND other.priority > me.priority)
+    + ({_AHEAD} = me.is_front AND other.priority = me.priority AND other.turn < me.turn)
+    + ({_AHEAD} = me.is_front AND other.priority = me.priority AND other.turn = me.turn AND other.id < me.id)
+    AS position
+FROM job AS me WHERE me.state = 'queued' AND me.id"""
 
 #: The first job that may start. A study (0 GPUs) never waits for a slot. A job that needs several slots is not
 #: overtaken by those that need fewer, or it would wait forever.
@@ -137,26 +141,27 @@ WHERE owner_id = :owner_id AND priority = :priority AND gpus > 0 AND turn > :tur
 
 SUBMIT = """
 INSERT INTO job (interaction_id, guild_id, channel_id, owner_id, dataset_id, name, spec, state, priority, turn, gpus,
-    run_after, max_running, fingerprint, estimate_s, study, parent_id, child_name, folder, until_epoch, created_at)
+    run_after, max_running, max_waiting, fingerprint, estimate_s, study, parent_id, child_name, folder, until_epoch,
+    created_at)
 VALUES (:interaction_id, :guild_id, :channel_id, :owner_id, :dataset_id, :name, :spec, 'queued', :priority, :turn,
-    :gpus, :run_after, :max_running, :fingerprint, :estimate_s, :study, :parent_id, :child_name, :folder, :until_epoch,
-    :now)
+    :gpus, :run_after, :max_running, :max_waiting, :fingerprint, :estimate_s, :study, :parent_id, :child_name, :folder,
+    :until_epoch, :now)
 RETURNING *
 """
 
 #: A draft becomes the job and keeps its ID.
 SUBMIT_DRAFT = f"""
 UPDATE job SET state = 'queued', dataset_id = :dataset_id, name = :name, spec = :spec, priority = :priority,
-    turn = :turn, gpus = :gpus, run_after = :run_after, max_running = :max_running, fingerprint = :fingerprint,
-    estimate_s = :estimate_s, study = :study
+    turn = :turn, gpus = :gpus, run_after = :run_after, max_running = :max_running, max_waiting = :max_waiting,
+    fingerprint = :fingerprint, estimate_s = :estimate_s, study = :study
 WHERE interaction_id = :interaction_id AND state = 'draft' AND state IN {states_before(State.QUEUED)}
 RETURNING *
 """
 
-#: Interrupted jobs were started before and do not count; a study counts as one job.
+#: Interrupted jobs were started before and do not count. Children of a study do, each as a job.
 COUNT_QUEUED = """
-SELECT COUNT(*) FROM job
-WHERE owner_id = ? AND state = 'queued' AND attempt = 0 AND parent_id IS NULL AND guild_id = ?
+SELECT COUNT(*) AS jobs, COUNT(*) FILTER (WHERE parent_id = :study_id) AS children FROM job
+WHERE owner_id = :owner_id AND state = 'queued' AND attempt = 0 AND guild_id = :guild_id
 """
 
 DUPLICATE = f"""
@@ -172,6 +177,49 @@ job.*, (SELECT dataset.name FROM dataset WHERE dataset.id = job.dataset_id) AS d
 
 #: Rows of `Job.from_row`, drafts excluded; append a condition.
 JOBS = f"SELECT {_JOB_COLUMNS} FROM job WHERE spec IS NOT NULL AND "
+
+#: Jobs of a server that have not ended, by an index of these; for a condition on their state.
+_LIVING = (
+    "FROM job INDEXED BY job_living WHERE guild_id = :guild_id AND parent_id IS NULL AND ended_at IS NULL AND state"
+)
+
+COUNT_LIVING = f"SELECT state, COUNT(*) AS jobs {_LIVING} IN {listed(LIVING)} GROUP BY state"
+
+#: Jobs of a server that run or are paused, and the first ones of its queue.
+BOARD = f"""
+WITH shown (id) AS (
+    SELECT * FROM (SELECT id {_LIVING} IN {_ACTIVE} ORDER BY id LIMIT :most)
+    UNION ALL
+    SELECT * FROM (SELECT id FROM job INDEXED BY job_queue
+        WHERE state = 'queued' AND guild_id = :guild_id AND parent_id IS NULL ORDER BY {ORDER} LIMIT :most)
+    UNION ALL
+    SELECT * FROM (SELECT id {_LIVING} = 'paused' ORDER BY id LIMIT :most)
+)
+SELECT {_JOB_COLUMNS} FROM shown JOIN job USING (id)
+ORDER BY state = 'queued', CASE state WHEN 'queued' THEN -is_front END, CASE state WHEN 'queued' THEN -priority END,
+    CASE state WHEN 'queued' THEN turn END, id
+"""
+
+_MATCHES = "(instr(CAST(id AS TEXT), :text) = 1 OR instr(name, lower(:text)) > 0)"
+
+
+def search(states: frozenset[State]) -> str:
+    """Return SQL for jobs of a server in `states` whose ID or name matches a text; those that have not ended first."""
+    wanted = f"{_MATCHES} AND (:owner_id IS NULL OR owner_id = :owner_id) ORDER BY id DESC LIMIT :limit"
+    parts = []
+    # Only the parts that are needed: with no states at all, SQLite cannot use the index that it is told to use.
+    if living := states & LIVING:
+        parts.append(f"SELECT * FROM (SELECT id, 0 {_LIVING} IN {listed(living)} AND {wanted})")
+    if ended := states & ENDS:
+        parts.append(
+            "SELECT * FROM (SELECT id, 1 FROM job INDEXED BY job_by_guild WHERE guild_id = :guild_id "
+            f"AND parent_id IS NULL AND spec IS NOT NULL AND state IN {listed(ended)} AND {wanted})"
+        )
+    return f"""
+WITH found (id, has_ended) AS ({" UNION ALL ".join(parts)})
+SELECT {_JOB_COLUMNS} FROM found JOIN job USING (id) ORDER BY has_ended, id DESC LIMIT :limit
+"""
+
 
 _ACTIVE_COLUMNS = f"""
 {_JOB_COLUMNS}, (SELECT group_concat(device, ',') FROM (
@@ -195,7 +243,7 @@ ORDER BY {ORDER} LIMIT 20
 INGESTED = """
 UPDATE job SET read_bytes = MAX(read_bytes, :read_bytes), last_seq = :last_seq, step = COALESCE(:step, step),
     progress = COALESCE(:progress, progress), last_event_at = :now
-WHERE id = :id RETURNING *
+WHERE id = :id
 """
 
 BEGAN = f"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ from bot.bot_failpoints import failpoint
 from bot.clock import SYSTEM_CLOCK, Clock
 from bot.config import LimitSettings, QueueSettings
 from bot.db import Connection, Database, Row
-from bot.errors import DraftEnded, DuplicateJob, JobFilesDeleted, NoSuchJob
+from bot.errors import DraftEnded, DuplicateJob, JobFilesDeleted, NoSuchDataset, NoSuchJob
 from bot.outbox import Notification, NotificationKind, Outbox
-from bot.queue.domain.job import ACTIVE, LIVING, EndReason, Job, NewJob, Priority, State, StopIntent
+from bot.queue.domain.job import ACTIVE, EndReason, Job, NewJob, Priority, State, StopIntent
 from bot.queue.domain.reducer import events_shown
 from bot.queue.domain.verbs import require_room
 from bot.queue.store import job_sql
@@ -39,7 +40,7 @@ _STOPS = (
 #: The event of a notification, and the earlier ones that its message may show.
 _EVENTS_SHOWN = """
 SELECT body FROM job_event
-WHERE job_id = :job_id AND (seq = :seq OR (seq < :seq AND type IN ('sampled', 'tested', 'exported')))
+WHERE job_id = :job_id AND (seq = :seq OR (seq < :seq AND type IN ('epoch_ended', 'sampled', 'tested', 'exported')))
 ORDER BY seq DESC LIMIT 50
 """
 
@@ -63,13 +64,13 @@ class JobStore:
         self._limits = limits or LimitSettings()
         self._clock = clock
         self.attempts = AttemptStore(self._transitions, queue or QueueSettings())
-        self.studies = StudyStore(self._transitions)
+        self.studies = StudyStore(self._transitions, self._limits)
         self.slots = Slots(db, clock=clock)
         self.control = QueueControl(self._transitions)
         #: Set when the dispatcher has something to do.
         self.changed = self._transitions.changed
 
-    def job_dir(self, job: NewJob) -> Path:
+    def job_dir(self, job: Job) -> Path:
         """Return the folder of a job: spec.json, events.jsonl, samples/, charts/, checkpoints/, output/."""
         return self._jobs_dir / job.folder
 
@@ -97,29 +98,50 @@ class JobStore:
             raise NoSuchJob(job_id=job_id)
         return job
 
-    async def living(self, guild_id: int) -> list[Job]:
-        """Return the jobs of a server that have not ended: running and paused ones, then the queue in its order."""
-        # `+` keeps SQLite from the index of servers, which would visit every job that ever ended there.
-        jobs = await self._jobs(
-            f"+guild_id = ? AND parent_id IS NULL AND state IN {job_sql.listed(LIVING)} ORDER BY id", guild_id
-        )
-        positions = {job_id: position for position, job_id in enumerate(await self.queued_ids(), start=1)}
-        return sorted(jobs, key=lambda job: (positions.get(job.id, 0), job.id))
+    async def living(self, guild_id: int, *, most: int = 1000) -> list[Job]:
+        """Return jobs of a server that have not ended: running and paused ones, then the queue in its order.
+
+        Args:
+            guild_id: The server.
+            most: How many that run, are paused, and are queued, of each.
+        """
+        return [Job.from_row(row) for row in await self._db.all(job_sql.BOARD, {"guild_id": guild_id, "most": most})]
+
+    async def count_living(self, guild_id: int) -> dict[State, int]:
+        """Return how many jobs of a server have not ended, by state."""
+        return {
+            State(row["state"]): row["jobs"] for row in await self._db.all(job_sql.COUNT_LIVING, {"guild_id": guild_id})
+        }
 
     async def recent(self, guild_id: int, limit: int = 25) -> list[Job]:
         """Return the newest jobs of a server, newest first."""
         return await self._jobs("guild_id = ? AND parent_id IS NULL ORDER BY id DESC LIMIT ?", guild_id, limit)
 
-    async def search(self, guild_id: int, text: str, limit: int = 25) -> list[Job]:
-        """Return jobs of a server whose ID begins with `text` (`#` or not) or whose name contains it; living first."""
-        return await self._jobs(
-            f"""guild_id = ?1 AND parent_id IS NULL
-                   AND (instr(CAST(id AS TEXT), ?2) = 1 OR instr(name, lower(?2)) > 0)
-               ORDER BY state IN {job_sql.listed(LIVING)} DESC, id DESC LIMIT ?3""",
-            guild_id,
-            text.strip().removeprefix("#"),
-            limit,
-        )
+    async def search(
+        self,
+        guild_id: int,
+        text: str,
+        limit: int = 25,
+        *,
+        states: Collection[State] = tuple(State),
+        owner_id: int | None = None,
+    ) -> list[Job]:
+        """Return jobs of a server whose ID begins with `text` (`#` or not) or whose name contains it; living first.
+
+        Args:
+            guild_id: The server.
+            text: What they match.
+            limit: How many.
+            states: Only in these states.
+            owner_id: Only of this member.
+        """
+        values = {
+            "guild_id": guild_id,
+            "text": text.strip().removeprefix("#"),
+            "limit": limit,
+            "owner_id": owner_id,
+        }
+        return [Job.from_row(row) for row in await self._db.all(job_sql.search(frozenset(states)), values)]
 
     async def queued_ids(self) -> list[int]:
         """Return the queued jobs of all servers, in the order in which they will start."""
@@ -131,8 +153,13 @@ class JobStore:
 
     async def queue_position(self, job_id: int) -> int | None:
         """Return 1 for the job that starts next; None for one that is not queued."""
-        row = await self._db.one(job_sql.POSITION, {"id": job_id})
-        return None if row is None else int(row["position"])
+        return (await self.queue_positions([job_id])).get(job_id)
+
+    async def queue_positions(self, job_ids: Sequence[int]) -> dict[int, int]:
+        """Return `queue_position` of each of these jobs that is queued."""
+        places = ", ".join("?" * len(job_ids))
+        rows = await self._db.all(f"{job_sql.POSITIONS} IN ({places})", job_ids)
+        return {row["id"]: row["position"] for row in rows}
 
     async def events(self, job_id: int) -> tuple[Event, ...]:
         """Return the stored events of a job, oldest first: all but `step_done` and `keep_alive`."""
@@ -178,14 +205,13 @@ class JobStore:
 
     # -- submission ------------------------------------------------------------------------------------------------
 
-    async def submit(self, new: NewJob, *, max_waiting: int | None = None, may_repeat: bool = False) -> Job:
+    async def submit(self, new: NewJob, *, may_repeat: bool = False) -> Job:
         """Queue a job; once this returns it is queued, also after a power cut. The same interaction twice is one job.
 
         A draft of that interaction becomes the job.
 
         Args:
             new: The job.
-            max_waiting: How many of its owner's jobs may be queued; None: the configured number.
             may_repeat: Accept a duplicate ("Queue anyway").
 
         Raises:
@@ -193,11 +219,13 @@ class JobStore:
             DuplicateJob: A job with its fingerprint is queued, runs, or has succeeded.
             DraftEnded: Its draft was cancelled.
             NotEnoughGpus: It needs more GPUs than there are.
+            NoSuchDataset: Its dataset was deleted.
         """
         async with self._db.transaction() as connection:
             row = await first(connection, "SELECT * FROM job WHERE interaction_id = ?", (new.interaction_id,))
             if row is None or row["state"] == State.DRAFT:
-                await self._require_room(connection, new.owner_id, new.guild_id, max_waiting)
+                await self._require_dataset(connection, new.dataset_id)
+                await self._require_room(connection, new.owner_id, new.guild_id, new.max_waiting)
                 if not may_repeat:
                     await self._require_unique(connection, new)
                 slots = await first(connection, "SELECT COUNT(*) FROM slot WHERE is_enabled", ())
@@ -210,12 +238,19 @@ class JobStore:
         failpoint("submit_committed")
         return await self.get(row["id"])
 
+    async def _require_dataset(self, connection: Connection, dataset_id: int) -> None:
+        # In the transaction of the job: a dataset that a job needs cannot be deleted, and no job gets a deleted one.
+        dataset = "SELECT 1 FROM dataset WHERE id = ? AND deleted_at IS NULL"
+        if await first(connection, dataset, (dataset_id,)) is None:
+            raise NoSuchDataset(wanted=dataset_id)
+
     async def _require_room(
         self, connection: Connection, owner_id: int, guild_id: int, max_waiting: int | None
     ) -> None:
-        queued = await first(connection, job_sql.COUNT_QUEUED, (owner_id, guild_id))
+        values = {"owner_id": owner_id, "guild_id": guild_id, "study_id": None}
+        queued = await first(connection, job_sql.COUNT_QUEUED, values)
         assert queued is not None
-        require_room(int(queued[0]), max_waiting or self._limits.max_jobs_per_user)
+        require_room(queued["jobs"], max_waiting or self._limits.max_jobs_per_user)
 
     async def _require_unique(self, connection: Connection, new: NewJob) -> None:
         if new.fingerprint is None:
@@ -374,6 +409,7 @@ def _columns(new: NewJob) -> dict[str, Any]:
         "gpus": new.gpus,
         "run_after": 0.0 if new.run_after is None else new.run_after.timestamp(),
         "max_running": new.max_running,
+        "max_waiting": new.max_waiting,
         "fingerprint": new.fingerprint,
         "estimate_s": new.estimate_s,
         "study": new.study,

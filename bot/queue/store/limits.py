@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
+from math import inf
 from typing import Any
 
 from pydantic import Field
@@ -12,7 +13,7 @@ from pydantic import Field
 from bot.clock import SYSTEM_CLOCK, Clock
 from bot.config import LimitSettings
 from bot.db import Database
-from bot.errors import NotEnoughGpus, OverBudget, PriorityNotAllowed
+from bot.errors import AboveCeiling, NotEnoughGpus, OverBudget, PriorityNotAllowed, UnknownHours
 from bot.queue.domain.job import LIVING, Priority
 from bot.queue.store.history import write_entry
 from bot.queue.store.job_sql import listed
@@ -40,9 +41,10 @@ FROM attempt INDEXED BY attempt_by_owner
 WHERE owner_id = :owner_id AND started_at >= :monday - {_WEEK_S} AND guild_id = :guild_id
 """
 
-#: Expected GPU seconds that a job still needs; NULL: unknown.
-_REMAINING = """gpus * MAX(0, estimate_s - COALESCE((
-    SELECT SUM(COALESCE(ended_at, :now) - started_at) FROM attempt WHERE attempt.job_id = job.id), 0))"""
+#: Expected GPU seconds that a job still needs; NULL: unknown. The estimate of a study is of all its runs, one GPU each.
+_REMAINING = """MAX(gpus, 1) * MAX(0, estimate_s - COALESCE((
+    SELECT SUM(COALESCE(ended_at, :now) - started_at) FROM attempt WHERE attempt.gpus > 0
+        AND attempt.job_id IN (SELECT run.id FROM job AS run WHERE run.id = job.id OR run.parent_id = job.id)), 0))"""
 
 _NEEDED = f"SELECT {_REMAINING} AS seconds FROM job WHERE id = :id"
 
@@ -55,7 +57,7 @@ WHERE owner_id = :owner_id AND state IN {listed(LIVING)} AND guild_id = :guild_i
 
 
 class RoleLimit(Frozen):
-    """Limits for the members of a role; None: as configured."""
+    """Limits for the members of a role, none above the configured ones; None: as configured."""
 
     role_id: int
     max_waiting: int | None = Field(default=None, ge=1, le=100)
@@ -87,21 +89,47 @@ class Allowance:
         return self.max_dataset_mib * _MIB
 
 
-def allowance_of(defaults: LimitSettings, role_limits: Iterable[RoleLimit], role_ids: Collection[int]) -> Allowance:
-    """Return, for each limit, the most generous of a member's roles that set it, else the default."""
+#: The limits of a role, and the configured ones, above which no role's may be; and whether 0 stands for any number.
+_CEILINGS = {
+    "max_waiting": ("max_jobs_per_user", False),
+    "max_running": ("max_running_per_user", True),
+    "max_epochs": ("max_epochs", False),
+    "max_dataset_mib": ("max_dataset_mib", False),
+    "gpu_hours_per_week": ("gpu_hours_per_week", True),
+}
+
+
+def allowance_of(configured: LimitSettings, role_limits: Iterable[RoleLimit], role_ids: Collection[int]) -> Allowance:
+    """Return, for each limit, the most generous of a member's roles that set it, else the configured one.
+
+    Never more than the configured one, which may have been lowered since a role got its own.
+    """
     own = [limit for limit in role_limits if limit.role_id in role_ids]
 
-    def widest(name: str, default: float, *, is_open_at_0: bool = False) -> Any:
-        values = [value for limit in own if (value := getattr(limit, name)) is not None] or [default]
-        return None if is_open_at_0 and 0 in values else max(values)
+    def limit_of(name: str) -> Any:
+        setting, is_open_at_0 = _CEILINGS[name]
+        given = [value for limit in own if (value := getattr(limit, name)) is not None]
+        ceiling = _number(getattr(configured, setting), is_open_at_0)
+        allowed = min(ceiling, max((_number(value, is_open_at_0) for value in given), default=ceiling))
+        return None if allowed == inf else allowed
 
-    return Allowance(
-        max_waiting=widest("max_waiting", defaults.max_jobs_per_user),
-        max_running=widest("max_running", defaults.max_running_per_user, is_open_at_0=True),
-        max_epochs=widest("max_epochs", defaults.max_epochs),
-        max_dataset_mib=widest("max_dataset_mib", defaults.max_dataset_mib),
-        gpu_hours_per_week=widest("gpu_hours_per_week", defaults.gpu_hours_per_week, is_open_at_0=True),
-    )
+    return Allowance(**{name: limit_of(name) for name in _CEILINGS})
+
+
+def require_below_ceilings(configured: LimitSettings, limit: RoleLimit) -> None:
+    """Raise unless a role gets no more than the operator of the machine allows.
+
+    Raises:
+        AboveCeiling: It would.
+    """
+    for name, (setting, is_open_at_0) in _CEILINGS.items():
+        wanted, ceiling = getattr(limit, name), getattr(configured, setting)
+        if wanted is not None and _number(wanted, is_open_at_0) > _number(ceiling, is_open_at_0):
+            raise AboveCeiling(setting=setting, wanted=wanted, ceiling=ceiling)
+
+
+def _number(limit: float, is_open_at_0: bool) -> float:
+    return inf if is_open_at_0 and limit == 0 else limit
 
 
 def require_gpus(wanted: int, available: int) -> None:
@@ -140,15 +168,18 @@ class Budget:
         return None if self.allowed_h is None else max(0.0, self.allowed_h - self.used_h - self.reserved_h)
 
 
-def require_budget(budget: Budget, needed_h: float | None) -> None:
+def require_budget(budget: Budget, needed_h: float | None, *, is_study: bool = False) -> None:
     """Raise unless a job that needs `needed_h` GPU hours (None: unknown) fits into the budget.
 
     Raises:
         OverBudget: It does not.
+        UnknownHours: It is a study, whose runs may take any number of hours, and nothing tells how many.
     """
     left_h = budget.left_h
     if left_h is None or budget.allowed_h is None:
         return
+    if is_study and needed_h is None and left_h > 0:
+        raise UnknownHours(left_h=left_h)
     if left_h <= 0 or (needed_h is not None and needed_h > left_h):
         raise OverBudget(needed_h=needed_h, left_h=left_h, allowed_h=budget.allowed_h)
 
@@ -165,13 +196,18 @@ def week_of(now: float, zone: tzinfo) -> tuple[float, float]:
 class RoleLimits:
     """Limits of roles in the database, and the budgets that follow from them."""
 
-    def __init__(self, db: Database, *, defaults: LimitSettings | None = None, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(self, db: Database, *, configured: LimitSettings | None = None, clock: Clock = SYSTEM_CLOCK) -> None:
         self._db = db
-        self._defaults = defaults or LimitSettings()
+        self._configured = configured or LimitSettings()
         self._clock = clock
 
     async def set(self, guild_id: int, limit: RoleLimit, *, by: int) -> None:
-        """Set the limits of a role, replacing earlier ones."""
+        """Set the limits of a role, replacing earlier ones.
+
+        Raises:
+            AboveCeiling: One is above the configured one; nothing is changed.
+        """
+        require_below_ceilings(self._configured, limit)
         values = {"guild_id": guild_id, **limit.model_dump()}
         async with self._db.transaction() as connection:
             await connection.execute_fetchall(_SET, values)
@@ -199,7 +235,7 @@ class RoleLimits:
 
     async def allowance(self, guild_id: int, role_ids: Collection[int]) -> Allowance:
         """Return the limits of a member with these roles."""
-        return allowance_of(self._defaults, await self.list(guild_id), role_ids)
+        return allowance_of(self._configured, await self.list(guild_id), role_ids)
 
     async def budget(self, guild_id: int, owner_id: int, allowed_h: float | None, *, zone: tzinfo = UTC) -> Budget:
         """Return a member's GPU hours of this calendar week; running jobs count up to now."""

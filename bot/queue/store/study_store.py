@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bot.config import LimitSettings
 from bot.db import Connection, Row
 from bot.outbox import NotificationKind
 from bot.queue.domain.job import LIVING, ActiveJob, EndReason, EndReasonKind, Job, State, StopIntent
@@ -43,8 +44,9 @@ def is_of_earlier_round(child: Job, study: Job) -> bool:
 class StudyStore:
     """Changes studies and their children, each in one transaction that is fenced by the study's attempt."""
 
-    def __init__(self, transitions: Transitions) -> None:
+    def __init__(self, transitions: Transitions, limits: LimitSettings) -> None:
         self._transitions = transitions
+        self._limits = limits
         self._db = transitions.db
 
     async def children(self, job_id: int) -> list[Job]:
@@ -53,7 +55,11 @@ class StudyStore:
         return [Job.from_row(row) for row in rows]
 
     async def set_goals(self, job_id: int, attempt: int, goals: Sequence[StudyGoal], step: str) -> bool:
-        """Store the study's newest step, and queue or aim the children it needs; False if it no longer runs."""
+        """Store the study's newest step, and queue or aim the children it needs; False if it no longer runs.
+
+        Children that are queued count as jobs of their owner, who may have so many: the others are created at a later
+        step, which follows when one of these starts.
+        """
         async with self._db.transaction() as connection:
             study = await self._active(connection, job_id, attempt)
             if study is None or study.state is State.STOPPING:
@@ -64,12 +70,22 @@ class StudyStore:
                 await self._transitions.record(connection, began, verb="begin", before=study.state)
             await self._store_step(connection, job_id, step)
             known = {row["child_name"]: row for row in await connection.execute_fetchall(_CHILDREN, (job_id,))}
+            room = await self._room(connection, study)
             for goal in goals:
-                if (row := known.get(goal.name)) is None:
-                    await self._create(connection, study, goal)
-                else:
+                if (row := known.get(goal.name)) is not None:
                     await self._aim(connection, study, row, goal.until_epoch)
+                elif room > 0:
+                    await self._create(connection, study, goal)
+                    room -= 1
         return True
+
+    async def _room(self, connection: Connection, study: ActiveJob) -> int:
+        """How many children may be created now; one, however many jobs their owner has, if none of them is queued."""
+        values = {"owner_id": study.owner_id, "guild_id": study.guild_id, "study_id": study.id}
+        queued = await first(connection, job_sql.COUNT_QUEUED, values)
+        assert queued is not None
+        allowed = study.max_waiting or self._limits.max_jobs_per_user
+        return max(allowed - int(queued["jobs"]), 0 if queued["children"] else 1)
 
     async def _active(self, connection: Connection, job_id: int, attempt: int) -> ActiveJob | None:
         row = await first(connection, job_sql.ACTIVE_JOB, (job_id, attempt))
@@ -91,6 +107,7 @@ class StudyStore:
             "dataset_id": study.dataset_id,
             "priority": study.priority,
             "max_running": study.max_running,
+            "max_waiting": study.max_waiting,
             "name": goal.spec.name,
             "spec": goal.spec.model_dump_json(),
             "turn": turn[0],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from bot.clock import SYSTEM_CLOCK, Clock
@@ -55,8 +54,8 @@ class Transitions:
         )
         await self.touch(connection, row, at_once=True)
         # Queued jobs may have another position now.
-        for other in await connection.execute_fetchall(job_sql.NEXT_QUEUED, (row["id"],)):
-            await self.outbox.touch_card(connection, other["id"], channel_id=other["channel_id"])
+        others = await connection.execute_fetchall(job_sql.NEXT_QUEUED, (row["id"],))
+        await self.outbox.touch_cards(connection, [(other["id"], other["channel_id"]) for other in others])
         self.db.after_commit(self.changed.set)
 
     async def touch(self, connection: Connection, row: Row, *, at_once: bool = False) -> None:
@@ -94,7 +93,7 @@ class Transitions:
         )
         if outcome.state in {State.SUCCEEDED, State.STOPPED}:
             try:
-                await write_measure(connection, replace(job, state=outcome.state), now)
+                await write_measure(connection, job.changed(state=outcome.state), now)
             except ValueError:
                 # Spec or counts cannot be read; the job ends all the same.
                 log.exception("#%d: its duration is not kept for estimates", job.id)
@@ -109,5 +108,13 @@ class Transitions:
     ) -> None:
         """Notify the owner of an end; that of a child is reported by its study."""
         if row["parent_id"] is None:
-            notification = end_notification(kind, event, job_id=row["id"], attempt=row["attempt"], round_=row["round"])
+            notification = end_notification(
+                kind,
+                event,
+                job_id=row["id"],
+                guild_id=row["guild_id"],
+                owner_id=row["owner_id"],
+                attempt=row["attempt"],
+                round_=row["round"],
+            )
             await self.outbox.put(connection, notification, channel_id=row["channel_id"])

@@ -11,12 +11,16 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from trainer.dataset.images.image_record import ImageRecord
 from trainer.errors import DatasetError
 from trainer.protocol.report import Image, Split
 from trainer.protocol.settings import SplitChoice, SplitKind
 from trainer.protocol.text import _, ngettext
+
+if TYPE_CHECKING:
+    # It loads OpenCV, which most commands of the trainer do not need.
+    from trainer.dataset.images.image_record import ImageRecord
 
 #: Groups that a class needs for its own share of each split (0.15 * 7 rounds to 1).
 MIN_GROUPS_PER_CLASS = 7
@@ -146,14 +150,24 @@ def assign_folds(images: Iterable[Image], folds: int, seed: int) -> dict[str, in
     """
     # In the order of their content, so that names do not matter.
     usable = sorted((image for image in images if _is_usable(image)), key=content_key)
-    groups = [content_key(image) if image.group is None else f"group {image.group}" for image in usable]
-    if (different := len(set(groups))) < folds:
-        raise _too_few_groups(different, folds)
+    check_folds(usable, folds)
+    groups = [_group_key(image) for image in usable]
     return {
         content_key(usable[index]): fold
         for fold, indices in enumerate(_fold_indices(usable, groups, folds, seed), start=1)
         for index in indices
     }
+
+
+def check_folds(images: Iterable[Image], folds: int) -> None:
+    """Check that there are enough images for so many folds, without the seconds that assigning them takes.
+
+    Raises:
+        DatasetError: There are fewer groups than folds.
+    """
+    different = len({_group_key(image) for image in images if _is_usable(image)})
+    if different < folds:
+        raise _too_few_groups(different, folds)
 
 
 def apply_split(images: Sequence[Image], choice: SplitChoice, seed: int) -> tuple[Image, ...]:
@@ -178,12 +192,16 @@ def content_key(image: Image) -> str:
     return image.pixels_sha256 or image.source
 
 
+def _group_key(image: Image) -> str:
+    return content_key(image) if image.group is None else f"group {image.group}"
+
+
 def _is_usable(image: Image) -> bool:
     return image.status == "kept" and image.split in {Split.TRAIN, Split.VALIDATION}
 
 
 def _fold_indices(images: Sequence[Image], groups: Sequence[str], folds: int, seed: int) -> list[list[int]]:
-    # Takes a second to import, and only studies need it.
+    # Takes seconds to import, and only the runs of a cross-validation need it.
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
     stratified = StratifiedGroupKFold(folds, shuffle=True, random_state=seed % 2**32)
