@@ -7,6 +7,7 @@ FAILPOINT_VARIABLE = "DARKROOM_FAIL_AT"
 #: In the order of an upload: taken in, and, if the bot was killed meanwhile, finished by the next bot.
 UPLOAD_POINTS = (
     "upload_recorded",
+    "upload_acknowledged",
     "upload_received",
     "upload_prepared",
     "upload_drafted",

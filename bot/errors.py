@@ -3,6 +3,7 @@
 DarkroomError
 ├── ConfigError              the configuration cannot be used; names every problem
 ├── TokenRefused             Discord refuses the bot's token
+├── DiscordUnreachable       it does not answer a command of the command line
 ├── DataFolderError
 │   ├── FolderInUse          another bot uses this data folder
 │   ├── SchemaTooNew         a newer Darkroom wrote this database
@@ -15,16 +16,25 @@ DarkroomError
 ├── DatasetRefused           the uploaded files cannot be trained on
 │   ├── DatasetTooLarge
 │   ├── TooFewImages
+│   ├── TooManyDatasets      the person has as many datasets, or bytes of them, as one may have
+│   ├── DiskAlmostFull       the machine takes no uploads
 │   └── PrepareFailed        it could not be prepared (time, memory, crash)
 ├── JobRefused               the job is not accepted; nothing was queued
 │   ├── TooManyWaiting
+│   ├── TooManyDrafts
+│   ├── TooManyEpochs
+│   ├── TooManyRuns          the study has more runs than one may have
 │   ├── OverBudget           it needs more GPU hours than its owner has left this week
+│   ├── UnknownHours         nobody can tell whether a study fits into the GPU hours of the week
 │   ├── NotEnoughGpus        it asks for more GPUs than there are slots
 │   ├── PriorityNotAllowed   high priority is for managers of the server
 │   ├── JobFilesDeleted      its files were deleted, so it cannot be retried
 │   └── DuplicateJob         the same data and settings wait, run, or have succeeded
+├── AboveCeiling             a limit of a role that would be above the configured one
 ├── DatasetInUse             a training that has not ended needs it
 ├── DraftEnded               a request that waited for "Go on" and no longer does
+├── TooOften                 more uses of a command or button than a person needs
+├── StaleButton              a button that this version does not know
 ├── NotAllowed               another member's job
 │   ├── NotYourDataset
 │   ├── NotYourRequest
@@ -42,7 +52,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer.protocol.text import _, ngettext
+from trainer.protocol.text import _, duration, ngettext, size
 
 _MIB = 1024 * 1024
 
@@ -72,6 +82,14 @@ class TokenRefused(DarkroomError):
                 variable=token_env,
             )
         )
+
+
+class DiscordUnreachable(DarkroomError):
+    """Discord does not answer a command of the command line."""
+
+    def __init__(self, *, why: str) -> None:
+        self.why = why
+        super().__init__(_("Discord cannot be reached: {why}. Try again.", why=why))
 
 
 class DataFolderError(DarkroomError):
@@ -197,6 +215,38 @@ class DatasetTooLarge(DatasetRefused):
         )
 
 
+class TooManyDatasets(DatasetRefused):
+    """The person has as many datasets, or bytes of them, as one may have."""
+
+    def __init__(self, *, datasets: int, max_datasets: int, stored_bytes: int, max_bytes: int) -> None:
+        self.datasets, self.max_datasets = datasets, max_datasets
+        self.stored_bytes, self.max_bytes = stored_bytes, max_bytes
+        super().__init__(
+            _(
+                "You would have {n} datasets of {size} in all, and one person may have {max_n} of {max_size}. "
+                "Nothing was kept; delete one that you no longer need (`/dataset delete`).",
+                n=datasets,
+                size=size(stored_bytes),
+                max_n=max_datasets,
+                max_size=size(max_bytes),
+            )
+        )
+
+
+class DiskAlmostFull(DatasetRefused):
+    """The disk has less free space than the operator wants to keep."""
+
+    def __init__(self, *, free_bytes: int) -> None:
+        self.free_bytes = free_bytes
+        super().__init__(
+            _(
+                "The machine's disk is almost full ({free} left), so it takes no images now. Nothing was downloaded; "
+                "its operators have to make room.",
+                free=size(free_bytes),
+            )
+        )
+
+
 class TooFewImages(DatasetRefused):
     """Not enough usable images."""
 
@@ -238,6 +288,82 @@ class TooManyWaiting(JobRefused):
                 "You have {waiting} of {allowed} jobs waiting. Cancel one, or wait until one starts.",
                 waiting=waiting,
                 allowed=allowed,
+            )
+        )
+
+
+class TooManyDrafts(JobRefused):
+    """The person has as many requests that wait for "Go on" as one may have."""
+
+    def __init__(self, *, waiting: int, allowed: int) -> None:
+        self.waiting, self.allowed = waiting, allowed
+        super().__init__(
+            _(
+                "You have {waiting} of {allowed} requests that wait for “Go on”. Confirm or cancel one; each ends "
+                "after a day. The dataset is kept.",
+                waiting=waiting,
+                allowed=allowed,
+            )
+        )
+
+
+class TooManyEpochs(JobRefused):
+    """The job trains longer than its owner may in one job."""
+
+    def __init__(self, *, epochs: int, allowed: int) -> None:
+        self.epochs, self.allowed = epochs, allowed
+        super().__init__(
+            _(
+                "{epochs} epochs are more than the {allowed} that you may train in one job here. "
+                "Nothing was queued; use fewer epochs.",
+                epochs=epochs,
+                allowed=allowed,
+            )
+        )
+
+
+class TooManyRuns(JobRefused):
+    """The study has more runs than one may have."""
+
+    def __init__(self, *, runs: int, allowed: int) -> None:
+        self.runs, self.allowed = runs, allowed
+        super().__init__(
+            _(
+                "This study has {runs} runs, and one may have {allowed} here. Nothing was queued; vary fewer values, "
+                "or take fewer folds.",
+                runs=runs,
+                allowed=allowed,
+            )
+        )
+
+
+class UnknownHours(JobRefused):
+    """The GPU hours of the week are limited, and nothing tells how many a study needs."""
+
+    def __init__(self, *, left_h: float) -> None:
+        self.left_h = left_h
+        super().__init__(
+            _(
+                "You have {left} GPU-h left until Monday, and nothing like this was trained here before, so nobody can "
+                "tell whether all runs of the study fit. Nothing was queued; train one job with these settings first "
+                "(`/finetune`).",
+                left=_hours(left_h),
+            )
+        )
+
+
+class AboveCeiling(DarkroomError):
+    """A limit of a role would be above the one that the operator configured."""
+
+    def __init__(self, *, setting: str, wanted: float, ceiling: float) -> None:
+        self.setting, self.wanted, self.ceiling = setting, wanted, ceiling
+        super().__init__(
+            _(
+                "The operator of this bot allows {ceiling} ({setting} in its configuration), and this would be "
+                "{wanted}. Nothing was changed.",
+                ceiling=f"{ceiling:g}",
+                setting=setting,
+                wanted=f"{wanted:g}" if wanted else _("any number"),
             )
         )
 
@@ -403,6 +529,28 @@ class NoSuchDataset(NotFound):
     def __init__(self, *, wanted: str | int) -> None:
         self.wanted = wanted
         super().__init__(_("There is no dataset {name!r} here. Upload one with /dataset upload.", name=wanted))
+
+
+class TooOften(DarkroomError):
+    """More uses of a command or button than a person needs; nothing was done."""
+
+    def __init__(self, *, uses: int, per_s: float, wait_s: float) -> None:
+        self.uses, self.per_s, self.wait_s = uses, per_s, wait_s
+        super().__init__(
+            _(
+                "You have used this {uses} times within {period}. Nothing was done; try again in {wait}.",
+                uses=uses,
+                period=duration(per_s),
+                wait=duration(max(1.0, wait_s)),
+            )
+        )
+
+
+class StaleButton(DarkroomError):
+    """A button that this version does not know."""
+
+    def __init__(self) -> None:
+        super().__init__(_("This button belongs to another version of me. Run the command that showed it again."))
 
 
 class LaunchFailed(DarkroomError):

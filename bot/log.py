@@ -35,6 +35,20 @@ class LogFormat(StrEnum):
     JSON = "json"
 
 
+#: Control characters, line ends too, and marks that turn the reading direction: `\\x1b` and the like in place of each.
+_CONTROLS = {
+    code: chr(code).encode("unicode_escape").decode()
+    for code in (*range(32), *range(127, 160), 0x61C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))
+}
+
+
+class TextLines(logging.Formatter):
+    """Formats a record as one line, whatever names of strangers it holds; an exception follows on lines of its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is logging's.
+        return super().formatMessage(record).translate(_CONTROLS)
+
+
 class JsonLines(logging.Formatter):
     """Formats a record as one JSON object: time, level, logger, message, and the job and exception if there are any."""
 
@@ -58,7 +72,7 @@ def setup_logging(
 ) -> None:
     """Log records of `level` and above to `stream` (default: stderr), of verbose libraries only from WARNING on."""
     handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(JsonLines() if form is LogFormat.JSON else logging.Formatter(_FORMAT))
+    handler.setFormatter(JsonLines() if form is LogFormat.JSON else TextLines(_FORMAT))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
     for name in _VERBOSE_LIBRARIES:

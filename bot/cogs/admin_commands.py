@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import discord
@@ -9,8 +10,9 @@ from discord import app_commands
 from discord.ext import commands
 from pydantic import ValidationError
 
-from bot.cogs import replies
-from bot.cogs.autocomplete import find_job, job_choices
+from bot.cogs.autocomplete import answered, job_choices
+from bot.cogs.interaction_gate import ButtonHandler
+from bot.cogs.lookups import find_job
 from bot.cogs.replies import reply
 from bot.cogs.services import Services
 from bot.config import DiscordSettings
@@ -25,6 +27,7 @@ from bot.ui.admin_pages import (
     limits_page,
     pause_text,
     plan_digest,
+    resent_text,
     slot_choice,
     slots_page,
     storage_page,
@@ -50,8 +53,9 @@ else:
     Hours = app_commands.Range[float, 0, 10_000]
 
 
-#: Verbs about one server, and `health`, which shows numbers only. All others are about the machine that servers share.
-_OF_ONE_SERVER = frozenset({"bump", "limits", "audit", "health"})
+#: Verbs about one server; `health` shows only numbers of others. All other verbs are about the machine that servers
+#: share.
+_OF_ONE_SERVER = frozenset({"bump", "limits", "audit", "health", "resend"})
 
 
 @app_commands.guild_only()
@@ -116,6 +120,7 @@ class AdminCommands(commands.GroupCog, group_name="admin", group_description="Ru
         await reply(interaction, text_message(bump_text(found, after, wanted)))
 
     @bump.autocomplete("job")
+    @answered
     async def choose_waiting(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
         return await job_choices(self._services, interaction, typed, states=frozenset({State.QUEUED}))
 
@@ -143,6 +148,7 @@ class AdminCommands(commands.GroupCog, group_name="admin", group_description="Ru
         return "" if is_changed else _("There is no such slot, or it is so already; nothing was changed.")
 
     @slots.autocomplete("slot")
+    @answered
     async def choose_slot(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
         # `interaction_check` does not cover autocompletion.
         if not is_operator(interaction, self._services.config.discord):
@@ -212,32 +218,41 @@ class AdminCommands(commands.GroupCog, group_name="admin", group_description="Ru
         title = _("Audit") if job_id is None else _("Audit of #{job}", job=job_id)
         await reply(interaction, audit_page(title, entries))
 
-    @audit.autocomplete("job")
-    async def choose_job(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
-        return await job_choices(self._services, interaction, typed)
-
     @app_commands.command(description="The state of the database, the disk, the queue and the connection.")
     async def health(self, interaction: discord.Interaction) -> None:
-        await interaction.response.defer(ephemeral=True, thinking=True)
-        await reply(interaction, await self._services.health())
+        # The names of what belongs to other servers are for operators only.
+        is_of_all = is_operator(interaction, self._services.config.discord)
+        await reply(interaction, await self._services.health(None if is_of_all else interaction.guild_id))
+
+    @app_commands.command(description="Send messages that could not be delivered again.")
+    @app_commands.describe(job="Only those about this job: its number or name", here="To this channel instead")
+    @app_commands.rename(job="id")
+    async def resend(self, interaction: discord.Interaction, job: str | None = None, here: bool = False) -> None:
+        assert interaction.guild_id is not None
+        job_id = None if job is None else (await find_job(self._services, interaction, job)).id
+        channel_id = interaction.channel_id if here else None
+        count = await self._services.outbox.resend(interaction.guild_id, job_id=job_id, channel_id=channel_id)
+        await reply(interaction, text_message(resent_text(count, is_here=here)))
+
+    @audit.autocomplete("job")
+    @resend.autocomplete("job")
+    @answered
+    async def choose_job(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
+        return await job_choices(self._services, interaction, typed)
 
     # -- storage --------------------------------------------------------------------------------------------------
 
     @app_commands.command(description="The disk space of the jobs, and what is due to be deleted.")
     async def storage(self, interaction: discord.Interaction) -> None:
-        await interaction.response.defer(ephemeral=True, thinking=True)
         await reply(interaction, storage_page(*await self._services.storage.survey()))
 
     @commands.Cog.listener()
     async def on_admin_button(self, interaction: discord.Interaction, verb: str, digest: str) -> None:
-        try:
-            self._require_operator(interaction)
-            await interaction.response.defer(ephemeral=True, thinking=True)
-            await self._delete(interaction, digest, is_confirmed=verb == "delete_now")
-        except Exception as error:  # noqa: BLE001 - the edge to Discord: every failure becomes a sentence.
-            await replies.reply_error(interaction, error)
+        await self._services.gate.press(interaction, HANDLERS, verb, digest, self)
 
-    async def _delete(self, interaction: discord.Interaction, digest: str, *, is_confirmed: bool) -> None:
+    async def delete(self, interaction: discord.Interaction, digest: str, *, is_confirmed: bool) -> None:
+        """Delete the plan that was shown, once it is confirmed."""
+        self._require_operator(interaction)
         plan, totals = await self._services.storage.survey()
         if plan_digest(plan) != digest:
             note = _("The plan has changed since it was shown to you; nothing was deleted.")
@@ -250,6 +265,23 @@ class AdminCommands(commands.GroupCog, group_name="admin", group_description="Ru
     async def _carry_out(self, plan: RetentionPlan) -> str:
         deleted = [deletion for deletion in plan.deletions if await self._services.delete_files(deletion)]
         return deleted_text(deleted, planned=len(plan.deletions))
+
+
+async def _ask(interaction: discord.Interaction, cog: AdminCommands, digest: str) -> None:
+    await cog.delete(interaction, digest, is_confirmed=False)
+
+
+async def _delete_now(interaction: discord.Interaction, cog: AdminCommands, digest: str) -> None:
+    await cog.delete(interaction, digest, is_confirmed=True)
+
+
+#: Of `plan_digest`.
+_DIGEST = "[0-9a-f]{1,40}"
+
+HANDLERS: Mapping[str, ButtonHandler] = {
+    "delete": ButtonHandler(run=_ask, argument=_DIGEST),
+    "delete_now": ButtonHandler(run=_delete_now, argument=_DIGEST),
+}
 
 
 def require_manager(interaction: discord.Interaction) -> None:

@@ -9,10 +9,13 @@ import aiohttp
 import discord
 
 from bot.bot_failpoints import failpoint
-from bot.cogs.replies import reply_error
+from bot.cogs.interaction_gate import explain
+from bot.cogs.replies import Acknowledgement, AnswerFailed, acknowledge, reply
 from bot.cogs.services import Services, allowance_of_member
 from bot.datasets import Dataset, PendingUpload, Received, Upload, UploadKind, title_of
 from bot.errors import DatasetRefused, DatasetTooLarge
+from bot.ui.layout import text_message
+from bot.ui.upload_posts import Unanswered
 from trainer.protocol.text import _
 
 _CHUNK_BYTES = 256 * 1024
@@ -31,34 +34,50 @@ async def tracked_upload(
     is_at_once: bool = False,
     dataset_id: int | None = None,
 ) -> AsyncIterator[None]:
-    """Track an upload while the body runs; errors are reported to the member and swallowed.
+    """Track an upload, acknowledge its interaction, and run the body; errors are reported to the member and swallowed.
 
-    The upload is stored before the body and removed after it. If the bot ends in between, its next start finishes the
-    upload (`bot.scheduled.interrupted_uploads`).
+    The upload is stored first and removed once its member is answered. If the bot ends in between, its next start
+    finishes the upload (`bot.scheduled.interrupted_uploads`). If Discord takes no answer, this bot gives it in the
+    channel.
+
+    Raises:
+        AnswerFailed: The interaction came too late or twice; nothing was done.
     """
     assert interaction.guild_id is not None
-    await services.uploads.add(
-        PendingUpload(
-            interaction_id=interaction.id,
-            guild_id=interaction.guild_id,
-            channel_id=interaction.channel_id or 0,
-            owner_id=interaction.user.id,
-            kind=kind,
-            request=request,
-            is_at_once=is_at_once,
-            dataset_id=dataset_id,
-            title=title_of([each.filename for each in attachments]),
-        )
+    upload = PendingUpload(
+        interaction_id=interaction.id,
+        guild_id=interaction.guild_id,
+        channel_id=interaction.channel_id or 0,
+        owner_id=interaction.user.id,
+        kind=kind,
+        request=request,
+        is_at_once=is_at_once,
+        dataset_id=dataset_id,
+        title=title_of([each.filename for each in attachments]),
     )
+    if not await services.uploads.add(upload):
+        raise AnswerFailed(Unanswered.REPEATED)
     failpoint("upload_recorded")
-    is_answered = True
     try:
-        yield
-    except Exception as error:  # noqa: BLE001 - an edge to Discord: the upload is removed only once the member knows.
-        is_answered = await reply_error(interaction, error)
-    failpoint("upload_answered")
-    if is_answered:
+        await acknowledge(interaction, Acknowledgement.THINKING)
+    except (AnswerFailed, discord.HTTPException):
         await services.uploads.remove(interaction.id)
+        raise
+    failpoint("upload_acknowledged")
+    sentence = ""
+    try:
+        try:
+            yield
+        except AnswerFailed:
+            raise
+        except Exception as error:  # noqa: BLE001 - an edge to Discord: the upload is removed only once the member knows.
+            sentence = explain(interaction, error)
+            await reply(interaction, text_message(sentence))
+    except AnswerFailed as failed:
+        await services.finish_upload(interaction.id, failed.why, sentence)
+        return
+    failpoint("upload_answered")
+    await services.uploads.remove(interaction.id)
 
 
 async def ingest_attachments(
@@ -92,7 +111,7 @@ async def download_attachments(
         if left < 0:
             raise DatasetTooLarge(file_name=attachment.filename, max_bytes=max_bytes)
     uploads = [Upload(name=each.filename, chunks=services.download(each)) for each in attachments]
-    received = await services.datasets.receive(uploads, max_bytes=max_bytes)
+    received = await services.datasets.receive(uploads, max_bytes=max_bytes, owner_id=interaction.user.id)
     await services.uploads.mark_received(interaction.id, received)
     failpoint("upload_received")
     return received

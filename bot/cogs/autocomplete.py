@@ -2,40 +2,53 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Coroutine
+from functools import wraps
+from typing import Any, TypeAlias, TypeVar
+
 import discord
 from discord import app_commands
 
+from bot.cogs.lookups import storable
+from bot.cogs.replies import AnswerFailed, offer
 from bot.cogs.services import Services
 from bot.config import Config
-from bot.errors import NotFound
-from bot.queue import Job, State, may_control
-from bot.queue.domain.verbs import Verb, is_applicable
+from bot.queue import State
+from bot.queue.domain.verbs import Verb, applicable_states, is_applicable
 from bot.ui.dataset_cards import images_words
 from bot.ui.job_card import job_choice
 from trainer.protocol.presets import presets
-from trainer.protocol.text import _
+
+log = logging.getLogger(__name__)
 
 #: Discord's limits for choices.
 _MAX_CHOICES = 25
 _MAX_CHOICE_CHARS = 100
 #: Jobs that are searched for those to which a verb applies.
-_MAX_SEARCHED = 200
+_MAX_SEARCHED = 100
 
 
-async def find_job(services: Services, interaction: discord.Interaction, typed: str) -> Job:
-    """Return the job that a number (`42`, `#42`) or a name means.
+_Choices: TypeAlias = list[app_commands.Choice[str]]
+_Cog = TypeVar("_Cog")
+_Choose: TypeAlias = Callable[[_Cog, discord.Interaction, str], Coroutine[Any, Any, _Choices]]
 
-    Raises:
-        NotFound: This server has no such job.
-    """
-    assert interaction.guild_id is not None
-    number = typed.strip().removeprefix("#")
-    if number.isascii() and number.isdigit() and len(number) < 19:
-        return await services.jobs.get_in(interaction.guild_id, int(number))
-    found = await services.jobs.search(interaction.guild_id, typed, limit=1)
-    if not found:
-        raise NotFound(_('There is no job "{name}" here. /job list shows the jobs of this server.', name=typed[:60]))
-    return found[0]
+
+def answered(choose: _Choose[_Cog]) -> _Choose[_Cog]:
+    """Let an autocompletion answer itself: discord.py logs each one that comes too late with its traceback."""
+
+    @wraps(choose)
+    async def answering(cog: _Cog, interaction: discord.Interaction, typed: str) -> _Choices:
+        choices = await choose(cog, interaction, typed)
+        try:
+            await offer(interaction, choices)
+        except (AnswerFailed, discord.HTTPException) as error:
+            log.info("choices of /%s not shown: %s", getattr(interaction.command, "qualified_name", ""), error)
+            # Else discord.py would answer again, and fail again.
+            interaction.response._response_type = discord.InteractionResponseType.autocomplete_result
+        return choices
+
+    return answering
 
 
 async def job_choices(
@@ -48,16 +61,17 @@ async def job_choices(
 ) -> list[app_commands.Choice[str]]:
     """Jobs whose number or name matches; only those in `states`, and those to which the member may apply `verb`."""
     assert interaction.guild_id is not None
-    is_filtered = verb is not None or states is not None
-    limit = _MAX_SEARCHED if is_filtered else _MAX_CHOICES
-    jobs = await services.jobs.search(interaction.guild_id, typed, limit=limit)
+    wanted = frozenset(State) if states is None else states
+    is_own = verb is not None and not interaction.permissions.manage_guild
+    jobs = await services.jobs.search(
+        interaction.guild_id,
+        storable(typed),
+        limit=_MAX_CHOICES if verb is None else _MAX_SEARCHED,
+        states=wanted if verb is None else wanted & applicable_states(verb),
+        owner_id=interaction.user.id if is_own else None,
+    )
     if verb is not None:
-        user_id, can_manage = interaction.user.id, interaction.permissions.manage_guild
-        jobs = [
-            job for job in jobs if is_applicable(verb, job) and may_control(job, user_id=user_id, can_manage=can_manage)
-        ]
-    if states is not None:
-        jobs = [job for job in jobs if job.state in states]
+        jobs = [job for job in jobs if is_applicable(verb, job)]
     return [app_commands.Choice(name=job_choice(job), value=str(job.id)) for job in jobs[:_MAX_CHOICES]]
 
 
@@ -66,7 +80,7 @@ async def dataset_choices(
 ) -> list[app_commands.Choice[str]]:
     """Datasets of this server whose name matches, newest first."""
     assert interaction.guild_id is not None
-    found = await services.datasets.search(interaction.guild_id, typed, limit=_MAX_CHOICES)
+    found = await services.datasets.search(interaction.guild_id, storable(typed), limit=_MAX_CHOICES)
     return [_choice(f"{each.name} · {images_words(each.counts.kept)}", each.name) for each in found]
 
 

@@ -11,12 +11,14 @@ from discord.ext import commands
 
 from bot.bot_failpoints import failpoint
 from bot.cogs.attachments import download_attachments, tracked_upload
-from bot.cogs.autocomplete import dataset_choices
-from bot.cogs.dataset_review import require_change_by, review_content
+from bot.cogs.autocomplete import answered, dataset_choices
+from bot.cogs.dataset_review import review_content
 from bot.cogs.drafts import dataset_card
-from bot.cogs.replies import reply, reporting_errors
+from bot.cogs.interaction_gate import PAGES, UPLOADS, handled
+from bot.cogs.lookups import dataset_here, own_dataset
+from bot.cogs.replies import Acknowledgement, open_form, reply
 from bot.cogs.services import Services
-from bot.datasets import Dataset, ImportRequest, UploadKind, import_files
+from bot.datasets import ImportRequest, UploadKind, import_files
 from bot.datasets.decisions import format_rules, parse_rules, with_rules
 from bot.errors import DatasetRefused
 from bot.ui.dataset_cards import LIST_PAGE, dataset_list, delete_question
@@ -31,6 +33,11 @@ _CAPTIONS = frozenset({"txt", "caption", "json", "jsonl", "csv"})
 
 _OPTIONS = {"dataset": _("The dataset")}
 
+#: `tracked_upload` acknowledges these, once it has stored the upload.
+_TRACKED = handled(Acknowledgement.NONE, rate=UPLOADS)
+#: The form is the answer.
+_FORM = handled(Acknowledgement.NONE)
+
 
 @app_commands.guild_only()
 class DatasetCommands(
@@ -41,19 +48,22 @@ class DatasetCommands(
     def __init__(self, services: Services, tree: app_commands.CommandTree[Any]) -> None:
         self._services = services
         self._tree = tree
-        menu = app_commands.ContextMenu(name=_("Use attachments as dataset"), callback=self.use_attachments)
+        menu = app_commands.ContextMenu(
+            name=_("Use attachments as dataset"), callback=self.use_attachments, extras=_TRACKED
+        )
         self._menu = app_commands.guild_only(menu)
 
     async def cog_load(self) -> None:
         # discord.py has no decorator for menus in cogs.
         self._tree.add_command(self._menu)
 
-    @app_commands.command(description=_("Upload images: up to ten files, archives too."))
+    @app_commands.command(description=_("Upload images: up to ten files, archives too."), extras=_FORM)
     async def upload(self, interaction: discord.Interaction) -> None:
         has_captioner = bool(self._services.config.captions.model)
-        await interaction.response.send_modal(UploadForm(reporting_errors(self._uploaded), has_captioner=has_captioner))
+        submitted = self._services.gate.form(self._uploaded, UPLOADS, is_tracked=True)
+        await open_form(interaction, UploadForm(submitted, has_captioner=has_captioner))
 
-    @app_commands.command(description=_("Add files to a dataset; its images keep their splits."))
+    @app_commands.command(description=_("Add files to a dataset; its images keep their splits."), extras=_TRACKED)
     @app_commands.describe(
         **_OPTIONS,
         file=_("Images, an archive, or captions"),
@@ -72,8 +82,7 @@ class DatasetCommands(
         file4: discord.Attachment | None = None,
         file5: discord.Attachment | None = None,
     ) -> None:
-        await interaction.response.defer(ephemeral=True, thinking=True)
-        found = await self._own(interaction, dataset, "add to")
+        found = await own_dataset(self._services, interaction, dataset, "add to")
         files = [each for each in (file, file2, file3, file4, file5) if each is not None]
         async with tracked_upload(self._services, interaction, files, kind=UploadKind.ADD, dataset_id=found.id):
             received = await download_attachments(self._services, interaction, files)
@@ -86,54 +95,57 @@ class DatasetCommands(
             )
             await reply(interaction, await dataset_card(self._services, interaction, grown, note=note))
 
-    @app_commands.command(name="list", description=_("The datasets of this server, newest first."))
+    @app_commands.command(
+        name="list", description=_("The datasets of this server, newest first."), extras=handled(rate=PAGES)
+    )
     async def list_datasets(self, interaction: discord.Interaction) -> None:
         await reply(interaction, await list_page(self._services, interaction, 0))
 
-    @app_commands.command(description=_("What is in a dataset, and what was found."))
+    @app_commands.command(description=_("What is in a dataset, and what was found."), extras=handled(rate=PAGES))
     @app_commands.describe(**_OPTIONS)
     async def inspect(self, interaction: discord.Interaction, dataset: str) -> None:
-        await interaction.response.defer(ephemeral=True, thinking=True)
-        found = await self._named(interaction, dataset)
+        found = await dataset_here(self._services, interaction, dataset)
         await reply(interaction, await dataset_card(self._services, interaction, found))
 
-    @app_commands.command(description=_("Review the findings image by image, and decide."))
+    @app_commands.command(description=_("Review the findings image by image, and decide."), extras=handled(rate=PAGES))
     @app_commands.describe(**_OPTIONS)
     async def review(self, interaction: discord.Interaction, dataset: str) -> None:
-        await interaction.response.defer(ephemeral=True, thinking=True)
-        found = await self._named(interaction, dataset)
+        found = await dataset_here(self._services, interaction, dataset)
         await reply(interaction, await review_content(self._services, interaction, found))
 
-    @app_commands.command(description=_("Rules for all captions: trigger, prefix, suffix, words to remove or replace."))
+    @app_commands.command(
+        description=_("Rules for all captions: trigger, prefix, suffix, words to remove or replace."), extras=_FORM
+    )
     @app_commands.describe(**_OPTIONS)
     async def captions(self, interaction: discord.Interaction, dataset: str) -> None:
-        found = await self._own(interaction, dataset, "change")
+        found = await own_dataset(self._services, interaction, dataset, "change")
 
         async def submitted(interaction: discord.Interaction, form: Form) -> None:
-            await interaction.response.defer(ephemeral=True, thinking=True)
+            # Again: the dataset, or its member's permissions, may have changed while the form was open.
+            await own_dataset(self._services, interaction, found.id, "change")
             rules = parse_rules(form.texts)
             changed = await self._services.datasets.edit(found.id, lambda edits: with_rules(edits, **rules))
             await reply(interaction, await dataset_card(self._services, interaction, changed))
 
-        form = rules_form(reporting_errors(submitted), name=found.name, rules=format_rules(found.edits.rules))
-        await interaction.response.send_modal(form)
+        form = rules_form(self._services.gate.form(submitted), name=found.name, rules=format_rules(found.edits.rules))
+        await open_form(interaction, form)
 
     @app_commands.command(description=_("Delete a dataset of yours; trainings that used it are not affected."))
     @app_commands.describe(**_OPTIONS)
     async def delete(self, interaction: discord.Interaction, dataset: str) -> None:
-        await reply(interaction, delete_question(await self._own(interaction, dataset, "delete")))
+        await reply(interaction, delete_question(await own_dataset(self._services, interaction, dataset, "delete")))
 
     @add.autocomplete("dataset")
     @inspect.autocomplete("dataset")
     @review.autocomplete("dataset")
     @captions.autocomplete("dataset")
     @delete.autocomplete("dataset")
+    @answered
     async def choose_dataset(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
         return await dataset_choices(self._services, interaction, typed)
 
     async def use_attachments(self, interaction: discord.Interaction, message: discord.Message) -> None:
         """Make a dataset of a message's images and archives."""
-        await interaction.response.defer(ephemeral=True, thinking=True)
         files = [each for each in message.attachments if _ending(each) in _IMAGES | _ARCHIVES | _CAPTIONS]
         if all(_ending(each) in _CAPTIONS for each in files):
             raise DatasetRefused(_("This message has no images and no archives attached. Nothing was kept."))
@@ -141,7 +153,6 @@ class DatasetCommands(
 
     async def _uploaded(self, interaction: discord.Interaction, form: Form) -> None:
         assert isinstance(form, UploadForm)
-        await interaction.response.defer(ephemeral=True, thinking=True)
         texts = form.texts
         request = ImportRequest(
             name=texts["name"].strip() or None,
@@ -174,15 +185,6 @@ class DatasetCommands(
             note = _("These files were uploaded before, as {name}.", name=known.name) if known else ""
             await reply(interaction, await dataset_card(services, interaction, dataset, note=note))
 
-    async def _named(self, interaction: discord.Interaction, name: str) -> Dataset:
-        assert interaction.guild_id is not None
-        return await self._services.datasets.named(interaction.guild_id, name)
-
-    async def _own(self, interaction: discord.Interaction, name: str, verb: str) -> Dataset:
-        dataset = await self._named(interaction, name)
-        require_change_by(interaction, dataset, verb)
-        return dataset
-
 
 async def list_page(services: Services, interaction: discord.Interaction, page: int) -> MessageContent:
     """Make one page of the list of datasets."""
@@ -191,7 +193,7 @@ async def list_page(services: Services, interaction: discord.Interaction, page: 
     count = await store.count(interaction.guild_id)
     page = min(page, max(0, (count - 1) // LIST_PAGE))
     found = await store.search(interaction.guild_id, limit=LIST_PAGE, offset=page * LIST_PAGE)
-    return dataset_list([(each, await store.source_bytes(each)) for each in found], page=page, count=count)
+    return dataset_list(found, page=page, count=count)
 
 
 def _ending(attachment: discord.Attachment) -> str:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import discord
 
 from bot.cogs.drafts import dataset_card, draft_card
-from bot.cogs.replies import replace, reply, reporting_errors
+from bot.cogs.lookups import own_dataset
+from bot.cogs.replies import open_form, replace, reply
 from bot.cogs.services import Services
-from bot.datasets import Dataset, require_change
+from bot.datasets import Dataset
 from bot.datasets.decisions import (
     ReviewImage,
     current_caption,
@@ -25,6 +26,9 @@ from bot.ui.layout import MessageContent, text_message
 from bot.ui.review_page import decided_words, nothing_to_review, review_page
 from trainer.protocol.edits import Edits
 from trainer.protocol.text import _
+
+#: As in "Only … can decide about the dataset".
+_DECIDE = "decide about"
 
 
 async def review_content(services: Services, interaction: discord.Interaction, dataset: Dataset) -> MessageContent:
@@ -43,66 +47,58 @@ async def turn_page(services: Services, interaction: discord.Interaction, datase
     await replace(interaction, review_page(dataset, images, index, file_limit=interaction.filesize_limit))
 
 
-async def decide(services: Services, interaction: discord.Interaction, dataset: Dataset, verb: str, key: str) -> None:
+async def decide(services: Services, interaction: discord.Interaction, dataset_id: int, verb: str, key: str) -> None:
     """Store a decision and show the next image. Idempotent.
 
     Raises:
         NotYourDataset: The member may not decide.
     """
-    require_change_by(interaction, dataset, "decide about")
+    dataset = await own_dataset(services, interaction, dataset_id, _DECIDE)
     images = images_to_review(await services.datasets.report(dataset))
     index = _index_of(images, key)
     decided = await services.datasets.decide(dataset.id, lambda edits: _decided(edits, verb, images[index].sha256))
     await _show_result(interaction, decided, images, index, verb)
 
 
-async def ask_caption(services: Services, interaction: discord.Interaction, dataset: Dataset, key: str) -> None:
+async def ask_caption(services: Services, interaction: discord.Interaction, dataset_id: int, key: str) -> None:
     """Open the form with the image's caption.
 
     Raises:
         NotYourDataset: The member may not decide.
     """
-    require_change_by(interaction, dataset, "decide about")
+    dataset = await own_dataset(services, interaction, dataset_id, _DECIDE)
     images = images_to_review(await services.datasets.report(dataset))
     index = _index_of(images, key)
     each = images[index]
 
     async def submitted(interaction: discord.Interaction, form: Form) -> None:
         caption = form.texts["caption"]
+        # Again: the dataset, or its member's permissions, may have changed while the form was open.
+        await own_dataset(services, interaction, dataset_id, _DECIDE)
         # By pixels and not by index: others may have decided while the form was open.
         decided = await services.datasets.decide(dataset.id, lambda edits: with_caption(edits, each.sha256, caption))
         await _show_result(interaction, decided, images, index, "caption", by=0)
 
     caption = current_caption(each.image, dataset.edits)
-    form = caption_form(reporting_errors(submitted), number=each.number, caption=caption)
-    await interaction.response.send_modal(form)
+    form = caption_form(services.gate.form(submitted), number=each.number, caption=caption)
+    await open_form(interaction, form)
 
 
 async def finish_review(services: Services, interaction: discord.Interaction, dataset: Dataset) -> None:
     """Apply all decisions, and show the card of the dataset or of the member's draft for it.
 
     Raises:
+        NotYourDataset: Decisions wait, and the member may not decide.
         DatasetRefused: The result cannot be trained on; the decisions stay stored.
     """
     if dataset.is_pending:
-        # Answer the press now: preparing may take longer than the three seconds that Discord allows.
-        await interaction.response.defer()
+        await own_dataset(services, interaction, dataset.id, _DECIDE)
         dataset = await services.datasets.apply(dataset.id)
     draft = await services.drafts.waiting(interaction.user.id, dataset.id)
     if draft is None:
         await replace(interaction, await dataset_card(services, interaction, dataset))
     else:
         await replace(interaction, await draft_card(services, interaction, draft))
-
-
-def require_change_by(interaction: discord.Interaction, dataset: Dataset, verb: str) -> None:
-    """Raise unless the member who acts may `verb` a dataset.
-
-    Raises:
-        NotYourDataset: They may not.
-    """
-    can_manage = interaction.permissions.manage_guild
-    require_change(dataset, user_id=interaction.user.id, can_manage=can_manage, verb=verb)
 
 
 def _decided(edits: Edits, verb: str, sha256: str) -> Edits:

@@ -10,13 +10,13 @@ from bot.cogs.job_request import JobRequest, make_draft
 from bot.cogs.replies import reply
 from bot.cogs.services import Services, allowance_of_member, context_of, require_hours
 from bot.datasets import Dataset
-from bot.errors import DarkroomError, DuplicateJob, NotYourRequest
+from bot.errors import DarkroomError, DuplicateJob, NoSuchDataset
 from bot.queue import Allowance, Draft, Job, NewJob, State
 from bot.queue.domain.job import fingerprint
 from bot.queue.planning.estimates import Estimate
 from bot.queue.store.limits import require_gpus, require_priority
 from bot.ui.dataset_cards import ReportView, report_card
-from bot.ui.job_replies import duplicate_notice, receipt
+from bot.ui.job_replies import duplicate_notice, queued_already, receipt
 from bot.ui.layout import MessageContent, text_message
 from trainer.protocol.spec import Spec, SpecError
 from trainer.protocol.text import _
@@ -75,19 +75,19 @@ async def draft_card(
     Raises:
         NoSuchDataset: The dataset was deleted.
     """
-    dataset = await services.datasets.get(draft.dataset_id)
+    dataset = await services.datasets.get_in(draft.guild_id, draft.dataset_id)
     return await dataset_card(services, interaction, dataset, sheet=sheet, draft=draft)
 
 
 async def queue_draft(
-    services: Services, interaction: discord.Interaction, draft_id: int, *, may_repeat: bool = False
+    services: Services, interaction: discord.Interaction, draft: Draft, *, may_repeat: bool = False
 ) -> MessageContent:
     """Queue the job of a draft, with all decisions about its dataset applied, and return the receipt. Idempotent.
 
     Args:
         services: The bot's services.
         interaction: Of the draft's owner.
-        draft_id: The draft.
+        draft: The member's own draft.
         may_repeat: Accept it although a job with the same data and settings waits, runs, or has succeeded.
 
     Raises:
@@ -95,12 +95,15 @@ async def queue_draft(
         DuplicateJob: There is such a job, and it may not be repeated; the draft keeps waiting.
         DarkroomError, SpecError: It cannot be queued; the draft keeps waiting.
     """
-    draft = await services.drafts.get(draft_id)
     if draft.state is not State.DRAFT:
         job = await services.jobs.get(draft.id)
     else:
         job = await _submit(services, interaction, draft, may_repeat=may_repeat)
-    dataset = await services.datasets.get(job.dataset_id)
+    try:
+        dataset = await services.datasets.get(job.dataset_id)
+    except NoSuchDataset:
+        # Deleted since the job has ended.
+        return text_message(queued_already(job.id))
     return receipt(job, await context_of(services, job, None), await services.datasets.report(dataset))
 
 
@@ -111,7 +114,7 @@ async def queue_at_once(services: Services, interaction: discord.Interaction, dr
         DarkroomError, SpecError: It cannot be queued; the draft is cancelled.
     """
     try:
-        await reply(interaction, await queue_draft(services, interaction, draft.id))
+        await reply(interaction, await queue_draft(services, interaction, draft))
     except DuplicateJob as error:
         await reply(interaction, duplicate_notice(error, draft))
     except (DarkroomError, SpecError):
@@ -126,11 +129,15 @@ async def _submit(services: Services, interaction: discord.Interaction, draft: D
     allowance = await require_allowed(services, interaction, request)
     dataset = await services.datasets.apply(draft.dataset_id)
     spec = _spec(services, allowance, request, dataset)
-    estimate = await _estimate(services, request, spec, dataset)
-    needed_h = None if estimate is None else request.gpus * estimate.seconds / 3600
-    await require_hours(services, allowance, needed_h, guild_id=draft.guild_id, owner_id=draft.owner_id)
-    if request.study is not None:
-        await services.studies.check(spec, request.study)
+    seconds = await _needed_s(services, request, spec, dataset, max_epochs=allowance.max_epochs)
+    await require_hours(
+        services,
+        allowance,
+        None if seconds is None else max(1, request.gpus) * seconds / 3600,
+        guild_id=draft.guild_id,
+        owner_id=draft.owner_id,
+        is_study=request.study is not None,
+    )
     new = NewJob(
         interaction_id=draft.interaction_id,
         guild_id=draft.guild_id,
@@ -142,11 +149,30 @@ async def _submit(services: Services, interaction: discord.Interaction, draft: D
         gpus=request.gpus,
         run_after=datetime.fromtimestamp(request.queue.run_after, UTC) if request.queue.run_after else None,
         max_running=allowance.max_running,
+        max_waiting=allowance.max_waiting,
         fingerprint=fingerprint(spec, dataset.digest, study=request.study),
-        estimate_s=None if estimate is None else estimate.seconds,
+        estimate_s=seconds,
         study=None if request.study is None else request.study.model_dump_json(),
     )
-    return await services.jobs.submit(new, max_waiting=allowance.max_waiting, may_repeat=may_repeat)
+    return await services.jobs.submit(new, may_repeat=may_repeat)
+
+
+async def _needed_s(
+    services: Services, request: JobRequest, spec: Spec, dataset: Dataset, *, max_epochs: int
+) -> float | None:
+    """Return how long a job is expected to train, all runs of a study together; None if unknown.
+
+    Raises:
+        JobRefused: The study cannot be run, or one of its runs is not what the member may train.
+    """
+    if request.study is None:
+        runs = [spec]
+    else:
+        runs = await services.studies.plan(spec, request.study, max_epochs=max_epochs)
+    # At least one GPU for each run; a study itself holds none.
+    estimates = [await services.estimates.of(run, dataset.counts, max(1, request.gpus)) for run in runs]
+    found = [estimate.seconds for estimate in estimates if estimate is not None]
+    return sum(found) if len(found) == len(runs) else None
 
 
 def _spec(services: Services, allowance: Allowance, request: JobRequest, dataset: Dataset) -> Spec:
@@ -155,7 +181,7 @@ def _spec(services: Services, allowance: Allowance, request: JobRequest, dataset
 
 
 async def _estimate(services: Services, request: JobRequest, spec: Spec, dataset: Dataset) -> Estimate | None:
-    """How long a training takes; None for a study, whose number of runs is its result."""
+    """How long a training takes, for the draft's card; None for a study, whose runs are not planned yet."""
     if request.study is not None:
         return None
     return await services.estimates.of(spec, dataset.counts, request.gpus)
@@ -177,13 +203,3 @@ async def cancel_draft(services: Services, draft: Draft) -> MessageContent:
     if await services.drafts.cancel(draft.id, by=draft.owner_id):
         return text_message(_("⬛ Cancelled; nothing was queued. The dataset is kept."))
     return text_message(_("This request was queued already. /job list shows it."))
-
-
-def require_own(draft: Draft, user_id: int) -> None:
-    """Raise unless the draft belongs to the user.
-
-    Raises:
-        NotYourRequest: It belongs to another member.
-    """
-    if draft.owner_id != user_id:
-        raise NotYourRequest(owner_id=draft.owner_id)

@@ -11,10 +11,12 @@ from discord.ext import commands
 
 from bot.bot_failpoints import failpoint
 from bot.cogs.attachments import ingest_attachments, tracked_upload
-from bot.cogs.autocomplete import base_choices, dataset_choices, preset_choices
+from bot.cogs.autocomplete import answered, base_choices, dataset_choices, preset_choices
 from bot.cogs.drafts import draft_card, queue_at_once, require_allowed, store_draft
+from bot.cogs.interaction_gate import UPLOADS, handled
 from bot.cogs.job_request import JobRequest, QueueOptions, make_draft, overrides, split_prompts
-from bot.cogs.replies import reply
+from bot.cogs.lookups import dataset_here
+from bot.cogs.replies import Acknowledgement, acknowledge, reply
 from bot.cogs.services import Services
 from bot.datasets import Dataset, UploadKind
 from bot.errors import DatasetRefused, JobRefused
@@ -61,7 +63,10 @@ class FinetuneCommand(commands.Cog):
         self._services = services
 
     # A new option is added to the signature, with its description, and to `JobRequest(…)` below.
-    @app_commands.command(description=_("Fine-tune a model on your images."))
+    # `tracked_upload` acknowledges it, once it has stored the upload.
+    @app_commands.command(
+        description=_("Fine-tune a model on your images."), extras=handled(Acknowledgement.NONE, rate=UPLOADS)
+    )
     @app_commands.guild_only()
     @app_commands.describe(
         dataset=_("Images as zip, tar or 7z (with captions as .txt beside them, if you have some)"),
@@ -103,7 +108,6 @@ class FinetuneCommand(commands.Cog):
         start: Start | None = None,
         confirm: bool = True,
     ) -> None:
-        await interaction.response.defer(ephemeral=True, thinking=True)
         zone = self._services.config.windows.zone
         request = JobRequest(
             preset=preset,
@@ -143,7 +147,12 @@ class FinetuneCommand(commands.Cog):
         allowance = await require_allowed(self._services, interaction, request)
         make_draft(request, self._services.config, max_epochs=allowance.max_epochs)
         if attachment is None:
-            dataset = await self._named(interaction, dataset_name)
+            await acknowledge(interaction, Acknowledgement.THINKING)
+            if dataset_name is None:
+                raise DatasetRefused(
+                    _("Give me images: dataset:<zip file>, or from_dataset:<name>. Nothing was queued.")
+                )
+            dataset = await dataset_here(self._services, interaction, dataset_name)
             await self._offer(interaction, dataset, request, confirm=confirm)
             return
         if dataset_name is not None:
@@ -170,21 +179,18 @@ class FinetuneCommand(commands.Cog):
         else:
             await queue_at_once(self._services, interaction, draft)
 
-    async def _named(self, interaction: discord.Interaction, name: str | None) -> Dataset:
-        assert interaction.guild_id is not None
-        if name is None:
-            raise DatasetRefused(_("Give me images: dataset:<zip file>, or from_dataset:<name>. Nothing was queued."))
-        return await self._services.datasets.named(interaction.guild_id, name)
-
     @finetune.autocomplete("from_dataset")
+    @answered
     async def choose_dataset(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
         return await dataset_choices(self._services, interaction, typed)
 
     @finetune.autocomplete("preset")
+    @answered
     async def choose_preset(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
         return preset_choices(typed)
 
     @finetune.autocomplete("base")
+    @answered
     async def choose_base(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
         return base_choices(self._services.config, typed)
 

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Mapping
+from dataclasses import replace as replace_fields
+from functools import partial
 
 import discord
 from discord.ext import commands
 
-from bot.cogs.replies import announce, replace, reply, reply_error
+from bot.cogs.interaction_gate import PAGES, REPORTS, ButtonHandler
+from bot.cogs.lookups import job_here
+from bot.cogs.replies import Acknowledgement, AnswerFailed, announce, remove_message, replace, reply
 from bot.cogs.services import Services, allowance_of_member, context_of, require_hours
+from bot.errors import JobFilesDeleted
 from bot.queue import Job, StopIntent, require_control
 from bot.queue.domain.verbs import Verb, is_applicable
-from bot.ui.job_posts import card_message
+from bot.ui.job_posts import card_message, files_reply
 from bot.ui.job_replies import no_samples, samples_reply, shared_post, verb_reply
 from bot.ui.layout import text_message
 from trainer.protocol.events import Sampled
-from trainer.protocol.text import _
-
-log = logging.getLogger(__name__)
 
 _STOP_INTENTS = {
     Verb.CANCEL: StopIntent.CANCEL,
     Verb.KEEP_BEST: StopIntent.KEEP_BEST,
     Verb.PAUSE: StopIntent.PAUSE,
 }
+#: Status and Discord's code of a request that is too large.
+_TOO_LARGE, _ENTITY_TOO_LARGE = 413, 40005
 
 
 async def perform(services: Services, interaction: discord.Interaction, job: Job, verb: Verb) -> None:
@@ -53,7 +57,14 @@ async def _retry(services: Services, interaction: discord.Interaction, job: Job)
     # For any other job the answer is its state, not that the week's hours are used up.
     if is_applicable(Verb.RETRY, job):
         needed_h = await services.limits.needed_h(job.id)
-        await require_hours(services, allowance, needed_h, guild_id=job.guild_id, owner_id=job.owner_id)
+        await require_hours(
+            services,
+            allowance,
+            needed_h,
+            guild_id=job.guild_id,
+            owner_id=job.owner_id,
+            is_study=job.study is not None,
+        )
     return await services.jobs.retry(job.id, by=interaction.user.id, max_waiting=allowance.max_waiting)
 
 
@@ -82,7 +93,7 @@ async def _share(services: Services, interaction: discord.Interaction, job: Job)
     await services.jobs.share(job.id, by=interaction.user.id)
     try:
         await announce(interaction, content)
-    except discord.HTTPException:
+    except (AnswerFailed, discord.HTTPException):
         await services.jobs.share(job.id, by=interaction.user.id, is_shared=False)
         raise
 
@@ -97,13 +108,79 @@ async def _unshare_message(services: Services, interaction: discord.Interaction,
     require_control(job, user_id=interaction.user.id, can_manage=can_manage, verb=Verb.UNSHARE)
     if job.is_shared:
         await services.jobs.share(job.id, by=interaction.user.id, is_shared=False)
-    await interaction.response.defer()
-    await interaction.delete_original_response()
+    await remove_message(interaction)
+
+
+async def hand_over_files(services: Services, interaction: discord.Interaction, job: Job) -> None:
+    """Answer with the files of a finished job.
+
+    Raises:
+        JobFilesDeleted: There are none any more.
+    """
+    if job.are_files_deleted:
+        raise JobFilesDeleted(job_id=job.id)
+    events = await services.jobs.events(job.id)
+    context = await context_of(services, job, interaction.client)
+    context = replace_fields(context, file_limit=interaction.filesize_limit)
+    for content in files_reply(job, context, events):
+        try:
+            await reply(interaction, content)
+        except discord.HTTPException as error:
+            if error.status != _TOO_LARGE and error.code != _ENTITY_TOO_LARGE:
+                raise
+            # Whatever the limit was said to be: where they lie.
+            for places in files_reply(job, replace_fields(context, file_limit=-1), events):
+                await reply(interaction, places)
+            return
 
 
 async def _newest_samples(services: Services, job: Job) -> Sampled | None:
     events = await services.jobs.events(job.id)
     return next((event for event in reversed(events) if isinstance(event, Sampled)), None)
+
+
+async def _open(interaction: discord.Interaction, services: Services, job_id: int) -> None:
+    job = await job_here(services, interaction, job_id)
+    await reply(interaction, card_message(job, await context_of(services, job, interaction.client)))
+
+
+async def _refresh(interaction: discord.Interaction, services: Services, job_id: int) -> None:
+    job = await job_here(services, interaction, job_id)
+    await replace(interaction, card_message(job, await context_of(services, job, interaction.client)))
+
+
+async def _show_samples(interaction: discord.Interaction, services: Services, job_id: int) -> None:
+    job = await job_here(services, interaction, job_id)
+    context = await context_of(services, job, interaction.client)
+    await reply(interaction, samples_reply(job, context, await _newest_samples(services, job)))
+
+
+async def _files(interaction: discord.Interaction, services: Services, job_id: int) -> None:
+    await hand_over_files(services, interaction, await job_here(services, interaction, job_id))
+
+
+async def _unshare(interaction: discord.Interaction, services: Services, job_id: int) -> None:
+    await _unshare_message(services, interaction, await job_here(services, interaction, job_id))
+
+
+async def _perform(verb: Verb, interaction: discord.Interaction, services: Services, job_id: int) -> None:
+    await perform(services, interaction, await job_here(services, interaction, job_id), verb)
+
+
+def _verb_handler(verb: Verb) -> ButtonHandler:
+    # A shared image is itself the first answer.
+    how = Acknowledgement.NONE if verb is Verb.SHARE else Acknowledgement.THINKING
+    return ButtonHandler(run=partial(_perform, verb), acknowledgement=how)
+
+
+HANDLERS: Mapping[str, ButtonHandler] = {
+    **{verb: _verb_handler(verb) for verb in Verb},
+    "open": ButtonHandler(run=_open, rate=PAGES),
+    "refresh": ButtonHandler(run=_refresh, acknowledgement=Acknowledgement.UPDATE, rate=PAGES),
+    "samples": ButtonHandler(run=_show_samples, rate=PAGES),
+    "files": ButtonHandler(run=_files, rate=REPORTS),
+    Verb.UNSHARE: ButtonHandler(run=_unshare, acknowledgement=Acknowledgement.UPDATE),
+}
 
 
 class JobButtons(commands.Cog):
@@ -114,28 +191,4 @@ class JobButtons(commands.Cog):
 
     @commands.Cog.listener()
     async def on_job_button(self, interaction: discord.Interaction, job_id: int, verb: str) -> None:
-        try:
-            assert interaction.guild_id is not None
-            job = await self._services.jobs.get_in(interaction.guild_id, job_id)
-            await self._press(interaction, job, verb)
-        except Exception as error:  # noqa: BLE001 - the edge to Discord: every failure becomes a sentence.
-            await reply_error(interaction, error)
-
-    async def _press(self, interaction: discord.Interaction, job: Job, verb: str) -> None:
-        services = self._services
-        match verb:
-            case "open":
-                await reply(interaction, card_message(job, await context_of(services, job, interaction.client)))
-            case "refresh":
-                await replace(interaction, card_message(job, await context_of(services, job, interaction.client)))
-            case "samples":
-                context = await context_of(services, job, interaction.client)
-                await reply(interaction, samples_reply(job, context, await _newest_samples(services, job)))
-            case Verb.UNSHARE:
-                await _unshare_message(services, interaction, job)
-            case _ if verb in set(Verb):
-                await perform(services, interaction, job, Verb(verb))
-            case _:
-                log.warning("#%d: a button with the unknown verb %r was pressed", job.id, verb)
-                text = _("This button belongs to another version of me. /job status shows the job.")
-                await reply(interaction, text_message(text))
+        await self._services.gate.press(interaction, HANDLERS, verb, "", self._services, job_id)

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from bot.config import Config
-from bot.errors import JobRefused
+from bot.errors import JobRefused, TooManyEpochs
 from bot.queue import Priority
 from trainer.protocol.frozen import Frozen
 from trainer.protocol.presets import draft_from_preset, preset_named
@@ -56,7 +56,8 @@ def make_draft(request: JobRequest, config: Config, *, max_epochs: int) -> SpecD
     """Make the spec of a request, without its dataset.
 
     Raises:
-        JobRefused: The base is unknown, or the member may not train so many epochs.
+        TooManyEpochs: The member may not train so many.
+        JobRefused: The base is unknown.
         SpecError: The preset is unknown, or a value is out of its range.
     """
     draft = draft_from_preset(
@@ -67,14 +68,7 @@ def make_draft(request: JobRequest, config: Config, *, max_epochs: int) -> SpecD
     )
     epochs = draft.training.epochs
     if epochs > max_epochs:
-        raise JobRefused(
-            _(
-                "{epochs} epochs are more than the {allowed} that you may train in one job here. "
-                "Nothing was queued; use fewer epochs.",
-                epochs=epochs,
-                allowed=max_epochs,
-            )
-        )
+        raise TooManyEpochs(epochs=epochs, allowed=max_epochs)
     return draft
 
 

@@ -1,54 +1,249 @@
-"""Answers to interactions, and the one place that turns an exception into a sentence for the person who caused it."""
+"""Answers to interactions: each is tried again while Discord may still take it, and is given once."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from enum import Enum, auto
+from functools import partial
+from typing import Any, TypeAlias
 
+import aiohttp
 import discord
 from discord import app_commands
 
-from bot.errors import DarkroomError, NotAllowed
-from bot.ui.dataset_forms import Form, FormCallback
-from bot.ui.discord_text import escape
-from bot.ui.layout import FileToSend, MessageContent, text_message
-from trainer.protocol.spec import SpecError
-from trainer.protocol.text import _, listed
+from bot.clock import backoff_s
+from bot.ui.dataset_forms import Form
+from bot.ui.layout import FileToSend, MessageContent
+from bot.ui.upload_posts import Unanswered
 
 log = logging.getLogger(__name__)
 
-#: Letters and digits that cannot be confused when read aloud.
-_REFERENCE_LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ23456789"
-_UNKNOWN_INTERACTION = 10062
-_MAX_SENTENCE_CHARS = 1500
+_UNKNOWN_MESSAGE, _UNKNOWN_WEBHOOK, _UNKNOWN_INTERACTION = 10008, 10015, 10062
+_ALREADY_ACKNOWLEDGED, _INVALID_WEBHOOK_TOKEN = 40060, 50027
+
+#: Discord takes a first answer for 3 s, and says so (10062) after that: its clock counts, not ours.
+_FIRST_ANSWER_S, _FIRST_TRY_S = 4.0, 1.5
+_FIRST_PAUSE_S = 0.2
+#: Later answers are taken for 15 minutes. discord.py repeats a 5xx itself, for 25 s.
+_LATER_TRIES, _LATER_TRY_S, _LATER_TRY_WITH_FILES_S = 4, 30.0, 120.0
+_LATER_PAUSE_S, _MAX_LATER_PAUSE_S = 1.0, 10.0
+
+_Request: TypeAlias = Callable[[], Awaitable[object]]
 
 
-async def reply(interaction: discord.Interaction, content: MessageContent) -> None:
-    """Answer so that only the member who acted sees it."""
-    # After defer(thinking=True) the first followup replaces "… is thinking".
-    answer = interaction.followup.send if interaction.response.is_done() else interaction.response.send_message
-    with opened(content.files) as files:
-        await answer(view=content.layout, files=files, ephemeral=True, allowed_mentions=content.allowed_mentions)
+class Acknowledgement(Enum):
+    """How an interaction is acknowledged before its handler acts."""
+
+    #: Not at all: the handler's own answer is the first, a form or a message for the channel.
+    NONE = auto()
+    #: "… is thinking": the answer is a new message that only the member sees.
+    THINKING = auto()
+    #: The answer replaces the message whose button was pressed.
+    UPDATE = auto()
+
+
+class AnswerFailed(Exception):
+    """Discord does not take the answer to an interaction; the handler itself may have done its work."""
+
+    def __init__(self, why: Unanswered) -> None:
+        self.why = why
+        super().__init__(why.value)
+
+
+# -- first answers ------------------------------------------------------------------------------------------------
+
+
+async def acknowledge(interaction: discord.Interaction, how: Acknowledgement) -> None:
+    """Acknowledge an interaction before anything is changed.
+
+    Raises:
+        AnswerFailed: Discord does not take it: the member sees nothing of this interaction.
+    """
+    if how is Acknowledgement.NONE:
+        return
+    is_thinking = how is Acknowledgement.THINKING
+    await _answer_first(interaction, partial(interaction.response.defer, ephemeral=is_thinking, thinking=is_thinking))
+    interaction.extras["is_thinking"] = is_thinking
 
 
 async def announce(interaction: discord.Interaction, content: MessageContent) -> None:
     """Answer with a message that the whole channel sees."""
-    with opened(content.files) as files:
-        await interaction.response.send_message(
-            view=content.layout, files=files, silent=content.is_silent, allowed_mentions=content.allowed_mentions
-        )
+
+    async def request() -> None:
+        with opened(content.files) as files:
+            await interaction.response.send_message(
+                view=content.layout, files=files, silent=content.is_silent, allowed_mentions=content.allowed_mentions
+            )
+
+    await _answer_first(interaction, request)
+
+
+async def open_form(interaction: discord.Interaction, form: Form) -> None:
+    """Answer with a form."""
+    # discord.py registers a form once Discord has confirmed it; it may come back although that was lost.
+    interaction._state.store_view(form)
+    try:
+        await _answer_first(interaction, partial(interaction.response.send_modal, form))
+    except BaseException:
+        form.stop()
+        raise
+
+
+async def offer(interaction: discord.Interaction, choices: Sequence[app_commands.Choice[str]]) -> None:
+    """Answer an autocompletion."""
+    await _answer_first(interaction, partial(interaction.response.autocomplete, choices))
+
+
+def is_acknowledged(interaction: discord.Interaction) -> bool:
+    """Whether Discord has a first answer, also if its confirmation of that was lost."""
+    return interaction.response.is_done() or "is_answered" in interaction.extras
+
+
+async def _answer_first(interaction: discord.Interaction, request: _Request) -> None:
+    clock = asyncio.get_running_loop().time
+    ends_at, tries = clock() + _FIRST_ANSWER_S, 1
+    while (failure := await _try_first(interaction, request, is_first=tries == 1)) is not None:
+        pause = backoff_s(tries, _FIRST_PAUSE_S, 1.0)
+        if clock() + pause > ends_at:
+            raise AnswerFailed(Unanswered.UNREACHABLE) from failure
+        await asyncio.sleep(pause)
+        tries += 1
+    interaction.extras["is_answered"] = True
+
+
+async def _try_first(interaction: discord.Interaction, request: _Request, *, is_first: bool) -> Exception | None:
+    """Return a failure that may pass, None if Discord has the answer."""
+    try:
+        async with asyncio.timeout(_FIRST_TRY_S):
+            await request()
+    except discord.HTTPException as error:
+        if error.code == _UNKNOWN_INTERACTION:
+            raise AnswerFailed(Unanswered.LATE) from error
+        if error.code == _ALREADY_ACKNOWLEDGED:
+            if is_first:
+                raise AnswerFailed(Unanswered.REPEATED) from error
+            # An earlier try did arrive; only Discord's confirmation of it was lost.
+            return None
+        if not _may_pass(error):
+            raise
+        return error
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        return error
+    except (TypeError, KeyError):
+        # Of discord.py, about the body of Discord's confirmation.
+        if not interaction.response.is_done():
+            raise
+    return None
+
+
+# -- answers ------------------------------------------------------------------------------------------------------
+
+
+async def reply(interaction: discord.Interaction, content: MessageContent) -> None:
+    """Answer so that only the member who acted sees it.
+
+    Raises:
+        AnswerFailed: Discord does not take the answer.
+    """
+
+    async def first() -> None:
+        with opened(content.files) as files:
+            await interaction.response.send_message(
+                view=content.layout, files=files, ephemeral=True, allowed_mentions=content.allowed_mentions
+            )
+
+    async def later() -> None:
+        with opened(content.files) as files:
+            await interaction.followup.send(
+                view=content.layout, files=files, ephemeral=True, allowed_mentions=content.allowed_mentions
+            )
+
+    if not is_acknowledged(interaction):
+        await _answer_first(interaction, first)
+    elif interaction.extras.pop("is_thinking", False):
+        # An edit and not a followup: done twice, it is still one message.
+        try:
+            await replace(interaction, content)
+        except discord.NotFound:
+            # The member dismissed it.
+            await _answer_later(interaction, later, content)
+    else:
+        await _answer_later(interaction, later, content)
 
 
 async def replace(interaction: discord.Interaction, content: MessageContent) -> None:
-    """Replace the message whose button was pressed, also after a defer."""
-    is_done = interaction.response.is_done()
-    edit = interaction.edit_original_response if is_done else interaction.response.edit_message
-    with opened(content.files) as files:
-        # `attachments` and not `files`: the new files replace the old ones.
-        await edit(view=content.layout, attachments=files, allowed_mentions=discord.AllowedMentions.none())
+    """Replace the message whose button was pressed.
+
+    Raises:
+        AnswerFailed: Discord does not take the answer.
+    """
+
+    async def request() -> None:
+        with opened(content.files) as files:
+            # `attachments` and not `files`: the new files replace the old ones.
+            await interaction.edit_original_response(
+                view=content.layout, attachments=files, allowed_mentions=content.allowed_mentions
+            )
+
+    await _answer_later(interaction, request, content)
+
+
+async def remove_message(interaction: discord.Interaction) -> None:
+    """Delete the message whose button was pressed; it may be gone already.
+
+    Raises:
+        AnswerFailed: Discord does not take it.
+    """
+    try:
+        await _answer_later(interaction, interaction.delete_original_response)
+    except discord.NotFound:
+        log.debug("the message of interaction %s is gone", interaction.id)
+
+
+async def _answer_later(
+    interaction: discord.Interaction, request: _Request, content: MessageContent | None = None
+) -> None:
+    limit_s = _LATER_TRY_WITH_FILES_S if content is not None and content.files else _LATER_TRY_S
+    tries = 0
+    while True:
+        tries += 1
+        asked_s = 0.0
+        try:
+            async with asyncio.timeout(limit_s):
+                await request()
+        except discord.HTTPException as error:
+            if error.code in {_UNKNOWN_WEBHOOK, _INVALID_WEBHOOK_TOKEN} or error.status == 401:
+                raise AnswerFailed(Unanswered.EXPIRED) from error
+            if not _may_pass(error):
+                raise
+            failure: Exception = error
+            asked_s = _retry_after_s(error)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            failure = error
+        else:
+            return
+        if tries == _LATER_TRIES:
+            raise AnswerFailed(Unanswered.UNREACHABLE) from failure
+        log.info("interaction %s: the answer was not taken (%r), trying again", interaction.id, failure)
+        await asyncio.sleep(max(asked_s, backoff_s(tries, _LATER_PAUSE_S, _MAX_LATER_PAUSE_S)))
+
+
+def _may_pass(error: discord.HTTPException) -> bool:
+    """Whether the same request may succeed later: Discord's own trouble, a rate limit, a proxy's page."""
+    is_page = error.code == 0 and error.status not in {400, 413}
+    return error.status >= 500 or error.status in {408, 429} or is_page
+
+
+def _retry_after_s(error: discord.HTTPException) -> float:
+    """The pause that a rate limit asks for, as far as it is worth waiting for."""
+    headers = getattr(error.response, "headers", {})
+    try:
+        return min(float(headers.get("Retry-After", 0)), _MAX_LATER_PAUSE_S)
+    except ValueError:
+        return 0.0
 
 
 @contextmanager
@@ -58,83 +253,16 @@ def opened(files: Sequence[FileToSend]) -> Iterator[list[discord.File]]:
     try:
         for file in files:
             # One by one: those that are open are closed even if the next one is missing.
-            ready.append(discord.File(file.path, filename=file.name))  # noqa: PERF401
+            ready.append(discord.File(file.locate(), filename=file.name))  # noqa: PERF401
         yield ready
     finally:
         for each in ready:
             each.close()
 
 
-# -- errors -------------------------------------------------------------------------------------------------------
-
-
-async def reply_error(interaction: discord.Interaction, error: BaseException) -> bool:
-    """Answer with the error's sentence; return False if that failed.
-
-    An unexpected error is logged under the reference that the member is shown.
-    """
-    error = _cause(error)
-    if isinstance(error, discord.NotFound) and error.code == _UNKNOWN_INTERACTION:
-        log.warning("an interaction came too late to be answered (%s)", interaction.id)
-        return False
-    sentence = error_sentence(error)
-    if sentence is None:
-        reference = "".join(secrets.choice(_REFERENCE_LETTERS) for _letter in range(4))
-        log.error("ref %s: %s failed", reference, _source(interaction), exc_info=error)
-        sentence = _("Something broke on my side. Nothing was lost. Ref {reference}.", reference=reference)
-    try:
-        await reply(interaction, text_message(sentence))
-    except discord.HTTPException:
-        log.exception("an error could not be reported: %s", sentence)
-        return False
-    return True
-
-
-def reporting_errors(handler: FormCallback) -> FormCallback:
-    """Wrap a form's callback so that its errors are reported like those of commands."""
-
-    async def handled(interaction: discord.Interaction, form: Form) -> None:
-        try:
-            await handler(interaction, form)
-        except Exception as error:  # noqa: BLE001 - the edge to Discord: every failure becomes a sentence.
-            await reply_error(interaction, error)
-
-    return handled
-
-
-def error_sentence(error: BaseException) -> str | None:
-    """Return the sentence of an expected error, None for a bug."""
-    match error:
-        case NotAllowed():
-            # It contains no untrusted text but an escaped name, and a mention that notifies no one.
-            return str(error)
-        case DarkroomError() | SpecError():
-            return escape(str(error), _MAX_SENTENCE_CHARS)
-        case app_commands.NoPrivateMessage():
-            return _("This works in a server only.")
-        case app_commands.MissingPermissions():
-            return _("You lack the permission to do this: {names}.", names=listed(error.missing_permissions))
-        case app_commands.CommandNotFound() | app_commands.CommandSignatureMismatch():
-            return _("This command has changed since Discord loaded it. Reload Discord (Ctrl+R) and try again.")
-        case app_commands.TransformerError():
-            return _("{value} is not a valid value for this option.", value=escape(str(error.value), 100))
-        case app_commands.CheckFailure():
-            return _("You may not use this here.")
-    return None
-
-
-def _cause(error: BaseException) -> BaseException:
-    if isinstance(error, app_commands.CommandInvokeError):
-        return error.original
-    wraps = isinstance(error, app_commands.TransformerError | app_commands.CheckFailure)
-    if wraps and isinstance(error.__cause__, DarkroomError | SpecError):
-        return error.__cause__
-    return error
-
-
-def _source(interaction: discord.Interaction) -> str:
+def source_of(interaction: discord.Interaction) -> str:
     """The command or button, for the log."""
     if interaction.command:
         return f"/{interaction.command.qualified_name}"
     data: dict[str, Any] = dict(interaction.data or {})
-    return str(data.get("custom_id", "an interaction"))
+    return repr(data.get("custom_id", "an interaction"))

@@ -9,9 +9,11 @@ from typing import TypeAlias
 
 import discord
 
+from bot.cogs.interaction_gate import InteractionGate
 from bot.config import Config
 from bot.datasets import DatasetStore, PendingUploads
 from bot.errors import NoSuchDataset
+from bot.outbox import Outbox
 from bot.queue import Allowance, DraftStore, Job, JobStore, State
 from bot.queue.planning.estimates import Estimates
 from bot.queue.planning.forecast import Forecaster
@@ -20,12 +22,16 @@ from bot.queue.store.limits import RoleLimits, require_budget
 from bot.studies import StudyService
 from bot.ui.job_context import JobContext, StartForecast
 from bot.ui.layout import MessageContent
+from bot.ui.upload_posts import Unanswered
 
 #: Of a server without boosts, and of one that is not in the cache.
 _DEFAULT_FILE_LIMIT = 10 * 1024 * 1024
 
 #: The bytes of an attachment, in chunks.
 Download: TypeAlias = Callable[[discord.Attachment], AsyncIterator[bytes]]
+
+#: By the upload's interaction; with the sentence that was to be its answer, if it failed.
+FinishUpload: TypeAlias = Callable[[int, Unanswered, str], Awaitable[None]]
 
 
 def always_open() -> str:
@@ -38,7 +44,11 @@ class Services:
     """The bot's services; they outlive the Discord client, which may be replaced at any time."""
 
     config: Config
+    #: Admits interactions, and reports their errors.
+    gate: InteractionGate
     jobs: JobStore
+    #: Messages that are not delivered yet.
+    outbox: Outbox
     datasets: DatasetStore
     #: Uploads whose owners have no answer yet.
     uploads: PendingUploads
@@ -51,9 +61,11 @@ class Services:
     storage: Storage
     #: Delete what a plan names (`RetentionRunner.delete`); False if it is needed again.
     delete_files: Callable[[Deletion], Awaitable[bool]]
-    #: The bot's health, as a message.
-    health: Callable[[], Awaitable[MessageContent]]
+    #: The bot's health as a message, for the managers of a server or for operators (None).
+    health: Callable[[int | None], Awaitable[MessageContent]]
     download: Download
+    #: Finish an upload that cannot be answered, and answer it in its channel (`InterruptedUploads.finish`).
+    finish_upload: FinishUpload
     #: Why nothing starts at this hour, as a sentence (`AdmissionControl.hold_reason`); empty if it may.
     why_closed: Callable[[], str] = always_open
 
@@ -129,12 +141,20 @@ async def allowance_of_member(services: Services, interaction: discord.Interacti
 
 
 async def require_hours(
-    services: Services, allowance: Allowance, needed_h: float | None, *, guild_id: int, owner_id: int
+    services: Services,
+    allowance: Allowance,
+    needed_h: float | None,
+    *,
+    guild_id: int,
+    owner_id: int,
+    is_study: bool = False,
 ) -> None:
     """Raise unless the owner's GPU hours of this week leave room for a job; `needed_h` is None if unknown.
 
     Raises:
         OverBudget: They do not.
+        UnknownHours: It is a study, and nothing tells how many it needs.
     """
     zone = services.config.windows.zone
-    require_budget(await services.limits.budget(guild_id, owner_id, allowance.gpu_hours_per_week, zone=zone), needed_h)
+    budget = await services.limits.budget(guild_id, owner_id, allowance.gpu_hours_per_week, zone=zone)
+    require_budget(budget, needed_h, is_study=is_study)

@@ -8,10 +8,12 @@ import discord
 from discord import app_commands
 from discord.ext import commands
 
-from bot.cogs.autocomplete import base_choices, dataset_choices, preset_choices
+from bot.cogs.autocomplete import answered, base_choices, dataset_choices, preset_choices
 from bot.cogs.drafts import queue_at_once, store_draft
 from bot.cogs.finetune_command import Epochs, Name, Rate, Seed, require_permissions
+from bot.cogs.interaction_gate import UPLOADS, handled
 from bot.cogs.job_request import JobRequest, overrides
+from bot.cogs.lookups import dataset_here
 from bot.cogs.services import Services
 from bot.errors import JobRefused
 from trainer.protocol.presets import presets
@@ -43,7 +45,10 @@ class StudyCommands(commands.GroupCog, group_name="study", group_description=_("
     def __init__(self, services: Services) -> None:
         self._services = services
 
-    @app_commands.command(description=_("Train on all folds but one, for each fold: how sure is the result?"))
+    @app_commands.command(
+        description=_("Train on all folds but one, for each fold: how sure is the result?"),
+        extras=handled(rate=UPLOADS),
+    )
     @app_commands.describe(**_OPTIONS, folds=_("Parts that the images are divided into, a run for each"))
     async def kfold(
         self,
@@ -61,7 +66,10 @@ class StudyCommands(commands.GroupCog, group_name="study", group_description=_("
         request = JobRequest(preset=preset, base=base, name=name, overrides=overrides(settings))
         await self._submit(interaction, from_dataset, request, KfoldRequest(folds=folds))
 
-    @app_commands.command(description=_("A run for each combination of settings; the worse are ended early."))
+    @app_commands.command(
+        description=_("A run for each combination of settings; the worse are ended early."),
+        extras=handled(rate=UPLOADS),
+    )
     @app_commands.describe(
         **_OPTIONS,
         vary=_("Settings and values: training.learning_rate=1e-4,3e-4; method.rank=8,32"),
@@ -88,26 +96,27 @@ class StudyCommands(commands.GroupCog, group_name="study", group_description=_("
     async def _submit(
         self, interaction: discord.Interaction, dataset_name: str, request: JobRequest, study: StudyRequest
     ) -> None:
-        await interaction.response.defer(ephemeral=True, thinking=True)
         require_permissions(interaction)
-        assert interaction.guild_id is not None
-        dataset = await self._services.datasets.named(interaction.guild_id, dataset_name)
+        dataset = await dataset_here(self._services, interaction, dataset_name)
         request = request.model_copy(update={"study": study})
         draft = await store_draft(self._services, interaction, dataset, request)
         await queue_at_once(self._services, interaction, draft)
 
     @kfold.autocomplete("from_dataset")
     @compare.autocomplete("from_dataset")
+    @answered
     async def choose_dataset(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
         return await dataset_choices(self._services, interaction, typed)
 
     @kfold.autocomplete("preset")
     @compare.autocomplete("preset")
+    @answered
     async def choose_preset(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
         return preset_choices(typed)
 
     @kfold.autocomplete("base")
     @compare.autocomplete("base")
+    @answered
     async def choose_base(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
         return base_choices(self._services.config, typed)
 

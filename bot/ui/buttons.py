@@ -1,4 +1,8 @@
-"""Buttons that outlive restarts: their custom id names the verb and what it is about."""
+"""Buttons that outlive restarts: their custom id names the verb and what it is about.
+
+A custom id comes from the member's client. Each class takes every id with its prefix, and dispatches one that the bot
+has not made with an empty verb, so that it is answered like that of another version.
+"""
 
 from __future__ import annotations
 
@@ -8,72 +12,58 @@ from typing import Any, Self
 import discord
 from discord import ui
 
+_JOB = re.compile(r"job:([0-9]{1,18}):([a-z_]{1,20})")
+_DATASET = re.compile(r"ds:([0-9]{1,18}):([a-z_]{1,20})(?::([0-9a-z]{1,40}))?")
+_ADMIN = re.compile(r"admin:([a-z_]{1,20}):([0-9a-z]{1,40})")
 
-class JobButton(ui.DynamicItem[ui.Button[ui.LayoutView]], template=r"job:(?P<job_id>\d{1,18}):(?P<verb>[a-z_]{1,20})"):
+
+class JobButton(ui.DynamicItem[ui.Button[ui.LayoutView]], template=r"(?s:job:.*)"):
     """A button about a job; a press is dispatched as `job_button` with the job's number and the verb."""
-
-    def __init__(self, job_id: int, verb: str, button: ui.Button[ui.LayoutView]) -> None:
-        button.custom_id = f"job:{job_id}:{verb}"
-        super().__init__(button)
-        self.job_id = job_id
-        self.verb = verb
 
     @classmethod
     async def from_custom_id(
         cls, interaction: discord.Interaction[Any], item: ui.Item[Any], match: re.Match[str], /
     ) -> Self:
         assert isinstance(item, ui.Button)
-        return cls(int(match["job_id"]), match["verb"], item)
+        return cls(item)
 
     async def callback(self, interaction: discord.Interaction[Any]) -> None:
         # Through the client: layouts know nothing of stores, and errors are reported in one place.
-        interaction.client.dispatch("job_button", interaction, self.job_id, self.verb)
+        found = _JOB.fullmatch(self.custom_id)
+        job_id, verb = found.groups() if found else (0, "")
+        interaction.client.dispatch("job_button", interaction, int(job_id), verb)
 
 
-class DatasetButton(
-    ui.DynamicItem[ui.Button[ui.LayoutView]],
-    template=r"ds:(?P<dataset_id>\d{1,18}):(?P<verb>[a-z_]{1,20})(?::(?P<arg>[0-9a-z]{1,40}))?",
-):
+class DatasetButton(ui.DynamicItem[ui.Button[ui.LayoutView]], template=r"(?s:ds:.*)"):
     """A button about a dataset; a press is dispatched as `dataset_button` with number, verb, and argument."""
 
-    def __init__(self, dataset_id: int, verb: str, arg: str, button: ui.Button[ui.LayoutView]) -> None:
-        button.custom_id = f"ds:{dataset_id}:{verb}" + (f":{arg}" if arg else "")
-        super().__init__(button)
-        self.dataset_id = dataset_id
-        self.verb = verb
-        self.arg = arg
-
     @classmethod
     async def from_custom_id(
         cls, interaction: discord.Interaction[Any], item: ui.Item[Any], match: re.Match[str], /
     ) -> Self:
         assert isinstance(item, ui.Button)
-        return cls(int(match["dataset_id"]), match["verb"], match["arg"] or "", item)
+        return cls(item)
 
     async def callback(self, interaction: discord.Interaction[Any]) -> None:
-        interaction.client.dispatch("dataset_button", interaction, self.dataset_id, self.verb, self.arg)
+        found = _DATASET.fullmatch(self.custom_id)
+        dataset_id, verb, arg = found.groups("") if found else (0, "", "")
+        interaction.client.dispatch("dataset_button", interaction, int(dataset_id), verb, arg)
 
 
-class AdminButton(
-    ui.DynamicItem[ui.Button[ui.LayoutView]], template=r"admin:(?P<verb>[a-z_]{1,20}):(?P<arg>[0-9a-z]{1,40})"
-):
+class AdminButton(ui.DynamicItem[ui.Button[ui.LayoutView]], template=r"(?s:admin:.*)"):
     """A button for operators; a press is dispatched as `admin_button` with its verb and argument."""
 
-    def __init__(self, verb: str, arg: str, button: ui.Button[ui.LayoutView]) -> None:
-        button.custom_id = f"admin:{verb}:{arg}"
-        super().__init__(button)
-        self.verb = verb
-        self.arg = arg
-
     @classmethod
     async def from_custom_id(
         cls, interaction: discord.Interaction[Any], item: ui.Item[Any], match: re.Match[str], /
     ) -> Self:
         assert isinstance(item, ui.Button)
-        return cls(match["verb"], match["arg"], item)
+        return cls(item)
 
     async def callback(self, interaction: discord.Interaction[Any]) -> None:
-        interaction.client.dispatch("admin_button", interaction, self.verb, self.arg)
+        found = _ADMIN.fullmatch(self.custom_id)
+        verb, arg = found.groups() if found else ("", "")
+        interaction.client.dispatch("admin_button", interaction, verb, arg)
 
 
 def job_button(
@@ -85,7 +75,7 @@ def job_button(
     style: discord.ButtonStyle = discord.ButtonStyle.secondary,
 ) -> JobButton:
     """Make a button about a job."""
-    return JobButton(job_id, verb, ui.Button(label=label, emoji=emoji, style=style))
+    return JobButton(ui.Button(custom_id=f"job:{job_id}:{verb}", label=label, emoji=emoji, style=style))
 
 
 def dataset_button(
@@ -99,5 +89,12 @@ def dataset_button(
     is_disabled: bool = False,
 ) -> DatasetButton:
     """Make a button about a dataset."""
-    button: ui.Button[ui.LayoutView] = ui.Button(label=label or None, emoji=emoji, style=style, disabled=is_disabled)
-    return DatasetButton(dataset_id, verb, str(arg), button)
+    custom_id = f"ds:{dataset_id}:{verb}" + (f":{arg}" if arg != "" else "")
+    return DatasetButton(
+        ui.Button(custom_id=custom_id, label=label or None, emoji=emoji, style=style, disabled=is_disabled)
+    )
+
+
+def admin_button(verb: str, arg: str, label: str, *, style: discord.ButtonStyle) -> AdminButton:
+    """Make a button for operators."""
+    return AdminButton(ui.Button(custom_id=f"admin:{verb}:{arg}", label=label, style=style))

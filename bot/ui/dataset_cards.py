@@ -76,8 +76,8 @@ def report_card(view: ReportView) -> MessageContent:
 
 def report_file(dataset: Dataset, packed: Path, file_limit: int) -> FileToSend | None:
     """The most complete form of the report that the server accepts: pages with images, text, numbers."""
-    for path in (packed, dataset.folder / "report.md", dataset.folder / "report.json"):
-        if found := sendable([FileToSend(path=path, name=f"{dataset.name}-{path.name}")], file_limit):
+    for folder, path in ((packed.parent, packed.name), (dataset.folder, "report.md"), (dataset.folder, "report.json")):
+        if found := sendable([FileToSend(folder=folder, path=path, name=f"{dataset.name}-{path}")], file_limit):
             return found[0]
     return None
 
@@ -85,14 +85,14 @@ def report_file(dataset: Dataset, packed: Path, file_limit: int) -> FileToSend |
 def report_reply(dataset: Dataset, file: FileToSend) -> MessageContent:
     """The report as a file."""
     words = _("The full report of **{name}**: every image, findings, and actions.", name=escape(dataset.name))
-    if file.path.suffix == ".zip":
+    if file.name.endswith(".zip"):
         words += " " + _("Unpack it and open report.html.")
     return MessageContent(layout=layout(words, ui.File[ui.LayoutView](file.url)), files=(file,))
 
 
-def dataset_list(datasets: Sequence[tuple[Dataset, int]], *, page: int, count: int) -> MessageContent:
-    """Datasets of a server with the bytes that were uploaded, newest first, `LIST_PAGE` on a page."""
-    lines = [_list_line(dataset, source_bytes) for dataset, source_bytes in datasets]
+def dataset_list(datasets: Sequence[Dataset], *, page: int, count: int) -> MessageContent:
+    """Datasets of a server, newest first, `LIST_PAGE` on a page."""
+    lines = [_list_line(dataset) for dataset in datasets]
     pages = max(1, -(-count // LIST_PAGE))
     body = box(
         Color.WAITING,
@@ -104,7 +104,7 @@ def dataset_list(datasets: Sequence[tuple[Dataset, int]], *, page: int, count: i
     return MessageContent(layout=layout(body))
 
 
-def _list_line(dataset: Dataset, source_bytes: int) -> str:
+def _list_line(dataset: Dataset) -> str:
     counts = dataset.counts
     images = images_words(counts.kept)
     if counts.dropped:
@@ -112,7 +112,7 @@ def _list_line(dataset: Dataset, source_bytes: int) -> str:
     parts = [
         f"**{escape(dataset.name)}**",
         images + ", " + _("{n} captioned", n=counts.captioned),
-        size(source_bytes),
+        size(dataset.bytes),
         mention(dataset.owner_id),
         relative_time(dataset.created_at),
     ]
@@ -265,7 +265,7 @@ def _sheet(view: ReportView) -> tuple[FileToSend | None, str]:
     dataset = view.dataset
     # The revision is part of the name: clients keep showing an image that they have under a name.
     name = f"{dataset.name}-{dataset.folder.name}-{view.sheet + 1}.png"
-    file = FileToSend(path=dataset.folder / sheets[view.sheet], name=name)
+    file = FileToSend(folder=dataset.folder, path=sheets[view.sheet], name=name)
     if not sendable([file], view.file_limit):
         return None, ""
     counts = view.report.counts

@@ -64,6 +64,11 @@ def _queue_options(job: Job) -> list[str]:
     return [line] if line else []
 
 
+def queued_already(job_id: int) -> str:
+    """The answer to a button of a request that is a job."""
+    return _("This request is job #{job} already. /job status shows it.", job=job_id)
+
+
 def duplicate_notice(error: DuplicateJob, draft: Draft) -> MessageContent:
     """The job that is the same, and the choice to queue it anyway; the draft keeps waiting."""
     job_id = error.job_id
@@ -93,13 +98,13 @@ def samples_reply(job: Job, context: JobContext, sampled: Sampled | None) -> Mes
         when = _("samples before training (base model)")
     else:
         when = _("samples after epoch {epoch}", epoch=sampled.epoch)
-    file = FileToSend(path=context.job_dir / sampled.sheet, name=f"samples-e{sampled.epoch}.png")
+    file = FileToSend(folder=context.job_dir, path=sampled.sheet, name=f"samples-e{sampled.epoch}.png")
     if not sendable([file], context.file_limit):
         return text_message(
             _(
                 "The sample sheet of #{job} is missing or larger than this server accepts: {path}",
                 job=job.id,
-                path=file.path,
+                path=escape(file.public_path),
             )
         )
     title = f"**#{job.id} {escape(job.name)}** · {when}"
@@ -111,7 +116,7 @@ def shared_post(job: Job, context: JobContext, sampled: Sampled | None) -> Messa
     """The newest samples for the whole channel, with owner, prompts and seeds; None if there are none to show."""
     if sampled is None:
         return None
-    file = FileToSend(path=context.job_dir / sampled.sheet, name=f"shared-{job.id}-e{sampled.epoch}.png")
+    file = FileToSend(folder=context.job_dir, path=sampled.sheet, name=f"shared-{job.id}-e{sampled.epoch}.png")
     if not sendable([file], context.file_limit):
         return None
     if sampled.epoch == 0:

@@ -22,6 +22,8 @@ from trainer.protocol.text import _, duration, listed
 _MAX_JOB_CHARS = 2_200
 #: Running and paused jobs get a third each at most; waiting ones get the rest.
 _SHARE = _MAX_JOB_CHARS // 3
+#: Jobs that a section of the board lists.
+MAX_LISTED = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,8 @@ class BoardSnapshot:
     now: datetime
     #: Unfinished jobs of this server; the waiting ones in the order in which they will start.
     jobs: Sequence[Job]
+    #: How many there are in each state, where `jobs` has only the first of them.
+    counts: Mapping[State, int] = field(default_factory=dict)
     #: Positions in the line of all servers, by job.
     positions: Mapping[int, int] = field(default_factory=dict)
     forecasts: Mapping[int, Forecast] = field(default_factory=dict)
@@ -43,15 +47,21 @@ class BoardSnapshot:
     def of(self, *states: State) -> list[Job]:
         return [job for job in self.jobs if job.state in states]
 
+    def count(self, *states: State) -> int:
+        """How many jobs there are in these states."""
+        return max(len(self.of(*states)), sum(self.counts.get(state, 0) for state in states))
+
 
 def queue_board(snapshot: BoardSnapshot) -> MessageContent:
     """Running, waiting and paused jobs, below what holds them up."""
     running, waiting, paused = snapshot.of(*ACTIVE), snapshot.of(State.QUEUED), snapshot.of(State.PAUSED)
     color = Color.STOPPING if snapshot.queue_pause else Color.TRAINING if running else Color.WAITING
-    now_running = _section(_("Training"), [_running_line(job) for job in running], _SHARE)
-    now_paused = _section(_("Paused"), [job_line(job) for job in paused], _SHARE)
+    lines = [_running_line(job) for job in running]
+    now_running = _section(_("Training"), lines, _SHARE, snapshot.count(*ACTIVE))
+    now_paused = _section(_("Paused"), [job_line(job) for job in paused], _SHARE, snapshot.count(State.PAUSED))
     room = _MAX_JOB_CHARS - len(now_running) - len(now_paused)
-    now_waiting = _section(_("Waiting"), [_waiting_line(job, snapshot) for job in waiting], room)
+    lines = [_waiting_line(job, snapshot) for job in waiting]
+    now_waiting = _section(_("Waiting"), lines, room, snapshot.count(State.QUEUED))
     body = box(
         color,
         "\n".join(_head(snapshot)),
@@ -100,8 +110,11 @@ def _slot_words(slot: Slot) -> str:
     return used if slot.is_enabled else used + ", " + _("then switched off")
 
 
-def _section(title: str, lines: Sequence[str], room: int) -> str:
-    return "\n".join([f"**{title}** ({len(lines)})", *first_lines(lines, characters=room)]) if lines else ""
+def _section(title: str, lines: Sequence[str], room: int, total: int) -> str:
+    if not lines:
+        return ""
+    shown = first_lines(lines, most=MAX_LISTED, characters=room, total=total)
+    return "\n".join([f"**{title}** ({total})", *shown])
 
 
 def _nothing_runs(snapshot: BoardSnapshot) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import PurePath
 
 import discord
 
@@ -110,7 +111,7 @@ def _file(dataset: Dataset, each: ReviewImage, file_limit: int) -> FileToSend | 
     for path in (each.image.thumbnail, each.image.path):
         if path is None:
             continue
-        file = FileToSend(path=dataset.folder / path, name=f"image-{each.number}{(dataset.folder / path).suffix}")
+        file = FileToSend(folder=dataset.folder, path=path, name=f"image-{each.number}{PurePath(path).suffix}")
         if sendable([file], file_limit):
             return file
     return None

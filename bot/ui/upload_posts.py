@@ -1,6 +1,8 @@
-"""Posts for the owners of uploads that a restart of the bot interrupted."""
+"""Posts in place of answers: for members whose interaction can no longer be answered, most of them with an upload."""
 
 from __future__ import annotations
+
+from enum import StrEnum
 
 import discord
 
@@ -11,7 +13,20 @@ from bot.ui.discord_text import escape, mention
 from bot.ui.layout import Color, MessageContent, box, layout, row
 from trainer.protocol.text import _, ngettext
 
-_MAX_REASON_CHARS = 1500
+
+class Unanswered(StrEnum):
+    """Why an interaction has no answer."""
+
+    #: It came after the 3 seconds for a first answer; the member has read that the application did not respond.
+    LATE = "late"
+    #: It was delivered twice, and has an answer.
+    REPEATED = "repeated"
+    #: The 15 minutes for an answer are over.
+    EXPIRED = "expired"
+    #: Discord cannot be reached.
+    UNREACHABLE = "unreachable"
+    #: The bot that received it has ended.
+    RESTARTED = "restarted"
 
 
 def upload_post(notification: Notification, marker: str) -> MessageContent:
@@ -32,18 +47,36 @@ def upload_post(notification: Notification, marker: str) -> MessageContent:
     return MessageContent(layout=layout(body), mentions=notification.owner_id)
 
 
-def upload_prepared(upload: PendingUpload, dataset: Dataset) -> str:
+def unanswered_words(what: str, why: Unanswered, sentence: str, *, is_carried_out: bool) -> str:
+    """What became of an interaction that has no answer, and why.
+
+    Args:
+        what: The command, as it is typed; empty for a button or a form.
+        why: Why it has no answer.
+        sentence: The error that was to be the answer, if there was one.
+        is_carried_out: Its handler ran.
+    """
+    what = what or _("your press on a button")
+    reason = _reason(why)
+    if sentence:
+        return _(
+            "I could not show you the answer to {what}. {reason} It was: {sentence}",
+            what=what,
+            reason=reason,
+            sentence=sentence,
+        )
+    if is_carried_out:
+        return _("I carried out {what}, but could not show you the answer. {reason}", what=what, reason=reason)
+    return _("I could not answer {what}. {reason} Nothing was done; try again.", what=what, reason=reason)
+
+
+def upload_prepared(upload: PendingUpload, dataset: Dataset, why: Unanswered) -> str:
     """The files became this dataset."""
-    title, name = escape(upload.title), escape(dataset.name)
+    name = escape(dataset.name)
     kept = ngettext("{n} image kept", "{n} images kept", dataset.counts.kept)
     match upload.kind:
         case UploadKind.ADD:
-            return _(
-                "I was restarted while adding **{title}** to **{name}**. It is done now: {kept}.",
-                title=title,
-                name=name,
-                kept=kept,
-            )
+            done = _("It is part of **{name}** now: {kept}.", name=name, kept=kept)
         case UploadKind.IMPORT:
             done = _("It is ready now: dataset **{name}**, {kept}. `/dataset inspect` shows it.", name=name, kept=kept)
         case UploadKind.FINETUNE if upload.is_at_once:
@@ -55,12 +88,12 @@ def upload_prepared(upload: PendingUpload, dataset: Dataset) -> str:
             )
         case UploadKind.FINETUNE:
             done = _("It is ready now (dataset **{name}**, {kept}), and your request waits:", name=name, kept=kept)
-    return f"{_restarted(upload)} {done}"
+    return f"{_interrupted(upload, why)} {done}"
 
 
-def upload_refused(upload: PendingUpload, reason: str) -> str:
-    """The files became nothing, for this reason."""
-    return f"{_restarted(upload)} {escape(reason, _MAX_REASON_CHARS)}"
+def upload_refused(upload: PendingUpload, reason: str, why: Unanswered) -> str:
+    """The files became nothing, for this reason (escaped)."""
+    return f"{_interrupted(upload, why)} {reason}"
 
 
 def upload_incomplete(upload: PendingUpload) -> str:
@@ -69,13 +102,22 @@ def upload_incomplete(upload: PendingUpload) -> str:
     return f"{arrived} {_try_again(upload.kind)}"
 
 
-def upload_failed(upload: PendingUpload) -> str:
+def upload_failed(upload: PendingUpload, why: Unanswered) -> str:
     """The files became nothing, because of a bug."""
-    return f"{_restarted(upload)} {_('Something broke on my side.')} {_try_again(upload.kind)}"
+    return f"{_interrupted(upload, why)} {_('Something broke on my side.')} {_try_again(upload.kind)}"
 
 
-def _restarted(upload: PendingUpload) -> str:
-    return _("I was restarted while preparing **{title}**.", title=escape(upload.title))
+def _interrupted(upload: PendingUpload, why: Unanswered) -> str:
+    title = escape(upload.title)
+    if why is Unanswered.RESTARTED:
+        return _("I was restarted while preparing **{title}**.", title=title)
+    return _("I could not show you the answer about **{title}**. {reason}", title=title, reason=_reason(why))
+
+
+def _reason(why: Unanswered) -> str:
+    if why is Unanswered.EXPIRED:
+        return _("Discord takes answers for 15 minutes, and this took longer.")
+    return _("Discord could not be reached.")
 
 
 def _try_again(kind: UploadKind) -> str:

@@ -1,0 +1,83 @@
+"""Finds what an interaction is about: in its server only, and only what its member may act on."""
+
+from __future__ import annotations
+
+import discord
+
+from bot.cogs.services import Services
+from bot.datasets import Dataset, require_change
+from bot.errors import NotFound, NotYourRequest
+from bot.queue import Draft, Job
+from trainer.protocol.text import _
+
+
+async def find_job(services: Services, interaction: discord.Interaction, typed: str) -> Job:
+    """Return the job that a number (`42`, `#42`) or a name means.
+
+    Raises:
+        NotFound: This server has no such job.
+    """
+    number = typed.strip().removeprefix("#")
+    if number.isascii() and number.isdigit() and len(number) < 19:
+        return await job_here(services, interaction, int(number))
+    found = await services.jobs.search(_server(interaction), storable(typed), limit=1)
+    if not found:
+        raise NotFound(_('There is no job "{name}" here. /job list shows the jobs of this server.', name=typed[:60]))
+    return found[0]
+
+
+async def job_here(services: Services, interaction: discord.Interaction, job_id: int) -> Job:
+    """Return a job of the interaction's server.
+
+    Raises:
+        NoSuchJob: The server has none of that number.
+    """
+    return await services.jobs.get_in(_server(interaction), job_id)
+
+
+async def dataset_here(services: Services, interaction: discord.Interaction, which: int | str) -> Dataset:
+    """Return a dataset of the interaction's server by its number or name.
+
+    Raises:
+        NoSuchDataset: The server has none.
+    """
+    if isinstance(which, int):
+        return await services.datasets.get_in(_server(interaction), which)
+    return await services.datasets.named(_server(interaction), storable(which))
+
+
+async def own_dataset(services: Services, interaction: discord.Interaction, which: int | str, verb: str) -> Dataset:
+    """Return a dataset of the interaction's server that its member may `verb`.
+
+    Raises:
+        NoSuchDataset: The server has none.
+        NotYourDataset: It is another member's.
+    """
+    dataset = await dataset_here(services, interaction, which)
+    can_manage = interaction.permissions.manage_guild
+    require_change(dataset, user_id=interaction.user.id, can_manage=can_manage, verb=verb)
+    return dataset
+
+
+async def own_draft(services: Services, interaction: discord.Interaction, draft_id: int, *, dataset_id: int) -> Draft:
+    """Return the member's own draft for a dataset of the interaction's server.
+
+    Raises:
+        DraftEnded: The server has no such draft for this dataset, or it has expired or was cancelled.
+        NotYourRequest: It is another member's.
+    """
+    draft = await services.drafts.get_in(_server(interaction), draft_id, dataset_id=dataset_id)
+    if draft.owner_id != interaction.user.id:
+        raise NotYourRequest(owner_id=draft.owner_id)
+    return draft
+
+
+def storable(text: str) -> str:
+    """Typed text without what SQLite cannot store: half of a surrogate pair."""
+    return text.encode(errors="ignore").decode()
+
+
+def _server(interaction: discord.Interaction) -> int:
+    # The gate refuses interactions of private messages.
+    assert interaction.guild_id is not None
+    return interaction.guild_id
