@@ -10,9 +10,10 @@ import json
 import os
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import time
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo
@@ -26,6 +27,17 @@ from trainer.protocol.text import _
 
 _MIB = 1024 * 1024
 _GIB = 1024**3
+#: Variables of the bot's environment that every child process gets. A list of what is needed: a list of secrets would
+#: never be complete.
+_FOR_CHILDREN = (
+    *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "LC_*", "TZ", "TMPDIR", "TEMP", "TMP", "XDG_CACHE_HOME"),
+    *("PYTHON*", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "LD_PRELOAD", "DARKROOM_LANGUAGE", "DARKROOM_TRAINER_*"),
+    *("OMP_*", "GOMP_*", "KMP_*", "MKL_*", "OPENBLAS_*", "NUMEXPR_*", "MALLOC_*"),
+    *("CUDA_*", "CUBLAS_*", "NVIDIA_*", "NCCL_*", "ROCR_*", "HIP_*", "HSA_*", "MIOPEN_*"),
+    *("TORCH*", "PYTORCH_*", "TRITON_*", "ACCELERATE_*", "HF_HOME", "HF_HUB_CACHE"),
+)
+#: And those that only a process that may download models gets.
+_FOR_DOWNLOADS = ("HF_*", "HUGGING*", "*_PROXY", "*_proxy", "SSL_CERT_*", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 _Snowflake = Annotated[int, Field(ge=1, le=2**63 - 1)]
 
 
@@ -44,7 +56,8 @@ class DiscordSettings(SettingsGroup):
     operator_ids: tuple[_Snowflake, ...] = ()
     #: Name of the environment variable that holds the bot's token.
     token_env: str = Field(default="DARKROOM_TOKEN", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    #: Channel for news about the machine (digest, disk, GPUs, restarts); 0: they are only logged.
+    #: Channel for news about the machine (digest, disk, GPUs, restarts), and for what could not be posted in its own
+    #: channel if its owner takes no direct messages; 0: only logged.
     log_channel: int = Field(default=0, ge=0, le=2**63 - 1)
 
 
@@ -64,10 +77,17 @@ class LimitSettings(SettingsGroup):
     max_dataset_files: int = Field(default=50, ge=1, le=1000)
     #: Usable images that a training needs.
     min_images: int = Field(default=5, ge=1, le=10_000)
+    #: Datasets of one person, and all their uploaded files together; also over several servers.
+    max_datasets_per_user: int = Field(default=50, ge=1, le=100_000)
+    max_stored_mib_per_user: int = Field(default=5000, ge=1, le=100_000_000)
+    #: Requests of one person that wait for "Go on".
+    max_drafts_per_user: int = Field(default=20, ge=1, le=1000)
     #: Jobs of one member that may wait at the same time.
     max_jobs_per_user: int = Field(default=3, ge=1, le=100)
     #: Epochs that one job may ask for.
     max_epochs: int = Field(default=100, ge=1, le=1000)
+    #: Runs of one study.
+    max_study_runs: int = Field(default=25, ge=2, le=64)
     #: Jobs of one member that may run at the same time; 0: any number.
     max_running_per_user: int = Field(default=0, ge=0, le=100)
     #: GPU hours of one member from Monday to Monday; 0: any number.
@@ -76,6 +96,10 @@ class LimitSettings(SettingsGroup):
     @property
     def max_dataset_bytes(self) -> int:
         return self.max_dataset_mib * _MIB
+
+    @property
+    def max_stored_bytes_per_user(self) -> int:
+        return self.max_stored_mib_per_user * _MIB
 
 
 class ModelSettings(SettingsGroup):
@@ -137,8 +161,8 @@ class PrepareSettings(SettingsGroup):
     """Limits of the process that opens uploaded files."""
 
     timeout_s: float = Field(default=300.0, ge=1, le=86_400)
-    #: Private memory (RLIMIT_DATA), Linux only.
-    memory_mib: int = Field(default=4096, ge=256, le=1_000_000)
+    #: Private memory of all its processes together, Linux only; as many images at once as it is enough for.
+    memory_mib: int = Field(default=4096, ge=1024, le=1_000_000)
     #: The trainer's own limits by their names (`trainer/dataset/input_files.py`), which the trainer validates.
     limits: dict[str, bool | int | float] = Field(default_factory=dict)
 
@@ -234,7 +258,7 @@ class BackupSettings(SettingsGroup):
 class HealthSettings(SettingsGroup):
     """When the machine is too unhealthy for new trainings."""
 
-    #: Free space in the data folder below which no training starts; 0: no limit.
+    #: Free space in the data folder below which no training starts and no upload is taken; 0: no limit.
     min_free_gib: float = Field(default=10.0, ge=0, le=1_000_000)
     #: A GPU that is hotter than this gets no new training until it has cooled by 10 °C.
     max_temperature_c: int = Field(default=92, ge=40, le=150)
@@ -269,7 +293,7 @@ class TrainerSettings(SettingsGroup):
     python: str = ""
     #: Keep one trainer ready with its libraries loaded, so that a job's first step comes seconds earlier.
     warm: bool = True
-    #: Added to the bot's environment (the token is always removed).
+    #: Added to what trainer processes get of the bot's environment.
     env: dict[str, str] = Field(default_factory=dict)
 
     @property
@@ -322,9 +346,25 @@ class Config(SettingsGroup):
         return Path(self.backup.folder) if self.backup.folder else self.storage.data_dir / "backups"
 
     def trainer_environment(self, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-        """The environment of a trainer process: the bot's without its token, and `trainer.env` added."""
-        kept = {name: value for name, value in environ.items() if name != self.discord.token_env}
-        return kept | self.trainer.env
+        """The environment of a trainer process: what it needs of the bot's, and `trainer.env`."""
+        return self._chosen(environ, _FOR_CHILDREN + _FOR_DOWNLOADS) | self.trainer.env
+
+    def confined_environment(self, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+        """The environment of a process that opens strangers' files: without whatever downloads need."""
+        given = {
+            name: value
+            for name, value in self.trainer.env.items()
+            if _matches(name, _FOR_CHILDREN) or not _matches(name, _FOR_DOWNLOADS)
+        }
+        return self._chosen(environ, _FOR_CHILDREN) | given | {"HF_HUB_OFFLINE": "1"}
+
+    def _chosen(self, environ: Mapping[str, str], patterns: Iterable[str]) -> dict[str, str]:
+        secret = {self.discord.token_env, self.ray.token_env}
+        return {name: value for name, value in environ.items() if name not in secret and _matches(name, patterns)}
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def load_config(path: Path) -> Config:

@@ -70,7 +70,7 @@ _OFFLINE = ("offline", "couldn't connect", "connecterror", "connectionerror", "c
 
 
 def hub_problem(source: str, error: Exception) -> MissingModelError | None:
-    """Return an error if the hub refused a model or cannot be reached, None for any other problem.
+    """Return an error if the hub refused a model, cannot be reached, or has unsafe weights only; None for others.
 
     The loaders of diffusers and transformers raise anything from KeyError to httpx errors, and wrap network errors in
     OSError.
@@ -87,6 +87,11 @@ def hub_problem(source: str, error: Exception) -> MissingModelError | None:
         return MissingModelError(
             _("{source} is not on this machine and the hub cannot be reached.", source=source),
             _("Check the network, or download the model once and use its folder."),
+        )
+    if "safetensors" in text and ("no file named" in text or "not appear to have" in text):
+        return MissingModelError(
+            _("{source} has no weights in .safetensors files; other formats can run code when opened.", source=source),
+            _("Choose a model that has them, or save it again with safe_serialization=True."),
         )
     return None
 

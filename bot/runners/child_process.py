@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bot.errors import LaunchFailed
+from bot.runners.confinement import confined
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,9 @@ async def run_and_capture(
     *,
     timeout_s: float,
     memory_bytes: int | None = None,
+    file_bytes: int | None = None,
     log_path: Path | None = None,
+    is_confined: bool = False,
 ) -> CompletedChild:
     """Run a command in a process group of its own; no process of the group is left when this returns or raises.
 
@@ -64,25 +67,30 @@ async def run_and_capture(
         env: The whole environment of the child.
         timeout_s: When to end it: SIGTERM to the group, then SIGKILL after `TERM_GRACE_S`.
         memory_bytes: Limit on its private memory (Linux).
+        file_bytes: Limit on each file that it writes (Linux).
         log_path: A new file for standard output and error, in place of memory. Use it for untrusted input, whose
             error messages may be of any size.
+        is_confined: Take the network and the view of other processes away from it. Use it for untrusted input.
 
     Raises:
         TimeoutError: It took longer than `timeout_s`.
         OSError: It cannot be started.
     """
     output = asyncio.subprocess.PIPE if log_path is None else _new_file(log_path)
+    command = confined(argv) if is_confined else argv
+    null = asyncio.subprocess.DEVNULL
     try:
         process = await asyncio.create_subprocess_exec(
-            *argv, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output, env=dict(env), start_new_session=True
+            *command, stdin=null, stdout=output, stderr=output, env=dict(env), start_new_session=True
         )
     finally:
         if log_path is not None:
             os.close(output)
     try:
         # Not by `preexec_fn`, which can deadlock a program that has threads. No input is read this early.
-        if memory_bytes is not None:
-            _limit_memory(process.pid, memory_bytes)
+        # RLIMIT_DATA counts private memory. RLIMIT_AS would also count address space that libraries never touch.
+        _limit(process.pid, resource.RLIMIT_DATA, memory_bytes)
+        _limit(process.pid, resource.RLIMIT_FSIZE, file_bytes)
         async with asyncio.timeout(timeout_s):
             stdout, stderr = await process.communicate()
     except TimeoutError:
@@ -104,14 +112,13 @@ def _new_file(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
 
 
-def _limit_memory(pid: int, limit_bytes: int) -> None:
-    if sys.platform != "linux":
+def _limit(pid: int, kind: int, limit_bytes: int | None) -> None:
+    if sys.platform != "linux" or limit_bytes is None:
         return
     try:
-        # RLIMIT_DATA counts private memory. RLIMIT_AS would also count address space that libraries never touch.
-        resource.prlimit(pid, resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
+        resource.prlimit(pid, kind, (limit_bytes, limit_bytes))
     except ProcessLookupError:
-        log.info("process %d ended before its memory could be limited", pid)
+        log.info("process %d ended before it could be limited", pid)
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:

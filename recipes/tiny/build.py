@@ -50,7 +50,7 @@ def _vae(work_dir: Path, scenes: ImageArray, minutes: float, decoder_minutes: fl
         polish_decoder(trained, scenes, doodles, decoder_minutes * 60)
         trained.save_pretrained(work_dir / "vae.part")
         (work_dir / "vae.part").rename(finished)
-    vae: AutoencoderKL = AutoencoderKL.from_pretrained(finished)
+    vae: AutoencoderKL = AutoencoderKL.from_pretrained(finished, use_safetensors=True)
     return vae.to(memory_format=torch.channels_last).eval()
 
 
@@ -59,7 +59,7 @@ def _latents(work_dir: Path, scenes: ImageArray, vae: AutoencoderKL) -> torch.Te
     if not path.exists():
         torch.save(encode(vae, scenes), path)
         logger.info("encoded %d images", len(scenes))
-    latents: torch.Tensor = torch.load(path)
+    latents: torch.Tensor = torch.load(path, weights_only=True)
     return latents
 
 
@@ -67,7 +67,7 @@ def _tokens(work_dir: Path, tokenizer: CLIPTokenizer, count: int) -> torch.Tenso
     path = work_dir / "tokens.pt"
     if not path.exists():
         torch.save(caption_tokens(tokenizer, count), path)
-    tokens: torch.Tensor = torch.load(path)
+    tokens: torch.Tensor = torch.load(path, weights_only=True)
     return tokens
 
 

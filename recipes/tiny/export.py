@@ -77,7 +77,7 @@ def _store(module: torch.nn.Module, path: Path, dtype: torch.dtype) -> None:
 
 
 def load_pipeline(folder: Path) -> StableDiffusionPipeline:
-    pipeline: StableDiffusionPipeline = StableDiffusionPipeline.from_pretrained(folder)
+    pipeline: StableDiffusionPipeline = StableDiffusionPipeline.from_pretrained(folder, use_safetensors=True)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

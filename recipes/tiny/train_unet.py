@@ -149,7 +149,7 @@ def train_unet(
     networks, scheduler, progress = Networks(tokenizer), new_scheduler(), Progress()
     average, optimizer = copy.deepcopy(networks), _optimizer(networks)
     if checkpoint.exists():
-        state = torch.load(checkpoint)
+        state = torch.load(checkpoint, weights_only=True)
         networks.load_state_dict(state["networks"])
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])

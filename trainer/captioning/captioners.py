@@ -9,6 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
+import huggingface_hub
 import torch
 from PIL import Image
 from transformers import (
@@ -25,6 +26,9 @@ from trainer.protocol.text import _
 
 #: `model_type` of the models that caption an image without a prompt.
 _BLIP_TYPES = frozenset({"blip", "blip-2", "git"})
+
+#: Weights in formats that are never loaded here.
+_NOT_LOADED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.tflite", "*.gguf")
 
 #: Beams that the authors of Florence-2 and BLIP generate with.
 _BEAMS = 3
@@ -154,6 +158,21 @@ def _shortened(text: str) -> str:
     if end > 0:
         return head[: end + 1]
     return head[: max(head.rfind(" "), 0) or MAX_CHARACTERS].rstrip(" ,;:")
+
+
+def download_captioner(source: str) -> None:
+    """Download a captioning model from the hub into its cache, without loading it; a folder is used where it is.
+
+    Raises:
+        MissingModelError: The model is missing or unreachable.
+    """
+    location = _location(source)
+    if Path(location).is_dir():
+        return
+    try:
+        huggingface_hub.snapshot_download(location, ignore_patterns=[*_NOT_LOADED])
+    except Exception as error:
+        raise _explain(source, error) from error
 
 
 def load_captioner(source: str, *, device: str = "cpu", detail: Detail = Detail.SHORT) -> Captioner:

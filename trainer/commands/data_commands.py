@@ -63,16 +63,18 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
 def run_prepare(options: argparse.Namespace) -> int:
     """Prepare a dataset, with a progress bar on a terminal, and print the summary."""
     # Imported here: decoders and measures take time to load that the other commands do not need.
+    from trainer.dataset.memory import private_memory_limited
     from trainer.dataset.preparing.prepare import prepare
     from trainer.report.dataset_page import write_pages
     from trainer.report.sheets import draw_sheets
 
     try:
-        with ProgressBar() as bar:
+        limits = _limits(options)
+        with ProgressBar() as bar, private_memory_limited(limits.memory_bytes - limits.decoders_bytes):
             report = prepare(
                 options.sources,
                 options.out,
-                limits=_limits(options),
+                limits=limits,
                 resolution=options.resolution,
                 shares=_shares(options),
                 edits=_edits(options),
@@ -189,6 +191,7 @@ def add_caption(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--detail", choices=["short", "detailed"], default="short", help="detail of Florence-2")
     parser.add_argument("--batch-size", type=int, default=4, metavar="N")
     parser.add_argument("--device", help="cpu or cuda (default: the GPU if there is one)")
+    parser.add_argument("--download-only", action="store_true", help="download the model and end")
     parser.set_defaults(command=run_caption)
 
 
@@ -196,10 +199,13 @@ def run_caption(options: argparse.Namespace) -> int:
     """Write captions into the edits, and print their number."""
     quieten_libraries()
     from trainer.captioning import auto_captions
-    from trainer.captioning.captioners import Detail
+    from trainer.captioning.captioners import Detail, download_captioner
 
     edits = options.edits or options.dataset_dir / EDITS_NAME
     try:
+        if options.download_only:
+            download_captioner(options.model)
+            return 0
         with ProgressBar() as bar:
             count = auto_captions.caption_dataset(
                 options.dataset_dir,

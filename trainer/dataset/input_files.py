@@ -51,8 +51,10 @@ class Limits:
     max_dictionary_bytes: int = 256 * MIB
     #: A longer text file is not a caption.
     max_caption_bytes: int = 64 * 1024
-    #: A longer table of captions is not read.
+    #: All tables of captions and JSON files together; the rest is not read.
     max_table_bytes: int = 32 * MIB
+    #: More images are not decoded.
+    max_images: int = 5000
 
     #: Whether `hf://` datasets are downloaded.
     allow_downloads: bool = True
@@ -61,8 +63,8 @@ class Limits:
 
     #: Larger images are refused from the header, before they are decoded.
     max_pixels: int = 100_000_000
-    #: Address space of one decoding process. 100 Mpx with alpha take about 1.5 GiB on their way to RGB.
-    worker_memory_bytes: int = 3 * 1024 * MIB
+    #: Private memory of a whole preparation: two thirds are for all decoders together. 100 Mpx take up to 1.8 GB.
+    memory_bytes: int = 4096 * MIB
     #: CPU time limit of one decode; a wall-clock limit would drop good images on a busy machine.
     decode_cpu_s: float = 60.0
 
@@ -77,6 +79,11 @@ class Limits:
     checked_side_px: int = 512
     #: Color behind transparent pixels, RGB.
     background: tuple[int, int, int] = (255, 255, 255)
+
+    @property
+    def decoders_bytes(self) -> int:
+        """The share of `memory_bytes` that all decoders have together; the rest is the main process's."""
+        return self.memory_bytes * 2 // 3
 
 
 class RefusedError(Exception):
@@ -180,9 +187,14 @@ def sniff(head: bytes) -> FileKind:
         return FileKind.COMPRESSED
     if _is_tar(head):
         return FileKind.TAR
-    if head.startswith(_UNSUPPORTED_IMAGES) or b"<svg" in head:
+    if head.startswith(_UNSUPPORTED_IMAGES) or is_svg(head):
         return FileKind.UNSUPPORTED_IMAGE
     return FileKind.OTHER
+
+
+def is_svg(head: bytes) -> bool:
+    """True for XML that begins as an SVG does; a caption may do so too."""
+    return head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<") and b"<svg" in head
 
 
 def is_image(head: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""Writes files and folders that appear whole or not at all."""
+"""Writes files and folders that appear whole or not at all, and finds files that another process has named."""
 
 from __future__ import annotations
 
@@ -53,3 +53,18 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def locate(folder: Path, path: str) -> Path:
+    """Return where a file that another process has named really lies: inside `folder`, whatever it and links say.
+
+    Raises:
+        FileNotFoundError: There is no such file, or it lies outside.
+    """
+    try:
+        real = (folder / path).resolve(strict=True)
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: links in a circle, in Python 3.11
+        raise FileNotFoundError(path) from error
+    if not real.is_relative_to(folder.resolve()) or not real.is_file():
+        raise FileNotFoundError(path)
+    return real

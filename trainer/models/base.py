@@ -146,7 +146,8 @@ def open_folder(source: str, folder: Path) -> Any:
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     kind = check_kind(source, index.get("_class_name"))
     has_t5 = _has_t5(index) and (folder / "text_encoder_3").is_dir()
-    return _class_of(kind).from_pretrained(folder, variant=_variant(folder), **_left_out(kind, has_t5=has_t5))
+    left_out = _left_out(kind, has_t5=has_t5)
+    return _class_of(kind).from_pretrained(folder, variant=_variant(folder), use_safetensors=True, **left_out)
 
 
 def open_hub(source: str, revision: str | None) -> Any:
@@ -159,7 +160,8 @@ def open_hub(source: str, revision: str | None) -> Any:
 
     index = DiffusionPipeline.load_config(source, revision=revision)
     kind = check_kind(source, index.get("_class_name"))
-    return _class_of(kind).from_pretrained(source, revision=revision, **_left_out(kind, has_t5=_has_t5(index)))
+    left_out = _left_out(kind, has_t5=_has_t5(index))
+    return _class_of(kind).from_pretrained(source, revision=revision, use_safetensors=True, **left_out)
 
 
 def open_single_file(base: Base, path: Path) -> Any:

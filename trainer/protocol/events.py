@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
-from trainer.protocol.frozen import Frozen
+from trainer.protocol.frozen import Frozen, RelativePath
 
 EVENTS_VERSION: Literal[1] = 1
 
@@ -60,7 +60,7 @@ class Started(_Event):
     #: Step of the checkpoint that this run resumes from; 0 for a new run.
     resumed_from_step: int = 0
     #: Originals beside their variants (PNG); None without augmentation.
-    augmentation_sheet: str | None = None
+    augmentation_sheet: RelativePath | None = None
     #: How often the images of each dataset are seen in an epoch, as a sentence; `data.md` has the table.
     data_summary: str = ""
     #: Images in memory at once on each device; gradient accumulation makes up the rest of `batch_size`.
@@ -145,7 +145,7 @@ class StepDone(_Event):
 class Sample(Frozen):
     """One image that the model drew."""
 
-    path: str
+    path: RelativePath
     prompt: str
     seed: int
 
@@ -157,7 +157,7 @@ class Sampled(_Event):
     epoch: int
     samples: tuple[Sample, ...]
     #: All of them on one contact sheet.
-    sheet: str
+    sheet: RelativePath
 
 
 class BandLoss(Frozen):
@@ -209,7 +209,7 @@ class EpochEnded(_Event):
     is_best: bool
     best_epoch: int
     #: Loss chart (PNG), redrawn each epoch.
-    chart: str
+    chart: RelativePath
     #: The ratio smoothed over epochs; early stopping decides by it.
     smoothed_ratio: float | None = None
     #: The same on training images; None if none are measured.
@@ -253,7 +253,7 @@ class Tested(_Event):
     base_loss: float
     metrics: dict[str, float] = Field(default_factory=dict)
     #: Confusion matrix (PNG) of a classifier.
-    chart: str | None = None
+    chart: RelativePath | None = None
 
 
 class ExportFormat(StrEnum):
@@ -276,7 +276,7 @@ class Exported(_Event):
 
     type: Literal["exported"] = "exported"
     format: ExportFormat
-    path: str
+    path: RelativePath
     bytes: int
     sha256: str
     #: Largest difference between the predictions of the trained model and of the file loaded back.
@@ -303,10 +303,10 @@ class Finished(_Event):
     best_ratio: float
     seconds: float
     #: Base and best samples side by side; a classifier's confusion matrix.
-    comparison: str
+    comparison: RelativePath
     comparison_alt: str
     #: Report with curves, samples and settings (HTML).
-    report: str | None = None
+    report: RelativePath | None = None
 
 
 class Stopped(_Event):
@@ -315,7 +315,7 @@ class Stopped(_Event):
     type: Literal["stopped"] = "stopped"
     epoch: int
     step: int
-    checkpoint: str | None
+    checkpoint: RelativePath | None
 
 
 class FailureKind(StrEnum):

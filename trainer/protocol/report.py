@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Literal
 
-from trainer.protocol.frozen import Frozen
+from trainer.protocol.frozen import Frozen, RelativePath
 
 REPORT_VERSION: Literal[1] = 1
 
@@ -111,12 +111,12 @@ class Image(Frozen):
     width: int | None = None
     height: int | None = None
     #: The decoded image, relative to the dataset folder; kept images only.
-    path: str | None = None
+    path: RelativePath | None = None
     #: A small JPEG, relative to the dataset folder, of dropped images too; None if it could not be decoded.
-    thumbnail: str | None = None
+    thumbnail: RelativePath | None = None
     #: Mask of the loss: 8-bit gray PNG in the image's shape, white where the loss counts, relative to the dataset
     #: folder; None without a mask. Kept images only.
-    mask: str | None = None
+    mask: RelativePath | None = None
     #: Share of its area that is cropped at `DatasetReport.resolution`, 0 to 1; None if dropped.
     cropped: float | None = None
     #: A person's decision, which overrides all measures.
@@ -194,9 +194,9 @@ class DatasetReport(Frozen):
     buckets: tuple[Bucket, ...] = ()
     resolution: int
     #: Contact sheets (PNG) relative to the dataset folder: kept images by split, then the dropped ones.
-    sheets: tuple[str, ...] = ()
+    sheets: tuple[RelativePath, ...] = ()
     #: The report as Markdown and HTML pages, relative to the dataset folder.
-    pages: tuple[str, ...] = ()
+    pages: tuple[RelativePath, ...] = ()
     captions: CaptionStatistics | None = None
     #: Image numbers (position in `images`, from 1): a few that cover the range of the kept images, and those that are
     #: least similar to any other, both most representative first.

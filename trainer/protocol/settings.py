@@ -275,13 +275,13 @@ class Stage(Frozen):
     shares: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(default=(), max_length=17)
 
 
+#: Settings of a stage that `training` has too. Each spec that is parsed asks for them, and pydantic takes its time.
+_INHERITED = tuple(name for name in Stage.model_fields if name in Training.model_fields)
+
+
 def resolved(stage: Stage, training: Training) -> Stage:
     """Return the stage with its open values filled from `training`; `resolution` may stay open."""
-    values = {
-        name: getattr(training, name)
-        for name in Stage.model_fields
-        if name in Training.model_fields and getattr(stage, name) is None
-    }
+    values = {name: getattr(training, name) for name in _INHERITED if getattr(stage, name) is None}
     if stage.warmup_share is not None and stage.warmup_steps is None:
         # The stage sets a share: the steps of `training` would take precedence over it.
         values["warmup_steps"] = None

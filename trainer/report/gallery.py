@@ -125,7 +125,8 @@ def save_png(sheet: Image.Image, path: Path) -> Path:
     """Write a sheet as PNG, creating its folder; return the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as partial:
-        sheet.save(partial, format="PNG", optimize=True)
+        # Without `optimize`, which takes four times as long for 2 % of the size.
+        sheet.save(partial, format="PNG")
     return path
 
 

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenize
 from trainer.dataset.images.image_features import image_feature, stack_features
 from trainer.dataset.images.near_duplicates import MAX_DISTANCE, image_distance, image_hashes
 from trainer.dataset.split.overlap import JobImage, thumbnail_path
-from trainer.errors import DatasetError, MissingModelError
+from trainer.errors import DatasetError, MissingModelError, first_line, hub_problem
 
 #: Candidates from each cheap measure; each is then compared pixel by pixel (5 ms).
 _CANDIDATES = 5
@@ -235,7 +235,7 @@ def load_embedder(folder: str, device: torch.device) -> Embedder:
         raise
     except Exception as error:
         # The loaders raise anything from KeyError to OSError.
-        first_line = f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
-        raise MissingModelError(f"The similarity model {folder} cannot be loaded ({first_line}).", _HINT) from error
+        unknown = MissingModelError(f"The similarity model {folder} cannot be loaded ({first_line(error)}).", _HINT)
+        raise hub_problem(folder, error) or unknown from error
     model = model.to(device).eval().requires_grad_(False)
     return Embedder(folder=folder, model=model, processor=processor, tokenizer=tokenizer, device=device)

@@ -105,7 +105,9 @@ def verify_folder(
     """
     transformers_logging.disable_progress_bar()
     try:
-        model: Any = AutoModelForImageClassification.from_pretrained(file.path, local_files_only=True)
+        model: Any = AutoModelForImageClassification.from_pretrained(
+            file.path, local_files_only=True, use_safetensors=True
+        )
         processor = AutoImageProcessor.from_pretrained(file.path, backend="pil", local_files_only=True)
         pixels_BCHW = processor(images=list(pil_images), return_tensors="pt")["pixel_values"]
         logits_BK = model.to(device).eval()(pixel_values=pixels_BCHW.to(device)).logits.float().cpu()

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import bz2
-import gzip
 import io
 import lzma
 import re
 import sys
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from trainer.dataset.archives.archive import (
     Archive,
@@ -45,6 +44,8 @@ _DIGITS = re.compile(rb"\d{100}")
 _BROKEN_TAR = (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError, OSError)
 
 _CHUNK_BYTES = 2**18
+#: Compressed streams of one file, one after the other; programs that compress in parallel write one for each MiB or so.
+_MAX_STREAMS = 10_000
 #: Memory that xz needs beside its dictionary.
 _XZ_OVERHEAD_BYTES = 2**20
 _BROKEN_STREAM = (OSError, EOFError, zlib.error, lzma.LZMAError, zstd.ZstdError)
@@ -197,43 +198,76 @@ def _bounds(packed_bytes: int, limits: Limits) -> tuple[int, RefusedError]:
 
 
 def _chunks(path: Path, limits: Limits) -> Iterator[bytes]:
-    """Yield the inflated bytes in pieces of bounded size, whatever the input is."""
+    """Yield the inflated bytes in pieces of bounded size, whatever the input is.
+
+    Streams may follow each other, with NULs between them; their number is limited, for each costs its time.
+    """
     with path.open("rb") as file:
-        head = file.read(6)
-        file.seek(0)
-        if head.startswith(b"\xfd7zXZ"):
-            yield from _xz_chunks(file, limits.max_dictionary_bytes + _XZ_OVERHEAD_BYTES)
-            return
-        with _decompressor(file, head, limits) as stream:
-            while chunk := stream.read(_CHUNK_BYTES):
-                yield chunk
+        data = file.read(_CHUNK_BYTES)
+        new_stream = _decompressors(data, limits)
+        for _stream in range(_MAX_STREAMS):
+            decompressor = new_stream()
+            while not decompressor.eof:
+                if not data and decompressor.needs_input and not (data := file.read(_CHUNK_BYTES)):
+                    raise EOFError(_("it is cut short"))
+                if chunk := decompressor.decompress(data, _CHUNK_BYTES):
+                    yield chunk
+                data = b""
+            data = decompressor.unused_data.lstrip(b"\0")
+            while not data:
+                if not (more := file.read(_CHUNK_BYTES)):
+                    return
+                data = more.lstrip(b"\0")
+    reason = _("it consists of more than {most} compressed streams", most=f"{_MAX_STREAMS:,}")
+    raise RefusedError(RefusalKind.TOO_MANY, reason)
 
 
-def _decompressor(file: IO[bytes], head: bytes, limits: Limits) -> io.BufferedIOBase:
+class _Decompressor(Protocol):
+    """What the decompressors of bz2, lzma and zstd have in common."""
+
+    @property
+    def eof(self) -> bool: ...
+
+    @property
+    def needs_input(self) -> bool: ...
+
+    @property
+    def unused_data(self) -> bytes: ...
+
+    def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
+
+
+def _decompressors(head: bytes, limits: Limits) -> Callable[[], _Decompressor]:
+    """Return what makes a decompressor for the format that begins so."""
+    if head.startswith(b"\xfd7zXZ"):
+        # With a memory limit: a header can ask for a dictionary of 4 GiB.
+        memory_bytes = limits.max_dictionary_bytes + _XZ_OVERHEAD_BYTES
+        return lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=memory_bytes)
     if head.startswith(b"BZh"):
-        return bz2.BZ2File(file)
+        return bz2.BZ2Decompressor
     if head.startswith(b"\x28\xb5\x2f\xfd"):
         window_log = min(limits.max_dictionary_bytes.bit_length() - 1, 31)
-        return zstd.ZstdFile(file, options={int(zstd.DecompressionParameter.window_log_max): window_log})
-    return gzip.GzipFile(fileobj=file)
+        return lambda: zstd.ZstdDecompressor(options={int(zstd.DecompressionParameter.window_log_max): window_log})
+    return _GzipDecompressor
 
 
-def _xz_chunks(file: IO[bytes], memory_bytes: int) -> Iterator[bytes]:
-    """Like `lzma.LZMAFile`, but with a memory limit: a header can ask for a dictionary of 4 GiB."""
-    decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=memory_bytes)
-    data = b""
-    while True:
-        if decompressor.eof:
-            # Streams may follow each other, with NULs between them.
-            data = (decompressor.unused_data or file.read(_CHUNK_BYTES)).lstrip(b"\0")
-            if not data:
-                return
-            decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=memory_bytes)
-        elif decompressor.needs_input:
-            data = file.read(_CHUNK_BYTES)
-            if not data:
-                raise EOFError(_("it is cut short"))
-        else:
-            data = b""
-        if chunk := decompressor.decompress(data, _CHUNK_BYTES):
-            yield chunk
+class _GzipDecompressor:
+    """zlib's, with the interface of the others."""
+
+    def __init__(self) -> None:
+        self._inflater = zlib.decompressobj(16 + zlib.MAX_WBITS)
+
+    @property
+    def eof(self) -> bool:
+        return self._inflater.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._inflater.unconsumed_tail
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._inflater.unused_data
+
+    def decompress(self, data: bytes, max_length: int, /) -> bytes:
+        return self._inflater.decompress(self._inflater.unconsumed_tail + data, max_length)

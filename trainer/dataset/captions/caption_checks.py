@@ -8,8 +8,10 @@ from __future__ import annotations
 import gzip
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from itertools import islice
 from statistics import median, median_low
 
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
@@ -31,6 +33,8 @@ MIN_DISTINCT = 0.5
 MIN_COMMON_WORDS = 0.2
 #: Captions of one group that each caption is compared with: the frames of a film would take minutes.
 _MAX_COMPARED = 100
+#: Letters from which on the beginning of a word may be the same word, and those that are compared.
+_MIN_FORM, _MAX_WORD = 3, 40
 _MAX_QUOTED = 60
 
 _BEGIN, _END = "<|startoftext|>", "<|endoftext|>"
@@ -138,7 +142,7 @@ def _contradictory(
 def _contradictory_in(
     captioned: Sequence[tuple[int, str]], trigger: str, sources: Mapping[int, str]
 ) -> Iterator[tuple[int, Finding]]:
-    words = {caption: content_words(caption, trigger) for _number, caption in captioned}
+    words = {caption: _ComparedWords.of(caption, trigger) for _number, caption in captioned}
     if len(words) < 2:
         return
     others = captioned[:: max(1, len(captioned) // _MAX_COMPARED)]
@@ -161,17 +165,36 @@ def _contradictory_in(
         yield number, finding.model_copy(update={"other": sources.get(other)})
 
 
-def _overlap(one: Collection[str], other: Collection[str]) -> float | None:
+@dataclass(frozen=True, kw_only=True)
+class _ComparedWords:
+    """The content words of a caption that a model reads, for comparisons of which each costs a look-up per word."""
+
+    words: frozenset[str]
+    #: Their beginnings of three letters and more.
+    beginnings: frozenset[str]
+    is_latin: bool
+
+    @classmethod
+    def of(cls, caption: str, trigger: str) -> _ComparedWords:
+        words = frozenset(word[:_MAX_WORD] for word in islice(content_words(caption, trigger), MAX_TOKENS))
+        beginnings = frozenset(word[:end] for word in words for end in range(_MIN_FORM, len(word) + 1))
+        return cls(words=words, beginnings=beginnings, is_latin=_is_latin(words))
+
+    def has_form_of(self, word: str) -> bool:
+        """True if a word is the same, or another form of it: `cat` and `cats`, `sit` and `sitting`."""
+        return (
+            word in self.words
+            or word in self.beginnings
+            or any(word[:end] in self.words for end in range(_MIN_FORM, len(word)))
+        )
+
+
+def _overlap(one: _ComparedWords, other: _ComparedWords) -> float | None:
     """Share of the smaller set's words that are in the larger; None if they cannot be compared."""
-    if not one or not other or _is_latin(one) != _is_latin(other):
+    if not one.words or not other.words or one.is_latin != other.is_latin:
         return None
-    small, large = sorted((set(one), set(other)), key=len)
-    return sum(1 for word in small if word in large or _is_like_any(word, large)) / len(small)
-
-
-def _is_like_any(word: str, others: Collection[str]) -> bool:
-    """True for another form of the same word: `cat` and `cats`, `sit` and `sitting`."""
-    return len(word) > 2 and any(len(o) > 2 and (o.startswith(word) or word.startswith(o)) for o in others)
+    small, large = sorted((one, other), key=lambda each: len(each.words))
+    return sum(1 for word in small.words if large.has_form_of(word)) / len(small.words)
 
 
 def _is_latin(words: Collection[str]) -> bool:

@@ -11,6 +11,8 @@ from trainer.protocol.edits import CaptionRules, Replacement
 MAX_GROWN_CHARACTERS = 2000
 #: Removing a word can bring together words that another rule replaces; rules that feed each other end here.
 _MAX_PASSES = 4
+#: Removing a phrase can bring its words together again; that is followed so many times.
+_MAX_STRIPS = 8
 
 #: Han, kana, Hangul and Thai put no space between words.
 _UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
@@ -19,8 +21,12 @@ _STARTS_WORD = rf"(?<!{_LETTER})(?<!{_LETTER}[-'’])"
 _ENDS_WORD = rf"(?!{_LETTER})(?![-'’]{_LETTER})"
 _IS_UNSPACED = re.compile(rf"[{_UNSPACED}\u3000-\u303f\uff00-\uffef]")
 
-#: What remains of `(masterpiece:1.2)` without its word.
-_EMPTY_BRACKETS = re.compile(r"\(\s*(?::\s*[\d.]*\s*)?\)|\[\s*\]|\{\s*\}")
+#: Spaces or underscores that may be between the words of a phrase.
+_MAX_GAP = 8
+
+_CLOSING = {")": "(", "]": "[", "}": "{"}
+#: What remains of `(masterpiece:1.2)` without its word, and of other brackets.
+_EMPTY_WEIGHT, _EMPTY = re.compile(r"\s*(?::\s*[\d.]*\s*)?"), re.compile(r"\s*")
 _REPEATED_COMMAS = re.compile(r"\s*([,，、])(?:\s*[,，、])+")
 
 
@@ -75,17 +81,38 @@ def _without(text: str, words: str) -> str:
     if not contains_words(text, words):
         return text
     pattern = _phrase(words)
-    while pattern.search(text):
+    for _pass in range(_MAX_STRIPS):
+        if not pattern.search(text):
+            break
         text = _tidy(pattern.sub("", text))
     return text
 
 
 def _tidy(text: str) -> str:
     """Remove empty brackets, repeated commas, and commas at either end."""
-    while _EMPTY_BRACKETS.search(text):
-        text = _EMPTY_BRACKETS.sub("", text)
+    text = _without_empty_brackets(text)
     text = _REPEATED_COMMAS.sub(r"\1", " ".join(text.split()))
     return re.sub(r"\s+([,，、])", r"\1", text).strip(" ,，、")
+
+
+def _without_empty_brackets(text: str) -> str:
+    """Remove brackets around nothing, and those around nothing but such, in one pass."""
+    kept: list[str] = []
+    #: Where brackets begin in `kept` that may still turn out empty.
+    opened: list[int] = []
+    for char in text:
+        if char in _CLOSING and opened:
+            start = opened.pop()
+            empty = _EMPTY_WEIGHT if char == ")" else _EMPTY
+            if kept[start] == _CLOSING[char] and empty.fullmatch("".join(kept[start + 1 :])):
+                del kept[start:]
+                continue
+            # What is around these is not empty either.
+            opened.clear()
+        elif char in _CLOSING.values():
+            opened.append(len(kept))
+        kept.append(char)
+    return "".join(kept)
 
 
 def _after_leading_trigger(text: str, trigger: str) -> str | None:
@@ -103,7 +130,9 @@ def _without_affixes(text: str, rules: CaptionRules) -> str:
         before = text
         if rules.prefix.strip() and (match := _phrase(rules.prefix).match(text)):
             text = text[match.end() :].strip()
-        if rules.suffix.strip() and (match := _at_end(rules.suffix).search(text)):
+        # Only as far back as it can reach: a suffix may be there a thousand times.
+        start = max(0, len(text) - _longest(rules.suffix))
+        if rules.suffix.strip() and (match := _at_end(rules.suffix).search(text, start)):
             text = text[: match.start()].strip()
     return text
 
@@ -120,6 +149,11 @@ def _join(left: str, right: str) -> str:
 
 def _fold_spaces(text: str) -> str:
     return " ".join(text.split())
+
+
+def _longest(words: str) -> int:
+    """Characters of the longest text that is `words`."""
+    return len(words) + _MAX_GAP * len(re.split(r"[\s_]+", words))
 
 
 @lru_cache(maxsize=1024)
@@ -145,5 +179,5 @@ def _pattern(words: str) -> str:
     starts = _STARTS_WORD if re.match(_LETTER, parts[0]) else ""
     ends = _ENDS_WORD if re.match(_LETTER, parts[-1][-1]) else ""
     # The boundaries are case-sensitive, which changes nothing: otherwise each pattern takes 20 ms to compile.
-    joined = r"[\s_]+".join(map(re.escape, parts))
+    joined = rf"[\s_]{{1,{_MAX_GAP}}}".join(map(re.escape, parts))
     return f"{starts}(?i:{joined}){ends}"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import PurePosixPath
 
-from trainer.dataset.captions.caption_text import clean_text
+from trainer.dataset.captions.caption_text import MAX_CAPTION_CHARACTERS, MAX_CLASS_CHARACTERS, clean_text
 from trainer.dataset.input_files import TABLE_EXTENSIONS, has_image_name
 from trainer.protocol.text import _
 
@@ -29,6 +30,8 @@ CAPTION_COLUMNS = ("caption", "text", "prompt", "description", "blip_caption", "
 TAG_COLUMNS = ("tags", "tag_string")
 CLASS_COLUMNS = ("class", "class_name", "label", "category", "concept", "style")
 
+#: Rows of one table: more than a dataset may have images.
+MAX_ROWS = 50_000
 _DELIMITERS = ",;\t|"
 #: A `.txt` with one of these names is a table unless an image has the same name.
 _TABLE_STEMS = ("caption", "captions", "metadata", "labels", "prompts", "descriptions")
@@ -62,9 +65,8 @@ def read_table(name: str, text: str) -> tuple[CaptionRow, ...]:
     Raises:
         TableError: A line cannot be read, or the columns are unknown.
     """
-    if PurePosixPath(name.lower()).suffix in (".jsonl", ".ndjson"):
-        return tuple(_json_lines(text))
-    return tuple(_csv_rows(text))
+    is_json = PurePosixPath(name.lower()).suffix in (".jsonl", ".ndjson")
+    return _within_limit(_json_lines(text) if is_json else _csv_rows(text))
 
 
 def read_json(text: str) -> str | tuple[CaptionRow, ...]:
@@ -75,11 +77,11 @@ def read_json(text: str) -> str | tuple[CaptionRow, ...]:
     """
     value = _parse_json(text, 0)
     if isinstance(value, list):
-        return tuple(_record_row(record, 0) for record in value)
+        return _within_limit(_record_row(record, 0) for record in value)
     if isinstance(value, dict):
         if caption := caption_in(value):
             return caption
-        rows = tuple(_named_row(name, entry) for name, entry in value.items() if isinstance(entry, dict | str))
+        rows = _within_limit(_named_row(name, entry) for name, entry in value.items() if isinstance(entry, dict | str))
         if rows and len(rows) == len(value) and all(isinstance(v, dict) or has_image_name(k) for k, v in value.items()):
             return rows
         # A sidecar with an empty caption.
@@ -88,20 +90,28 @@ def read_json(text: str) -> str | tuple[CaptionRow, ...]:
     raise TableError(_("it is a JSON file without captions"))
 
 
+def _within_limit(rows: Iterable[CaptionRow]) -> tuple[CaptionRow, ...]:
+    read = tuple(islice(rows, MAX_ROWS + 1))
+    if len(read) > MAX_ROWS:
+        raise TableError(_("it has more than {most} rows", most=f"{MAX_ROWS:,}"))
+    return read
+
+
 def caption_in(record: Mapping[str, object]) -> str:
     """The caption of a record followed by its tags, as in kohya's `merge_dd_tags`; empty if it has neither."""
     keys = _by_column(record)
     captions = [text for column in CAPTION_COLUMNS if (text := _text_of(keys.get(column)))]
     tags = [text for column in TAG_COLUMNS if (text := _text_of(keys.get(column)))]
-    return ", ".join([*captions[:1], *tags[:1]])
+    return clean_text(", ".join([*captions[:1], *tags[:1]]))
 
 
 def _text_of(value: object) -> str:
     if isinstance(value, str):
         return clean_text(value)
     if isinstance(value, list | dict):
-        # Tags, or tags with the tagger's confidence.
-        return ", ".join(text for part in value if isinstance(part, str) and (text := clean_text(part)))
+        # Tags, or tags with the tagger's confidence. No more of them are read than can be left.
+        tags = islice((part for part in value if isinstance(part, str)), MAX_CAPTION_CHARACTERS)
+        return clean_text(", ".join(text for part in tags if (text := clean_text(part, MAX_CLASS_CHARACTERS))))
     return ""
 
 
@@ -149,13 +159,13 @@ def _named_row(name: str, entry: dict[str, object] | str) -> CaptionRow:
 def _class_in(keys: Mapping[str, object]) -> str:
     found = (keys[column] for column in CLASS_COLUMNS if keys.get(column) not in (None, ""))
     value = next(found, "")
-    return clean_text(str(value)) if isinstance(value, str | int) else ""
+    return clean_text(str(value), MAX_CLASS_CHARACTERS) if isinstance(value, str | int) else ""
 
 
 def _csv_rows(text: str) -> Iterator[CaptionRow]:
     first = next((line for line in text.splitlines() if line.strip()), "")
     for delimiter in _DELIMITERS:
-        cells = next(csv.reader([first], delimiter=delimiter), [])
+        _line, cells = next(_read_cells(first, delimiter), (1, []))
         columns = [_column(cell) for cell in cells]
         if set(columns) & set(FILE_COLUMNS) and len(columns) > 1:
             return _rows_with_header(text, delimiter, columns)

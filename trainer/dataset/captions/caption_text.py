@@ -11,6 +11,13 @@ from itertools import pairwise
 
 from trainer.protocol.text import _
 
+#: Captions are cut here, wherever they come from: models read 75 tokens, or 512 with a T5, and each check of a caption
+#: costs its length.
+MAX_CAPTION_CHARACTERS = 4000
+MAX_CLASS_CHARACTERS = 200
+#: Of so many times the characters, invisible ones and spaces are removed.
+_READ_FACTOR = 4
+
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -36,11 +43,15 @@ class CaptionError(ValueError):
     """Bytes that are not text in any known encoding; the message is a clause for a sentence."""
 
 
-def clean_text(text: str) -> str:
-    """The text on one line, without ANSI sequences, control, bidi and zero-width characters."""
-    text = _ANSI.sub("", text)
+def clean_text(text: str, most: int = MAX_CAPTION_CHARACTERS) -> str:
+    """The text on one line, without ANSI sequences, control, bidi and zero-width characters, cut after `most`."""
+    text = _ANSI.sub("", text[: _READ_FACTOR * most])
     kept = "".join(char if char.isspace() or _is_visible(char) else "" for char in text)
-    return unicodedata.normalize("NFC", " ".join(kept.split()))
+    line = unicodedata.normalize("NFC", " ".join(kept.split()))
+    if len(line) <= most:
+        return line
+    head, _space, _cut_word = line[: most + 1].rpartition(" ")
+    return (head or line[:most]).rstrip()
 
 
 def _is_visible(char: str) -> bool:

@@ -91,9 +91,13 @@ def _split_at_separators(caption: str) -> tuple[list[str], list[str], list[str]]
     return parts[0], parts[1], parts[2] if len(parts) > 2 else []
 
 
-def content_words(caption: str, trigger: str = "") -> set[str]:
-    """Lower-case words without stop words, numbers and the trigger; character pairs for Chinese, Japanese and Thai."""
-    return set(_words(caption)) - set(_words(trigger))
+def content_words(caption: str, trigger: str = "") -> list[str]:
+    """Lower-case words without stop words, numbers and the trigger; character pairs for Chinese, Japanese and Thai.
+
+    Each once, in the caption's order.
+    """
+    left_out = set(_words(trigger))
+    return [word for word in dict.fromkeys(_words(caption)) if word not in left_out]
 
 
 def most_common_words(captions: Collection[str]) -> tuple[WordCount, ...]:
@@ -103,7 +107,7 @@ def most_common_words(captions: Collection[str]) -> tuple[WordCount, ...]:
     """
     lists = [{tag.casefold() for tag in parse_tags(caption)} for caption in captions]
     if 2 * sum(1 for tags in lists if tags) <= len(captions):
-        lists = [content_words(caption) for caption in captions]
+        lists = [set(content_words(caption)) for caption in captions]
     counts = Counter(word for words in lists for word in words)
     shared = ((word, count) for word, count in counts.items() if count > 1 and not (word.isascii() and len(word) == 1))
     # Equal counts in alphabetical order, so that the same data gives the same report.

@@ -14,7 +14,7 @@ from itertools import takewhile
 from pathlib import PurePosixPath
 
 from trainer.dataset.captions.caption_tables import CaptionRow, TableError, is_table_name, read_json, read_table
-from trainer.dataset.captions.caption_text import CaptionError, clean_text, decode_text
+from trainer.dataset.captions.caption_text import MAX_CLASS_CHARACTERS, CaptionError, clean_text, decode_text
 from trainer.dataset.input_files import (
     CAPTION_EXTENSIONS,
     Limits,
@@ -67,12 +67,24 @@ class LabelIndex:
         self._limits = limits
         self._sidecars: dict[tuple[int, str, str], Caption] = {}
         self._tables: list[_Table] = []
+        self._table_bytes = 0
         #: `captions.txt` and similar names: tables unless an image has the same name.
         self._possible_tables: list[tuple[SourceEntry, str]] = []
         self._rows: dict[str, tuple[str, CaptionRow]] = {}
         self._class_folders: dict[str, str] = {}
         self._used_sources: set[str] = set()
         self._refused: list[tuple[str, RefusedError]] = []
+
+    def require_room(self, entry: SourceEntry) -> None:
+        """Check that tables are still read; ask it before an entry is, for a table takes time to inflate.
+
+        Raises:
+            RefusedError: The entry is a table, and those before it were as large as all may be.
+        """
+        if _may_be_table(entry.path) and self._table_bytes > self._limits.max_table_bytes:
+            most = text.size(self._limits.max_table_bytes)
+            reason = _("it and the tables of captions before it are larger than {most} together", most=most)
+            raise RefusedError(RefusalKind.TOO_LARGE, reason)
 
     def add(self, entry: SourceEntry, data: bytes) -> None:
         """Add a sidecar or a table.
@@ -82,9 +94,11 @@ class LabelIndex:
         """
         extension = PurePosixPath(entry.path).suffix.lower()
         is_table, is_json = is_table_name(entry.path), extension == ".json"
-        limit = self._limits.max_table_bytes if is_table or is_json else self._limits.max_caption_bytes
+        if is_table or is_json:
+            self._table_bytes += len(data)
+            self.require_room(entry)
         try:
-            content = _decode(data, limit)
+            content = decode_text(data) if is_table or is_json else _decode(data, self._limits.max_caption_bytes)
             if is_json:
                 self._add_json(entry, content)
             elif is_table and extension != ".txt":
@@ -99,6 +113,8 @@ class LabelIndex:
             self._add_sidecar(entry, extension, Caption(source=entry.source, problem=str(error)))
         except TableError as error:
             raise RefusedError(RefusalKind.DAMAGED, printable(str(error))) from error
+        except MemoryError as error:
+            raise RefusedError(RefusalKind.TOO_LARGE, _("reading it takes more memory than is allowed")) from error
 
     def _add_json(self, entry: SourceEntry, content: str) -> None:
         parsed = read_json(content)
@@ -178,6 +194,10 @@ class LabelIndex:
                 yield caption.source, RefusedError(RefusalKind.UNSUPPORTED, reason)
 
 
+def _may_be_table(path: str) -> bool:
+    return is_table_name(path) or PurePosixPath(path).suffix.lower() == ".json"
+
+
 class _ImageIndex:
     """Images by the names that a table can give them."""
 
@@ -231,7 +251,7 @@ def _kohya_folder(entry: SourceEntry) -> tuple[int, str, int]:
     parts = [entry.input_folder, *PurePosixPath(entry.path).parent.parts]
     for distance, part in enumerate(reversed(parts)):
         if match := _KOHYA_FOLDER.fullmatch(part):
-            return max(1, int(match[1])), clean_text(match[2]), distance
+            return max(1, int(match[1])), clean_text(match[2], MAX_CLASS_CHARACTERS), distance
     return 1, "", 0
 
 
@@ -250,7 +270,7 @@ def _nearest_first(table: _Table) -> tuple[int, tuple[tuple[int, int, str], ...]
 def _lost_rows(source: str, rows: list[CaptionRow]) -> Iterator[tuple[str, RefusedError]]:
     for row in rows[:_MAX_LOST_ROWS]:
         at = f"{source}:{row.line}" if row.line else source
-        reason = _("it names {file}, which is not among the images", file=printable(row.file)[:200])
+        reason = _("it names {file}, which is not among the images", file=printable(row.file[:200])[:200])
         yield at, RefusedError(RefusalKind.UNSUPPORTED, reason)
     if (more := len(rows) - _MAX_LOST_ROWS) > 0:
         reason = ngettext(

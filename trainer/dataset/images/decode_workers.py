@@ -8,9 +8,10 @@ import os
 import resource
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,19 +20,24 @@ import numpy as np
 from PIL import Image
 
 from trainer.dataset.dataset_folder import IMAGES, MASKS, THUMBNAILS
-from trainer.dataset.images.decoding import DecodedImage, ImageError, decode, out_of_memory
+from trainer.dataset.images.decoding import DecodedImage, ImageError, decode, memory_to_decode, out_of_memory
 from trainer.dataset.images.image_features import image_feature
 from trainer.dataset.images.image_quality import measure_quality
 from trainer.dataset.images.image_record import ImagePixels
 from trainer.dataset.images.mask_files import make_mask, store_mask
 from trainer.dataset.images.near_duplicates import image_hashes
-from trainer.dataset.input_files import Limits
+from trainer.dataset.input_files import MIB, Limits
+from trainer.dataset.memory import SharedMemoryBudget, private_memory_limited
 from trainer.errors import DecodersError
 from trainer.protocol.report import FindingKind
 from trainer.protocol.text import _
 
 #: Longest side of a thumbnail, px.
 THUMBNAIL_PX = 192
+#: A decoder beside its image: its share of the libraries, and the measures of an image in stored size.
+_WORKER_BYTES = 160 * MIB
+#: Files that are read ahead, together; each is in the memory of both processes.
+_READ_AHEAD_BYTES = 128 * MIB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,13 +90,13 @@ def decode_all(
     Raises:
         DecodersError: The decoders cannot run on this machine.
     """
-    count = processes or usable_cores()
+    count = processes or _processes_for(limits)
     pool = _pool(count, limits)
     pending: deque[_Pending] = deque()
     source = iter(tasks)
     try:
         while True:
-            while len(pending) < 2 * count and (task := next(source, None)) is not None:
+            while _has_room(pending, count) and (task := next(source, None)) is not None:
                 reused = cached(task)
                 pending.append((task, _submit(pool, task, limits) if reused is None else _completed(reused)))
             if not pending:
@@ -99,19 +105,55 @@ def decode_all(
             try:
                 yield task.number, future.result()
             except BrokenProcessPool:
-                pool.shutdown(wait=True, cancel_futures=True)
-                yield from _recover([(task, future), *pending], limits)
+                over_time = _close_broken(pool, task.root)
+                yield from _recover([(task, future), *pending], limits, over_time)
                 pending.clear()
                 pool = _pool(count, limits)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _recover(pending: Sequence[_Pending], limits: Limits) -> Iterator[tuple[int, DecodeResult]]:
-    """Finish the tasks of a broken pool: one of them killed its process, and all unfinished ones lost their result."""
+def _has_room(pending: Sequence[_Pending], count: int) -> bool:
+    waiting = sum(len(task.data) + len(task.mask or b"") for task, _future in pending)
+    return len(pending) < 2 * count and waiting < _READ_AHEAD_BYTES
+
+
+def _recover(
+    pending: Sequence[_Pending], limits: Limits, over_time: Collection[int]
+) -> Iterator[tuple[int, DecodeResult]]:
+    """Finish the tasks of a broken pool: one of them killed its process, and all unfinished ones lost their result.
+
+    Those in `over_time` had their time.
+    """
     for task, lost in pending:
-        has_result = lost.done() and not lost.cancelled() and lost.exception() is None
-        yield task.number, lost.result() if has_result else _decode_alone(task, limits)
+        if lost.done() and not lost.cancelled() and lost.exception() is None:
+            yield task.number, lost.result()
+        else:
+            yield task.number, _crashed(limits) if task.number in over_time else _decode_alone(task, limits)
+
+
+def _close_broken(pool: ProcessPoolExecutor, root: Path) -> list[int]:
+    """Close a pool of which a worker has died; return the tasks at which workers were killed for their CPU time."""
+    # The pool itself tells nobody how its workers ended.
+    workers = dict(pool._processes)
+    pool.shutdown(wait=True, cancel_futures=True)
+    over_time = []
+    for pid, worker in workers.items():
+        mark = _mark(root, pid)
+        if mark.exists() and worker.exitcode == -signal.SIGPROF:
+            over_time.append(int(mark.read_text(encoding="ascii")))
+        mark.unlink(missing_ok=True)
+    return over_time
+
+
+def _mark(root: Path, pid: int) -> Path:
+    """The file in which a worker notes the number of the task that it is at."""
+    return root / f".decoder-{pid}"
+
+
+def _processes_for(limits: Limits) -> int:
+    """One decoder a core, but at most half of their memory without an image."""
+    return max(1, min(usable_cores(), limits.decoders_bytes // 2 // _WORKER_BYTES))
 
 
 def usable_cores() -> int:
@@ -139,9 +181,14 @@ def _decode_alone(task: DecodeTask, limits: Limits) -> DecodeResult:
         try:
             return pool.submit(decode_one, task, limits).result()
         except BrokenProcessPool:
+            _close_broken(pool, task.root)
             _require_workers(limits)
-            message = _("its decoder crashed, or took more than {n:g} s of CPU time", n=limits.decode_cpu_s)
-            return ImageError(FindingKind.CORRUPT, message)
+            return _crashed(limits)
+
+
+def _crashed(limits: Limits) -> ImageError:
+    message = _("its decoder crashed, or took more than {n:g} s of CPU time", n=limits.decode_cpu_s)
+    return ImageError(FindingKind.CORRUPT, message)
 
 
 def _require_workers(limits: Limits) -> None:
@@ -157,8 +204,8 @@ def _require_workers(limits: Limits) -> None:
             raise DecodersError(
                 _("The processes that decode images cannot be started on this machine."),
                 _(
-                    "The log above tells why; each may use {n} MiB of memory (--limit worker_memory_bytes=…).",
-                    n=limits.worker_memory_bytes >> 20,
+                    "The log above tells why; together they may use {n} MiB of memory (--limit memory_bytes=…).",
+                    n=limits.decoders_bytes >> 20,
                 ),
             ) from error
 
@@ -168,12 +215,21 @@ def _pool(processes: int, limits: Limits) -> ProcessPoolExecutor:
     # that has loaded only this module takes 10 ms.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    return ProcessPoolExecutor(processes, mp_context=context, initializer=_confine, initargs=(limits,))
+    memory = SharedMemoryBudget(context, limits.decoders_bytes - processes * _WORKER_BYTES)
+    return ProcessPoolExecutor(processes, mp_context=context, initializer=_confine, initargs=(memory,))
 
 
-def _confine(limits: Limits) -> None:
-    """Limit the memory of a decoder and set its signal handling; runs first in each worker."""
-    resource.setrlimit(resource.RLIMIT_AS, (limits.worker_memory_bytes, limits.worker_memory_bytes))
+#: Of this worker; set by `_confine`.
+_memory: SharedMemoryBudget | None = None
+
+
+def _confine(memory: SharedMemoryBudget) -> None:
+    """Set the limits and the signal handling of a decoder; runs first in each worker."""
+    global _memory
+    _memory = memory
+    _soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    # The main process has a lower limit for itself.
+    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # Ctrl-C goes to the parent, which shuts the pool down in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -185,39 +241,59 @@ def _confine(limits: Limits) -> None:
 
 def decode_one(task: DecodeTask, limits: Limits) -> DecodeResult:
     """Decode, measure and store one image with its thumbnail and mask. Runs in a worker."""
+    mark = _mark(task.root, os.getpid())
+    mark.write_text(f"{task.number}", encoding="ascii")
     signal.setitimer(signal.ITIMER_PROF, limits.decode_cpu_s)
     try:
-        decoded = decode(task.data, limits)
-        stored = _store(decoded, task.image_path)
-        pixels = np.asarray(decoded.image)
-        thumbnail = _thumbnail(decoded.image)
-        # Hashes of a JPEG are as good as those of a PNG, in a fifth of the time.
-        thumbnail.save(task.thumbnail_path, "JPEG", quality=92, subsampling=0)
-        mask, mask_problem = make_mask(decoded, task.mask, limits)
-        height, width = pixels.shape[:2]
-        digest = hashlib.sha256(f"{width}x{height}:".encode())
-        digest.update(pixels.data)
-        return ImagePixels(
-            file_sha256=task.file_sha256,
-            pixels_sha256=digest.hexdigest(),
-            image=stored.name,
-            thumbnail=task.thumbnail_path.name,
-            width=decoded.width,
-            height=decoded.height,
-            notes=decoded.notes,
-            hashes=image_hashes(thumbnail),
-            quality=measure_quality(pixels),
-            feature=image_feature(thumbnail),
-            mask_file_sha256=task.mask_file_sha256,
-            mask=None if mask is None else store_mask(mask, task.root / MASKS),
-            mask_problem=mask_problem,
-        )
+        if _memory is None:
+            return _decode_and_store(task, limits)
+        with _memory.taken(_memory_needed(task, limits), own=_WORKER_BYTES):
+            return _decode_and_store(task, limits)
     except ImageError as error:
         return error
     except MemoryError:
         return out_of_memory()
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
+        mark.unlink(missing_ok=True)
+
+
+def _memory_needed(task: DecodeTask, limits: Limits) -> int:
+    files = len(task.data) + len(task.mask or b"")
+    with private_memory_limited(_WORKER_BYTES):
+        needed = memory_to_decode(task.data, limits)
+        # A bad mask is not the image's fault; it is reported when it is decoded.
+        with suppress(ImageError):
+            needed = max(needed, memory_to_decode(task.mask, limits) if task.mask else 0)
+    return needed + files
+
+
+def _decode_and_store(task: DecodeTask, limits: Limits) -> ImagePixels:
+    decoded = decode(task.data, limits)
+    stored = _store(decoded, task.image_path)
+    pixels = np.asarray(decoded.image)
+    thumbnail = _thumbnail(decoded.image)
+    # Hashes of a JPEG are as good as those of a PNG, in a fifth of the time.
+    thumbnail.save(task.thumbnail_path, "JPEG", quality=92, subsampling=0)
+    mask, mask_problem = make_mask(decoded, task.mask, limits)
+    height, width = pixels.shape[:2]
+    digest = hashlib.sha256(f"{width}x{height}:".encode())
+    digest.update(pixels.data)
+    return ImagePixels(
+        file_sha256=task.file_sha256,
+        pixels_sha256=digest.hexdigest(),
+        image=stored.name,
+        thumbnail=task.thumbnail_path.name,
+        width=decoded.width,
+        height=decoded.height,
+        notes=decoded.notes,
+        hashes=image_hashes(thumbnail),
+        quality=measure_quality(pixels),
+        feature=image_feature(thumbnail),
+        mask_file_sha256=task.mask_file_sha256,
+        mask=None if mask is None else store_mask(mask, task.root / MASKS),
+        mask_problem=mask_problem,
+    )
 
 
 def _store(decoded: DecodedImage, path: Path) -> Path:

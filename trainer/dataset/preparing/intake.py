@@ -23,11 +23,12 @@ from trainer.dataset.input_files import (
     SourceEntry,
     has_caption_name,
     has_image_name,
+    is_svg,
     sniff,
 )
 from trainer.dataset.sources.source_readers import Sources
 from trainer.protocol.report import Finding, FindingKind, RefusalKind
-from trainer.protocol.text import _
+from trainer.protocol.text import _, ngettext
 
 
 def read_images(
@@ -74,6 +75,7 @@ class _Reader:
         self._sources = sources
         self._root = root
         self._progress = progress
+        self._limits = limits
         self._masks = MaskIndex(sources.entries)
         self.labels = LabelIndex(limits)
         #: Entries of the images by number.
@@ -82,6 +84,8 @@ class _Reader:
         #: Number of the first of several identical files, which is decoded for all of them.
         self.copies: dict[int, int] = {}
         self._numbers: dict[tuple[str, str], int] = {}
+        #: Sources of images beyond the limit.
+        self._left_out: list[str] = []
 
     def tasks(self) -> Iterator[DecodeTask]:
         total = len(self._sources.entries)
@@ -92,13 +96,27 @@ class _Reader:
                     yield from self._read(entry)
         for source, reason in self._masks.unused.items():
             self._sources.refuse(source, RefusedError(RefusalKind.UNSUPPORTED, reason))
+        if self._left_out:
+            most, rest = f"{self._limits.max_images:,}", len(self._left_out)
+            reason = ngettext(
+                "it is beyond the {most} images that a dataset may have",
+                "it and the images after it, {n} in all, are beyond the {most} that a dataset may have",
+                rest,
+                most=most,
+            )
+            self._sources.refuse(self._left_out[0], RefusedError(RefusalKind.TOO_MANY, reason))
         self._progress("reading", total, total)
 
     def _read(self, entry: SourceEntry) -> Iterator[DecodeTask]:
+        self.labels.require_room(entry)
+        if len(self.images) >= self._limits.max_images and (has_image_name(entry.path) or entry.row_labels):
+            self._left_out.append(entry.source)
+            return
         data = entry.read()
         kind = entry.kind or sniff(data[:HEAD_BYTES])
         is_row = entry.row_labels is not None
-        if kind is FileKind.OTHER and has_caption_name(entry.path) and not is_row:
+        is_text = kind is FileKind.OTHER or is_svg(data[:HEAD_BYTES])
+        if is_text and has_caption_name(entry.path) and not is_row:
             self.labels.add(entry, data)
         elif kind in (FileKind.IMAGE, FileKind.UNSUPPORTED_IMAGE) or has_image_name(entry.path) or is_row:
             yield from self._add_image(entry, data, kind)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trainer.dataset.captions.caption_tables import CAPTION_COLUMNS, CLASS_COLUMNS, TAG_COLUMNS
-from trainer.dataset.captions.caption_text import clean_text
+from trainer.dataset.captions.caption_text import MAX_CLASS_CHARACTERS, clean_text
 from trainer.dataset.input_files import Limits, RefusedError, RowLabels, SourceEntry
 from trainer.errors import DatasetError
 from trainer.protocol import text
@@ -224,8 +224,8 @@ def _caption(value: object) -> str:
 
 def _class_name(value: object, names: tuple[str, ...]) -> str:
     if isinstance(value, int) and names:
-        return clean_text(names[value]) if 0 <= value < len(names) else ""
-    return clean_text(str(value)) if isinstance(value, str | int) else ""
+        return clean_text(names[value], MAX_CLASS_CHARACTERS) if 0 <= value < len(names) else ""
+    return clean_text(str(value), MAX_CLASS_CHARACTERS) if isinstance(value, str | int) else ""
 
 
 def _read(rows: Rows, row: int, limit_bytes: int, roots: Sequence[Path]) -> bytes:

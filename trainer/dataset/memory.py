@@ -1,0 +1,67 @@
+"""Private memory: a limit on this process, and a budget that several processes share."""
+
+from __future__ import annotations
+
+import ctypes
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+#: From here on, memory is given back to the system after use.
+_LARGE_BYTES = 64 * 2**20
+
+
+class SharedMemoryBudget:
+    """Memory for images that all decoders share: each waits until there is enough for its image."""
+
+    def __init__(self, context: ForkServerContext, total: int) -> None:
+        self._total = max(0, total)
+        self._free = context.Value("q", self._total, lock=False)
+        self._changed = context.Condition()
+
+    @contextmanager
+    def taken(self, needed: int, *, own: int) -> Iterator[None]:
+        """Take memory while the body runs, and limit this process to it; more than the total is the total.
+
+        Args:
+            needed: Bytes for the image.
+            own: Bytes that the process may take besides.
+        """
+        share = min(needed, self._total)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free.value >= share)
+            self._free.value -= share
+        try:
+            with private_memory_limited(share + own):
+                yield
+        finally:
+            if share >= _LARGE_BYTES:
+                _release_memory()
+            with self._changed:
+                self._free.value += share
+                self._changed.notify_all()
+
+
+@contextmanager
+def private_memory_limited(more: int) -> Iterator[None]:
+    """Let this process take so many more bytes while the body runs, then as many as before (Linux)."""
+    if sys.platform != "linux":
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[5])
+    most = pages * resource.getpagesize() + more
+    resource.setrlimit(resource.RLIMIT_DATA, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def _release_memory() -> None:
+    """Give freed memory back to the system, where the C library would keep it (glibc)."""
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
