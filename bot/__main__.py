@@ -5,26 +5,25 @@ python -m bot doctor
 python -m bot queue [--json | --pause WHY | --drain WHY | --resume]
 python -m bot backup [--to FILE]
 python -m bot restore FILE
-python -m bot sync --dry-run
+python -m bot sync [--dry-run | --force]
 python -m bot demo
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import json
-import logging
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bot.config import Config, load_config
-from bot.errors import DarkroomError
-from bot.log import setup_logging
-from trainer.protocol.text import _
+if TYPE_CHECKING:
+    from bot.config import Config
 
-log = logging.getLogger(__name__)
+# Everything else is imported where it is needed: the libraries take a second, and a bot that is stopped within it
+# ends as one that is stopped later.
 
 _CONFIG_FILE = Path("config.toml")
 _EXIT_FINE, _EXIT_WRONG, _EXIT_REFUSED = 0, 1, 2
@@ -33,6 +32,16 @@ _EXIT_FINE, _EXIT_WRONG, _EXIT_REFUSED = 0, 1, 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Return the exit status: 0 fine, 1 something is missing or failed, 2 refused and nothing was done."""
     options = _parser().parse_args(arguments)
+    if options.command == "run" and arguments is None:
+        _end_at_signals()
+    from bot.errors import DarkroomError
+    from bot.runners.confinement import hide_memory
+
+    if arguments is None:
+        # This is the process's own command line.
+        hide_memory()
+        # What it writes, its trainers' files included, is for its user alone.
+        os.umask(0o077)
     try:
         return _run_command(options)
     except DarkroomError as error:
@@ -40,6 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _EXIT_REFUSED
     except KeyboardInterrupt:
         return 130
+
+
+def _end_at_signals() -> None:
+    """End with status 0 at SIGTERM or SIGINT; `bot.app.connection.run` takes over once there is something to close."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda _number, _frame: os._exit(_EXIT_FINE))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -59,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     restore.add_argument("copy", type=Path, metavar="FILE", help="the previous database is set aside and kept")
     sync = commands.add_parser("sync", parents=[with_config], help="sync the commands with Discord now")
     sync.add_argument("--dry-run", action="store_true", help="only show what would be synced")
+    sync.add_argument("--force", action="store_true", help="write all commands, also those that Discord has")
     demo = commands.add_parser("demo", help="watch the real bot in a simulated Discord")
     demo.add_argument("--headless", action="store_true", help="no page: print what the channel shows")
     demo.add_argument("--data", type=Path, default=Path("demo-data"), metavar="FOLDER", help="default: demo-data")
@@ -76,7 +92,9 @@ def _add_queue(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_command(options: argparse.Namespace) -> int:
-    # Each command imports what it needs: discord.py takes half a second, and servers have no simcord.
+    # Servers have no simcord, and a trainer's machine no discord.py.
+    import asyncio
+
     match options.command:
         case "doctor":
             return asyncio.run(_doctor(options.config or _CONFIG_FILE))
@@ -94,7 +112,9 @@ def _run_command(options: argparse.Namespace) -> int:
         case "sync":
             from bot.app.connection import sync_commands
 
-            report, is_synced = asyncio.run(sync_commands(_config(options.config), is_dry=options.dry_run))
+            report, is_synced = asyncio.run(
+                sync_commands(_config(options.config), is_dry=options.dry_run, is_forced=options.force)
+            )
             _print(report)
             return _EXIT_FINE if is_synced else _EXIT_WRONG
         case "demo":
@@ -103,6 +123,7 @@ def _run_command(options: argparse.Namespace) -> int:
             return run_demo(data=options.data, dataset=options.dataset, port=options.port, is_headless=options.headless)
         case _:
             from bot.app.connection import run
+            from bot.log import setup_logging
 
             setup_logging()
             config = _config(options.config)
@@ -113,15 +134,21 @@ def _run_command(options: argparse.Namespace) -> int:
 
 def _config(path: Path | None) -> Config:
     """Load the settings of `path`, else of config.toml if it exists, else the defaults."""
+    import logging
+
+    from bot.config import Config, load_config
+
     if path is not None:
         return load_config(path)
     if _CONFIG_FILE.exists():
         return load_config(_CONFIG_FILE)
-    log.info("there is no %s: the defaults apply", _CONFIG_FILE)
+    logging.getLogger(__name__).info("there is no %s: the defaults apply", _CONFIG_FILE)
     return Config()
 
 
 async def _queue(config: Config, options: argparse.Namespace) -> str:
+    import json
+
     from bot.operations.queue_command import pause_queue, queue_json, queue_text, read_queue, resume_queue
     from bot.queue import PauseKind
 
@@ -142,6 +169,7 @@ def _print(text: str) -> int:
 
 async def _doctor(path: Path) -> int:
     from bot.doctor import Mark, examine
+    from trainer.protocol.text import _
 
     is_wrong = False
     async for result in examine(path):

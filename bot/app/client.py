@@ -1,46 +1,67 @@
-"""The Discord client: registers commands and buttons, and syncs the commands with Discord when they change."""
+"""The Discord client: registers commands and buttons, and passes on what its connection reports."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
-from hashlib import sha256
-from json import dumps
-from typing import Any
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, Literal
 
 import discord
 from discord import app_commands
+from discord.backoff import ExponentialBackoff
 from discord.ext import commands
 
+from bot.app.command_sync import CommandSync, Scope
+from bot.app.poster import raise_refusals
+from bot.clock import SYSTEM_CLOCK
 from bot.cogs.admin_commands import AdminCommands
 from bot.cogs.dataset_buttons import DatasetButtons
 from bot.cogs.dataset_commands import DatasetCommands
 from bot.cogs.finetune_command import FinetuneCommand
+from bot.cogs.interaction_gate import InteractionGate
 from bot.cogs.job_actions import JobButtons
 from bot.cogs.job_commands import JobCommands, QueueCommand
-from bot.cogs.replies import reply_error
 from bot.cogs.services import Services
 from bot.cogs.study_command import StudyCommands
 from bot.db import Database
-from bot.db.database import read_setting, write_setting
 from bot.health import ConnectionMonitor
+from bot.outbox import Outbox
 from bot.ui.buttons import AdminButton, DatasetButton, JobButton
 
 log = logging.getLogger(__name__)
 
+#: The commands are usually synced before the bot is online; a Discord that refuses them does not delay it.
+_FIRST_SYNC_S = 5.0
+#: In so many servers it looks for commands that another data folder left; each costs a request at each start.
+_MAX_SEARCHED = 25
+
+
+class ReconnectBackoff(ExponentialBackoff[Literal[False]]):
+    """Pauses between tries to connect; discord.py's own grow to 17 minutes, and stay long for 34 good ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # At most 32 s; short again once the last pause and a minute of good connection are over.
+        self._max = 5
+        self._reset_time = 2**5 + 60
+
 
 class Tree(app_commands.CommandTree["Darkroom"]):
-    """The commands; their errors are reported in one place."""
+    """The commands; they are admitted, and their errors are reported, in one place."""
+
+    async def interaction_check(self, interaction: discord.Interaction[Darkroom], /) -> bool:
+        return await self.client.gate.admits_command(interaction)
 
     async def on_error(self, interaction: discord.Interaction[Darkroom], error: app_commands.AppCommandError) -> None:
-        await reply_error(interaction, error)
+        await self.client.gate.report(interaction, error)
 
 
 class Darkroom(commands.Bot):
     """One connection to Discord; it holds nothing that must outlive the connection."""
 
-    def __init__(self, services: Services, db: Database, connection: ConnectionMonitor) -> None:
+    def __init__(self, services: Services, db: Database, connection: ConnectionMonitor, outbox: Outbox) -> None:
         super().__init__(
             command_prefix=commands.when_mentioned,
             help_command=None,
@@ -52,15 +73,66 @@ class Darkroom(commands.Bot):
             # Messages are never read from a cache.
             max_messages=None,
             activity=discord.CustomActivity(name="/finetune"),
-            http_trace=connection.http_trace(),
+            # discord.py waits out no rate limit that is longer; it allows no shorter one.
+            max_ratelimit_timeout=30.0,
+            http_trace=raise_refusals(connection.http_trace()),
         )
         self._connection_monitor = connection
         self._services = services
         self._db = db
+        self._outbox = outbox
+        self._sync: CommandSync | None = None
+        self._syncing: asyncio.Task[None] | None = None
+        #: Monotonic time at which it was ready for the first time.
+        self._ready_since: float | None = None
+        for event, parse in self._connection.parsers.items():
+            # Without READY there is no session: what is wrong with it ends the connection.
+            if event != "READY":
+                self._connection.parsers[event] = partial(_skip_unreadable, event, parse)
+
+    @property
+    def connected_for_s(self) -> float:
+        """Seconds since it was ready for the first time; 0 if it never was."""
+        return 0.0 if self._ready_since is None else SYSTEM_CLOCK.monotonic() - self._ready_since
+
+    @property
+    def gate(self) -> InteractionGate:
+        """Admits interactions; it outlives this client."""
+        return self._services.gate
 
     async def setup_hook(self) -> None:
         await self.add_commands()
-        await sync_changed(self.tree, self._db, self._services.config.discord.guild_ids)
+        assert self.application_id is not None
+        self._sync = self.command_sync(self.application_id)
+        self._check_commands(await self._sync.scopes())
+        try:
+            async with asyncio.timeout(_FIRST_SYNC_S):
+                await self._sync.first_pass_done.wait()
+        except TimeoutError:
+            log.info("going online before the commands are synced")
+
+    async def connect(self, *, reconnect: bool = True) -> None:
+        setattr(discord.client, "ExponentialBackoff", ReconnectBackoff)  # noqa: B010 - discord.py has no option for it
+        await super().connect(reconnect=reconnect)
+
+    def _check_commands(self, scopes: Iterable[Scope]) -> None:
+        assert self._sync is not None
+        self._sync.check(scopes)
+        if self._syncing is None or self._syncing.done():
+            self._syncing = asyncio.create_task(self._sync.run(), name="command sync")
+
+    async def close(self) -> None:
+        if self._syncing is not None:
+            self._syncing.cancel()
+        if (waiting := self._connection._ready_task) is not None:
+            # Else discord.py reports that it became ready after it was closed, by a traceback.
+            waiting.cancel()
+        await super().close()
+
+    def command_sync(self, application_id: int) -> CommandSync:
+        """Return what syncs the commands of this client; it must be logged in."""
+        guild_ids = self._services.config.discord.guild_ids
+        return CommandSync(self.http, application_id, self.tree, self._db, guild_ids=guild_ids)
 
     async def add_commands(self) -> None:
         """Add all commands and buttons; needs no connection."""
@@ -88,65 +160,45 @@ class Darkroom(commands.Bot):
 
     async def on_ready(self) -> None:
         log.info("connected as %s, in %d servers", self.user, len(self.guilds))
+        if self._ready_since is None:
+            self._ready_since = SYSTEM_CLOCK.monotonic()
+        if len(self.guilds) <= _MAX_SEARCHED:
+            self._check_commands([guild.id for guild in self.guilds])
+        # What has changed meanwhile is not reported.
+        await self._outbox.look_again()
+
+    async def on_guild_join(self, guild: discord.Guild) -> None:
+        self._check_commands([guild.id])
+        await self._outbox.look_again()
+
+    async def on_guild_available(self, guild: discord.Guild) -> None:
+        # At each start of each server.
+        if guild.id in self._services.config.discord.guild_ids:
+            self._check_commands([guild.id])
+
+    # -- a channel that refused messages may take them now ----------------------------------------------------------
+
+    async def on_guild_role_update(self, _before: discord.Role, _after: discord.Role) -> None:
+        await self._outbox.look_again()
+
+    async def on_guild_channel_update(
+        self, _before: discord.abc.GuildChannel, _after: discord.abc.GuildChannel
+    ) -> None:
+        await self._outbox.look_again()
+
+    async def on_member_update(self, _before: discord.Member, after: discord.Member) -> None:
+        # Without a privileged intent only the bot itself is reported.
+        if after.id == after.guild.me.id:
+            await self._outbox.look_again()
+
+    async def on_raw_thread_update(self, _update: discord.RawThreadUpdateEvent) -> None:
+        # Raw: a thread that was archived is not in the cache.
+        await self._outbox.look_again()
 
 
-# -- syncing the commands: each sync counts against Discord's limit of 200 new commands a day ----------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class CommandScope:
-    """A set of commands for one server, or for all (`guild_id` None)."""
-
-    guild_id: int | None
-    commands: tuple[dict[str, Any], ...]
-    is_changed: bool
-    digest: str
-
-    @property
-    def name(self) -> str:
-        """For logs and the command line."""
-        return "all servers" if self.guild_id is None else f"server {self.guild_id}"
-
-
-async def plan_sync(tree: app_commands.CommandTree[Any], db: Database, guild_ids: Sequence[int]) -> list[CommandScope]:
-    """Return the scopes, and whether Discord has their current commands."""
-    commands = tuple(sorted((c.to_dict(tree) for c in tree.get_commands()), key=lambda c: (c["type"], c["name"])))
-    digest = sha256(dumps(commands, sort_keys=True).encode()).hexdigest()
-    scopes = []
-    for guild_id in guild_ids or (None,):
-        known = await read_setting(db, _setting(guild_id))
-        scopes.append(CommandScope(guild_id=guild_id, commands=commands, is_changed=known != digest, digest=digest))
-    return scopes
-
-
-async def sync_changed(
-    tree: app_commands.CommandTree[Any], db: Database, guild_ids: Sequence[int]
-) -> list[CommandScope]:
-    """Sync the changed scopes and return those synced; a server that refuses is logged, and the others continue."""
-    synced = []
-    for scope in await plan_sync(tree, db, guild_ids):
-        if not scope.is_changed:
-            continue
-        try:
-            await _sync(tree, scope)
-        except discord.HTTPException as error:
-            log.error("commands not synced to %s: %s", scope.name, error)  # noqa: TRY400 - the cause is in it.
-            continue
-        await write_setting(db, _setting(scope.guild_id), scope.digest)
-        log.info("%d commands synced to %s", len(scope.commands), scope.name)
-        synced.append(scope)
-    return synced
-
-
-async def _sync(tree: app_commands.CommandTree[Any], scope: CommandScope) -> None:
-    """Replace the whole set of commands."""
-    if scope.guild_id is None:
-        await tree.sync()
-        return
-    guild = discord.Object(scope.guild_id)
-    tree.copy_global_to(guild=guild)
-    await tree.sync(guild=guild)
-
-
-def _setting(guild_id: int | None) -> str:
-    return f"commands:{guild_id or 'all'}"
+def _skip_unreadable(event: str, parse: Callable[[Any], None], data: Any) -> None:
+    """Let discord.py parse an event; one that it cannot read costs this event, and not the connection."""
+    try:
+        parse(data)
+    except Exception:
+        log.exception("a %s event was skipped: discord.py cannot read it", event)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,14 +20,15 @@ import discord
 from bot.app.client import Darkroom
 from bot.app.poster import Poster
 from bot.cogs.attachments import stream_attachment
+from bot.cogs.interaction_gate import InteractionGate
 from bot.cogs.services import Download, Services, context_of
 from bot.config import Config
 from bot.datasets import DatasetStore, PendingUploads
 from bot.db import DATABASE_FILE, Database, hold_data_folder, open_db
-from bot.errors import RunnerUnreachable
+from bot.errors import DarkroomError, RunnerUnreachable
 from bot.health import ConnectionMonitor, read_health
 from bot.operations.metrics import serve_metrics
-from bot.outbox import Notification, NotificationKind, Outbox, Sender
+from bot.outbox import MessageForm, Notification, NotificationKind, Outbox, Sender
 from bot.queue import Dispatcher, DraftStore, JobStore, Slot, slots_of
 from bot.queue.planning.estimates import Estimates
 from bot.queue.planning.forecast import Forecaster
@@ -42,14 +43,17 @@ from bot.scheduled.cleanup import RetentionRunner
 from bot.studies import StudyService
 from bot.ui.admin_news import news_post
 from bot.ui.admin_pages import health_page
-from bot.ui.job_posts import card_message, notification_message
-from bot.ui.layout import MessageContent
+from bot.ui.job_posts import card_message, notification_message, undelivered_post
+from bot.ui.layout import MessageContent, text_form
 from bot.ui.upload_posts import upload_post
+from trainer.protocol.text import _
 
 log = logging.getLogger(__name__)
 
 #: One transition redraws many cards, and each needs a forecast.
 _FORECAST_CACHE_S = 3.0
+#: Largest file in a smaller form of a message, bytes.
+_FILE_LIMITS = {MessageForm.SMALL_FILES: 1024 * 1024, MessageForm.NO_FILES: -1, MessageForm.TEXT: -1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +95,16 @@ class Parts:
             download=download,
         )
 
-    async def health(self) -> MessageContent:
-        """The page of `/admin health`."""
+    async def health(self, guild_id: int | None) -> MessageContent:
+        """The page of `/admin health` for the managers of a server, or for operators (None)."""
         least = self.config.health.min_free_bytes
-        return health_page(await read_health(self.db.path, connection=self.connection.stats, min_free_bytes=least))
+        health = await read_health(self.db.path, connection=self.connection.stats, min_free_bytes=least)
+        return health_page(health, guild_id=guild_id)
+
+    async def post(self, notification: Notification, channel_id: int) -> None:
+        """Post a notification that no transition causes."""
+        async with self.db.transaction() as connection:
+            await self.outbox.put(connection, notification, channel_id=channel_id)
 
 
 def make_services(parts: Parts) -> Services:
@@ -102,29 +112,44 @@ def make_services(parts: Parts) -> Services:
     config, db, data_dir = parts.config, parts.db, parts.data_dir
     jobs = JobStore(db, parts.outbox, data_dir=data_dir, limits=config.limits, queue=config.queue)
     estimates = Estimates(db)
+    datasets = DatasetStore(
+        db,
+        data_dir=data_dir,
+        limits=config.limits,
+        prepare=config.prepare,
+        command=parts.command,
+        env=config.confined_environment(),
+        download_env=parts.environment,
+        cpu_slots=config.queue.cpu_slots,
+        min_free_bytes=config.health.min_free_bytes,
+    )
+    uploads, drafts = PendingUploads(db), DraftStore(db, max_waiting=config.limits.max_drafts_per_user)
     return Services(
         config=config,
+        gate=InteractionGate(parts.post),
         jobs=jobs,
-        datasets=DatasetStore(
-            db,
-            data_dir=data_dir,
-            limits=config.limits,
-            prepare=config.prepare,
-            command=parts.command,
-            env=parts.environment,
-            cpu_slots=config.queue.cpu_slots,
-        ),
-        uploads=PendingUploads(db),
-        drafts=DraftStore(db),
-        limits=RoleLimits(db, defaults=config.limits),
+        outbox=parts.outbox,
+        datasets=datasets,
+        uploads=uploads,
+        finish_upload=_interrupted_uploads(parts, uploads, datasets, drafts).finish,
+        drafts=drafts,
+        limits=RoleLimits(db, configured=config.limits),
         estimates=estimates,
         forecaster=Forecaster(db, jobs.control, estimates, windows=parts.admission.windows, cache_s=_FORECAST_CACHE_S),
-        studies=StudyService(jobs, command=parts.command, env=parts.environment),
+        studies=StudyService(jobs, command=parts.command, env=parts.environment, limits=config.limits),
         storage=Storage(db, data_dir=data_dir, settings=config.retention),
         delete_files=RetentionRunner(db, data_dir=data_dir, settings=config.retention).delete,
         health=parts.health,
         why_closed=parts.admission.hold_reason,
         download=parts.download,
+    )
+
+
+def _interrupted_uploads(
+    parts: Parts, uploads: PendingUploads, datasets: DatasetStore, drafts: DraftStore
+) -> InterruptedUploads:
+    return InterruptedUploads(
+        parts.db, parts.outbox, uploads=uploads, datasets=datasets, drafts=drafts, captions=parts.config.captions
     )
 
 
@@ -146,7 +171,15 @@ class App:
             admission=parts.admission,
             advance=services.studies.advance,
         )
-        self._sender = Sender(outbox, Poster(self.client), self.render, settings=config.cards)
+        #: Set when Discord refuses the token: no message can be sent, and no connection be kept.
+        self.token_refused = asyncio.Event()
+        self._sender = Sender(
+            outbox,
+            Poster(self.client, on_token_refused=self.token_refused.set),
+            self.render,
+            settings=config.cards,
+            log_channel_id=config.discord.log_channel,
+        )
         self._scheduler = plan_tasks(
             config,
             db=db,
@@ -158,14 +191,7 @@ class App:
             query_gpus=partial(query_devices, parts.command, parts.environment),
             data_dir=parts.data_dir,
         )
-        self._uploads = InterruptedUploads(
-            db,
-            outbox,
-            uploads=services.uploads,
-            datasets=services.datasets,
-            drafts=services.drafts,
-            captions=config.captions,
-        )
+        self._uploads = _interrupted_uploads(parts, services.uploads, services.datasets, services.drafts)
 
     def __repr__(self) -> str:
         is_connected = self._client is not None and self._client.is_ready()
@@ -187,17 +213,32 @@ class App:
 
     def new_client(self) -> Darkroom:
         """Replace the client: a closed client cannot be started again."""
-        self._client = Darkroom(self.services, self.parts.db, self.parts.connection)
+        self._client = Darkroom(self.services, self.parts.db, self.parts.connection, self.parts.outbox)
         return self._client
 
-    async def render(self, notification: Notification, marker: str) -> MessageContent:
+    async def render(self, notification: Notification, marker: str, form: MessageForm) -> MessageContent:
         """Make the message of a notification from the current state of its job."""
+        content = await self._render_full(notification, marker, file_limit=_FILE_LIMITS.get(form))
+        if form is not MessageForm.TEXT:
+            return content
+        job_id = notification.job_id
+        hint = _("`/job status id:{job}` shows it, `/job files id:{job}` its files.", job=job_id) if job_id else ""
+        text = text_form(content, hint)
+        # A card is edited, and Discord turns no message without a layout into one that has one.
+        return replace(text, text="") if notification.kind is NotificationKind.CARD else text
+
+    async def _render_full(self, notification: Notification, marker: str, *, file_limit: int | None) -> MessageContent:
         if notification.kind is NotificationKind.NEWS:
             return news_post(notification, marker)
         if notification.kind is NotificationKind.UPLOAD:
             return upload_post(notification, marker)
-        job = await self.services.jobs.get(notification.job_id)
+        job = await self.services.jobs.get(notification.job_id) if notification.job_id else None
+        if notification.kind is NotificationKind.UNDELIVERED:
+            return undelivered_post(notification, job, marker)
+        assert job is not None
         context = await context_of(self.services, job, self._client, marker)
+        if file_limit is not None:
+            context = replace(context, file_limit=min(file_limit, context.file_limit))
         if notification.kind is NotificationKind.CARD:
             return card_message(job, context)
         # A post is about the attempt that caused it.
@@ -265,13 +306,29 @@ async def compose(
 @asynccontextmanager
 async def _task_group(loops: Sequence[Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
     """Run the loops while the body runs; trainings are not children of these tasks and continue."""
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(loop, name=getattr(loop, "__qualname__", "service")) for loop in loops]
-        try:
-            yield
-        finally:
-            for task in tasks:
-                task.cancel()
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(loop, name=getattr(loop, "__qualname__", "service")) for loop in loops]
+            try:
+                yield
+            finally:
+                for task in tasks:
+                    task.cancel()
+    except BaseExceptionGroup as group:
+        raise _cause_of(group) from None
+
+
+def _cause_of(group: BaseExceptionGroup) -> BaseException:
+    """Return the error that explains why the bot ends, and log the others."""
+    first, *others = sorted(_flat(group), key=lambda error: not isinstance(error, DarkroomError))
+    for error in others:
+        log.error("another error while the bot ends", exc_info=error)
+    return first
+
+
+def _flat(group: BaseExceptionGroup) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        yield from _flat(error) if isinstance(error, BaseExceptionGroup) else (error,)
 
 
 # -- where trainings run -------------------------------------------------------------------------------------------
