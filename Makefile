@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= config.toml
-WORKERS ?= 2
+WORKERS ?= 3
 SOURCES := bot trainer recipes tests bench
-# A file's tests stay in one process: they share what is expensive to make. A process takes up to 1.5 GiB.
+# One process more than cores, because some tests wait; each takes up to 1.5 GiB. A file's tests stay in one process:
+# they share what is expensive to make. The longest files start first (tests/durations.json).
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo run test test-slow test-all coverage check format messages tiny clean
+.PHONY: setup demo run test test-slow test-all check format messages tiny clean
 .DEFAULT_GOAL := help
 
 help:
@@ -37,9 +38,10 @@ $(VENV)/.run $(VENV)/.demo $(VENV)/.setup: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --force-reinstall opencv-python-headless
 	@touch $@ $(if $(findstring dev,$(EXTRAS)),$(VENV)/.run $(VENV)/.demo)
 
-# The fast tests.
+# The fast tests. COVERAGE=1: and which branches no test reaches, in this process alone: what only child processes run
+# (bots that are killed, trainers) counts as not reached. It takes a third longer.
 test: setup
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow" $(if $(COVERAGE),--cov --cov-report=term:skip-covered)
 
 # The others: those that train for real, and those that kill real bots.
 test-slow: setup
@@ -47,10 +49,6 @@ test-slow: setup
 
 test-all: setup
 	$(PYTEST)
-
-# As test-all, with the branches that no test reaches (a third slower).
-coverage: setup
-	$(PYTEST) --cov --cov-report=term:skip-covered
 
 check: setup
 	$(BIN)/ruff format --check $(SOURCES)

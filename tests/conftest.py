@@ -1,7 +1,7 @@
 """Settings for all tests: one thread per process, the slowest files first, the same hypothesis examples each time.
 
-HYPOTHESIS_PROFILE=random make test                     # other examples each time
-.venv/bin/python -m pytest -n 2 --record-durations      # record the times that order the files
+HYPOTHESIS_PROFILE=random make test             # other examples each time
+make test-all PYTEST_ADDOPTS=--record-durations   # record the times that order the files
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from hypothesis import settings
 from tests.golden import REWRITE_VARIABLE
 from tests.trainer.fork_server import ForkServer
 
-#: Seconds of each file, recorded by `--record-durations`.
+#: Seconds of the fast and of the slow tests of each file, recorded by `--record-durations`.
 DURATIONS = Path(__file__).parent / "durations.json"
 
 # Set before torch is imported, and inherited by child processes: runs are compared to the bit, and the threads of
 # several processes would wait for each other on two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# The same examples everywhere: what passes here passes in CI.
-settings.register_profile("fixed", derandomize=True)
-settings.register_profile("random")
+# The same examples everywhere: what passes here passes in CI. No deadline for an example, which would measure the load
+# of the machine.
+settings.register_profile("fixed", derandomize=True, deadline=None)
+settings.register_profile("random", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 
@@ -51,23 +52,42 @@ def fork_server() -> Iterator[ForkServer]:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the slowest files first (after the shuffle), so that no worker is left alone with one at the end."""
-    recorded: dict[str, float] = json.loads(DURATIONS.read_text(encoding="utf-8")) if DURATIONS.exists() else {}
-    items.sort(key=lambda item: -recorded.get(_file_of(item.nodeid), 0.0))
+    recorded = _recorded()
+    parts: dict[str, set[str]] = defaultdict(set)
+    for item in items:
+        parts[_file_of(item.nodeid)].add(_part_of(item.nodeid, is_slow=item.get_closest_marker("slow") is not None))
+    expected = {file: sum(recorded.get(part, 0.0) for part in found) for file, found in parts.items()}
+    items.sort(key=lambda item: -expected[_file_of(item.nodeid)])
 
 
 _measured: dict[str, float] = defaultdict(float)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Add up the time of each file: setup, test and teardown."""
-    _measured[_file_of(report.nodeid)] += report.duration
+    """Add up the time of setup, test and teardown."""
+    _measured[_part_of(report.nodeid, is_slow="slow" in report.keywords)] += report.duration
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if session.config.getoption("--record-durations") and not hasattr(session.config, "workerinput"):
-        rounded = {name: round(seconds, 1) for name, seconds in sorted(_measured.items()) if seconds >= 1}
+        # What did not run now keeps its time.
+        known = {part: seconds for part, seconds in (_recorded() | _measured).items() if _file_exists(part)}
+        rounded = {part: round(seconds, 1) for part, seconds in sorted(known.items()) if seconds >= 1}
         DURATIONS.write_text(json.dumps(rounded, indent=0) + "\n", encoding="utf-8")
+
+
+def _recorded() -> dict[str, float]:
+    recorded: dict[str, float] = json.loads(DURATIONS.read_text(encoding="utf-8")) if DURATIONS.exists() else {}
+    return recorded
+
+
+def _part_of(nodeid: str, *, is_slow: bool) -> str:
+    return f"{_file_of(nodeid)}{' slow' if is_slow else ''}"
 
 
 def _file_of(nodeid: str) -> str:
     return nodeid.partition("::")[0]
+
+
+def _file_exists(part: str) -> bool:
+    return (DURATIONS.parents[1] / part.partition(" ")[0]).exists()

@@ -16,7 +16,7 @@ from aiohttp import web
 from bot.clock import Clock
 from bot.datasets import Upload
 from bot.errors import LaunchFailed
-from bot.outbox import MessageGone, Notification, NotificationKind
+from bot.outbox import MessageForm, MessageGone, Notification, NotificationKind
 from bot.runners import Handle, RunStatus
 from trainer.exchange.attempt import HEARTBEAT_FILE
 from trainer.protocol.events import (
@@ -70,7 +70,8 @@ async def serve(*routes: web.RouteDef) -> AsyncIterator[str]:
     """Serve `routes` on this machine; yield the URL."""
     app = web.Application()
     app.add_routes(routes)
-    runner = web.AppRunner(app)
+    # Handlers that hang are part of some tests.
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     try:
@@ -314,6 +315,13 @@ class FakePost:
     #: Raised by the next sends or edits, one each.
     failures: list[Exception] = field(default_factory=list)
     finds: int = 0
+    is_connected: bool = True
+
+    def is_ready(self) -> bool:
+        return self.is_connected
+
+    async def open_dm(self, user_id: int) -> int:
+        return user_id
 
     async def send(self, channel_id: int, message: Any, nonce: str) -> int:
         self.kill_switch.point()
@@ -346,7 +354,7 @@ class FakePost:
         return [one.text.partition(" · ")[0] for one in self.messages if one.channel_id == channel_id]
 
 
-async def render(notification: Notification, marker: str) -> str:
+async def render(notification: Notification, marker: str, form: MessageForm = MessageForm.FULL) -> str:
     """A message as one line: `job 1 epoch 2 · 3fa8c1d2`."""
     is_epoch = notification.kind is NotificationKind.EPOCH
     number = f" {notification.dedupe_key.rpartition(':')[2]}" if is_epoch else ""

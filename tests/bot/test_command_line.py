@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,8 +44,39 @@ def test_a_demo_without_its_dataset_is_one_sentence(capsys: pytest.CaptureFixtur
     assert "The demo's dataset cannot be read" in capsys.readouterr().err
 
 
-def test_a_dry_run_of_a_sync_shows_what_would_be_synced(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sync", "--dry-run"]) == 1
-    shown = capsys.readouterr().out
-    assert "all servers: changed" in shown
-    assert "/finetune dataset from_dataset preset" in shown
+def test_a_sync_needs_the_token_because_only_discord_knows(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sync", "--dry-run"]) == 2
+    assert "DARKROOM_TOKEN is not set" in capsys.readouterr().err
+
+
+#: What `python -m bot run` makes before it connects, with a trainer that writes a file.
+MAKES = """
+import asyncio, pathlib, sys
+import bot.__main__ as command_line
+from bot.db import DATABASE_FILE, back_up, hold_data_folder, open_db
+from bot.runners.child_process import run_and_capture
+
+async def make(data_dir):
+    with hold_data_folder(data_dir):
+        async with open_db(data_dir / DATABASE_FILE):
+            pass
+        await back_up(data_dir / DATABASE_FILE, data_dir / "backups", keep=1)
+        (data_dir / "jobs" / "1").mkdir(parents=True)
+        trainer = "import os; os.chdir('data/jobs/1'); open('trainer.log', 'w').close(); os.mkdir('output')"
+        await run_and_capture([sys.executable, "-c", trainer], {}, timeout_s=30)
+    return 0
+
+command_line._run_command = lambda options: asyncio.run(make(pathlib.Path("data")))
+sys.argv[1:] = ["run"]
+sys.exit(command_line.main())
+"""
+
+
+def test_what_the_bot_writes_is_for_its_user_alone(tmp_path: Path) -> None:
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    # As most shells have it.
+    subprocess.run([sys.executable, "-c", MAKES], cwd=tmp_path, env=environ, umask=0o022, check=True, timeout=60)
+
+    made = [tmp_path / "data", *(tmp_path / "data").rglob("*")]
+    assert {"darkroom.db", "backups", "trainer.log", "output"} <= {path.name for path in made}
+    assert {path.stat().st_mode & 0o077 for path in made} == {0}

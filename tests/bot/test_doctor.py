@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from bot.config import Config, ModelSettings, StorageSettings, TrainerSettings
 from bot.db import DATABASE_FILE, open_db
 from bot.doctor import (
     Mark,
+    check_confinement,
     check_data_folder,
     check_database,
     check_discord,
@@ -132,6 +134,18 @@ def test_an_unwritable_data_folder_is_found(tmp_path: Path) -> None:
 def test_an_old_python_is_found() -> None:
     assert check_python((3, 10)).mark is Mark.WRONG
     assert check_python((3, 11)).mark is Mark.FINE
+
+
+@pytest.mark.parametrize(
+    ("barriers", "mark"), [("network processes", Mark.FINE), ("network", Mark.NOTE), ("", Mark.NOTE)]
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux confines processes")
+async def test_what_this_kernel_cannot_confine_is_noted(
+    monkeypatch: pytest.MonkeyPatch, barriers: str, mark: Mark
+) -> None:
+    monkeypatch.setattr("bot.doctor.confined", lambda argv: [sys.executable, "-c", f"print({barriers!r})", *argv])
+
+    assert (await check_confinement()).mark is mark
 
 
 async def test_an_existing_database_is_checked(tmp_path: Path) -> None:

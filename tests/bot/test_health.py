@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import aiohttp
@@ -13,7 +14,7 @@ from aiohttp import web
 from bot.db import Database, open_to_read
 from bot.errors import DatabaseDamaged, DatabaseUnreadable, DatabaseUnwritable, SchemaTooOld
 from bot.health import ConnectionMonitor, HealthSnapshot, ProblemKind, read_health
-from bot.outbox import Outbox
+from bot.outbox import Destination, HoldReason, Notification, NotificationKind, Outbox
 from bot.queue import JobStore, State
 from bot.runners import Handle
 from tests.bot.conftest import Submit, claim
@@ -85,12 +86,39 @@ async def test_late_and_undeliverable_messages_are_problems(db: Database, outbox
         for number, (state, age_s) in enumerate([("waiting", 3600), ("sent", 99_999), ("dead", 90_000), ("dead", 60)]):
             await connection.execute_fetchall(
                 "INSERT INTO outbox (dedupe_key, job_id, channel_id, notification, nonce, state, created_at)"
-                " VALUES (?, 1, 1, '', ?, ?, ?)",
+                ' VALUES (?, 1, 1, \'{"kind": "done"}\', ?, ?, ?)',
                 (str(number), str(number), state, clock.at - age_s),
             )
     health = await read(db, clock)
     assert (health.outbox.waiting, health.outbox.oldest_s, health.outbox.dead) == (1, 3600, 1)
     assert kinds(health) == [ProblemKind.OUTBOX_LATE, ProblemKind.UNDELIVERABLE]
+
+
+async def test_held_channels_and_undeliverable_messages_are_named_with_their_reason(
+    db: Database, outbox: Outbox, store: JobStore, submit: Submit, clock: FakeClock
+) -> None:
+    # Its card waits in the job's channel.
+    job = await submit()
+    notification = Notification(kind=NotificationKind.DONE, job_id=1, dedupe_key="done", guild_id=job.guild_id)
+    async with outbox.transaction() as connection:
+        for channel_id in (job.channel_id, 7):
+            await outbox.hold(connection, channel_id, HoldReason.NO_ACCESS, "403 50001", tried_at=clock.time())
+        await outbox.put(connection, notification, channel_id=8)
+    pending = await outbox.next_pending(Destination(channel_id=8))
+    assert pending is not None
+    async with outbox.transaction() as connection:
+        await outbox.end(connection, pending, "404 10003")
+    clock.advance(120)
+
+    health = await read(db, clock)
+    # Nothing waits in channel 7.
+    (held,) = health.outbox.held
+    assert (held.channel_id, held.guild_id, held.reason) == (job.channel_id, job.guild_id, HoldReason.NO_ACCESS)
+    assert (held.messages, held.cards) == (0, 1)
+    assert clock.now() - held.since == timedelta(seconds=120)
+    (dead,) = health.outbox.newest_dead
+    assert (dead.job_id, dead.channel_id, dead.kind, dead.reason) == (1, 8, NotificationKind.DONE, "404 10003")
+    assert kinds(health) == [ProblemKind.CHANNEL_HELD, ProblemKind.UNDELIVERABLE]
 
 
 async def test_a_full_disk_is_a_problem(db: Database, clock: FakeClock) -> None:

@@ -65,3 +65,10 @@ def test_the_level_comes_from_the_config() -> None:
     log.info("no")
     log.warning("yes")
     assert [line["message"] for line in lines(stream)] == ["yes"]
+
+
+def test_names_of_strangers_forge_no_line_and_color_no_terminal() -> None:
+    stream, log = logged(LogFormat.TEXT)
+    log.info("upload %s: received", "fox.zip\n2026-01-01 INFO bot: #1 queued\r\x1b[31m\u202e")
+    (line,) = stream.getvalue().splitlines()
+    assert line.endswith("upload fox.zip\\n2026-01-01 INFO bot: #1 queued\\r\\x1b[31m\\u202e: received")

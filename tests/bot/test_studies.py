@@ -11,22 +11,26 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from bot.cogs.study_command import compare_request
 from bot.config import LimitSettings, QueueSettings
 from bot.db import Database
-from bot.errors import JobRefused
+from bot.errors import JobRefused, TooManyEpochs, TooManyRuns, TooManyWaiting
 from bot.outbox import Outbox
 from bot.queue import Dispatcher, EndReasonKind, Job, JobStore, NewJob, State, StopIntent, slots_of
 from bot.queue.store.history import AuditReason
+from bot.queue.store.study_store import StudyGoal
 from bot.runners import LocalRunner
-from bot.studies import MAX_FAILURES, StudyService
-from tests.bot.conftest import CHANNEL, GUILD, notifications
+from bot.studies import MAX_FAILURES, StudyService, require_run
+from tests.bot.conftest import CHANNEL, GUILD, claim, notifications
 from tests.bot.fakes import FakeClock
+from tests.trainer.fork_server import ForkServer
 from tests.trainer.studies.study_helpers import FAKE_TRAINER, ROOT, make_study
 from trainer.protocol.devices import Devices
-from trainer.protocol.spec import Spec
+from trainer.protocol.spec import Spec, make_spec
 from trainer.protocol.study import StudyStep, make_study_request
 
 TRAINER = (sys.executable, "-m", "trainer")
@@ -74,7 +78,7 @@ class Bench:
 
 
 @asynccontextmanager
-async def bot(db: Database, tmp_path: Path, slots: int = 2) -> AsyncIterator[Bench]:
+async def bot(db: Database, tmp_path: Path, trainer: tuple[str, ...] = TRAINER, slots: int = 2) -> AsyncIterator[Bench]:
     store = JobStore(
         db,
         Outbox(db),
@@ -84,7 +88,7 @@ async def bot(db: Database, tmp_path: Path, slots: int = 2) -> AsyncIterator[Ben
     )
     await store.slots.set(slots_of(Devices(), slots))
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    studies = StudyService(store, command=TRAINER, env=env)
+    studies = StudyService(store, command=trainer, env=env)
     runner = LocalRunner(command=FAKE_TRAINER, env=env)
     settings = QueueSettings(stop_grace_s=10, retry_pause_s=0)
     try:
@@ -100,15 +104,20 @@ def behave(tmp_path: Path, **behaviors: Mapping[str, object]) -> None:
 
 
 @pytest.fixture
+def trainer(fork_server: ForkServer) -> tuple[str, ...]:
+    return fork_server.command
+
+
+@pytest.fixture
 def spec(tmp_path: Path) -> Spec:
     return make_study(tmp_path / "study")
 
 
 @pytest.mark.slow
 async def test_a_cross_validation_runs_its_folds_in_free_slots_and_ends_with_its_result(
-    db: Database, tmp_path: Path, spec: Spec
+    db: Database, tmp_path: Path, spec: Spec, trainer: tuple[str, ...]
 ) -> None:
-    async with bot(db, tmp_path) as bench:
+    async with bot(db, tmp_path, trainer) as bench:
         await bench.submit(spec, kind="kfold", folds=3)
         running = await bench.until(lambda job: job.state is State.RUNNING)
         assert running.slots == ()
@@ -132,10 +141,10 @@ async def test_a_cross_validation_runs_its_folds_in_free_slots_and_ends_with_its
 
 @pytest.mark.slow
 async def test_a_comparison_pauses_its_children_at_each_rung_and_leaves_none_behind(
-    db: Database, tmp_path: Path, spec: Spec
+    db: Database, tmp_path: Path, spec: Spec, trainer: tuple[str, ...]
 ) -> None:
     behave(tmp_path, **{"*": {"epoch_s": 0.3}})
-    async with bot(db, tmp_path) as bench:
+    async with bot(db, tmp_path, trainer) as bench:
         await bench.submit(spec, kind="compare", vary=[RATES])
         job = await bench.until(lambda job: job.state.is_end)
 
@@ -151,10 +160,10 @@ async def test_a_comparison_pauses_its_children_at_each_rung_and_leaves_none_beh
 
 @pytest.mark.slow
 async def test_a_child_that_always_fails_is_left_out_and_the_study_ends(
-    db: Database, tmp_path: Path, spec: Spec
+    db: Database, tmp_path: Path, spec: Spec, trainer: tuple[str, ...]
 ) -> None:
     behave(tmp_path, **{"2": {"fails": True}})
-    async with bot(db, tmp_path) as bench:
+    async with bot(db, tmp_path, trainer) as bench:
         await bench.submit(spec, kind="kfold", folds=3)
         job = await bench.until(lambda job: job.state.is_end)
         assert job.state is State.SUCCEEDED
@@ -163,10 +172,10 @@ async def test_a_child_that_always_fails_is_left_out_and_the_study_ends(
 
 @pytest.mark.slow
 async def test_a_study_fails_if_all_children_fail_and_a_retry_runs_them_again(
-    db: Database, tmp_path: Path, spec: Spec
+    db: Database, tmp_path: Path, spec: Spec, trainer: tuple[str, ...]
 ) -> None:
     behave(tmp_path, **{"*": {"fails": True}})
-    async with bot(db, tmp_path) as bench:
+    async with bot(db, tmp_path, trainer) as bench:
         await bench.submit(spec, kind="kfold", folds=2)
         job = await bench.until(lambda job: job.state.is_end)
         assert job.state is State.FAILED
@@ -180,9 +189,11 @@ async def test_a_study_fails_if_all_children_fail_and_a_retry_runs_them_again(
 
 
 @pytest.mark.slow
-async def test_a_cancelled_study_cancels_its_children(db: Database, tmp_path: Path, spec: Spec) -> None:
+async def test_a_cancelled_study_cancels_its_children(
+    db: Database, tmp_path: Path, spec: Spec, trainer: tuple[str, ...]
+) -> None:
     behave(tmp_path, **{"*": {"epoch_s": 5}})
-    async with bot(db, tmp_path, slots=1) as bench:
+    async with bot(db, tmp_path, trainer, slots=1) as bench:
         await bench.submit(spec, kind="kfold", folds=3)
         await bench.until_a_child_runs()
         await bench.store.request_stop(1, by=1, intent=StopIntent.CANCEL)
@@ -192,10 +203,10 @@ async def test_a_cancelled_study_cancels_its_children(db: Database, tmp_path: Pa
 
 @pytest.mark.slow
 async def test_a_paused_study_frees_its_slots_and_resumes_where_it_was(
-    db: Database, tmp_path: Path, spec: Spec
+    db: Database, tmp_path: Path, spec: Spec, trainer: tuple[str, ...]
 ) -> None:
     behave(tmp_path, **{"*": {"epoch_s": 0.3}})
-    async with bot(db, tmp_path) as bench:
+    async with bot(db, tmp_path, trainer) as bench:
         await bench.submit(spec, kind="kfold", folds=2)
         await bench.until_a_child_runs()
         await bench.store.request_stop(1, by=1, intent=StopIntent.PAUSE)
@@ -207,17 +218,19 @@ async def test_a_paused_study_frees_its_slots_and_resumes_where_it_was(
 
 
 @pytest.mark.slow
-async def test_a_restarted_bot_continues_the_study(db: Database, tmp_path: Path, spec: Spec) -> None:
+async def test_a_restarted_bot_continues_the_study(
+    db: Database, tmp_path: Path, spec: Spec, trainer: tuple[str, ...]
+) -> None:
     behave(tmp_path, **{"*": {"epoch_s": 0.3}})
     for _ in range(3):
         # Each bot loses its state after a moment, and the processes keep running.
-        async with bot(db, tmp_path) as bench:
+        async with bot(db, tmp_path, trainer) as bench:
             if not await bench.store.recent(GUILD):
                 await bench.submit(spec, kind="kfold", folds=2)
             for _ in range(15):
                 await bench.dispatcher.step()
                 await asyncio.sleep(0.05)
-    async with bot(db, tmp_path) as bench:
+    async with bot(db, tmp_path, trainer) as bench:
         job = await bench.until(lambda job: job.state.is_end)
         assert job.state is State.SUCCEEDED
         assert await notifications(db) == ["job:1:end"]
@@ -225,16 +238,112 @@ async def test_a_restarted_bot_continues_the_study(db: Database, tmp_path: Path,
 
 async def test_a_study_that_cannot_run_is_refused_before_it_is_queued(db: Database, tmp_path: Path, spec: Spec) -> None:
     async with bot(db, tmp_path) as bench:
-        await bench.studies.check(spec, make_study_request({"kind": "kfold", "folds": 2}))
+        runs = await bench.studies.plan(spec, make_study_request({"kind": "kfold", "folds": 2}), max_epochs=100)
+        # With the last one, on all images.
+        assert len(runs) == 3
         with pytest.raises(JobRefused, match="20") as refused:
-            await bench.studies.check(spec, make_study_request({"kind": "kfold", "folds": 20}))
+            await bench.studies.plan(spec, make_study_request({"kind": "kfold", "folds": 20}), max_epochs=100)
         assert str(refused.value).endswith("Nothing was queued.")
 
 
-@pytest.mark.slow
-async def test_a_cancelled_study_continues_when_it_is_retried(db: Database, tmp_path: Path, spec: Spec) -> None:
-    behave(tmp_path, **{"*": {"epoch_s": 5}})
+@pytest.mark.parametrize(
+    "vary",
+    [
+        'base={source="/data/jobs/900/output/diffusers"},{source="evil-owner/evil-model"}; training.epochs=999,1000',
+        'samples={similarity_model="evil/x",prompts=["a fox"]},{similarity_model="evil/y",prompts=["a fox"]}',
+        "training={epochs=1000},{epochs=999}",
+        'mix=[{dataset="/data/datasets/1/prepared",weight=0.2}],[{dataset="/data/datasets/2/prepared",weight=0.2}]',
+    ],
+)
+async def test_no_study_reaches_another_model_dataset_or_length(
+    db: Database, tmp_path: Path, spec: Spec, vary: str
+) -> None:
     async with bot(db, tmp_path) as bench:
+        with pytest.raises(JobRefused):
+            await bench.studies.plan(spec, compare_request(vary, finishes=True), max_epochs=100)
+
+
+EPOCHS: dict[str, Any] = {"kind": "compare", "vary": ["training.epochs=10,50,1000"]}
+
+
+async def test_the_runs_of_a_study_have_the_limits_of_its_owner(db: Database, tmp_path: Path, spec: Spec) -> None:
+    request = make_study_request(EPOCHS)
+    async with bot(db, tmp_path) as bench:
+        with pytest.raises(TooManyEpochs) as refused:
+            await bench.studies.plan(spec, request, max_epochs=999)
+        assert (refused.value.epochs, refused.value.allowed) == (1000, 999)
+        assert len(await bench.studies.plan(spec, request, max_epochs=1000)) == 3
+
+        few = StudyService(bench.store, command=TRAINER, env=os.environ, limits=LimitSettings(max_study_runs=2))
+        with pytest.raises(TooManyRuns):
+            await few.plan(spec, request, max_epochs=1000)
+
+
+async def test_no_run_exceeds_the_configuration_however_the_study_was_queued(
+    db: Database, tmp_path: Path, spec: Spec
+) -> None:
+    async with bot(db, tmp_path) as bench:
+        await bench.submit(spec, **EPOCHS)
+        job = await bench.until(lambda job: job.state.is_end)
+        assert (job.state, await bench.children()) == (State.FAILED, {})
+        assert job.end_reason is not None
+        assert "1000 epochs are more than the 100" in job.end_reason.message
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"base": {"source": "evil-owner/evil-model"}},
+        {"base": {"source": "tiny", "revision": "main"}},
+        {"dataset": "/another"},
+        {"mix": [{"dataset": "/another", "weight": 0.2}]},
+        {"task": "classification", "method": {"kind": "full"}},
+        {"samples": {"similarity_model": "evil/x", "prompts": ["a fox"]}},
+    ],
+)
+def test_a_run_has_the_model_and_the_images_of_its_study(changes: dict[str, object]) -> None:
+    settings = {"dataset": "/images", "base": {"source": "tiny"}}
+    study = make_spec(settings)
+    require_run(make_spec({**settings, "training": {"learning_rate": 3e-4}}), study, max_epochs=100)
+    with pytest.raises(JobRefused, match=next(iter(changes))):
+        require_run(make_spec({**settings, **changes}), study, max_epochs=100)
+
+
+async def test_the_runs_of_a_study_wait_as_jobs_of_its_owner(store: JobStore, spec: Spec) -> None:
+    def new(interaction: int, **more: Any) -> NewJob:
+        return NewJob(
+            interaction_id=interaction, guild_id=GUILD, channel_id=CHANNEL, owner_id=1, dataset_id=1, spec=spec,
+            max_waiting=3, **more,
+        )  # fmt: skip
+
+    async def set_goals() -> int:
+        """The children after a further step, which wants five."""
+        await store.studies.set_goals(1, 1, goals, "{}")
+        return len(await store.studies.children(1))
+
+    goals = [StudyGoal(name=f"c{n}", folder=f"c{n}", spec=spec, until_epoch=None) for n in range(5)]
+    await store.submit(new(1, gpus=0, study="{}"))
+    assert await claim(store, 1) is not None
+    assert (await set_goals(), await set_goals()) == (3, 3)
+    with pytest.raises(TooManyWaiting):
+        await store.submit(new(2))
+
+    assert await store.attempts.claim() is not None
+    assert (await set_goals(), await set_goals()) == (4, 4)
+    # Other jobs of the owner do not keep a study from its next run.
+    for child in (await store.studies.children(1))[1:]:
+        await store.request_stop(child.id, by=1, intent=StopIntent.CANCEL)
+    for interaction in (3, 4, 5):
+        await store.submit(new(interaction))
+    assert await set_goals() == 5
+
+
+@pytest.mark.slow
+async def test_a_cancelled_study_continues_when_it_is_retried(
+    db: Database, tmp_path: Path, spec: Spec, trainer: tuple[str, ...]
+) -> None:
+    behave(tmp_path, **{"*": {"epoch_s": 5}})
+    async with bot(db, tmp_path, trainer) as bench:
         await bench.submit(spec, kind="kfold", folds=2)
         await bench.until_a_child_runs()
         await bench.store.request_stop(1, by=1, intent=StopIntent.CANCEL)
@@ -249,10 +358,10 @@ async def test_a_cancelled_study_continues_when_it_is_retried(db: Database, tmp_
 
 @pytest.mark.slow
 async def test_a_study_that_cannot_continue_ends_only_when_none_of_its_children_runs(
-    db: Database, tmp_path: Path, spec: Spec
+    db: Database, tmp_path: Path, spec: Spec, trainer: tuple[str, ...]
 ) -> None:
     behave(tmp_path, **{"*": {"epoch_s": 5}})
-    async with bot(db, tmp_path) as bench:
+    async with bot(db, tmp_path, trainer) as bench:
         job = await bench.submit(spec, kind="kfold", folds=2)
         await bench.until_a_child_runs()
         # A damaged state file: the trainer refuses from here on.

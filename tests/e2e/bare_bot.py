@@ -1,6 +1,6 @@
 """The bot's services in a process that a test may kill, with a file in place of Discord.
 
-python tests/e2e/bare_bot.py DATA_DIR ZIP
+python tests/e2e/bare_bot.py DATA_DIR ZIP BASE
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bot.app import compose as composition
-from bot.config import CardSettings, Config, QueueSettings, StorageSettings
+from bot.config import CardSettings, Config, QueueSettings, StorageSettings, TrainerSettings
 from bot.datasets import Upload
 from bot.queue import NewJob
 from bot.ui.layout import MessageContent
@@ -22,7 +22,7 @@ from trainer.protocol.presets import spec_from_preset
 CHANNEL, GUILD, OWNER, INTERACTION = 100, 10, 1, 77
 QUICK = {
     "training": {"epochs": 4, "repeats": 3, "trigger": ""},
-    "samples": {"steps": 2, "prompts": ["a red star"]},
+    "samples": {"steps": 2, "prompts": ["a red star"], "unrelated_prompts": []},
     "validation": {"draws": 1},
     "early_stopping": {"enabled": False},
 }
@@ -47,21 +47,23 @@ async def _nothing(_: Any) -> AsyncIterator[bytes]:
     yield b""
 
 
-async def work(data_dir: Path, archive: Path) -> None:
+async def work(data_dir: Path, archive: Path, base: Path) -> None:
     """Queue the job once, and run until it has ended and every message is sent."""
     discord = RenderedDiscord(data_dir.with_suffix(".discord"))
-    setattr(composition, "Poster", lambda client: discord)  # noqa: B010 - the name is imported there, not exported
+    setattr(composition, "Poster", lambda client, **_callbacks: discord)  # noqa: B010 - the name is imported there, not exported
     config = Config(
         storage=StorageSettings(data_dir=data_dir),
         cards=CardSettings(edit_interval_s=1.0),
         queue=QueueSettings(poll_s=0.1),
+        # tests/e2e/test_warm.py has one. Here each bot would load another one that gets no job.
+        trainer=TrainerSettings(warm=False),
     )
     async with composition.compose(config, download=_nothing) as app:
         services = app.services
         if not await services.jobs.recent(GUILD, limit=1):
             received = await services.datasets.receive([Upload(name=archive.name, chunks=_bytes_of(archive))])
             dataset = await services.datasets.prepare(received, guild_id=GUILD, owner_id=OWNER)
-            spec = spec_from_preset("lora", dataset=str(dataset.folder), base="tiny", changes=QUICK)
+            spec = spec_from_preset("lora", dataset=str(dataset.folder), base=str(base), changes=QUICK)
             new = NewJob(
                 interaction_id=INTERACTION, guild_id=GUILD, channel_id=CHANNEL, owner_id=OWNER, dataset_id=dataset.id,
                 spec=spec,
@@ -75,4 +77,4 @@ async def work(data_dir: Path, archive: Path) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(work(Path(sys.argv[1]), Path(sys.argv[2])))
+    asyncio.run(work(*map(Path, sys.argv[1:])))

@@ -19,7 +19,7 @@ from bot.clock import SYSTEM_CLOCK, Clock
 from bot.config import CardSettings, LimitSettings, QueueSettings
 from bot.db import Database, database, hold_data_folder, open_db
 from bot.db.copies import back_up
-from bot.outbox import Notification, NotificationKind, Outbox, Sender
+from bot.outbox import MessageForm, Notification, NotificationKind, Outbox, Sender
 from bot.queue import Dispatcher, Job, JobStore, NewJob, State, StopIntent, slots_of
 from bot.runners import LocalRunner
 from tests.bot import fakes
@@ -43,6 +43,12 @@ class FileDiscord:
     def _lines(self) -> list[dict[str, str]]:
         return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
 
+    def is_ready(self) -> bool:
+        return True
+
+    async def open_dm(self, user_id: int) -> int:
+        return user_id
+
     async def send(self, channel_id: int, message: Any, nonce: str) -> int:
         known = self._lines()
         for number, each in enumerate(known, 1):
@@ -59,7 +65,7 @@ class FileDiscord:
         return next((number for number, each in enumerate(self._lines(), 1) if marker in each["text"]), None)
 
 
-async def render(notification: Notification, marker: str) -> str:
+async def render(notification: Notification, marker: str, form: MessageForm) -> str:
     """One line that is unique to its notification: `#1 epoch 2 · 3fa8c1d2`."""
     number = ""
     match notification.kind:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from bot.errors import DatasetRefused
 from tests.bot.fakes import uploads
 from tests.trainer.captioning.random_captioners import make_tagger
 from tests.trainer.dataset.image_files import encoded, noise, png
+from tests.trainer.fork_server import ForkServer
 from trainer.protocol.report import DatasetReport, FindingKind
 
 pytestmark = pytest.mark.slow
@@ -28,10 +28,10 @@ GUILD = 10
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[DatasetStore]:
+async def store(tmp_path: Path, fork_server: ForkServer) -> AsyncIterator[DatasetStore]:
     async with open_db(tmp_path / "data" / "darkroom.db") as db:
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        yield DatasetStore(db, data_dir=tmp_path / "data", command=(sys.executable, "-m", "trainer"), env=env)
+        yield DatasetStore(db, data_dir=tmp_path / "data", command=fork_server.command, env=env)
 
 
 def images(first: int, count: int) -> dict[str, bytes]:

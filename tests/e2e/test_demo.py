@@ -43,6 +43,7 @@ def test_the_demo_prints_the_channel_and_the_paths_of_the_files(
 def test_the_demo_fails_if_the_training_fails(
     tmp_path: Path, dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FAKE_TROUBLE", "oom:2")
+    in_trouble = ("env", "FAKE_TROUBLE=oom:2", *FAKE_TRAINER)
+    monkeypatch.setattr(show, "compose", functools.partial(compose, trainer=in_trouble))
     assert run(tmp_path, dataset) == 1
     assert "It ran out of memory at step 9." in capsys.readouterr().out

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.conftest import draw_images
+from tests.trainer.random_base import make_random_base
 from trainer.exchange.process import ProcessIdentity, read_process_file
 
 BARE_BOT = Path(__file__).parent / "bare_bot.py"
@@ -30,6 +31,7 @@ class Stage:
     def __init__(self, tmp_path: Path) -> None:
         self.data_dir = tmp_path / "data"
         self.images = tmp_path / "images.zip"
+        self.base = make_random_base(tmp_path / "base")
         self.log = tmp_path / "bot.log"
         draw_images(tmp_path / "images")
         shutil.make_archive(str(self.images.with_suffix("")), "zip", tmp_path / "images")
@@ -38,7 +40,7 @@ class Stage:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, str(BARE_BOT), str(self.data_dir), str(self.images)],
+                [sys.executable, str(BARE_BOT), str(self.data_dir), str(self.images), str(self.base)],
                 stdout=log,
                 stderr=log,
                 env=environment,
@@ -78,7 +80,7 @@ def test_a_killed_bot_finds_its_training_again_and_no_message_is_missing_or_doub
     bot.send_signal(signal.SIGKILL)
     bot.wait()
 
-    time.sleep(2)
+    time.sleep(1)
     assert trainer.is_alive()
     assert stage.start_bot().wait(DEADLINE_S) == 0, stage.log.read_text(encoding="utf-8")
 

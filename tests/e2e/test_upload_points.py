@@ -21,7 +21,14 @@ UPLOAD_BOT = Path(__file__).with_name("upload_bot.py")
 DEADLINE_S = 90
 
 #: Failpoints of the bot that gets the command, and of the next bot.
-FIRST = ("upload_recorded", "upload_received", "upload_prepared", "upload_drafted", "upload_answered")
+FIRST = (
+    "upload_recorded",
+    "upload_acknowledged",
+    "upload_received",
+    "upload_prepared",
+    "upload_drafted",
+    "upload_answered",
+)
 NEXT = ("upload_prepared", "upload_drafted", "upload_reported")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -90,7 +97,7 @@ def test_every_failpoint_is_tested() -> None:
 @pytest.mark.parametrize("point", FIRST)
 def test_the_next_bot_answers_after_a_kill(bots: UploadBots, point: str) -> None:
     assert bots.run("upload", crash_at=point) == -signal.SIGKILL, bots.log.read_text()[-6000:]
-    assert_it_is_answered(bots, arrived=point != "upload_recorded")
+    assert_it_is_answered(bots, arrived=point not in {"upload_recorded", "upload_acknowledged"})
 
 
 @pytest.mark.parametrize("point", NEXT)

@@ -13,6 +13,7 @@ import pytest
 from bot.runners import LocalRunner, RunStatus, WarmTrainer
 from tests.bot.fakes import eventually
 from tests.trainer.conftest import draw_images
+from tests.trainer.random_base import make_random_base
 from trainer.dataset.preparing.prepare import prepare
 from trainer.exchange.event_file import read_events
 from trainer.exchange.job_dir import LOG_FILE, write_spec
@@ -28,8 +29,13 @@ TRAINER = (sys.executable, "-m", "trainer")
 def job_dir(tmp_path: Path) -> Path:
     """A job of one epoch on twelve images."""
     prepare([draw_images(tmp_path / "images")], tmp_path / "dataset", resolution=64)
-    changes = {"training": {"epochs": 1, "repeats": 1}, "samples": {"steps": 2}, "validation": {"draws": 1}}
-    spec = spec_from_preset("lora", dataset=str(tmp_path / "dataset"), base="tiny", changes=changes)
+    base = make_random_base(tmp_path / "base")
+    changes = {
+        "training": {"epochs": 1, "repeats": 1},
+        "samples": {"steps": 1, "unrelated_prompts": []},
+        "validation": {"draws": 1},
+    }
+    spec = spec_from_preset("lora", dataset=str(tmp_path / "dataset"), base=str(base), changes=changes)
     write_spec(tmp_path / "job", spec)
     return tmp_path / "job"
 

@@ -58,7 +58,8 @@ def make_random_base(folder: Path, *, prediction_type: str = "epsilon") -> Path:
             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
             layers_per_block=1,
             cross_attention_dim=WIDTH,
-            attention_head_dim=8,
+            # diffusers takes this as the number of heads.
+            attention_head_dim=2,
             norm_num_groups=8,
         ),
         text_encoder=CLIPTextModel(_clip_config(tokenizer, layers=2)),

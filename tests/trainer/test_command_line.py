@@ -30,7 +30,13 @@ def test_prepare_new_and_run_make_a_lora(tmp_path: Path, random_base: Path) -> N
     """Run the three commands in processes of their own, as a user does."""
     draw_images(tmp_path / "images")
     trainer = [sys.executable, "-m", "trainer"]
-    settings = ["training.epochs=1", "samples.steps=2", "validation.draws=1", 'samples.prompts=["a red egg"]']
+    settings = [
+        "training.epochs=1",
+        "validation.draws=1",
+        "samples.steps=1",
+        'samples.prompts=["a red egg"]',
+        "samples.unrelated_prompts=[]",
+    ]
     new = [
         "new",
         "--dataset",

@@ -1,9 +1,12 @@
-"""The poster against a Discord on the wire: nonces, what an edit carries, and which failures are retried."""
+"""The poster against a Discord on the wire: nonces, what an edit carries, and what follows each answer."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +14,53 @@ import discord
 import pytest
 from aiohttp import web
 
-from bot.app.poster import Poster
-from bot.outbox import MessageGone, SendLater, SendNever
-from bot.ui.layout import FileToSend, MessageContent, image_gallery, layout
+from bot.app.poster import Poster, raise_refusals
+from bot.health import ConnectionMonitor
+from bot.outbox import (
+    ChannelGone,
+    ChannelHeld,
+    DeliveryFailed,
+    HoldReason,
+    MessageGone,
+    MessageRefused,
+    MessageTooLarge,
+    RecipientUnreachable,
+    SendLater,
+)
+from bot.ui.layout import FileToSend, MessageContent, image_gallery, layout, text_form
 from tests.bot.fakes import serve
 
 CHANNEL = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """An answer that is no success."""
+
+    status: int = 500
+    code: int = 0
+    #: Of a proxy, instead of JSON.
+    html: str = ""
+    retry_after: float | None = None
+    is_global: bool = False
+    via: str | None = "1.1 fake"
+    is_hanging: bool = False
+    is_cut: bool = False
+
+    async def answer(self, request: web.Request) -> web.Response:
+        if self.is_hanging:
+            await asyncio.sleep(60)
+        if self.is_cut:
+            assert request.transport is not None
+            request.transport.abort()
+        headers = {} if self.via is None else {"Via": self.via}
+        if self.html:
+            return web.Response(text=self.html, status=self.status, headers={**headers, "Content-Type": "text/html"})
+        data: dict[str, Any] = {"message": "no", "code": self.code}
+        if self.retry_after is not None:
+            data |= {"retry_after": self.retry_after, "global": self.is_global}
+        headers["Content-Type"] = "application/json"
+        return web.Response(body=json.dumps(data).encode(), status=self.status, headers=headers)
 
 
 class Wire:
@@ -26,8 +70,8 @@ class Wire:
         self.requests: list[tuple[str, dict[str, Any], list[str]]] = []
         self.by_nonce: dict[str, int] = {}
         self.messages: list[dict[str, Any]] = []
-        #: (status, code) of the next answers.
-        self.failures: list[tuple[int, int]] = []
+        #: The next answers.
+        self.failures: list[Fault] = []
 
     async def me(self, _: web.Request) -> web.Response:
         return answer({"id": "1", "username": "darkroom", "discriminator": "0", "avatar": None, "bot": True})
@@ -36,8 +80,7 @@ class Wire:
         body, files = await read(request)
         self.requests.append((request.method, body, files))
         if self.failures:
-            status, code = self.failures.pop(0)
-            return answer({"message": "no", "code": code, "retry_after": 99.0}, status)
+            return await self.failures.pop(0).answer(request)
         if request.method == "GET":
             return answer(list(reversed(self.messages)))
         nonce = body.get("nonce")
@@ -60,6 +103,9 @@ async def read(request: web.Request) -> tuple[dict[str, Any], list[str]]:
     if request.content_type != "multipart/form-data":
         return (await request.json() if request.can_read_body else {}), []
     form = await request.post()
+    for field in form.values():
+        if isinstance(field, web.FileField):
+            field.file.close()
     return json.loads(str(form["payload_json"])), [key for key in form if key.startswith("files[")]
 
 
@@ -71,7 +117,7 @@ def message_of(message_id: int, body: dict[str, Any]) -> dict[str, Any]:
         "id": str(message_id),
         "channel_id": str(CHANNEL),
         "author": author,
-        "content": "",
+        "content": body.get("content") or "",
         "timestamp": "2026-03-01T00:00:00+00:00",
         "edited_timestamp": None,
         "tts": False,
@@ -93,19 +139,23 @@ async def wire(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Wire]:
 
 @pytest.fixture
 async def poster(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Poster]:
-    client = discord.Client(intents=discord.Intents(guilds=True), max_ratelimit_timeout=30)
+    client = discord.Client(
+        intents=discord.Intents(guilds=True),
+        max_ratelimit_timeout=30,
+        http_trace=raise_refusals(ConnectionMonitor().http_trace()),
+    )
     monkeypatch.setattr(client, "is_ready", lambda: True)
     async with client:
         # `login` would also ask for the application.
         me = await client.http.static_login("token")
         client._connection.user = discord.ClientUser(state=client._connection, data=me)
-        yield Poster(lambda: client)
+        yield Poster(lambda: client, timeout_s=2)
 
 
 @pytest.fixture
 def content(tmp_path: Path) -> MessageContent:
     (tmp_path / "a.png").write_bytes(b"image")
-    file = FileToSend(path=tmp_path / "a.png", name="loss-e1.png")
+    file = FileToSend(folder=tmp_path, path="a.png", name="loss-e1.png")
     return MessageContent(layout=layout("Hello", image_gallery(file, "loss"), "-# 3fa8c1d2"), files=(file,), mentions=7)
 
 
@@ -124,7 +174,7 @@ async def test_an_edit_sends_an_image_only_when_it_has_changed(
 ) -> None:
     message_id = await poster.send(CHANNEL, content, "n")
     await poster.edit(CHANNEL, message_id, content)
-    other = FileToSend(path=tmp_path / "a.png", name="loss-e2.png")
+    other = FileToSend(folder=tmp_path, path="a.png", name="loss-e2.png")
     await poster.edit(CHANNEL, message_id, MessageContent(layout=layout(image_gallery(other, "loss")), files=(other,)))
     edits = [(files, "attachments" in body) for method, body, files in wire.requests if method == "PATCH"]
     assert edits == [([], False), (["files[0]"], True)]
@@ -132,7 +182,7 @@ async def test_an_edit_sends_an_image_only_when_it_has_changed(
 
 async def test_an_image_that_discord_lost_is_sent_again(wire: Wire, poster: Poster, content: MessageContent) -> None:
     message_id = await poster.send(CHANNEL, content, "n")
-    wire.failures = [(400, 50035)]
+    wire.failures = [Fault(status=400, code=50035)]
     await poster.edit(CHANNEL, message_id, content)
     assert wire.requests[-1][2] == ["files[0]"]
 
@@ -143,34 +193,175 @@ async def test_a_message_is_found_by_its_marker(wire: Wire, poster: Poster, cont
     assert await poster.find(CHANNEL, "ffffffff") is None
 
 
+# -- the table: what follows an answer ----------------------------------------------------------------------------
+
+_HTML = "<html><title>Attention Required! | Cloudflare</title></html>"
+_LATER = [
+    Fault(status=500),
+    Fault(status=502, html=_HTML),
+    Fault(status=503),
+    Fault(status=504, html=_HTML),
+    Fault(status=520, html=_HTML),
+    Fault(status=403, html=_HTML),
+    Fault(status=404, html=_HTML),
+    Fault(status=400, html=_HTML),
+    Fault(status=401, html=_HTML),
+    Fault(status=403),
+    Fault(status=404),
+    Fault(status=400),
+    Fault(status=408),
+    Fault(status=403, code=20009),
+    Fault(status=400, code=200000),
+    Fault(status=418, code=1),
+    Fault(status=200, html=_HTML),
+    Fault(is_hanging=True),
+    Fault(is_cut=True),
+]
+
+
+@pytest.mark.parametrize("fault", _LATER, ids=str)
+async def test_whatever_may_pass_or_is_unknown_is_tried_later(
+    wire: Wire, poster: Poster, content: MessageContent, fault: Fault
+) -> None:
+    wire.failures = [fault]
+    with pytest.raises(SendLater) as raised:
+        await poster.send(CHANNEL, content, "n")
+    assert raised.value.after_s is None
+    assert raised.value.is_counted
+    # discord.py would repeat some of these up to five times, with pauses.
+    assert len(wire.requests) == 1
+    is_unknown = fault.status >= 500 or fault.status < 400 or fault.is_hanging or fault.is_cut
+    assert raised.value.may_exist is is_unknown
+
+
 @pytest.mark.parametrize(
-    ("status", "code", "expected"),
+    ("fault", "after_s", "is_global"),
     [
-        (403, 50001, SendNever),
-        (404, 10003, SendNever),
-        (400, 50035, SendNever),
-        (401, 0, SendLater),
-        (503, 0, SendLater),
-        (429, 0, SendLater),
+        (Fault(status=429, retry_after=0.2), 0.2, False),
+        (Fault(status=429, retry_after=20.0), 20.0, False),
+        (Fault(status=429, retry_after=3600.0), 3600.0, False),
+        (Fault(status=429, retry_after=20.0, via=None), 20.0, False),
+        (Fault(status=429, retry_after=5.0, is_global=True), 5.0, True),
+        (Fault(status=429, html=_HTML, via=None), None, False),
     ],
 )
-async def test_each_failure_is_retried_or_not(
-    wire: Wire, poster: Poster, content: MessageContent, status: int, code: int, expected: type[Exception]
+async def test_a_rate_limit_is_not_slept_out(
+    wire: Wire, poster: Poster, content: MessageContent, fault: Fault, after_s: float | None, is_global: bool
 ) -> None:
-    wire.failures = [(status, code)]
-    with pytest.raises(expected):
+    wire.failures = [fault]
+    began = time.monotonic()
+    with pytest.raises(SendLater) as raised:
         await poster.send(CHANNEL, content, "n")
+    assert time.monotonic() - began < 2
+    assert (raised.value.after_s, raised.value.is_global) == (after_s, is_global)
+    assert raised.value.is_counted is (after_s is None)
+    assert not raised.value.may_exist
+    # The client is not blocked by it.
+    await poster.send(CHANNEL, content, "n")
 
 
-@pytest.mark.parametrize(("status", "code"), [(404, 10008), (400, 30046)])
-async def test_a_message_that_cannot_be_edited_is_sent_again(
-    wire: Wire, poster: Poster, content: MessageContent, status: int, code: int
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        (Fault(status=403, code=50001), ChannelHeld),
+        (Fault(status=403, code=50013), ChannelHeld),
+        (Fault(status=400, code=50083), ChannelHeld),
+        (Fault(status=403, code=160005), ChannelHeld),
+        (Fault(status=404, code=10003), ChannelGone),
+        (Fault(status=413, html=_HTML), MessageTooLarge),
+        (Fault(status=413, code=40005), MessageTooLarge),
+        (Fault(status=400, code=40005), MessageTooLarge),
+        (Fault(status=400, code=50035), MessageRefused),
+        (Fault(status=403, code=50007), RecipientUnreachable),
+        (Fault(status=404, code=10008), MessageGone),
+        (Fault(status=403, code=50005), MessageGone),
+        (Fault(status=429, code=30046, retry_after=3.0), MessageGone),
+        (Fault(status=400, code=30046), MessageGone),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("is_edit", [False, True])
+async def test_each_refusal_has_its_consequence(
+    wire: Wire, poster: Poster, content: MessageContent, fault: Fault, expected: type[DeliveryFailed], is_edit: bool
 ) -> None:
-    wire.failures = [(status, code)]
-    with pytest.raises(MessageGone):
-        await poster.edit(CHANNEL, 1, content)
+    wire.failures = [fault]
+    with pytest.raises(expected) as raised:
+        await (poster.edit(CHANNEL, 1, content) if is_edit else poster.send(CHANNEL, content, "n"))
+    assert type(raised.value) is expected
+    assert len(wire.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [
+        (403, 50001, HoldReason.NO_ACCESS),
+        (403, 50013, HoldReason.NO_PERMISSION),
+        (400, 50083, HoldReason.ARCHIVED),
+        (400, 160005, HoldReason.LOCKED),
+    ],
+)
+async def test_a_held_channel_says_why(
+    wire: Wire, poster: Poster, content: MessageContent, status: int, code: int, kind: HoldReason
+) -> None:
+    wire.failures = [Fault(status=status, code=code)]
+    with pytest.raises(ChannelHeld) as raised:
+        await poster.send(CHANNEL, content, "n")
+    assert raised.value.kind is kind
+
+
+async def test_a_refused_token_is_reported_and_the_message_kept(
+    wire: Wire, poster: Poster, content: MessageContent
+) -> None:
+    refused: list[bool] = []
+    client = poster._client
+    poster = Poster(client, on_token_refused=lambda: refused.append(True))
+    wire.failures = [Fault(status=401, html=_HTML), Fault(status=401)]
+    for expected in ([], [True]):
+        with pytest.raises(SendLater):
+            await poster.send(CHANNEL, content, "n")
+        assert refused == expected
+
+
+async def test_a_refused_message_is_logged_with_its_payload_and_a_reference(
+    wire: Wire, poster: Poster, content: MessageContent, caplog: pytest.LogCaptureFixture
+) -> None:
+    wire.failures = [Fault(status=400, code=50035)]
+    with pytest.raises(MessageRefused):
+        await poster.send(CHANNEL, content, "3fa8c1d2aaaa")
+    assert "ref 3fa8c1d2" in caplog.text
+    assert "Hello" in caplog.text
+
+
+async def test_a_message_in_text_form_has_neither_layout_nor_files_and_is_found(
+    wire: Wire, poster: Poster, content: MessageContent
+) -> None:
+    message_id = await poster.send(CHANNEL, text_form(content, "See /job status."), "n")
+    _, body, files = wire.requests[0]
+    assert body["content"] == "Hello\nSee /job status.\n-# 3fa8c1d2"
+    assert not body.get("components")
+    assert not files
+    assert await poster.find(CHANNEL, "3fa8c1d2") == message_id
+
+
+async def test_a_channel_that_may_not_be_read_is_not_held_for_that(
+    wire: Wire, poster: Poster, content: MessageContent
+) -> None:
+    wire.failures = [Fault(status=403, code=50013)]
+    assert await poster.find(CHANNEL, "3fa8c1d2") is None
+
+
+async def test_without_a_network_the_request_counts_as_no_try(
+    poster: Poster, content: MessageContent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(discord.http.Route, "BASE", "http://127.0.0.1:9/api")
+    with pytest.raises(SendLater) as raised:
+        await poster.send(CHANNEL, content, "n")
+    assert (raised.value.is_counted, raised.value.may_exist) == (False, False)
 
 
 async def test_without_a_connection_messages_are_sent_later(content: MessageContent) -> None:
-    with pytest.raises(SendLater):
-        await Poster(lambda: None).send(CHANNEL, content, "n")
+    poster = Poster(lambda: None)
+    assert not poster.is_ready()
+    with pytest.raises(SendLater) as raised:
+        await poster.send(CHANNEL, content, "n")
+    assert not raised.value.is_counted

@@ -123,9 +123,10 @@ def text_of(message: Any) -> str:
 
 
 def answer(result: Any) -> str:
-    """The text of the answer to the member who acted."""
-    assert result.response is not None, result
-    return text_of(result.response)
+    """The text that the member who acted saw last: a follow-up, or the answer itself."""
+    shown = result.followups[-1] if result.followups else result.response
+    assert shown is not None, result
+    return text_of(shown)
 
 
 def config_for(folder: Path, **trainer_env: str) -> Config:

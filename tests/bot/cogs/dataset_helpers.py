@@ -6,7 +6,7 @@ from typing import Any
 
 import discord
 
-from tests.bot.cogs.conftest import PNG, World, archive, texts
+from tests.bot.cogs.conftest import PNG, World, answer, archive
 
 #: Six good images, one with a finding (kept), one near duplicate (dropped).
 DEFECTIVE = archive(6, blur__png=PNG + b"blur", twin__png=PNG + b"twin")
@@ -46,36 +46,14 @@ def shown_again(lab: World, message: Any) -> Any:
     return next(each for each in lab.channel.history(viewer=lab.ana) if each.id == message.id)
 
 
-class StrayPress:
-    """A press that simcord cannot make: on a button that is no longer shown, or is shown to another member."""
-
-    def __init__(self, lab: World, user: Any = None) -> None:
-        self.guild_id = lab.channel.guild.id
-        self.user = user or lab.ana
-        self.client = lab.env.bot
-        self.permissions = discord.Permissions.none()
-        self.filesize_limit = 10 * 2**20
-        self.response = self
-        self.followup = self
-        #: The text of each reply.
-        self.replies: list[str] = []
-        self._is_done = False
-
-    def is_done(self) -> bool:
-        return self._is_done
-
-    async def defer(self) -> None:
-        self._is_done = True
-
-    async def send(self, *, view: Any, **_: object) -> None:
-        self.replies += texts(view.children)
-
-    send_message = edit_message = edit_original_response = send
-
-
-async def press_stray(lab: World, event: str, *arguments: Any, user: Any = None) -> str:
-    """Press a button that is not shown to `user`; return the reply."""
-    stray = StrayPress(lab, user)
-    lab.env.bot.dispatch(event, stray, *arguments)
-    await lab.until(lambda: bool(stray.replies))
-    return stray.replies[0]
+async def press_forged(lab: World, custom_id: str, user: Any = None, channel: Any = None) -> str:
+    """Press a button that the bot has not shown to `user` (Ana), on a message that has its id; return the answer."""
+    view = discord.ui.LayoutView()
+    button: Any = discord.ui.Button(custom_id=custom_id, label="forged")
+    view.add_item(discord.ui.ActionRow(button))
+    shown_in = lab.env.bot.get_channel((channel or lab.channel).id)
+    message = await shown_in.send(view=view)
+    result = await (user or lab.ana).click(message, custom_id=custom_id)
+    if result.response is None or result.response.id != message.id:
+        await message.delete()
+    return answer(result)

@@ -3,7 +3,7 @@
 python tests/bot/cogs/simple_trainer.py prepare SOURCE --out DATASET_DIR [--edits FILE] [--earlier DATASET_DIR]
 python tests/bot/cogs/simple_trainer.py caption DATASET_DIR --model MODEL --edits FILE
 python tests/bot/cogs/simple_trainer.py devices
-python tests/bot/cogs/simple_trainer.py study JOB_DIR [--check]
+python tests/bot/cogs/simple_trainer.py study JOB_DIR
 python tests/bot/cogs/simple_trainer.py run JOB_DIR [--finish]
 """
 
@@ -23,6 +23,10 @@ from typing import Any, Literal
 from PIL import Image as PillowImage
 from PIL import ImageDraw
 
+if sys.argv[1:] == ["devices"]:
+    # No GPUs. Each bot asks at its start, and the imports below take half a second.
+    sys.stdout.write("{}\n")
+    sys.exit()
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from trainer.exchange.dataset_dir import read_edits, read_report, write_edits
@@ -30,7 +34,6 @@ from trainer.exchange.job_dir import read_spec, write_spec
 from trainer.exchange.process import PROCESS_FILE, identify
 from trainer.exchange.study_dir import read_study_request
 from trainer.protocol import events
-from trainer.protocol.devices import Devices
 from trainer.protocol.edits import Edits
 from trainer.protocol.report import Counts, DatasetReport, Finding, FindingKind, Image, Split
 from trainer.protocol.spec import Spec
@@ -48,13 +51,12 @@ def main(arguments: list[str]) -> int:
         case ["prepare", source, "--out", out, *rest]:
             options = dict(zip(rest[::2], rest[1::2], strict=True))
             return prepare(Path(source), Path(out), **{name.strip("-"): Path(path) for name, path in options.items()})
+        case ["caption", *_rest, "--download-only"]:
+            return 0
         case ["caption", dataset_dir, "--model", model, "--edits", edits]:
             return caption(Path(dataset_dir), model, Path(edits))
-        case ["devices"]:
-            sys.stdout.write(Devices().model_dump_json() + "\n")
-            return 0
-        case ["study", folder, *rest]:
-            return study(Path(folder), only_check=bool(rest))
+        case ["study", folder]:
+            return study(Path(folder))
         case ["run", job_dir, *rest]:
             return Run(Path(job_dir), is_finishing="--finish" in rest).run()
     return events.EXIT_REFUSED
@@ -166,7 +168,7 @@ def corrupt() -> Finding:
     return Finding(kind=FindingKind.CORRUPT, action="dropped", message="it cannot be decoded")
 
 
-def study(folder: Path, *, only_check: bool) -> int:
+def study(folder: Path) -> int:
     """Train each fold on the whole dataset; the study is over when all folds have finished."""
     request = read_study_request(folder)
     if not isinstance(request, KfoldRequest):
@@ -176,13 +178,13 @@ def study(folder: Path, *, only_check: bool) -> int:
         path = folder / name / "events.jsonl"
         emitted = [events.parse_event(line) for line in path.read_bytes().splitlines()] if path.exists() else []
         is_over = any(isinstance(event, events.Finished) for event in emitted)
-        if not is_over and not only_check:
+        if not is_over:
             write_spec(folder / name, read_spec(folder))
             goals.append(ChildGoal(name=name, folder=name))
         state = ChildState.FINISHED if is_over else ChildState.OPEN
         rows.append(StudyRow(name=name, folder=name, state=state, epochs=1, ratio=0.9))
     step = StudyStep(
-        goals=tuple(goals), is_over=not goals and not only_check, table=tuple(rows), page="study.html",
+        goals=tuple(goals), is_over=not goals, table=tuple(rows), page="study.html",
         report="study.md", verdict=() if goals else ("All folds agree.",), result=None if goals else "fold 1",
     )  # fmt: skip
     sys.stdout.write(step.model_dump_json() + "\n")

@@ -12,10 +12,11 @@ from typing import Any
 
 import discord
 
+from bot.errors import AboveCeiling
 from bot.queue import PauseKind, Priority, Slot, State
 from bot.queue.planning.retention import Deletion, DeletionReason, DeletionScope, RetentionPlan, StorageTotals
-from tests.bot.cogs.conftest import World, answer, world
-from tests.bot.cogs.dataset_helpers import StrayPress, buttons, press
+from tests.bot.cogs.conftest import World, answer, text_of, world
+from tests.bot.cogs.dataset_helpers import buttons, press, press_forged
 from tests.bot.cogs.test_job_buttons import SLOW, start, state
 
 #: Commands about the whole machine.
@@ -32,6 +33,7 @@ SERVER: tuple[tuple[str, dict[str, Any]], ...] = (
     ("admin limits list", {}),
     ("admin audit", {}),
     ("admin health", {}),
+    ("admin resend", {}),
 )
 COMMANDS = MACHINE + SERVER
 
@@ -43,7 +45,7 @@ async def test_members_without_the_permission_are_refused_even_if_they_see_it(da
         lab.channel.guild.set_command_permissions(admin, {lab.ana: True})
         for command, options in COMMANDS:
             reply = answer(await lab.ana.slash(lab.channel, command, **options))
-            assert "You lack the permission to do this: manage_guild." in reply, command
+            assert "You need the permission Manage Server to do this." in reply, command
         assert await lab.jobs.control.read() is None
         assert len(lab.env.errors) == len(COMMANDS)
 
@@ -122,9 +124,12 @@ async def test_limits_of_a_role_are_set_listed_and_cleared(data_dir: Path) -> No
     async with world(data_dir) as lab:
         manager = lab.add_manager()
         role = lab.channel.guild.create_role("trainer")
-        reply = answer(await manager.slash(lab.channel, "admin limits set", role=role, waiting=9, gpu_hours=2.5))
-        assert f"<@&{role.id}> · 9 waiting and 2.5 GPU-h a week" in reply
-        assert "9 waiting" in answer(await manager.slash(lab.channel, "admin limits list"))
+        reply = answer(await manager.slash(lab.channel, "admin limits set", role=role, waiting=2, gpu_hours=2.5))
+        assert f"<@&{role.id}> · 2 waiting and 2.5 GPU-h a week" in reply
+        # The operator's configuration has 3.
+        await manager.slash(lab.channel, "admin limits set", role=role, waiting=4)
+        assert lab.refusals() == [AboveCeiling]
+        assert "2 waiting" in answer(await manager.slash(lab.channel, "admin limits list"))
         assert "Cleared." in answer(await manager.slash(lab.channel, "admin limits clear", role=role))
         assert "It had no limits of its own." in answer(
             await manager.slash(lab.channel, "admin limits clear", role=role)
@@ -207,17 +212,14 @@ async def test_another_members_press_deletes_nothing(data_dir: Path) -> None:
     async with world(data_dir) as lab:
         disk = with_disk(lab)
         shown = await lab.add_manager().slash(lab.channel, "admin storage")
-        assert "You lack the permission" in await press_astray(lab, StrayPress(lab), shown)
+        assert "You need the permission Manage Server" in await confirm_unasked(lab, lab.ana, shown)
         assert disk.deleted == []
 
 
-async def press_astray(lab: World, stray: StrayPress, shown: Any) -> str:
+async def confirm_unasked(lab: World, actor: Any, shown: Any) -> str:
     """Press the confirmation of a shown plan without its question; return the reply."""
-    client: Any = lab.env.bot
     digest = next(iter(buttons(shown.response.message).values())).rpartition(":")[2]
-    client.dispatch("admin_button", stray, "delete_now", digest)
-    await lab.until(lambda: bool(stray.replies))
-    return stray.replies[0]
+    return await press_forged(lab, f"admin:delete_now:{digest}", actor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,13 +283,11 @@ async def test_only_a_listed_operator_controls_the_machine(data_dir: Path) -> No
             assert f"This concerns the whole machine. Only its operators can do that: <@{lab.ana.id}>." in reply
         for command, options in SERVER:
             reply = answer(await lab.ana.slash(lab.channel, command, **options))
-            assert "You lack the permission to do this: manage_guild." in reply, command
+            assert "You need the permission Manage Server to do this." in reply, command
         assert lab.env.errors
         assert await lab.ana.autocomplete(lab.channel, "admin slots", "slot", "")
         shown = await lab.ana.slash(lab.channel, "admin storage")
-        stray = StrayPress(lab, both.manager)
-        stray.permissions = discord.Permissions.all()
-        assert "Only its operators" in await press_astray(lab, stray, shown)
+        assert "Only its operators" in await confirm_unasked(lab, both.manager, shown)
         assert disk.deleted == []
         asked = await press(lab.ana, shown.response.message, "Delete these")
         await press(lab.ana, asked.response.message, "Yes, delete them")
@@ -310,3 +310,21 @@ async def test_every_admin_command_belongs_to_the_machine_or_to_a_server(data_di
         client: Any = lab.env.bot
         verbs = {command.name for command in client.get_cog("AdminCommands").__cog_app_commands_group__.commands}
         assert verbs == {command.split()[1] for command, _ in COMMANDS}
+
+
+async def test_an_undelivered_message_is_sent_again_to_the_channel_of_the_command(data_dir: Path) -> None:
+    async with two_servers(data_dir) as both:
+        lab = both.lab
+        second = lab.channel.guild.create_text_channel("second")
+        await lab.train()
+        assert "Every message has been delivered" in answer(await both.manager.slash(second, "admin resend"))
+        async with lab.app.db.transaction() as connection:
+            await connection.execute("UPDATE outbox SET state = 'dead' WHERE dedupe_key = 'job:1:end'")
+        # The managers of another server reach nothing of this one.
+        foreign = answer(await both.other_manager.slash(both.channel, "admin resend", here=True))
+        assert "Every message has been delivered" in foreign
+        assert "1 message is sent again, to this channel" in answer(
+            await both.manager.slash(second, "admin resend", id="1", here=True)
+        )
+        await lab.until(lambda: any("is done" in text_of(each) for each in second.history(viewer=None)))
+        assert not both.channel.history(viewer=None)

@@ -8,9 +8,9 @@ from typing import Any
 
 import discord
 
-from bot.app.client import plan_sync, sync_changed
 from bot.app.compose import compose
-from tests.bot.cogs.conftest import config_for, world
+from bot.cogs.interaction_gate import PAGES
+from tests.bot.cogs.conftest import answer, config_for, world
 
 
 def parts(commands: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -69,7 +69,22 @@ async def test_commands_are_synced_only_when_they_change(data_dir: Path) -> None
     async with world(data_dir) as lab:
         client: Any = lab.env.bot
         assert len([r for r in lab.env.http_requests if r.method == "PUT"]) == 1
-        assert await sync_changed(client.tree, lab.app.db, ()) == []
+        assert await client.command_sync(client.application_id).is_current(None)
         client.tree.get_command("queue").description = "Something new."
-        assert [scope.is_changed for scope in await plan_sync(client.tree, lab.app.db, ())] == [True]
-        assert len(await sync_changed(client.tree, lab.app.db, ())) == 1
+        sync = client.command_sync(client.application_id)
+        assert not await sync.is_current(None)
+        await sync.write(None)
+        assert await sync.is_current(None)
+
+
+async def test_a_member_who_asks_too_often_reads_how_long_to_wait(data_dir: Path) -> None:
+    async with world(data_dir) as lab:
+        for _ in range(PAGES.uses):
+            assert "Queue" in answer(await lab.ana.slash(lab.channel, "queue"))
+        refused = await lab.ana.slash(lab.channel, "queue")
+        assert f"You have used this {PAGES.uses} times within 30 s. Nothing was done; try again in " in answer(refused)
+        assert refused.response.ephemeral
+        # Others are not affected, and neither is what costs little.
+        assert "Queue" in answer(await lab.ben.slash(lab.channel, "queue"))
+        assert "no job" in answer(await lab.ana.slash(lab.channel, "job pin", id="1"))
+        assert lab.env.errors

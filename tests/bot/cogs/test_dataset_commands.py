@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.bot.cogs.conftest import PNG, World, answer, archive, text_of, world
-from tests.bot.cogs.dataset_helpers import buttons, press, press_stray, upload_dataset
+from tests.bot.cogs.dataset_helpers import buttons, press, press_forged, upload_dataset
 
 
 async def names(lab: World) -> list[str]:
@@ -245,7 +245,7 @@ async def test_a_manager_may_delete_a_dataset_and_another_member_may_not(data_di
         await upload_dataset(lab)
         reply = answer(await lab.ben.slash(lab.channel, "dataset delete", dataset="fox"))
         assert f"Only <@{lab.ana.id}> or a manager of the server can delete the dataset `fox`" in reply
-        reply = await press_stray(lab, "dataset_button", 1, "delete", "", user=lab.ben)
+        reply = await press_forged(lab, "ds:1:delete", user=lab.ben)
         assert f"Only <@{lab.ana.id}> or a manager of the server can delete" in reply
         assert await names(lab) == ["fox"]
         manager = lab.add_manager()

@@ -16,7 +16,7 @@ from tests.bot.cogs.conftest import (
     text_of,
     world,
 )
-from tests.bot.cogs.dataset_helpers import buttons, press, press_stray, shown_again, upload_dataset
+from tests.bot.cogs.dataset_helpers import buttons, press, press_forged, shown_again, upload_dataset
 
 
 async def dataset_of(lab: World) -> Dataset:
@@ -153,7 +153,11 @@ async def test_pending_decisions_are_shown_and_can_be_applied(data_dir: Path) ->
         await press(lab.ana, await review(lab), "Drop")
         card = (await lab.ben.slash(lab.channel, "dataset inspect", dataset="fox")).response.message
         assert "Decisions are stored and not applied yet" in text_of(card)
-        card = (await press(lab.ben, card, "Apply decisions")).response.message
+        refused = answer(await press(lab.ben, card, "Apply decisions"))
+        assert f"Only <@{lab.ana.id}> or a manager of the server can decide about" in refused
+        assert (await dataset_of(lab)).is_pending
+        card = (await lab.ana.slash(lab.channel, "dataset inspect", dataset="fox")).response.message
+        card = (await press(lab.ana, card, "Apply decisions")).response.message
         assert "🖼️ fox · 6 images" in text_of(card)
         assert "not applied yet" not in text_of(card)
 
@@ -179,9 +183,9 @@ async def test_buttons_of_a_deleted_dataset_and_of_a_missing_image_are_answered(
     async with world(data_dir) as lab:
         await upload_dataset(lab)
         page = await review(lab)
-        missing = await press_stray(lab, "dataset_button", 1, "keep", "0" * 20)
+        missing = await press_forged(lab, "ds:1:keep:" + "0" * 20)
         assert missing.startswith("This image no longer needs a review")
-        unknown = await press_stray(lab, "dataset_button", 1, "dance", "")
+        unknown = await press_forged(lab, "ds:1:dance")
         assert unknown.startswith("This button belongs to another version of me")
         await lab.app.services.datasets.delete(1)
         for label in ("Keep", "Edit caption", "▶️", "Done"):

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from bot.datasets import Dataset
 from bot.queue import RoleLimit
 from tests.bot.cogs.conftest import (
     World,
@@ -15,7 +18,7 @@ from tests.bot.cogs.conftest import (
     text_of,
     world,
 )
-from tests.bot.cogs.dataset_helpers import DEFECTIVE, StrayPress, buttons, press, press_stray, shown_again
+from tests.bot.cogs.dataset_helpers import DEFECTIVE, buttons, press, press_forged, shown_again
 
 
 async def ask(lab: World, **options: Any) -> Any:
@@ -54,7 +57,7 @@ async def test_go_on_pressed_twice_is_one_job(data_dir: Path) -> None:
         draft = buttons(card)["Go on"]
         await lab.ana.click(card, custom_id=draft)
         for _ in range(2):
-            lab.env.bot.dispatch("dataset_button", StrayPress(lab), 1, "go", draft.rpartition(":")[2])
+            await press_forged(lab, draft)
         await lab.until_shown("is done")
         assert len(await lab.recent()) == 1
 
@@ -65,7 +68,7 @@ async def test_cancel_queues_nothing_and_keeps_the_dataset(data_dir: Path) -> No
         await press(lab.ana, card, "Cancel")
         assert await lab.recent() == []
         assert await lab.app.services.datasets.named(lab.channel.guild.id, "fox")
-        assert "cancelled" in await press_stray(lab, "dataset_button", 1, "go", "1")
+        assert "cancelled" in await press_forged(lab, "ds:1:go:1")
 
 
 async def test_sheets_can_be_turned_on_the_card_of_a_draft(data_dir: Path) -> None:
@@ -135,7 +138,7 @@ async def test_a_duplicate_needs_a_second_confirmation_and_the_draft_waits(data_
         notification = reply.followups[-1].message
         assert "Same data and settings as **#1**" in text_of(notification)
         assert "Go on" in buttons(shown_again(lab, card))
-        refused = await press_stray(lab, "dataset_button", 1, "again", "2", user=lab.ben)
+        refused = await press_forged(lab, "ds:1:again:2", user=lab.ben)
         assert "can continue with this request" in refused
         assert "Queued #2 “twin”" in answer(await press(lab.ana, notification, "Queue anyway"))
         # The button of the card shows the result.
@@ -181,7 +184,7 @@ async def test_only_the_owner_can_settle_a_draft(data_dir: Path) -> None:
     async with world(data_dir) as lab:
         await ask(lab)
         for verb in ("go", "cancel"):
-            reply = await press_stray(lab, "dataset_button", 1, verb, "1", user=lab.ben)
+            reply = await press_forged(lab, f"ds:1:{verb}:1", user=lab.ben)
             assert f"Only <@{lab.ana.id}> can continue with this request." in reply
         assert await lab.recent() == []
 
@@ -193,3 +196,44 @@ async def test_a_draft_survives_a_restart_and_is_one_job(data_dir: Path) -> None
         await press(lab.ana, card, "Go on")
         await lab.until_shown("is done")
         assert len(await lab.recent()) == 1
+
+
+async def test_a_dataset_that_is_deleted_during_go_on_gets_no_job(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(data_dir) as lab:
+        card = await ask(lab)
+        datasets = lab.app.services.datasets
+        apply = datasets.apply
+
+        async def apply_and_lose(dataset_id: int) -> Dataset:
+            found = await apply(dataset_id)
+            await datasets.delete(dataset_id)
+            return found
+
+        monkeypatch.setattr(datasets, "apply", apply_and_lose)
+        assert "There is no dataset" in answer(await press(lab.ana, card, "Go on"))
+        assert await lab.recent() == []
+
+
+async def test_go_on_for_a_job_whose_dataset_was_deleted_later(data_dir: Path) -> None:
+    async with world(data_dir) as lab:
+        card = await ask(lab)
+        go_on = buttons(card)["Go on"]
+        await press(lab.ana, card, "Go on")
+        await lab.until_shown("is done")
+        await lab.app.services.datasets.delete(1)
+        assert "This request is job #1 already." in await press_forged(lab, go_on)
+
+
+async def test_a_request_is_settled_in_its_own_server_only(data_dir: Path) -> None:
+    """Elsewhere, its owner may have permissions and limits that they do not have here."""
+    async with world(data_dir) as lab:
+        user, elsewhere = lab.env.create_user("eve"), lab.env.create_guild("Elsewhere")
+        here, there = lab.channel.guild.add_member(user), elsewhere.add_member(user)
+        channel = elsewhere.create_text_channel("there")
+        card = (await here.slash(lab.channel, "finetune", dataset=archive(), epochs=1)).response.message
+        for verb in ("go", "again", "request", "cancel"):
+            assert "no longer waits" in await press_forged(lab, f"ds:1:{verb}:1", there, channel), verb
+        assert await lab.recent() == []
+        assert "Queued #1" in answer(await press(here, card, "Go on"))

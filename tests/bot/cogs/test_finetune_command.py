@@ -8,7 +8,7 @@ from typing import Any
 import discord
 import pytest
 
-from bot.errors import DarkroomError, JobRefused
+from bot.errors import DarkroomError, TooManyEpochs
 from bot.queue import Priority, RoleLimit, Slot, State
 from tests.bot.cogs.conftest import World, answer, archive, world
 from tests.bot.cogs.dataset_helpers import buttons, press
@@ -123,7 +123,7 @@ async def test_limits_of_a_role_apply_to_its_members(data_dir: Path) -> None:
         await limit_everyone(lab, max_epochs=3)
         await lab.app.services.limits.set(guild.id, RoleLimit(role_id=role.id, max_epochs=50), by=1)
         await lab.finetune(epochs=4, early_stop=False)
-        assert (lab.refusals(), await lab.recent()) == ([JobRefused], [])
+        assert (lab.refusals(), await lab.recent()) == ([TooManyEpochs], [])
         await lab.finetune(epochs=3, early_stop=False)
         await lab.finetune(cleo, epochs=4, early_stop=False)
         assert [job.owner_id for job in await lab.recent()] == [cleo.id, lab.ana.id]

@@ -21,7 +21,7 @@ from tests.bot.cogs.conftest import (
     next_bot,
     text_of,
 )
-from tests.bot.cogs.dataset_helpers import buttons, press, press_stray, upload_dataset
+from tests.bot.cogs.dataset_helpers import buttons, press, press_forged, upload_dataset
 
 #: Longer than any test; it is always interrupted.
 LONG_S = "600"
@@ -86,8 +86,8 @@ async def test_an_interrupted_request_waits_behind_a_button_for_its_owner(data_d
         assert "It is ready now (dataset **fox**, 6 images kept), and your request waits:" in text
         assert lab.mentions()[-1] == [lab.ana.id]
         (post,) = lab.channel.history()
-        _, dataset_id, verb, draft_id = buttons(post)["Show my request"].split(":")
-        reply = await press_stray(lab, "dataset_button", int(dataset_id), verb, draft_id, user=lab.ben)
+        custom_id = buttons(post)["Show my request"]
+        reply = await press_forged(lab, custom_id, user=lab.ben)
         assert f"Only <@{lab.ana.id}> can continue with this request." in reply
 
         card = (await press(lab.ana, post, "Show my request")).response.message

@@ -10,7 +10,7 @@ import discord
 
 from bot.queue import State
 from tests.bot.cogs.conftest import World, answer, text_of, world
-from tests.bot.cogs.dataset_helpers import press_stray
+from tests.bot.cogs.dataset_helpers import press_forged
 
 #: So slow that a job is still in its first epochs when the test presses.
 SLOW = "0.3"
@@ -107,4 +107,4 @@ async def test_status_list_and_queue_show_the_jobs(data_dir: Path) -> None:
 async def test_a_button_of_another_version_is_answered(data_dir: Path) -> None:
     async with world(data_dir) as lab:
         await lab.train()
-        assert "belongs to another version of me" in await press_stray(lab, "job_button", 1, "dance")
+        assert "belongs to another version of me" in await press_forged(lab, "job:1:dance")

@@ -135,7 +135,7 @@ async def test_shared_samples_are_public_and_can_be_removed_by_the_owner(data_di
 async def test_a_share_that_cannot_be_posted_is_undone(data_dir: Path) -> None:
     async with world(data_dir) as lab:
         await lab.train()
-        lab.env.inject_error("POST", "/interactions/*/callback", status=500, times=1)
+        lab.env.inject_error("POST", "/interactions/*/callback", status=400, times=1)
         await lab.ana.slash(lab.channel, "job share", id="1")
         assert not (await job(lab)).is_shared
         assert lab.env.errors
@@ -160,3 +160,27 @@ async def test_the_history_lists_attempts_and_changes(data_dir: Path) -> None:
         assert "then queued: " in reply
         assert "then succeeded" in reply
         assert f"<@{lab.ana.id}> · submit" in reply
+
+
+async def test_whoever_sees_a_finished_job_gets_its_files_at_any_time(data_dir: Path) -> None:
+    async with world(data_dir) as lab:
+        await lab.train()
+        await lab.until(lambda: "Files" in buttons(card(lab)))
+        for shown in (
+            await lab.ana.slash(lab.channel, "job files", id="1"),
+            await lab.ben.slash(lab.channel, "job files", id="1"),
+            await press(lab.ben, card(lab), "Files"),
+        ):
+            names = {file.filename for file in shown.response.attachments}
+            assert names == {"fox-diffusers.safetensors", "fox-kohya.safetensors"}
+            assert shown.response.ephemeral
+        async with lab.app.db.transaction() as connection:
+            await connection.execute("UPDATE job SET files_deleted_at = 1 WHERE id = 1")
+        assert "were deleted to make room" in answer(await lab.ana.slash(lab.channel, "job files", id="1"))
+        assert lab.env.errors
+
+
+async def test_a_job_without_files_says_so(data_dir: Path) -> None:
+    async with world(data_dir, FAKE_STEP_S=SLOW) as lab:
+        await start(lab)
+        assert "#1 has no files yet (training)" in answer(await lab.ana.slash(lab.channel, "job files", id="1"))

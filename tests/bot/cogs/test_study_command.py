@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from bot.cogs.study_command import compare_request
-from bot.errors import JobRefused
-from bot.queue import PauseKind, State
+from bot.errors import JobRefused, OverBudget, UnknownHours
+from bot.queue import PauseKind, RoleLimit, State
 from tests.bot.cogs.conftest import World, answer, text_of, world
 from tests.bot.cogs.dataset_helpers import DEFECTIVE, buttons, press, shown_again
 from tests.bot.cogs.test_job_buttons import state
@@ -81,6 +81,36 @@ async def test_the_request_of_a_study_is_part_of_its_fingerprint(data_dir: Path)
         assert "Same data" in reply
         seeded = answer(await lab.ana.slash(lab.channel, "study kfold", from_dataset="fox", epochs=1, folds=3, seed=7))
         assert "Queued" in seeded
+
+
+async def test_all_runs_of_a_study_count_in_the_gpu_hours_of_the_week(data_dir: Path) -> None:
+    async with world(data_dir) as lab:
+        await lab.train()
+        await lab.jobs.control.pause(PauseKind.PAUSE, by=1)
+        measured = await lab.app.db.one("SELECT seconds FROM measure")
+        assert measured is not None
+        guild_id = lab.channel.guild.id
+        kfold = {"from_dataset": "fox", "epochs": 1, "folds": 2}
+
+        async def allow(trainings: float) -> None:
+            # The role of everyone. A training took as long as it is estimated to take, and is in the used hours.
+            hours = trainings * measured["seconds"] / 3600
+            limit = RoleLimit(role_id=guild_id, gpu_hours_per_week=hours)
+            await lab.app.services.limits.set(guild_id, limit, by=1)
+
+        # Two folds and the run on all images: three more, where there is room for two.
+        await allow(3.2)
+        await lab.ana.slash(lab.channel, "study kfold", **kfold)
+        await allow(4.5)
+        assert "Queued" in answer(await lab.ana.slash(lab.channel, "study kfold", **kfold))
+        # What they will need is reserved.
+        await lab.finetune(from_dataset="fox", epochs=1, name="another", seed=7)
+        # Nothing like it was trained before.
+        await allow(1000)
+        await lab.ana.slash(lab.channel, "study kfold", **kfold, preset="full")
+
+        assert lab.refusals() == [OverBudget, OverBudget, UnknownHours]
+        assert [job.id for job in await lab.recent()] == [3, 1]
 
 
 async def test_the_draft_of_a_study_is_shown_as_a_study(data_dir: Path) -> None:

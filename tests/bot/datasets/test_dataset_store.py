@@ -15,8 +15,17 @@ import pytest
 from bot.config import LimitSettings, PrepareSettings
 from bot.datasets import Dataset, DatasetStore, Received, Upload
 from bot.datasets.dataset_files import dataset_name, plain_name
+from bot.datasets.prepare_runner import Turns
 from bot.db import Database
-from bot.errors import DatasetRefused, DatasetTooLarge, NoSuchDataset, PrepareFailed, TooFewImages
+from bot.errors import (
+    DatasetRefused,
+    DatasetTooLarge,
+    DiskAlmostFull,
+    NoSuchDataset,
+    PrepareFailed,
+    TooFewImages,
+    TooManyDatasets,
+)
 from tests.bot.conftest import GUILD
 from tests.bot.fakes import eventually, uploads
 from trainer.exchange.dataset_dir import read_report
@@ -41,14 +50,21 @@ pathlib.Path(sys.argv[1]).open("a").write("run\\n")
 @pytest.fixture
 def make_store(db: Database, tmp_path: Path) -> MakeStore:
     def make(
-        script: str = _GOOD, *, report: object = _REPORT, timeout_s: float = 60, memory_mib: int = 4096
+        script: str = _GOOD,
+        *,
+        report: object = _REPORT,
+        timeout_s: float = 60,
+        memory_mib: int = 4096,
+        min_free_bytes: int = 0,
+        **limits: int,
     ) -> DatasetStore:
         path = tmp_path / "prepare.py"
         path.write_text(script)
         return DatasetStore(
             db,
             data_dir=tmp_path / "data",
-            limits=LimitSettings(max_dataset_mib=1, max_dataset_files=3),
+            limits=LimitSettings(**{"max_dataset_mib": 1, "max_dataset_files": 3, **limits}),
+            min_free_bytes=min_free_bytes,
             prepare=PrepareSettings(timeout_s=timeout_s, memory_mib=memory_mib),
             command=(sys.executable, str(path), str(tmp_path / "runs"), json.dumps(report)),
         )
@@ -155,6 +171,123 @@ def test_file_names_are_made_safe(given: str, plain: str, name: str) -> None:
     assert dataset_name(plain) == name
 
 
+# -- one person among others ---------------------------------------------------------------------------------------
+
+
+_SLOW = _GOOD.replace("import json", "import time; time.sleep(0.1)\nimport json", 1)
+
+
+async def test_another_person_is_next_however_much_somebody_hands_in(make_store: MakeStore) -> None:
+    store = make_store(_SLOW)
+    done: list[int] = []
+
+    async def hand_in(data: bytes, owner: int) -> None:
+        await store.prepare(await received(store, data), guild_id=GUILD, owner_id=owner)
+        done.append(owner)
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(10):
+            group.create_task(hand_in(b"%d" % number, 1))
+        await asyncio.sleep(0.05)
+        group.create_task(hand_in(b"another", 2))
+    assert done.index(2) <= 2
+    assert sorted(done) == [1] * 10 + [2]
+
+
+async def test_a_turn_that_is_given_up_is_the_next_persons() -> None:
+    turns, held = Turns(1), list[int]()
+
+    async def hold(person: int, seconds: float = 0.0) -> None:
+        async with turns.of(person):
+            held.append(person)
+            await asyncio.sleep(seconds)
+
+    tasks = [asyncio.create_task(hold(person, 60.0 if person == 1 else 0.0)) for person in (1, 2, 2, 3)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    tasks[1].cancel()
+    tasks[0].cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert held == [1, 2, 3]
+
+
+async def test_refused_files_are_deleted_at_once(make_store: MakeStore, tmp_path: Path) -> None:
+    with pytest.raises(TooFewImages):
+        await prepared(make_store(min_images=10))
+    assert [name for name in files_below(tmp_path / "data") if name.endswith(".zip")] == []
+    assert (await prepared(make_store())).source.is_dir()
+
+
+async def test_files_that_others_need_too_are_kept(make_store: MakeStore) -> None:
+    strict = make_store(min_images=10)
+    first, second = await received(strict), await received(strict)
+    with pytest.raises(TooFewImages):
+        await strict.prepare(first, guild_id=GUILD, owner_id=5)
+    assert first.source.is_dir(), "the second upload of the same files is not examined yet"
+    with pytest.raises(TooFewImages):
+        await strict.prepare(second, guild_id=GUILD, owner_id=6)
+    assert not first.source.exists()
+
+    dataset = await prepared(make_store())
+    with pytest.raises(TooFewImages):
+        await prepared(strict, guild=GUILD + 1)
+    assert dataset.source.is_dir()
+
+
+async def test_a_person_has_so_many_datasets_in_all_servers(make_store: MakeStore) -> None:
+    store = make_store(max_datasets_per_user=2)
+    await prepared(store, b"1")
+    another = await prepared(store, b"2", guild=GUILD + 1)
+    with pytest.raises(TooManyDatasets) as refused:
+        await prepared(store, b"3")
+    assert (refused.value.datasets, refused.value.max_datasets) == (3, 2)
+    with pytest.raises(TooManyDatasets):
+        # Before a byte is downloaded.
+        await store.receive([Upload(name="a.zip", chunks=never())], owner_id=5)
+    # The same files again are no other dataset.
+    assert (await prepared(store, b"2", guild=GUILD + 1)).id == another.id
+    await store.delete(another.id)
+    await prepared(store, b"3")
+
+
+async def test_a_person_stores_so_many_bytes(make_store: MakeStore) -> None:
+    store = make_store(max_dataset_mib=2, max_stored_mib_per_user=1)
+    dataset = await prepared(store, b"x" * 600_000)
+    with pytest.raises(TooManyDatasets) as refused:
+        await prepared(store, b"y" * 600_000)
+    assert refused.value.stored_bytes == 1_200_000
+    with pytest.raises(TooManyDatasets):
+        await store.add(dataset.id, await received(store, b"z" * 448_577, "more.zip"))
+    grown = await store.add(dataset.id, await received(store, b"z" * 400_000, "more.zip"))
+    with pytest.raises(TooManyDatasets):
+        await prepared(store, b"y" * 100_000)
+    assert grown.bytes == 1_000_000
+
+
+async def test_nothing_is_downloaded_to_a_full_disk(make_store: MakeStore) -> None:
+    with pytest.raises(DiskAlmostFull):
+        await make_store(min_free_bytes=2**60).receive([Upload(name="a.zip", chunks=never())])
+
+
+async def never() -> AsyncIterator[bytes]:
+    raise AssertionError("it is downloaded")
+    yield b""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits files on Linux only")
+async def test_no_file_is_larger_than_what_an_upload_may_inflate_to(make_store: MakeStore, tmp_path: Path) -> None:
+    script = """
+import pathlib, sys, time
+time.sleep(0.2)
+pathlib.Path(sys.argv[1]).write_text(" ".join(sys.argv))
+open(sys.argv[1] + ".spool", "wb").truncate(256 * 2**20 + 1)
+"""
+    with pytest.raises(PrepareFailed):
+        await prepared(make_store(script))
+    assert f"--limit max_archive_bytes={256 * 2**20}" in (tmp_path / "runs").read_text()
+    assert (tmp_path / "runs.spool").stat().st_size == 0
+
+
 # -- preparing -----------------------------------------------------------------------------------------------------
 
 
@@ -183,6 +316,15 @@ async def test_the_same_content_is_prepared_once_and_is_one_dataset_per_server(
     assert datasets[0] == datasets[1]
     assert datasets[2].id != datasets[0].id
     assert datasets[2].folder == datasets[0].folder
+
+
+async def test_a_server_does_not_see_what_another_one_calls_the_same_bytes(make_store: MakeStore) -> None:
+    store = make_store()
+    theirs = await prepared(store, name="unreleased-product.zip")
+    ours = await prepared(store, name="x.zip", guild=GUILD + 1)
+
+    assert ours.folder != theirs.folder
+    assert [path.name for path in ours.source.iterdir()] == ["x.zip"]
 
 
 async def test_other_content_of_the_same_name_gets_a_number(make_store: MakeStore) -> None:
@@ -227,8 +369,8 @@ async def test_a_preparation_that_takes_too_long_is_killed_with_its_helpers(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory on Linux only")
 async def test_a_preparation_that_needs_too_much_memory_fails(make_store: MakeStore) -> None:
-    with pytest.raises(PrepareFailed, match=r"out of memory at 256 MiB"):
-        await prepared(make_store("import time; time.sleep(0.2); x = bytearray(2**30)", memory_mib=256))
+    with pytest.raises(PrepareFailed, match=r"out of memory at 1024 MiB"):
+        await prepared(make_store("import time; time.sleep(0.2); x = bytearray(2 * 2**30)", memory_mib=1024))
 
 
 async def test_an_incomplete_folder_is_prepared_again(

@@ -13,7 +13,7 @@ from bot.db import DATABASE_FILE, Database, copy_database, hold_data_folder, ope
 from bot.db.database import migrations
 from bot.errors import CopyRefused, FolderInUse
 from bot.operations.backup import OrphanProcess, restored_text, run_restore
-from bot.outbox import Outbox
+from bot.outbox import Destination, Outbox
 from bot.queue import JobStore, State
 from bot.runners import Handle
 from tests.bot.conftest import GUILD, add_dataset, claim, make_store, submitter
@@ -40,6 +40,28 @@ class BotFolder:
 
     def store(self, db: Database) -> JobStore:
         return make_store(db, Outbox(db, clock=self.clock), self.clock, self.tmp_path)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TRIGGER evil AFTER INSERT ON audit BEGIN DELETE FROM role_limit; END",
+        "CREATE VIEW evil AS SELECT * FROM job",
+        "CREATE TABLE evil (a)",
+        "CREATE INDEX evil ON job (name)",
+        "DROP INDEX {index}",
+    ],
+)
+async def test_a_copy_with_another_schema_is_refused(folder: BotFolder, statement: str) -> None:
+    before = folder.database.read_bytes()
+    with closing(sqlite3.connect(folder.copy)) as connection:
+        (index,) = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'index' AND sql NOT NULL").fetchone()
+        connection.execute(statement.format(index=index))
+
+    with pytest.raises(CopyRefused, match=r"differs from a database of Darkroom in (index|table|trigger|view) "):
+        await run_restore(folder.copy, folder.data_dir)
+
+    assert folder.database.read_bytes() == before
 
 
 @pytest.fixture
@@ -146,7 +168,7 @@ async def test_unsent_messages_are_rechecked_before_they_are_sent_again(folder: 
         connection.commit()
     await run_restore(folder.copy, folder.data_dir)
     async with open_db(folder.database) as db:
-        pending = await Outbox(db).next_pending(5)
+        pending = await Outbox(db).next_pending(Destination(channel_id=5))
         assert pending is not None
         assert pending.may_be_there
 

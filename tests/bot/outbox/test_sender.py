@@ -10,7 +10,7 @@ import pytest
 
 from bot.config import CardSettings
 from bot.db import Database
-from bot.outbox import Notification, NotificationKind, Outbox, Sender, SendLater, SendNever
+from bot.outbox import MessageForm, MessageRefused, Notification, NotificationKind, Outbox, Sender, SendLater
 from tests.bot.conftest import CHANNEL
 from tests.bot.fakes import FakeClock, FakePost, Killed, KillSwitch, eventually, render
 
@@ -112,24 +112,10 @@ async def test_the_delay_that_discord_asks_for_is_kept(
     assert post.texts(CHANNEL) == ["job 1 base"]
 
 
-async def test_a_permanent_failure_is_skipped_and_its_reason_stored(
-    db: Database, outbox: Outbox, post: FakePost, sender: Sender
-) -> None:
-    await put(db, outbox, "base")
-    await put(db, outbox, "done")
-    post.failures = [SendNever("no permission")]
-    await sender.step()
-
-    assert post.texts(CHANNEL) == ["job 1 done"]
-    row = await db.one("SELECT state, reason FROM outbox WHERE dedupe_key = 'base'")
-    assert row is not None
-    assert tuple(row) == ("dead", "no permission")
-
-
 async def test_a_layout_that_raises_is_skipped_and_does_not_block(
     db: Database, outbox: Outbox, post: FakePost, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def broken(notification: Notification, marker: str) -> str:
+    async def broken(notification: Notification, marker: str, form: MessageForm) -> str:
         if notification.kind is NotificationKind.BASE:
             raise ZeroDivisionError
         return await render(notification, marker)
@@ -180,7 +166,7 @@ async def test_a_change_during_an_edit_is_not_lost(
 ) -> None:
     seen: list[str] = []
 
-    async def slow(notification: Notification, marker: str) -> str:
+    async def slow(notification: Notification, marker: str, form: MessageForm) -> str:
         seen.append(marker)
         if len(seen) == 1:
             await touch(db, outbox, at_once=True)
@@ -241,7 +227,7 @@ async def test_a_job_whose_card_cannot_be_sent_still_sends_its_messages(
 ) -> None:
     await touch(db, outbox)
     await put(db, outbox, "done")
-    post.failures = [SendNever("no permission")]
+    post.failures = [MessageRefused("no"), MessageRefused("not as text either")]
     await sender.step()
     assert post.texts(CHANNEL) == ["job 1 done"]
 
@@ -252,7 +238,7 @@ async def test_a_card_whose_send_was_not_confirmed_shows_the_newest_state_in_the
     """Discord created the message, the response was lost, the state changed, and the nonce returns the old message."""
     state = ["queued"]
 
-    async def stating(notification: Notification, marker: str) -> str:
+    async def stating(notification: Notification, marker: str, form: MessageForm) -> str:
         return f"{state[0]} · {marker}"
 
     class LostResponse(FakePost):

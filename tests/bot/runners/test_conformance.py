@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +15,8 @@ from tests.bot.fakes import eventually
 from tests.bot.runners.cluster import RayCluster
 from tests.bot.runners.conftest import Bench, EventReader
 from tests.trainer.conftest import SMALL, draw_images
+from tests.trainer.fork_server import ForkServer
+from tests.trainer.random_base import make_random_base
 from trainer.dataset.preparing.prepare import prepare
 from trainer.exchange.attempt import read_heartbeat
 from trainer.exchange.job_dir import LOG_FILE, write_spec
@@ -250,14 +251,15 @@ async def test_the_state_of_a_job_is_unknown_while_the_cluster_does_not_answer(r
 
 
 @pytest.mark.slow
-async def test_a_real_training_runs_on_the_cluster(ray_bench: Bench) -> None:
+async def test_a_real_training_runs_on_the_cluster(ray_bench: Bench, fork_server: ForkServer) -> None:
     dataset = ray_bench.data_dir / "datasets/1/prepared"
     draw_images(ray_bench.folder / "images", 8)
     await asyncio.to_thread(prepare, [ray_bench.folder / "images"], dataset, resolution=64)
     options = ray_bench.options()
-    settings = {**SMALL, "training": {**SMALL["training"], "epochs": 1, "repeats": 1}, "base": {"source": "tiny"}}
+    base = make_random_base(ray_bench.folder / "base")
+    settings = {**SMALL, "training": {**SMALL["training"], "epochs": 1, "repeats": 1}, "base": {"source": str(base)}}
     write_spec(options.job_dir, make_spec({"name": "egg", "dataset": str(dataset), **settings}))
-    ray_bench.command = (sys.executable, "-m", "trainer")
+    ray_bench.command = fork_server.command
     runner, reader = ray_bench.runner(), EventReader(options.job_dir)
     handle = await runner.launch(options)
     await reader.until_exited(runner, handle, within_s=120)

@@ -23,6 +23,7 @@ from bot.datasets import (
     UploadKind,
     import_files,
 )
+from bot.datasets.upload_limits import UploadLimits
 from bot.db import Database
 from bot.errors import DatabaseUnwritable
 from bot.outbox import Notification, NotificationKind, Outbox
@@ -175,7 +176,7 @@ async def test_a_bug_is_reported_once(place: Place, monkeypatch: pytest.MonkeyPa
     def broken(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(place.datasets, "_require_enough", broken)
+    monkeypatch.setattr(UploadLimits, "require_enough_images", broken)
     await place.receive_upload()
     await place.start()
     (notification,) = await place.answers()

@@ -25,7 +25,7 @@ _DATASET_FILES = (
 
 @pytest.fixture
 def job_dir(tmp_path: Path) -> Path:
-    return _with_files(tmp_path, _JOB_FILES)
+    return _with_files(tmp_path / "jobs" / "42", _JOB_FILES)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from trainer.protocol.events import (
     ValidationLoss,
 )
 from trainer.protocol.report import Counts, DatasetReport, Finding, FindingKind, Image, Split
-from trainer.protocol.spec import make_spec
+from trainer.protocol.spec import Spec, make_spec
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 OWNER = 555
@@ -80,11 +80,12 @@ def progress(count: int = 3, total: int = 10, phase: Phase | None = Phase.TRAINI
     return Progress(**{**known, **changes})
 
 
-def job(**changes: Any) -> Job:
-    spec = make_spec({"name": "fox-lora", "dataset": "x", "training": {"epochs": 10}})
+def job(spec: Spec | None = None, **changes: Any) -> Job:
+    spec = spec or make_spec({"name": "fox-lora", "dataset": "x", "training": {"epochs": 10}})
     known = {
         "id": 42, "guild_id": 1, "channel_id": 2, "owner_id": OWNER, "dataset_id": 1, "dataset_name": "fox.zip",
-        "spec": spec, "state": State.RUNNING, "stop_intent": None, "stopped_by": None, "attempt": 1,
+        "name": spec.name, "spec_json": spec.model_dump_json(), "state": State.RUNNING, "stop_intent": None,
+        "stopped_by": None, "attempt": 1,
         "created_at": NOW, "started_at": NOW, "progress": progress(), "last_event_at": NOW,
     }  # fmt: skip
     return Job(**{**known, **changes})
@@ -134,8 +135,8 @@ def report(*images: Image, **changes: Any) -> DatasetReport:
 
 def dataset(folder: Path, found: DatasetReport, **changes: Any) -> Dataset:
     known: dict[str, Any] = {
-        "id": 12, "guild_id": 1, "owner_id": OWNER, "name": "fox", "sha256": "ab" * 32, "folder": folder,
-        "earlier": "", "edits": Edits(), "is_pending": False, "digest": found.digest, "report_version": found.version,
-        "counts": found.counts, "summary": found.summary, "created_at": NOW,
+        "id": 12, "guild_id": 1, "owner_id": OWNER, "name": "fox", "sha256": "ab" * 32, "bytes": 10**6,
+        "folder": folder, "earlier": "", "edits": Edits(), "is_pending": False, "digest": found.digest,
+        "report_version": found.version, "counts": found.counts, "summary": found.summary, "created_at": NOW,
     }  # fmt: skip
     return Dataset(**{**known, **changes})

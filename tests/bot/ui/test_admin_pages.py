@@ -6,7 +6,16 @@ import dataclasses
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from bot.health import ConnectionStats, HealthSnapshot, JobHealth, OutboxHealth, ProblemKind
+from bot.health import (
+    ConnectionStats,
+    DeadMessage,
+    HealthSnapshot,
+    HeldChannel,
+    JobHealth,
+    OutboxHealth,
+    ProblemKind,
+)
+from bot.outbox import HoldReason, NotificationKind
 from bot.queue.domain.job import Priority, State
 from bot.queue.planning.retention import Deletion, DeletionReason, DeletionScope, RetentionPlan, StorageTotals
 from bot.queue.store.limits import RoleLimit
@@ -90,6 +99,29 @@ HEALTH = HealthSnapshot(
 )
 
 
+def held_channel(guild_id: int) -> HeldChannel:
+    return HeldChannel(
+        channel_id=100 + guild_id,
+        guild_id=guild_id,
+        reason=HoldReason.NO_PERMISSION,
+        detail="403 50013 Missing Permissions (Send Messages)",
+        since=HEALTH.at - timedelta(minutes=12),
+        messages=3,
+        cards=1,
+    )
+
+
+def dead_message(guild_id: int) -> DeadMessage:
+    return DeadMessage(
+        job_id=3,
+        guild_id=guild_id,
+        channel_id=200 + guild_id,
+        kind=NotificationKind.DONE,
+        reason="404 10003 Unknown Channel",
+        at=HEALTH.at - timedelta(hours=2),
+    )
+
+
 def test_health_with_and_without_problems() -> None:
     silent = JobHealth(job_id=3, state=State.RUNNING, attempt=1, event_age_s=900.0, heartbeat_age_s=600.0)
     unhealthy = dataclasses.replace(
@@ -97,13 +129,26 @@ def test_health_with_and_without_problems() -> None:
         integrity="row 7 missing from index job_line",
         wal_bytes=2**30,
         free_disk_bytes=2**30,
-        outbox=OutboxHealth(waiting=4, cards=2, oldest_s=3600.0, dead=1),
+        outbox=OutboxHealth(
+            waiting=4,
+            cards=2,
+            oldest_s=3600.0,
+            oldest_reason="503 upstream connect error",
+            refused_cards=1,
+            dead=1,
+            newest_dead=(dead_message(9), dead_message(10)),
+            held=(held_channel(9), held_channel(10)),
+        ),
         running=(silent,),
         slots=(Slot(id="a", device="0", name="GPU 0", job_id=3, is_enabled=False),),
         queue_pause=PAUSE,
         connection=ConnectionStats(disconnects=2, disconnected_at=HEALTH.at - timedelta(hours=1), blocks=3),
     )
-    pages = {"healthy": health_page(HEALTH), "every problem": health_page(unhealthy)}
+    pages = {
+        "healthy": health_page(HEALTH),
+        "every problem": health_page(unhealthy),
+        "every problem, for a manager of server 9": health_page(unhealthy, guild_id=9),
+    }
     check_messages(GOLDEN / "health_pages.txt", pages)
     assert {problem.kind for problem in unhealthy.problems} == set(ProblemKind)
     for page in pages.values():

@@ -15,7 +15,15 @@ from bot.queue.planning.estimates import Estimate
 from bot.ui.dataset_cards import ReportView, dataset_list, delete_question, report_card, report_file, report_reply
 from bot.ui.layout import FileToSend, MessageContent
 from bot.ui.review_page import review_page
-from bot.ui.upload_posts import upload_failed, upload_incomplete, upload_post, upload_prepared, upload_refused
+from bot.ui.upload_posts import (
+    Unanswered,
+    unanswered_words,
+    upload_failed,
+    upload_incomplete,
+    upload_post,
+    upload_prepared,
+    upload_refused,
+)
 from tests.bot.ui.examples import LIMIT, OWNER, dataset, finding, image, report
 from tests.bot.ui.rendering import alt_texts, buttons, check_messages, file_names, ids, verbs
 from trainer.protocol.edits import Edits
@@ -105,11 +113,11 @@ def test_the_report_is_sent_in_the_largest_form_that_fits(dataset_dir: Path) -> 
 def test_the_other_pages_about_a_dataset(dataset_dir: Path) -> None:
     of = dataset(dataset_dir, rich_report())
     pages = {
-        "list": dataset_list([(of, 10**6)], page=0, count=11),
+        "list": dataset_list([of], page=0, count=11),
         "empty list": dataset_list([], page=0, count=0),
         "delete": delete_question(of),
-        "report as zip": report_reply(of, FileToSend(path=dataset_dir / "report.zip", name="fox-report.zip")),
-        "report as text": report_reply(of, FileToSend(path=dataset_dir / "report.md", name="fox-report.md")),
+        "report as zip": report_reply(of, FileToSend(folder=dataset_dir, path="report.zip", name="fox-report.zip")),
+        "report as text": report_reply(of, FileToSend(folder=dataset_dir, path="report.md", name="fox-report.md")),
     }
     check_messages(GOLDEN / "dataset_pages.txt", pages, dataset_dir)
 
@@ -200,18 +208,35 @@ def upload(kind: UploadKind, **changes: Any) -> PendingUpload:
     return PendingUpload(**{**known, **changes})
 
 
+_WHYS = (Unanswered.RESTARTED, Unanswered.EXPIRED, Unanswered.UNREACHABLE)
+
+
 def test_the_outcomes_of_interrupted_uploads() -> None:
     of = dataset(Path(), report(image(1)))
     texts: dict[str, MessageContent | str] = {}
     for kind in UploadKind:
         texts |= {
-            f"{kind}, prepared": upload_prepared(upload(kind), of),
+            **{f"{kind}, prepared, {why}": upload_prepared(upload(kind), of, why) for why in _WHYS},
             f"{kind}, incomplete": upload_incomplete(upload(kind)),
-            f"{kind}, failed": upload_failed(upload(kind)),
+            f"{kind}, failed": upload_failed(upload(kind), Unanswered.RESTARTED),
         }
-    texts["finetune at once, prepared"] = upload_prepared(upload(UploadKind.FINETUNE, is_at_once=True), of)
-    texts["refused"] = upload_refused(upload(UploadKind.IMPORT), "fox.zip contains no images.")
+    texts["finetune at once, prepared"] = upload_prepared(
+        upload(UploadKind.FINETUNE, is_at_once=True), of, Unanswered.RESTARTED
+    )
+    for why in _WHYS:
+        texts[f"refused, {why}"] = upload_refused(upload(UploadKind.IMPORT), "fox.zip contains no images.", why)
     check_messages(GOLDEN / "upload_outcomes.txt", texts)
+
+
+def test_what_is_posted_in_place_of_an_answer() -> None:
+    texts: dict[str, MessageContent | str] = {}
+    for why in (Unanswered.EXPIRED, Unanswered.UNREACHABLE):
+        texts |= {
+            f"carried out, {why}": unanswered_words("`/dataset captions`", why, "", is_carried_out=True),
+            f"refused, {why}": unanswered_words("`/job pin`", why, "There is no job #7 here.", is_carried_out=True),
+            f"not begun, {why}": unanswered_words("", why, "", is_carried_out=False),
+        }
+    check_messages(GOLDEN / "unanswered.txt", texts)
 
 
 @pytest.mark.parametrize(("draft_id", "expected"), [(7, ["ds:12:request:7"]), (0, [])])

@@ -11,7 +11,16 @@ from bot.ui.discord_text import escape, ordinal, progress_bar, shorten, sparklin
     ("text", "shown"),
     [
         ("a_b*c", r"a\_b\*c"),
-        ("[x](https://e.example)", r"\[x\](https://e.example)"),
+        ("[x](https://e.example)", "\\[x\\](https:\u200b//e.example)"),
+        ("see HTTPS://evil.example", "see HTTPS:\u200b//evil.example"),
+        ("discord.gg/abc, www.evil.example", "discord\u200b.gg/abc, www\u200b.evil.example"),
+        (
+            "discord.com/invite/abc discordapp.com/invite/a",
+            "discord\u200b.com/invite/abc discord\u200bapp.com/invite/a",
+        ),
+        ("1:2 // note", "1:2 // note"),
+        ("a\x00b\x1b[31m\u061c\u200b\u2066\ufeff\ud83e", r"ab\[31m"),
+        ("\U0001f469\u200d\U0001f680", "\U0001f469\u200d\U0001f680"),
         ("# heading", r"\# heading"),
         ("> quote", r"\> quote"),
         ("- item", r"\- item"),

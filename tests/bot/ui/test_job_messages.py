@@ -9,14 +9,26 @@ from typing import Any
 import pytest
 from discord import ui
 
+from bot.outbox import HoldReason, Notification, NotificationKind, Undelivered, UndeliveredReason
 from bot.queue.domain.job import EndReason, EndReasonKind, Job, Priority, State, StopIntent
 from bot.queue.domain.verbs import Verb, is_applicable
 from bot.queue.store.queue_control import PauseKind, QueuePause
 from bot.ui.job_card import job_card
 from bot.ui.job_context import StartForecast
 from bot.ui.job_endings import cancelled_post, done_post, failed_post
-from bot.ui.job_posts import base_post, early_stop_post, epoch_post, lost_post, paused_post, stage_post, warning_post
+from bot.ui.job_posts import (
+    base_post,
+    early_stop_post,
+    epoch_post,
+    files_reply,
+    lost_post,
+    paused_post,
+    stage_post,
+    undelivered_post,
+    warning_post,
+)
 from bot.ui.job_replies import receipt, samples_reply, shared_post, verb_reply
+from bot.ui.layout import text_form
 from tests.bot.ui.examples import (
     NOW,
     OWNER,
@@ -92,8 +104,9 @@ def test_the_card_of_each_state(job_dir: Path) -> None:
     ("changes", "expected"),
     [
         ({}, "cancel pause keep_best samples refresh"),
-        ({"state": State.SUCCEEDED}, "samples"),
-        ({"state": State.STOPPED}, "samples"),
+        ({"state": State.SUCCEEDED}, "samples files"),
+        ({"state": State.SUCCEEDED, "are_files_deleted": True}, ""),
+        ({"state": State.STOPPED}, "samples files"),
         ({"state": State.FAILED}, "retry samples"),
         ({"state": State.CANCELLED}, "retry samples"),
         ({"state": State.FAILED, "are_files_deleted": True}, ""),
@@ -164,8 +177,8 @@ def test_the_posts_of_a_running_job(job_dir: Path) -> None:
     posts = {
         "base": base_post(job(), here, sampled(0), validated),
         "base, sheet too large": base_post(job(), context(job_dir, file_limit=10), sampled(0), validated),
-        "epoch": epoch_post(job(progress=history), here, sampled(3, ("a red fox",)), history.epochs[2]),
-        "epoch of a classifier": epoch_post(job(), here, None, classified),
+        "epoch": epoch_post(job(progress=history), here, sampled(3, ("a red fox",)), history.epochs[:3]),
+        "epoch of a classifier": epoch_post(job(), here, None, [classified]),
         "early stop": early_stop_post(job(), here, early),
         "stage": stage_post(job(), here, began),
         "warning": warning_post(job(), here, "Three captions are too long."),
@@ -213,7 +226,9 @@ def test_weights_that_are_too_large_are_named_by_their_path(job_dir: Path) -> No
     post = done_post(job(state=State.SUCCEEDED), context(job_dir, file_limit=1000), (exported(), finished()))
 
     assert file_names(post) == ["fox-lora-base-and-best.png"]
-    assert f"{job_dir}/output/a.safetensors" in text_of(post)
+    # Below the data folder: where that one is on the machine is not for members.
+    assert "`jobs/42/output/a.safetensors`" in text_of(post)
+    assert str(job_dir.parents[1]) not in text_of(post)
 
 
 def test_each_kind_of_export_is_handed_over_with_how_to_load_it(job_dir: Path) -> None:
@@ -232,6 +247,61 @@ def test_each_kind_of_export_is_handed_over_with_how_to_load_it(job_dir: Path) -
         spec = make_spec({"name": "fox-lora", "dataset": "x", **settings})
         posts[name] = done_post(job(spec=spec), context(job_dir), (exported(kind, path), finished()))
     check_messages(GOLDEN / "exports.txt", posts, job_dir)
+
+
+def test_the_files_of_a_job_are_handed_over_in_as_many_messages_as_they_need(
+    job_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (job_dir / "output/b.safetensors").write_bytes(b"x" * 400)
+    (job_dir / "output/a.safetensors").write_bytes(b"x" * 400)
+    monkeypatch.setattr("bot.ui.layout.MAX_REQUEST_BYTES", 500)
+    done = job(state=State.SUCCEEDED)
+    # Exported twice: the attempt that did it first was lost.
+    exports = (exported("diffusers"), exported(), exported("diffusers", "output/b.safetensors"), finished())
+    sent = files_reply(done, context(job_dir), exports)
+    assert [file_names(each) for each in sent] == [["fox-lora-diffusers.safetensors"], ["fox-lora-kohya.safetensors"]]
+    small = context(job_dir, file_limit=300)
+    posts = {
+        "two messages, 1": sent[0],
+        "two messages, 2": sent[1],
+        "too large": files_reply(done, small, exports)[0],
+        "still running": files_reply(job(state=State.RUNNING), small, exports)[0],
+        "nothing was exported": files_reply(done, small, ())[0],
+    }
+    check_messages(GOLDEN / "files_reply.txt", posts, job_dir)
+
+
+def test_what_could_not_be_posted_is_told_elsewhere() -> None:
+    def notice(
+        reason: UndeliveredReason, kind: NotificationKind | None, hold: HoldReason | None = None
+    ) -> Notification:
+        about = Undelivered(reason=reason, channel_id=100, kind=kind, hold=hold)
+        return Notification(
+            kind=NotificationKind.UNDELIVERED, job_id=42, owner_id=OWNER, undelivered=about, detail="Ready now."
+        )
+
+    done, failed, upload = NotificationKind.DONE, NotificationKind.FAILED, NotificationKind.UPLOAD
+    held, gone = UndeliveredReason.HELD, UndeliveredReason.GONE
+    notices = {
+        "a result, no permission": notice(held, done, HoldReason.NO_PERMISSION),
+        "a failure, archived": notice(held, failed, HoldReason.ARCHIVED),
+        "anything, locked": notice(held, None, HoldReason.LOCKED),
+        "a result, deleted channel": notice(gone, done),
+        "an upload, no access": notice(held, upload, HoldReason.NO_ACCESS),
+        "a result, refused": notice(UndeliveredReason.FAILED, done),
+    }
+    posts = {
+        name: undelivered_post(each, None if "upload" in name else job(), "3fa8c1d2") for name, each in notices.items()
+    }
+    check_messages(GOLDEN / "undelivered.txt", posts)
+
+
+def test_the_text_form_keeps_the_marker_and_fits(job_dir: Path) -> None:
+    post = failed_post(job(state=State.FAILED), context(job_dir, marker="3fa8c1d2"), FAILED, "x" * 5000)
+    text = text_form(post, "`/job status id:42` shows it.").text
+    assert len(text) <= 2000
+    assert text.splitlines()[-2:] == ["`/job status id:42` shows it.", text_of(post).splitlines()[-1]]
+    assert "3fa8c1d2" in text.splitlines()[-1]
 
 
 # -- answers ------------------------------------------------------------------------------------------------------

@@ -6,11 +6,13 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from discord import ui
 
+from bot.cogs.replies import opened
 from bot.datasets import PendingUpload, UploadKind
 from bot.datasets.decisions import images_to_review
-from bot.outbox import Notification, NotificationKind
+from bot.outbox import HoldReason, Notification, NotificationKind, Undelivered, UndeliveredReason
 from bot.queue.domain.job import EndReason, EndReasonKind, Job, State
 from bot.queue.store.history import AttemptRecord, AuditEntry
 from bot.queue.store.queue_control import PauseKind, QueuePause
@@ -19,14 +21,40 @@ from bot.ui.admin_news import BackupFailed, news_post
 from bot.ui.admin_pages import slots_page
 from bot.ui.buttons import DatasetButton
 from bot.ui.dataset_cards import ReportView, dataset_list, delete_question, report_card
+from bot.ui.discord_text import escape
 from bot.ui.job_card import job_card
 from bot.ui.job_endings import done_post, failed_post
-from bot.ui.job_posts import base_post, early_stop_post, epoch_post, lost_post, paused_post, warning_post
+from bot.ui.job_posts import (
+    base_post,
+    early_stop_post,
+    epoch_post,
+    files_reply,
+    lost_post,
+    paused_post,
+    undelivered_post,
+    warning_post,
+)
 from bot.ui.job_replies import receipt
-from bot.ui.layout import MAX_BYTES, MAX_CHARACTERS, FileToSend, MessageContent, image_gallery, layout, weight
+from bot.ui.layout import (
+    MAX_BYTES,
+    MAX_CHARACTERS,
+    FileToSend,
+    MessageContent,
+    image_gallery,
+    layout,
+    sendable,
+    weight,
+)
 from bot.ui.queue_pages import BoardSnapshot, audit_page, history_page, job_list, queue_board
 from bot.ui.review_page import review_page
-from bot.ui.upload_posts import upload_failed, upload_incomplete, upload_post, upload_prepared, upload_refused
+from bot.ui.upload_posts import (
+    Unanswered,
+    upload_failed,
+    upload_incomplete,
+    upload_post,
+    upload_prepared,
+    upload_refused,
+)
 from tests.bot.ui.examples import (
     LIMIT,
     NOW,
@@ -87,13 +115,21 @@ def job_messages(folder: Path) -> Iterator[MessageContent]:
     yield job_card(dataclasses.replace(queued, slots=(HOSTILE,) * 9), dataclasses.replace(here, queue_pause=PAUSE))
     yield job_card(queued, dataclasses.replace(here, why_closed=HOSTILE))
     yield base_post(worst, here, sampled(0, prompts), None)
-    yield epoch_post(worst, here, sampled(3, prompts), worst.progress.epochs[-1])
+    yield epoch_post(worst, here, sampled(3, prompts), worst.progress.epochs)
     yield early_stop_post(worst, here, early)
     yield warning_post(worst, here, HOSTILE * 50)
     yield lost_post(worst, here, HOSTILE * 20)
     yield paused_post(dataclasses.replace(worst, state=State.PAUSED), here, HOSTILE)
     yield done_post(worst, here, (exported(), exported("diffusers"), finished(comparison_alt=HOSTILE)))
     yield failed_post(worst, here, failed, HOSTILE)
+    yield from files_reply(dataclasses.replace(worst, state=State.SUCCEEDED), here, (exported(), exported("diffusers")))
+    about = Undelivered(reason=UndeliveredReason.HELD, hold=HoldReason.NO_ACCESS, channel_id=10**17)
+    for kind in (NotificationKind.DONE, NotificationKind.UPLOAD):
+        undelivered = about.model_copy(update={"kind": kind})
+        notification = Notification(
+            kind=NotificationKind.UNDELIVERED, job_id=1, owner_id=OWNER, detail="x" * 3000, undelivered=undelivered
+        )
+        yield undelivered_post(notification, worst, MARKER)
     yield receipt(worst, dataclasses.replace(here, position=10**6), skipped)
 
 
@@ -140,12 +176,17 @@ def dataset_messages(folder: Path) -> Iterator[MessageContent]:
     yield report_card(view)
     yield report_card(dataclasses.replace(view, dataset=dataclasses.replace(of, is_pending=True)))
     yield review_page(of, images_to_review(found), 7, file_limit=LIMIT, note="✓")
-    yield dataset_list([(of, 10**12)] * 10, page=3, count=10**6)
+    yield dataset_list([dataclasses.replace(of, bytes=10**12)] * 10, page=3, count=10**6)
     yield delete_question(of)
     for kind in UploadKind:
         upload = PendingUpload(interaction_id=1, guild_id=1, channel_id=1, owner_id=OWNER, kind=kind, title=HOSTILE)
-        prepared = upload_prepared(upload, dataclasses.replace(of, name=HOSTILE))
-        for text in (prepared, upload_refused(upload, HOSTILE * 20), upload_incomplete(upload), upload_failed(upload)):
+        why = Unanswered.EXPIRED
+        for text in (
+            upload_prepared(upload, dataclasses.replace(of, name=HOSTILE), why),
+            upload_refused(upload, escape(HOSTILE * 20, 1500), why),
+            upload_incomplete(upload),
+            upload_failed(upload, why),
+        ):
             notification = Notification(
                 kind=NotificationKind.UPLOAD, detail=text, owner_id=OWNER, draft_id=10**17, dataset_id=10**17
             )
@@ -169,8 +210,22 @@ def test_messages_about_datasets_are_safe_with_the_worst_content(dataset_dir: Pa
             assert DatasetButton.__discord_ui_compiled_template__.fullmatch(button.custom_id), button.custom_id
 
 
+def test_a_file_outside_of_its_folder_is_not_sent(tmp_path: Path) -> None:
+    job = tmp_path / "job"
+    job.mkdir()
+    (tmp_path / "secret").write_text("token")
+    (job / "sheet.png").symlink_to(tmp_path / "secret")
+    (job / "chart.png").write_bytes(b"png")
+    named = ("sheet.png", "../secret", "/proc/self/environ", "x" * 5000, "chart.png")
+    files = [FileToSend(folder=job, path=path, name="a.png") for path in named]
+
+    assert sendable(files, 2**20) == (files[-1],)
+    with pytest.raises(FileNotFoundError), opened(files):
+        pass
+
+
 def test_a_layout_that_is_too_long_is_shortened_at_its_longest_text() -> None:
-    file = FileToSend(path=Path("a.png"), name="a.png")
+    file = FileToSend(folder=Path(), path="a.png", name="a.png")
     view = layout("short", "long " * 2000, *(image_gallery(file, "🜲" * 900) for _ in range(8)))
     parts, characters, size = weight(view)
     assert (parts, characters <= MAX_CHARACTERS, size <= MAX_BYTES) == (10, True, True)

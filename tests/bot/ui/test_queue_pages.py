@@ -93,6 +93,14 @@ def test_jobs_that_do_not_fit_are_counted() -> None:
     assert all("<@555>" in line for line in shown)
 
 
+def test_jobs_that_were_not_read_are_counted_too() -> None:
+    jobs = [queued(id=number) for number in range(1, 21)]
+    text = text_of(queue_board(board(jobs=jobs, counts={State.QUEUED: 2000})))
+
+    assert "(2000)" in text
+    assert f"… and {2000 - len(job_lines(text)):,} more" in text
+
+
 def test_a_list_of_jobs() -> None:
     jobs = [
         job(id=1, state=State.FAILED, ended_at=LATER),

@@ -54,9 +54,10 @@ def test_the_card_of_a_study(tmp_path: Path) -> None:
 
 
 def test_the_result_of_a_study_carries_its_chart_and_its_model(tmp_path: Path) -> None:
+    folder = tmp_path / "jobs" / "7"
     for path in ("study/chart.png", "final/output/kohya.safetensors"):
-        (tmp_path / path).parent.mkdir(parents=True)
-        (tmp_path / path).write_bytes(b"x")
+        (folder / path).parent.mkdir(parents=True)
+        (folder / path).write_bytes(b"x")
     step = StudyStep(
         is_over=True,
         verdict=("Rank 8 is the best.", "Rank 32 overfits."),
@@ -69,9 +70,9 @@ def test_the_result_of_a_study_carries_its_chart_and_its_model(tmp_path: Path) -
     )
     parent = study(CompareRequest(vary=("method.rank=8,32",)), state=State.SUCCEEDED)
 
-    post = study_post(parent, context(tmp_path, children=(child("a", state=State.SUCCEEDED),), step=step))
+    post = study_post(parent, context(folder, children=(child("a", state=State.SUCCEEDED),), step=step))
 
     assert file_names(post) == ["study-3.png", "fox-lora-kohya.safetensors"]
     assert post.mentions == OWNER
     assert " · rank " not in text_of(post), "the rank varies from run to run"
-    check_messages(GOLDEN / "study_post.txt", {"comparison": post}, tmp_path)
+    check_messages(GOLDEN / "study_post.txt", {"comparison": post}, folder)

@@ -154,7 +154,7 @@ def _epoch(number: int, ratio: float, bands: int) -> EpochEnded:
         seconds=1.0,
         is_best=True,
         best_epoch=number,
-        chart="",
+        chart="charts/loss.png",
     )
 
 

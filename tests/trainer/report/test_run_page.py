@@ -303,6 +303,12 @@ def test_the_page_of_an_unfinished_job_has_its_state(job_dir: Path, last: dict[s
     assert f"state {state}" in " ".join(attributes.get("class", "") for attributes in page.all("span"))
 
 
+def test_the_epochs_are_unfolded_if_there_are_curves_to_read_with_them(job_dir: Path) -> None:
+    page = page_of(write_full_page(job_dir))
+
+    assert ["open" in attributes for attributes in page.all("details")] == [True, False]
+
+
 def test_a_job_without_events_has_a_page(tmp_path: Path) -> None:
     assert page_of(write_run_page(tmp_path, SPEC, ())).all("img") == []
 

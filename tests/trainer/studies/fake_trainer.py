@@ -132,7 +132,7 @@ def finish(reporter: Reporter, spec: Spec) -> None:
         best_loss=0.2 * ratio_of(spec, best),
         best_ratio=ratio_of(spec, best),
         seconds=1.0,
-        comparison="",
+        comparison="output/comparison.png",
         comparison_alt="",
     )
 
@@ -154,7 +154,7 @@ def end_epoch(reporter: Reporter, spec: Spec, epoch: int) -> None:
         seconds=1.0,
         is_best=best == epoch,
         best_epoch=best,
-        chart="",
+        chart="charts/loss.png",
     )
 
 

@@ -32,7 +32,7 @@ def run(job_dir: Path, *epochs: list[float], timestep_shift: int = 0) -> RunHist
                 seconds=1.0,
                 is_best=True,
                 best_epoch=epoch,
-                chart="",
+                chart="charts/loss.png",
             )
     folder = job_dir / "validation"
     folder.mkdir()

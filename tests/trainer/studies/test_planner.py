@@ -152,11 +152,11 @@ def test_a_study_without_a_prepared_dataset_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_step_loads_neither_torch_nor_matplotlib_before_there_are_curves(tmp_path: Path) -> None:
+def test_a_step_loads_no_large_library_before_there_are_curves(tmp_path: Path) -> None:
     job = request_study(tmp_path, "kfold", folds=2)
     code = (
         "import sys; from trainer.__main__ import main; main(sys.argv[1:]);"
-        "print(sorted({'torch', 'diffusers', 'matplotlib'} & set(sys.modules)), file=sys.stderr)"
+        "print(sorted({'torch', 'diffusers', 'matplotlib', 'sklearn', 'scipy'} & set(sys.modules)), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code, "study", str(job)], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"

@@ -175,23 +175,14 @@ def test_bad_requests_are_refused_before_anything_starts(
         ({"kind": "compare", "vary": ["method.rank"]}, "method.rank is not GROUP.NAME=VALUE,VALUE."),
     ],
 )
-def test_a_check_refuses_by_name_and_writes_nothing(
+def test_a_first_step_that_is_refused_says_why_and_writes_nothing(
     tmp_path: Path, capsys: Capture, request_: dict[str, Any], reason: str
 ) -> None:
     job = request_study(tmp_path, **request_)
     before = sorted(job.rglob("*"))
-    assert main(["study", str(job), "--check"]) == EXIT_REFUSED
+    assert main(["study", str(job)]) == EXIT_REFUSED
     assert reason in capsys.readouterr().err
     assert sorted(job.rglob("*")) == before
-
-
-def test_a_check_prints_what_would_run_first_and_writes_nothing(tmp_path: Path, capsys: Capture) -> None:
-    job = request_study(tmp_path, "compare", vary=[RATES])
-    before = sorted(job.rglob("*"))
-    assert main(["study", str(job), "--check"]) == EXIT_FINISHED
-    checked = StudyStep.model_validate_json(capsys.readouterr().out)
-    assert sorted(job.rglob("*")) == before
-    assert checked == FakeQueue(job).step()
 
 
 def test_a_step_is_printed_as_one_line(tmp_path: Path, capsys: Capture) -> None:

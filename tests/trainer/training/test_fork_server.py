@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def test_a_fork_trains_what_a_fresh_process_trains(make_job: MakeJob, fork_server: ForkServer) -> None:
-    fresh, forked = (make_job(name, training={"epochs": 2}) for name in ("fresh", "forked"))
+    fresh, forked = (make_job(name, training={"epochs": 1}, validation={"test": False}) for name in ("fresh", "forked"))
     argv = [sys.executable, "-m", "trainer", "run", str(fresh)]
     assert subprocess.run(argv, capture_output=True, check=False).returncode == EXIT_FINISHED
     assert fork_server.run("run", str(forked)).returncode == EXIT_FINISHED
@@ -55,7 +56,7 @@ def test_arguments_streams_and_exit_status_are_those_of_a_process(fork_server: F
 def test_signals_reach_the_trainer(
     make_job: MakeJob, fork_server: ForkServer, number: signal.Signals, is_client: bool
 ) -> None:
-    job_dir = make_job(training={"epochs": 1000}, early_stopping={"enabled": False})
+    job_dir = make_job(training={"epochs": 1000}, early_stopping={"enabled": False}, samples={"steps": 1})
     trainer = (
         subprocess.Popen([*fork_server.command, "run", str(job_dir)], stderr=subprocess.DEVNULL)
         if is_client
@@ -63,6 +64,7 @@ def test_signals_reach_the_trainer(
     )
     while not any(isinstance(event, StepDone) for event in read_all_events(job_dir)):
         assert trainer.poll() is None
+        time.sleep(0.1)
     trainer.send_signal(number)
 
     assert trainer.wait(60) == (EXIT_STOPPED if number is signal.SIGTERM else -signal.SIGKILL)

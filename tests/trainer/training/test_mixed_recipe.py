@@ -48,7 +48,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "dataset": str(write_dataset(folder / "momo", main)),
         "changes": {
             **SMALL,
-            "training": {**SMALL["training"], "tag_shuffle": True, "regularization_weight": 0.5},
+            "training": {**SMALL["training"], "epochs": 2, "tag_shuffle": True, "regularization_weight": 0.5},
             "augmentation": {"preset": "photo", "variants": 2},
             "mix": [
                 {"dataset": str(write_dataset(folder / "style", styles)), "weight": 0.3, "trigger": "inky"},
@@ -162,7 +162,8 @@ def test_augmentation_and_shuffled_tags_change_the_training_but_not_the_base_los
 
 def test_a_setting_without_effect_causes_a_warning(settings: dict[str, Any], random_base: Path, tmp_path: Path) -> None:
     training = {**settings["changes"]["training"], "tag_shuffle": False, "keep_tags": 3, "epochs": 1}
-    job_dir = make_job(settings, random_base, tmp_path / "job", training=training)
+    validation = {**settings["changes"]["validation"], "test": False}
+    job_dir = make_job(settings, random_base, tmp_path / "job", training=training, validation=validation)
     assert run(RunOptions(job_dir=job_dir)) == EXIT_FINISHED
 
     assert [event.kind for event in events_of(job_dir, Warned)] == ["idle_setting", "mix_overlap"]

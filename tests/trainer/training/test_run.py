@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 
 from bot.runners.runner import trainer_argv
 from tests.trainer.conftest import MakeJob
+from tests.trainer.fork_server import ForkServer
 from tests.trainer.job_events import events_of
 from tests.trainer.small_disk import fill, small_disk
 from tests.trainer.training.test_step import EXACT, log_of, losses, with_room_for
@@ -144,7 +144,7 @@ def test_a_first_start_with_a_limit_tries_no_larger_micro_batch(
 
 
 @pytest.mark.slow
-def test_the_launcher_starts_the_requested_number_of_processes(make_job: MakeJob) -> None:
+def test_the_launcher_starts_the_requested_number_of_processes(make_job: MakeJob, fork_server: ForkServer) -> None:
     """The command line of the bot for two GPUs; here two processes share the CPU by gloo."""
     training = {**EXACT["training"], "epochs": 1}
     job_dir = make_job(**{**EXACT, "training": training})
@@ -152,7 +152,9 @@ def test_the_launcher_starts_the_requested_number_of_processes(make_job: MakeJob
     write_attempt(job_dir, 1)
     env = {**os.environ, "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
     with (job_dir / "rank-all.log").open("wb") as log:
-        argv = trainer_argv((sys.executable, "-m", "trainer"), launch)
+        # The launcher has its own place for Python's options.
+        command = tuple(part for part in fork_server.command if part not in {"-S", "-E"})
+        argv = trainer_argv(command, launch)
         assert subprocess.run(argv, env=env, stdout=log, stderr=log, check=False).returncode == 0, log_of(job_dir)
 
     assert [event.processes for event in events_of(job_dir, Started)] == [2]

@@ -10,7 +10,7 @@ import pytest
 from bot.config import QueueSettings
 from bot.db import Database
 from bot.errors import JobFilesDeleted, TooManyWaiting
-from bot.outbox import NotificationKind, Outbox
+from bot.outbox import Destination, NotificationKind, Outbox
 from bot.queue import ActiveJob, EndReason, EndReasonKind, JobStore, Progress, State, StopIntent
 from bot.queue.domain.rules import MAX_RETRY_PAUSE_S, MAX_UNCOUNTED, AttemptOutcome, after_loss, after_terminal_event
 from tests.bot.conftest import Submit, claim, notifications, set_slots
@@ -25,7 +25,8 @@ def active(**changes: Any) -> ActiveJob:
     progress |= {name: changes.pop(name) for name in tuple(changes) if name in Progress.model_fields}
     values = {
         "id": 1, "guild_id": 1, "channel_id": 1, "owner_id": 1, "dataset_id": 1, "dataset_name": "foxes",
-        "spec": make_spec({"name": "fox", "dataset": "/nowhere"}), "state": State.RUNNING, "attempt": 1,
+        "name": "fox", "spec_json": make_spec({"name": "fox", "dataset": "/nowhere"}).model_dump_json(),
+        "state": State.RUNNING, "attempt": 1,
         "created_at": datetime.fromtimestamp(0, UTC), "progress": Progress(**progress), "handle": None,
         "read_bytes": 0, "last_seq": 9, "is_finishing": False, "stop_sent_at": None, "devices": (),
         "micro_batch": None, "uncounted": 0, "claimed_at": 0.0,
@@ -133,7 +134,7 @@ async def test_the_attempt_after_out_of_memory_gets_fewer_images_at_once(
     claimed = await claim(store, 1)
     assert claimed is not None
     assert (claimed.attempt, claimed.micro_batch) == (2, 4)
-    pending = await outbox.next_pending(100)
+    pending = await outbox.next_pending(Destination(channel_id=100))
     assert pending is not None
     assert pending.notification.kind is NotificationKind.LOST
     reason = await store.end_reason_of(pending.notification)

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from bot.db import Database
-from bot.errors import DraftEnded, NoSuchJob
+from bot.errors import DraftEnded, NoSuchJob, TooManyDrafts
 from bot.queue import Draft, DraftStore, JobStore, NewJob, State
 from tests.bot.conftest import GUILD
 from tests.bot.fakes import FakeClock
@@ -31,6 +31,20 @@ async def test_the_same_command_twice_is_one_draft(drafts: DraftStore) -> None:
     one, two = await asyncio.gather(keep(drafts), keep(drafts))
     assert one == two
     assert (await keep(drafts, 2)).id != one.id
+
+
+async def test_a_person_has_so_many_drafts(db: Database, clock: FakeClock) -> None:
+    drafts = DraftStore(db, max_waiting=2, clock=clock)
+    first, _second = await keep(drafts, 1), await keep(drafts, 2)
+    with pytest.raises(TooManyDrafts):
+        await keep(drafts, 3)
+    # The same command twice is one draft; those of others do not count.
+    assert await keep(drafts, 1) == first
+    await keep(drafts, 4, owner=6)
+    await drafts.cancel(first.id, by=5)
+    await keep(drafts, 3)
+    clock.advance(DAY_S + 1)
+    await keep(drafts, 5)
 
 
 def job_of(draft: Draft) -> NewJob:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import random
 import sys
@@ -12,8 +13,8 @@ import pytest
 
 from bot.config import LimitSettings
 from bot.db import Database
-from bot.errors import NoSuchJob, TooManyWaiting
-from bot.outbox import NotificationKind, Outbox
+from bot.errors import NoSuchDataset, NoSuchJob, TooManyWaiting
+from bot.outbox import Destination, Notification, NotificationKind, Outbox
 from bot.queue import ACTIVE, TRANSITIONS, EndReason, EndReasonKind, JobStore, Priority, State, StopIntent
 from bot.queue.domain.rules import AttemptOutcome
 from bot.queue.store import job_sql
@@ -32,7 +33,7 @@ from tests.bot.fakes import (
     warned,
     was_tested,
 )
-from trainer.protocol.events import Phase, PhaseBegan, Warned
+from trainer.protocol.events import EpochEnded, Phase, PhaseBegan, Warned
 
 WHOLE_RUN = [
     started(1),
@@ -376,6 +377,66 @@ async def test_events_in_batches_and_twice_are_notified_once(
     assert (await store.get(job.id)).state is State.SUCCEEDED
 
 
+async def test_no_job_starts_from_a_deleted_dataset(store: JobStore, db: Database, submit: Submit) -> None:
+    first = await submit()
+    async with db.transaction() as connection:
+        await connection.execute_fetchall("UPDATE dataset SET deleted_at = 1")
+    with pytest.raises(NoSuchDataset):
+        await submit(interaction=99)
+    assert (await submit(interaction=1)).id == first.id, "the same command twice is one job"
+
+
+async def test_a_row_fills_each_field_of_a_job(store: JobStore, submit: Submit) -> None:
+    await submit()
+    active = await claim(store, 1)
+    for record in (active, await store.get(1)):
+        assert vars(record).keys() == {field.name for field in dataclasses.fields(record)}  # type: ignore[arg-type]
+
+
+async def test_the_hundredth_epoch_costs_what_the_tenth_does(store: JobStore, db: Database, submit: Submit) -> None:
+    await submit()
+    await claim(store, 1)
+    sizes = []
+    for epoch in range(1, 101):
+        ended = epoch_ended(epoch, epoch).model_copy(update={"best_epoch": min(epoch, 30)})
+        await store.attempts.ingest(1, 1, [ended], epoch)
+        row = await db.one("SELECT LENGTH(progress) FROM job")
+        assert row is not None
+        sizes.append(row[0])
+    assert max(sizes[15:]) < 1.2 * sizes[14]
+    job = await store.get(1)
+    assert [epoch.epoch for epoch in job.progress.epochs] == [30, *range(89, 101)]
+    assert job.progress.kept_epoch == 100
+
+
+async def test_the_post_of_an_early_epoch_shows_those_before_it_however_far_its_job_is(
+    store: JobStore, outbox: Outbox, submit: Submit
+) -> None:
+    await submit()
+    await claim(store, 1)
+    for epoch in range(1, 41):
+        await store.attempts.ingest(1, 1, [epoch_ended(epoch, epoch)], epoch)
+    fifth = Notification(kind=NotificationKind.EPOCH, job_id=1, attempt=1, seq=5, dedupe_key="job:1:epoch:5")
+    shown = await store.events_of(fifth)
+    assert [event.epoch for event in shown if isinstance(event, EpochEnded)] == [1, 2, 3, 4, 5]
+
+
+async def test_lists_of_jobs_parse_no_settings(
+    store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(30):
+        await submit(owner=number)
+    await claim(store, 1)
+    monkeypatch.setattr("bot.queue.domain.job._parse_spec", None)
+    shown = await store.living(GUILD, most=20)
+    assert [job.id for job in shown] == [1, *range(2, 22)]
+    assert await store.count_living(GUILD) == {State.PREPARING: 1, State.QUEUED: 29}
+    assert await store.queue_positions([job.id for job in shown]) == {number: number - 1 for number in range(2, 22)}
+    assert len(await store.search(GUILD, "fox")) == 25
+    assert [job.id for job in await store.search(GUILD, "", states={State.QUEUED}, owner_id=3)] == [4]
+    assert len(await store.recent(GUILD, 15)) == 15
+
+
 async def test_a_notification_shows_its_event_and_those_that_belong_to_it(
     store: JobStore, outbox: Outbox, submit: Submit
 ) -> None:
@@ -385,14 +446,14 @@ async def test_a_notification_shows_its_event_and_those_that_belong_to_it(
         await store.attempts.ingest(job.id, 1, [event], event.seq)
 
     found = []
-    while pending := await outbox.next_pending(CHANNEL):
+    while pending := await outbox.next_pending(Destination(channel_id=CHANNEL)):
         found.append([event.type for event in await store.events_of(pending.notification)])
-        await outbox.mark_pending(pending, "sent", message_id=1)
+        await outbox.mark_sent(pending, 1)
     assert found == [
         ["sampled", "base_validated"],
         ["sampled", "epoch_ended"],
         ["warned"],
-        ["epoch_ended"],
+        ["epoch_ended", "epoch_ended"],
         ["stopped_early"],
         ["tested", "exported", "finished"],
     ]

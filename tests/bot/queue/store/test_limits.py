@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from bot.config import LimitSettings
 from bot.db import Database
-from bot.errors import NotEnoughGpus, OverBudget, PriorityNotAllowed
+from bot.errors import AboveCeiling, NotEnoughGpus, OverBudget, PriorityNotAllowed
 from bot.outbox import Outbox
 from bot.queue import Priority
 from bot.queue.domain.job import StopIntent
@@ -56,7 +56,7 @@ def test_a_member_without_such_a_role_has_the_configured_limits() -> None:
     assert (allowance.max_running, allowance.gpu_hours_per_week) == (None, None)
 
 
-def test_for_each_limit_the_most_generous_role_counts_also_below_the_default() -> None:
+def test_for_each_limit_the_most_generous_role_counts() -> None:
     small = RoleLimit(role_id=1, max_epochs=10, max_waiting=1, gpu_hours_per_week=2)
     large = RoleLimit(role_id=2, max_epochs=50, max_running=4)
 
@@ -65,10 +65,41 @@ def test_for_each_limit_the_most_generous_role_counts_also_below_the_default() -
     assert (both.max_epochs, both.max_waiting, both.max_running, both.gpu_hours_per_week) == (50, 1, 4, 2)
 
 
-def test_zero_running_jobs_means_no_limit() -> None:
+def test_zero_means_any_number() -> None:
     few, any_number = RoleLimit(role_id=1, max_running=2), RoleLimit(role_id=2, max_running=0)
 
-    assert allowance_of(LimitSettings(max_running_per_user=1), [few, any_number], {1, 2}).max_running is None
+    assert allowance_of(LimitSettings(), [few, any_number], {1, 2}).max_running is None
+
+
+@given(st.lists(role_limits, max_size=4), st.sets(st.integers(1, 5)))
+def test_no_role_gets_more_than_is_configured(limits_set: list[RoleLimit], roles: set[int]) -> None:
+    configured = LimitSettings(
+        max_jobs_per_user=2, max_running_per_user=1, max_epochs=20, max_dataset_mib=50, gpu_hours_per_week=5
+    )
+    allowance = allowance_of(configured, limits_set, roles)
+    ceiling = allowance_of(configured, [], roles)
+    for name in ("max_waiting", "max_running", "max_epochs", "max_dataset_mib", "gpu_hours_per_week"):
+        assert getattr(allowance, name) <= getattr(ceiling, name)
+
+
+@pytest.mark.parametrize(
+    ("setting", "limit"),
+    [
+        ("max_jobs_per_user", {"max_waiting": 4}),
+        ("max_epochs", {"max_epochs": 101}),
+        ("max_dataset_mib", {"max_dataset_mib": 100_000}),
+        # 0: any number.
+        ("max_running_per_user", {"max_running": 0}),
+        ("gpu_hours_per_week", {"gpu_hours_per_week": 0}),
+        ("gpu_hours_per_week", {"gpu_hours_per_week": 5.5}),
+    ],
+)
+async def test_a_limit_above_the_configured_one_is_refused(db: Database, setting: str, limit: dict[str, float]) -> None:
+    roles = RoleLimits(db, configured=LimitSettings(max_running_per_user=2, gpu_hours_per_week=5))
+    with pytest.raises(AboveCeiling) as refused:
+        await roles.set(GUILD, RoleLimit.model_validate({"role_id": 5, **limit}), by=9)
+    assert refused.value.setting == setting
+    assert await roles.list(GUILD) == []
 
 
 @given(st.lists(role_limits, max_size=4), st.sets(st.integers(1, 5)), st.integers(1, 5))
@@ -87,7 +118,7 @@ async def test_limits_are_set_replaced_cleared_and_audited(db: Database) -> None
     roles = RoleLimits(db)
     await roles.set(GUILD, RoleLimit(role_id=5, max_epochs=50, max_running=2), by=9)
     await roles.set(GUILD, RoleLimit(role_id=5, max_epochs=60), by=9)
-    await roles.set(99, RoleLimit(role_id=5, max_epochs=900), by=1)
+    await roles.set(99, RoleLimit(role_id=5, max_epochs=90), by=1)
 
     assert await roles.list(GUILD) == [RoleLimit(role_id=5, max_epochs=60)]
     assert (await roles.allowance(GUILD, {5})).max_epochs == 60

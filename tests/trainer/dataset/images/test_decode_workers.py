@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from tests.trainer.dataset.image_files import png
+from tests.trainer.dataset.image_files import encoded, png
 from trainer.dataset.dataset_folder import IMAGES, THUMBNAILS
 from trainer.dataset.images import decode_workers
 from trainer.dataset.images.decode_workers import DecodeResult, DecodeTask, decode_all
@@ -33,6 +36,24 @@ def hangs_on_the_second(task: DecodeTask, limits: Limits) -> DecodeResult:
     while task.number == 2:
         pass
     return _decode_one(task, limits)
+
+
+def notes_and_hangs_on_the_second(task: DecodeTask, limits: Limits) -> DecodeResult:
+    with (task.root / f"begun-{task.number}").open("a") as file:
+        file.write("x")
+    return decode_one_or_hang(task, limits)
+
+
+def decode_one_or_hang(task: DecodeTask, limits: Limits) -> DecodeResult:
+    """As `decode_one`, with a decoder that never ends for the second image."""
+    if task.number == 2:
+        decode_workers._decode_and_store = hang
+    return _decode_one(task, limits)
+
+
+def hang(task: DecodeTask, limits: Limits) -> ImagePixels:
+    while True:
+        pass
 
 
 def tasks(folder: Path, count: int) -> list[DecodeTask]:
@@ -66,7 +87,78 @@ def test_tasks_are_taken_only_as_fast_as_images_are_decoded(tmp_path: Path) -> N
         assert len(taken) <= number + 4
 
 
-def exits_at_once(limits: Limits) -> None:
+def test_an_image_that_took_its_time_is_not_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode_workers, "decode_one", notes_and_hangs_on_the_second)
+
+    results = dict(decode_all(tasks(tmp_path, 4), Limits(decode_cpu_s=1), processes=2))
+
+    lost = results.pop(2)
+    assert isinstance(lost, ImageError)
+    assert "more than 1 s of CPU time" in lost.message
+    assert all(isinstance(result, ImagePixels) for result in results.values())
+    assert (tmp_path / "begun-2").read_text() == "x"
+    assert not list(tmp_path.glob(".decoder*"))
+
+
+#: Decodes with five decoders, and prints the most private memory that all processes had at once, MiB.
+MEASURED = """
+import re, sys, threading, time
+from pathlib import Path
+from trainer.dataset.dataset_folder import IMAGES, THUMBNAILS
+from trainer.dataset.images.decode_workers import DecodeTask, decode_all
+from trainer.dataset.images.image_record import ImagePixels
+from trainer.dataset.input_files import Limits
+
+def private(folder):
+    try:
+        return sum(int(kb) for kb in re.findall(r"Private_\\w+:\\s+(\\d+)", (folder / "smaps_rollup").read_text()))
+    except OSError:
+        return 0
+
+def measure():
+    while not is_over:
+        ours = [each.parent for each in Path("/proc").glob("[0-9]*/stat") if " %d " % group in read(each)]
+        peaks.append(sum(private(folder) for folder in ours) >> 10)
+        time.sleep(0.02)
+
+def read(path):
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+if __name__ == "__main__":
+    import os
+    os.setpgid(0, 0)
+    group, is_over, peaks, root = os.getpgid(0), False, [], Path(sys.argv[1])
+    for name in (IMAGES, THUMBNAILS):
+        (root / name).mkdir()
+    watch = threading.Thread(target=measure)
+    watch.start()
+    tasks = [DecodeTask(number=n, data=(root / "large.png").read_bytes(), root=root) for n in range(1, 9)]
+    results = dict(decode_all(tasks, Limits(memory_bytes=1536 << 20), processes=5))
+    is_over = True
+    watch.join()
+    assert all(isinstance(result, ImagePixels) for result in results.values()), results
+    print(max(peaks))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory on Linux only")
+def test_as_many_images_are_decoded_at_once_as_there_is_memory_for(tmp_path: Path) -> None:
+    (tmp_path / "large.png").write_bytes(encoded(Image.new("RGBA", (6000, 6000), (200, 30, 30, 120)), compress_level=1))
+    script = tmp_path / "measured.py"
+    script.write_text(MEASURED)
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[4])}
+
+    output = subprocess.run([sys.executable, str(script), str(tmp_path)], env=environ, capture_output=True, check=True)
+
+    # Five at once would take 1,800 MiB.
+    assert int(output.stdout) < 1536
+
+
+def exits_at_once(*_arguments: object) -> None:
     os._exit(1)
 
 

@@ -246,8 +246,8 @@ def test_progress_and_sheets_are_called(tmp_path: Path) -> None:
 
 
 def test_a_decoder_that_runs_out_of_memory_costs_only_its_image(tmp_path: Path) -> None:
-    members = {**images(3), "large.png": encoded(Image.new("RGB", (9000, 9000)), compress_level=1)}
-    limits = Limits(worker_memory_bytes=600 * 2**20)
+    members = {**images(3), "large.png": encoded(Image.new("RGBA", (9000, 9000)), compress_level=1)}
+    limits = Limits(memory_bytes=1024 * 2**20)
     report = prepare([make_zip(tmp_path / "a.zip", members)], tmp_path / "out", limits=limits)
     assert kinds(report, "a.zip!large.png")[0] == (FindingKind.TOO_MANY_PIXELS, "dropped")
     assert report.counts.kept == 3

@@ -1,0 +1,251 @@
+"""Messages on a real wire: each arrives once, whatever Discord answers, and no channel waits for another."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.wire.conftest import archive
+from tests.wire.wire_bot import WireBot
+from tests.wire.wire_discord import WireDiscord, WireInteraction
+from tests.wire.wire_faults import Fault, cut, hang, lose_answer, rate_limit, refuse, refuse_html
+from tests.wire.wire_people import Person, person
+from tests.wire.wire_state import WireChannel, WireMessage, bits
+
+pytestmark = pytest.mark.slow
+
+POSTS = "/channels/*/messages"
+CARDS = "/channels/*/messages/*"
+
+
+async def finetune(ana: Person, channel: WireChannel | None = None, *, epochs: int = 1) -> None:
+    """Queue a training, and wait for the receipt."""
+    asked = await ana.slash("finetune", channel, dataset=archive(), epochs=epochs, confirm=False)
+    await ana.discord.until(lambda: asked.is_settled)
+    assert "Queued" in asked.text
+
+
+async def answered(person: Person, command: str, channel: WireChannel | None = None, **options: str) -> WireInteraction:
+    asked = await person.slash(command, channel, **options)
+    await person.discord.until(lambda: asked.is_settled)
+    return asked
+
+
+@pytest.fixture
+def boss(discord: WireDiscord) -> Person:
+    return person(discord, "boss", permissions=bits("manage_guild"))
+
+
+# -- a channel that takes no messages -----------------------------------------------------------------------------
+
+
+async def test_a_result_arrives_once_after_six_seconds_without_permission(
+    discord: WireDiscord, bot: WireBot, ana: Person, boss: Person
+) -> None:
+    await finetune(ana)
+    await discord.deny(discord.channel)
+    direct = discord.dm_of(ana.user)
+    told = (await discord.until(lambda: direct.posts("is done")))[0]
+    assert "/job files id:1" in told.text
+    health = await answered(boss, "admin health")
+    assert f"<#{discord.channel.id}> has taken no messages" in health.text
+    assert "Send Messages" in health.text
+
+    await asyncio.sleep(6)
+    allowed_at = time.time()
+    await discord.allow(discord.channel)
+    done = await discord.until_posted("is done")
+    assert done.arrived_at - allowed_at < 5
+    assert done.mentions == [ana.id]
+    assert any(name.endswith(".safetensors") for name in done.file_names)
+    await asyncio.sleep(2)
+    assert len(discord.channel.posts("is done")) == 1
+    assert len(direct.messages) == 1
+    assert "All is well" in (await answered(boss, "admin health")).text
+    assert "Traceback" not in bot.log
+
+
+async def test_an_owner_without_direct_messages_is_told_in_the_log_channel(
+    discord: WireDiscord, offline_bot: WireBot, ana: Person
+) -> None:
+    logs = discord.add_channel("logs")
+    ana.user.accepts_dms = False
+    offline_bot.configure({"discord": {"log_channel": logs.id}})
+    await offline_bot.start()
+    await offline_bot.until_online()
+    await finetune(ana)
+    await discord.deny(discord.channel)
+    told = await discord.until_posted("is done", logs)
+    assert told.mentions == [ana.id]
+    await discord.allow(discord.channel)
+    await discord.until_posted("is done")
+
+
+async def test_the_result_of_a_deleted_channel_is_told_and_handed_over_elsewhere(
+    discord: WireDiscord, offline_bot: WireBot, ana: Person, ben: Person, boss: Person
+) -> None:
+    second = discord.add_channel("second")
+    offline_bot.env["FAKE_STEP_S"] = "0.3"
+    await offline_bot.start()
+    await offline_bot.until_online()
+    await finetune(ana)
+    await discord.until_posted("#1 fox")
+    await discord.delete_channel(discord.channel)
+    direct = discord.dm_of(ana.user)
+    await discord.until(lambda: direct.posts("is done"), 40)
+
+    for asked in (await answered(ana, "job files", second, id="1"), await answered(ben, "job files", second, id="1")):
+        assert asked.message is not None
+        assert any(name.endswith(".safetensors") for name in asked.message.file_names)
+    shown = await answered(ana, "job status", second, id="1")
+    assert shown.message is not None
+    pressed = await ana.click(shown.message, "Files")
+    await discord.until(lambda: pressed.is_settled)
+    assert pressed.message is not None
+    assert any(name.endswith(".safetensors") for name in pressed.message.file_names)
+
+    assert "404 10003" in (await answered(boss, "admin health", second)).text
+    asked = await boss.slash("admin resend", second, here=True)
+    await discord.until(lambda: asked.is_settled)
+    done = await discord.until_posted("is done", second)
+    assert done.mentions == [ana.id]
+    await asyncio.sleep(2)
+    assert len(second.posts("is done")) == 1
+
+
+# -- answers that pass --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [refuse_html(403), refuse(500), refuse_html(502), refuse(403), cut(), lose_answer()],
+    ids=["cloudflare", "500", "502", "403 without a code", "cut", "answer lost"],
+)
+async def test_what_passes_within_six_seconds_loses_and_doubles_nothing(
+    discord: WireDiscord, bot: WireBot, ana: Person, fault: Fault
+) -> None:
+    with discord.faults.on("*", POSTS, fault, channel=discord.channel.id, for_s=6) as rule:
+        await finetune(ana)
+        done = await discord.until_posted("is done", seconds=40)
+    assert rule.hits
+    assert any(name.endswith(".safetensors") for name in done.file_names)
+    await asyncio.sleep(3)
+    kinds = ("#1 fox** · **before training", "#1 fox** · **epoch 1/1", "is done")
+    assert [len(discord.channel.posts(kind)) for kind in kinds] == [1, 1, 1]
+    assert not discord.dm_of(ana.user).messages
+
+
+async def test_being_away_costs_no_tries(discord: WireDiscord, bot: WireBot, ana: Person) -> None:
+    bot_rows = "SELECT MAX(tries) AS tries, MAX(errors) AS errors FROM outbox"
+    await finetune(ana)
+    await discord.stop()
+    await asyncio.sleep(10)
+    await discord.start()
+    back_at = time.time()
+    # One hiccup after the outage.
+    with discord.faults.on("POST", POSTS, refuse(503), times=1):
+        done = await discord.until_posted("is done", seconds=60)
+    assert bot.rows(bot_rows)[0]["tries"] <= 1
+    await discord.until(lambda: len(discord.channel.messages) >= 4)
+    assert done.arrived_at - back_at < 40
+
+
+# -- smaller forms ------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_too_large_comes_without_files_and_they_are_handed_over_on_demand(
+    discord: WireDiscord, bot: WireBot, ana: Person
+) -> None:
+    with discord.faults.on("POST", POSTS, refuse_html(413), channel=discord.channel.id, with_files=True):
+        await finetune(ana)
+        done = await discord.until_posted("is done")
+    assert done.file_names == []
+    assert "/job files id:1" in done.text
+    handed = await answered(ana, "job files", id="1")
+    assert handed.message is not None
+    assert any(name.endswith(".safetensors") for name in handed.message.file_names)
+
+
+async def test_a_refused_form_comes_as_text_and_a_card_is_drawn_at_its_next_change(
+    discord: WireDiscord, bot: WireBot, ana: Person
+) -> None:
+    bad_form = refuse(400, code=50035, message="Invalid Form Body")
+    with (
+        discord.faults.on("POST", POSTS, bad_form, channel=discord.channel.id, with_files=True),
+        # Both forms of one version of the card.
+        discord.faults.on("PATCH", CARDS, bad_form, channel=discord.channel.id, times=2) as rule,
+    ):
+        await finetune(ana)
+        done = await discord.until_posted("is done")
+        await discord.until(lambda: len(rule.hits) == 2)
+    assert done.content
+    assert done.components == []
+    assert done.mentions == [ana.id]
+    await discord.until(lambda: discord.channel.posts("**Done**"))
+    # The form is logged under the reference at the end of the text.
+    assert f"ref {done.text[-8:]}" in bot.log
+
+
+# -- no channel waits for another ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [hang(), rate_limit(20), refuse(500), refuse(503), rate_limit(600)],
+    ids=["hang", "429 of 20 s", "500", "503", "429 of 600 s"],
+)
+async def test_trouble_in_one_channel_delays_another_by_less_than_three_seconds(
+    discord: WireDiscord, offline_bot: WireBot, ana: Person, ben: Person, fault: Fault
+) -> None:
+    second = discord.add_channel("second")
+    offline_bot.configure({"queue": {"poll_s": 0.05, "slots": 2}})
+    await offline_bot.start()
+    await offline_bot.until_online()
+    with discord.faults.on("*", POSTS, fault, channel=discord.channel.id) as rule:
+        await finetune(ana)
+        await discord.until(lambda: rule.hits)
+        queued_at = time.time()
+        await finetune(ben, second, epochs=2)
+        card = await discord.until_posted("#2 fox", second)
+        done = await discord.until_posted("is done", second)
+    assert card.arrived_at - queued_at < 3
+    ended_at = offline_bot.rows("SELECT created_at FROM outbox WHERE dedupe_key = 'job:2:end'")[0]["created_at"]
+    assert done.arrived_at - ended_at < 3
+
+
+async def test_a_global_rate_limit_delays_all_and_ends(
+    discord: WireDiscord, offline_bot: WireBot, ana: Person, ben: Person
+) -> None:
+    second = discord.add_channel("second")
+    await offline_bot.start()
+    await offline_bot.until_online()
+    with discord.faults.on("POST", POSTS, rate_limit(4, is_global=True), channel=discord.channel.id, times=1) as rule:
+        await finetune(ana)
+        await discord.until(lambda: rule.hits)
+        await finetune(ben, second, epochs=2)
+        posted = await discord.until_posted("#2 fox", second)
+    assert 3.5 < posted.arrived_at - rule.hits[0] < 7
+    await discord.until_posted("is done")
+
+
+async def test_an_edit_that_is_not_allowed_any_more_costs_a_new_card_and_no_time(
+    discord: WireDiscord, tmp_path: Path, ana: Person
+) -> None:
+    async with WireBot(discord, tmp_path, env={"FAKE_STEP_S": "0.5"}):
+        await finetune(ana)
+        old = await discord.until_posted("#1 fox")
+        # 30046: edits of a message older than an hour.
+        with discord.faults.on("PATCH", f"/channels/*/messages/{old.id}", rate_limit(3, code=30046)) as rule:
+            await discord.until(lambda: rule.hits)
+            new = await discord.until(lambda: _cards_after(discord, old))
+        assert len(rule.hits) == 1
+        assert new[0].arrived_at - rule.hits[0] < 2
+        await discord.until(lambda: "**Done**" in new[0].text)
+        assert len(_cards_after(discord, old)) == 1
+
+
+def _cards_after(discord: WireDiscord, old: WireMessage) -> list[WireMessage]:
+    return [each for each in discord.channel.posts("### ") if each.id > old.id and "is done" not in each.text]
