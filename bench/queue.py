@@ -18,6 +18,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 
@@ -27,6 +28,9 @@ from bot.outbox import Outbox
 from bot.queue import JobStore, NewJob, Slot
 from bot.queue.planning.estimates import Estimates
 from bot.queue.planning.forecast import Forecaster
+from bot.ui.job_card import job_choice
+from bot.ui.layout import MessageContent
+from bot.ui.queue_pages import MAX_LISTED, BoardSnapshot, queue_board
 from trainer.protocol.events import BandLoss, EpochEnded, Event, Finished, StepDone, ValidationLoss
 from trainer.protocol.spec import make_spec
 
@@ -35,16 +39,20 @@ _GUILD, _CHANNEL = 10, 100
 _SPEC = make_spec({"name": "fox", "dataset": "/nowhere"})
 _COUNTS = '{"images":90,"kept":90,"dropped":0,"refused":0,"train":70,"validation":10,"test":10,"captioned":90}'
 
-_ENDED = """
+#: Each job has its own settings, so that nothing is parsed once for all.
+_OWN_SPEC = "json_set(:spec, '$.training.seed', n)"
+_ENDED = f"""
 WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < :jobs)
 INSERT INTO job (id, interaction_id, guild_id, channel_id, owner_id, dataset_id, name, spec, state, turn, attempt,
     claim_number, created_at, started_at, ended_at)
-SELECT n, n, :guild, :channel, n % :people, 1, 'fox', :spec, 'succeeded', n / :people, 1, n, n, n, n + 60 FROM number
+SELECT n, n, :guild, :channel, n % :people, 1, 'fox', {_OWN_SPEC}, 'succeeded', n / :people, 1, n, n, n, n + 60
+FROM number
 """
-_WAITING = """
+_WAITING = f"""
 WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < :jobs)
 INSERT INTO job (interaction_id, guild_id, channel_id, owner_id, dataset_id, name, spec, state, turn, created_at)
-SELECT 10000000 + n, :guild, :channel, n % :people, 1, 'fox', :spec, 'queued', 1000000 + n / :people, n FROM number
+SELECT 10000000 + n, :guild, :channel, n % :people, 1, 'fox', {_OWN_SPEC}, 'queued', 1000000 + n / :people, n
+FROM number
 """
 _STARTS = """
 INSERT INTO attempt (job_id, attempt, guild_id, owner_id, gpus, slots, started_at, ended_at, outcome)
@@ -86,22 +94,27 @@ class BenchDatabase:
 async def bench_database(folder: Path, ended: int, waiting: int) -> AsyncIterator[BenchDatabase]:
     """Open a new database with `ended` and `waiting` jobs."""
     async with open_db(folder / f"{ended}-{waiting}.db") as db:
-        values = {"guild": _GUILD, "channel": _CHANNEL, "people": _USERS, "spec": _SPEC.model_dump_json()}
-        async with db.transaction() as connection:
-            await connection.execute_fetchall(
-                """INSERT INTO dataset (id, guild_id, owner_id, name, sha256, digest, counts, summary, created_at)
-                   VALUES (1, ?, 1, 'foxes', 'a', 'd', ?, '', 0)""",
-                (_GUILD, _COUNTS),
-            )
-            await connection.execute_fetchall(_ENDED, {**values, "jobs": ended})
-            await connection.execute_fetchall(_WAITING, {**values, "jobs": waiting})
-            await connection.execute_fetchall(_STARTS)
-            await connection.execute_fetchall(_MEASURES)
-            await connection.execute_fetchall("ANALYZE")
+        await fill(db, ended, waiting, guild_id=_GUILD, channel_id=_CHANNEL)
         store = JobStore(db, Outbox(db), data_dir=folder, limits=LimitSettings(max_jobs_per_user=100))
         await store.slots.set([Slot(id="gpu:0", device="0", name="GPU 0")])
         forecaster = Forecaster(db, store.control, Estimates(db))
         yield BenchDatabase(ended, waiting, db, store, forecaster)
+
+
+async def fill(db: Database, ended: int, waiting: int, *, guild_id: int, channel_id: int) -> None:
+    """Put a dataset, and `ended` and `waiting` jobs of 50 users into a new database."""
+    values = {"guild": guild_id, "channel": channel_id, "people": _USERS, "spec": _SPEC.model_dump_json()}
+    async with db.transaction() as connection:
+        await connection.execute_fetchall(
+            """INSERT INTO dataset (id, guild_id, owner_id, name, sha256, digest, counts, summary, created_at)
+               VALUES (1, ?, 1, 'foxes', 'a', 'd', ?, '', 0)""",
+            (guild_id, _COUNTS),
+        )
+        await connection.execute_fetchall(_ENDED, {**values, "jobs": ended})
+        await connection.execute_fetchall(_WAITING, {**values, "jobs": waiting})
+        await connection.execute_fetchall(_STARTS)
+        await connection.execute_fetchall(_MEASURES)
+        await connection.execute_fetchall("ANALYZE")
 
 
 async def one_round(bench: BenchDatabase) -> None:
@@ -127,12 +140,35 @@ async def one_round(bench: BenchDatabase) -> None:
     last = (await bench.store.queued_ids())[-1]
     await bench.timed("position of the last", lambda: bench.store.queue_position(last))
     await bench.timed("expected starts", bench.forecaster.all)
+    await bench.timed("the page of /queue", lambda: queue_page(bench))
+    await bench.timed("choices of /job status", lambda: choices(bench, ""))
+    await bench.timed("choices for a text that nothing has", lambda: choices(bench, "cat"))
     await bench.timed("one job", lambda: bench.store.get(job.id))
     await bench.timed("newest 15 jobs", lambda: bench.store.recent(_GUILD, 15))
     await bench.timed("end of a job", lambda: bench.store.attempts.ingest(job.id, job.attempt, [_finished(22)], 22))
     again = await bench.timed("claim", bench.store.attempts.claim)
     assert again is not None
     await bench.store.attempts.ingest(again.id, again.attempt, [_finished(1)], 1)  # type: ignore[attr-defined]
+
+
+async def queue_page(bench: BenchDatabase) -> MessageContent:
+    """Make the answer to `/queue`."""
+    shown = await bench.store.living(_GUILD, most=MAX_LISTED)
+    snapshot = BoardSnapshot(
+        now=datetime.now(UTC),
+        jobs=shown,
+        counts=await bench.store.count_living(_GUILD),
+        positions=await bench.store.queue_positions([job.id for job in shown]),
+        forecasts=await bench.forecaster.all(),
+        slots=await bench.store.slots.all(with_unused=True),
+        queue_pause=await bench.store.control.read(),
+    )
+    return queue_board(snapshot)
+
+
+async def choices(bench: BenchDatabase, typed: str) -> list[str]:
+    """Make the choices of a command that takes any job."""
+    return [job_choice(job) for job in await bench.store.search(_GUILD, typed)]
 
 
 def _step(seq: int) -> Event:
@@ -178,7 +214,7 @@ async def long_job(bench: BenchDatabase, epochs: int) -> tuple[float, float]:
 async def measure(folder: Path, rounds: int) -> None:
     """Create the databases, measure round by round, and print the table."""
     async with AsyncExitStack() as stack:
-        sizes = [(10, 100), (1000, 100), (100_000, 100), (1000, 1000), (1000, 10_000)]
+        sizes = [(10, 100), (1000, 100), (100_000, 100), (1000, 2000), (1000, 10_000)]
         databases = [await stack.enter_async_context(bench_database(folder, *size)) for size in sizes]
         for _ in range(rounds):
             for each in databases:

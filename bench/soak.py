@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import random
 import signal
@@ -24,6 +25,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.soak_bot import DISCORD_FILE
 from bench.soak_checks import Finding, findings
 from bench.soak_claims import COUNTS, claim_all
 from bench.soak_trainer import SLOTS_FOLDER
@@ -108,11 +110,12 @@ class Users:
             owner_id=1 + self.submitted % self.users,
             dataset_id=1,
             spec=_SPEC,
+            max_waiting=self.jobs,
         )
-        job = await self.store.submit(new, max_waiting=self.jobs)
+        job = await self.store.submit(new)
         if self.chance.random() < 0.2:
             self.done["submitted twice"] += 1
-            assert (await self.store.submit(new, max_waiting=self.jobs)).id == job.id
+            assert (await self.store.submit(new)).id == job.id
         self.plans[job.id] = self.chance.choices(list(_ACTIONS), list(_ACTIONS.values()))[0]
 
     async def _act_on(self, job_id: int, state: State) -> None:
@@ -229,8 +232,10 @@ async def soak(data_dir: Path, options: argparse.Namespace) -> list[Finding]:
             bot.kill()
         await db.checkpoint()
     log = bot.log.read_text(encoding="utf-8", errors="replace")
+    lines = [json.loads(line) for line in (data_dir / DISCORD_FILE).read_text(encoding="utf-8").splitlines()]
+    made = Counter(line["nonce"] for line in lines if line["text"])
     return [
-        *findings(data_dir, options.jobs),
+        *findings(data_dir, options.jobs, made, len(lines) - made.total()),
         Finding(what="errors in the bot's log", figure=str(log.count("Traceback")), holds="Traceback" not in log),
         *(Finding(what=what, figure=str(number)) for what, number in sorted((users.done + faults.done).items())),
         Finding(what="seconds", figure=f"{time.monotonic() - begin:.0f}"),

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bot.config import CardSettings, QueueSettings
 from bot.db import DATABASE_FILE, hold_data_folder, open_db
-from bot.outbox import Notification, Outbox, Sender
+from bot.outbox import MessageForm, Notification, Outbox, Sender
 from bot.queue import Dispatcher, JobStore
 from bot.runners import LocalRunner
 
@@ -25,12 +25,18 @@ SETTINGS = QueueSettings(max_attempts=20, poll_s=0.05, retry_pause_s=0, stop_gra
 
 
 class FileDiscord:
-    """Implements `Post` on a file, one line per message; as on Discord, a nonce is accepted once."""
+    """Implements `Transport` on a file, one line per message; as on Discord, a nonce is accepted once."""
 
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         self._texts: dict[str, str] = {line["nonce"]: line["text"] for line in lines if line["text"]}
+
+    def is_ready(self) -> bool:
+        return True
+
+    async def open_dm(self, user_id: int) -> int:
+        return user_id
 
     async def send(self, channel_id: int, message: str, nonce: str) -> int:
         # A repeated nonce makes no second message; it is recorded as a line without text.
@@ -47,7 +53,7 @@ class FileDiscord:
         return next((number for number, text in enumerate(self._texts.values(), 1) if marker in text), None)
 
 
-async def render(notification: Notification, marker: str) -> str:
+async def render(notification: Notification, marker: str, form: MessageForm) -> str:
     return f"{notification.kind} of #{notification.job_id} · {marker}"
 
 
