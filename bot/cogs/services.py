@@ -112,7 +112,8 @@ async def _with_position(services: Services, job: Job, context: JobContext) -> J
 async def _forecast(services: Services, job: Job) -> StartForecast:
     found = await services.forecaster.of(job.id)
     if found is None:
-        return StartForecast()
+        # It has started meanwhile, or is far back in the line.
+        return StartForecast(seconds=job.estimate_s, usual_error=await _usual_error(services, job))
     starts_at = None if found.starts_at is None else datetime.fromtimestamp(found.starts_at, UTC)
     return StartForecast(starts_at=starts_at, seconds=found.seconds, usual_error=await _usual_error(services, job))
 

@@ -10,6 +10,7 @@ import pytest
 
 from bot.errors import DarkroomError, TooManyEpochs
 from bot.queue import Priority, RoleLimit, Slot, State
+from bot.queue.planning.forecast import Forecaster
 from tests.bot.cogs.conftest import World, answer, archive, world
 from tests.bot.cogs.dataset_helpers import buttons, press
 from tests.bot.ui.rendering import check_messages
@@ -145,6 +146,19 @@ async def test_a_manager_may_use_high_priority(data_dir: Path) -> None:
         await lab.finetune(lab.add_manager(), priority="high")
         (job,) = await lab.recent()
         assert job.priority is Priority.HIGH
+
+
+async def test_a_job_that_starts_while_it_is_answered_shows_its_estimate(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(data_dir) as lab:
+        await lab.train()
+
+        async def gone(_forecaster: Forecaster, _job_id: int) -> None:
+            return None
+
+        monkeypatch.setattr(Forecaster, "of", gone)
+        assert "runs about" in answer(await lab.finetune(seed=2))
 
 
 async def test_estimates_are_shown_and_the_gpu_hours_of_a_week_are_limited(data_dir: Path) -> None:
