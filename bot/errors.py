@@ -25,7 +25,7 @@ DarkroomError
 │   ├── TooManyEpochs
 │   ├── TooManyRuns          the study has more runs than one may have
 │   ├── OverBudget           it needs more GPU hours than its owner has left this week
-│   ├── UnknownHours         nobody can tell whether a study fits into the GPU hours of the week
+│   ├── UnknownHours         there is no estimate of whether a study fits into the GPU hours of the week
 │   ├── NotEnoughGpus        it asks for more GPUs than there are slots
 │   ├── PriorityNotAllowed   high priority is for managers of the server
 │   ├── JobFilesDeleted      its files were deleted, so it cannot be retried
@@ -344,8 +344,8 @@ class UnknownHours(JobRefused):
         self.left_h = left_h
         super().__init__(
             _(
-                "You have {left} GPU-h left until Monday, and nothing like this was trained here before, so nobody can "
-                "tell whether all runs of the study fit. Nothing was queued; train one job with these settings first "
+                "You have {left} GPU-h left until Monday. Nothing like this was trained here before, so I cannot "
+                "estimate whether all runs of the study fit. Nothing was queued. Train one job with these settings first "
                 "(`/finetune`).",
                 left=_hours(left_h),
             )

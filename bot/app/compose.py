@@ -230,7 +230,7 @@ class App:
     async def _render_full(self, notification: Notification, marker: str, *, file_limit: int | None) -> MessageContent:
         if notification.kind is NotificationKind.NEWS:
             return news_post(notification, marker)
-        if notification.kind is NotificationKind.UPLOAD:
+        if notification.kind is NotificationKind.ANSWER:
             return upload_post(notification, marker)
         job = await self.services.jobs.get(notification.job_id) if notification.job_id else None
         if notification.kind is NotificationKind.UNDELIVERED:

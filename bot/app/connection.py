@@ -74,7 +74,7 @@ async def stay_connected(app: App, token: str, token_env: str) -> None:
             # discord.py raises AttributeError if its first connection to the gateway fails (discord.py#10520).
             reason = repr(error)
         except Exception:
-            log.exception("the connection to Discord failed in a way that nobody expected")
+            log.exception("the connection to Discord ended with an unexpected error")
             reason = "see above"
         failures = 1 if client.connected_for_s >= _GOOD_S else failures + 1
         pause_s = backoff_s(failures, _FIRST_PAUSE_S, _LONGEST_PAUSE_S)

@@ -177,7 +177,7 @@ class InteractionGate:
     async def _answer_in_channel(self, interaction: discord.Interaction, why: Unanswered, sentence: str) -> None:
         what = f"`/{interaction.command.qualified_name}`" if interaction.command else ""
         notification = Notification(
-            kind=NotificationKind.UPLOAD,
+            kind=NotificationKind.ANSWER,
             dedupe_key=f"answer:{interaction.id}",
             detail=unanswered_words(what, why, sentence, is_carried_out=is_acknowledged(interaction)),
             guild_id=interaction.guild_id or 0,

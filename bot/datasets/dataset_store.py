@@ -138,7 +138,7 @@ class DatasetStore:
         Args:
             uploads: The files.
             max_bytes: Limit on all of them together; the configured one if None.
-            owner_id: Whose datasets count; None: nobody's.
+            owner_id: Whose datasets count; None: no limit applies.
 
         Raises:
             DatasetTooLarge: They are larger; nothing is left behind.
@@ -456,7 +456,7 @@ class DatasetStore:
         try:
             yield
         except DatasetRefused:
-            # Nothing is awaited between the check and the rename: whoever receives the same files claims them first.
+            # Nothing is awaited between the check and the rename: another upload of the same files claims them first.
             if await self._db.one(_IS_NEEDED, (sha256,)) is None and self._in_hand[sha256] == 1:
                 with temporary_folder(self._incoming) as trash, suppress(FileNotFoundError):
                     received.source.rename(trash / SOURCE)

@@ -35,8 +35,8 @@ class NotificationKind(StrEnum):
     PAUSED = "paused"
     #: Of no job (`job_id` 0): a digest, a full disk, a restart. `detail` is the news.
     NEWS = "news"
-    #: What became of files that an earlier bot had received; mentions `owner_id`. `detail` is the text.
-    UPLOAD = "upload"
+    #: Of no job: what an interaction could not be answered with; mentions `owner_id`. `detail` is the text.
+    ANSWER = "answer"
     #: Another message could not be delivered: tells its owner elsewhere, in a direct message or the log channel.
     UNDELIVERED = "undelivered"
 

@@ -1,7 +1,7 @@
 """The outbox: notifications that are each sent once, and one live card for each job, which shows its newest state.
 
 A message that fails keeps its row and its reason. It waits for its next try, for its channel (`Hold`), or, once it is
-dead, for somebody who sends it again.
+dead, for `/admin resend`.
 """
 
 from __future__ import annotations

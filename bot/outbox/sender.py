@@ -47,7 +47,7 @@ _MAX_OFFLINE_PAUSE_S = 10.0
 #: Errors of the bot itself (not of Discord) after which a message is given up.
 _MAX_ERRORS = 5
 #: Their owner is told at once if they cannot be delivered.
-_AWAITED = frozenset({NotificationKind.DONE, NotificationKind.FAILED, NotificationKind.UPLOAD})
+_AWAITED = frozenset({NotificationKind.DONE, NotificationKind.FAILED, NotificationKind.ANSWER})
 
 _Route: TypeAlias = tuple[Destination, bool]
 

@@ -71,7 +71,7 @@ class SendLater(DeliveryFailed):
 
 
 class ChannelHeld(DeliveryFailed):
-    """The channel takes no messages until somebody changes it: keep them, and look again."""
+    """The channel takes no messages until its permissions change: keep them, and look again."""
 
     def __init__(self, reason: str, *, kind: HoldReason) -> None:
         super().__init__(reason)

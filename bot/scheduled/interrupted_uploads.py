@@ -165,7 +165,7 @@ class InterruptedUploads:
 
 def _notification(upload: PendingUpload, detail: str, *, draft_id: int = 0, dataset_id: int = 0) -> Notification:
     return Notification(
-        kind=NotificationKind.UPLOAD,
+        kind=NotificationKind.ANSWER,
         dedupe_key=f"upload:{upload.interaction_id}",
         detail=detail,
         guild_id=upload.guild_id,

@@ -17,8 +17,8 @@ _DATASET = re.compile(r"ds:([0-9]{1,18}):([a-z_]{1,20})(?::([0-9a-z]{1,40}))?")
 _ADMIN = re.compile(r"admin:([a-z_]{1,20}):([0-9a-z]{1,40})")
 
 
-class JobButton(ui.DynamicItem[ui.Button[ui.LayoutView]], template=r"(?s:job:.*)"):
-    """A button about a job; a press is dispatched as `job_button` with the job's number and the verb."""
+class _PersistentButton(ui.DynamicItem[ui.Button[ui.LayoutView]], template=r"(?!)"):
+    """A button that is known by its custom id alone."""
 
     @classmethod
     async def from_custom_id(
@@ -26,6 +26,10 @@ class JobButton(ui.DynamicItem[ui.Button[ui.LayoutView]], template=r"(?s:job:.*)
     ) -> Self:
         assert isinstance(item, ui.Button)
         return cls(item)
+
+
+class JobButton(_PersistentButton, template=r"(?s:job:.*)"):
+    """A button about a job; a press is dispatched as `job_button` with the job's number and the verb."""
 
     async def callback(self, interaction: discord.Interaction[Any]) -> None:
         # Through the client: layouts know nothing of stores, and errors are reported in one place.
@@ -34,15 +38,8 @@ class JobButton(ui.DynamicItem[ui.Button[ui.LayoutView]], template=r"(?s:job:.*)
         interaction.client.dispatch("job_button", interaction, int(job_id), verb)
 
 
-class DatasetButton(ui.DynamicItem[ui.Button[ui.LayoutView]], template=r"(?s:ds:.*)"):
+class DatasetButton(_PersistentButton, template=r"(?s:ds:.*)"):
     """A button about a dataset; a press is dispatched as `dataset_button` with number, verb, and argument."""
-
-    @classmethod
-    async def from_custom_id(
-        cls, interaction: discord.Interaction[Any], item: ui.Item[Any], match: re.Match[str], /
-    ) -> Self:
-        assert isinstance(item, ui.Button)
-        return cls(item)
 
     async def callback(self, interaction: discord.Interaction[Any]) -> None:
         found = _DATASET.fullmatch(self.custom_id)
@@ -50,15 +47,8 @@ class DatasetButton(ui.DynamicItem[ui.Button[ui.LayoutView]], template=r"(?s:ds:
         interaction.client.dispatch("dataset_button", interaction, int(dataset_id), verb, arg)
 
 
-class AdminButton(ui.DynamicItem[ui.Button[ui.LayoutView]], template=r"(?s:admin:.*)"):
+class AdminButton(_PersistentButton, template=r"(?s:admin:.*)"):
     """A button for operators; a press is dispatched as `admin_button` with its verb and argument."""
-
-    @classmethod
-    async def from_custom_id(
-        cls, interaction: discord.Interaction[Any], item: ui.Item[Any], match: re.Match[str], /
-    ) -> Self:
-        assert isinstance(item, ui.Button)
-        return cls(item)
 
     async def callback(self, interaction: discord.Interaction[Any]) -> None:
         found = _ADMIN.fullmatch(self.custom_id)

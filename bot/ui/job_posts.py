@@ -231,7 +231,7 @@ def undelivered_post(notification: Notification, job: Job | None, marker: str) -
         case NotificationKind.FAILED:
             news = _("{job} failed.", job=name)
             commands = _("`/job status id:{job}` says why.", job=notification.job_id)
-        case NotificationKind.UPLOAD:
+        case NotificationKind.ANSWER:
             news = notification.detail
         case _:
             news = _("There is news of {job}.", job=name)

@@ -130,7 +130,7 @@ async def test_received_files_become_the_requested_draft(place: Place) -> None:
     await place.receive_upload()
     await place.start()
     (notification,) = await place.answers()
-    assert (notification.kind, notification.owner_id) == (NotificationKind.UPLOAD, ANA)
+    assert (notification.kind, notification.owner_id) == (NotificationKind.ANSWER, ANA)
     assert "(dataset **0**, 6 images kept)" in notification.detail
     assert notification.draft_id
     draft = await place.drafts.get(notification.draft_id)
@@ -250,7 +250,7 @@ async def test_a_job_that_was_queued_before_the_kill_needs_no_answer(place: Plac
     )
     await place.start()
     assert [
-        notification for notification in await place.answers() if notification.kind is NotificationKind.UPLOAD
+        notification for notification in await place.answers() if notification.kind is NotificationKind.ANSWER
     ] == []
     assert len(await place.requests()) == 1
 

@@ -242,7 +242,7 @@ def test_what_is_posted_in_place_of_an_answer() -> None:
 @pytest.mark.parametrize(("draft_id", "expected"), [(7, ["ds:12:request:7"]), (0, [])])
 def test_an_upload_post_notifies_its_owner_and_shows_a_waiting_draft(draft_id: int, expected: list[str]) -> None:
     notification = Notification(
-        kind=NotificationKind.UPLOAD, detail="It is ready.", owner_id=OWNER, draft_id=draft_id, dataset_id=12
+        kind=NotificationKind.ANSWER, detail="It is ready.", owner_id=OWNER, draft_id=draft_id, dataset_id=12
     )
     post = upload_post(notification, "3fa8c1d2")
     assert post.mentions == OWNER

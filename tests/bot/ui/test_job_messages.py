@@ -280,7 +280,7 @@ def test_what_could_not_be_posted_is_told_elsewhere() -> None:
             kind=NotificationKind.UNDELIVERED, job_id=42, owner_id=OWNER, undelivered=about, detail="Ready now."
         )
 
-    done, failed, upload = NotificationKind.DONE, NotificationKind.FAILED, NotificationKind.UPLOAD
+    done, failed, upload = NotificationKind.DONE, NotificationKind.FAILED, NotificationKind.ANSWER
     held, gone = UndeliveredReason.HELD, UndeliveredReason.GONE
     notices = {
         "a result, no permission": notice(held, done, HoldReason.NO_PERMISSION),

@@ -124,7 +124,7 @@ def job_messages(folder: Path) -> Iterator[MessageContent]:
     yield failed_post(worst, here, failed, HOSTILE)
     yield from files_reply(dataclasses.replace(worst, state=State.SUCCEEDED), here, (exported(), exported("diffusers")))
     about = Undelivered(reason=UndeliveredReason.HELD, hold=HoldReason.NO_ACCESS, channel_id=10**17)
-    for kind in (NotificationKind.DONE, NotificationKind.UPLOAD):
+    for kind in (NotificationKind.DONE, NotificationKind.ANSWER):
         undelivered = about.model_copy(update={"kind": kind})
         notification = Notification(
             kind=NotificationKind.UNDELIVERED, job_id=1, owner_id=OWNER, detail="x" * 3000, undelivered=undelivered
@@ -188,7 +188,7 @@ def dataset_messages(folder: Path) -> Iterator[MessageContent]:
             upload_failed(upload, why),
         ):
             notification = Notification(
-                kind=NotificationKind.UPLOAD, detail=text, owner_id=OWNER, draft_id=10**17, dataset_id=10**17
+                kind=NotificationKind.ANSWER, detail=text, owner_id=OWNER, draft_id=10**17, dataset_id=10**17
             )
             yield upload_post(notification, MARKER)
 
