@@ -345,8 +345,8 @@ class UnknownHours(JobRefused):
         super().__init__(
             _(
                 "You have {left} GPU-h left until Monday. Nothing like this was trained here before, so I cannot "
-                "estimate whether all runs of the study fit. Nothing was queued. Train one job with these settings first "
-                "(`/finetune`).",
+                "estimate whether all runs of the study fit. Nothing was queued. Train one job with these settings "
+                "first (`/finetune`).",
                 left=_hours(left_h),
             )
         )
