@@ -8,7 +8,6 @@ import itertools
 import json
 import lzma
 import struct
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -124,22 +123,20 @@ def test_long_captions_of_near_duplicates_are_compared_by_what_a_model_reads() -
 
 
 @pytest.mark.parametrize(
-    ("caption", "rules", "expected"),
+    ("caption", "rules", "expected", "calls"),
     [
-        ("fox, " + "(" * 16_000 + "old" + ")" * 16_000, CaptionRules(strip=("old",)), "fox"),
-        ("fox" + " hd" * 8_000, CaptionRules(suffix="hd"), "fox hd"),
-        ("hd " * 8_000 + "fox", CaptionRules(prefix="hd"), "hd fox"),
-        ("a " * 8_000 + "fox " + "b " * 8_000, CaptionRules(strip=("a b",)), None),
-        ("a " * 8_000 + "b " * 8_000, CaptionRules(strip=("a b",)), None),
+        ("fox, " + "(" * 16_000 + "old" + ")" * 16_000, CaptionRules(strip=("old",)), "fox", 150_000),
+        ("fox" + " hd" * 8_000, CaptionRules(suffix="hd"), "fox hd", 150_000),
+        ("hd " * 8_000 + "fox", CaptionRules(prefix="hd"), "hd fox", 150_000),
+        # With a pass for each pair: 256 million.
+        ("a " * 8_000 + "b " * 8_000, CaptionRules(strip=("a b",)), None, 4_000_000),
     ],
 )
-def test_caption_rules_take_one_pass(caption: str, rules: CaptionRules, expected: str | None) -> None:
-    began = time.process_time()
-    ruled = apply_rules(caption, rules)
+def test_caption_rules_take_few_passes(caption: str, rules: CaptionRules, expected: str | None, calls: int) -> None:
+    with at_most_calls(calls):
+        ruled = apply_rules(caption, rules)
 
     assert expected in (None, ruled)
-    # They take up to 0.1 s. With a pass for each bracket, word or pair they took 2 to 12 s.
-    assert time.process_time() - began < 1
 
 
 def test_a_caption_that_mentions_svg_is_no_image(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -289,9 +288,7 @@ def test_prepare_imports_no_slow_library() -> None:
         "import sys, json, trainer.dataset.preparing.prepare; "
         f"print(json.dumps([m for m in {slow} if m in sys.modules]))"
     )
-    began = time.monotonic()
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, check=True, cwd=Path(__file__).parents[4]
     )
     assert json.loads(result.stdout) == []
-    assert time.monotonic() - began < 20
