@@ -133,7 +133,7 @@ def _setting(base: str, folder: Path) -> Setting:
     images.mkdir()
     for path, content in list(demo_files().items())[:_FILES]:
         (images / Path(path).name).write_bytes(content)
-    prepare([images], folder / "dataset", resolution=resolution)
+    prepare([images], folder / "dataset", resolutions=(resolution,))
     return Setting(base=find(), resolution=resolution, batch_size=batch_size, folder=folder)
 
 
@@ -193,7 +193,7 @@ def _ours(session: Session) -> Callable[[int], None]:
         for _ in range(steps):
             step = order[number % len(order)]
             session.stop.check()
-            progress.add(take_step(session, step, number), images=sum(map(len, step)))
+            progress.add(take_step(session, step, number), images=len(step))
             number += 1
 
     return run

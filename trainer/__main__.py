@@ -5,6 +5,8 @@ python -m trainer caption DATASET_DIR --model MODEL
 python -m trainer preview DATASET_DIR --preset photo --out SHEET.png
 python -m trainer new --dataset DATASET_DIR --base tiny --preset lora --set training.epochs=4 --out JOB_DIR
 python -m trainer run JOB_DIR
+python -m trainer extend JOB_DIR --epochs 10
+python -m trainer new --from JOB_DIR --set training.learning_rate=3e-5 --out NEW_JOB_DIR
 python -m trainer report JOB_DIR
 python -m trainer wait < RUN_OPTIONS
 python -m trainer devices
@@ -47,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         ("preview", data_commands.add_preview, "draw the augmented variants of a dataset"),
         ("new", training_commands.add_new, "write a job folder with its spec.json"),
         ("run", training_commands.add_run, "train a job, or resume it from its last checkpoint"),
+        ("extend", training_commands.add_extend, "give a finished job more epochs"),
         ("wait", training_commands.add_wait, "load the libraries, then train the job named on standard input"),
         ("devices", devices_command.add_options, "print the GPUs that a training could use, as JSON"),
         ("report", training_commands.add_report, "write report.html of a job again"),

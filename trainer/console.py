@@ -22,9 +22,10 @@ from trainer.protocol.events import (
     StoppedEarly,
     TerminalEvent,
     Tested,
+    ValidationLoss,
     Warned,
 )
-from trainer.protocol.text import _, duration, ngettext, size
+from trainer.protocol.text import _, duration, ngettext, size, verdict
 
 #: Called with the phase, the number of items done, and the total.
 Progress: TypeAlias = Callable[[str, int, int], None]
@@ -89,6 +90,10 @@ class Console:
         self._bar.update(event.step - self._bar.n)
 
 
+def _verdict(loss: ValidationLoss) -> str:
+    return verdict(loss.ratio, loss.ratio_low, loss.ratio_high)
+
+
 def describe(event: Event) -> str | None:
     """Return one line about an event, None for events that are not shown."""
     match event:
@@ -96,19 +101,18 @@ def describe(event: Event) -> str | None:
             return _("before training: validation loss {loss:.4f}", loss=event.validation.loss)
         case EpochEnded():
             return _(
-                "epoch {epoch}: loss {loss:.4f}, validation {validation:.4f} ({ratio:.1%} of the base's), {time}",
+                "epoch {epoch}: training loss {loss:.4f}, {verdict}, {time}",
                 epoch=event.epoch,
                 loss=event.train_loss,
-                validation=event.validation.loss,
-                ratio=event.validation.ratio,
+                verdict=_verdict(event.validation),
                 time=duration(event.seconds),
-            ) + ("  * best" if event.is_best else "")
+            ) + ("  * best" if event.is_best and event.validation.ratio < 1 else "")
         case StoppedEarly():
             return event.reason
         case Warned():
             return event.message
         case Tested():
-            return _("test loss {loss:.4f} ({ratio:.1%} of the base's)", loss=event.test.loss, ratio=event.test.ratio)
+            return _("on the test images: {verdict}", verdict=_verdict(event.test))
         case Exported():
             return _(
                 "{format}: {path} ({size}), loaded back and compared",
@@ -118,9 +122,9 @@ def describe(event: Event) -> str | None:
             )
         case Finished():
             return _(
-                "finished: best epoch {epoch}, {ratio:.1%} of the base's validation loss",
+                "finished: epoch {epoch} is {verdict}",
                 epoch=event.best_epoch,
-                ratio=event.best_ratio,
+                verdict=verdict(event.best_ratio),
             )
         case Stopped():
             return _("stopped at step {step}; run it again to resume", step=event.step)

@@ -35,11 +35,12 @@ _IDENTITY = {
     "base_validated": (),
     "sampled": ("epoch",),
     "epoch_ended": ("epoch",),
-    "stopped_early": (),
-    "tested": (),
+    "stopped_early": ("epoch",),
+    "tested": ("epoch",),
     "warned": ("kind", "message"),
     "stage_began": ("stage", "first_epoch"),
     "validated": ("step",),
+    "exported": ("path", "sha256"),
 }
 
 

@@ -9,13 +9,22 @@ import discord
 from discord.ext import commands
 
 from bot.cogs.dataset_commands import list_page
-from bot.cogs.dataset_review import ask_caption, decide, finish_review, review_content, turn_page
+from bot.cogs.dataset_review import (
+    ask_caption,
+    decide,
+    finish_review,
+    review_content,
+    show_each,
+    show_question,
+    turn_page,
+)
 from bot.cogs.drafts import cancel_draft, dataset_card, draft_card, queue_draft
 from bot.cogs.interaction_gate import NUMBER, PAGES, REPORTS, ButtonHandler
 from bot.cogs.lookups import dataset_here, own_dataset, own_draft
 from bot.cogs.replies import Acknowledgement, replace, reply
 from bot.cogs.services import Services
 from bot.datasets import Dataset
+from bot.datasets.decisions import EVERY
 from bot.errors import DuplicateJob, NotFound
 from bot.queue import Draft, State
 from bot.ui.dataset_cards import report_file, report_reply
@@ -24,8 +33,10 @@ from bot.ui.job_replies import duplicate_notice, queued_already
 from bot.ui.layout import text_message
 from trainer.protocol.text import _
 
-#: A pattern of `ReviewImage.key`.
-_IMAGE = "[0-9a-f]{1,40}"
+#: A pattern of `ReviewQuestion.key`, and of an image of a question: `ReviewImage.key` before it.
+_QUESTION = "[a-z_]{1,40}"
+_IMAGE = f"[0-9a-f]{{1,40}}-{_QUESTION}"
+_DECIDED = f"{_IMAGE}|({EVERY})?{_QUESTION}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +88,14 @@ async def _keep(interaction: discord.Interaction, press: DatasetPress, image: st
 
 async def _drop(interaction: discord.Interaction, press: DatasetPress, image: str) -> None:
     await decide(press.services, interaction, press.dataset_id, "drop", image)
+
+
+async def _show_question(interaction: discord.Interaction, press: DatasetPress, question: str) -> None:
+    await show_question(press.services, interaction, await press.dataset(interaction), question)
+
+
+async def _show_each(interaction: discord.Interaction, press: DatasetPress, question: str) -> None:
+    await show_each(press.services, interaction, await press.dataset(interaction), question)
 
 
 async def _mark_right(interaction: discord.Interaction, press: DatasetPress, image: str) -> None:
@@ -158,9 +177,11 @@ HANDLERS: Mapping[str, ButtonHandler] = {
     "review": ButtonHandler(run=_show_review, acknowledgement=_UPDATE, rate=PAGES),
     "prev": ButtonHandler(run=_show_previous, argument=_IMAGE, acknowledgement=_UPDATE, rate=PAGES),
     "next": ButtonHandler(run=_show_next, argument=_IMAGE, acknowledgement=_UPDATE, rate=PAGES),
-    "keep": ButtonHandler(run=_keep, argument=_IMAGE, acknowledgement=_UPDATE),
-    "drop": ButtonHandler(run=_drop, argument=_IMAGE, acknowledgement=_UPDATE),
-    "right": ButtonHandler(run=_mark_right, argument=_IMAGE, acknowledgement=_UPDATE),
+    "question": ButtonHandler(run=_show_question, argument=_QUESTION, acknowledgement=_UPDATE, rate=PAGES),
+    "each": ButtonHandler(run=_show_each, argument=_QUESTION, acknowledgement=_UPDATE, rate=PAGES),
+    "keep": ButtonHandler(run=_keep, argument=_DECIDED, acknowledgement=_UPDATE),
+    "drop": ButtonHandler(run=_drop, argument=_DECIDED, acknowledgement=_UPDATE),
+    "right": ButtonHandler(run=_mark_right, argument=_DECIDED, acknowledgement=_UPDATE),
     "caption": ButtonHandler(run=_ask_caption, argument=_IMAGE, acknowledgement=_FORM),
     "done": ButtonHandler(run=_finish, acknowledgement=_UPDATE),
     "report": ButtonHandler(run=_send_report, rate=REPORTS),

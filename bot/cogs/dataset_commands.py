@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import discord
 from discord import app_commands
@@ -24,6 +25,7 @@ from bot.errors import DatasetRefused
 from bot.ui.dataset_cards import LIST_PAGE, dataset_list, delete_question
 from bot.ui.dataset_forms import Form, UploadForm, rules_form
 from bot.ui.layout import MessageContent
+from trainer.protocol.edits import Layout
 from trainer.protocol.text import _, ngettext
 
 #: File types that the message menu uses; the trainer finds out what they really are.
@@ -58,9 +60,11 @@ class DatasetCommands(
         self._tree.add_command(self._menu)
 
     @app_commands.command(description=_("Upload images: up to ten files, archives too."), extras=_FORM)
-    async def upload(self, interaction: discord.Interaction) -> None:
+    @app_commands.describe(folders=_("plain: train on every image, whatever its folder is called"))
+    async def upload(self, interaction: discord.Interaction, folders: Literal["auto", "plain"] = "auto") -> None:
         has_captioner = bool(self._services.config.captions.model)
-        submitted = self._services.gate.form(self._uploaded, UPLOADS, is_tracked=True)
+        uploaded = partial(self._uploaded, layout=Layout(folders))
+        submitted = self._services.gate.form(uploaded, UPLOADS, is_tracked=True)
         await open_form(interaction, UploadForm(submitted, has_captioner=has_captioner))
 
     @app_commands.command(description=_("Add files to a dataset; its images keep their splits."), extras=_TRACKED)
@@ -151,12 +155,14 @@ class DatasetCommands(
             raise DatasetRefused(_("This message has no images and no archives attached. Nothing was kept."))
         await self._import(interaction, files, ImportRequest())
 
-    async def _uploaded(self, interaction: discord.Interaction, form: Form) -> None:
+    async def _uploaded(self, interaction: discord.Interaction, form: Form, *, layout: Layout) -> None:
         assert isinstance(form, UploadForm)
         texts = form.texts
         request = ImportRequest(
             name=texts["name"].strip() or None,
             trigger=texts["trigger"].strip(),
+            caption_column=texts["caption_column"].strip(),
+            layout=layout,
             wants_captions=form.wants_captions,
             can_manage=interaction.permissions.manage_guild,
         )

@@ -1,8 +1,11 @@
-"""A review of a dataset: which image is shown, and what a press decides about it."""
+"""A review of a dataset: which question or image is shown, and what a press decides about one image or all."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import discord
 
@@ -12,18 +15,19 @@ from bot.cogs.replies import open_form, replace, reply
 from bot.cogs.services import Services
 from bot.datasets import Dataset
 from bot.datasets.decisions import (
+    EVERY,
     ReviewImage,
+    ReviewQuestion,
     current_caption,
-    images_to_review,
-    is_settled,
+    review_questions,
     with_caption,
-    with_decision,
+    with_decisions,
     with_reviewed,
 )
 from bot.errors import NotFound
 from bot.ui.dataset_forms import Form, caption_form
 from bot.ui.layout import MessageContent, text_message
-from bot.ui.review_page import decided_words, nothing_to_review, review_page
+from bot.ui.review_page import decided_words, image_page, nothing_to_review, question_page
 from trainer.protocol.edits import Edits
 from trainer.protocol.text import _
 
@@ -31,45 +35,108 @@ from trainer.protocol.text import _
 _DECIDE = "decide about"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Review:
+    """The questions about a dataset, and which of them, or which image of it, is shown."""
+
+    dataset: Dataset
+    questions: Sequence[ReviewQuestion]
+    question: ReviewQuestion
+    #: None: all images of the question.
+    image: ReviewImage | None = None
+
+    @classmethod
+    async def at(cls, services: Services, dataset: Dataset, arg: str) -> Self:
+        """Return the review where a button points: `question`, `image-question`, or `EVERY` before the question.
+
+        Raises:
+            NotFound: The dataset has changed, and there is no such question or image.
+        """
+        questions = review_questions(await services.datasets.report(dataset))
+        image_key, _dash, question_key = arg.removeprefix(EVERY).rpartition("-")
+        for question in questions:
+            for image in question.images if question.key == question_key else ():
+                if not image_key or image.key == image_key:
+                    found = image if image_key else None
+                    return cls(dataset=dataset, questions=questions, question=question, image=found)
+        raise NotFound(_("This image no longer needs a review. Run /dataset review again."))
+
+    def turned(self, by: int) -> Self:
+        """Return the review at the image before or after; where another question begins, at that question."""
+        assert self.image is not None
+        place = self.question.images.index(self.image) + by
+        if 0 <= place < len(self.question.images):
+            return dataclasses.replace(self, image=self.question.images[place])
+        other = self.questions.index(self.question) + by
+        if 0 <= other < len(self.questions):
+            return dataclasses.replace(self, question=self.questions[other], image=None)
+        return self
+
+    def content(self, interaction: discord.Interaction, note: str = "") -> MessageContent:
+        """Make the page of the image or question."""
+        limit = interaction.filesize_limit
+        if self.image is None:
+            return question_page(self.dataset, self.questions, self.question, file_limit=limit, note=note)
+        return image_page(self.dataset, self.questions, self.question, self.image, file_limit=limit, note=note)
+
+
 async def review_content(services: Services, interaction: discord.Interaction, dataset: Dataset) -> MessageContent:
-    """Make the page of the first undecided image; of the first image if all are decided."""
-    images = images_to_review(await services.datasets.report(dataset))
-    if not images:
+    """Make the page of the first question that needs a decision; of the first question if none does."""
+    questions = review_questions(await services.datasets.report(dataset))
+    if not questions:
         return text_message(nothing_to_review(dataset))
-    undecided = [index for index, each in enumerate(images) if not is_settled(each, dataset.edits)]
-    return review_page(dataset, images, next(iter(undecided), 0), file_limit=interaction.filesize_limit)
+    is_open = (each for each in questions if each.needs_decision and each.undecided(dataset.edits))
+    return Review(dataset=dataset, questions=questions, question=next(is_open, questions[0])).content(interaction)
 
 
-async def turn_page(services: Services, interaction: discord.Interaction, dataset: Dataset, key: str, by: int) -> None:
-    """Show the image before or after the one with this key."""
-    images = images_to_review(await services.datasets.report(dataset))
-    index = min(max(_index_of(images, key) + by, 0), len(images) - 1)
-    await replace(interaction, review_page(dataset, images, index, file_limit=interaction.filesize_limit))
+async def show_question(services: Services, interaction: discord.Interaction, dataset: Dataset, key: str) -> None:
+    """Show a question about all of its images."""
+    await replace(interaction, (await Review.at(services, dataset, key)).content(interaction))
 
 
-async def decide(services: Services, interaction: discord.Interaction, dataset_id: int, verb: str, key: str) -> None:
-    """Store a decision and show the next image. Idempotent.
+async def show_each(services: Services, interaction: discord.Interaction, dataset: Dataset, key: str) -> None:
+    """Show the first undecided image of a question."""
+    review = await Review.at(services, dataset, key)
+    image = (*review.question.undecided(dataset.edits), *review.question.images)[0]
+    await replace(interaction, dataclasses.replace(review, image=image).content(interaction))
+
+
+async def turn_page(services: Services, interaction: discord.Interaction, dataset: Dataset, arg: str, by: int) -> None:
+    """Show the image before or after the one of this key."""
+    await replace(interaction, (await Review.at(services, dataset, arg)).turned(by).content(interaction))
+
+
+async def decide(services: Services, interaction: discord.Interaction, dataset_id: int, verb: str, arg: str) -> None:
+    """Store a decision and show what is next. Idempotent.
+
+    It is about one image; or about the undecided images of a question, so that exceptions stay; or about `EVERY` one.
 
     Raises:
         NotYourDataset: The member may not decide.
     """
     dataset = await own_dataset(services, interaction, dataset_id, _DECIDE)
-    images = images_to_review(await services.datasets.report(dataset))
-    index = _index_of(images, key)
-    decided = await services.datasets.decide(dataset.id, lambda edits: _decided(edits, verb, images[index].sha256))
-    await _show_result(interaction, decided, images, index, verb)
+    review = await Review.at(services, dataset, arg)
+    if review.image is not None:
+        images: Sequence[ReviewImage] = [review.image]
+    elif arg.startswith(EVERY):
+        images = review.question.images
+    else:
+        images = review.question.undecided(dataset.edits)
+    decided = await services.datasets.decide(dataset.id, lambda edits: _decided(edits, verb, images))
+    last = review.image or review.question.images[-1]
+    after = dataclasses.replace(review, dataset=decided, image=last).turned(1)
+    await _show(interaction, after, decided_words(images, verb) if images else "")
 
 
-async def ask_caption(services: Services, interaction: discord.Interaction, dataset_id: int, key: str) -> None:
+async def ask_caption(services: Services, interaction: discord.Interaction, dataset_id: int, arg: str) -> None:
     """Open the form with the image's caption.
 
     Raises:
         NotYourDataset: The member may not decide.
     """
     dataset = await own_dataset(services, interaction, dataset_id, _DECIDE)
-    images = images_to_review(await services.datasets.report(dataset))
-    index = _index_of(images, key)
-    each = images[index]
+    review = await Review.at(services, dataset, arg)
+    each = review.image or review.question.images[0]
 
     async def submitted(interaction: discord.Interaction, form: Form) -> None:
         caption = form.texts["caption"]
@@ -77,7 +144,7 @@ async def ask_caption(services: Services, interaction: discord.Interaction, data
         await own_dataset(services, interaction, dataset_id, _DECIDE)
         # By pixels and not by index: others may have decided while the form was open.
         decided = await services.datasets.decide(dataset.id, lambda edits: with_caption(edits, each.sha256, caption))
-        await _show_result(interaction, decided, images, index, "caption", by=0)
+        await _show(interaction, dataclasses.replace(review, dataset=decided), decided_words([each], "caption"))
 
     caption = current_caption(each.image, dataset.edits)
     form = caption_form(services.gate.form(submitted), number=each.number, caption=caption)
@@ -101,41 +168,21 @@ async def finish_review(services: Services, interaction: discord.Interaction, da
         await replace(interaction, await draft_card(services, interaction, draft))
 
 
-def _decided(edits: Edits, verb: str, sha256: str) -> Edits:
+def _decided(edits: Edits, verb: str, images: Sequence[ReviewImage]) -> Edits:
+    sha256s = [each.sha256 for each in images]
     match verb:
         case "keep":
-            return with_decision(edits, sha256, "keep")
+            return with_decisions(edits, sha256s, "keep")
         case "drop":
-            return with_decision(edits, sha256, "drop")
+            return with_decisions(edits, sha256s, "drop")
         case _:
-            return with_reviewed(edits, sha256)
+            return with_reviewed(edits, *sha256s)
 
 
-async def _show_result(
-    interaction: discord.Interaction,
-    dataset: Dataset,
-    images: Sequence[ReviewImage],
-    index: int,
-    verb: str,
-    by: int = 1,
-) -> None:
-    """Show the image after `index`, or the same one, below what was decided."""
-    note = decided_words(images[index], verb)
-    after = min(index + by, len(images) - 1)
-    page = review_page(dataset, images, after, file_limit=interaction.filesize_limit, note=note)
+async def _show(interaction: discord.Interaction, review: Review, note: str) -> None:
+    """Show a page below what was decided."""
+    page = review.content(interaction, note)
     if interaction.message is None:
         await reply(interaction, page)
     else:
         await replace(interaction, page)
-
-
-def _index_of(images: Sequence[ReviewImage], key: str) -> int:
-    """Return the index of the image with this key.
-
-    Raises:
-        NotFound: The dataset has changed, and the image is no longer among those to review.
-    """
-    for index, each in enumerate(images):
-        if each.key == key:
-            return index
-    raise NotFound(_("This image no longer needs a review. Run /dataset review again."))

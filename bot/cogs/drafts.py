@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 
 import discord
@@ -18,6 +19,9 @@ from bot.queue.store.limits import require_gpus, require_priority
 from bot.ui.dataset_cards import ReportView, report_card
 from bot.ui.job_replies import duplicate_notice, queued_already, receipt
 from bot.ui.layout import MessageContent, text_message
+from trainer.exchange.base_files import training_resolution
+from trainer.protocol.bucket_shapes import ResolutionFit
+from trainer.protocol.report import DatasetReport
 from trainer.protocol.spec import Spec, SpecError
 from trainer.protocol.text import _
 
@@ -46,22 +50,25 @@ async def dataset_card(
     note: str = "",
 ) -> MessageContent:
     """Make the report card of a dataset, with the draft that waits for it if there is one."""
-    spec, study, estimate = None, None, None
+    report = await services.datasets.report(dataset)
+    spec, study, estimate, fit = None, None, None, None
     if draft is not None:
         request = JobRequest.model_validate_json(draft.request)
         allowance = await allowance_of_member(services, interaction)
         spec = _spec(services, allowance, request, dataset)
         study = request.study
+        fit = await _fit(services, report, spec)
         estimate = await _estimate(services, request, spec, dataset)
     view = ReportView(
         dataset=dataset,
-        report=await services.datasets.report(dataset),
+        report=report,
         file_limit=interaction.filesize_limit,
         sheet=sheet,
         note=note,
         draft_id=None if draft is None else draft.id,
         spec=spec,
         study=study,
+        fit=fit,
         estimate=estimate,
     )
     return report_card(view)
@@ -104,7 +111,9 @@ async def queue_draft(
     except NoSuchDataset:
         # Deleted since the job has ended.
         return text_message(queued_already(job.id))
-    return receipt(job, await context_of(services, job, None), await services.datasets.report(dataset))
+    report = await services.datasets.report(dataset)
+    fit = await _fit(services, report, job.spec)
+    return receipt(job, await context_of(services, job, None), report, fit)
 
 
 async def queue_at_once(services: Services, interaction: discord.Interaction, draft: Draft) -> None:
@@ -178,6 +187,16 @@ async def _needed_s(
 def _spec(services: Services, allowance: Allowance, request: JobRequest, dataset: Dataset) -> Spec:
     draft = make_draft(request, services.config, max_epochs=allowance.max_epochs)
     return draft.with_dataset(str(dataset.folder), name=None if request.name else dataset.name)
+
+
+async def _fit(services: Services, report: DatasetReport, spec: Spec) -> ResolutionFit | None:
+    """What the resolution of a training means for the images; None if its base is not here to tell."""
+
+    def read() -> ResolutionFit | None:
+        resolution = training_resolution(spec, services.config.trainer_environment())
+        return None if resolution is None else report.fit(resolution)
+
+    return await asyncio.to_thread(read)
 
 
 async def _estimate(services: Services, request: JobRequest, spec: Spec, dataset: Dataset) -> Estimate | None:

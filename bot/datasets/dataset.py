@@ -89,7 +89,7 @@ class Dataset:
     #: Version of the report in `folder`; 0 if unknown.
     report_version: int
     counts: Counts
-    #: The report's summary paragraph.
+    #: The report's summary, one sentence a line.
     summary: str
     created_at: datetime
 

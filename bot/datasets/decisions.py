@@ -1,8 +1,8 @@
-"""Decisions about a dataset: which images need a review, and how a decision changes the edits. Pure functions."""
+"""Decisions about a dataset: the questions of a review, and how a decision changes the edits. Pure functions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,11 +10,16 @@ from pydantic import ValidationError
 
 from bot.errors import DatasetRefused
 from trainer.protocol.edits import CaptionRules, Edits
+from trainer.protocol.finding_labels import LABELS, QUIET, main_kind
 from trainer.protocol.report import DatasetReport, FindingKind, Image
 from trainer.protocol.text import _
 
 #: Of the pixel hash, in a button's id: 80 bits tell the images of one dataset apart.
 KEY_LETTERS = 20
+#: Key of the question about captions that a model wrote; the others are named by their kind of finding.
+AUTOMATIC = "automatic"
+#: In a button's id before the key of a question: all of its images are meant, also those that are decided.
+EVERY = "every-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,30 +37,72 @@ class ReviewImage:
         return self.sha256[:KEY_LETTERS]
 
 
-def images_to_review(report: DatasetReport) -> tuple[ReviewImage, ...]:
-    """Return the images with findings, including dropped ones, and those with an automatic caption.
+@dataclass(frozen=True, kw_only=True)
+class ReviewQuestion:
+    """Images in which the same was found: they can be decided together, or one by one."""
 
-    Leaves out images that could not be decoded, and exact copies of a kept image: decisions go by pixels and could not
-    tell the two apart.
+    #: None: their captions were written by a model.
+    kind: FindingKind | None
+    #: The images were dropped.
+    is_dropped: bool = False
+    images: tuple[ReviewImage, ...]
+
+    @property
+    def key(self) -> str:
+        """Part of a button's id, and unique in a report."""
+        if self.kind is None:
+            return AUTOMATIC
+        return f"dropped_{self.kind}" if self.is_dropped else self.kind.value
+
+    @property
+    def needs_decision(self) -> bool:
+        """False if the images are dropped anyway, or their findings are only counted: both can be overruled."""
+        return not self.is_dropped and self.kind not in QUIET
+
+    def is_settled(self, each: ReviewImage, edits: Edits) -> bool:
+        """Return whether one of its images is decided: kept, dropped, or with a caption that a person wrote or read."""
+        if each.sha256 in edits.decisions and (self.kind is not None or edits.decisions[each.sha256] == "drop"):
+            return True
+        is_written = each.sha256 in edits.captions
+        if self.kind is None:
+            return is_written or each.sha256 in edits.reviewed
+        return is_written and self.kind.startswith("caption_")
+
+    def undecided(self, edits: Edits) -> tuple[ReviewImage, ...]:
+        """Return the images that are not settled."""
+        return tuple(each for each in self.images if not self.is_settled(each, edits))
+
+
+def review_questions(report: DatasetReport) -> tuple[ReviewQuestion, ...]:
+    """Return what can be decided: first what needs a decision, then what is counted, then what was dropped.
+
+    An image is in the question of its main finding, and in that of automatic captions if it has one. Left out are
+    images that could not be decoded, and exact copies of a kept image: decisions go by pixels and could not tell the
+    two apart.
     """
     kept = {image.pixels_sha256 for image in report.images if image.status == "kept"}
-    found = []
+    found: dict[tuple[bool, FindingKind | None], list[ReviewImage]] = {}
     for number, image in enumerate(report.images, start=1):
-        is_copy = image.status == "dropped" and image.pixels_sha256 in kept and _is_copy(image)
-        if image.pixels_sha256 is None or is_copy or not (image.findings or image.is_caption_automatic):
+        is_dropped = image.status == "dropped"
+        if image.pixels_sha256 is None or (is_dropped and image.pixels_sha256 in kept and _is_copy(image)):
             continue
-        found.append(ReviewImage(number=number, image=image, sha256=image.pixels_sha256))
-    return tuple(found)
+        each = ReviewImage(number=number, image=image, sha256=image.pixels_sha256)
+        if kind := main_kind(image) or next((finding.kind for finding in image.findings), None):
+            found.setdefault((is_dropped, kind), []).append(each)
+        if image.is_caption_automatic and not is_dropped:
+            found.setdefault((False, None), []).append(each)
+    questions = [
+        ReviewQuestion(kind=kind, is_dropped=is_dropped, images=tuple(images))
+        for (is_dropped, kind), images in found.items()
+    ]
+    order = (*LABELS, None)
+    return tuple(sorted(questions, key=lambda each: (not each.needs_decision, each.is_dropped, order.index(each.kind))))
 
 
-def is_settled(each: ReviewImage, edits: Edits) -> bool:
-    """Return whether an image is decided: kept or dropped, or captioned if only its caption has findings."""
-    decision, is_written = edits.decisions.get(each.sha256), each.sha256 in edits.captions
-    if decision == "drop":
-        return True
-    is_about_caption = [finding.kind.startswith("caption_") for finding in each.image.findings]
-    is_decided = decision is not None or (all(is_about_caption) and (is_written or not is_about_caption))
-    return is_decided and (not each.image.is_caption_automatic or is_written or each.sha256 in edits.reviewed)
+def undecided_images(questions: Sequence[ReviewQuestion], edits: Edits) -> int:
+    """Return how many images need a decision and have none."""
+    needed = (question for question in questions if question.needs_decision)
+    return len({each.number for question in needed for each in question.undecided(edits)})
 
 
 def current_caption(image: Image, edits: Edits) -> str:
@@ -65,7 +112,12 @@ def current_caption(image: Image, edits: Edits) -> str:
 
 def with_decision(edits: Edits, sha256: str, decision: Literal["keep", "drop"]) -> Edits:
     """Keep or drop an image, whatever was measured."""
-    return edits.model_copy(update={"decisions": {**edits.decisions, sha256: decision}})
+    return with_decisions(edits, [sha256], decision)
+
+
+def with_decisions(edits: Edits, sha256s: Iterable[str], decision: Literal["keep", "drop"]) -> Edits:
+    """Keep or drop several images."""
+    return edits.model_copy(update={"decisions": {**edits.decisions, **dict.fromkeys(sha256s, decision)}})
 
 
 def with_caption(edits: Edits, sha256: str, caption: str) -> Edits:
@@ -73,9 +125,9 @@ def with_caption(edits: Edits, sha256: str, caption: str) -> Edits:
     return edits.model_copy(update={"captions": {**edits.captions, sha256: " ".join(caption.split())}})
 
 
-def with_reviewed(edits: Edits, sha256: str) -> Edits:
-    """Mark an automatic caption as right."""
-    return edits.model_copy(update={"reviewed": tuple(sorted({*edits.reviewed, sha256}))})
+def with_reviewed(edits: Edits, *sha256s: str) -> Edits:
+    """Mark automatic captions as right."""
+    return edits.model_copy(update={"reviewed": tuple(sorted({*edits.reviewed, *sha256s}))})
 
 
 def with_rules(edits: Edits, **rules: Any) -> Edits:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from bot.clock import SYSTEM_CLOCK, Clock
 from bot.config import CaptionSettings
@@ -13,6 +13,7 @@ from bot.datasets.dataset import Dataset, Received, ReceivedFile, require_change
 from bot.datasets.dataset_store import DatasetStore
 from bot.datasets.decisions import with_rules
 from bot.db import Connection, Database, Row
+from trainer.protocol.edits import Edits, Layout
 from trainer.protocol.frozen import Frozen
 
 _FILES = TypeAdapter(tuple[ReceivedFile, ...])
@@ -130,6 +131,9 @@ class ImportRequest(Frozen):
     #: None: named after the first file.
     name: str | None = None
     trigger: str = ""
+    #: Column of the captions in tables; empty: the only one with text.
+    caption_column: str = Field(default="", max_length=100)
+    layout: Layout = Layout.AUTO
     wants_captions: bool = False
     #: The member could manage the server then. It matters if the files are another member's dataset already.
     can_manage: bool = False
@@ -151,10 +155,21 @@ async def import_files(
         NotYourDataset: The files are another member's dataset already, and the request would change it.
     """
     dataset = await store.prepare(received, guild_id=guild_id, owner_id=owner_id, name=request.name)
-    if request.trigger or request.wants_captions:
+    changes = bool(request.trigger or request.caption_column or request.layout is not Layout.AUTO)
+    if changes or request.wants_captions:
         require_change(dataset, user_id=owner_id, can_manage=request.can_manage)
-    if request.trigger:
-        dataset = await store.edit(dataset.id, lambda edits: with_rules(edits, trigger=request.trigger))
+    if changes:
+        dataset = await store.edit(dataset.id, lambda edits: _with_request(edits, request))
     if request.wants_captions:
         dataset = await store.write_captions(dataset.id, captions)
     return dataset
+
+
+def _with_request(edits: Edits, request: ImportRequest) -> Edits:
+    if request.trigger:
+        edits = with_rules(edits, trigger=request.trigger)
+    if request.caption_column:
+        edits = edits.model_copy(update={"caption_column": request.caption_column})
+    if request.layout is not Layout.AUTO:
+        edits = edits.model_copy(update={"layout": request.layout})
+    return edits

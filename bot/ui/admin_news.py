@@ -15,7 +15,7 @@ from bot.outbox import Notification
 from bot.ui.discord_text import clock_time, escape, shorten
 from bot.ui.layout import Color, MessageContent, box, layout
 from trainer.protocol.frozen import Frozen
-from trainer.protocol.text import _, duration, listed, ngettext, size
+from trainer.protocol.text import _, duration, listed, ngettext, size, verdict
 
 #: Owners and results of a digest that are named.
 _NAMED = 5
@@ -249,8 +249,8 @@ def digest_text(week: WeeklyDigest) -> str:
         lines.append(_("**Next training window** {when}", when=f"<t:{week.opens_at.timestamp():.0f}:F>"))
     # Last: Discord draws a line below a list as if it belonged to it.
     if week.best:
-        lines.append(_("**Best results** (validation loss relative to the base model)"))
-    lines += [f"- #{best.job_id} {_name(best)} <@{best.owner_id}> {best.ratio:.3f}×" for best in week.best[:_NAMED]]
+        lines.append(_("**Best results**"))
+    lines += [f"- #{best.job_id} {_name(best)} <@{best.owner_id}> {verdict(best.ratio)}" for best in week.best[:_NAMED]]
     return "\n".join(lines)
 
 

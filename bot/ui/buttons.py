@@ -13,7 +13,7 @@ import discord
 from discord import ui
 
 _JOB = re.compile(r"job:([0-9]{1,18}):([a-z_]{1,20})")
-_DATASET = re.compile(r"ds:([0-9]{1,18}):([a-z_]{1,20})(?::([0-9a-z]{1,40}))?")
+_DATASET = re.compile(r"ds:([0-9]{1,18}):([a-z_]{1,20})(?::([0-9a-z_-]{1,64}))?")
 _ADMIN = re.compile(r"admin:([a-z_]{1,20}):([0-9a-z]{1,40})")
 
 

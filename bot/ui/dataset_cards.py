@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import discord
 from discord import ui
 
 from bot.datasets import Dataset
-from bot.datasets.decisions import images_to_review, is_settled
+from bot.datasets.decisions import review_questions, undecided_images
 from bot.queue.planning.estimates import Estimate
 from bot.ui.buttons import DatasetButton, dataset_button
 from bot.ui.discord_text import escape, mention, relative_time
 from bot.ui.job_card import rank_words, rates_words
 from bot.ui.layout import Color, FileToSend, MessageContent, box, image_gallery, layout, row, sendable
 from bot.ui.study_card import request_words
-from trainer.protocol.report import CaptionStatistics, Counts, DatasetReport, Finding, Image
+from trainer.protocol.bucket_shapes import ResolutionFit
+from trainer.protocol.finding_labels import main_kind, tally
+from trainer.protocol.report import Counts, DatasetReport
 from trainer.protocol.spec import Spec
 from trainer.protocol.study import StudyRequest
 from trainer.protocol.text import _, ngettext, rough_duration, size
 
 LIST_PAGE = 10
-_SHOWN_KINDS, _SHOWN_BUCKETS, _SHOWN_WORDS, _SHOWN_REASONS = 10, 5, 6, 5
+#: Most frequent words of the captions, and sentences of the summary.
+_SHOWN_WORDS, _SHOWN_SENTENCES = 6, 16
 #: Skipped images that a receipt names; the rest is counted.
 _SHOWN_SKIPPED = 8
-#: Last words of the kinds that are nouns.
-_NOUNS = frozenset({"archive", "duplicate", "link", "outlier", "screenshot"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,8 @@ class ReportView:
     draft_id: int | None = None
     spec: Spec | None = None
     study: StudyRequest | None = None
+    #: What the draft's resolution means for the images; None if its base does not tell.
+    fit: ResolutionFit | None = None
     #: None: no comparable job has run yet.
     estimate: Estimate | None = None
 
@@ -63,10 +65,10 @@ def report_card(view: ReportView) -> MessageContent:
         f"### 🖼️ {escape(dataset.name)} · {images_words(report.counts.kept)}\n"
         f"-# {_('of {owner}', owner=mention(dataset.owner_id))}"
         f" · {_('uploaded {when}', when=relative_time(dataset.created_at))}",
-        escape(dataset.summary, 900),
+        "\n".join(escape(line, 300) for line in dataset.summary.splitlines()[:_SHOWN_SENTENCES]),
         pending if dataset.is_pending else None,
-        "\n".join(_finding_lines(report)) or _("Nothing was found that needs a look."),
-        "\n".join(_numbers(report)),
+        _decision_words(view),
+        _caption_words(report) or None,
         image_gallery(sheet, alt) if sheet else None,
         _question(view),
         *_rows(view, has_sheet=sheet is not None),
@@ -171,91 +173,60 @@ def estimate_words(estimate: Estimate) -> str:
 # -- parts of the card --------------------------------------------------------------------------------------------
 
 
+def _decision_words(view: ReportView) -> str:
+    """`**3 images need a decision**: 2 perhaps blurred, 1 blank`, with the decisions that no report contains yet."""
+    open_kinds = [
+        question.kind
+        for question in review_questions(view.report)
+        if question.needs_decision
+        for _each in question.undecided(view.dataset.edits)
+    ]
+    if not open_kinds:
+        return _("Nothing needs a decision.")
+    words = ngettext("**{n} image needs a decision**", "**{n} images need a decision**", _undecided(view))
+    kinds = [tally(open_kinds)]
+    if automatic := open_kinds.count(None):
+        kinds.append(ngettext("{n} caption by a model", "{n} captions by a model", automatic))
+    return f"{words}: {', '.join(filter(None, kinds))}"
+
+
 def _undecided(view: ReportView) -> int:
-    return sum(not is_settled(each, view.dataset.edits) for each in images_to_review(view.report))
+    return undecided_images(review_questions(view.report), view.dataset.edits)
 
 
-def _finding_lines(report: DatasetReport) -> list[str]:
-    """`Dropped: 2 near duplicate`, `To review: 3 blur`: kinds of findings with their counts."""
-    kinds = Counter((finding.action, finding.kind) for image in report.images for finding in _distinct(image))
-    lines = []
-    for action, title in (("dropped", _("Dropped")), ("kept", _("To review"))):
-        found = [(_kind_words(kind), number) for (done, kind), number in kinds.most_common() if done == action]
-        if found:
-            lines.append(f"{title}: {_counted_kinds(found)}")
-    if report.refused:
-        reasons = Counter(_kind_words(refused.kind) for refused in report.refused)
-        lines.append(_("Not opened: {reasons}", reasons=_counted_kinds(reasons.most_common(_SHOWN_REASONS))))
-    return lines
-
-
-def _counted_kinds(found: Sequence[tuple[str, int]]) -> str:
-    words = ", ".join(f"{number} {kind}" for kind, number in found[:_SHOWN_KINDS])
-    rest = len(found) - _SHOWN_KINDS
-    return ngettext("{words} and {n} more kind", "{words} and {n} more kinds", rest, words=words) if rest > 0 else words
-
-
-def _kind_words(kind: str) -> str:
-    """`near duplicate`: the kind of a finding, in words."""
-    return kind.replace("_", " ")
-
-
-def _distinct(image: Image) -> list[Finding]:
-    """One finding per kind and action: an image counts once."""
-    return list({(finding.kind, finding.action): finding for finding in image.findings}.values())
-
-
-def _numbers(report: DatasetReport) -> list[str]:
-    counts = report.counts
-    lines = [_("Split: {split}", split=split_words(counts))]
-    if report.advised_folds:
-        lines.append(
-            _(
-                "There are few distinct images: {folds}-fold cross-validation is more reliable.",
-                folds=report.advised_folds,
-            )
-        )
-    captions = _("Captions: {captioned} of {kept}", captioned=counts.captioned, kept=counts.kept)
-    lines.append(captions + (_caption_words(report.captions) if report.captions else ""))
-    if counts.automatic:
-        lines.append(
-            ngettext("{n} caption by a model, not reviewed", "{n} captions by a model, not reviewed", counts.automatic)
-        )
-    if report.buckets:
-        lines.append(f"-# {_bucket_words(report)}")
-    return lines
-
-
-def _bucket_words(report: DatasetReport) -> str:
-    shown = sorted(report.buckets, key=lambda bucket: -bucket.images)[:_SHOWN_BUCKETS]
-    sizes = ", ".join(
-        _(
-            "{n} at {width}×{height} ({share})",
-            n=each.images,
-            width=each.width,
-            height=each.height,
-            share=f"{each.mean_cropped:.0%}",
-        )
-        for each in shown
-    )
-    if rest := len(report.buckets) - len(shown):
-        sizes = ngettext("{sizes} and {n} more size", "{sizes} and {n} more sizes", rest, sizes=sizes)
-    return _("trained at {resolution} px, share cropped: {sizes}", resolution=report.resolution, sizes=sizes)
-
-
-def _caption_words(captions: CaptionStatistics) -> str:
+def _caption_words(report: DatasetReport) -> str:
+    """`Captions: 22 distinct · 2 tokens, the longest 4 · fox ×12`: what the summary does not tell."""
+    captions = report.captions
+    if captions is None or not report.counts.captioned:
+        return ""
     words = _(
-        ", {distinct} distinct · {median} tokens, the longest {longest}",
+        "Captions: {distinct} distinct · {median} tokens, the longest {longest}",
         distinct=captions.distinct,
         median=f"{captions.median_tokens:g}",
         longest=captions.longest_tokens,
     )
-    if captions.too_long:
-        words += ", " + _("{n} too long", n=captions.too_long)
-    if captions.trigger:
-        words += " · " + _("“{trigger}” in {n}", trigger=escape(captions.trigger, 50), n=captions.with_trigger)
     common = ", ".join(f"{escape(each.word, 30)} ×{each.images}" for each in captions.words[:_SHOWN_WORDS])
-    return f"{words} · {common}" if common else words
+    return f"-# {words} · {common}" if common else f"-# {words}"
+
+
+def size_words(fit: ResolutionFit) -> str:
+    """`trained at 1024 px: 41 of 60 images are enlarged, up to 3.4 times; 4% is cropped on average`."""
+    if fit.enlarged:
+        enlarged = ngettext(
+            "{n} of {all} images is enlarged, {times} times",
+            "{n} of {all} images are enlarged, up to {times} times",
+            fit.enlarged,
+            all=len(fit.images),
+            times=f"{fit.most_enlarged:.1f}",
+        )
+    else:
+        enlarged = _("no image is enlarged")
+    return _(
+        "trained at {px} px: {enlarged}; {share} is cropped on average",
+        px=fit.resolution,
+        enlarged=enlarged,
+        share=f"{fit.mean_cropped:.0%}",
+    )
 
 
 def _sheet(view: ReportView) -> tuple[FileToSend | None, str]:
@@ -264,7 +235,7 @@ def _sheet(view: ReportView) -> tuple[FileToSend | None, str]:
         return None, ""
     dataset = view.dataset
     # The revision is part of the name: clients keep showing an image that they have under a name.
-    name = f"{dataset.name}-{dataset.folder.name}-{view.sheet + 1}.png"
+    name = f"{dataset.name}-{dataset.folder.name}-{view.sheet + 1}{PurePath(sheets[view.sheet]).suffix}"
     file = FileToSend(folder=dataset.folder, path=sheets[view.sheet], name=name)
     if not sendable([file], view.file_limit):
         return None, ""
@@ -287,6 +258,8 @@ def _question(view: ReportView) -> str | None:
     if view.study is not None:
         words = _("{study} of {spec}", study=request_words(view.study), spec=words)
     lines = [words]
+    if view.fit:
+        lines.append(size_words(view.fit))
     if view.estimate:
         lines.append(estimate_words(view.estimate))
     lines.append(_("Nothing is queued yet. **Go on** with this dataset?"))
@@ -296,8 +269,8 @@ def _question(view: ReportView) -> str | None:
 def _rows(view: ReportView, *, has_sheet: bool) -> list[ui.ActionRow[ui.LayoutView]]:
     dataset, draft = view.dataset, view.draft_id
     review: list[DatasetButton] = []
-    if reviewable := images_to_review(view.report):
-        review.append(dataset_button(dataset.id, "review", _review_label(_undecided(view), len(reviewable), draft)))
+    if review_questions(view.report):
+        review.append(dataset_button(dataset.id, "review", _review_label(_undecided(view), draft)))
     if dataset.is_pending:
         review.append(dataset_button(dataset.id, "done", _("Apply decisions")))
     review.append(dataset_button(dataset.id, "report", _("Download report")))
@@ -311,14 +284,12 @@ def _rows(view: ReportView, *, has_sheet: bool) -> list[ui.ActionRow[ui.LayoutVi
     return rows
 
 
-def _review_label(undecided: int, reviewable: int, draft_id: int | None) -> str:
-    if draft_id is None and undecided:
-        return ngettext("Review {n} finding", "Review {n} findings", undecided)
+def _review_label(undecided: int, draft_id: int | None) -> str:
+    if not undecided:
+        return _("Review the findings")
     if draft_id is None:
-        return _("Review {n} again", n=reviewable)
-    if undecided:
-        return ngettext("Fix: review {n} finding", "Fix: review {n} findings", undecided)
-    return _("Fix: review {n} again", n=reviewable)
+        return ngettext("Review {n} image", "Review {n} images", undecided)
+    return ngettext("Fix: review {n} image", "Fix: review {n} images", undecided)
 
 
 def _page_buttons(
@@ -349,28 +320,11 @@ def dataset_words(report: DatasetReport) -> str:
     counts = report.counts
     words = images_words(counts.kept)
     if skipped := counts.dropped + counts.refused:
-        reasons = ", ".join(_counted_reason(n, why) for why, n in skipped_reasons(report).most_common(_SHOWN_REASONS))
+        dropped = tally(main_kind(image) for image in report.images if image.status == "dropped")
+        reasons = ", ".join(filter(None, (dropped, tally(refused.kind for refused in report.refused))))
         words += ", " + _("{n} skipped ({reasons})", n=skipped, reasons=reasons)
     captions = _("all captioned") if counts.captioned == counts.kept else _("{n} captioned", n=counts.captioned)
     return f"{words}, {captions} · {_('split {split}', split=split_words(counts))}"
-
-
-def _counted_reason(number: int, why: str) -> str:
-    """`2 exact duplicates`, `2 too small`: some kinds are nouns."""
-    is_plural = number > 1 and why.split()[-1] in _NOUNS
-    return f"{number} {why}s" if is_plural else f"{number} {why}"
-
-
-def skipped_reasons(report: DatasetReport) -> Counter[str]:
-    """Count why images and files were left out."""
-    reasons: Counter[str] = Counter()
-    for image in report.images:
-        if image.status == "dropped":
-            kinds = [finding.kind for finding in image.findings if finding.action == "dropped"]
-            reasons[_kind_words(kinds[0] if kinds else "dropped")] += 1
-    for refused in report.refused:
-        reasons[_kind_words(refused.kind)] += 1
-    return reasons
 
 
 def skipped_lines(report: DatasetReport) -> list[str]:

@@ -19,6 +19,7 @@ _MAX_CAPTION_CHARS, _MAX_LIST_CHARS = 2000, 4000
 #: A form that was closed without an answer is forgotten after this time.
 _TIMEOUT_S = 3600
 
+_MAX_COLUMN_CHARS = 100
 _RULE_CHARS = {
     name: next(rule.max_length for rule in CaptionRules.model_fields[name].metadata if hasattr(rule, "max_length"))
     for name in ("trigger", "prefix", "suffix")
@@ -90,6 +91,12 @@ class UploadForm(Form):
             )
             self.add_item(ui.Label(text=_("Captions"), component=self._mode))
         _add_trigger(self)
+        self.add_text(
+            "caption_column",
+            _("Caption column"),
+            _("Of a table (CSV, JSON) with several columns of text"),
+            max_length=_MAX_COLUMN_CHARS,
+        )
 
     @property
     def attachments(self) -> list[discord.Attachment]:

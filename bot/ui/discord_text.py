@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
+from math import isfinite
 
 import discord
 
@@ -47,6 +48,11 @@ def escape(text: str, limit: int = 200) -> str:
     return _IN_ADDRESS.sub(_ZERO_WIDTH_SPACE, escaped)
 
 
+def inline_code(text: str) -> str:
+    """Text in the font of code, also if it has a backtick in it."""
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
+
+
 def mention(user_id: int) -> str:
     """Mention a user; 0 stands for the command line of the machine."""
     return f"<@{user_id}>" if user_id else _("an operator at the command line")
@@ -59,8 +65,8 @@ def progress_bar(share: float, width: int = 16) -> str:
 
 
 def sparkline(values: Sequence[float], width: int = 16) -> str:
-    """The last `width` values as block characters, scaled between their minimum and maximum."""
-    shown = values[-width:]
+    """The last `width` values as block characters, scaled between their minimum and maximum; without non-numbers."""
+    shown = [value for value in values if isfinite(value)][-width:]
     if not shown:
         return ""
     low, high = min(shown), max(shown)

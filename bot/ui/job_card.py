@@ -17,7 +17,7 @@ from bot.ui.job_context import JobContext, waiting_lines
 from bot.ui.layout import Color, FileToSend, MessageContent, box, image_gallery, layout, row, sendable
 from trainer.protocol.events import EpochEnded, Finished, Phase
 from trainer.protocol.spec import Spec
-from trainer.protocol.text import _, duration, listed, ngettext, size
+from trainer.protocol.text import _, duration, listed, ngettext, size, verdict
 
 #: Signs and colors of running jobs and of the states whose words never change.
 _PHASE_SIGNS: dict[Phase | None, tuple[str, Color]] = {
@@ -68,6 +68,8 @@ def state_words(job: Job, position: int | None = None) -> tuple[str, str, Color]
         case State.STOPPING:
             return "🟠", _stopping_words(job.stop_intent), Color.STOPPING
         case _:
+            if isinstance(job.terminal_event, Finished) and job.terminal_event.best_ratio >= 1:
+                return "⚠️", _("Done, but no better than the base model"), Color.NOTE
             sign, color = _STATE_SIGNS[job.state]
             return sign, _settled_words(job.state), color
 
@@ -159,13 +161,13 @@ def rates_words(spec: Spec) -> str:
 
 
 def validation_words(epoch: EpochEnded, best: EpochEnded | None) -> str:
-    """`val 0.91× base (best 0.88× @ e5)`."""
-    words = _("val {ratio}× base", ratio=f"{epoch.validation.ratio:.2f}")
+    """`42 % better than the base model ★ best`; no star for an epoch that is no better than the base."""
+    words = verdict(epoch.validation.ratio)
+    if epoch.validation.ratio >= 1:
+        return words
     if epoch.best_epoch == epoch.epoch:
         return _("{words} ★ best", words=words)
-    if best is None:
-        return words
-    return _("{words} (best {ratio}× @ e{epoch})", words=words, ratio=f"{best.validation.ratio:.2f}", epoch=best.epoch)
+    return words if best is None else _("{words} (best: epoch {epoch})", words=words, epoch=best.epoch)
 
 
 def best_of(epochs: tuple[EpochEnded, ...]) -> EpochEnded | None:
@@ -192,7 +194,7 @@ def _lines(job: Job, context: JobContext) -> list[str]:
     if progress.step and job.state == State.RUNNING:
         lines.append(_speed_line(job, context.now))
     elif progress.base and not progress.epochs:
-        lines.append(_("base model: val loss {loss} = 1.00×", loss=f"{progress.base.validation.loss:.4f}"))
+        lines.append(_("The base model is measured: every epoch is compared with it."))
     if place := _place_line(job):
         lines.append(place)
     return lines
@@ -259,7 +261,7 @@ def _loss_line(job: Job) -> str:
     if step:
         earlier = [epoch.train_loss for epoch in epochs if epoch.epoch < step.epoch]
         direction = trend(step.loss, earlier[-1] if earlier else None)
-        parts.append(_("loss {loss}", loss=f"{step.loss:.4f}") + direction)
+        parts.append(_("training loss {loss}", loss=f"{step.loss:.4f}") + direction)
     if epochs:
         parts.append(validation_words(epochs[-1], best_of(epochs)))
     return " · ".join(parts)
@@ -284,8 +286,8 @@ def _end_lines(job: Job) -> list[str]:
     finished = job.terminal_event
     if isinstance(finished, Finished):
         line = _(
-            "val **{ratio}× base** at epoch {epoch} of {epochs}",
-            ratio=f"{finished.best_ratio:.2f}",
+            "**{verdict}**, epoch {epoch} of {epochs}",
+            verdict=result_verdict(job, finished),
             epoch=finished.best_epoch,
             epochs=finished.epochs,
         )
@@ -293,8 +295,7 @@ def _end_lines(job: Job) -> list[str]:
             line += _(", stopped early")
         lines.append(f"{line} · {duration(finished.seconds)}")
     elif best := best_of(job.progress.epochs):
-        ratio = f"{best.validation.ratio:.2f}"
-        lines.append(_("best so far: val {ratio}× base at epoch {epoch}", ratio=ratio, epoch=best.epoch))
+        lines.append(_("best so far: {result}", result=best_words(best)))
     if job.state is State.STOPPED and job.stopped_by:
         lines.append(_("ended early by {by}; its best epoch was kept", by=mention(job.stopped_by)))
     if job.state is State.CANCELLED and job.stopped_by:
@@ -319,14 +320,14 @@ def chart_alt(job: Job) -> str:
     """The loss chart as text: every number that it draws, newest last."""
     rows = "; ".join(
         _(
-            "e{epoch} train {loss}, val {ratio}×",
+            "epoch {epoch}: training loss {loss}, {verdict}",
             epoch=each.epoch,
             loss=f"{each.train_loss:.4f}",
-            ratio=f"{each.validation.ratio:.2f}",
+            verdict=verdict(each.validation.ratio),
         )
         for each in job.progress.epochs[-12:]
     )
-    return _("Loss by epoch (val as a ratio to the base model): {rows}", rows=rows)
+    return _("Loss by epoch: {rows}", rows=rows)
 
 
 def card_buttons(job: Job) -> list[JobButton]:
@@ -379,5 +380,13 @@ def job_line(job: Job, position: int | None = None, *, is_among_waiting: bool = 
 
 
 def best_words(best: EpochEnded) -> str:
-    """`best val 0.88× @ e5`."""
-    return _("best val {ratio}× @ e{epoch}", ratio=f"{best.validation.ratio:.2f}", epoch=best.epoch)
+    """`12 % better than the base model (epoch 5)`."""
+    return _("{verdict} (epoch {epoch})", verdict=verdict(best.validation.ratio), epoch=best.epoch)
+
+
+def result_verdict(job: Job, finished: Finished) -> str:
+    """The headline of a finished training; with its interval, which the event of the best epoch has."""
+    best = next((epoch for epoch in job.progress.epochs if epoch.epoch == finished.best_epoch), None)
+    if best is None:
+        return verdict(finished.best_ratio)
+    return verdict(best.validation.ratio, best.validation.ratio_low, best.validation.ratio_high)

@@ -30,7 +30,7 @@ from trainer.protocol.events import (
     StoppedEarly,
     Warned,
 )
-from trainer.protocol.text import _, duration, listed, ngettext, rough_duration
+from trainer.protocol.text import _, duration, listed, ngettext, rough_duration, verdict
 
 #: Blocks of the model that a post names.
 _MAX_BLOCKS = 8
@@ -128,7 +128,7 @@ def base_post(
         _("base {name}", name=escape(Path(job.spec.base.source).name, 60)),
     ]
     if validated:
-        parts.append(_("val loss {loss} = 1.00×", loss=f"{validated.validation.loss:.4f}"))
+        parts.append(_("every epoch is compared with it"))
     return _with_sheet(job, context, _line(job, *parts), sampled)
 
 
@@ -143,7 +143,7 @@ def epoch_post(job: Job, context: JobContext, sampled: Sampled | None, epochs: S
     line = _line(
         job,
         _("**epoch {epoch}/{epochs}**", epoch=ended.epoch, epochs=job.spec.training.epochs),
-        _("loss {loss}", loss=f"{ended.train_loss:.4f}") + trend(ended.train_loss, before),
+        _("training loss {loss}", loss=f"{ended.train_loss:.4f}") + trend(ended.train_loss, before),
         validation_words(ended, best_of(history)),
         *_measures(ended),
         duration(ended.seconds),
@@ -161,7 +161,7 @@ def _measures(ended: EpochEnded) -> list[str]:
 def early_stop_post(job: Job, context: JobContext, stopped: StoppedEarly) -> MessageContent:
     """Why a training ends before its last epoch, what is kept, and what that saved."""
     head = _("**early stop at epoch {epoch}/{epochs}**", epoch=stopped.epoch, epochs=job.spec.training.epochs)
-    kept = _("Kept: epoch {epoch} (val {ratio}× base)", epoch=stopped.best_epoch, ratio=f"{stopped.best_ratio:.2f}")
+    kept = _("Kept: epoch {epoch}, {verdict}", epoch=stopped.best_epoch, verdict=verdict(stopped.best_ratio))
     saved = ngettext(
         "saved {n} epoch, about {duration}",
         "saved {n} epochs, about {duration}",

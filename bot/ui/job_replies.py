@@ -9,7 +9,7 @@ from bot.queue import Draft
 from bot.queue.domain.job import Job, State, StopIntent
 from bot.queue.domain.verbs import Verb
 from bot.ui.buttons import dataset_button, job_button
-from bot.ui.dataset_cards import dataset_words, skipped_lines
+from bot.ui.dataset_cards import dataset_words, size_words, skipped_lines
 from bot.ui.discord_text import escape, mention, ordinal
 from bot.ui.job_card import priority_words, settings_line, state_words
 from bot.ui.job_context import JobContext, waiting_lines
@@ -25,23 +25,25 @@ from bot.ui.layout import (
     sendable,
     text_message,
 )
+from trainer.protocol.bucket_shapes import ResolutionFit
 from trainer.protocol.events import Sampled
 from trainer.protocol.report import DatasetReport
 from trainer.protocol.text import _, ngettext
 
 
-def receipt(job: Job, context: JobContext, report: DatasetReport) -> MessageContent:
+def receipt(job: Job, context: JobContext, report: DatasetReport, fit: ResolutionFit | None = None) -> MessageContent:
     """What was queued, its place in line, when it will start, and which images are used."""
     line = " · " + _("{ordinal} in line", ordinal=ordinal(context.position)) if context.position else ""
-    text = (
-        f"✅ {_('**Queued #{job} “{name}”**', job=job.id, name=escape(job.name))}{line}\n"
-        f"{dataset_words(report)}\n"
-        f"{_epochs_words(job)} · {settings_line(job)}"
-    )
+    lines = [
+        f"✅ {_('**Queued #{job} “{name}”**', job=job.id, name=escape(job.name))}{line}",
+        dataset_words(report),
+        *([size_words(fit)] if fit else []),
+        f"{_epochs_words(job)} · {settings_line(job)}",
+    ]
     outlook = [*waiting_lines(job, context), *_queue_options(job)]
     body = box(
         Color.DONE,
-        text,
+        "\n".join(lines),
         "\n".join(outlook) or None,
         "\n".join(skipped_lines(report)) or None,
         row(job_button(job.id, Verb.CANCEL, _("Cancel"))),

@@ -116,7 +116,14 @@ def text_form(content: MessageContent, hint: str = "") -> MessageContent:
 
 def image_gallery(file: FileToSend, alt_text: str) -> ui.MediaGallery[Any]:
     """An image that the message carries, with its alternative text."""
-    return ui.MediaGallery(discord.MediaGalleryItem(file.url, description=shorten(alt_text, MAX_ALT_TEXT)))
+    return images_gallery([(file, alt_text)])
+
+
+def images_gallery(images: Iterable[tuple[FileToSend, str]]) -> ui.MediaGallery[Any]:
+    """At most `MAX_FILES` images that the message carries, with their alternative texts."""
+    return ui.MediaGallery(
+        *(discord.MediaGalleryItem(file.url, description=shorten(text, MAX_ALT_TEXT)) for file, text in images)
+    )
 
 
 def row(*buttons: ui.Item[Any]) -> ui.ActionRow[Any]:

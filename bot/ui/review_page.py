@@ -1,42 +1,100 @@
-"""One image of a review: what it shows, what was found in it, and what may be decided."""
+"""The pages of a review: a question about all images with one finding, and a single image of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 
 import discord
 
 from bot.datasets import Dataset
-from bot.datasets.decisions import ReviewImage, current_caption, is_settled
+from bot.datasets.decisions import EVERY, ReviewImage, ReviewQuestion, current_caption, undecided_images
 from bot.ui.buttons import DatasetButton, dataset_button
 from bot.ui.discord_text import escape
-from bot.ui.layout import Color, FileToSend, MessageContent, box, image_gallery, layout, row, sendable
+from bot.ui.layout import (
+    MAX_FILES,
+    Color,
+    FileToSend,
+    MessageContent,
+    box,
+    image_gallery,
+    images_gallery,
+    layout,
+    row,
+    sendable,
+)
+from trainer.protocol.finding_labels import LABELS
 from trainer.protocol.report import CAPTION_BY_HAND, Finding
-from trainer.protocol.text import _, ngettext
+from trainer.protocol.text import _, listed, ngettext
 
 _SHOWN_FINDINGS = 8
+#: Numbers of images in one line.
+_SHOWN_NUMBERS = 12
 
 
-def review_page(
-    dataset: Dataset, images: Sequence[ReviewImage], index: int, *, file_limit: int, note: str = ""
+def question_page(
+    dataset: Dataset, questions: Sequence[ReviewQuestion], question: ReviewQuestion, *, file_limit: int, note: str = ""
 ) -> MessageContent:
-    """The image at `index` of those to review, with all decisions so far."""
-    each = images[index]
-    file = _file(dataset, each, file_limit)
-    left = sum(not is_settled(other, dataset.edits) for other in images)
-    title = _("Review of {name} · {number} of {count}", name=escape(dataset.name), number=index + 1, count=len(images))
+    """A question about all of its images; about the image itself if there is only one."""
+    if len(question.images) == 1:
+        return image_page(dataset, questions, question, question.images[0], file_limit=file_limit, note=note)
+    shown = [(each, file) for each in question.images[:MAX_FILES] if (file := _file(dataset, each, file_limit))]
+    index = questions.index(question)
     body = box(
-        Color.DONE if is_settled(each, dataset.edits) else Color.NOTE,
+        Color.NOTE if question.needs_decision and question.undecided(dataset.edits) else Color.DONE,
         note or None,
-        f"### {title}\n{_('**Image {number}**', number=each.number)} · {escape(each.image.source, 120)}",
+        f"### {_title(dataset, questions, question)}\n{_question_words(question)}",
+        images_gallery((file, _alt(dataset, each)) for each, file in shown) if shown else None,
+        "\n".join(_decided_lines(dataset, question)),
+        _left_words(dataset, questions),
+        row(*_all_buttons(dataset, question)),
+        row(
+            *(
+                dataset_button(
+                    dataset.id,
+                    "question",
+                    emoji=emoji,
+                    arg=questions[min(max(to, 0), len(questions) - 1)].key,
+                    is_disabled=is_end,
+                )
+                for emoji, to, is_end in (("◀️", index - 1, index == 0), ("▶️", index + 1, index == len(questions) - 1))
+                if len(questions) > 1
+            ),
+            dataset_button(dataset.id, "done", _("Done")),
+        ),
+    )
+    return MessageContent(layout=layout(body), files=tuple(file for _each, file in shown))
+
+
+def image_page(
+    dataset: Dataset,
+    questions: Sequence[ReviewQuestion],
+    question: ReviewQuestion,
+    each: ReviewImage,
+    *,
+    file_limit: int,
+    note: str = "",
+) -> MessageContent:
+    """One image of a question, with all decisions so far."""
+    file = _file(dataset, each, file_limit)
+    number, count = question.images.index(each) + 1, len(question.images)
+    position = " · " + _("{number} of {count}", number=number, count=count) if count > 1 else ""
+    is_first = question is questions[0] and number == 1
+    is_last = question is questions[-1] and number == count
+    arg = f"{each.key}-{question.key}"
+    body = box(
+        Color.DONE if question.is_settled(each, dataset.edits) or not question.needs_decision else Color.NOTE,
+        note or None,
+        f"### {_title(dataset, questions, question)}{position}\n"
+        f"{_('**Image {number}**', number=each.number)} · {escape(each.image.source, 120)}",
         image_gallery(file, _alt(dataset, each)) if file else None,
         "\n".join([*map(_finding_line, each.image.findings[:_SHOWN_FINDINGS]), *_state_lines(dataset, each)]),
-        "-# " + (_("{n} left to decide", n=left) if left else _("All decided: **Done** applies it.")),
-        row(*_decision_buttons(dataset, each)),
+        _left_words(dataset, questions),
+        row(*_decision_buttons(dataset, question, arg)),
         row(
-            dataset_button(dataset.id, "prev", emoji="◀️", arg=each.key, is_disabled=index == 0),
-            dataset_button(dataset.id, "next", emoji="▶️", arg=each.key, is_disabled=index == len(images) - 1),
+            dataset_button(dataset.id, "prev", emoji="◀️", arg=arg, is_disabled=is_first),
+            dataset_button(dataset.id, "next", emoji="▶️", arg=arg, is_disabled=is_last),
+            *([dataset_button(dataset.id, "question", _("All together"), arg=question.key)] if count > 1 else []),
             dataset_button(dataset.id, "done", _("Done")),
         ),
     )
@@ -48,35 +106,99 @@ def nothing_to_review(dataset: Dataset) -> str:
     return _("Nothing in {name} needs a look: no findings, and no captions by a model.", name=escape(dataset.name))
 
 
-def decided_words(each: ReviewImage, verb: str) -> str:
-    """What a press did, shown above the next image."""
-    number = each.number
+def decided_words(images: Sequence[ReviewImage], verb: str) -> str:
+    """What a press did, shown above the next page."""
+    which = _image_words(images)
     match verb:
         case "keep":
-            return _("✓ Image {number} is kept.", number=number)
+            return ngettext("✓ {which} is kept.", "✓ {which} are kept.", len(images), which=which)
         case "drop":
-            return _("✓ Image {number} is dropped.", number=number)
+            return ngettext("✓ {which} is dropped.", "✓ {which} are dropped.", len(images), which=which)
         case "right":
-            return _("✓ The caption of image {number} is right.", number=number)
+            return ngettext(
+                "✓ The caption of {which} is right.", "✓ The captions of {which} are right.", len(images), which=which
+            )
         case _:
-            return _("✓ Image {number} has its new caption.", number=number)
+            return _("✓ {which} has its new caption.", which=which)
 
 
-def _decision_buttons(dataset: Dataset, each: ReviewImage) -> list[DatasetButton]:
+def _image_words(images: Sequence[ReviewImage]) -> str:
+    return ngettext("Image {numbers}", "Images {numbers}", len(images), numbers=_numbers(images))
+
+
+def _title(dataset: Dataset, questions: Sequence[ReviewQuestion], question: ReviewQuestion) -> str:
+    title = _("Review of {name}", name=escape(dataset.name))
+    if len(questions) > 1:
+        title += " · " + _("{number} of {count}", number=questions.index(question) + 1, count=len(questions))
+    return f"{title} · {_heading(question)}"
+
+
+def _heading(question: ReviewQuestion) -> str:
+    if question.kind is None:
+        return _("Captions by a model")
+    heading = LABELS[question.kind].heading
+    return _("Dropped: {finding}", finding=heading) if question.is_dropped else heading
+
+
+def _question_words(question: ReviewQuestion) -> str:
+    meaning = _("Written by a model and not reviewed yet.") if question.kind is None else LABELS[question.kind].meaning
+    which = _("{n} images: no. {numbers}.", n=len(question.images), numbers=_numbers(question.images))
+    return f"{meaning}\n{which}"
+
+
+def _numbers(images: Iterable[ReviewImage]) -> str:
+    return listed((str(each.number) for each in images), most=_SHOWN_NUMBERS)
+
+
+def _decided_lines(dataset: Dataset, question: ReviewQuestion) -> list[str]:
+    """What is decided about its images: `Kept: no. 3 and 4`."""
+    edits = dataset.edits
+    lines = []
+    if kept := [each for each in question.images if edits.decisions.get(each.sha256) == "keep"]:
+        lines.append(_("Kept: no. {numbers}", numbers=_numbers(kept)))
+    if dropped := [each for each in question.images if edits.decisions.get(each.sha256) == "drop"]:
+        lines.append(_("Dropped: no. {numbers}", numbers=_numbers(dropped)))
+    return lines
+
+
+def _left_words(dataset: Dataset, questions: Sequence[ReviewQuestion]) -> str:
+    if left := undecided_images(questions, dataset.edits):
+        return "-# " + ngettext("{n} image left to decide", "{n} images left to decide", left)
+    if dataset.is_pending:
+        return "-# " + _("All decided: **Done** applies it.")
+    return "-# " + _("Nothing needs a decision; any can be overruled.")
+
+
+def _all_buttons(dataset: Dataset, question: ReviewQuestion) -> list[DatasetButton]:
     styles = discord.ButtonStyle
-    buttons = [
-        dataset_button(dataset.id, "keep", _("Keep"), arg=each.key, style=styles.success),
-        dataset_button(dataset.id, "drop", _("Drop"), arg=each.key, style=styles.danger),
-        dataset_button(dataset.id, "caption", _("Edit caption"), arg=each.key),
+    undecided, count = len(question.undecided(dataset.edits)), len(question.images)
+    if 0 < undecided < count:
+        keep, drop = _("Keep the other {n}", n=undecided), _("Drop the other {n}", n=undecided)
+        right = _("The other {n} look right", n=undecided)
+    else:
+        keep, drop, right = _("Keep all {n}", n=count), _("Drop all {n}", n=count), _("All {n} look right", n=count)
+    arg = question.key if undecided else EVERY + question.key
+    verb, label = ("right", right) if question.kind is None else ("keep", keep)
+    return [
+        dataset_button(dataset.id, verb, label, arg=arg, style=styles.success),
+        dataset_button(dataset.id, "drop", drop, arg=arg, style=styles.danger),
+        dataset_button(dataset.id, "each", _("One by one"), arg=question.key),
     ]
-    if each.image.is_caption_automatic:
-        buttons.append(dataset_button(dataset.id, "right", _("Looks right"), arg=each.key))
-    return buttons
+
+
+def _decision_buttons(dataset: Dataset, question: ReviewQuestion, arg: str) -> list[DatasetButton]:
+    styles = discord.ButtonStyle
+    verb, label = ("right", _("Looks right")) if question.kind is None else ("keep", _("Keep"))
+    return [
+        dataset_button(dataset.id, verb, label, arg=arg, style=styles.success),
+        dataset_button(dataset.id, "drop", _("Drop"), arg=arg, style=styles.danger),
+        dataset_button(dataset.id, "caption", _("Edit caption"), arg=arg),
+    ]
 
 
 def _finding_line(finding: Finding) -> str:
-    """`• blur · kept: the edges are blurred (measured 1.32, limit 1.00)`."""
-    words = f"• **{finding.kind.replace('_', ' ')}** · {finding.action}: {escape(finding.message, 250)}"
+    """`• Perhaps blurred: the edges are blurred (measured 1.32, limit 1.00)`."""
+    words = f"• **{LABELS[finding.kind].heading}**: {escape(finding.message, 250)}"
     if finding.measure is not None and finding.threshold is not None:
         measure, limit = f"{finding.measure:.3g}", f"{finding.threshold:.3g}"
         words += " " + _("(measured {measure}, limit {limit})", measure=measure, limit=limit)
@@ -86,10 +208,14 @@ def _finding_line(finding: Finding) -> str:
 
 
 def _state_lines(dataset: Dataset, each: ReviewImage) -> list[str]:
-    edits = dataset.edits
     lines = _caption_lines(dataset, each)
-    if decision := edits.decisions.get(each.sha256):
-        lines.append(_("Decided: **{decision}**", decision=decision))
+    match dataset.edits.decisions.get(each.sha256):
+        case "keep":
+            lines.append(_("**Kept** by hand."))
+        case "drop":
+            lines.append(_("**Dropped** by hand."))
+        case None if each.image.status == "dropped":
+            lines.append(_("**Dropped** because of this."))
     return lines
 
 
@@ -120,7 +246,7 @@ def _file(dataset: Dataset, each: ReviewImage, file_limit: int) -> FileToSend | 
 def _alt(dataset: Dataset, each: ReviewImage) -> str:
     parts = [_("Image {number}, {source}.", number=each.number, source=each.image.source)]
     if each.image.findings:
-        kinds = ", ".join(finding.kind.replace("_", " ") for finding in each.image.findings)
+        kinds = ", ".join(LABELS[finding.kind].heading for finding in each.image.findings)
         parts.append(_("Found: {kinds}.", kinds=kinds))
     parts.append(_("Caption: {caption}", caption=current_caption(each.image, dataset.edits) or _("none")))
     return " ".join(parts)

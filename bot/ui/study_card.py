@@ -15,7 +15,7 @@ from bot.ui.job_context import JobContext, waiting_lines
 from bot.ui.job_endings import files_hint, split_files
 from bot.ui.layout import Color, FileToSend, MessageContent, box, image_gallery, layout, public_path, row, sendable
 from trainer.protocol.study import ChildState, KfoldRequest, StudyRequest, StudyRow, StudyStep, make_study_request
-from trainer.protocol.text import _, ngettext
+from trainer.protocol.text import _, ngettext, verdict
 
 #: Runs that a card lists; a study may have hundreds.
 _SHOWN_RUNS = 20
@@ -134,7 +134,7 @@ def _run_line(child: Job, known: StudyRow | None) -> str:
     if best := best_of(child.progress.epochs):
         parts.append(best_words(best))
     if known and known.test_ratio is not None:
-        parts.append(_("test {ratio}×", ratio=f"{known.test_ratio:.2f}"))
+        parts.append(_("on the test images {verdict}", verdict=verdict(known.test_ratio)))
     return " · ".join(parts)
 
 

@@ -1,13 +1,12 @@
 """The bot's services in a process that a test may kill, with a file in place of Discord.
 
-python tests/e2e/bare_bot.py DATA_DIR ZIP BASE
+Arguments (of a fork): DATA_DIR ZIP BASE, and the command of the trainer
 """
 
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,7 @@ async def _nothing(_: Any) -> AsyncIterator[bytes]:
     yield b""
 
 
-async def work(data_dir: Path, archive: Path, base: Path) -> None:
+async def work(data_dir: Path, archive: Path, base: Path, trainer: Sequence[str]) -> None:
     """Queue the job once, and run until it has ended and every message is sent."""
     discord = RenderedDiscord(data_dir.with_suffix(".discord"))
     setattr(composition, "Poster", lambda client, **_callbacks: discord)  # noqa: B010 - the name is imported there, not exported
@@ -58,7 +57,7 @@ async def work(data_dir: Path, archive: Path, base: Path) -> None:
         # tests/e2e/test_warm.py has one. Here each bot would load another one that gets no job.
         trainer=TrainerSettings(warm=False),
     )
-    async with composition.compose(config, download=_nothing) as app:
+    async with composition.compose(config, trainer=trainer, download=_nothing) as app:
         services = app.services
         if not await services.jobs.recent(GUILD, limit=1):
             received = await services.datasets.receive([Upload(name=archive.name, chunks=_bytes_of(archive))])
@@ -76,5 +75,7 @@ async def work(data_dir: Path, archive: Path, base: Path) -> None:
             await asyncio.sleep(0.1)
 
 
-if __name__ == "__main__":
-    asyncio.run(work(*map(Path, sys.argv[1:])))
+def main(arguments: Sequence[str]) -> int:
+    data_dir, archive, base, *trainer = arguments
+    asyncio.run(work(Path(data_dir), Path(archive), Path(base), trainer))
+    return 0

@@ -21,6 +21,7 @@ from bot.bot_failpoints import FAILPOINT_VARIABLE
 from bot.db import database
 from bot.queue import ENDS, TRANSITIONS, State
 from tests.e2e.team_bot import JOBS, work
+from tests.trainer.fork_server import ForkedProcess, ForkServer
 from trainer.exchange.failpoints import Failpoints
 from trainer.exchange.process import read_process_file
 
@@ -50,13 +51,16 @@ class CrashAt:
 
 
 class Team:
-    """A data folder, and the bots that work on it."""
+    """A data folder, and the bots that work on it: fresh processes, or forks of a `server` (of `team_bot.py`)."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, server: ForkServer | None = None) -> None:
+        self.server = server
         self.data_dir = folder / "data"
         self.log = folder / "bot.log"
 
-    def start_bot(self, *, crash_at: str = "") -> subprocess.Popen[bytes]:
+    def start_bot(self, *, crash_at: str = "") -> subprocess.Popen[bytes] | ForkedProcess:
+        if self.server is not None:
+            return self.server.start(str(self.data_dir), log=self.log, env={FAILPOINT_VARIABLE: crash_at})
         environment = {**os.environ, "PYTHONPATH": str(ROOT), FAILPOINT_VARIABLE: crash_at}
         with self.log.open("ab") as log:
             return subprocess.Popen(
@@ -81,7 +85,7 @@ class Team:
             patch.setattr(database, "_PRAGMAS", ("journal_mode=WAL", "synchronous=OFF", "foreign_keys=ON"))
             asyncio.run(asyncio.wait_for(work(self.data_dir), DEADLINE_S))
 
-    def wait_for(self, bot: subprocess.Popen[bytes]) -> int:
+    def wait_for(self, bot: subprocess.Popen[bytes] | ForkedProcess) -> int:
         try:
             return bot.wait(DEADLINE_S)
         except subprocess.TimeoutExpired:

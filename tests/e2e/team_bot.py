@@ -12,6 +12,7 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,12 @@ async def work(data_dir: Path) -> None:
                 task.cancel()
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str]) -> int:
     # Only this process dies, not the machine: no need to wait for the disk.
     setattr(database, "_PRAGMAS", ("journal_mode=WAL", "synchronous=OFF", "foreign_keys=ON"))  # noqa: B010
-    asyncio.run(work(Path(sys.argv[1])))
+    asyncio.run(work(Path(arguments[0])))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

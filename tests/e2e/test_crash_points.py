@@ -10,6 +10,7 @@ import pytest
 
 from bot.bot_failpoints import JOB_POINTS
 from tests.e2e.team import Team, assert_nothing_is_lost_or_doubled
+from tests.trainer.fork_server import ForkServer
 
 #: Here the bot is a process of its own and dies by SIGKILL, alone and together with the trainers that run by then. At
 #: the other points it dies by an exception in this process, which takes a third of the time: what is left on the disk
@@ -19,9 +20,15 @@ KILLED = ("launched", "handle_stored", "events_read", "ingest_open", "ingest_com
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator[ForkServer]:
+    with ForkServer("tests.e2e.team_bot:main") as server:
+        yield server
+
+
 @pytest.fixture
-def team(tmp_path: Path) -> Iterator[Team]:
-    made = Team(tmp_path)
+def team(tmp_path: Path, server: ForkServer) -> Iterator[Team]:
+    made = Team(tmp_path, server)
     yield made
     if (made.data_dir / "jobs").exists():
         made.kill_trainers()

@@ -13,7 +13,7 @@ import pytest
 
 from bot.config import CaptionSettings
 from bot.datasets import Dataset, DatasetStore
-from bot.datasets.decisions import images_to_review, with_caption, with_decision, with_rules
+from bot.datasets.decisions import review_questions, with_caption, with_decision, with_rules
 from bot.db import open_db
 from bot.errors import DatasetRefused
 from tests.bot.fakes import uploads
@@ -55,7 +55,7 @@ async def test_decisions_are_in_the_next_revision(store: DatasetStore) -> None:
     report = await store.report(dataset)
     assert dataset.counts.kept == 8
     assert FindingKind.EXACT_DUPLICATE in {found.kind for each in report.images for found in each.findings}
-    assert not any(each.image.status == "dropped" for each in images_to_review(report))
+    assert not any(question.is_dropped for question in review_questions(report))
 
     first, status, caption = image(report, "1.png")
     third = image(report, "3.png")[0]

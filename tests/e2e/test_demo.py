@@ -29,8 +29,8 @@ def test_the_demo_prints_the_channel_and_the_paths_of_the_files(
 ) -> None:
     assert run(tmp_path, dataset) == 0
     output = capsys.readouterr().out
-    # The name comes first because the card, posted earlier, may show "epoch 1/24" too.
-    posts = ["#1 fox · before training", "#1 fox · epoch 1/24", "#1 fox · early stop at", "#1 fox is done"]
+    # The name comes first because the card, posted earlier, may show "epoch 1/30" too.
+    posts = ["#1 fox · before training", "#1 fox · epoch 1/30", "#1 fox · early stop at", "#1 fox is done"]
     wanted = ["/finetune dataset:fox.zip", "Queued #1", *posts]
     positions = [output.find(text) for text in wanted]
     assert -1 not in positions, output

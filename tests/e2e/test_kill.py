@@ -7,19 +7,17 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.trainer.conftest import draw_images
+from tests.trainer.fork_server import ForkedProcess, ForkServer
 from tests.trainer.random_base import make_random_base
 from trainer.exchange.process import ProcessIdentity, read_process_file
 
-BARE_BOT = Path(__file__).parent / "bare_bot.py"
-ROOT = Path(__file__).parents[2]
 DEADLINE_S = 240
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -28,7 +26,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 class Stage:
     """A data folder, and the bots that work on it."""
 
-    def __init__(self, tmp_path: Path) -> None:
+    def __init__(self, tmp_path: Path, server: ForkServer, trainer: tuple[str, ...]) -> None:
+        self.server = server
+        self.trainer_command = trainer
         self.data_dir = tmp_path / "data"
         self.images = tmp_path / "images.zip"
         self.base = make_random_base(tmp_path / "base")
@@ -36,15 +36,9 @@ class Stage:
         draw_images(tmp_path / "images")
         shutil.make_archive(str(self.images.with_suffix("")), "zip", tmp_path / "images")
 
-    def start_bot(self) -> subprocess.Popen[bytes]:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        with self.log.open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, str(BARE_BOT), str(self.data_dir), str(self.images), str(self.base)],
-                stdout=log,
-                stderr=log,
-                env=environment,
-            )
+    def start_bot(self) -> ForkedProcess:
+        folders = map(str, (self.data_dir, self.images, self.base))
+        return self.server.start(*folders, *self.trainer_command, log=self.log)
 
     def posts(self) -> list[str]:
         path = self.data_dir.with_suffix(".discord")
@@ -59,7 +53,7 @@ class Stage:
         assert identity is not None
         return identity
 
-    def wait_for_epoch(self, epoch: int, bot: subprocess.Popen[bytes]) -> None:
+    def wait_for_epoch(self, epoch: int, bot: ForkedProcess) -> None:
         deadline = time.monotonic() + DEADLINE_S
         while epoch not in self.epochs_posted():
             assert bot.poll() is None, self.log.read_text(encoding="utf-8")
@@ -67,13 +61,23 @@ class Stage:
             time.sleep(0.05)
 
 
+@pytest.fixture(scope="module")
+def bot_server() -> Iterator[ForkServer]:
+    with ForkServer("tests.e2e.bare_bot:main") as server:
+        yield server
+
+
+@pytest.fixture
+def stage(tmp_path: Path, bot_server: ForkServer, fork_server: ForkServer) -> Stage:
+    return Stage(tmp_path, bot_server, fork_server.command)
+
+
 def assert_sent_once(stage: Stage) -> None:
     assert stage.epochs_posted() == [1, 2, 3, 4]
     assert sum("is done" in post for post in stage.posts()) == 1
 
 
-def test_a_killed_bot_finds_its_training_again_and_no_message_is_missing_or_doubled(tmp_path: Path) -> None:
-    stage = Stage(tmp_path)
+def test_a_killed_bot_finds_its_training_again_and_no_message_is_missing_or_doubled(stage: Stage) -> None:
     bot = stage.start_bot()
     stage.wait_for_epoch(1, bot)
     trainer = stage.trainer()
@@ -88,8 +92,7 @@ def test_a_killed_bot_finds_its_training_again_and_no_message_is_missing_or_doub
     assert_sent_once(stage)
 
 
-def test_a_killed_trainer_is_reported_and_the_job_continues_from_its_checkpoint(tmp_path: Path) -> None:
-    stage = Stage(tmp_path)
+def test_a_killed_trainer_is_reported_and_the_job_continues_from_its_checkpoint(stage: Stage) -> None:
     bot = stage.start_bot()
     stage.wait_for_epoch(2, bot)
     os.kill(stage.trainer().pid, signal.SIGKILL)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -15,9 +13,8 @@ import pytest
 
 from bot.bot_failpoints import FAILPOINT_VARIABLE, UPLOAD_POINTS
 from bot.outbox import Notification
-from tests.e2e.team import ROOT
+from tests.trainer.fork_server import ForkedProcess, ForkServer
 
-UPLOAD_BOT = Path(__file__).with_name("upload_bot.py")
 DEADLINE_S = 90
 
 #: Failpoints of the bot that gets the command, and of the next bot.
@@ -37,17 +34,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 class UploadBots:
     """A data folder, and the bots that use it one after another."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, server: ForkServer) -> None:
+        self.server = server
         self.data_dir = folder / "data"
         self.log = folder / "bot.log"
 
-    def start(self, command: str, *, crash_at: str = "", prepare_s: float = 0) -> subprocess.Popen[bytes]:
-        environment = os.environ | {
-            "PYTHONPATH": str(ROOT), FAILPOINT_VARIABLE: crash_at, "FAKE_PREPARE_S": str(prepare_s),
-        }  # fmt: skip
-        with self.log.open("ab") as log:
-            argv = [sys.executable, str(UPLOAD_BOT), str(self.data_dir), command]
-            return subprocess.Popen(argv, stdout=log, stderr=log, env=environment)
+    def start(self, command: str, *, crash_at: str = "", prepare_s: float = 0) -> ForkedProcess:
+        environment = {FAILPOINT_VARIABLE: crash_at, "FAKE_PREPARE_S": str(prepare_s)}
+        return self.server.start(str(self.data_dir), command, log=self.log, env=environment)
 
     def run(self, command: str, *, crash_at: str = "", prepare_s: float = 0) -> int:
         bot = self.start(command, crash_at=crash_at, prepare_s=prepare_s)
@@ -73,9 +67,15 @@ class UploadBots:
         return [Notification.model_validate_json(row["notification"]).detail for row in rows]
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator[ForkServer]:
+    with ForkServer("tests.e2e.upload_bot:main") as server:
+        yield server
+
+
 @pytest.fixture
-def bots(tmp_path: Path) -> UploadBots:
-    return UploadBots(tmp_path)
+def bots(tmp_path: Path, server: ForkServer) -> UploadBots:
+    return UploadBots(tmp_path, server)
 
 
 def assert_it_is_answered(bots: UploadBots, *, arrived: bool = True) -> None:

@@ -28,7 +28,7 @@ TRAINER = (sys.executable, "-m", "trainer")
 @pytest.fixture
 def job_dir(tmp_path: Path) -> Path:
     """A job of one epoch on twelve images."""
-    prepare([draw_images(tmp_path / "images")], tmp_path / "dataset", resolution=64)
+    prepare([draw_images(tmp_path / "images")], tmp_path / "dataset", resolutions=(64,))
     base = make_random_base(tmp_path / "base")
     changes = {
         "training": {"epochs": 1, "repeats": 1},

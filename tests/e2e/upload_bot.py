@@ -1,6 +1,6 @@
 """A bot in a simulated Discord that receives one upload; a test may kill it.
 
-python tests/e2e/upload_bot.py DATA_DIR upload|look
+Arguments (of a fork): DATA_DIR upload|look
 
 `upload`: `/finetune` with six images, until it is answered. `look`: the next bot, without a command, until no upload
 is pending.
@@ -9,11 +9,14 @@ is pending.
 from __future__ import annotations
 
 import asyncio
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from bot.app.compose import compose
-from tests.bot.cogs.conftest import FAKE_TRAINER, archive, config_for, world
+from tests.bot.cogs.conftest import archive, config_for, forked_trainer, world
+
+# Started before any fork of this process, so that they share it.
+forked_trainer()
 
 
 async def upload(data_dir: Path) -> None:
@@ -22,10 +25,12 @@ async def upload(data_dir: Path) -> None:
 
 
 async def look(data_dir: Path) -> None:
-    async with compose(config_for(data_dir), trainer=FAKE_TRAINER) as app:
+    async with compose(config_for(data_dir), trainer=forked_trainer()) as app:
         while await app.services.uploads.all():  # noqa: ASYNC110 - the bot sets no event for a test.
             await asyncio.sleep(0.02)
 
 
-if __name__ == "__main__":
-    asyncio.run({"upload": upload, "look": look}[sys.argv[2]](Path(sys.argv[1])))
+def main(arguments: Sequence[str]) -> int:
+    data_dir, command = arguments
+    asyncio.run({"upload": upload, "look": look}[command](Path(data_dir)))
+    return 0

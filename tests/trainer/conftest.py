@@ -37,7 +37,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from trainer.dataset.preparing.prepare import prepare
 
     folder = tmp_path_factory.mktemp("dataset")
-    prepare([draw_images(folder / "images")], folder / "prepared", resolution=64)
+    prepare([draw_images(folder / "images")], folder / "prepared", resolutions=(64,))
     return folder / "prepared"
 
 

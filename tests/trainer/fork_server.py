@@ -3,9 +3,11 @@
     server.run("run", str(job_dir), log=job_dir / "trainer.log")     # waits; a subprocess.CompletedProcess
     trainer = server.start("run", str(job_dir))                      # pid, poll, wait, send_signal, terminate, kill
     subprocess.run([*server.command, "run", str(job_dir)])           # for code that starts the trainer itself
+    ForkServer("tests.wire.run_bot:main")                            # forks of another program
 
 A fork has the arguments, environment, working directory, standard streams, exit status and signals of a fresh process.
-`command` is a small client (30 ms) that passes on SIGTERM and SIGINT; if the client is killed, the fork is killed too.
+`command` is a small client (fork_client.py) that passes on SIGTERM and SIGINT; if the client is killed, the fork is
+killed too.
 
 The server is the only process that imports more than the standard library from here.
 """
@@ -22,20 +24,23 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeAlias
 
+from tests.trainer.fork_client import send
+
 ROOT = Path(__file__).parents[2]
-#: A function `module:name` that the fork calls with these arguments before it runs the trainer.
+_CLIENT = Path(__file__).with_name("fork_client.py")
+#: `module:name` of a function that takes the arguments and returns the exit status.
+TRAINER = "trainer.__main__:main"
+#: A function `module:name` that the fork calls with these arguments before it runs the program.
 Hook: TypeAlias = tuple[str, list[Any]]
 
 
-class ForkedTrainer:
-    """One forked trainer, with the interface of `subprocess.Popen`."""
+class ForkedProcess:
+    """One fork, with the interface of `subprocess.Popen`."""
 
     def __init__(self, connection: socket.socket, argv: Sequence[str]) -> None:
         self.args = argv
@@ -74,14 +79,14 @@ class ForkedTrainer:
 
 
 class ForkServer:
-    """Starts the server process; a context manager."""
+    """Starts the server process, which imports `program`; a context manager."""
 
-    def __init__(self) -> None:
+    def __init__(self, program: str = TRAINER) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="fork-")
         self._socket = str(Path(self._folder.name) / "socket")
         # Its standard input is the server's lifeline: it exits when this process does.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.trainer.fork_server", self._socket],
+            [sys.executable, "-m", "tests.trainer.fork_server", self._socket, program],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=ROOT,
@@ -90,15 +95,17 @@ class ForkServer:
 
     @property
     def command(self) -> tuple[str, ...]:
-        """The command line to use in place of `python -m trainer`."""
+        """The command line to use in place of `python -m trainer` (or of the other program)."""
         self._wait_until_ready()
-        return (sys.executable, "-S", "-E", __file__, self._socket, "--")
+        return (sys.executable, "-S", "-E", str(_CLIENT), self._socket)
 
     def __enter__(self) -> ForkServer:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._process.kill()
+        if not self._is_ready:
+            self._process.kill()
+        # Its input ends, and so does the server.
         self._process.communicate()
         self._folder.cleanup()
 
@@ -110,8 +117,8 @@ class ForkServer:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         hook: Hook | None = None,
-    ) -> ForkedTrainer:
-        """Start `python -m trainer ARGV`.
+    ) -> ForkedProcess:
+        """Start a fork with these arguments.
 
         Its output is appended to `log`, or goes to the descriptors `streams` (stdout, stderr), or is discarded.
         `env` is added to the environment of pytest.
@@ -121,10 +128,10 @@ class ForkServer:
         request = {"argv": argv, "env": environment, "cwd": str(cwd or Path.cwd()), "hook": hook}
         with open(log or os.devnull, "ab") as output, open(os.devnull, "rb") as nothing:  # noqa: PTH123
             descriptors = [nothing.fileno(), *(streams or (output.fileno(), output.fileno()))]
-            return ForkedTrainer(_send(self._socket, request, descriptors), argv)
+            return ForkedProcess(send(self._socket, request, descriptors), argv)
 
     def run(self, *argv: str, log: Path | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
-        """Run `python -m trainer ARGV` to its end; capture its output unless there is a log. See `start`."""
+        """Run a fork to its end; capture its output unless there is a log. See `start`."""
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             streams = None if log else (out.fileno(), err.fileno())
             code = self.start(*argv, log=log, streams=streams, **options).wait()
@@ -141,36 +148,9 @@ class ForkServer:
             self._is_ready = True
 
 
-def _send(path: str, request: Mapping[str, Any], descriptors: Sequence[int]) -> socket.socket:
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.connect(path)
-    body = json.dumps(request).encode()
-    socket.send_fds(connection, [len(body).to_bytes(8, "big")], list(descriptors))
-    connection.sendall(body)
-    return connection
-
-
-def client(path: str, argv: Sequence[str]) -> int:
-    """Run a trainer on behalf of this process: pass on signals, and exit like it."""
-    request = {"argv": list(argv), "env": dict(os.environ), "cwd": str(Path.cwd()), "hook": None, "is_client": True}
-    trainer = ForkedTrainer(_send(path, request, [0, 1, 2]), argv)
-
-    def relay(number: int, frame: FrameType | None) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(trainer.pid, number)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, relay)
-    code = trainer.wait()
-    if code < 0:
-        signal.signal(-code, signal.SIG_DFL)
-        os.kill(os.getpid(), -code)
-        time.sleep(60)
-    return code
-
-
 class _Server:
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, program: str) -> None:
+        self._program = program
         self._selector = selectors.DefaultSelector()
         self._connections: dict[int, socket.socket] = {}
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -199,7 +179,7 @@ class _Server:
                     self._wakeup.recv(4096)
                     self._reap()
                 else:
-                    # The client of a trainer that still runs is gone.
+                    # The client of a fork that still runs is gone.
                     self._selector.unregister(key.fileobj)
                     os.kill(key.data, signal.SIGKILL)
 
@@ -212,7 +192,7 @@ class _Server:
         request = json.loads(body)
         pid = os.fork()
         if pid == 0:
-            _become_trainer(request, descriptors)
+            _become(self._program, request, descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
         connection.sendall(b"%d\n" % pid)
@@ -233,8 +213,8 @@ class _Server:
             connection.close()
 
 
-def _become_trainer(request: Mapping[str, Any], descriptors: Sequence[int]) -> None:
-    """In the fork: run the trainer and leave."""
+def _become(program: str, request: Mapping[str, Any], descriptors: Sequence[int]) -> None:
+    """In the fork: run the program and leave."""
     code = 1
     try:
         signal.set_wakeup_fd(-1)
@@ -247,14 +227,11 @@ def _become_trainer(request: Mapping[str, Any], descriptors: Sequence[int]) -> N
         os.environ.update(request["env"])
         os.chdir(request["cwd"])
         sys.stdin = open(0, closefd=False)  # noqa: SIM115
-        sys.argv = ["trainer", *request["argv"]]
+        sys.argv = [program.partition(".")[0], *request["argv"]]
         if request["hook"] is not None:
             name, arguments = request["hook"]
-            module, _, function = name.partition(":")
-            getattr(importlib.import_module(module), function)(*arguments)
-        from trainer.__main__ import main
-
-        code = main(request["argv"])
+            _function(name)(*arguments)
+        code = _function(program)(request["argv"])
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except BaseException:  # noqa: BLE001 - as the interpreter does
@@ -279,16 +256,22 @@ def signal_before_step(number: int, step: int) -> None:
     vars(recipe)["take_step"] = take_step
 
 
-def _main(path: str) -> None:
-    from trainer.commands.training_commands import warm_up
+def _function(name: str) -> Callable[..., Any]:
+    module, _, function = name.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return found
 
-    warm_up()
-    server = _Server(path)
+
+def _main(path: str, program: str) -> None:
+    if program == TRAINER:
+        from trainer.commands.training_commands import warm_up
+
+        warm_up()
+    _function(program)
+    server = _Server(path, program)
     print("ready", flush=True)
     server.serve()
 
 
 if __name__ == "__main__":
-    if sys.argv[2:3] == ["--"]:
-        sys.exit(client(sys.argv[1], sys.argv[3:]))
-    _main(sys.argv[1])
+    _main(*sys.argv[1:])

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.golden import check_sentences
 from tests.trainer.conftest import MakeJob, draw_images
@@ -90,6 +91,9 @@ def test_bad_arguments_are_refused_in_one_line_and_nothing_is_written(
     (tmp_path / "notes.zip").write_text("not a zip", encoding="utf-8")
     out = tmp_path / "out"
     new = ("new", "--dataset", str(dataset), "--out", str(out))
+    two_images = tmp_path / "two"
+    assert main(["prepare", str(draw_images(tmp_path / "few", 2)), "--out", str(two_images), "--resolution", "64"]) == 0
+    capsys.readouterr()
     cases: dict[str, tuple[str, ...]] = {
         "value out of range": (*new, "--set", "training.epochs=0"),
         "unknown setting": (*new, "--set", "training.epoch=1"),
@@ -100,12 +104,33 @@ def test_bad_arguments_are_refused_in_one_line_and_nothing_is_written(
         "job that has started": ("new", "--dataset", str(dataset), "--out", str(tmp_path / "started")),
         "damaged archive": ("prepare", str(tmp_path / "notes.zip"), "--out", str(out)),
         "missing job folder": ("run", str(out)),
+        "two images": ("new", "--dataset", str(two_images), "--out", str(out)),
+        "nothing to train on": ("new", "--out", str(out)),
     }
     sentences = {
         case: refused(capsys, *arguments).replace(str(tmp_path), "FOLDER") for case, arguments in cases.items()
     }
     check_sentences(Path(__file__).parent / "golden" / "refused_arguments.txt", sentences)
     assert not out.exists()
+
+
+def test_a_warm_up_that_is_longer_than_the_training_is_refused_by_new(
+    capsys: pytest.CaptureFixture[str], dataset: Path, tmp_path: Path
+) -> None:
+    out = str(tmp_path / "out")
+    line = refused(capsys, "new", "--dataset", str(dataset), "--out", out, "--set", "training.warmup_steps=5000")
+    assert "warm-up of 5000 steps does not fit" in line
+    assert not Path(out).exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can do it")
+def test_a_precision_that_this_machine_lacks_is_refused_by_new(
+    capsys: pytest.CaptureFixture[str], dataset: Path, tmp_path: Path
+) -> None:
+    out = str(tmp_path / "out")
+    line = refused(capsys, "new", "--dataset", str(dataset), "--out", out, "--set", "training.precision=fp16")
+    assert "fp16 needs a GPU" in line
+    assert not Path(out).exists()
 
 
 def test_run_emits_a_failed_event_about_an_invalid_spec(tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.bot.cogs.conftest import forked_trainer
+from tests.trainer.fork_server import ForkServer
 from tests.wire.wire_bot import WireBot
 from tests.wire.wire_discord import WireDiscord
 from tests.wire.wire_people import Person, person
@@ -40,17 +42,24 @@ def ben(discord: WireDiscord) -> Person:
     return person(discord, "ben")
 
 
+@pytest.fixture(scope="session")
+def bot_server() -> Iterator[ForkServer]:
+    """Bots without 1.4 s of imports each; test_wire_connection.py also starts fresh ones."""
+    with ForkServer("tests.wire.forked_bot:main") as server:
+        yield server
+
+
 @pytest.fixture
-async def bot(discord: WireDiscord, tmp_path: Path) -> AsyncIterator[WireBot]:
+async def bot(offline_bot: WireBot) -> AsyncIterator[WireBot]:
     """The real bot, online."""
-    async with WireBot(discord, tmp_path) as bot:
-        yield bot
+    async with offline_bot:
+        yield offline_bot
 
 
 @pytest.fixture
-async def offline_bot(discord: WireDiscord, tmp_path: Path) -> AsyncIterator[WireBot]:
+async def offline_bot(discord: WireDiscord, tmp_path: Path, bot_server: ForkServer) -> AsyncIterator[WireBot]:
     """The real bot, not started: `configure` it, then `start`."""
-    bot = WireBot(discord, tmp_path)
+    bot = WireBot(discord, tmp_path, server=bot_server, trainer=forked_trainer())
     try:
         yield bot
     finally:

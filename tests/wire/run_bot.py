@@ -41,14 +41,22 @@ class ImportHook(importlib.abc.MetaPathFinder):
         return spec
 
 
+def api_url(url: str) -> str:
+    return f"{url}/api/v10"
+
+
+def gateway_url(url: str) -> str:
+    return f"{url.replace('http', 'ws', 1)}/gateway"
+
+
 def main(url: str, arguments: list[str]) -> None:
     def point_api(module: ModuleType) -> None:
-        module.Route.BASE = f"{url}/api/v10"
+        module.Route.BASE = api_url(url)
 
     def point_gateway(module: ModuleType) -> None:
         import yarl
 
-        module.DiscordWebSocket.DEFAULT_GATEWAY = yarl.URL(f"{url.replace('http', 'ws', 1)}/gateway")
+        module.DiscordWebSocket.DEFAULT_GATEWAY = yarl.URL(gateway_url(url))
 
     sys.meta_path.insert(0, ImportHook({"discord.http": point_api, "discord.gateway": point_gateway}))
     sys.path[0] = str(Path(__file__).parents[2])

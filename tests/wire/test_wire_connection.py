@@ -133,18 +133,23 @@ async def test_a_dropped_connection_is_resumed_and_nothing_is_missed(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_at_any_time_of_the_start_ends_with_status_0(
-    discord: WireDiscord, offline_bot: WireBot, number: signal.Signals
+    discord: WireDiscord, tmp_path: Path, number: signal.Signals
 ) -> None:
-    for wait_s in (0.0, 0.2, 0.5, 1.0, 2.0):
-        await offline_bot.start()
-        assert offline_bot.process is not None
-        process = psutil.Process(offline_bot.process.pid)
-        await discord.until(lambda: catches(process.pid, signal.SIGTERM))  # noqa: B023
-        # Of the interpreter and little else; the bot's imports take a second.
-        assert sum(process.cpu_times()[:2]) < 0.3
-        await asyncio.sleep(wait_s)
-        assert await offline_bot.stop(number) == 0, f"after {wait_s} s\n{offline_bot.log[-2000:]}"
-    assert "Traceback" not in offline_bot.log
+    # A fresh process, whose imports take a second.
+    bot = WireBot(discord, tmp_path)
+    try:
+        for wait_s in (0.0, 0.2, 0.5, 1.0, 2.0):
+            await bot.start()
+            assert bot.process is not None
+            process = psutil.Process(bot.process.pid)
+            await discord.until(lambda: catches(process.pid, signal.SIGTERM))  # noqa: B023
+            # Of the interpreter and little else; the bot's imports take a second.
+            assert sum(process.cpu_times()[:2]) < 0.3
+            await asyncio.sleep(wait_s)
+            assert await bot.stop(number) == 0, f"after {wait_s} s\n{bot.log[-2000:]}"
+    finally:
+        await bot.close()
+    assert "Traceback" not in bot.log
 
 
 def catches(pid: int, number: signal.Signals) -> bool:

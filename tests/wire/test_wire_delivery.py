@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from pathlib import Path
 
 import pytest
 
@@ -232,9 +231,10 @@ async def test_a_global_rate_limit_delays_all_and_ends(
 
 
 async def test_an_edit_that_is_not_allowed_any_more_costs_a_new_card_and_no_time(
-    discord: WireDiscord, tmp_path: Path, ana: Person
+    discord: WireDiscord, offline_bot: WireBot, ana: Person
 ) -> None:
-    async with WireBot(discord, tmp_path, env={"FAKE_STEP_S": "0.5"}):
+    offline_bot.env["FAKE_STEP_S"] = "0.5"
+    async with offline_bot:
         await finetune(ana)
         old = await discord.until_posted("#1 fox")
         # 30046: edits of a message older than an hour.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from pathlib import Path
 
 import pytest
 
@@ -207,20 +206,17 @@ async def test_who_is_cut_off_is_told_in_the_channel(discord: WireDiscord, bot: 
 
 @pytest.mark.parametrize("point", ["upload_recorded", "upload_acknowledged"])
 async def test_an_upload_survives_a_kill_around_its_acknowledgement(
-    discord: WireDiscord, tmp_path: Path, ana: Person, point: str
+    discord: WireDiscord, offline_bot: WireBot, ana: Person, point: str
 ) -> None:
-    bot = WireBot(discord, tmp_path, env={FAILPOINT_VARIABLE: point})
-    try:
-        await bot.start()
-        await bot.until_online()
-        asked = await ana.slash("finetune", dataset=archive(), epochs=1)
-        assert await bot.ended() == -9
-        # It is stored before Ana reads "thinking…": there is no moment at which only Discord knows of it.
-        assert len(asked.callbacks) == (point == "upload_acknowledged")
-        bot.env.clear()
-        await bot.start()
-        post = await discord.until_posted("I was restarted", seconds=30)
-        assert "before **fox.zip** had arrived" in post.text
-        assert post.mentions == [ana.id]
-    finally:
-        await bot.close()
+    offline_bot.env[FAILPOINT_VARIABLE] = point
+    await offline_bot.start()
+    await offline_bot.until_online()
+    asked = await ana.slash("finetune", dataset=archive(), epochs=1)
+    assert await offline_bot.ended() == -9
+    # It is stored before Ana reads "thinking…": there is no moment at which only Discord knows of it.
+    assert len(asked.callbacks) == (point == "upload_acknowledged")
+    offline_bot.env.clear()
+    await offline_bot.start()
+    post = await discord.until_posted("I was restarted", seconds=30)
+    assert "before **fox.zip** had arrived" in post.text
+    assert post.mentions == [ana.id]

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import signal
 import sqlite3
 import sys
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Self
 
 import psutil
 
+from tests.trainer.fork_server import ForkedProcess, ForkServer
 from tests.wire.wire_discord import WireDiscord
 
 _ROOT = Path(__file__).parents[2]
@@ -29,6 +32,8 @@ class WireBot:
 
     `settings` are tables of config.toml (`{"cards": {"edit_interval_s": 5.0}}`), `env` the bot's environment. What is
     for the simple trainer there reaches it: `FAKE_STEP_S` is its pace (0.02 s a step, 4 steps an epoch).
+
+    With a `server` (of `forked_bot.py`), the bot is a fork of it and not a fresh process; `trainer` is a command.
     """
 
     def __init__(
@@ -38,7 +43,8 @@ class WireBot:
         settings: Settings | None = None,
         *,
         env: dict[str, str] | None = None,
-        trainer: Path = SIMPLE_TRAINER,
+        trainer: Sequence[str] = (sys.executable, str(SIMPLE_TRAINER)),
+        server: ForkServer | None = None,
     ) -> None:
         self.discord = discord
         self.folder = folder
@@ -46,9 +52,10 @@ class WireBot:
         self.log_file = folder / "bot.log"
         self.config_file = folder / "config.toml"
         self.env = env or {}
-        self.process: asyncio.subprocess.Process | None = None
+        self.process: asyncio.subprocess.Process | _Fork | None = None
         folder.mkdir(parents=True, exist_ok=True)
         self._trainer = trainer
+        self._server = server
         self._trainer_script = folder / "trainer"
         self.configure(settings or {})
 
@@ -83,25 +90,36 @@ class WireBot:
         """Start `python -m bot run` (or another command), without waiting until it is online."""
         command = [*(arguments or ("run",)), "--config", str(self.config_file)]
         self._write_trainer_script()
-        environment = {**os.environ, "DARKROOM_TOKEN": self.discord.token, "PYTHONUNBUFFERED": "1", **self.env}
+        environment = self._environment()
+        if self._server is not None:
+            self.process = _Fork(self._server.start(self.discord.url, *command, log=self.log_file, env=environment))
+            return
         with self.log_file.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 sys.executable, str(_LAUNCHER), self.discord.url, *command, stdout=log, stderr=log, env=environment
             )
 
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, "DARKROOM_TOKEN": self.discord.token, "PYTHONUNBUFFERED": "1", **self.env}
+
     def _write_trainer_script(self) -> None:
         # The bot's environment does not reach a trainer.
         pace = "".join(f"export {name}={value}\n" for name, value in self.env.items() if name.startswith("FAKE_"))
-        script = f'#!/bin/sh\n{pace}shift 2\nexec "{sys.executable}" "{self._trainer}" "$@"\n'
+        script = f'#!/bin/sh\n{pace}shift 2\nexec {shlex.join(self._trainer)} "$@"\n'
         self._trainer_script.write_text(script)
         self._trainer_script.chmod(0o755)
 
     async def run(self, *arguments: str, seconds: float = 60) -> tuple[int, str]:
         """Run another command (`sync`) beside the bot; return its exit status and output."""
-        environment = {**os.environ, "DARKROOM_TOKEN": self.discord.token, **self.env}
+        command = [self.discord.url, *arguments, "--config", str(self.config_file)]
+        if self._server is not None:
+            log = self.folder / "command.log"
+            log.unlink(missing_ok=True)
+            fork = _Fork(self._server.start(*command, log=log, env=self._environment()))
+            return await asyncio.wait_for(fork.wait(), seconds), log.read_text()
         process = await asyncio.create_subprocess_exec(
-            sys.executable, str(_LAUNCHER), self.discord.url, *arguments, "--config", str(self.config_file),
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, env=environment,
+            sys.executable, str(_LAUNCHER), *command, env=self._environment(),
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
         )  # fmt: skip
         output, _ = await asyncio.wait_for(process.communicate(), seconds)
         assert process.returncode is not None
@@ -172,6 +190,23 @@ class WireBot:
         with closing(sqlite3.connect(f"file:{self.data_dir / 'darkroom.db'}?mode=ro", uri=True)) as db:
             db.row_factory = sqlite3.Row
             return db.execute(query, values).fetchall()
+
+
+class _Fork:
+    """A fork, with as much of `asyncio.subprocess.Process` as is used here."""
+
+    def __init__(self, process: ForkedProcess) -> None:
+        self._process = process
+        self.pid, self.send_signal, self.kill = process.pid, process.send_signal, process.kill
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.poll()
+
+    async def wait(self) -> int:
+        while (code := self._process.poll()) is None:  # noqa: ASYNC110 - it sets no event.
+            await asyncio.sleep(0.01)
+        return code
 
 
 def _toml(value: Any) -> str:

@@ -16,10 +16,13 @@ from trainer.dataset.dataset_folder import EDITS_NAME
 from trainer.dataset.input_files import Limits
 from trainer.dataset.split.group_split import Shares
 from trainer.errors import TrainerError, UsageError
+from trainer.exchange.base_files import base_resolution
 from trainer.exchange.dataset_dir import read_edits, read_report
 from trainer.protocol.augmentation import Augmentation, AugmentationPreset, Flip
-from trainer.protocol.edits import CaptionRules, Edits, EditsError, Replacement
+from trainer.protocol.bucket_shapes import COMMON_RESOLUTIONS
+from trainer.protocol.edits import CaptionRules, Edits, EditsError, Layout, Replacement
 from trainer.protocol.report import DatasetReport
+from trainer.protocol.settings import Base
 from trainer.protocol.text import _, ngettext
 
 
@@ -32,7 +35,11 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
         help="zip, tar, 7z, image, folder, or a Hugging Face dataset (hf://owner/name)",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DATASET_DIR")
-    parser.add_argument("--resolution", type=int, default=512, help="training size of the model, px")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument(
+        "--base", metavar="MODEL", help="report what its resolution means (default: 512, 768 and 1024 px)"
+    )
+    size.add_argument("--resolution", type=_resolutions, metavar="PX,PX", help="report what these resolutions mean")
     parser.add_argument(
         "--earlier",
         type=Path,
@@ -49,6 +56,14 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
     people.add_argument("--edits", type=Path, help="use another edits file")
     for name in ("keep", "drop", "undecide"):
         people.add_argument(f"--{name}", type=_numbers, default=(), metavar="N,N", help="images by number")
+    people.add_argument(
+        "--layout",
+        choices=[layout.value for layout in Layout],
+        help="plain: every image is one to train on, whatever its folder is called (default: auto)",
+    )
+    people.add_argument(
+        "--caption-column", metavar="NAME", help="column of the captions in tables (default: the only one with text)"
+    )
     people.add_argument("--trigger", help="trigger word put in front of each caption that lacks it")
     people.add_argument("--prefix", help="text before each caption")
     people.add_argument("--suffix", help="text after each caption")
@@ -75,7 +90,7 @@ def run_prepare(options: argparse.Namespace) -> int:
                 options.sources,
                 options.out,
                 limits=limits,
-                resolution=options.resolution,
+                resolutions=_reported_resolutions(options),
                 shares=_shares(options),
                 edits=_edits(options),
                 earlier=options.earlier,
@@ -91,6 +106,24 @@ def run_prepare(options: argparse.Namespace) -> int:
 
 def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.replace(" ", "").split(","))
+
+
+def _resolutions(text: str) -> tuple[int, ...]:
+    numbers = _numbers(text)
+    if not all(64 <= number <= 2048 for number in numbers):
+        raise argparse.ArgumentTypeError(_("a resolution is between 64 and 2048 px"))
+    return numbers
+
+
+def _reported_resolutions(options: argparse.Namespace) -> tuple[int, ...]:
+    """Return the resolutions of the command line, or that of its base; raise UsageError if the base does not tell."""
+    if options.base is None:
+        return options.resolution or COMMON_RESOLUTIONS
+    found = base_resolution(Base(source=options.base))
+    if found is None:
+        message = _("The resolution of {base} is not known on this machine.", base=options.base)
+        raise UsageError(message, _("Give it with --resolution."))
+    return (found,)
 
 
 def _color(text: str) -> tuple[int, int, int]:
@@ -144,7 +177,9 @@ def _edits(options: argparse.Namespace) -> Edits:
     except ValidationError as error:
         why = error.errors()[0]["msg"].lower()
         raise UsageError(_("The caption rules are invalid: {why}.", why=why), "") from error
-    return edits.model_copy(update={"decisions": decisions, "rules": rules})
+    column = edits.caption_column if options.caption_column is None else options.caption_column.strip()[:100]
+    layout = edits.layout if options.layout is None else Layout(options.layout)
+    return edits.model_copy(update={"decisions": decisions, "rules": rules, "caption_column": column, "layout": layout})
 
 
 def _decide(

@@ -1,4 +1,4 @@
-"""The commands about one job: `new`, `run`, `wait` and `report`."""
+"""The commands about one job: `new`, `run`, `extend`, `wait` and `report`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from trainer.exchange.job_dir import LOG_FILE, read_spec, write_spec
 from trainer.protocol.events import EXIT_BUSY, EXIT_FAILED, EXIT_FENCED, EXIT_FINISHED
 from trainer.protocol.presets import presets, spec_from_preset
 from trainer.protocol.run_options import NEEDS_GPU_VARIABLE, READY, TAKEN, RunOptions
-from trainer.protocol.spec import SpecError
+from trainer.protocol.settings import MethodKind, Precision
+from trainer.protocol.spec import Spec, SpecError, changed_settings, make_spec, merge
 from trainer.protocol.text import _
 from trainer.training.run import limit_openmp_spin
 
@@ -41,10 +42,17 @@ WARM_MODULES = (
 
 def add_new(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `new`."""
-    parser.add_argument("--dataset", type=Path, required=True, metavar="DATASET_DIR")
+    parser.add_argument("--dataset", type=Path, metavar="DATASET_DIR", help="default with --from: that of the job")
     parser.add_argument("--base", help="folder, .safetensors file, hub name, or tiny (default: the preset's)")
-    parser.add_argument("--preset", default="lora", help=f"one of: {', '.join(presets())}")
-    parser.add_argument("--name", default="lora", help="name of the LoRA")
+    parser.add_argument("--preset", help=f"one of: {', '.join(presets())} (default: lora)")
+    parser.add_argument(
+        "--from",
+        type=Path,
+        metavar="JOB_DIR",
+        dest="source",
+        help="start with the settings and the best weights of a finished job, instead of --preset and --base",
+    )
+    parser.add_argument("--name", help="name of the LoRA (default: lora, or that of the job)")
     parser.add_argument("--set", action="append", default=[], metavar="GROUP.NAME=VALUE", dest="settings")
     parser.add_argument(
         "--mix",
@@ -61,25 +69,161 @@ def add_new(parser: argparse.ArgumentParser) -> None:
 def run_new(arguments: argparse.Namespace) -> int:
     """Write `spec.json` and print its path."""
     mix = [{**part, "dataset": str(Path(part["dataset"]).resolve())} for part in arguments.mix]
-    for folder in (arguments.dataset, *(Path(part["dataset"]) for part in mix)):
+    given = [arguments.dataset] if arguments.dataset is not None else []
+    for folder in (*given, *(Path(part["dataset"]) for part in mix)):
         try:
             read_report(folder)
         except (OSError, ValueError):
             return refuse(not_prepared(folder))
     try:
-        spec = spec_from_preset(
-            arguments.preset,
-            dataset=str(arguments.dataset.resolve()),
-            base=arguments.base,
-            name=arguments.name,
-            changes={**_parse_settings(arguments.settings), **({"mix": mix} if mix else {})},
-        )
-    except SpecError as error:
+        changes = {**_parse_settings(arguments.settings), **({"mix": mix} if mix else {})}
+        spec = _spec_from_arguments(arguments, changes)
+        check_startable(spec)
+    except (SpecError, TrainerError) as error:
         return refuse(str(error))
     if (arguments.out / EVENTS_FILE).exists():
         return refuse(_("{folder} holds a job that has already started. Choose another folder.", folder=arguments.out))
+    if arguments.source is not None:
+        spec = _start_from(arguments.source, spec, arguments.out)
     sys.stdout.write(f"{write_spec(arguments.out, spec)}\n")
     return 0
+
+
+def _spec_from_arguments(arguments: argparse.Namespace, changes: dict[str, Any]) -> Spec:
+    """Make the spec of `new`, from a preset or from a finished job.
+
+    Raises:
+        SpecError: A setting does not exist or is out of its range, or the arguments contradict each other.
+        CheckpointError: There is nothing to start from.
+    """
+    dataset = None if arguments.dataset is None else str(arguments.dataset.resolve())
+    if arguments.source is not None:
+        if arguments.preset or arguments.base:
+            raise SpecError(_("--from takes the base and the settings of the job; leave out --preset and --base."))
+        return _spec_from_job(arguments.source, dataset=dataset, name=arguments.name, changes=changes)
+    if dataset is None:
+        raise SpecError(_("Say what to train on: --dataset DATASET_DIR, or --from JOB_DIR for that of a finished job."))
+    return spec_from_preset(
+        arguments.preset or "lora",
+        dataset=dataset,
+        base=arguments.base,
+        name=arguments.name or "lora",
+        changes=changes,
+    )
+
+
+def _spec_from_job(source: Path, *, dataset: str | None, name: str | None, changes: dict[str, Any]) -> Spec:
+    """Make the spec of a job that continues a finished one with other data or settings."""
+    from trainer.training.checkpoints import finished_state
+
+    before = finished_state(source).spec
+    given = {key: value for key, value in (("dataset", dataset), ("name", name)) if value is not None}
+    spec = make_spec(merge(before, changes, given))
+    if different := changed_settings(_fitting(before), _fitting(spec.model_dump(mode="json"))):
+        raise SpecError(
+            _(
+                "The weights of {job} fit its own base and method only; this cannot change: {changes}.",
+                job=source,
+                changes="; ".join(different),
+            )
+        )
+    return spec
+
+
+def _fitting(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that trained weights fit: those of the base and the method, and a new word itself."""
+    method = {name: value for name, value in settings["method"].items() if name not in {"dropout", "start_sha256"}}
+    word = settings["training"]["trigger"] if method["kind"] == MethodKind.TEXTUAL_INVERSION else ""
+    return {"base": settings["base"], "method": method, "training": {"trigger": word}}
+
+
+def _start_from(source: Path, spec: Spec, job_dir: Path) -> Spec:
+    """Copy the best weights of a finished job into a new job folder; return the spec that names them."""
+    from trainer.training.checkpoints import Checkpoints, finished_state, save_start
+
+    checkpoints = Checkpoints(source)
+    weights = checkpoints.load_evaluated(checkpoints.path(finished_state(source).best_step))
+    method = spec.method.model_copy(update={"start_sha256": save_start(weights, job_dir)})
+    return spec.model_copy(update={"method": method})
+
+
+def check_startable(spec: Spec) -> None:
+    """Check what a run would refuse before it loads a model.
+
+    Raises:
+        DatasetError: There is nothing to validate with.
+        BadSpecError: This machine lacks the precision, or a warm-up is longer than its stage.
+    """
+    from trainer.dataset.split.mixing import read_mixture
+
+    mixture = read_mixture(spec)
+    if spec.training.precision is Precision.FP16:
+        from trainer.device import choose_precision
+
+        choose_precision(spec.training.precision)
+    # How many class images there are is known once they are drawn.
+    if any(stage.warmup_steps for stage in spec.plan) and not spec.prior.is_on:
+        from trainer.training.stages import check_warmups
+
+        check_warmups(spec, mixture)
+
+
+def add_extend(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `extend`."""
+    parser.add_argument("job_dir", type=Path, metavar="JOB_DIR")
+    parser.add_argument("--epochs", type=int, required=True, metavar="N", help="how many more epochs")
+    parser.set_defaults(command=run_extend)
+
+
+def run_extend(arguments: argparse.Namespace) -> int:
+    """Give a finished job more epochs, as a stage of their own; `run` then goes on from its last checkpoint."""
+    from trainer.reporter import Reporter
+
+    if not arguments.job_dir.is_dir():
+        return refuse(_("There is no job folder {folder}.", folder=arguments.job_dir))
+    try:
+        # Nobody may run it meanwhile.
+        with Reporter(arguments.job_dir):
+            spec = extend_job(arguments.job_dir, arguments.epochs)
+    except JobFolderBusyError as error:
+        sys.stderr.write(f"{error}\n")
+        return EXIT_BUSY
+    except (SpecError, TrainerError) as error:
+        return refuse(str(error))
+    message = _(
+        "It has {n} epochs now. Go on with `python -m trainer run {job}`.",
+        n=spec.training.epochs,
+        job=arguments.job_dir,
+    )
+    sys.stdout.write(f"{message}\n")
+    return 0
+
+
+def extend_job(job_dir: Path, epochs: int) -> Spec:
+    """Add epochs to a finished job: write its new spec, and a last checkpoint from which a run goes on.
+
+    If this is interrupted between the two, it can be repeated.
+
+    Raises:
+        SpecError: `spec.json` holds neither the settings that were trained with nor these.
+        CheckpointError: The job is not finished, or cannot be read.
+    """
+    from trainer.training.checkpoints import Checkpoints, finished_state
+    from trainer.training.stages import extended
+
+    state = finished_state(job_dir)
+    spec = extended(make_spec(state.spec), trained=state.curve[-1].epoch, epochs=epochs)
+    settings, found = spec.model_dump(mode="json"), read_spec(job_dir).model_dump(mode="json")
+    if (changes := changed_settings(state.spec, found)) and changed_settings(settings, found):
+        raise SpecError(
+            _("spec.json was changed after the training; change it back first: {changes}.", changes="; ".join(changes))
+        )
+    write_spec(job_dir, spec)
+    checkpoints = Checkpoints(job_dir)
+    path = checkpoints.path(state.step)
+    continued = state.model_copy(update={"spec": settings, "is_over": False, "is_stopped_early": False})
+    checkpoints.save(continued, checkpoints.load_weights(path), checkpoints.load_optimizer(path))
+    return spec
 
 
 def parse_mix_part(text: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import PurePosixPath
 
-from trainer.protocol.report import RefusalKind
+from trainer.protocol.report import FileRole, RefusalKind
 from trainer.protocol.text import _
 
 MIB = 2**20
@@ -19,14 +19,52 @@ HEAD_BYTES = 512
 
 _DECODED_EXTENSIONS = {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".tif", ".tiff"}
 _DECODED_EXTENSIONS |= {".gif", ".avif", ".heic", ".heif", ".hif"}
-_UNSUPPORTED_EXTENSIONS = {".jxl", ".psd", ".svg", ".ico", ".jp2", ".eps", ".tga", ".raw", ".dng", ".cr2", ".nef"}
-IMAGE_EXTENSIONS = frozenset(_DECODED_EXTENSIONS | _UNSUPPORTED_EXTENSIONS)
+#: Raw files of cameras. Many are TIFFs of which only a small preview would be read.
+RAW_EXTENSIONS = frozenset(
+    {".raw", ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".sr2", ".srf", ".orf", ".rw2", ".raf", ".pef"}
+    | {".srw", ".x3f", ".3fr", ".fff", ".iiq", ".mrw", ".erf", ".mef", ".mos", ".dcr", ".kdc", ".rwl", ".gpr"}
+)
+#: Formats that are not decoded, by extension, as people call them.
+_UNSUPPORTED_FORMATS = {
+    **dict.fromkeys((".jp2", ".j2k", ".j2c", ".jpf", ".jpx", ".jpm"), "JPEG 2000"),
+    **dict.fromkeys((".psd", ".psb"), "Photoshop"),
+    **dict.fromkeys((".eps", ".ps", ".ai"), "PostScript"),
+    **dict.fromkeys((".svg", ".svgz"), "SVG"),
+    **dict.fromkeys((".jxr", ".wdp", ".hdp"), "JPEG XR"),
+    **dict.fromkeys((".pbm", ".pgm", ".ppm", ".pnm", ".pfm"), "Netpbm"),
+    ".jxl": "JPEG XL",
+    ".ico": "ICO",
+    ".cur": "CUR",
+    ".icns": "ICNS",
+    ".tga": "TGA",
+    ".xcf": "GIMP",
+    ".kra": "Krita",
+    ".clip": "Clip Studio",
+    ".exr": "OpenEXR",
+    ".hdr": "Radiance HDR",
+    ".dds": "DDS",
+    ".pcx": "PCX",
+    ".qoi": "QOI",
+}
+IMAGE_EXTENSIONS = frozenset(_DECODED_EXTENSIONS | RAW_EXTENSIONS | set(_UNSUPPORTED_FORMATS))
 #: Caption files beside an image, in order of precedence.
-CAPTION_EXTENSIONS = (".txt", ".caption", ".json")
+CAPTION_EXTENSIONS = (".txt", ".caption", ".tags", ".json")
 #: Caption tables; a `.json` or `.txt` file can also be one.
 TABLE_EXTENSIONS = (".csv", ".tsv", ".jsonl", ".ndjson")
 
-_CLUTTER = {"__macosx", "thumbs.db", "desktop.ini", "ehthumbs.db", "$recycle.bin"}
+#: The icon of a folder of macOS.
+FINDER_ICON = "Icon\r"
+#: Of macOS, Windows, Synology, QNAP, Linux, Python, Picasa and Lightroom; names with a dot in front are clutter too.
+_CLUTTER = re.compile(
+    r"__macosx|icon\r|thumbs\.db(:.*)?|ehthumbs.*\.db|desktop\.ini|zbthumbnail\.info|\$recycle\.bin|recycler"
+    r"|system volume information|@eadir|#recycle|@recycle|@tmp|@__thumb|#snapshot|synoindex_media_info"
+    r"|lost\+found|__pycache__|pax_global_header|paxheaders?(\.\d+)?|node_modules|picasa\.ini"
+    r"|.*\.(lrcat|lrcat-data|lrdata|lrprev|lrtemplate|xmp|aae|thm|lnk|url|pyc|crdownload|part|partial|tmp|swp|bak)"
+    r"|~syncthing~.*|~\$.*|.*~"
+)
+_PART_NAME = re.compile(r".*\.(z\d\d|(zip|7z|rar|tar|tgz|gz)\.\d{2,3}|part\d+\.(rar|zip|7z|exe)|r\d\d)", re.DOTALL)
+#: Programs of Windows and of Linux; a self-extracting zip begins so.
+PROGRAM_SIGNATURES = (b"MZ", b"\x7fELF", b"#!")
 _DIGITS = re.compile(r"(\d+)")
 _MAX_NAME_LENGTH = 1024
 
@@ -115,10 +153,24 @@ class FileKind(Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowLabels:
-    """Caption and class from the dataset row that holds the image."""
+    """Captions and class from the dataset row that holds the image."""
 
-    caption: str = ""
+    captions: tuple[str, ...] = ()
     class_name: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KohyaFolder:
+    """What kohya reads from the name of a folder: `10_zkz girl` is seen 10 times, as "zkz girl"."""
+
+    repeats: int = 1
+    #: Empty if the file is in no such folder.
+    trigger: str = ""
+    #: How many folders below it the file is.
+    depth: int = 0
+
+
+NO_REPEATS = KohyaFolder()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,6 +191,11 @@ class SourceEntry:
     input_folder: str = ""
     #: Set for dataset rows, which must contain an image whatever their path is.
     row_labels: RowLabels | None = None
+    #: By the layout of its folder or archive.
+    role: FileRole = FileRole.IMAGE
+    #: The folder that gave it its role, below the input, ending with a slash; empty if its own name did.
+    role_folder: str = ""
+    kohya: KohyaFolder = NO_REPEATS
 
 
 #: PNG, JPEG, GIF, TIFF and BigTIFF.
@@ -152,24 +209,47 @@ _IMAGE_SIGNATURES = (
     b"II\x2b\0",
     b"MM\0\x2b",
 )
+#: Archives that are not opened.
+_UNSUPPORTED_ARCHIVES = {
+    b"Rar!\x1a\x07": "RAR",
+    b"MSCF\0\0\0\0": "CAB",
+    b"LZIP": "lzip",
+    b"\x04\x22\x4d\x18": "LZ4",
+    b"\x89LZO": "lzop",
+    b"\x1f\x9d": "compress",
+    b"!<arch>\n": "ar",
+    b"xar!\0": "XAR",
+    b"zPQ": "ZPAQ",
+}
 _COMPRESSED = (b"\x1f\x8b", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")
 _SIGNATURES = (
     (b"PK\x03\x04", FileKind.ZIP),
     (b"PK\x05\x06", FileKind.ZIP),
+    # One of several parts, or written as if it could be.
+    (b"PK\x07\x08", FileKind.ZIP),
+    (b"PK00PK\x03\x04", FileKind.ZIP),
     (b"7z\xbc\xaf\x27\x1c", FileKind.SEVEN_ZIP),
-    (b"Rar!\x1a\x07", FileKind.UNSUPPORTED_ARCHIVE),
+    *((signature, FileKind.UNSUPPORTED_ARCHIVE) for signature in _UNSUPPORTED_ARCHIVES),
     (b"PAR1", FileKind.PARQUET),
 )
-#: PSD, ICO, JPEG XL (both forms), JPEG 2000, PostScript (both forms).
-_UNSUPPORTED_IMAGES = (
-    b"8BPS",
-    b"\x00\x00\x01\x00",
-    b"\xff\x0a",
-    b"\x00\x00\x00\x0cJXL ",
-    b"\x00\x00\x00\x0cjP  ",
-    b"%!PS",
-    b"\xc5\xd0\xd3\xc6",
-)
+_UNSUPPORTED_IMAGES = {
+    b"8BPS": "Photoshop",
+    b"\x00\x00\x01\x00": "ICO",
+    b"\x00\x00\x02\x00": "CUR",
+    b"\xff\x0a": "JPEG XL",
+    b"\x00\x00\x00\x0cJXL ": "JPEG XL",
+    b"\x00\x00\x00\x0cjP  ": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"%!PS": "PostScript",
+    b"\xc5\xd0\xd3\xc6": "PostScript",
+    b"II\xbc": "JPEG XR",
+    b"gimp xcf": "GIMP",
+    b"DDS ": "DDS",
+    b"\x76\x2f\x31\x01": "OpenEXR",
+    b"qoif": "QOI",
+    b"icns": "ICNS",
+}
+_FORMATS = _UNSUPPORTED_ARCHIVES | _UNSUPPORTED_IMAGES
 #: ISO 23008-12, 10.2 and 10.3: HEVC images and sequences, and brands used by both HEVC and AV1.
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 _AVIF_BRANDS = (b"avif", b"avis")
@@ -187,9 +267,15 @@ def sniff(head: bytes) -> FileKind:
         return FileKind.COMPRESSED
     if _is_tar(head):
         return FileKind.TAR
-    if head.startswith(_UNSUPPORTED_IMAGES) or is_svg(head):
+    if head.startswith(tuple(_UNSUPPORTED_IMAGES)) or is_svg(head):
         return FileKind.UNSUPPORTED_IMAGE
     return FileKind.OTHER
+
+
+def unsupported_format(name: str, head: bytes) -> str:
+    """What people call the format of an image or archive that is not opened; empty if it is not known."""
+    by_signature = (known for signature, known in _FORMATS.items() if head.startswith(signature))
+    return next(by_signature, "") or _UNSUPPORTED_FORMATS.get(PurePosixPath(name).suffix.lower(), "")
 
 
 def is_svg(head: bytes) -> bool:
@@ -225,22 +311,19 @@ def has_image_name(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in IMAGE_EXTENSIONS
 
 
+def has_raw_name(name: str) -> bool:
+    """True if the extension is that of a camera's raw file."""
+    return PurePosixPath(name).suffix.lower() in RAW_EXTENSIONS
+
+
+def is_part_name(name: str) -> bool:
+    """True for a part of an archive in several: `a.z01`, `a.zip.001`, `a.part2.rar`."""
+    return _PART_NAME.fullmatch(name.lower()) is not None
+
+
 def has_caption_name(name: str) -> bool:
     """True if the extension is that of a caption or a table of captions."""
     return PurePosixPath(name).suffix.lower() in CAPTION_EXTENSIONS + TABLE_EXTENSIONS
-
-
-def decode_name(raw: bytes) -> str:
-    """Decode a file name of unknown encoding: UTF-8, then GB18030 (Chinese Windows), then cp437 (DOS).
-
-    Zip programs that do not set the UTF-8 flag write the code page of their system.
-    """
-    for encoding in ("utf-8", "gb18030"):
-        try:
-            return raw.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-    return raw.decode("cp437")
 
 
 def printable(name: str) -> str:
@@ -272,14 +355,19 @@ def normalize_path(name: str) -> str:
 
 
 def is_os_clutter(name: str) -> bool:
-    """True for files that operating systems leave behind: `__MACOSX`, `Thumbs.db`, dotfiles."""
+    """True for what systems and programs leave behind: `__MACOSX`, `Thumbs.db`, `@eaDir`, dotfiles."""
     parts = name.replace("\\", "/").split("/")
-    return any(part.lower() in _CLUTTER or (part.startswith(".") and part.strip(".") != "") for part in parts)
+    return any(_CLUTTER.fullmatch(part.lower()) or (part.startswith(".") and part.strip(".") != "") for part in parts)
+
+
+def composed(name: str) -> str:
+    """The name with composed letters: macOS stores "é" as two characters."""
+    return unicodedata.normalize("NFC", name)
 
 
 def same_name_key(name: str) -> str:
     """Equal for names that some file systems treat as one: ignores case and Unicode composition."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+    return composed(composed(name).casefold())
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:

@@ -182,18 +182,18 @@ def open_single_file(base: Base, path: Path) -> Any:
 
 
 def as_marked(objective: Objective, path: Path) -> Objective:
-    """Fill `prediction: auto` from the markers of a single file.
+    """Fill the objective from the markers of a single file, unless it says that the file predicts the noise.
 
     Files that predict the velocity carry an empty tensor `v_pred`, and `ztsnr` with zero terminal SNR. This is
     ComfyUI's convention, followed by NoobAI-XL and its derivatives; diffusers does not read it.
     """
-    if path.suffix != ".safetensors" or objective.prediction is not Prediction.AUTO:
+    if path.suffix != ".safetensors" or objective.prediction is Prediction.EPSILON:
         return objective
     shapes = _shapes(path)
     if "v_pred" not in shapes:
         return objective
-    changes = {"prediction": Prediction.V_PREDICTION, "zero_terminal_snr": "ztsnr" in shapes}
-    return objective.model_copy(update=changes)
+    zero_terminal_snr = objective.zero_terminal_snr or "ztsnr" in shapes
+    return objective.model_copy(update={"prediction": Prediction.V_PREDICTION, "zero_terminal_snr": zero_terminal_snr})
 
 
 def check_kind(source: str, kind: str | None) -> str:

@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from trainer.errors import BadSpecError, CheckpointError, MissingModelError, first_line, hub_problem
 from trainer.models.methods.trained import ExportedFile, Weights
-from trainer.protocol.events import ExportFormat
+from trainer.protocol.events import ExportFormat, Reader
 from trainer.protocol.settings import Base
 
 #: Standard deviation of a new head's weights: small, so that all classes start almost equally likely and the loss near
@@ -318,7 +318,11 @@ class ClassifierWeights:
         classifier.model.save_pretrained(path)
         _write_json(path / "preprocessor_config.json", self._processor())
         _write_json(path / LABELS_FILE, list(classifier.class_names))
-        return [ExportedFile(format=ExportFormat.TRANSFORMERS, path=path)]
+        return [ExportedFile(format=ExportFormat.TRANSFORMERS, path=path, readers=(Reader.TRANSFORMERS,))]
+
+    def export_epoch(self, folder: Path, name: str, epoch: int, metadata: Mapping[str, Any]) -> ExportedFile | None:
+        """Return None: a classifier has no file for other programs than its folder."""
+        return None
 
     def _processor(self) -> dict[str, Any]:
         """The preprocessing of `trainer/dataset/buckets.py`: shorter side to the resolution, then a center crop.

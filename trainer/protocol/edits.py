@@ -6,6 +6,7 @@ renamed, renumbered or added.
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Literal
 
 from pydantic import Field
@@ -38,10 +39,22 @@ class CaptionRules(Frozen):
     trigger: str = Field(default="", max_length=50)
 
 
+class Layout(StrEnum):
+    """How the folders of the sources are read."""
+
+    #: By the conventions of trainers: masks, regularization images, samples and caches are recognized.
+    AUTO = "auto"
+    #: Each image is an image to train on; folders only name classes and repeats.
+    PLAIN = "plain"
+
+
 class Edits(Frozen):
     """All edits of one dataset."""
 
     version: Literal[1] = EDITS_VERSION
+    layout: Layout = Layout.AUTO
+    #: Column of the captions in tables; empty: the one with a well-known name, or the only one with text.
+    caption_column: str = Field(default="", max_length=100)
     #: By pixel hash: `keep` overrides every finding that dropped the image, `drop` removes it.
     decisions: dict[str, Literal["keep", "drop"]] = Field(default_factory=dict)
     #: By pixel hash: captions that replace the uploaded ones, before `rules`; empty means no caption.

@@ -163,7 +163,7 @@ class Sampled(_Event):
 class BandLoss(Frozen):
     """Mean loss over one band of timesteps."""
 
-    model_config = ConfigDict(allow_inf_nan=True)
+    model_config = ConfigDict(allow_inf_nan=True, ser_json_inf_nan="constants")
 
     first_timestep: int
     last_timestep: int
@@ -173,9 +173,9 @@ class BandLoss(Frozen):
 
 
 class ValidationLoss(Frozen):
-    """Loss on the validation triples of a split."""
+    """Loss on the validation triples of a split; not a number if the model's numbers overflowed."""
 
-    model_config = ConfigDict(allow_inf_nan=True)
+    model_config = ConfigDict(allow_inf_nan=True, ser_json_inf_nan="constants")
 
     #: Plain mean squared error over all triples.
     loss: float
@@ -248,6 +248,8 @@ class Tested(_Event):
     """The only evaluation on the test split, with the best checkpoint."""
 
     type: Literal["tested"] = "tested"
+    #: The epoch of that checkpoint.
+    epoch: int = 0
     test: ValidationLoss
     #: The base model's plain loss on the same triples.
     base_loss: float
@@ -261,26 +263,49 @@ class ExportFormat(StrEnum):
 
     #: Folder or file that diffusers (or peft) loads.
     DIFFUSERS = "diffusers"
-    #: One file under kohya's and LyCORIS's names: A1111, ComfyUI.
+    #: One small file under kohya's and LyCORIS's names.
     KOHYA = "kohya"
+    #: What the training added to each weight, in full (`….diff`), under kohya's names.
+    DIFFERENCE = "difference"
     #: A learned word, for every program that supports textual inversion.
     EMBEDDING = "embedding"
-    #: A whole model as one file in the original layout: A1111, ComfyUI.
+    #: A whole model as one file in the original layout.
     CHECKPOINT = "checkpoint"
     #: A whole model as a folder that transformers loads.
     TRANSFORMERS = "transformers"
 
 
+class Reader(StrEnum):
+    """A program or library that loads exported files; the value is the name that users know."""
+
+    A1111 = "A1111"
+    FORGE = "Forge"
+    COMFYUI = "ComfyUI"
+    DIFFUSERS = "diffusers"
+    PEFT = "peft"
+    TRANSFORMERS = "transformers"
+    SD_SCRIPTS = "kohya sd-scripts"
+    LYCORIS = "LyCORIS"
+
+
 class Exported(_Event):
-    """A file for other programs was written, loaded back and compared."""
+    """A file for other programs was written; that of the best epoch was also loaded back and compared."""
 
     type: Literal["exported"] = "exported"
     format: ExportFormat
     path: RelativePath
     bytes: int
     sha256: str
-    #: Largest difference between the predictions of the trained model and of the file loaded back.
-    max_difference: float
+    #: Largest difference between the predictions of the trained model and of the file loaded back; None: not compared.
+    max_difference: float | None = None
+    #: The programs that read the file exactly.
+    readers: tuple[Reader, ...] = ()
+    #: The modules of a pipeline that it changes, or a whole model has: `unet`, `transformer`, `text_encoder`, …
+    modules: tuple[str, ...] = ()
+    #: The new word's token in diffusers; empty if there is none.
+    token: str = ""
+    #: The epoch of a file beside the best one's; None: the best epoch.
+    epoch: int | None = None
 
 
 class Warned(_Event):

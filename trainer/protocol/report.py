@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Literal
 
+from trainer.protocol.bucket_shapes import COMMON_RESOLUTIONS, ResolutionFit, fit_images
 from trainer.protocol.frozen import Frozen, RelativePath
 
 REPORT_VERSION: Literal[1] = 1
@@ -24,7 +25,6 @@ class FindingKind(StrEnum):
     WASHED_OUT = "washed_out"
     BLANK = "blank"
     TOO_SMALL = "too_small"
-    UPSCALED = "upscaled"
     EXTREME_ASPECT = "extreme_aspect"
     CORRUPT = "corrupt"
     UNSUPPORTED = "unsupported"
@@ -66,6 +66,31 @@ class RefusalKind(StrEnum):
     UNSUPPORTED = "unsupported"
 
 
+class FileRole(StrEnum):
+    """What a file is in its folder, by the conventions of trainers (`trainer/dataset/folder_layout.py`)."""
+
+    #: An image, or a text about images.
+    IMAGE = "image"
+    #: An image of the class, of which the subject is one example (kohya's `reg`): trained, never measured.
+    REGULARIZATION = "regularization"
+    #: A mask of the loss.
+    MASK = "mask"
+    #: An input of a ControlNet or of an editing model beside its image: not trained.
+    CONTROL = "control"
+    #: An image that an earlier training or a generator drew.
+    SAMPLE = "sample"
+    #: Latents and embeddings that a trainer computed.
+    CACHE = "cache"
+    #: Weights, logs and settings of a trainer.
+    TRAINER = "trainer"
+    #: In a folder of a dataset or a job of ours.
+    OWN_OUTPUT = "own_output"
+    #: In a folder of 0 repeats (kohya's `0_name`).
+    SKIPPED = "skipped"
+    #: Left behind by an operating system or a program that syncs.
+    CLUTTER = "clutter"
+
+
 class Finding(Frozen):
     """One finding about one image: the measure, its threshold, and the action."""
 
@@ -96,6 +121,8 @@ class Image(Frozen):
     group: int | None = None
     split: Split | None = None
     caption: str = ""
+    #: Further captions of the same image: each view of a training image has one of all.
+    other_captions: tuple[str, ...] = ()
     #: Origin of the caption: a sidecar or table, `CAPTION_BY_HAND`, `CAPTION_BY_RULE`, or the name of a captioning
     #: model; None if there is no caption.
     caption_source: str | None = None
@@ -105,6 +132,8 @@ class Image(Frozen):
     class_name: str = ""
     #: How often it is seen for each time that another image is, from kohya's `10_name` folders.
     repeats: int = 1
+    #: A class image (kohya's `reg`): it trains with `training.regularization_weight`, and is never measured.
+    is_regularization: bool = False
     #: SHA-256 of the stored pixels (upright RGB) and their size; None if it could not be decoded.
     pixels_sha256: str | None = None
     #: Upright size of the source, px; the stored image is smaller if this exceeds about 2048² px.
@@ -117,10 +146,30 @@ class Image(Frozen):
     #: Mask of the loss: 8-bit gray PNG in the image's shape, white where the loss counts, relative to the dataset
     #: folder; None without a mask. Kept images only.
     mask: RelativePath | None = None
-    #: Share of its area that is cropped at `DatasetReport.resolution`, 0 to 1; None if dropped.
-    cropped: float | None = None
     #: A person's decision, which overrides all measures.
     decision: Literal["keep", "drop"] | None = None
+
+    @property
+    def all_captions(self) -> str:
+        """All its captions as one text, for checks that hold if any of them has a word."""
+        return "\n".join((self.caption, *self.other_captions))
+
+
+class RecognizedFiles(Frozen):
+    """Files of one folder that are no ordinary images, by the conventions of trainers; `Edits.layout` overrules it."""
+
+    role: FileRole
+    #: Path below the input, ending with a slash; `archive.zip!folder/` inside an archive. Empty for clutter.
+    folder: str = ""
+    files: int
+
+
+class CaptionColumn(Frozen):
+    """A column that captions were taken from because of its content; `Edits.caption_column` overrules it."""
+
+    #: Path of the table below the input.
+    table: str
+    column: str
 
 
 class Refused(Frozen):
@@ -129,16 +178,6 @@ class Refused(Frozen):
     source: str
     kind: RefusalKind
     reason: str
-
-
-class Bucket(Frozen):
-    """Images that are trained at the same size."""
-
-    width: int
-    height: int
-    images: int
-    #: Mean share of an image that is cropped.
-    mean_cropped: float
 
 
 class Counts(Frozen):
@@ -186,14 +225,16 @@ class DatasetReport(Frozen):
     #: SHA-256 over all sources and settings: preparing the same again is a look-up.
     input_digest: str = ""
     counts: Counts
-    #: One paragraph for the user.
+    #: For the user, one sentence a line.
     summary: str
     images: tuple[Image, ...]
     refused: tuple[Refused, ...] = ()
-    #: At `resolution`.
-    buckets: tuple[Bucket, ...] = ()
-    resolution: int
-    #: Contact sheets (PNG) relative to the dataset folder: kept images by split, then the dropped ones.
+    #: By role and folder; only what differs from plain images with captions.
+    recognized: tuple[RecognizedFiles, ...] = ()
+    caption_columns: tuple[CaptionColumn, ...] = ()
+    #: Training resolutions that the summary and the pages tell about, px; `fit` tells about any.
+    resolutions: tuple[int, ...] = COMMON_RESOLUTIONS
+    #: Contact sheets (JPEG) relative to the dataset folder: kept images by split, then the dropped ones.
     sheets: tuple[RelativePath, ...] = ()
     #: The report as Markdown and HTML pages, relative to the dataset folder.
     pages: tuple[RelativePath, ...] = ()
@@ -207,6 +248,11 @@ class DatasetReport(Frozen):
     #: Shares of validation and test, and the seed of the split.
     shares: tuple[float, float] | None = None
     split_seed: int = 0
+
+    def fit(self, resolution: int) -> ResolutionFit:
+        """Return what training at `resolution` px does to the kept images."""
+        kept = (image for image in self.images if image.status == "kept")
+        return fit_images([(image.width or 1, image.height or 1) for image in kept], resolution)
 
     def kept(self, split: Split) -> tuple[Image, ...]:
         return tuple(image for image in self.images if image.status == "kept" and image.split == split)

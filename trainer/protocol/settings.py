@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Self, TypeAlias
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from trainer.protocol.frozen import Frozen
 from trainer.protocol.text import _
@@ -38,7 +38,8 @@ class Base(Frozen):
     revision: str | None = None
     #: A folder in diffusers layout whose configs describe a single-file `source`; None asks the hub.
     config: str | None = None
-    #: Layer of the CLIP text encoders to read, from the end: 1 is the last, 2 the one before (as in A1111).
+    #: Layer of the CLIP text encoders to read, counted from the end as in A1111: 1 is the model's own, 2 the one before
+    #: the last. That is SDXL's and SD 3's own, where 1 and 2 are the same.
     clip_skip: int = Field(default=1, ge=1, le=12)
 
 
@@ -111,6 +112,9 @@ class Method(Frozen):
     vectors: int = Field(default=1, ge=1, le=32)
     #: Word whose meaning the new word starts from; only for textual_inversion.
     initial_word: str = Field(default="", max_length=50)
+    #: SHA-256 of the weights that the training starts from (`start.safetensors` in the job folder, which `trainer new
+    #: --from` copies from a finished job); None: from the base alone.
+    start_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
 
     @property
     def effective_alpha(self) -> float:
@@ -470,3 +474,23 @@ class Samples(Frozen):
     seed: int = Field(default=1234, ge=0, le=2**31 - 1)
     #: A local CLIP or DINO model (folder of transformers) that compares samples to prompts and training images.
     similarity_model: str | None = Field(default=None, max_length=500)
+
+    @field_validator("prompts", "unrelated_prompts", mode="before")
+    @classmethod
+    def _accept_one(cls, prompts: object) -> object:
+        return (prompts,) if isinstance(prompts, str) else prompts
+
+
+class Exports(Frozen):
+    """The files for other programs; those of the best epoch are always written."""
+
+    #: Also a small file of every n-th epoch, to compare epochs; None: of the last epoch, if another is the best. Of
+    #: adapters and new words.
+    every_epochs: int | None = Field(default=None, ge=1, le=1000)
+    #: How many files of epochs are kept; the oldest are deleted.
+    keep: int = Field(default=20, ge=1, le=1000)
+    #: Also write full differences where few programs read the small file: of dora, ia3 and oft. As large as the
+    #: changed layers in fp16: SDXL's attention takes 1.9 GB.
+    differences: bool = True
+    #: Written into the files as their author.
+    author: str = Field(default="", max_length=100)

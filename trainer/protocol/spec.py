@@ -20,6 +20,7 @@ from trainer.protocol.settings import (
     Base,
     Classifier,
     EarlyStopping,
+    Exports,
     Method,
     MixPart,
     Objective,
@@ -37,6 +38,45 @@ from trainer.protocol.text import _
 SPEC_VERSION: Literal[1] = 1
 
 Settings: TypeAlias = Mapping[str, Any]
+
+#: Beginnings of the names of settings that do not change what is trained.
+_OUTPUT_SETTINGS = ("samples.", "exports.", "validation.test")
+#: Our settings by the names that kohya's scripts give them. A training by steps is one of so many epochs here.
+_KOHYA_NAMES: Mapping[str, str] = {
+    "caption_dropout_rate": "training.caption_dropout",
+    "debiased_estimation_loss": "objective.debiased",
+    "dim": "method.rank",
+    "huber_c": "objective.huber_delta",
+    "ip_noise_gamma": "objective.input_perturbation",
+    "keep_tokens": "training.keep_tags",
+    "loss_type": "objective.loss",
+    "lr": "training.learning_rate",
+    "lr_scheduler": "training.schedule",
+    "lr_scheduler_args": "training.schedule_arguments",
+    "lr_warmup_steps": "training.warmup_steps",
+    "masked_loss": "objective.masked",
+    "max_train_epochs": "training.epochs",
+    "max_train_steps": "training.epochs",
+    "min_snr_gamma": "objective.snr_gamma",
+    "mixed_precision": "training.precision",
+    "multires_noise_discount": "objective.pyramid_noise",
+    "network_alpha": "method.alpha",
+    "network_dim": "method.rank",
+    "network_dropout": "method.dropout",
+    "network_module": "method.kind",
+    "num_repeats": "training.repeats",
+    "optimizer_args": "training.optimizer_arguments",
+    "optimizer_type": "training.optimizer",
+    "pretrained_model_name_or_path": "base.source",
+    "prior_loss_weight": "training.regularization_weight",
+    "sample_prompts": "samples.prompts",
+    "save_every_n_epochs": "training.keep_every_epochs",
+    "shuffle_caption": "training.tag_shuffle",
+    "text_encoder_lr": "training.text_encoder_learning_rate",
+    "train_batch_size": "training.batch_size",
+    "unet_lr": "training.learning_rate",
+    "v_parameterization": "objective.prediction",
+}
 
 _S = TypeVar("_S", bound="SpecDraft")
 
@@ -65,6 +105,7 @@ class SpecDraft(Frozen):
     validation: Validation = Validation()
     early_stopping: EarlyStopping = EarlyStopping()
     samples: Samples = Samples()
+    exports: Exports = Exports()
     augmentation: Augmentation = Augmentation()
     #: Other datasets that are trained on beside `dataset`.
     mix: tuple[MixPart, ...] = Field(default=(), max_length=16)
@@ -114,7 +155,7 @@ def _with_sum_of_epochs(settings: dict[str, Any]) -> dict[str, Any]:
     stages, training = settings.get("stages"), settings.get("training", {})
     if not stages or not isinstance(training, Mapping) or "epochs" in training:
         return settings
-    counts = [stage.get("epochs") if isinstance(stage, Mapping) else stage.epochs for stage in stages]
+    counts = [stage.get("epochs") if isinstance(stage, Mapping) else getattr(stage, "epochs", None) for stage in stages]
     if not all(isinstance(count, int) for count in counts):
         return settings
     return {**settings, "training": {**training, "epochs": sum(counts)}}
@@ -157,6 +198,26 @@ def merge(settings: Settings, *overrides: Settings) -> dict[str, Any]:
     return merged
 
 
+def changed_settings(before: Settings, after: Settings) -> list[str]:
+    """Describe how the training of two specs, in their JSON form, differs: `training.epochs 8 → 10`.
+
+    What is only drawn, tested and exported at the end may differ: the winner of a comparison is trained without it.
+    """
+    old, new = _flat(before), _flat(after)
+    return [
+        f"{name} {json.dumps(old.get(name))} → {json.dumps(new.get(name))}"
+        for name in dict.fromkeys([*old, *new])
+        if old.get(name) != new.get(name) and not name.startswith(_OUTPUT_SETTINGS)
+    ]
+
+
+def _flat(settings: Settings, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
 def known_settings() -> Iterator[str]:
     """Yield every dotted name that a spec knows: `training.epochs`, `method.rank`, …"""
     return _dotted_names(Spec)
@@ -176,21 +237,20 @@ def problem_sentences(error: ValidationError, model: type[BaseModel]) -> Iterato
         name = ".".join(str(part) for part in problem["loc"])
         match problem["type"]:
             case "extra_forbidden":
-                if near := difflib.get_close_matches(name, _siblings(model, name.split(".")), n=1, cutoff=0.4):
-                    yield _("{name} is not a setting; did you mean {near}?", name=name, near=near[0])
+                if near := _nearest(name, list(_siblings(model, name.split(".")))):
+                    yield _("{name} is not a setting; did you mean {near}?", name=name, near=near)
                 else:
                     yield _("{name} is not a setting.", name=name)
             case "missing":
                 yield _("{name} is missing.", name=name)
-            case "greater_than_equal" | "less_than_equal" | "greater_than" | "less_than":
-                low, high = _range_of(model, name)
+            case "tuple_type":
                 yield _(
-                    "{name} {value} is outside {low:g} – {high:g}.",
+                    '{name} {value!r} is not a list; write one in brackets, such as ["a", "b"].',
                     name=name,
                     value=problem["input"],
-                    low=low,
-                    high=high,
                 )
+            case "greater_than_equal" | "less_than_equal" | "greater_than" | "less_than":
+                yield _range_sentence(name, problem["input"], *_range_of(model, name))
             case "enum" | "literal_error":
                 expected = (problem.get("ctx") or {})["expected"]
                 yield _(
@@ -206,6 +266,25 @@ def problem_sentences(error: ValidationError, model: type[BaseModel]) -> Iterato
                 )
             case _:
                 yield _("{name} {value!r}: {why}.", name=name, value=problem["input"], why=problem["msg"].lower())
+
+
+def _nearest(name: str, known: Sequence[str]) -> str | None:
+    """Return the setting that an unknown name stands for: by kohya's name, of another group, or of a similar name."""
+    last = name.rpartition(".")[2]
+    of_kohya = _KOHYA_NAMES.get(last)
+    if of_kohya in known:
+        return of_kohya
+    same = [each for each in known if each.rpartition(".")[2] == last]
+    return next(iter(same or difflib.get_close_matches(name, known, n=1, cutoff=0.4)), None)
+
+
+def _range_sentence(name: str, value: Any, low: float, high: float) -> str:
+    # A limit that is refused itself is no part of the range.
+    if value == low:
+        return _("{name} must be more than {low:g}, up to {high:g}.", name=name, low=low, high=high)
+    if value == high:
+        return _("{name} must be less than {high:g}, from {low:g}.", name=name, low=low, high=high)
+    return _("{name} {value} is outside {low:g} – {high:g}.", name=name, value=value, low=low, high=high)
 
 
 def _conflict_sentence(name: str, message: str) -> str:

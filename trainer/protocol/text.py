@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import gettext
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import fmean
 
 _LOCALE_DIR = Path(__file__).parent / "locale"
 _catalog = gettext.translation("darkroom", _LOCALE_DIR, [os.environ.get("DARKROOM_LANGUAGE", "en")], fallback=True)
@@ -76,3 +77,64 @@ def change(ratio: float) -> str:
     value = round(100 * (ratio - 1), 1)
     sign = "+" if value > 0 else "−" if value < 0 else "±"
     return f"{sign}{abs(value):.1f} %"
+
+
+def verdict(ratio: float, low: float | None = None, high: float | None = None) -> str:
+    """A loss beside the base model's, as people read it: `51 % better than the base model (29 to 66 %)`.
+
+    Args:
+        ratio: The loss over the base model's.
+        low, high: The 95 % interval of `ratio`, if there is one.
+    """
+    share = share_off(ratio)
+    if share == "0.0":
+        text = _("as good as the base model")
+    elif ratio < 1:
+        text = _("{share} % better than the base model", share=share)
+    else:
+        text = _("{share} % worse than the base model", share=share)
+    if low is None or high is None:
+        return text
+    worst, best = share_off(high), share_off(low)
+    if high < 1:
+        return _("{text} ({worst} to {best} %)", text=text, worst=worst, best=best)
+    if low > 1:
+        return _("{text} ({best} to {worst} %)", text=text, worst=worst, best=best)
+    return _("{text} (by chance anything from {worst} % worse to {best} % better)", text=text, worst=worst, best=best)
+
+
+def noise_levels(ratios: Sequence[float]) -> str:
+    """What became better and what worse: `layout 12 % worse, shapes 20 % better, detail 46 % better`.
+
+    Much noise leaves only the layout of an image to be predicted, little noise its detail (Choi et al. 2022,
+    arXiv:2204.00227).
+
+    Args:
+        ratios: The loss over the base model's in each band of timesteps, from little noise to much. Fewer than three
+            say nothing.
+    """
+    ends = len(ratios) // 3
+    if not ends:
+        return ""
+    levels = {
+        _("layout"): fmean(ratios[-ends:]),
+        _("shapes"): fmean(ratios[ends:-ends]),
+        _("detail"): fmean(ratios[:ends]),
+    }
+    return ", ".join(level_change(name, ratio) for name, ratio in levels.items())
+
+
+def level_change(name: str, ratio: float) -> str:
+    """`detail 46 % better`."""
+    share = share_off(ratio)
+    if share == "0.0":
+        return _("{level} as good", level=name)
+    if ratio < 1:
+        return _("{level} {share} % better", level=name, share=share)
+    return _("{level} {share} % worse", level=name, share=share)
+
+
+def share_off(ratio: float) -> str:
+    """How far a ratio is from 1 in percent, with a decimal below 10: `51`, `2.3`."""
+    percent_off = abs(100 * (ratio - 1))
+    return f"{percent_off:.0f}" if percent_off >= 9.95 else f"{percent_off:.1f}"

@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from trainer.exchange.files import atomic_write
 from trainer.protocol.events import EpochEnded
-from trainer.protocol.text import _
+from trainer.protocol.text import _, level_change, verdict
 from trainer.report.study_page import MeanCurve, RunCurve
 
 #: Discord's dark theme, so that a chart blends into the channel; readable on white paper too.
@@ -120,7 +120,7 @@ def draw_bands_chart(path: Path, ended: Sequence[EpochEnded], *, title: str, tot
         if (best := ended[-1].best_epoch) in curve and best:
             panel.plot([best], [curve[best]], marker="*", markersize=11, color=_BEST, linestyle="none")
         steps = f"{bands[group[0]].first_timestep}–{bands[group[-1]].last_timestep}"
-        panel.set_title(f"{steps}: {curve[ended[-1].epoch]:.0%}", color=TEXT, fontsize=9.5)
+        panel.set_title(level_change(f"{steps}:", curve[ended[-1].epoch]), color=TEXT, fontsize=9.5)
         panel.set_xlim(-0.3, max(total_epochs, 1) + 0.3)
         panel.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
         panel.yaxis.set_major_formatter(FuncFormatter(lambda share, position: f"{share:.0%}"))
@@ -201,7 +201,7 @@ def _mark_best(axes: Axes, points: Sequence[ChartPoint], best_epoch: int) -> Non
     """Draw a star, named in the legend: text beside the star would lie on the curves."""
     best = next((point for point in points if point.epoch == best_epoch), None)
     if best is not None:
-        label = _("best: {ratio:.1%}, epoch {epoch}", ratio=best.ratio, epoch=best_epoch)
+        label = _("epoch {epoch}: {verdict}", epoch=best_epoch, verdict=verdict(best.ratio))
         axes.plot(
             [best_epoch], [best.ratio], marker="*", markersize=15, color=_BEST, linestyle="none", zorder=5, label=label
         )

@@ -12,8 +12,9 @@ from pathlib import Path
 from markupsafe import Markup
 
 from trainer.exchange.files import write_text
-from trainer.protocol.report import Bucket, DatasetReport, Finding, FindingKind, Image, Split
-from trainer.report.finding_labels import LABELS, FindingLabel, short_labels
+from trainer.protocol.bucket_shapes import ImageFit, ResolutionFit
+from trainer.protocol.finding_labels import LABELS, QUIET, FindingLabel, main_kind, role_count, short_labels
+from trainer.protocol.report import DatasetReport, Finding, FindingKind, Image, Split
 from trainer.report.templating import markdown_template, read_template_file, render_html
 
 IMAGES_PER_PAGE = 500
@@ -24,12 +25,13 @@ _MAX_CROPPED, _MIN_CROPPED = 24, 0.10
 #: Most images of a set may have these, and looking at them tells nothing more: their numbers are listed.
 _BY_NUMBER = frozenset(
     {
-        FindingKind.UPSCALED,
         FindingKind.CAPTION_MISSING,
         FindingKind.CAPTION_EMPTY,
         FindingKind.CAPTION_WITHOUT_TRIGGER,
     }
 )
+#: Which bases train at the usual resolutions.
+_BASES = {512: "SD 1.x", 768: "SD 2.x", 1024: "SDXL, SD 3"}
 _SIDES = (*map(str, Split), "dropped")
 
 
@@ -79,24 +81,53 @@ class FoundImage:
             return None
         return round(100 * min(max(measure / (2 * threshold), 0.0), 1.0), 1)
 
+    @property
+    def also(self) -> Sequence[str]:
+        """What else was found in the image that needs a look."""
+        others = (each for each in self.at.image.findings if each.kind not in {self.finding.kind, *QUIET})
+        return [LABELS[each.kind].short for each in others]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CroppedImage:
+    """An image that loses much by cropping."""
+
+    at: NumberedImage
+    fit: ImageFit
+
+    @property
+    def direction(self) -> str:
+        """Whether its sides (`across`) or its top and bottom (`down`) are cut off."""
+        width, height = self.fit.bucket
+        is_too_wide = (self.at.image.width or 1) * height > (self.at.image.height or 1) * width
+        return "across" if is_too_wide else "down"
+
 
 @dataclass(frozen=True, kw_only=True)
 class FindingSection:
-    """All findings of one kind: some with their images, the rest by number."""
+    """The images that count for one kind of finding: some are shown, the rest are listed by number."""
 
     kind: FindingKind
     label: FindingLabel
-    dropped: int
-    kept: int
+    is_dropped: bool
+    images: Sequence[NumberedImage]
     shown: Sequence[FoundImage]
     numbers: Sequence[NumberedImage]
     #: Instead of both for identical captions: the images of each caption.
     captions: Mapping[str, Sequence[NumberedImage]]
+    #: How many of the images are in none of these.
+    unlisted: int
 
     @property
-    def unlisted(self) -> int:
-        listed = len(self.shown) + len(self.numbers) + sum(map(len, self.captions.values()))
-        return self.dropped + self.kept - listed
+    def is_quiet(self) -> bool:
+        """True if there is nothing to decide: the page counts it, and lists it on demand."""
+        return self.kind in QUIET and not self.is_dropped
+
+    @property
+    def together(self) -> str:
+        """The numbers of its images, as `--keep` and `--drop` take them; empty if there are too many or only one."""
+        is_short = 1 < len(self.images) <= _MAX_NUMBERS
+        return ",".join(str(image.number) for image in self.images) if is_short else ""
 
 
 def write_pages(report: DatasetReport, folder: Path) -> list[Path]:
@@ -109,6 +140,9 @@ def write_pages(report: DatasetReport, folder: Path) -> list[Path]:
     """
     pages = _paginate(report.images)
     images = sorted((image for page in pages.values() for image in page), key=lambda image: image.number)
+    fits = [report.fit(resolution) for resolution in report.resolutions]
+    # As in the summary: class images are trained and never measured.
+    measurable = [image for image in report.images if image.status == "kept" and not image.is_regularization]
     script = read_template_file("report.js")
     values = {
         "report": report,
@@ -119,11 +153,15 @@ def write_pages(report: DatasetReport, folder: Path) -> list[Path]:
         "sections": _sections(images),
         "groups": _groups(images),
         "classes": _classes(report.images),
-        "different": len({image.group for image in report.images if image.status == "kept"}),
-        "crops": _crops(images, report.buckets),
+        "measurable": len(measurable),
+        "different": len({image.group for image in measurable}),
+        "fits": fits,
+        "bases": _BASES,
+        "crops": _crops(images, fits[0]),
         "diverse": [images[number - 1] for number in report.diverse if number <= len(images)],
         "isolated": [images[number - 1] for number in report.isolated if number <= len(images)],
         "most": LIMITS,
+        "role_count": role_count,
     }
     files = [folder / "report.md"]
     write_text(files[0], markdown_template("report.md.j2").render(values))
@@ -160,40 +198,52 @@ def _paginate(images: Sequence[Image]) -> dict[str, list[NumberedImage]]:
 
 
 def _sections(images: Sequence[NumberedImage]) -> list[FindingSection]:
-    """Findings by kind, those that dropped images first; near duplicates are shown as groups instead."""
+    """What needs a decision, then what was dropped, then what is counted; near duplicates are shown as groups instead.
+
+    An image counts once, for its main finding, as in the summary, or for each of its findings that are only counted.
+    """
     by_source = {image.image.source: image for image in images}
-    by_kind: dict[FindingKind, list[FoundImage]] = {}
+    found: dict[tuple[bool, FindingKind], list[FoundImage]] = {}
     for image in images:
-        for finding in image.image.findings:
-            found = FoundImage(at=image, finding=finding, other=by_source.get(finding.other or ""))
-            by_kind.setdefault(finding.kind, []).append(found)
-    kinds = [kind for kind in LABELS if kind in by_kind and kind is not FindingKind.NEAR_DUPLICATE]
-    return sorted((_section(kind, by_kind[kind]) for kind in kinds), key=lambda section: not section.dropped)
+        is_dropped, main = image.side == "dropped", main_kind(image.image)
+        first_of_kind = {finding.kind: finding for finding in reversed(image.image.findings)}
+        for kind, finding in first_of_kind.items():
+            if kind is main or (kind in QUIET and kind is not FindingKind.NEAR_DUPLICATE and not is_dropped):
+                other = by_source.get(finding.other or "")
+                found.setdefault((is_dropped, kind), []).append(FoundImage(at=image, finding=finding, other=other))
+    sections = [_section(kind, found[key]) for kind in LABELS for key in ((False, kind), (True, kind)) if key in found]
+    return sorted(sections, key=lambda section: (section.is_quiet, section.is_dropped))
 
 
 def _section(kind: FindingKind, found: Sequence[FoundImage]) -> FindingSection:
-    order = sorted(found, key=lambda each: each.finding.action != "dropped")
-    captions = _images_by_caption(found) if kind is FindingKind.CAPTION_IDENTICAL else {}
-    shown = [] if kind in _BY_NUMBER or captions else order[:_MAX_FINDINGS]
-    rest = [] if captions else [each.at for each in order[len(shown) :]]
+    images = [each.at for each in found]
+    captions = _images_by_caption(images) if kind is FindingKind.CAPTION_IDENTICAL else {}
+    # A pair is shown once, whichever of the two it was found in.
+    pairs = {frozenset((each.at.number, each.other.number if each.other else 0)): each for each in reversed(found)}
+    shown = [] if kind in _BY_NUMBER or captions else list(reversed(pairs.values()))[:_MAX_FINDINGS]
+    seen = {each.number for pair in shown for each in (pair.at, pair.other) if each}
+    seen |= {image.number for listed in captions.values() for image in listed}
+    rest = [image for image in images if image.number not in seen]
+    numbers = [] if captions else rest[:_MAX_NUMBERS]
     return FindingSection(
         kind=kind,
         label=LABELS[kind],
-        dropped=sum(each.finding.action == "dropped" for each in found),
-        kept=sum(each.finding.action == "kept" for each in found),
+        is_dropped=images[0].side == "dropped",
+        images=images,
         shown=shown,
-        numbers=rest[:_MAX_NUMBERS],
+        numbers=numbers,
         captions=captions,
+        unlisted=len(rest) - len(numbers),
     )
 
 
-def _images_by_caption(found: Iterable[FoundImage]) -> dict[str, Sequence[NumberedImage]]:
+def _images_by_caption(images: Iterable[NumberedImage]) -> dict[str, Sequence[NumberedImage]]:
     """The most frequent captions first."""
     by_caption: dict[str, list[NumberedImage]] = {}
-    for each in found:
-        by_caption.setdefault(each.at.image.caption, []).append(each.at)
+    for image in images:
+        by_caption.setdefault(image.image.caption, []).append(image)
     frequent = sorted(by_caption.items(), key=lambda item: -len(item[1]))[: LIMITS["groups"]]
-    return {caption: images[:_MAX_NUMBERS] for caption, images in frequent}
+    return {caption: shown[:_MAX_NUMBERS] for caption, shown in frequent}
 
 
 def _groups(images: Iterable[NumberedImage]) -> list[list[NumberedImage]]:
@@ -213,25 +263,9 @@ def _classes(images: Sequence[Image]) -> list[tuple[str, Counter[str]]]:
     return sorted(classes.items(), key=lambda item: (-item[1].total(), item[0])) if len(classes) > 1 else []
 
 
-def _crops(images: Iterable[NumberedImage], buckets: Sequence[Bucket]) -> list[tuple[NumberedImage, str]]:
-    """The images of which most is cropped, and in which direction: `across`, `down`, or empty if that is not known."""
-    losing = [
-        (cropped, image)
-        for image in images
-        if (cropped := image.image.cropped or 0.0) > _MIN_CROPPED and image.image.status == "kept"
-    ]
-    losing.sort(key=lambda pair: -pair[0])
-    return [(image, _crop_direction(image.image, cropped, buckets)) for cropped, image in losing[:_MAX_CROPPED]]
-
-
-def _crop_direction(image: Image, cropped: float, buckets: Sequence[Bucket]) -> str:
-    """Find the bucket that explains this crop, and compare its shape with the image's."""
-    if not image.width or not image.height:
-        return ""
-    aspect = image.width / image.height
-    for bucket in buckets:
-        shape = bucket.width / bucket.height
-        # The report rounds shares to four digits.
-        if abs(1 - min(aspect / shape, shape / aspect) - cropped) < 0.001:
-            return "across" if shape < aspect else "down"
-    return ""
+def _crops(images: Iterable[NumberedImage], fit: ResolutionFit) -> list[CroppedImage]:
+    """The images of which most is cropped."""
+    kept = (image for image in images if image.image.status == "kept")
+    cropped = (CroppedImage(at=image, fit=each) for image, each in zip(kept, fit.images, strict=True))
+    losing = (each for each in cropped if each.fit.cropped > _MIN_CROPPED)
+    return sorted(losing, key=lambda each: -each.fit.cropped)[:_MAX_CROPPED]

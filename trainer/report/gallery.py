@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
@@ -145,9 +146,9 @@ def shorten(text: str, font: Font, width: float) -> str:
     """Cut `text` to `width` px, ending in `…` if it is longer."""
     if font.getlength(text) <= width:
         return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text.rstrip() + "…"
+    # Twenty measurements instead of one for each letter that is cut.
+    length = bisect_right(range(len(text)), width, key=lambda end: font.getlength(text[:end] + "…")) - 1
+    return text[: max(length, 0)].rstrip() + "…"
 
 
 def _blank(columns: int, height: int) -> Image.Image:

@@ -23,6 +23,7 @@ from trainer.protocol.events import (
     ExportFormat,
     Failed,
     Finished,
+    Reader,
     Sampled,
     StageBegan,
     Started,
@@ -34,9 +35,10 @@ from trainer.protocol.events import (
     ValidationLoss,
     Warned,
 )
-from trainer.protocol.settings import MethodKind, SplitKind, TaskKind
+from trainer.protocol.exported_files import loading_code, newest_files
+from trainer.protocol.settings import SplitKind, TaskKind
 from trainer.protocol.spec import Spec
-from trainer.protocol.text import _, ngettext
+from trainer.protocol.text import _, ngettext, noise_levels, share_off, verdict
 from trainer.report.insights import Insight, NeverLearned, read_insight
 from trainer.report.templating import render_html
 
@@ -109,7 +111,8 @@ def _page_values(job_dir: Path, spec: Spec, events: Sequence[Event]) -> dict[str
         "started": last_of(events, Started),
         "starts": len(all_of(events, Started)),
         "stages": all_of(events, StageBegan),
-        "exported": all_of(events, Exported),
+        # Of the files of epochs only the newest are kept.
+        "exported": [file for file in newest_files(events) if file.epoch is None or (job_dir / file.path).is_file()],
         "sheets": [event for event in all_of(events, Sampled) if event.sheet and (job_dir / event.sheet).is_file()],
         "strips": _strips(all_of(events, Sampled)),
         "warnings": tuple(dict.fromkeys(event.message for event in all_of(events, Warned))),
@@ -127,8 +130,7 @@ def _page_values(job_dir: Path, spec: Spec, events: Sequence[Event]) -> dict[str
         # ASCII: it keeps its line breaks and has no characters that affect the text around them.
         "spec_json": Markup.escape(json.dumps(spec.model_dump(mode="json"), indent=2)),
         "exists": lambda path: bool(path) and (job_dir / path).is_file(),
-        "interval": format_interval,
-        "readers_of": readers_of,
+        "share_off": share_off,
         "how_to_load": how_to_load,
     }
 
@@ -179,24 +181,23 @@ def _outcome(spec: Spec, events: Sequence[Event], ended: Sequence[EpochEnded]) -
             after = _("{after} (stopped early: {reason})", after=after, reason=reason)
     is_trained_on_all = spec.split.kind is SplitKind.ALL
     sentence = _(
-        "{after} {loss}{of_best} is {ratio:.2f} of the base model's{interval}",
+        "{after}, {best} is {verdict}{on_what}",
         after=after,
-        loss=_("the loss on training images") if is_trained_on_all else _("the validation loss"),
-        of_best="" if best.epoch == done else _(" of the best, epoch {epoch},", epoch=best.epoch),
-        ratio=best.validation.ratio,
-        interval=format_interval(best.validation),
+        best=_("it") if best.epoch == done else _("the best, epoch {epoch},", epoch=best.epoch),
+        verdict=_verdict(best.validation),
+        on_what=_(", measured on its own training images") if is_trained_on_all else "",
     )
     if tested is not None:
-        ratio, interval = tested.test.ratio, format_interval(tested.test)
-        sentence += _("; on the test images {ratio:.2f}{interval}", ratio=ratio, interval=interval)
+        sentence += _("; on the test images, never seen before, {verdict}", verdict=_verdict(tested.test))
         if "accuracy" in tested.metrics:
             sentence += _(", with {share:.0%} of them classified correctly", share=tested.metrics["accuracy"])
+    if levels := noise_levels([band.ratio for band in best.validation.bands]):
+        sentence += _(". By level: {levels}", levels=levels)
     return sentence + "."
 
 
-def format_interval(loss: ValidationLoss) -> str:
-    """Format the interval of a ratio: ` (95%: 0.58–0.64)`, with a space before it; empty if there is none."""
-    return f" (95%: {loss.ratio_low:.2f}–{loss.ratio_high:.2f})" if loss.ratio_low is not None else ""
+def _verdict(loss: ValidationLoss) -> str:
+    return verdict(loss.ratio, loss.ratio_low, loss.ratio_high)
 
 
 def changed_settings(spec: Spec) -> Iterator[ChangedSetting]:
@@ -254,44 +255,22 @@ def _read_data(job_dir: Path) -> tuple[Mapping[str, Any], ...]:
     return tuple(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else ()
 
 
-def readers_of(kind: ExportFormat) -> str:
-    """Return the programs that read an exported file."""
-    match kind:
-        case ExportFormat.DIFFUSERS:
-            return "diffusers"
-        case ExportFormat.TRANSFORMERS:
-            return "transformers"
-        case ExportFormat.KOHYA | ExportFormat.EMBEDDING | ExportFormat.CHECKPOINT:
-            return "A1111, ComfyUI, Forge"
-
-
-def how_to_load(kind: ExportFormat, path: str, method: MethodKind) -> str:
-    """Return how to load an exported file: a line of Python, or its folder and what to write in the prompt.
-
-    Args:
-        kind: The format of the file.
-        path: Relative to the job folder.
-        method: How it was trained, which decides the call in diffusers.
-    """
-    file = PurePosixPath(path)
-    match kind:
-        case ExportFormat.KOHYA:
-            return _("into models/Lora, then <lora:{name}:1> in the prompt", name=file.stem)
+def how_to_load(file: Exported) -> tuple[str, ...]:
+    """Return how to load an exported file, relative to the job folder: lines of Python, and where programs look."""
+    name = PurePosixPath(file.path).stem
+    lines = list(loading_code(file, file.path))
+    is_for_webui = Reader.A1111 in file.readers or Reader.FORGE in file.readers
+    match file.format:
+        case ExportFormat.KOHYA | ExportFormat.DIFFERENCE:
+            if is_for_webui:
+                lines.append(_("A1111, Forge: into models/Lora, then <lora:{name}:1> in the prompt", name=name))
+            if Reader.COMFYUI in file.readers:
+                lines.append(_("ComfyUI: into models/loras, then the node Load LoRA"))
         case ExportFormat.EMBEDDING:
-            return _("into embeddings, then {name} in the prompt", name=file.stem)
-        case ExportFormat.CHECKPOINT:
-            return _("into models/Stable-diffusion, then choose it as the checkpoint")
-        case ExportFormat.TRANSFORMERS:
-            return f'AutoModelForImageClassification.from_pretrained("{path}")'
-        case ExportFormat.DIFFUSERS:
-            return _in_diffusers(path, file, method)
-
-
-def _in_diffusers(path: str, file: PurePosixPath, method: MethodKind) -> str:
-    if method in {MethodKind.LORA, MethodKind.DORA}:
-        return f'pipeline.load_lora_weights("{file.parent}", weight_name="{file.name}")'
-    if method is MethodKind.TEXTUAL_INVERSION:
-        return f'pipeline.load_textual_inversion("{path}")'
-    if method is MethodKind.FULL:
-        return f'DiffusionPipeline.from_pretrained("{path}")'
-    return f'PeftModel.from_pretrained(pipeline.unet, "{path}/unet")'
+            lines.append(_("A1111, Forge: into embeddings, then {name} in the prompt", name=name))
+            lines.append(_("ComfyUI: into models/embeddings, then embedding:{name} in the prompt", name=name))
+        case ExportFormat.CHECKPOINT if file.readers:
+            lines.append(_("into the folder of checkpoints, then choose it there"))
+        case _:
+            pass
+    return tuple(lines)

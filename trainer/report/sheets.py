@@ -10,10 +10,10 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from trainer.protocol.finding_labels import LABELS, needs_a_look, short_labels
 from trainer.protocol.report import DatasetReport, FindingKind, Split
 from trainer.protocol.report import Image as ReportImage
 from trainer.protocol.text import _, ngettext
-from trainer.report.finding_labels import LABELS, needs_a_look, short_labels
 from trainer.report.gallery import BACKGROUND, Font, load_font, shorten
 from trainer.report.templating import sanitize
 
@@ -31,8 +31,8 @@ _COLORS = {Split.TRAIN: "#5bb5f5", Split.VALIDATION: "#f0b232", Split.TEST: "#b5
 _DROPPED_COLOR = "#ed6a6a"
 #: On images that a person should look at.
 _MARK = "#f5c451"
-#: Of a PNG: higher levels take seconds per sheet and save a few percent.
-_COMPRESSION = 4
+#: Of a JPEG with full colors: letters stay sharp, for half the bytes of a PNG and a tenth of its time.
+_QUALITY = 88
 #: For captions in Chinese, Japanese or Korean, if one of them is installed.
 _CJK_FONTS = ("NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "Arial Unicode.ttf", "msgothic.ttc")
 
@@ -62,7 +62,7 @@ class _Section:
 
 
 def draw_sheets(report: DatasetReport, thumbnails: Mapping[int, Path], folder: Path) -> list[Path]:
-    """Draw the sheets of a prepared dataset as PNG files into `folder`: the kept images, then the dropped ones.
+    """Draw the sheets of a prepared dataset as JPEG files into `folder`: the kept images, then the dropped ones.
 
     At most ten sheets of kept images and four of dropped ones are drawn; images that need a look come first.
 
@@ -75,8 +75,8 @@ def draw_sheets(report: DatasetReport, thumbnails: Mapping[int, Path], folder: P
     files: list[Path] = []
     for name, sections in (("kept", _of_kept(report, thumbnails)), ("dropped", [dropped] if dropped.tiles else [])):
         for page, held in enumerate(_pages(sections), start=1):
-            file = folder / f"{name}-{page}.png"
-            _draw_page(held).save(file, "PNG", compress_level=_COMPRESSION)
+            file = folder / f"{name}-{page}.jpg"
+            _draw_page(held).save(file, "JPEG", quality=_QUALITY, subsampling=0)
             files.append(file)
     return files
 
@@ -229,8 +229,8 @@ def _thumbnail(path: Path) -> Image.Image:
     side = _CELL - 12
     with Image.open(path) as opened:
         image = opened.convert("RGB")
-    share = min(side / image.width, side / image.height, 1.0)
-    return image.resize((max(1, round(image.width * share)), max(1, round(image.height * share))))
+    image.thumbnail((side, side), reducing_gap=2.0)
+    return image
 
 
 def _draw_text(draw: ImageDraw.ImageDraw, text: str, at: tuple[int, int], size: int, color: str) -> None:

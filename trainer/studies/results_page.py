@@ -7,7 +7,7 @@ from pathlib import Path
 
 from trainer.protocol.spec import Spec
 from trainer.protocol.study import ChildGoal, ChildState, StudyRow, StudyStep
-from trainer.protocol.text import _, change, duration, listed, ngettext, percent
+from trainer.protocol.text import _, change, duration, listed, ngettext, percent, verdict
 from trainer.report.study_page import (
     HTML_NAME,
     MARKDOWN_NAME,
@@ -121,8 +121,7 @@ def _kfold_verdict(
         epochs = ngettext("{n} epoch", "{n} epochs", final.history.last_epoch)
         yield _("The final run trained on all images for {epochs}, the mean best epoch of the folds.", epochs=epochs)
         if final.history.test is not None:
-            ratio = percent(final.history.test.test.ratio)
-            yield _("On the test images its loss is {ratio} of the base model's.", ratio=ratio)
+            yield _("On the test images it is {verdict}.", verdict=verdict(final.history.test.test.ratio))
     for fold in folds:
         if fold.state is ChildState.FAILED:
             name = fold.goal.name.capitalize()
@@ -137,11 +136,9 @@ def _kfold_verdict(
 def _mean_sentence(summary: FoldSummary) -> str:
     folds = ngettext("{n} fold", "{n} folds", len(summary.ratios))
     return _(
-        "Over {folds} the best validation loss is {ratio} of the base model's on average{interval}, after {mean:.1f} "
-        "epochs (median {median:g}).",
+        "Over {folds} the best epochs are on average {verdict}, after {mean:.1f} epochs (median {median:g}).",
         folds=folds,
-        ratio=percent(summary.mean_ratio),
-        interval=_(" (95 % interval {low_to_high})", low_to_high=_range(summary.interval)) if summary.interval else "",
+        verdict=verdict(summary.mean_ratio, *(summary.interval or (None, None))),
         mean=summary.mean_best_epoch,
         median=summary.median_best_epoch,
     )
@@ -286,15 +283,14 @@ def _comparison_verdict(
         yield _("No candidate has completed an epoch.")
     else:
         sentence = (
-            _("{name} wins: {ratio} of the base model's validation loss, after epoch {epoch}.")
+            _("{name} wins: {verdict}, after epoch {epoch}.")
             if is_measured
-            else _("{name} leads so far: {ratio} of the base model's validation loss, after epoch {epoch}.")
+            else _("{name} leads so far: {verdict}, after epoch {epoch}.")
         )
-        yield sentence.format(name=first.candidate.label, ratio=percent(best.validation.ratio), epoch=best.epoch)
+        yield sentence.format(name=first.candidate.label, verdict=verdict(best.validation.ratio), epoch=best.epoch)
         yield from _doubts([entry for entry in entries[1:] if not entry.has_failed])
     if winner is not None and winner.history.test is not None:
-        ratio = percent(winner.history.test.test.ratio)
-        yield _("On the test images its loss is {ratio} of the base model's.", ratio=ratio)
+        yield _("On the test images it is {verdict}.", verdict=verdict(winner.history.test.test.ratio))
     if winner is not None and winner.state is ChildState.FAILED:
         yield _("Its test and export failed: {reason}", reason=winner.reason)
     for entry in entries:

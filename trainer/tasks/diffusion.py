@@ -19,11 +19,12 @@ from trainer.dataset.seeds import derive_seed
 from trainer.dataset.split.mixing import Mixture, with_source
 from trainer.device import autocast, choose_precision, dtype_of
 from trainer.errors import BadSpecError
-from trainer.models.base import LoadedBase, digest_of, fingerprint, load_base
+from trainer.models.base import Family, LoadedBase, digest_of, fingerprint, load_base
 from trainer.models.methods import attach
+from trainer.models.methods.checkpoint_file import base_metadata
 from trainer.models.methods.trained import ExportedFile, Trained
 from trainer.protocol.report import Split
-from trainer.protocol.settings import Objective, Precision, Samples
+from trainer.protocol.settings import MethodKind, Objective, Precision, Samples
 from trainer.protocol.spec import Spec
 from trainer.protocol.text import _
 from trainer.report.gallery import draw_comparison
@@ -241,10 +242,9 @@ class DiffusionTask:
     def describe(self) -> Mapping[str, Any]:
         """Metadata of the base in kohya's and Stability's formats."""
         return {
-            "ss_base_model_version": _BASE_VERSION[self.base.family],
-            "ss_v2": self.base.family == "sd2",
-            "modelspec.architecture": f"{_ARCHITECTURE[self.base.family]}/lora",
-            "modelspec.prediction_type": "v" if self.base.prediction_type == "v_prediction" else "epsilon",
+            **base_metadata(self.spec.base.source),
+            "ss_v2": self.base.family == Family.SD2,
+            **architecture_metadata(self.base, self.spec.method.kind),
         }
 
     def verify(
@@ -256,6 +256,10 @@ class DiffusionTask:
             ExportError: a file cannot be loaded, or predicts something else than the trained model.
         """
         caption = next((caption for caption in examples.captions if caption), self.spec.training.trigger)
+        if self.spec.method.kind is MethodKind.TEXTUAL_INVERSION:
+            from trainer.models.methods.inversion import probe_caption
+
+            caption = probe_caption(examples.captions, self.spec.training.trigger)
         weights = self.trained.state()
         # Make room on the device for the models that are loaded.
         self.base.denoiser.to("cpu")
@@ -343,10 +347,48 @@ class DiffusionTask:
                 encoder.gradient_checkpointing_enable()
 
 
-_BASE_VERSION = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0", "sd3": "sd3_m"}
-_ARCHITECTURE = {
-    "sd1": "stable-diffusion-v1",
-    "sd2": "stable-diffusion-v2-512",
-    "sdxl": "stable-diffusion-xl-v1-base",
-    "sd3": "stable-diffusion-v3-medium",
+def architecture_metadata(base: LoadedBase, kind: MethodKind) -> dict[str, str]:
+    """What a file is for: `ss_base_model_version` by kohya, `modelspec.*` by Stability AI.
+
+    Sources: `get_model_version_str_for_sd1_sd2` and `library/sai_model_spec.py` of kohya-ss/sd-scripts; for the names
+    of SD 3 and 3.5 also the classes of mcmonkeyprojects/SwarmUI, which sorts by them.
+    """
+    is_velocity = base.prediction_type == "v_prediction"
+    match base.family:
+        case Family.SD1:
+            version, architecture = f"sd_v1{'_v' * is_velocity}", "stable-diffusion-v1"
+        case Family.SD2:
+            version = f"sd_v2{'_v' * is_velocity}"
+            architecture = "stable-diffusion-v2-768-v" if is_velocity else "stable-diffusion-v2-512"
+        case Family.SDXL:
+            version, architecture = "sdxl_base_v1-0", "stable-diffusion-xl-v1-base"
+        case Family.SD3:
+            version, architecture = _SD3_NAMES[_sd3_size(base)]
+    suffix = "/lora" if kind.is_adapter else "/textual-inversion" if kind is MethodKind.TEXTUAL_INVERSION else ""
+    # Names of layers as in the original code: words, whole models, and the UNet of SDXL.
+    has_original_names = not kind.is_adapter or base.family is Family.SDXL
+    metadata = {
+        "ss_base_model_version": version,
+        "modelspec.architecture": f"{architecture}{suffix}",
+        "modelspec.implementation": _STABILITY if has_original_names else "diffusers",
+    }
+    if base.prediction_type != "flow":
+        metadata["modelspec.prediction_type"] = "v" if is_velocity else "epsilon"
+    return metadata
+
+
+def _sd3_size(base: LoadedBase) -> str:
+    """Only 3.5 normalizes queries and keys, and only its medium one has a second attention."""
+    config = base.denoiser.config
+    if config.qk_norm is None:
+        return "medium"
+    return "5-medium" if config.dual_attention_layers else "5-large"
+
+
+#: kohya's `model_type` (`analyze_sd3_checkpoint` of `library/sd3_utils.py`), and the architecture.
+_SD3_NAMES = {
+    "medium": ("medium", "stable-diffusion-v3-medium"),
+    "5-medium": ("5-medium", "stable-diffusion-v3.5-medium"),
+    "5-large": ("5-large", "stable-diffusion-v3.5-large"),
 }
+_STABILITY = "https://github.com/Stability-AI/generative-models"

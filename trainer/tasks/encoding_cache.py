@@ -17,17 +17,18 @@ import torch
 from PIL import Image as PILImage
 from torch import Tensor
 
-from trainer.dataset.buckets import Size, assign_buckets, default_step, fit_to_bucket
+from trainer.dataset.buckets import assign_buckets, fit_to_bucket
 from trainer.dataset.images.augment import METHOD_VERSION, make_variants, may_flip
-from trainer.dataset.images.decoding import open_for_bucket
+from trainer.dataset.images.decoding import UnreadableFiles, open_for_bucket
 from trainer.dataset.split.mixing import Mixture
 from trainer.dataset.split.overlap import JobImage
 from trainer.models.base import LoadedBase
 from trainer.protocol.augmentation import Augmentation
+from trainer.protocol.bucket_shapes import Size, default_step
 from trainer.protocol.report import Image, Split
 from trainer.protocol.settings import MixRole
 from trainer.protocol.spec import Spec
-from trainer.tasks.examples import Encoded, Examples, tag_orders, without_separator
+from trainer.tasks.examples import Encoded, Examples, captions_per_image, tag_orders, without_separator
 from trainer.tasks.pixels import encode_masks
 from trainer.tasks.tensor_cache import cache_key, cached
 
@@ -50,7 +51,7 @@ class Encoder:
         """Latents of each image, one row each; calls `tick` before encoding an image.
 
         Raises:
-            DatasetError: an image is missing or damaged.
+            UnreadableFilesError: images are missing or damaged.
         """
         content = [[image.pixels_sha256, size] for image, size in zip(images, sizes, strict=True)]
 
@@ -72,10 +73,10 @@ class Encoder:
         """Latents of each image's variants, `augmentation.variants` rows each.
 
         Raises:
-            DatasetError: an image is missing or damaged.
+            UnreadableFilesError: images are missing or damaged.
         """
         content = [
-            [image.pixels_sha256, size, may_flip(augmentation, image.caption)]
+            [image.pixels_sha256, size, may_flip(augmentation, image.all_captions)]
             for image, size in zip(images, sizes, strict=True)
         ]
         settings = augmentation.model_dump(mode="json")
@@ -101,10 +102,15 @@ class Encoder:
         def compute() -> Mapping[str, Tensor]:
             self.base.vae.to(self.device)
             latents: dict[str, list[Tensor]] = {}
+            unreadable = UnreadableFiles()
             for image, size in zip(images, sizes, strict=True):
-                for version in versions(image, size):
-                    tick()
-                    latents.setdefault(_name_of(size), []).append(self._encode(version))
+                with unreadable.collected():
+                    for version in versions(image, size):
+                        tick()
+                        # Once one of them cannot be read, the others are only looked at.
+                        if not unreadable:
+                            latents.setdefault(_name_of(size), []).append(self._encode(version))
+            unreadable.require_none()
             return {size: torch.stack(items) for size, items in latents.items()}
 
         stored = cached(dataset_dir / "cache", name, key, compute)
@@ -123,7 +129,7 @@ def variants_of(
 ) -> Iterator[PILImage.Image]:
     """Draw the variants of an image at its bucket's size."""
     content = image.pixels_sha256 or image.source
-    return make_variants(pil_image, size, augmentation, caption=image.caption, pixels_sha256=content, seed=seed)
+    return make_variants(pil_image, size, augmentation, caption=image.all_captions, pixels_sha256=content, seed=seed)
 
 
 def _open(dataset_dir: Path, image: Image, size: Size) -> PILImage.Image:
@@ -198,7 +204,7 @@ def encode_splits(
     Calls `progress(done, total)` for images and variants; those in the cache do not count as done.
 
     Raises:
-        DatasetError: an image is missing or damaged.
+        UnreadableFilesError: images are missing or damaged.
         BadSpecError: the loss is masked, but no image has a mask.
     """
     members = mixture.members
@@ -245,16 +251,16 @@ def _sizes(spec: Spec, members: Sequence[JobImage], resolution: int, base: Loade
 
 
 def _captions(spec: Spec, mixture: Mixture) -> list[tuple[str, ...]]:
-    """The captions of each image; several orders for training images if tags are shuffled."""
+    """The captions of each image: all of a training image, in several orders if tags are shuffled, else the first."""
     members, training = mixture.members, spec.training
-    captions = [mixture.caption_of(member) for member in members]
-    unshuffled = [(without_separator(caption),) for caption in captions]
-    if not training.tag_shuffle:
-        return list(unshuffled)
     trained = [index for index, member in enumerate(members) if member.split is Split.TRAIN]
+    most = {Split.TRAIN: captions_per_image(len(trained))}
+    captions = [mixture.captions_of(member)[: most.get(member.split, 1)] for member in members]
+    if not training.tag_shuffle:
+        return [tuple(map(without_separator, each)) for each in captions]
     orders = tag_orders([captions[index] for index in trained], training.keep_tags, training.seed)
     by_index = dict(zip(trained, orders, strict=True))
-    return [by_index.get(index, caption) for index, caption in enumerate(unshuffled)]
+    return [by_index.get(index) or tuple(map(without_separator, each)) for index, each in enumerate(captions)]
 
 
 def _loss_weight(spec: Spec, mixture: Mixture, member: JobImage) -> float:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
 import torch
 from torch import Tensor
 
-from trainer.dataset.buckets import Size
 from trainer.dataset.captions.caption_words import KEEP_TOKENS_SEPARATOR, shuffle_tags
 from trainer.dataset.seeds import derive_seed
 from trainer.dataset.split.overlap import JobImage
+from trainer.protocol.bucket_shapes import Size
 from trainer.protocol.report import Image
 
 #: Tag orders embedded per caption, and embeddings in all. Bounded: a new order at each step would keep the text encoder
@@ -50,7 +50,7 @@ class Examples:
     members: tuple[JobImage, ...]
     #: Width and height in training, px.
     sizes: tuple[Size, ...]
-    #: The caption, then other orders of its tags.
+    #: The caption, then other orders of its tags, then the image's further captions; a view has one of them.
     caption_orders: tuple[tuple[str, ...], ...] = field(repr=False)
     loss_weights: tuple[float, ...] = field(repr=False)
     originals: tuple[Encoded, ...] = field(repr=False)
@@ -99,18 +99,25 @@ class Examples:
         return variants[view.variant - 1]
 
 
-def tag_orders(captions: Sequence[str], keep: int, seed: int) -> list[tuple[str, ...]]:
-    """Each caption with other orders of its tags: 8 in all, fewer for more than 250 captions, but at least 2.
+def tag_orders(captions: Sequence[Sequence[str]], keep: int, seed: int) -> list[tuple[str, ...]]:
+    """The captions of each image with other orders of their tags: 8 for each, fewer for more than 250, but at least 2.
 
     An order depends on the seed and the caption only. Equal orders are listed once.
     """
-    count = max(2, min(_TAG_ORDERS, _EMBEDDINGS // max(1, len(set(captions)))))
+    distinct = {caption for of_image in captions for caption in of_image}
+    count = max(2, min(_TAG_ORDERS, _EMBEDDINGS // max(1, len(distinct))))
 
-    def orders(caption: str) -> tuple[str, ...]:
-        others = (shuffle_tags(caption, keep, Random(derive_seed("tags", seed, caption, n))) for n in range(1, count))
-        return tuple(dict.fromkeys([without_separator(caption), *others]))
+    def orders(caption: str) -> Iterator[str]:
+        yield without_separator(caption)
+        for n in range(1, count):
+            yield shuffle_tags(caption, keep, Random(derive_seed("tags", seed, caption, n)))
 
-    return [orders(caption) for caption in captions]
+    return [tuple(dict.fromkeys(order for caption in of_image for order in orders(caption))) for of_image in captions]
+
+
+def captions_per_image(images: int) -> int:
+    """How many captions of one training image are embedded; further ones are not used."""
+    return max(2, _EMBEDDINGS // max(1, images))
 
 
 def without_separator(caption: str) -> str:

@@ -15,13 +15,14 @@ import torch
 from PIL import Image as PILImage
 from torch import Tensor
 
-from trainer.dataset.buckets import Size, fit_to_bucket
+from trainer.dataset.buckets import fit_to_bucket
 from trainer.dataset.images.augment import METHOD_VERSION, make_variants, may_flip, move_mask
-from trainer.dataset.images.decoding import open_for_bucket
+from trainer.dataset.images.decoding import UnreadableFiles, open_for_bucket
 from trainer.dataset.images.mask_files import fit_mask, open_mask
 from trainer.dataset.split.mixing import Mixture
 from trainer.errors import BadSpecError
 from trainer.protocol.augmentation import Augmentation
+from trainer.protocol.bucket_shapes import Size
 from trainer.protocol.report import Image, Split
 from trainer.protocol.spec import Spec
 from trainer.tasks.examples import Encoded
@@ -32,7 +33,7 @@ def encode_pixels(folder: Path, images: Sequence[Image], side: int, tick: Callab
     """The pixels of each image (uint8, [3, side, side]), one row each; calls `tick` per image.
 
     Raises:
-        DatasetError: an image is missing or damaged.
+        UnreadableFilesError: images are missing or damaged.
     """
 
     def versions(image: Image) -> Iterator[PILImage.Image]:
@@ -48,7 +49,7 @@ def encode_variants(
     """The pixels of each image's variants, `augmentation.variants` rows each.
 
     Raises:
-        DatasetError: an image is missing or damaged.
+        UnreadableFilesError: images are missing or damaged.
     """
 
     def versions(image: Image) -> Iterator[PILImage.Image]:
@@ -71,7 +72,7 @@ def as_image(pixels_CHW: Tensor) -> PILImage.Image:
 
 def _words(image: Image) -> str:
     """The words that decide whether an image may be mirrored; a class may be named "left hand"."""
-    return f"{image.class_name}, {image.caption}"
+    return f"{image.class_name}, {image.all_captions}"
 
 
 def _open(folder: Path, image: Image, side: int) -> PILImage.Image:
@@ -89,8 +90,12 @@ def _of_each(
     *,
     rows: int,
 ) -> list[Encoded]:
+    unreadable = UnreadableFiles()
+
     def pixels_of(image: Image) -> list[Tensor]:
-        return [torch.from_numpy(np.array(version)).permute(2, 0, 1) for version in versions(image)]
+        with unreadable.collected():
+            return [torch.from_numpy(np.array(version)).permute(2, 0, 1) for version in versions(image)]
+        return []
 
     def compute() -> Mapping[str, Tensor]:
         pixels: list[Tensor] = []
@@ -104,6 +109,7 @@ def _of_each(
         finally:
             # On a stop request, do not wait for the rest.
             threads.shutdown(cancel_futures=True)
+        unreadable.require_none()
         return {"pixels_NCHW": torch.stack(pixels)}
 
     if not images:
@@ -135,7 +141,7 @@ def encode_masks(
 
     Raises:
         BadSpecError: no training image has a mask.
-        DatasetError: a mask is missing or damaged.
+        UnreadableFilesError: masks are missing or damaged.
     """
     members = mixture.members
     if not any(member.image.mask for member in members if member.split is Split.TRAIN):
@@ -161,7 +167,7 @@ def load_mask(dataset_dir: Path, image: Image, size: Size, latent_size: Size) ->
     It is cropped like the image, and scaled to latent pixels by area.
 
     Raises:
-        DatasetError: it is missing or damaged.
+        UnreadableFilesError: it is missing or damaged.
     """
     if image.mask is None:
         return torch.ones(1, latent_size[1], latent_size[0])
@@ -174,11 +180,11 @@ def mask_variants(
     """The mask of each variant of an image, moved like the variant's pixels; otherwise as `load_mask`.
 
     Raises:
-        DatasetError: it is missing or damaged.
+        UnreadableFilesError: it is missing or damaged.
     """
     assert image.mask is not None, "images without a mask are left out"
     mask, content = open_mask(dataset_dir, image.mask), image.pixels_sha256 or image.source
-    for moved in move_mask(mask, size, augmentation, caption=image.caption, pixels_sha256=content, seed=seed):
+    for moved in move_mask(mask, size, augmentation, caption=image.all_captions, pixels_sha256=content, seed=seed):
         yield _shares(fit_mask(moved, size, latent_size))
 
 
@@ -197,17 +203,25 @@ def _of_folder(
 
     def compute() -> Mapping[str, Tensor]:
         rows: dict[str, Tensor] = {}
+        unreadable = UnreadableFiles()
         for index, (image, size, augmentation) in enumerate(zip(images, sizes, augmentations, strict=True)):
             tick()
             cells = size[0] // vae_scale, size[1] // vae_scale
-            versions = [load_mask(dataset_dir, image, size, cells)]
-            if augmentation is not None:
-                versions += mask_variants(dataset_dir, image, size, cells, augmentation, seed)
-            rows[str(index)] = (torch.stack(versions) * 255).round().to(torch.uint8)
+            with unreadable.collected():
+                versions = [load_mask(dataset_dir, image, size, cells)]
+                if augmentation is not None:
+                    versions += mask_variants(dataset_dir, image, size, cells, augmentation, seed)
+                rows[str(index)] = (torch.stack(versions) * 255).round().to(torch.uint8)
+        unreadable.require_none()
         return rows
 
     content = [
-        [image.mask, image.pixels_sha256, size, varied and [may_flip(varied, image.caption), varied.model_dump_json()]]
+        [
+            image.mask,
+            image.pixels_sha256,
+            size,
+            varied and [may_flip(varied, image.all_captions), varied.model_dump_json()],
+        ]
         for image, size, varied in zip(images, sizes, augmentations, strict=True)
     ]
     key = cache_key(_VERSION, METHOD_VERSION, seed, vae_scale, [*content])

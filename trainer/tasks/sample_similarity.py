@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from torch.nn.functional import normalize
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
 from trainer.dataset.images.image_features import image_feature, stack_features
-from trainer.dataset.images.near_duplicates import MAX_DISTANCE, image_distance, image_hashes
+from trainer.dataset.images.near_duplicates import image_hashes
 from trainer.dataset.split.overlap import JobImage, thumbnail_path
 from trainer.errors import DatasetError, MissingModelError, first_line, hub_problem
 
@@ -24,6 +25,12 @@ from trainer.errors import DatasetError, MissingModelError, first_line, hub_prob
 _CANDIDATES = 5
 #: Above this ratio of sides, training used a crop, so the center square is compared too.
 _CROPPED = 1.1
+#: Largest `image_distance` of a sample that copies a training image. Tuned on 7,000 real images (precision 0.99).
+_MAX_DISTANCE = 26.0
+#: Side at which two images are compared, and of the blocks whose mean difference counts, px.
+_COMPARED_PX, _BLOCK_PX = 64, 6
+#: Border that an alignment may fill with pixels from outside, px.
+_FILLED_PX = 4
 
 Float = NDArray[np.float32]
 
@@ -34,7 +41,7 @@ class NearestImage:
 
     #: Its index in the album.
     index: int
-    #: Whether they are near duplicates, by the rule for datasets.
+    #: Whether they show the same, but for encoding, size and a slight crop.
     is_same: bool
     #: Largest mean difference of any 6x6 block of 64x64 pixels (0 to 255); mirrored or not, whichever is smaller.
     image_distance: float
@@ -103,7 +110,7 @@ class Album:
                 measures = [image_distance(crop, sample, mirrored=is_mirrored) for crop in self._crops(index)]
                 found.append((min(measures), index, is_mirrored))
         measure, index, is_mirrored = min(found)
-        is_same = measure <= MAX_DISTANCE and not features.is_blank
+        is_same = measure <= _MAX_DISTANCE and not features.is_blank
         if not is_same:
             # Pixel distances mean little between different images; features compare content.
             index, is_mirrored = int(distances.argmin()), False
@@ -135,6 +142,56 @@ class Album:
                 return
             ImageOps.fit(pil_image, (min(pil_image.size),) * 2).save(center)
         yield center
+
+
+def image_distance(one: Path, other: Path, *, mirrored: bool = False) -> float:
+    """Measure how much two thumbnails differ at most: the mean difference of their worst 6x6 block, 0 to 255.
+
+    Measured as they are and after an alignment; the smaller value counts. This tells re-encoded, resized and cropped
+    copies from images that only look alike.
+    """
+    first, second = _compared(one), _compared(other)
+    if mirrored:
+        second = np.ascontiguousarray(second[:, ::-1])
+    unaligned = _worst_block(first, second)
+    return unaligned if unaligned <= _MAX_DISTANCE else min(unaligned, _aligned_distance(first, second))
+
+
+def _compared(path: Path) -> Float:
+    with Image.open(path) as image:
+        small = image.convert("RGB").resize((_COMPARED_PX, _COMPARED_PX), Image.Resampling.BOX)
+    return np.asarray(small, dtype=np.float32)
+
+
+def _worst_block(first: Float, second: Float) -> float:
+    """Largest mean difference of a block: the mean of all pixels hides a changed detail, the maximum is noise."""
+    gap = np.abs(first - second).max(axis=2)
+    sums = np.pad(gap.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+    n = _BLOCK_PX
+    return float((sums[n:, n:] - sums[:-n, n:] - sums[n:, :-n] + sums[:-n, :-n]).max() / n**2)
+
+
+def _aligned_distance(first: Float, second: Float) -> float:
+    """The worst block after an affine alignment (ECC; Evangelidis & Psarakis 2008) and one gain for brightness."""
+
+    def gray(pixels: Float) -> Float:
+        return np.asarray(cv2.cvtColor(pixels / 255, cv2.COLOR_RGB2GRAY), dtype=np.float32)
+
+    until = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 50, 1e-4)
+    start = np.eye(2, 3, dtype=np.float32)
+    everywhere = np.ones((_COMPARED_PX, _COMPARED_PX), dtype=np.uint8)
+    try:
+        _, warp = cv2.findTransformECC(gray(first), gray(second), start, cv2.MOTION_AFFINE, until, everywhere, 5)
+    except cv2.error:  # no convergence: the images differ
+        return float("inf")
+    if np.abs(warp[:, :2] - np.eye(2)).max() > 0.25:
+        return float("inf")  # scaled or sheared by a quarter: more than a slight crop
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    warped = cv2.warpAffine(second, warp, (_COMPARED_PX, _COMPARED_PX), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    inner = (slice(_FILLED_PX, -_FILLED_PX), slice(_FILLED_PX, -_FILLED_PX))
+    target, warped = first[inner], np.asarray(warped, dtype=np.float32)[inner]
+    gain = float((target * warped).sum() / max(float((warped * warped).sum()), 1e-6))
+    return _worst_block(target, np.clip(warped * gain, 0, 255))
 
 
 def feature_distance(one: Path, other: Path) -> float:

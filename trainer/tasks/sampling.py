@@ -124,7 +124,7 @@ def prior_source(
             with atomic_write(own / names[index], durable=True) as partial:
                 pil_image.convert("RGB").save(partial)
             images[index] = _read(own, names[index], prior)
-    report = _report(prior, [image for image in images if image is not None], resolution)
+    report = _report(prior, [image for image in images if image is not None])
     return MixSource(folder=own, report=report, role=MixRole.REGULARIZATION, weight=prior.weight)
 
 
@@ -158,7 +158,7 @@ def _read(folder: Path, name: str, prior: Prior) -> Image | None:
     )
 
 
-def _report(prior: Prior, images: Sequence[Image], resolution: int) -> DatasetReport:
+def _report(prior: Prior, images: Sequence[Image]) -> DatasetReport:
     number = len(images)
     content = [(image.pixels_sha256, image.caption) for image in images]
     return DatasetReport(
@@ -168,5 +168,4 @@ def _report(prior: Prior, images: Sequence[Image], resolution: int) -> DatasetRe
         ),
         summary=f"{number} images of “{prior.class_prompt}”, drawn by the base model.",
         images=tuple(images),
-        resolution=resolution,
     )

@@ -60,6 +60,8 @@ class Task(Protocol):
 
     #: Precision of losses and samples.
     precision: Precision
+    #: The datasets, including those that `encode` added, without images whose files cannot be read.
+    mixture: Mixture
 
     @property
     def device(self) -> torch.device: ...
@@ -67,10 +69,6 @@ class Task(Protocol):
     @property
     def trained(self) -> Trained:
         """The attached method."""
-
-    @property
-    def mixture(self) -> Mixture:
-        """The datasets, including those that `encode` added."""
 
     @property
     def resolution(self) -> int:
@@ -84,7 +82,8 @@ class Task(Protocol):
         """Encode every split at a resolution, or read it from the cache; calls `progress(done, total)`.
 
         Raises:
-            DatasetError: an image is missing or damaged, or the data do not fit the task.
+            UnreadableFilesError: images are missing or damaged.
+            DatasetError: the data do not fit the task.
         """
 
     @property

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from math import ceil
+from collections.abc import Hashable, Iterator, Sequence
+from itertools import chain, groupby
 from typing import TypeAlias, TypeVar
 
 from trainer.dataset.seeds import derive_seed
@@ -13,10 +13,8 @@ from trainer.tasks.examples import ImageView
 
 T = TypeVar("T")
 
-#: Indices of images that go through the model at once; all of one size.
-MicroBatch: TypeAlias = tuple[int, ...]
-#: The micro-batches of one optimizer step.
-Step: TypeAlias = tuple[MicroBatch, ...]
+#: Indices of the images of one optimizer step; those of one bucket are adjacent.
+Step: TypeAlias = tuple[int, ...]
 
 
 def chunks(items: Sequence[T], size: int) -> Iterator[tuple[T, ...]]:
@@ -26,23 +24,15 @@ def chunks(items: Sequence[T], size: int) -> Iterator[tuple[T, ...]]:
 
 
 def epoch_steps(
-    sizes: Sequence[Hashable],
-    *,
-    repeats: Sequence[int],
-    batch_size: int,
-    micro_batch_size: int,
-    seed: int,
-    epoch: int,
-    step_count: int | None = None,
+    sizes: Sequence[Hashable], *, repeats: Sequence[int], batch_size: int, seed: int, epoch: int
 ) -> list[Step]:
-    """Plan the steps of one epoch, in random order.
+    """Plan the steps of one epoch: `batch_size` images each, in random order, and a smaller last one if some remain.
 
-    Image i is seen `repeats[i]` times. A step has `batch_size` images, or fewer where a bucket does not fill a
-    micro-batch.
+    Image i is seen `repeats[i]` times. The steps do not depend on memory: as many as possible have images of a single
+    bucket, which can go through the model together, and the rest is filled across buckets.
 
     Args:
-        sizes: The bucket of each image; a micro-batch holds images of one bucket.
-        step_count: Spread the images over this many steps, at least as many as they fill. None: as many as they fill.
+        sizes: The bucket of each image.
     """
     order = random.Random(derive_seed("epoch", seed, epoch))
     by_size: dict[Hashable, list[int]] = defaultdict(list)
@@ -50,23 +40,33 @@ def epoch_steps(
         images = [index for index, times in enumerate(repeats) if times > turn]
         for index in order.sample(images, len(images)):
             by_size[sizes[index]].append(index)
-    micro_batches = [micro for indices in by_size.values() for micro in chunks(indices, micro_batch_size)]
-    order.shuffle(micro_batches)
-    steps = list(chunks(micro_batches, ceil(batch_size / micro_batch_size)))
-    return steps if step_count is None or len(steps) == step_count else _spread(micro_batches, step_count)
+    steps: list[Step] = []
+    remaining: list[list[int]] = []
+    for indices in by_size.values():
+        in_full_steps = len(indices) - len(indices) % batch_size
+        steps += chunks(indices[:in_full_steps], batch_size)
+        remaining.append(indices[in_full_steps:])
+    order.shuffle(remaining)
+    steps += chunks(list(chain.from_iterable(remaining)), batch_size)
+    # Only the step made last can be smaller; it stays at the end.
+    full = steps[: sum(map(len, steps)) // batch_size]
+    order.shuffle(full)
+    return full + steps[len(full) :]
 
 
-def steps_per_epoch(most: Mapping[Hashable, int], *, views: int, batch_size: int, micro_batch_size: int) -> int:
-    """Return a number of optimizer steps that every epoch can have, whichever images it shows.
-
-    If every epoch shows the same number of images per size, this is what `epoch_steps` fills.
+def split_step(
+    step: Sequence[ImageView], sizes: Sequence[Hashable], most: int
+) -> Iterator[tuple[int, tuple[ImageView, ...]]]:
+    """Split a step into micro-batches of at most `most` images of one bucket; yield the position of the first, too.
 
     Args:
-        most: Per size, the largest number of views in any epoch.
-        views: Views of all sizes per epoch.
+        sizes: The bucket of each image of the dataset.
     """
-    micro_batches = sum(ceil(count / micro_batch_size) for count in most.values())
-    return min(ceil(micro_batches / ceil(batch_size / micro_batch_size)), views)
+    position = 0
+    for _size, views in groupby(step, key=lambda view: sizes[view.index]):
+        for micro_batch in chunks(tuple(views), most):
+            yield position, micro_batch
+            position += len(micro_batch)
 
 
 def assign_views(
@@ -77,7 +77,7 @@ def assign_views(
     captions: Sequence[int],
     seed: int,
     epoch: int,
-) -> list[tuple[tuple[ImageView, ...], ...]]:
+) -> list[tuple[ImageView, ...]]:
     """Choose the variant and the caption with which each image of an epoch is seen.
 
     An image goes through its variants and captions in a random order that is its own in each epoch; none repeats
@@ -99,7 +99,7 @@ def assign_views(
             caption=_nth_shuffled("caption", captions[index], turn, seed, epoch, content),
         )
 
-    return [tuple(tuple(map(view, micro_batch)) for micro_batch in step) for step in steps]
+    return [tuple(map(view, step)) for step in steps]
 
 
 def _nth_shuffled(purpose: str, count: int, turn: int, seed: int, epoch: int, content: str) -> int:
@@ -108,16 +108,3 @@ def _nth_shuffled(purpose: str, count: int, turn: int, seed: int, epoch: int, co
         return 0
     order = random.Random(derive_seed(purpose, seed, epoch, content))
     return order.sample(range(count), count)[turn % count]
-
-
-def _spread(micro_batches: Sequence[MicroBatch], step_count: int) -> list[Step]:
-    """Spread the micro-batches evenly over `step_count` steps; the largest are halved if there are too few."""
-    parts = list(micro_batches)
-    while len(parts) < step_count:
-        largest = max(range(len(parts)), key=lambda index: len(parts[index]))
-        half = len(parts[largest]) // 2
-        parts[largest : largest + 1] = [parts[largest][:half], parts[largest][half:]]
-    return [
-        tuple(parts[step * len(parts) // step_count : (step + 1) * len(parts) // step_count])
-        for step in range(step_count)
-    ]

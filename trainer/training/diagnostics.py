@@ -88,6 +88,8 @@ def run_diagnostics(session: Session) -> None:
     write_insight(insight, session.job_dir)
     if (found := insight.memorization) is not None and any(each.is_same for each in found.images):
         session.reporter.emit(Warned, kind="memorized", message=found.sentence)
+    if found is not None and session.state.stop_memory.best_ratio < 1 and has_moved_away(found.images):
+        session.reporter.emit(Warned, kind="moved_away", message=_moved_away_sentence())
     if insight.never_learned:
         session.reporter.emit(Warned, kind="never_learned", message=insight.never_learned_sentence)
 
@@ -299,13 +301,34 @@ def describe_memorization(found: Sequence[NearImage]) -> str:
             "None of the {n} samples is a copy of a training image: nothing is memorized.",
             len(found),
         )
-    after = median(each.distance for each in found)
-    base = median(each.base_distance for each in found)
+    base, after = _median_distances(found)
+    if after < _NEARER * base:
+        change = _("nearer than before")
+    else:
+        change = _("farther than before") if has_moved_away(found) else _("no nearer than before")
     return f"{text} " + _(
-        "The nearest training image is {after:.2f} away by its features (median; base model: {base:.2f}), {verdict}.",
+        "The nearest training image is {after:.2f} away by its features (median; base model: {base:.2f}), {change}.",
         after=after,
         base=base,
-        verdict=_("nearer than before") if after < _NEARER * base else _("no nearer than before"),
+        change=change,
+    )
+
+
+def has_moved_away(found: Sequence[NearImage]) -> bool:
+    """True if the samples are farther from the training images than the base model's."""
+    base, after = _median_distances(found)
+    return base < _NEARER * after
+
+
+def _median_distances(found: Sequence[NearImage]) -> tuple[float, float]:
+    """The distances of the base model's samples and of the trained model's to the nearest training image."""
+    return median(each.base_distance for each in found), median(each.distance for each in found)
+
+
+def _moved_away_sentence() -> str:
+    return _(
+        "The loss fell, but the samples became less like your images than the base model's. Look at them before you "
+        "use the model; if they are worse, try a third of the learning rate or fewer epochs."
     )
 
 

@@ -8,7 +8,7 @@ from statistics import median
 
 from trainer.protocol.frozen import Frozen
 from trainer.protocol.settings import EarlyStopping
-from trainer.protocol.text import _, change, duration, ngettext
+from trainer.protocol.text import _, duration, ngettext, verdict
 
 #: A gap that moved by less than this counts as unchanged: it is measured on a few images.
 _MIN_GAP_CHANGE = 0.01
@@ -74,6 +74,12 @@ class StopMemory(Frozen):
             gaps=self.gaps if train_ratio is None else {**self.gaps, epoch: ratio / train_ratio - 1},
         )
 
+    def after_unmeasured(self, epoch: int) -> StopMemory:
+        """Return the memory after an epoch whose validation is not a number: no improvement, and never the best."""
+        return self.model_copy(
+            update={"epoch": epoch, "epochs_without_improvement": self.epochs_without_improvement + 1}
+        )
+
     @staticmethod
     def keep_latest(epoch: int, ratio: float) -> StopMemory:
         """Return a memory whose best epoch is `epoch`, for a training that uses every image and validates on none."""
@@ -104,37 +110,34 @@ class StopMemory(Frozen):
         since_best = self.epoch - self.best_epoch
         if self.best_ratio >= 1:
             return ngettext(
-                "No better than the base model after {n} epoch "
-                "(loss {best} against the base at best, after epoch {best_epoch}, and {now} now){gap}.",
-                "No better than the base model after {n} epochs "
-                "(loss {best} against the base at best, after epoch {best_epoch}, and {now} now){gap}.",
+                "Still no better than the base model after {n} epoch: the best, epoch {best_epoch}, is {best}; "
+                "now it is {now}{gap}.",
+                "Still no better than the base model after {n} epochs: the best, epoch {best_epoch}, is {best}; "
+                "now it is {now}{gap}.",
                 self.epoch,
-                best=change(self.best_ratio),
+                best=verdict(self.best_ratio),
                 best_epoch=self.best_epoch,
-                now=change(self.ratio),
+                now=verdict(self.ratio),
                 gap=self._describe_gap(self.best_epoch),
             )
         if since_best >= min(settings.patience, self.epochs_without_improvement):
             return ngettext(
-                "No better than epoch {best_epoch} for {n} epoch (loss {best} against the base then, {now} now){gap}.",
-                "No better than epoch {best_epoch} for {n} epochs (loss {best} against the base then, {now} now){gap}.",
+                "No better than epoch {best_epoch} for {n} epoch (then {best}, now {now}){gap}.",
+                "No better than epoch {best_epoch} for {n} epochs (then {best}, now {now}){gap}.",
                 since_best,
-                best=change(self.best_ratio),
+                best=verdict(self.best_ratio),
                 best_epoch=self.best_epoch,
-                now=change(self.ratio),
+                now=verdict(self.ratio),
                 gap=self._describe_gap(self.best_epoch),
             )
         # A recent epoch has the lowest ratio, but by less than `min_delta` or by chance.
         count = self.epochs_without_improvement
         return ngettext(
-            "The loss fell by less than {delta:g} % of the base's in {n} epoch "
-            "(smoothed: {before} against the base before, {now} now){gap}.",
-            "The loss fell by less than {delta:g} % of the base's in {n} epochs "
-            "(smoothed: {before} against the base before, {now} now){gap}.",
+            "Less than {delta:g} % better in the last epoch: {now}{gap}.",
+            "Less than {delta:g} % better in the last {n} epochs: {now}{gap}.",
             count,
             delta=settings.min_delta * 100,
-            before=change(self.reference_ratio),
-            now=change(self.smoothed_ratio or 1.0),
+            now=verdict(self.ratio),
             gap=self._describe_gap(self.epoch - count),
         )
 

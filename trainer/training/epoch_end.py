@@ -6,18 +6,22 @@
 from __future__ import annotations
 
 import time
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from trainer.errors import DivergedError
 from trainer.protocol.events import (
     BaseValidated,
     EpochEnded,
     Event,
+    Exported,
     Phase,
     Sampled,
     StoppedEarly,
     Validated,
     ValidationLoss,
+    Warned,
 )
 from trainer.protocol.report import Split
 from trainer.protocol.settings import SplitKind
@@ -26,7 +30,7 @@ from trainer.report.gallery import draw_gallery
 from trainer.trainer_failpoints import failpoint
 from trainer.training.checkpoints import BetweenPoint, EpochPoint, TrainingState
 from trainer.training.early_stopping import StopMemory
-from trainer.training.optimizers import effective_rate
+from trainer.training.exporting import export_epoch
 from trainer.training.session import Session
 from trainer.training.validation import (
     EvalSet,
@@ -39,7 +43,7 @@ from trainer.training.validation import (
 )
 
 _PENDING_TYPES: dict[str, type[Event]] = {
-    kind.model_fields["type"].default: kind for kind in (Sampled, EpochEnded, StoppedEarly)
+    kind.model_fields["type"].default: kind for kind in (Warned, Sampled, EpochEnded, StoppedEarly, Exported)
 }
 
 
@@ -52,7 +56,16 @@ def measure_base(session: Session) -> None:
             fields = draw_epoch_samples(session, epoch=0)
         session.reporter.emit(Sampled, **fields)
     base = base_losses(session, EvalSet.VALIDATION)
-    session.reporter.emit(BaseValidated, validation=summarize_evaluation(session, EvalSet.VALIDATION, base))
+    validation = summarize_evaluation(session, EvalSet.VALIDATION, base)
+    if not isfinite(validation.ratio):
+        raise DivergedError(
+            _(
+                "The base model's own loss is not a number in {precision}: nothing can be compared with it.",
+                precision=session.memory_plan.precision,
+            ),
+            _("Set training.precision to fp32, or to bf16 on a GPU that has it."),
+        )
+    session.reporter.emit(BaseValidated, validation=validation)
 
 
 def measure_between(session: Session, *, position: float) -> None:
@@ -75,8 +88,16 @@ def end_epoch(session: Session) -> None:
         stop_reason = _stop_reason(session, memory)
         is_last = session.state.epoch >= session.spec.training.epochs
         pending: list[tuple[str, dict[str, Any]]] = []
+        if not isfinite(validation.ratio):
+            pending.append(("warned", _not_a_number(session)))
         if session.state.epoch % session.spec.samples.every_epochs == 0 or is_last or stop_reason is not None:
             pending.append(("sampled", draw_epoch_samples(session, session.state.epoch)))
+        exported = export_epoch(
+            session,
+            is_best=memory.best_epoch == session.state.epoch,
+            is_last=is_last or stop_reason is not None or session.options.finish,
+            sample=sample_folder(session.job_dir, session.state.epoch) / "0.png",
+        )
     point = _point(session, validation, train_validation)
     curve = (*session.state.curve, point)
     chart = _draw_chart(session, curve, memory, stopped_early=stop_reason is not None)
@@ -91,6 +112,8 @@ def end_epoch(session: Session) -> None:
     pending.append(("epoch_ended", ended))
     if stop_reason is not None:
         pending.append(("stopped_early", _stopped_early(session, memory, stop_reason, seconds)))
+    if exported is not None:
+        pending.append(("exported", exported))
     session.state = _next_state(session, memory, curve, seconds, epoch_end_seconds).model_copy(
         update={
             "is_over": is_last or stop_reason is not None or session.options.finish,
@@ -122,12 +145,14 @@ def _validate(session: Session) -> tuple[ValidationLoss, ValidationLoss | None]:
 
 def _update_stop_memory(session: Session, validation: ValidationLoss, train: ValidationLoss | None) -> StopMemory:
     state = session.state
+    if not isfinite(validation.ratio):
+        return state.stop_memory.after_unmeasured(state.epoch)
     if session.spec.split.kind is SplitKind.ALL:
         return StopMemory.keep_latest(state.epoch, validation.ratio)
     memory = state.stop_memory
     if state.epoch > 1 and session.stage.starts_or_unfreezes_at(state.epoch):
         memory = memory.reset_patience()
-    train_ratio = None if train is None else train.ratio
+    train_ratio = train.ratio if train is not None and isfinite(train.ratio) else None
     return memory.after(state.epoch, validation.ratio, session.spec.early_stopping, train_ratio=train_ratio)
 
 
@@ -142,6 +167,16 @@ def _stop_reason(session: Session, memory: StopMemory) -> str | None:
     seconds = session.processes.broadcast(state.seconds + state.epoch_seconds)
     reason = memory.stop_reason(state.epoch, settings, seconds=seconds)
     return None if reason is None else memory.describe(reason, settings)
+
+
+def _not_a_number(session: Session) -> dict[str, Any]:
+    message = _(
+        "The validation loss of epoch {epoch} is not a number: the model's numbers are too large for {precision}. This "
+        "epoch cannot be the best one. If it happens again, set training.precision to fp32, or use a lower rate.",
+        epoch=session.state.epoch,
+        precision=session.memory_plan.precision,
+    )
+    return {"kind": "validation_not_a_number", "message": message}
 
 
 def _point(session: Session, validation: ValidationLoss, train: ValidationLoss | None) -> EpochPoint:
@@ -168,6 +203,7 @@ def _next_state(
     state, every = session.state, session.spec.training.keep_every_epochs
     is_kept = every is not None and state.epoch % every == 0
     return TrainingState(
+        spec=state.spec,
         epoch=state.epoch + 1,
         step=state.step,
         seconds=state.seconds + seconds,
@@ -177,7 +213,7 @@ def _next_state(
         between=state.between,
         best_step=state.step if memory.best_epoch == state.epoch else state.best_step,
         kept_steps=(*state.kept_steps, state.step) if is_kept else state.kept_steps,
-        micro_batch_splits=state.micro_batch_splits,
+        micro_batch_limit=state.micro_batch_limit,
     )
 
 
@@ -208,7 +244,7 @@ def _epoch_ended(session: Session, point: EpochPoint, memory: StopMemory, second
         "epoch": point.epoch,
         "step": session.state.step,
         "train_loss": point.train_loss,
-        "learning_rate": effective_rate(session.optimizer),
+        "learning_rate": session.state.learning_rate,
         "seconds": seconds,
         "is_best": memory.best_epoch == point.epoch,
         "best_epoch": memory.best_epoch,

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Sequence
-from pathlib import Path
+from math import isfinite
 from typing import Any
 
-from trainer.protocol.events import BaseValidated, Exported, Finished, Phase, Tested
+from trainer.errors import CheckpointError, DivergedError
+from trainer.protocol.events import BaseValidated, Finished, Tested, Warned
 from trainer.protocol.report import Split
 from trainer.protocol.text import _
 from trainer.tasks.task import DrawnSample
-from trainer.trainer_failpoints import failpoint
+from trainer.training.checkpoints import is_intact
 from trainer.training.epoch_end import draw_epoch_samples, sample_folder
-from trainer.training.metadata import file_metadata
+from trainer.training.exporting import export_best
 from trainer.training.session import Session
 from trainer.training.validation import EvalSet, base_losses, evaluate, summarize_evaluation
 
@@ -25,13 +25,20 @@ def export_and_finish(session: Session) -> None:
     from trainer.training.diagnostics import run_diagnostics, write_report_page
 
     began = time.monotonic()
+    if session.state.stop_memory.best_epoch == 0:
+        raise DivergedError(
+            _("No epoch can be exported: the validation loss was not a number after each of them."),
+            _("Set training.precision to fp32, or start again with a third of the learning rate."),
+        )
+    _replace_damaged_best(session)
     session.load_best()
     _test(session)
     comparison, alt_text = _compare(session)
     # Before the export, which moves the model off the device.
     run_diagnostics(session)
     if session.spec.validation.test:
-        _export(session)
+        best_epoch = session.state.stop_memory.best_epoch
+        export_best(session, sample=sample_folder(session.job_dir, best_epoch) / "0.png")
     memory = session.state.stop_memory
     best = next(point for point in session.state.curve if point.epoch == memory.best_epoch)
     base = next(event for event in session.reporter.history if isinstance(event, BaseValidated))
@@ -49,6 +56,32 @@ def export_and_finish(session: Session) -> None:
     session.reporter.emit(Finished, **finished, report=write_report_page(session, finished))
 
 
+def _replace_damaged_best(session: Session) -> None:
+    """If the best checkpoint is damaged, let the best of the intact ones take its place, with a warning."""
+    state = session.state
+    if is_intact(session.checkpoints.path(state.best_step)):
+        return
+    intact = [session.checkpoints.load_state(path) for path in filter(is_intact, session.checkpoints.newest_first())]
+    # A checkpoint within an epoch was not validated.
+    epochs = {each.curve[-1].epoch: each.step for each in intact if each.position == 0 and each.curve}
+    points = [point for point in state.curve if point.epoch in epochs and isfinite(point.ratio)]
+    if not points:
+        raise CheckpointError(
+            _("The checkpoint of the best epoch is damaged, and there is no other."),
+            _("Check the disk, and start the training again as a new job."),
+        )
+    best = min(points, key=lambda point: point.ratio)
+    message = _(
+        "The checkpoint of the best epoch, {best}, is damaged: its files are not those that were written. The best of "
+        "the others is exported instead, epoch {epoch}.",
+        best=state.stop_memory.best_epoch,
+        epoch=best.epoch,
+    )
+    session.reporter.emit(Warned, kind="damaged_checkpoint", message=message)
+    memory = state.stop_memory.model_copy(update={"best_epoch": best.epoch, "best_ratio": best.ratio})
+    session.state = state.model_copy(update={"stop_memory": memory, "best_step": epochs[best.epoch]})
+
+
 def _test(session: Session) -> None:
     examples = session.examples[Split.TEST]
     if not examples.images or not session.spec.validation.test:
@@ -61,6 +94,7 @@ def _test(session: Session) -> None:
     )
     session.reporter.emit(
         Tested,
+        epoch=session.state.stop_memory.best_epoch,
         test=summarize_evaluation(session, EvalSet.TEST, losses),
         base_loss=sum(loss.plain for loss in base) / len(base),
         metrics=dict(session.task.metrics(examples, session.check_stop)),
@@ -94,35 +128,3 @@ def _epoch_samples(session: Session, epoch: int) -> Sequence[DrawnSample]:
             draw_epoch_samples(session, epoch)
     # An empty shard draws nothing; it returns where the samples lie.
     return session.task.draw(session.preview_examples, folder, shard=slice(0, 0), between_steps=session.check_stop)
-
-
-def _export(session: Session) -> None:
-    """Write all export files; each is loaded back and compared before its event is emitted."""
-    session.begin_phase(Phase.EXPORTING)
-    if session.processes.is_main:
-        files = session.task.trained.export(session.job_dir / "output", session.spec.name, file_metadata(session))
-        failpoint("export_written")
-        for verified in session.task.verify(files, session.preview_examples, session.reporter.keep_alive):
-            size, digest = _size_and_digest(verified.file.path)
-            session.reporter.emit(
-                Exported,
-                format=verified.file.format,
-                path=str(verified.file.path.relative_to(session.job_dir)),
-                bytes=size,
-                sha256=digest,
-                max_difference=verified.max_difference,
-            )
-    session.processes.barrier()
-
-
-def _size_and_digest(path: Path) -> tuple[int, str]:
-    """Return bytes and SHA-256 of a file, or of the names and contents of all files in a folder."""
-    if path.is_file():
-        with path.open("rb") as file:
-            return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
-    total_size, total_digest = 0, hashlib.sha256()
-    for each in sorted(each for each in path.rglob("*") if each.is_file()):
-        size, digest = _size_and_digest(each)
-        total_size += size
-        total_digest.update(f"{each.relative_to(path)} {digest}\n".encode())
-    return total_size, total_digest.hexdigest()

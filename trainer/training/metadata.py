@@ -6,12 +6,16 @@ A1111 shows `ss_output_name`, `ss_base_model_version`, `ss_tag_frequency`, `ss_b
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from io import BytesIO
 from math import ceil
 from pathlib import Path
 from typing import Any
+
+from PIL import Image as PILImage
 
 from trainer.dataset.split.mixing import EpochExposure, epoch_exposure
 from trainer.protocol.report import Split
@@ -19,17 +23,24 @@ from trainer.protocol.settings import MixRole
 from trainer.training.session import Session
 
 
-def file_metadata(session: Session) -> dict[str, Any]:
-    """Return the metadata of the best checkpoint; nested values become JSON in the file.
+def file_metadata(session: Session, *, epoch: int, step: int, sample: Path) -> dict[str, Any]:
+    """Return the metadata of the files of an epoch; nested values become JSON in the file.
 
     The method adds its own keys (`ss_network_*`) when it writes a file.
+
+    Args:
+        session: The run.
+        epoch: Whose weights are in the file.
+        step: The last one of that epoch.
+        sample: An image that these weights drew, for the thumbnail; it need not exist.
     """
-    return {**_run(session), **_data(session), **_modelspec(session), **session.task.describe(), "format": "pt"}
+    run = {**_run(session), "ss_epoch": epoch, "ss_steps": step}
+    return {**run, **_data(session), **_modelspec(session, sample), **session.task.describe(), "format": "pt"}
 
 
 def _run(session: Session) -> dict[str, Any]:
     training, objective, stage = session.spec.training, session.spec.objective, session.stages[0]
-    micro_batch = session.memory_plan.micro_batch_size
+    micro_batch = session.micro_batch_size
     started = session.reporter.history[0].time
     text_encoder_rate = training.text_encoder_learning_rate or training.learning_rate / 2
     return {
@@ -42,8 +53,6 @@ def _run(session: Session) -> dict[str, Any]:
         "ss_text_encoder_lr": text_encoder_rate if session.spec.method.text_encoder else None,
         "ss_num_batches_per_epoch": session.steps_per_epoch(stage),
         "ss_num_epochs": training.epochs,
-        "ss_epoch": session.state.stop_memory.best_epoch,
-        "ss_steps": session.state.best_step,
         "ss_max_train_steps": session.total_steps,
         "ss_gradient_checkpointing": training.gradient_checkpointing,
         "ss_gradient_accumulation_steps": ceil(training.batch_size / micro_batch),
@@ -68,7 +77,6 @@ def _run(session: Session) -> dict[str, Any]:
         "ss_seed": training.seed,
         "ss_clip_skip": session.spec.base.clip_skip if session.spec.base.clip_skip > 1 else None,
         "ss_training_comment": f"Darkroom, preset {session.spec.preset}",
-        "ss_sd_model_name": Path(session.spec.base.source).name,
     }
 
 
@@ -119,16 +127,29 @@ def _tags(session: Session) -> dict[str, dict[str, int]]:
     return {name: dict(counts.most_common()) for name, counts in tags.items()}
 
 
-def _modelspec(session: Session) -> dict[str, Any]:
+def _modelspec(session: Session, sample: Path) -> dict[str, Any]:
     """Return the keys of https://github.com/Stability-AI/ModelSpec, version 1.0.1."""
     resolution = session.task.resolution
     values: dict[str, Any] = {
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.implementation": "diffusers",
         "modelspec.title": session.spec.name,
         "modelspec.resolution": f"{resolution}x{resolution}",
         "modelspec.date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S"),
     }
     if session.spec.training.trigger:
         values["modelspec.trigger_phrase"] = session.spec.training.trigger
+    if session.spec.exports.author:
+        values["modelspec.author"] = session.spec.exports.author
+    if sample.is_file():
+        values["modelspec.thumbnail"] = _thumbnail(sample)
     return values
+
+
+def _thumbnail(sample: Path) -> str:
+    """Return an image of at most 256 px as a data URI, a JPEG, as the standard asks."""
+    with PILImage.open(sample) as pil_image:
+        small = pil_image.convert("RGB")
+    small.thumbnail((256, 256))
+    content = BytesIO()
+    small.save(content, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{b64encode(content.getvalue()).decode()}"

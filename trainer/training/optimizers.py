@@ -109,10 +109,10 @@ def check_optimizer_arguments(kind: OptimizerKind, arguments: Arguments) -> None
     make_optimizer(kind, [group], weight_decay=0.0, arguments=arguments)
 
 
-def effective_rate(optimizer: Optimizer) -> float:
-    """Return the highest rate of all groups, times the estimated `d` with prodigy and dadapt_adam."""
-    groups = optimizer.param_groups
-    return max(float(group["lr"]) * float(group["d"] if _ESTIMATE in group else 1.0) for group in groups)
+def effective_rate(optimizer: Optimizer, rates: Sequence[float]) -> float:
+    """Return the highest rate of all groups (`rates`), times the estimated `d` with prodigy and dadapt_adam."""
+    groups = zip(optimizer.param_groups, rates, strict=True)
+    return max(float(rate) * float(group["d"] if _ESTIMATE in group else 1.0) for group, rate in groups)
 
 
 def check_library_arguments(

@@ -13,11 +13,11 @@ import json
 import logging
 import os
 from dataclasses import asdict
-from math import ceil
 from pathlib import Path
 
 import torch
 
+from trainer.dataset.images.decoding import UnreadableFilesError
 from trainer.dataset.seeds import derive_seed
 from trainer.dataset.split.mixing import (
     Mixture,
@@ -26,6 +26,8 @@ from trainer.dataset.split.mixing import (
     exposure_table,
     overlap_sentence,
     read_mixture,
+    unreadable_sentences,
+    without_files,
 )
 from trainer.device import (
     Processes,
@@ -63,9 +65,9 @@ from trainer.protocol.events import (
 )
 from trainer.protocol.report import Split
 from trainer.protocol.run_options import NEEDS_GPU_VARIABLE, RunOptions
-from trainer.protocol.settings import Precision
-from trainer.protocol.spec import Spec, SpecError
-from trainer.protocol.text import _
+from trainer.protocol.settings import Precision, SplitKind
+from trainer.protocol.spec import Spec, SpecError, changed_settings
+from trainer.protocol.text import _, ngettext
 from trainer.reporter import Reporter
 from trainer.tasks import make_task
 from trainer.tasks.variant_preview import draw_preview
@@ -88,7 +90,7 @@ from trainer.training.optimizers import check_optimizer_arguments
 from trainer.training.run import StopRequest, StopRequestedError
 from trainer.training.schedules import check_schedule_arguments, check_warmup
 from trainer.training.session import Session
-from trainer.training.stages import check_patterns, trained_parts
+from trainer.training.stages import check_patterns, check_warmups, trained_parts
 from trainer.training.step import EpochProgress, take_step
 
 log = logging.getLogger(__name__)
@@ -121,6 +123,8 @@ def prepare_session(reporter: Reporter, stop: StopRequest, options: RunOptions) 
     job_dir = reporter.job_dir
     stop.check()
     spec, mixture = _read(job_dir)
+    checkpoints = Checkpoints(job_dir)
+    latest = _find_checkpoint(checkpoints, spec, reporter)
     if os.environ.get(NEEDS_GPU_VARIABLE):
         require_assigned_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
     precision = choose_precision(spec.training.precision)
@@ -135,16 +139,17 @@ def prepare_session(reporter: Reporter, stop: StopRequest, options: RunOptions) 
         accelerator=accelerator,
         processes=Processes(accelerator),
         task=task,
-        checkpoints=Checkpoints(job_dir),
+        checkpoints=checkpoints,
         memory_plan=MemoryPlan(precision=precision, micro_batch_size=1),
         options=options,
+        state=TrainingState(spec=spec.model_dump(mode="json")),
     )
     _check_process_count(options.gpus, session.processes.count)
     stop.is_shared = session.processes.count > 1
     check_patterns(task.trained, session.stages)
     stop.check()
-    latest = session.checkpoints.latest()
     if latest is None:
+        session.load_start()
         _warn_about_settings(spec, mixture, reporter)
     _encode(session)
     _plan_memory(session)
@@ -152,7 +157,6 @@ def prepare_session(reporter: Reporter, stop: StopRequest, options: RunOptions) 
         session.ema = Ema(dict(task.trained.named_parameters()), decay=spec.training.ema_decay)
     if latest is not None:
         session.load_checkpoint(latest)
-    _limit_images_in_memory(session)
     for stage in session.stages:
         check_warmup(session.warmup_steps(stage), session.steps_of(stage))
     session.begin_stage()
@@ -175,7 +179,51 @@ def _read(job_dir: Path) -> tuple[Spec, Mixture]:
         check_optimizer_arguments(stage.optimizer, stage.optimizer_arguments or {})
         rate = stage.learning_rate or 0.0
         check_schedule_arguments(stage.schedule, stage.schedule_arguments or {}, learning_rate=rate)
-    return spec, read_mixture(spec)
+    mixture = read_mixture(spec)
+    if not spec.prior.is_on:
+        # Class images, which are counted once they are drawn, make an epoch longer.
+        check_warmups(spec, mixture)
+    return spec, mixture
+
+
+def _find_checkpoint(checkpoints: Checkpoints, spec: Spec, reporter: Reporter) -> Path | None:
+    """Return the newest intact checkpoint, with a warning about damaged ones; None if there is none yet.
+
+    Raises:
+        CheckpointError: All are damaged.
+        BadSpecError: The settings are not those that the checkpoint was trained with.
+    """
+    latest, found = checkpoints.latest(), checkpoints.newest_first()
+    if latest is None:
+        if found:
+            raise CheckpointError(
+                ngettext(
+                    "The only checkpoint of this training is damaged: its files are not those that were written.",
+                    "All {n} checkpoints of this training are damaged: their files are not those that were written.",
+                    len(found),
+                ),
+                _("Check the disk, and start the training again as a new job."),
+            )
+        return None
+    state = checkpoints.load_state(latest)
+    for damaged in found[: found.index(latest)]:
+        message = _(
+            "The checkpoint {name} is damaged: its files are not those that were written. The training goes on from "
+            "epoch {epoch}, step {step}; what came after is trained again.",
+            name=damaged.name,
+            epoch=state.epoch,
+            step=state.step,
+        )
+        reporter.emit(Warned, kind="damaged_checkpoint", message=message)
+    if changes := changed_settings(state.spec, spec.model_dump(mode="json")):
+        raise BadSpecError(
+            _("The settings in spec.json changed after the training began: {changes}.", changes="; ".join(changes)),
+            _(
+                "Change them back. For more epochs use `python -m trainer extend JOB_DIR --epochs N`, for other "
+                "settings `python -m trainer new --from JOB_DIR --out NEW_JOB_DIR`."
+            ),
+        )
+    return latest
 
 
 def _check_process_count(wanted: int, found: int) -> None:
@@ -215,11 +263,27 @@ def _encode(session: Session) -> None:
     def progress(done: int, total: int) -> None:
         session.check_stop()
 
-    with session.accelerator.main_process_first():
+    def encode_all() -> None:
         session.examples = task.encode(task.resolution, progress)
         session.train_by_resolution = {task.resolution: session.examples[Split.TRAIN]}
         for resolution in {session.resolution_of(stage) for stage in session.stages} - {task.resolution}:
             session.train_by_resolution[resolution] = task.encode(resolution, progress)[Split.TRAIN]
+
+    with session.accelerator.main_process_first():
+        while True:
+            try:
+                encode_all()
+                break
+            except UnreadableFilesError as error:
+                _leave_out(session, error)
+
+
+def _leave_out(session: Session, error: UnreadableFilesError) -> None:
+    """Go on without the images whose files cannot be read; raises if too few are left."""
+    for sentence in unreadable_sentences(session.mixture, error):
+        session.reporter.emit(Warned, kind="unreadable_image", message=sentence)
+    is_validated = session.spec.split.kind is not SplitKind.ALL
+    session.task.mixture = without_files(session.mixture, error, needs_validation=is_validated)
 
 
 def _plan_memory(session: Session) -> None:
@@ -255,17 +319,6 @@ def _find_precision(session: Session, trial: Trial) -> Precision:
     return cached_precision(folder, cache_key, lambda: find_precision(wanted, task.weights, trial))
 
 
-def _limit_images_in_memory(session: Session) -> None:
-    """Split micro-batches so that at most `options.micro_batch` images are in memory at once.
-
-    The micro-batches themselves do not change: they determine the layout of epochs, and so the result (ADR 9).
-    """
-    most = session.options.micro_batch
-    splits = 1 if most is None else ceil(session.memory_plan.micro_batch_size / most)
-    splits = max(session.state.micro_batch_splits, splits)
-    session.state = session.state.model_copy(update={"micro_batch_splits": splits})
-
-
 def _emit_started(session: Session) -> None:
     images = {split: len(examples.images) for split, examples in session.examples.items()}
     session.reporter.emit(
@@ -283,7 +336,7 @@ def _emit_started(session: Session) -> None:
         resumed_from_step=session.state.step,
         augmentation_sheet=_draw_augmentation(session),
         data_summary=_write_exposure(session),
-        micro_batch_size=session.memory_plan.micro_batch_size,
+        micro_batch_size=session.micro_batch_size,
         batch_size=session.spec.training.batch_size,
         processes=session.processes.count,
     )
@@ -357,7 +410,7 @@ def _train_epoch(session: Session) -> None:
         for position in range(state.position, len(steps)):
             session.stop.check()
             number = state.step + position - state.position
-            progress.add(take_step(session, steps[position], number), images=sum(map(len, steps[position])))
+            progress.add(take_step(session, steps[position], number), images=len(steps[position]))
             if every is not None and (number + 1) % every == 0 and position + 1 < len(steps):
                 progress.flush()
                 measure_between(session, position=(position + 1) / len(steps))

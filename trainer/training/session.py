@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,15 +25,20 @@ from trainer.tasks.examples import Examples, ImageView
 from trainer.tasks.task import FrozenLoss, Task
 from trainer.training.averaging import Ema, evaluation_mode
 from trainer.training.batch_size_finder import MemoryPlan
-from trainer.training.batches import assign_views, epoch_steps, steps_per_epoch
-from trainer.training.checkpoints import Checkpoints, TrainingState
+from trainer.training.batches import assign_views, epoch_steps
+from trainer.training.checkpoints import EVALUATED, Checkpoints, TrainingState, load_start
 from trainer.training.optimizers import make_optimizer
 from trainer.training.run import StopRequest
 from trainer.training.schedules import make_schedule
-from trainer.training.stages import StageRun, parameter_groups, plan_stages, set_trainable, stage_at
-
-#: Prefix of the names of averaged weights in a checkpoint, where they differ from the training weights.
-_EVALUATED = "evaluated:"
+from trainer.training.stages import (
+    StageRun,
+    parameter_groups,
+    plan_stages,
+    set_trainable,
+    stage_at,
+    steps_per_epoch,
+    warmup_steps,
+)
 
 
 @dataclass(kw_only=True)
@@ -62,6 +67,8 @@ class Session:
     schedule: torch.optim.lr_scheduler.LRScheduler = field(init=False)
     #: Number of the stage for which `optimizer` and `schedule` were made.
     built_stage: int = field(init=False, default=0)
+    #: Learning rate of each parameter group in the last step; the optimizer has that of the next one.
+    step_rates: Sequence[float] = ()
 
     # -- the plan -----------------------------------------------------------------------------------------------------
 
@@ -96,13 +103,8 @@ class Session:
         return plan_repeats(self.mixture, self.spec.training.seed, stage.settings.shares)
 
     def steps_per_epoch(self, stage: StageRun) -> int:
-        repeats = self.repeats(stage)
-        return steps_per_epoch(
-            repeats.most_by_size(self.train_examples(stage).sizes),
-            views=repeats.views,
-            batch_size=self.spec.training.batch_size,
-            micro_batch_size=self.memory_plan.micro_batch_size,
-        )
+        """Return the number of optimizer steps of each epoch of a stage; the last one may have fewer images."""
+        return steps_per_epoch(self.repeats(stage).views, self.spec.training.batch_size)
 
     def steps_of(self, stage: StageRun) -> int:
         """Return the number of optimizer steps of a stage."""
@@ -110,28 +112,29 @@ class Session:
 
     def warmup_steps(self, stage: StageRun) -> int:
         """Return the number of optimizer steps over which the rate of a stage rises."""
-        settings = stage.settings
-        if settings.warmup_steps is not None:
-            return settings.warmup_steps
-        return round((settings.warmup_share or 0.0) * self.steps_of(stage))
+        return warmup_steps(stage.settings, self.steps_of(stage))
 
     @cached_property
     def total_steps(self) -> int:
         """Number of optimizer steps of the whole training."""
         return sum(map(self.steps_of, self.stages))
 
-    def epoch_views(self, epoch: int) -> list[tuple[tuple[ImageView, ...], ...]]:
-        """Return the steps of an epoch (from 1) as lists of micro-batches."""
+    @property
+    def micro_batch_size(self) -> int:
+        """The most images in memory at once: as the plan says, as this start allows, and as fitted so far."""
+        limits = (self.memory_plan.micro_batch_size, self.options.micro_batch, self.state.micro_batch_limit)
+        return min(limit for limit in limits if limit is not None)
+
+    def epoch_views(self, epoch: int) -> list[tuple[ImageView, ...]]:
+        """Return the steps of an epoch (from 1)."""
         stage = stage_at(self.stages, epoch)
         training, train = self.spec.training, self.train_examples(stage)
         steps = epoch_steps(
             train.sizes,
             repeats=self.repeats(stage).of_epoch(train.sizes, epoch),
             batch_size=training.batch_size,
-            micro_batch_size=self.memory_plan.micro_batch_size,
             seed=training.seed,
             epoch=epoch,
-            step_count=self.steps_per_epoch(stage),
         )
         return assign_views(
             steps,
@@ -182,6 +185,9 @@ class Session:
             warmup_steps=self.warmup_steps(stage),
             arguments=settings.schedule_arguments or {},
         )
+        # accelerate keeps every optimizer that it prepared: it would hold the moments of all past stages, and divide
+        # the gradients by the loss scale once for each.
+        self.accelerator.free_memory()
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         self.built_stage = stage.number
 
@@ -221,7 +227,7 @@ class Session:
                 with self.evaluation_weights():
                     averaged = {name: tensor.clone() for name, tensor in self._trained_weights().items()}
                 differing = {n: t for n, t in averaged.items() if not torch.equal(t, weights[n])}
-                weights |= {f"{_EVALUATED}{name}": tensor for name, tensor in differing.items()}
+                weights |= {f"{EVALUATED}{name}": tensor for name, tensor in differing.items()}
             self.checkpoints.save(self.state, weights, self._optimizer_state(), before_commit=self.reporter.check_fence)
         self.processes.barrier()
         return path
@@ -234,7 +240,7 @@ class Session:
         """
         self.state = self.checkpoints.load_state(path)
         weights = self.checkpoints.load_weights(path)
-        self.task.trained.load(_unflatten({n: t for n, t in weights.items() if not n.startswith(_EVALUATED)}))
+        self.task.trained.load(_unflatten({n: t for n, t in weights.items() if not n.startswith(EVALUATED)}))
         saved = self.checkpoints.load_optimizer(path)
         if self.ema is not None and "ema" in saved:
             self.ema.load_state_dict(saved["ema"])
@@ -247,10 +253,17 @@ class Session:
 
     def load_best(self) -> None:
         """Load the best checkpoint's weights as they were validated, for the test and the export."""
-        weights = self.checkpoints.load_weights(self.checkpoints.path(self.state.best_step))
-        evaluated = {n.removeprefix(_EVALUATED): t for n, t in weights.items() if n.startswith(_EVALUATED)}
-        trained = {name: tensor for name, tensor in weights.items() if not name.startswith(_EVALUATED)}
-        self.task.trained.load(_unflatten(trained | evaluated))
+        best = self.checkpoints.load_evaluated(self.checkpoints.path(self.state.best_step))
+        self.task.trained.load(_unflatten(best))
+
+    def load_start(self) -> None:
+        """Load the weights of an earlier job that this one starts from, if there are any.
+
+        Raises:
+            CheckpointError: They are damaged, or do not fit this job.
+        """
+        if (sha256 := self.spec.method.start_sha256) is not None:
+            self.task.trained.load(_unflatten(load_start(self.job_dir, sha256)))
 
     def _trained_weights(self) -> dict[str, Tensor]:
         modules = self.task.trained.state()

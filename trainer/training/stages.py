@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 from torch import nn
 
+from trainer.dataset.split.mixing import Mixture, plan_repeats
 from trainer.errors import BadSpecError
 from trainer.models.methods.layers import matches
 from trainer.models.methods.trained import Trained
 from trainer.protocol.events import TrainedPart
 from trainer.protocol.settings import Stage
+from trainer.protocol.spec import Spec, make_spec
 from trainer.protocol.text import _
+from trainer.training.schedules import check_warmup
 
 #: Substrings of peft's parameter names: DoRA magnitudes and (IA)³ factors are not neutral at 0, where decay pulls them.
 _SCALE_NAMES = ("lora_magnitude_vector", "ia3_l")
@@ -60,6 +64,47 @@ def plan_stages(plan: Sequence[Stage]) -> tuple[StageRun, ...]:
 def stage_at(runs: Sequence[StageRun], epoch: int) -> StageRun:
     """Return the stage of an epoch; the last stage for epochs after the end."""
     return next((run for run in runs if epoch <= run.last_epoch), runs[-1])
+
+
+def steps_per_epoch(views: int, batch_size: int) -> int:
+    """Return the optimizer steps of an epoch of `views` images; the last one may have fewer than `batch_size`."""
+    return ceil(views / batch_size)
+
+
+def warmup_steps(stage: Stage, steps: int) -> int:
+    """Return over how many of its `steps` the rate of a resolved stage rises."""
+    return round((stage.warmup_share or 0.0) * steps) if stage.warmup_steps is None else stage.warmup_steps
+
+
+def check_warmups(spec: Spec, mixture: Mixture) -> None:
+    """Check that each warm-up is shorter than its stage.
+
+    Raises:
+        BadSpecError: One is not.
+    """
+    for stage in spec.plan:
+        views = plan_repeats(mixture, spec.training.seed, stage.shares).views
+        steps = stage.epochs * steps_per_epoch(views, spec.training.batch_size)
+        check_warmup(warmup_steps(stage, steps), steps)
+
+
+def extended(spec: Spec, *, trained: int, epochs: int) -> Spec:
+    """Return the spec of a training of `trained` epochs that goes on for `epochs` more, as a stage of their own.
+
+    The stages are cut to what was trained: the training may have stopped early. The new stage is like the last one,
+    with all blocks that it had unfrozen; its optimizer and its schedule start anew, as those of every stage.
+    """
+    stages: list[Stage] = []
+    for run in plan_stages(spec.stages or (Stage(epochs=spec.training.epochs),)):
+        if run.first_epoch <= trained:
+            done = min(run.settings.epochs, run.epoch_in_stage(trained))
+            unfreeze = tuple(each for each in run.settings.unfreeze if each.from_epoch <= done)
+            stages.append(run.settings.model_copy(update={"epochs": done, "unfreeze": unfreeze}))
+    unfrozen = tuple(each.model_copy(update={"from_epoch": 1}) for each in stages[-1].unfreeze)
+    stages.append(stages[-1].model_copy(update={"name": "", "epochs": epochs, "unfreeze": unfrozen}))
+    settings = spec.model_dump(mode="json")
+    settings["training"]["epochs"] = trained + epochs
+    return make_spec({**settings, "stages": [stage.model_dump(mode="json") for stage in stages]})
 
 
 def check_patterns(trained: Trained, runs: Sequence[StageRun]) -> None:

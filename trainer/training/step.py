@@ -11,7 +11,7 @@ import gc
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from trainer.errors import DivergedError, OutOfMemoryError
 from trainer.protocol.events import StepDone, Warned
 from trainer.protocol.text import _
 from trainer.tasks.examples import ImageView
-from trainer.training.batches import chunks
+from trainer.training.batches import split_step
 from trainer.training.optimizers import effective_rate
 from trainer.training.session import Session
 
@@ -35,7 +35,7 @@ PROGRESS_INTERVAL_S = 1.0
 MIN_WINDOW, MAX_RISE = 32, 5.0
 
 
-def take_step(session: Session, step: Sequence[tuple[ImageView, ...]], number: int) -> Tensor:
+def take_step(session: Session, step: Sequence[ImageView], number: int) -> Tensor:
     """Take the `number`-th optimizer step (from 0), and return the sum of the loss over its images, on the device.
 
     Raises:
@@ -49,6 +49,7 @@ def take_step(session: Session, step: Sequence[tuple[ImageView, ...]], number: i
         _halve_micro_batches(session)
     session.accelerator.clip_grad_norm_(session.parameters, session.spec.training.max_grad_norm)
     session.optimizer.step()
+    session.step_rates = [group["lr"] for group in session.optimizer.param_groups]
     session.schedule.step()
     session.optimizer.zero_grad()
     if session.ema is not None:
@@ -56,17 +57,18 @@ def take_step(session: Session, step: Sequence[tuple[ImageView, ...]], number: i
     return loss_sum
 
 
-def _accumulate(session: Session, step: Sequence[tuple[ImageView, ...]], number: int) -> tuple[Tensor, bool]:
+def _accumulate(session: Session, step: Sequence[ImageView], number: int) -> tuple[Tensor, bool]:
     """Accumulate the gradients of a step; return the sum of the loss, and whether any rank ran out of memory."""
-    image_count = sum(map(len, step))
     processes = session.processes
+    most = min(session.micro_batch_size, math.ceil(len(step) / processes.count))
+    micro_batches = list(split_step(step, session.train_examples(session.stage).sizes, most))
     loss_sum = torch.zeros((), device=session.task.device)
     is_too_large = False
     try:
-        for first, views in list(split_micro_batches(step, session.state.micro_batch_splits))[processes.shard]:
+        for first, views in micro_batches[processes.shard]:
             # No check for a stop request: a step is taken completely or not at all.
             session.reporter.keep_alive()
-            loss_sum += _backward(session, views, first, number, image_count)
+            loss_sum += _backward(session, views, first, number, image_count=len(step))
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -81,18 +83,7 @@ def _accumulate(session: Session, step: Sequence[tuple[ImageView, ...]], number:
     return loss_sum, bool(too_large)
 
 
-def split_micro_batches(
-    step: Sequence[tuple[ImageView, ...]], splits: int
-) -> Iterator[tuple[int, tuple[ImageView, ...]]]:
-    """Split each micro-batch into `splits` parts; yield the position of each part's first image in the step, too."""
-    position = 0
-    for micro_batch in step:
-        for part in chunks(micro_batch, math.ceil(len(micro_batch) / splits)):
-            yield position, part
-            position += len(part)
-
-
-def _backward(session: Session, views: Sequence[ImageView], first: int, number: int, image_count: int) -> Tensor:
+def _backward(session: Session, views: Sequence[ImageView], first: int, number: int, *, image_count: int) -> Tensor:
     seed = session.spec.training.seed
     # Dropout layers draw from the global generator, everything else from one generator per image.
     torch.manual_seed(derive_seed("dropout", seed, number, first))
@@ -104,8 +95,8 @@ def _backward(session: Session, views: Sequence[ImageView], first: int, number: 
 
 def _halve_micro_batches(session: Session) -> None:
     """Put half as many images through the model at once from now on; the effective batch is unchanged."""
-    splits, micro_batch = session.state.micro_batch_splits * 2, session.memory_plan.micro_batch_size
-    if splits >= 2 * micro_batch:
+    before = session.micro_batch_size
+    if before == 1:
         raise OutOfMemoryError(
             _("Not even one image at a time fits into the device's memory."),
             _("Use a smaller training.resolution, or training.gradient_checkpointing."),
@@ -113,15 +104,15 @@ def _halve_micro_batches(session: Session) -> None:
     gc.collect()
     if session.task.device.type == "cuda":
         torch.cuda.empty_cache()
-    session.state = session.state.model_copy(update={"micro_batch_splits": splits})
+    session.state = session.state.model_copy(update={"micro_batch_limit": math.ceil(before / 2)})
     session.reporter.emit(
         Warned,
         kind="micro_batch_halved",
         message=_(
             "The device ran out of memory: from now on {now} instead of {before} images go through the model at once. "
             "The batch stays at {batch}, by accumulation, so the result is the same.",
-            now=math.ceil(micro_batch / splits),
-            before=math.ceil(2 * micro_batch / splits),
+            now=session.micro_batch_size,
+            before=before,
             batch=session.spec.training.batch_size,
         ),
     )
@@ -173,6 +164,7 @@ class EpochProgress:
                 "loss_sum": loss_sum,
                 "loss_count": state.loss_count + self._images,
                 "epoch_seconds": state.epoch_seconds + now - self._flushed,
+                "learning_rate": effective_rate(self._session.optimizer, self._session.step_rates),
             }
         )
         self._timed_steps += self._steps
@@ -222,7 +214,7 @@ class EpochProgress:
             step=state.step,
             epoch=state.epoch,
             loss=state.loss_sum / state.loss_count,
-            learning_rate=effective_rate(session.optimizer),
+            learning_rate=state.learning_rate,
             steps_per_s=steps_per_s,
             eta_s=steps_left / steps_per_s + epochs_left * state.epoch_end_seconds,
             peak_memory_bytes=peak_memory_bytes(session.task.device),

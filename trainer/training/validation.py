@@ -11,6 +11,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from enum import StrEnum
+from math import isfinite
 from pathlib import Path
 
 from trainer.dataset.seeds import derive_seed
@@ -166,10 +167,11 @@ def summarize_losses(
         )
         for (band, count), total, base_total in zip(sorted(counts.items()), totals, base_totals, strict=True)
     )
-    interval = jackknife_interval(losses)
+    ratio = mean_band_ratio(losses)
+    interval = jackknife_interval(losses) if isfinite(ratio) else None
     return ValidationLoss(
         loss=_mean([loss.plain for loss in measured]),
-        ratio=mean_band_ratio(losses),
+        ratio=ratio,
         bands=summaries,
         training_loss=_mean([loss.training for loss in measured]),
         ratio_low=interval.low if interval else None,
@@ -355,7 +357,7 @@ def update_image_history(session: Session, epoch: int, losses: Mapping[EvalSet, 
             schedule_steps=session.task.schedule_steps,
         )
         split = Split.TRAIN if examples is session.examples[Split.TRAIN] else Split.VALIDATION
-        by_content = {examples.contents[index]: ratio for index, ratio in ratios.items()}
+        by_content = {examples.contents[index]: ratio for index, ratio in ratios.items() if isfinite(ratio)}
         names = {examples.contents[index]: examples.images[index].source for index in ratios}
         history = history.after(epoch, split, by_content, names)
     history.write(path)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any, Self
 
 from bot.db import Row
@@ -141,8 +142,10 @@ class Progress(Frozen):
     def after(self, event: Event) -> Progress:
         """Return the progress after one more event."""
         match event:
+            case StepDone():
+                changes: dict[str, object] = {"step": event}
             case Started():
-                changes: dict[str, object] = {
+                changes = {
                     "phase": None,
                     "total_steps": event.total_steps,
                     "micro_batch_size": event.micro_batch_size,
@@ -151,8 +154,6 @@ class Progress(Frozen):
                 changes = {"phase": event.phase}
             case BaseValidated():
                 changes = {"base": event}
-            case StepDone():
-                changes = {"step": event}
             case EpochEnded():
                 changes = {"epochs": self._with_epoch(event)}
             case _:
@@ -329,7 +330,7 @@ def _job_values(row: Mapping[str, Any]) -> dict[str, Any]:
     terminal_event = None if row["terminal_event"] is None else parse_event(row["terminal_event"])
     assert terminal_event is None or isinstance(terminal_event, Finished | Stopped | Failed)
     return {
-        **{name: row[name] for name in _AS_STORED},
+        **dict(zip(_AS_STORED, _stored_values(row), strict=True)),
         "folder": folder_of(row),
         "spec_json": row["spec"],
         "priority": Priority(row["priority"]),
@@ -339,7 +340,7 @@ def _job_values(row: Mapping[str, Any]) -> dict[str, Any]:
         "created_at": _moment(row["created_at"]),
         "started_at": _moment(row["started_at"]),
         "ended_at": _moment(row["ended_at"]),
-        "progress": _progress_of(row),
+        "progress": _progress(row["progress"], row["step"]),
         "last_event_at": _moment(row["last_event_at"]),
         "terminal_event": terminal_event,
         "end_reason": None if row["end_reason"] is None else EndReason.model_validate_json(row["end_reason"]),
@@ -356,6 +357,7 @@ _AS_STORED = (
     *("max_running", "max_waiting", "fingerprint", "estimate_s", "study", "parent_id", "child_name", "until_epoch"),
     *("stopped_by", "attempt", "round"),
 )
+_stored_values = itemgetter(*_AS_STORED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -441,23 +443,23 @@ def folder_of(row: Row | Mapping[str, Any]) -> str:
     return str(row["folder"] or row["id"])
 
 
-#: Running jobs are read every second, and neither changes often.
+#: Running jobs are read every second, and it never changes.
 @lru_cache(maxsize=256)
 def _parse_spec(text: str) -> Spec:
     return Spec.model_validate_json(text)
 
 
+#: An epoch changes it, a step does not.
 @lru_cache(maxsize=64)
 def _parse_progress(text: str) -> Progress:
     return Progress.model_validate_json(text)
 
 
-def _progress_of(row: Mapping[str, Any]) -> Progress:
-    progress = _parse_progress(row["progress"])
-    if row["step"] is None:
-        return progress
-    step = parse_event(row["step"])
-    return progress.model_copy(update={"step": step})
+#: A row is read twice: to look at the job, and to ingest what its trainer wrote.
+@lru_cache(maxsize=64)
+def _progress(text: str, step: str | None) -> Progress:
+    progress = _parse_progress(text)
+    return progress if step is None else progress.model_copy(update={"step": parse_event(step)})
 
 
 def _moment(seconds: float | None) -> datetime | None:

@@ -13,7 +13,6 @@ from trainer.protocol.events import (
     BaseValidated,
     EpochEnded,
     Event,
-    Exported,
     Failed,
     Finished,
     KeepAlive,
@@ -27,6 +26,7 @@ from trainer.protocol.events import (
     Tested,
     Warned,
 )
+from trainer.protocol.exported_files import newest_files
 
 log = logging.getLogger(__name__)
 
@@ -47,20 +47,23 @@ class IngestResult:
 def ingest_events(job: ActiveJob, events: Iterable[Event]) -> IngestResult:
     """Apply a batch of events in order; those that are known, or of a superseded attempt, are ignored."""
     new: list[Event] = []
+    last_seq = job.last_seq
     for event in events:
-        if is_new(job, event, last_seq=new[-1].seq if new else job.last_seq):
+        if is_new(job, event, last_seq=last_seq):
             new.append(event)
+            last_seq = event.seq
     if not new:
         return IngestResult(job=job)
-    stored = tuple(event for event in new if not isinstance(event, StepDone | KeepAlive))
-    # Of the steps only the newest matters; there may be hundreds.
     steps = [event for event in new if isinstance(event, StepDone)]
+    stored = tuple(event for event in new if not isinstance(event, (StepDone, KeepAlive)))
     notifications: list[Notification] = []
-    for event in sorted([*stored, *steps[-1:]], key=lambda each: each.seq):
+    for event in stored:
         job, caused = apply(job, event)
         notifications += caused
+    # Of the steps only the newest matters; there may be hundreds.
+    progress = job.progress.after(steps[-1]) if steps else job.progress
     return IngestResult(
-        job=job.changed(last_seq=new[-1].seq),
+        job=job.changed(last_seq=last_seq, progress=progress),
         notifications=tuple(notifications),
         stored=stored,
         terminal_event=new[-1] if isinstance(new[-1], Finished | Stopped | Failed) else None,
@@ -154,8 +157,8 @@ def end_notification(
 def events_shown(notification: Notification, events: Iterable[Event]) -> tuple[Event, ...]:
     """Return the events that a notification's message shows, its own last; `events` are the job's, oldest first.
 
-    A base or an epoch comes with its samples, an epoch also with those before it; the result with its test and, for
-    each format, the newest file (an attempt that died while exporting exports again).
+    A base or an epoch comes with its samples, an epoch also with those before it; the result with its test and its
+    newest files.
     """
     known = [event for event in events if event.seq <= notification.seq]
     own = next((event for event in known if event.seq == notification.seq), None)
@@ -169,8 +172,7 @@ def events_shown(notification: Notification, events: Iterable[Event]) -> tuple[E
             return (*before, *sampled[-1:], own)
         case NotificationKind.DONE:
             tested = [event for event in known if isinstance(event, Tested)]
-            exported = {event.format: event for event in known if isinstance(event, Exported)}
-            return (*tested[-1:], *exported.values(), own)
+            return (*tested[-1:], *newest_files(known), own)
         case _:
             return (own,)
 

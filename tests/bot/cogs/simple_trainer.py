@@ -39,15 +39,15 @@ from trainer.protocol.report import Counts, DatasetReport, Finding, FindingKind,
 from trainer.protocol.spec import Spec
 from trainer.protocol.study import ChildGoal, ChildState, KfoldRequest, StudyRow, StudyStep
 
-STEP_S = float(os.environ.get("FAKE_STEP_S", "0.02"))
-#: `oom:2`: the training fails in epoch 2; `die:2`: its process dies there, the first time; `die_always:2`.
-TROUBLE, _, TROUBLE_EPOCH = os.environ.get("FAKE_TROUBLE", "").partition(":")
 STEPS = 4
 BEST = 3
 
 
 def main(arguments: list[str]) -> int:
     match arguments:
+        case ["devices"]:
+            sys.stdout.write("{}\n")
+            return 0
         case ["prepare", source, "--out", out, *rest]:
             options = dict(zip(rest[::2], rest[1::2], strict=True))
             return prepare(Path(source), Path(out), **{name.strip("-"): Path(path) for name, path in options.items()})
@@ -120,7 +120,7 @@ def _report(
         draw(out / sheet, sheet)
     digest = hashlib.sha256(edits.model_dump_json().encode() + repr(sorted(read)).encode()).hexdigest()
     return DatasetReport(
-        digest=digest, input_digest=digest, counts=counts, summary="Images.", images=tuple(images), resolution=64,
+        digest=digest, input_digest=digest, counts=counts, summary="Images.", images=tuple(images),
         sheets=sheets,
         pages=("report.md", "report.html"),
     )  # fmt: skip
@@ -144,7 +144,7 @@ def _image(out: Path, number: int, name: str, read: dict[str, bytes], edits: Edi
         source=name, status="dropped" if is_dropped else "kept", findings=tuple(found), caption=caption,
         is_caption_automatic=bool(automatic) and sha256 not in edits.captions and sha256 not in edits.reviewed,
         caption_source=edits.captioner if automatic else None, pixels_sha256=sha256, thumbnail=thumbnail,
-        decision=decision,
+        width=256, height=128, decision=decision,
     )  # fmt: skip
 
 
@@ -199,6 +199,9 @@ class Run:
         self.spec: Spec = read_spec(job_dir)
         self.is_finishing = is_finishing
         self.must_stop = False
+        self.step_s = float(os.environ.get("FAKE_STEP_S", "0.02"))
+        #: `oom:2`: it fails in epoch 2; `die:2`: its process dies there, the first time; `die_always:2`.
+        self.failure, _, self.failure_epoch = os.environ.get("FAKE_TROUBLE", "").partition(":")
         self.path = job_dir / "events.jsonl"
         lines = self.path.read_bytes().splitlines() if self.path.exists() else []
         self.earlier = [events.parse_event(line) for line in lines]
@@ -241,8 +244,8 @@ class Run:
 
     def epoch(self, epoch: int) -> int | None:
         for step in range(1, STEPS + 1):
-            time.sleep(STEP_S)
-            if TROUBLE and epoch == int(TROUBLE_EPOCH) and (status := self.trouble()) is not None:
+            time.sleep(self.step_s)
+            if self.failure and epoch == int(self.failure_epoch) and (status := self.fail()) is not None:
                 return status
             if self.must_stop:
                 kept = f"checkpoints/e{epoch - 1}" if epoch > 1 else None
@@ -250,26 +253,26 @@ class Run:
                 return events.EXIT_STOPPED
             self.emit(
                 events.StepDone, step=(epoch - 1) * STEPS + step, epoch=epoch, loss=0.1 * 0.97**epoch,
-                learning_rate=1e-4, steps_per_s=1 / STEP_S, eta_s=STEP_S * STEPS * (self.spec.training.epochs - epoch),
-                peak_memory_bytes=2**30,
+                learning_rate=1e-4, steps_per_s=1 / self.step_s, peak_memory_bytes=2**30,
+                eta_s=self.step_s * STEPS * (self.spec.training.epochs - epoch),
             )  # fmt: skip
         self.sample(epoch)
         best = min(epoch, BEST)
         self.draw("charts/loss.png", f"loss {epoch}")
         self.emit(
             events.EpochEnded, epoch=epoch, step=epoch * STEPS, train_loss=0.1 * 0.97**epoch, learning_rate=1e-4,
-            validation=loss(ratio(epoch)), seconds=STEP_S * STEPS, is_best=epoch == best, best_epoch=best,
+            validation=loss(ratio(epoch)), seconds=self.step_s * STEPS, is_best=epoch == best, best_epoch=best,
             chart="charts/loss.png",
         )  # fmt: skip
         return None
 
-    def trouble(self) -> int | None:
-        if TROUBLE == "oom":
+    def fail(self) -> int | None:
+        if self.failure == "oom":
             kind = events.FailureKind.OUT_OF_MEMORY
             self.emit(events.Failed, kind=kind, message="It ran out of memory at step 9.", hint="Take rank 8.")
             return events.EXIT_FAILED
         mark = self.job_dir / "died"
-        if TROUBLE == "die_always" or not mark.exists():
+        if self.failure == "die_always" or not mark.exists():
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return None

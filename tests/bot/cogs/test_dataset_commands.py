@@ -11,6 +11,7 @@ import pytest
 
 from tests.bot.cogs.conftest import PNG, World, answer, archive, text_of, world
 from tests.bot.cogs.dataset_helpers import buttons, press, press_forged, upload_dataset
+from trainer.protocol.edits import Layout
 
 
 async def names(lab: World) -> list[str]:
@@ -34,8 +35,8 @@ async def test_an_upload_is_answered_with_its_report_card(data_dir: Path) -> Non
         card = await upload_dataset(lab)
         text = text_of(card)
         assert "🖼️ fox · 7 images" in text
-        assert "5 train / 1 validation / 1 test" in text
-        assert set(buttons(card)) == {"▶️", "Review 2 findings", "Download report"}
+        assert "**1 image needs a decision**: 1 perhaps blurred" in text
+        assert set(buttons(card)) == {"▶️", "Review 1 image", "Download report"}
         assert card.flags.ephemeral
         assert lab.channel.history() == []
 
@@ -54,6 +55,24 @@ async def test_images_and_their_captions_may_be_separate_files(data_dir: Path) -
         assert dataset.edits.rules.trigger == "ohwx"
 
 
+async def test_the_folders_of_an_upload_may_be_read_plainly_also_afterwards(data_dir: Path) -> None:
+    async with world(data_dir) as lab:
+        await upload(lab, lab.ana, loose(6), name="foxes")
+        shown = await lab.ana.slash(lab.channel, "dataset upload", folders="plain")
+        await lab.ana.submit_modal(shown, {"files": loose(6)})
+        dataset = await lab.app.services.datasets.named(lab.channel.guild.id, "foxes")
+        assert dataset.edits.layout is Layout.PLAIN
+        assert not dataset.is_pending
+
+
+async def test_the_column_of_the_captions_may_be_chosen(data_dir: Path) -> None:
+    async with world(data_dir) as lab:
+        await upload(lab, lab.ana, loose(6), name="foxes", caption_column=" deutsch ", trigger="ohwx")
+        dataset = await lab.app.services.datasets.named(lab.channel.guild.id, "foxes")
+        assert (dataset.edits.caption_column, dataset.edits.rules.trigger) == ("deutsch", "ohwx")
+        assert not dataset.is_pending
+
+
 async def test_a_configured_model_writes_captions_on_request(data_dir: Path) -> None:
     async with world(data_dir) as lab:
         shown = await lab.ana.slash(lab.channel, "dataset upload")
@@ -61,6 +80,7 @@ async def test_a_configured_model_writes_captions_on_request(data_dir: Path) -> 
             "Images, archives, captions",
             "Name",
             "Trigger word",
+            "Caption column",
         ]
         captions = lab.app.services.config.captions.model_copy(update={"model": "blip"})
         object.__setattr__(lab.app.services.config, "captions", captions)
@@ -69,8 +89,9 @@ async def test_a_configured_model_writes_captions_on_request(data_dir: Path) -> 
         assert "1 caption by a model" in answer(result)
         report = (await lab.app.services.datasets.search(lab.channel.guild.id))[0].counts
         assert (report.captioned, report.automatic) == (6, 1)
-        kept = await upload(lab, lab.ana, [*loose(5), ("bare-2.png", PNG + b"bare2")], captions="keep")
-        assert "Captions: 5 of 6" in answer(kept)
+        await upload(lab, lab.ana, [*loose(5), ("bare-2.png", PNG + b"bare2")], name="kept", captions="keep")
+        kept = await lab.app.services.datasets.named(lab.channel.guild.id, "kept")
+        assert (kept.counts.captioned, kept.counts.automatic) == (5, 0)
 
 
 HOSTILE: list[tuple[list[tuple[str, bytes]], str]] = [
@@ -138,7 +159,7 @@ async def test_contact_sheets_are_turned_and_the_report_is_sent(data_dir: Path) 
         turned = await press(lab.ben, card, "▶️")
         second = turned.response.message
         assert [file.filename for file in second.attachments] == ["fox-prepared-2.png"]
-        assert set(buttons(second)) == {"◀️", "Review 2 findings", "Download report"}
+        assert set(buttons(second)) == {"◀️", "Review 1 image", "Download report"}
         report = await press(lab.ben, second, "Download report")
         assert [file.filename for file in report.response.attachments] == ["fox-report.zip"]
         packed = zipfile.ZipFile(io.BytesIO(await report.response.attachments[0].read()))
@@ -235,7 +256,7 @@ async def test_a_dataset_is_deleted_by_its_owner_after_a_confirmation(data_dir: 
         ids = buttons(message)
         assert "is deleted; its name is free" in answer(await lab.ana.click(message, custom_id=ids["Delete"]))
         assert await names(lab) == []
-        for label in ("Review 2 findings", "Download report", "▶️"):
+        for label in ("Review 1 image", "Download report", "▶️"):
             reply = await press(lab.ana, card, label)
             assert "There is no dataset" in answer(reply), label
 

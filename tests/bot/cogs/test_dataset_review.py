@@ -1,4 +1,4 @@
-"""A review, image by image: decisions are stored at once, survive a restart, and are applied at the end."""
+"""A review, by kind of finding: decisions are stored at once, survive a restart, and are applied at the end."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ async def test_a_page_shows_an_image_and_its_findings(data_dir: Path) -> None:
         page = await review(lab)
         text = text_of(page)
         assert "**Image 7** · fox.zip!blur.png" in text
-        assert "**blur** · kept" in text
+        assert "**Perhaps blurred**: the edges are wide" in text
         assert [file.filename for file in page.attachments] == ["image-7.png"]
         assert set(buttons(page)) == {"Keep", "Drop", "Edit caption", "▶️", "Done"}
         second = (await press(lab.ana, page, "▶️")).response.message
-        assert "**near duplicate** · dropped" in text_of(second)
+        assert "Dropped: Near duplicates" in text_of(second)
         assert [file.filename for file in second.attachments] == ["image-8.png"]
         assert "◀️" in buttons(second)
-        assert "1 of 2" in text_of((await press(lab.ana, second, "◀️")).response.message)
+        assert "1 of 2 · Perhaps blurred" in text_of((await press(lab.ana, second, "◀️")).response.message)
 
 
 async def test_done_applies_the_decisions(data_dir: Path) -> None:
@@ -61,7 +61,46 @@ async def test_done_applies_the_decisions(data_dir: Path) -> None:
         done = await dataset_of(lab)
         report = await lab.app.services.datasets.report(done)
         assert [image.status for image in report.images[6:]] == ["dropped", "kept"]
-        assert "Review 2 again" in buttons(card)
+        assert "Review the findings" in buttons(card)
+
+
+#: Three blurred images, and two that are dropped for another reason.
+SEVERAL = archive(6, **{f"{name}__png": PNG + name.encode() for name in ("blur1", "blur2", "blur3", "twin1", "twin2")})
+
+
+async def test_several_of_a_kind_are_decided_together_but_for_exceptions(data_dir: Path) -> None:
+    async with world(data_dir) as lab:
+        await upload_dataset(lab, SEVERAL)
+        page = await review(lab)
+        assert [file.filename for file in page.attachments] == ["image-7.png", "image-8.png", "image-9.png"]
+        assert "3 images: no. 7, 8 and 9" in text_of(page)
+        single = (await press(lab.ana, page, "One by one")).response.message
+        single = (await press(lab.ana, single, "▶️")).response.message
+        single = (await press(lab.ana, single, "Drop")).response.message
+        assert "Image 8 is dropped" in text_of(single)
+        page = (await press(lab.ana, single, "All together")).response.message
+        keep_others = buttons(page)["Keep the other 2"]
+
+        page = (await lab.ana.click(page, custom_id=keep_others)).response.message
+
+        assert "Images 7 and 9 are kept" in text_of(page)
+        assert "Dropped: Near duplicates" in text_of(page)
+        # Pressed again on an old page: the exception stays.
+        await press_forged(lab, keep_others)
+        page = (await press(lab.ana, page, "Keep all 2")).response.message
+        await press(lab.ana, page, "Done")
+        report = await lab.app.services.datasets.report(await dataset_of(lab))
+        assert [image.status for image in report.images[6:]] == ["kept", "dropped", "kept", "kept", "kept"]
+
+
+async def test_a_decision_about_all_can_be_changed_for_all(data_dir: Path) -> None:
+    async with world(data_dir) as lab:
+        await upload_dataset(lab, SEVERAL)
+        await press(lab.ana, await review(lab), "Drop all 3")
+        page = await review(lab)
+        assert "Dropped: no. 7, 8 and 9" in text_of(page)
+        await press(lab.ana, page, "Keep all 3")
+        assert sorted((await dataset_of(lab)).edits.decisions.values()) == ["keep"] * 3
 
 
 async def test_a_press_on_an_old_page_twice_is_one_decision(data_dir: Path) -> None:
@@ -76,7 +115,7 @@ async def test_a_press_on_an_old_page_twice_is_one_decision(data_dir: Path) -> N
         assert twice.response is not None
         decisions = (await dataset_of(lab)).edits.decisions
         assert list(decisions.values()) == ["drop"]
-        assert keep.removeprefix("ds:1:keep:") == next(iter(decisions))[:20]
+        assert keep == f"ds:1:keep:{next(iter(decisions))[:20]}-blur"
 
 
 async def test_a_caption_is_edited_in_a_form_and_applied_by_done(data_dir: Path) -> None:
@@ -105,7 +144,7 @@ async def test_an_automatic_caption_is_marked_as_right(data_dir: Path) -> None:
         page = await review(lab)
         assert "Caption: an animal" in text_of(page)
         page = (await press(lab.ana, page, "Looks right")).response.message
-        assert "The caption of image 7 is right" in text_of(page)
+        assert "The caption of Image 7 is right" in text_of(page)
         card = (await press(lab.ana, page, "Done")).response.message
         assert "by a model" not in text_of(card)
         assert (await dataset_of(lab)).counts.automatic == 0
@@ -183,7 +222,7 @@ async def test_buttons_of_a_deleted_dataset_and_of_a_missing_image_are_answered(
     async with world(data_dir) as lab:
         await upload_dataset(lab)
         page = await review(lab)
-        missing = await press_forged(lab, "ds:1:keep:" + "0" * 20)
+        missing = await press_forged(lab, f"ds:1:keep:{'0' * 20}-blur")
         assert missing.startswith("This image no longer needs a review")
         unknown = await press_forged(lab, "ds:1:dance")
         assert unknown.startswith("This button belongs to another version of me")

@@ -37,7 +37,7 @@ async def test_nothing_is_queued_before_go_on(data_dir: Path) -> None:
         card = await ask(lab, prompts="a fox", name="Red One")
         assert "🖼️ fox · 7 images" in text_of(card)
         assert "**red-one** · 2 epochs" in text_of(card)
-        assert list(buttons(card)) == ["▶️", "Fix: review 2 findings", "Download report", "Go on", "Cancel"]
+        assert list(buttons(card)) == ["▶️", "Fix: review 1 image", "Download report", "Go on", "Cancel"]
         assert card.flags.ephemeral
         assert await lab.recent() == []
         assert lab.channel.history() == []

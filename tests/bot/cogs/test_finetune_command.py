@@ -60,7 +60,7 @@ async def test_a_dataset_is_trained_on_again_by_its_name(data_dir: Path) -> None
 async def test_the_receipt_names_skipped_images(data_dir: Path) -> None:
     async with world(data_dir) as lab:
         reply = answer(await lab.finetune(dataset=archive(5, corrupt__png=b"?")))
-        assert "5 images, 1 skipped (1 corrupt)" in reply
+        assert "5 images, 1 skipped (1 damaged)" in reply
         assert "skipped corrupt.png: it cannot be decoded" in reply
 
 

@@ -20,7 +20,7 @@ async def start(lab: World, **options: Any) -> discord.Message:
     """Start a training of Ana's; return its card after the first epoch."""
     await lab.finetune(epochs=50, **options)
     await lab.until_shown("**epoch 1/50")
-    await lab.until(lambda: "val 0." in lab.texts()[0])
+    await lab.until(lambda: "better than the base model" in lab.texts()[0])
     card: discord.Message = lab.channel.history()[0]
     return card
 

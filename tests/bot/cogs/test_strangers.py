@@ -21,6 +21,7 @@ from discord import app_commands
 
 from bot.cogs import admin_commands, dataset_buttons, job_actions
 from bot.cogs.interaction_gate import ButtonHandler
+from bot.datasets.decisions import review_questions
 from bot.ui import buttons, dataset_forms
 from bot.ui.dataset_forms import Form
 from tests.bot.cogs.conftest import World, answer, archive, texts, world
@@ -107,7 +108,7 @@ async def servers(data_dir: Path) -> AsyncIterator[Servers]:
             dataset_id=dataset.id,
             draft_id=draft["id"],
             job_id=job["id"],
-            image=next(each.pixels_sha256 or "" for each in report.images if each.findings)[:20],
+            image=review_questions(report)[0].images[0].key + "-" + review_questions(report)[0].key,
         )
 
 
@@ -224,7 +225,7 @@ def dataset_id_of(dataset_id: int, verb: str, argument: str) -> str:
 
 
 async def test_buttons(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
-    defined = {each for _name, each in inspect.getmembers(buttons, inspect.isclass)}
+    defined = {each for name, each in inspect.getmembers(buttons, inspect.isclass) if not name.startswith("_")}
     assert {each for each in defined if issubclass(each, discord.ui.DynamicItem)} == set(HANDLERS)
     async with servers(data_dir) as both:
         # Number two: Mallory's own.

@@ -35,7 +35,7 @@ from trainer.protocol.report import DatasetReport
 MakeStore = Callable[..., DatasetStore]
 
 _COUNTS = {"images": 9, "kept": 9, "dropped": 0, "refused": 0, "train": 7, "validation": 1, "test": 1, "captioned": 9}
-_REPORT = {"digest": "d", "counts": _COUNTS, "summary": "Nine images.", "images": [], "resolution": 64}
+_REPORT = {"digest": "d", "counts": _COUNTS, "summary": "Nine images.", "images": []}
 
 #: A stand-in for `trainer prepare`: writes a report, and adds a line to `runs` each time.
 _GOOD = """

@@ -14,11 +14,11 @@ import pytest
 from bot.config import CaptionSettings, LimitSettings
 from bot.datasets import Dataset, DatasetStore
 from bot.datasets.dataset import revision_name
-from bot.datasets.decisions import images_to_review, with_decision, with_reviewed, with_rules
+from bot.datasets.decisions import review_questions, with_decision, with_reviewed, with_rules
 from bot.db import Database
 from bot.errors import DatasetInUse, DatasetRefused, DatasetTooLarge, NoSuchDataset, TooFewImages
 from bot.queue import JobStore, NewJob, StopIntent
-from tests.bot.cogs.conftest import FAKE_TRAINER
+from tests.bot.cogs.conftest import forked_trainer
 from tests.bot.conftest import GUILD
 from tests.bot.fakes import uploads
 from trainer.protocol.edits import Edits
@@ -39,7 +39,7 @@ def make_store(db: Database, tmp_path: Path) -> MakeStore:
             db,
             data_dir=tmp_path / "data",
             limits=LimitSettings(max_dataset_mib=max_mib, max_dataset_files=14),
-            command=FAKE_TRAINER,
+            command=forked_trainer(),
             env={**os.environ, "FAKE_PREPARE_S": str(pause_s)},
         )
 
@@ -192,7 +192,7 @@ async def test_captions_by_a_model_are_automatic_until_reviewed(make_store: Make
     written = await store.write_captions(first.id, CaptionSettings(model="blip"))
 
     assert (written.counts.captioned, written.counts.automatic) == (9, 2)
-    found = [each for each in images_to_review(await store.report(written)) if each.image.is_caption_automatic]
+    (found,) = (each.images for each in review_questions(await store.report(written)) if each.kind is None)
     assert [each.image.caption_source for each in found] == ["blip", "blip"]
     looked = await store.edit(first.id, lambda edits: with_reviewed(edits, found[0].sha256))
     assert looked.counts.automatic == 1

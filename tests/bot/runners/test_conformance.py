@@ -254,7 +254,7 @@ async def test_the_state_of_a_job_is_unknown_while_the_cluster_does_not_answer(r
 async def test_a_real_training_runs_on_the_cluster(ray_bench: Bench, fork_server: ForkServer) -> None:
     dataset = ray_bench.data_dir / "datasets/1/prepared"
     draw_images(ray_bench.folder / "images", 8)
-    await asyncio.to_thread(prepare, [ray_bench.folder / "images"], dataset, resolution=64)
+    await asyncio.to_thread(prepare, [ray_bench.folder / "images"], dataset, resolutions=(64,))
     options = ray_bench.options()
     base = make_random_base(ray_bench.folder / "base")
     settings = {**SMALL, "training": {**SMALL["training"], "epochs": 1, "repeats": 1}, "base": {"source": str(base)}}

@@ -29,7 +29,7 @@ from bot.errors import DatabaseUnwritable
 from bot.outbox import Notification, NotificationKind, Outbox
 from bot.queue import Draft, DraftStore, JobStore, NewJob
 from bot.scheduled import InterruptedUploads
-from tests.bot.cogs.conftest import FAKE_TRAINER
+from tests.bot.cogs.conftest import forked_trainer
 from tests.bot.conftest import CHANNEL, GUILD
 from tests.bot.fakes import FakeClock
 from trainer.protocol.spec import make_spec
@@ -113,7 +113,7 @@ def place(db: Database, outbox: Outbox, tmp_path: Path, clock: FakeClock) -> Pla
             db,
             data_dir=tmp_path / "data",
             limits=LimitSettings(max_dataset_mib=1, max_dataset_files=14),
-            command=FAKE_TRAINER,
+            command=forked_trainer(),
             env=dict(os.environ),
         ),
         uploads=PendingUploads(db),

@@ -103,9 +103,12 @@ def finished(**changes: object) -> Finished:
     return Finished.model_validate({**known, **changes})
 
 
-def exported(kind: str = "kohya", path: str = "output/a.safetensors") -> Exported:
-    known = {"seq": 8, "time": 0, "format": kind, "path": path, "bytes": 100, "sha256": "0", "max_difference": 0.0}
-    return Exported.model_validate(known)
+def exported(kind: str = "kohya", path: str = "output/a.safetensors", **changes: object) -> Exported:
+    known = {
+        "seq": 8, "time": 0, "format": kind, "path": path, "bytes": 100, "sha256": "0", "max_difference": 0.0,
+        "readers": ["A1111", "Forge", "ComfyUI", "diffusers"], "modules": ["unet"],
+    }  # fmt: skip
+    return Exported.model_validate({**known, **changes})
 
 
 def finding(kind: FindingKind = FindingKind.BLUR, action: Any = "kept", **changes: Any) -> Finding:
@@ -127,7 +130,7 @@ def report(*images: Image, **changes: Any) -> DatasetReport:
         validation=0, test=0, captioned=kept, automatic=sum(each.is_caption_automatic for each in images),
     )  # fmt: skip
     known: dict[str, Any] = {
-        "digest": "d", "counts": counts, "summary": "Foxes.", "images": images, "resolution": 512,
+        "digest": "d", "counts": counts, "summary": "Foxes.", "images": images,
         "sheets": ("sheets/1.png", "sheets/2.png", "sheets/3.png"),
     }  # fmt: skip
     return DatasetReport(**{**known, **changes})

@@ -9,12 +9,20 @@ from typing import Any
 import pytest
 
 from bot.datasets import PendingUpload, UploadKind
-from bot.datasets.decisions import images_to_review, is_settled, with_caption, with_decision, with_reviewed
+from bot.datasets.decisions import (
+    ReviewQuestion,
+    review_questions,
+    undecided_images,
+    with_caption,
+    with_decision,
+    with_decisions,
+    with_reviewed,
+)
 from bot.outbox import Notification, NotificationKind
 from bot.queue.planning.estimates import Estimate
 from bot.ui.dataset_cards import ReportView, dataset_list, delete_question, report_card, report_file, report_reply
 from bot.ui.layout import FileToSend, MessageContent
-from bot.ui.review_page import review_page
+from bot.ui.review_page import image_page, question_page
 from bot.ui.upload_posts import (
     Unanswered,
     unanswered_words,
@@ -26,9 +34,9 @@ from bot.ui.upload_posts import (
 )
 from tests.bot.ui.examples import LIMIT, OWNER, dataset, finding, image, report
 from tests.bot.ui.rendering import alt_texts, buttons, check_messages, file_names, ids, verbs
+from trainer.protocol.bucket_shapes import fit_images
 from trainer.protocol.edits import Edits
 from trainer.protocol.report import (
-    Bucket,
     CaptionStatistics,
     DatasetReport,
     FindingKind,
@@ -57,10 +65,6 @@ def rich_report() -> DatasetReport:
         image(2, finding()),
         image(3, finding(FindingKind.CORRUPT, "dropped"), status="dropped", pixels_sha256=None),
         captions=captions,
-        buckets=(
-            Bucket(width=512, height=512, images=1, mean_cropped=0.03),
-            Bucket(width=448, height=576, images=2, mean_cropped=0.124),
-        ),
         advised_folds=5,
         refused=(Refused(source="a", kind=RefusalKind.NESTED_ARCHIVE, reason="b"),),
     )
@@ -78,7 +82,10 @@ def test_the_report_card(dataset_dir: Path) -> None:
         "with findings": view(dataset_dir, rich_report(), note="These files were uploaded before, as fox."),
         "without findings": view(dataset_dir, report(image(1))),
         "decided": view(dataset_dir, one, edits=kept, is_pending=True),
-        "with a draft": view(dataset_dir, one, draft_id=7, spec=spec, estimate=estimate),
+        "with a draft": view(dataset_dir, one, draft_id=7, spec=spec, estimate=estimate, fit=one.fit(64)),
+        "with a draft of a larger base": view(
+            dataset_dir, one, draft_id=7, spec=spec, fit=fit_images([(300, 300), (2000, 1024), (500, 500)], 1024)
+        ),
         "with a draft of a study": view(dataset_dir, one, draft_id=7, spec=spec, study=KfoldRequest(folds=3)),
     }
     check_messages(GOLDEN / "report_cards.txt", {name: report_card(each) for name, each in cards.items()}, dataset_dir)
@@ -125,79 +132,122 @@ def test_the_other_pages_about_a_dataset(dataset_dir: Path) -> None:
 # -- the review ---------------------------------------------------------------------------------------------------
 
 
-def test_images_that_can_be_decided_are_reviewed() -> None:
-    copy = finding(FindingKind.EXACT_DUPLICATE, "dropped")
+def test_what_is_found_is_decided_by_kind() -> None:
+    copy, bare = finding(FindingKind.EXACT_DUPLICATE, "dropped"), finding(FindingKind.CAPTION_MISSING)
     found = report(
         image(1),
         image(2, finding()),
         image(3, finding(FindingKind.CORRUPT, "dropped"), status="dropped", pixels_sha256=None),
         image(4, copy, status="dropped", pixels_sha256="0001" * 16),
-        image(5, finding(FindingKind.NEAR_DUPLICATE, "dropped"), status="dropped"),
+        image(5, finding(FindingKind.TOO_DARK, "dropped"), status="dropped"),
         image(6, is_caption_automatic=True),
         # Unlike image 4, it does not share its hash with a kept image.
         image(7, copy, status="dropped"),
+        image(8, bare, finding(), is_caption_automatic=True),
+        image(9, bare),
+        image(10, finding(FindingKind.TOO_DARK), finding()),
     )
-    assert [each.number for each in images_to_review(found)] == [2, 5, 6, 7]
+    questions = review_questions(found)
+    assert {each.key: [image.number for image in each.images] for each in questions} == {
+        "too_dark": [10],
+        "blur": [2, 8],
+        "automatic": [6, 8],
+        "caption_missing": [9],
+        "dropped_exact_duplicate": [7],
+        "dropped_too_dark": [5],
+    }
+    assert [each.needs_decision for each in questions] == [True, True, True, False, False, False]
+    # An image that is in two questions counts once.
+    assert undecided_images(questions, Edits()) == 4
 
 
-def test_the_pages_of_a_review(dataset_dir: Path) -> None:
+def test_the_pages_of_a_question(dataset_dir: Path) -> None:
+    found = report(
+        *(image(n, finding(measure=1.523, threshold=1.0)) for n in range(1, 13)),
+        *(image(n, is_caption_automatic=True, caption_source="blip") for n in (13, 14)),
+    )
+    blur, automatic = review_questions(found)
+    one = with_decision(Edits(), "0003" * 16, "drop")
+    every = with_decisions(one, [each.sha256 for each in blur.images], "keep")
+
+    def page(edits: Edits, question: ReviewQuestion = blur) -> MessageContent:
+        of = dataset(dataset_dir, found, edits=edits, is_pending=edits != Edits())
+        return question_page(of, (blur, automatic), question, file_limit=LIMIT)
+
+    pages = {
+        "open": page(Edits()),
+        "with an exception": page(one),
+        "decided": page(with_reviewed(every, *(each.sha256 for each in automatic.images))),
+        "automatic captions": page(Edits(), automatic),
+    }
+    check_messages(GOLDEN / "review_questions.txt", pages, dataset_dir)
+    assert all(len(set(ids(page))) == len(ids(page)) for page in pages.values())
+
+
+def test_the_pages_of_an_image(dataset_dir: Path) -> None:
     found = report(
         image(1, finding(measure=1.523, threshold=1.0, other="fox.zip!9.png"), caption_source="fox.zip!1.txt"),
         image(2, is_caption_automatic=True, caption_source="blip"),
+        image(3, finding(FindingKind.TOO_DARK, "dropped"), status="dropped"),
     )
-    images = images_to_review(found)
+    questions = review_questions(found)
+    images = [question.images[0] for question in questions]
     dropped = with_decision(Edits(), images[0].sha256, "drop")
     reviewed = with_reviewed(dropped, images[1].sha256)
     uncaptioned = with_caption(reviewed, images[1].sha256, "")
 
-    def page(edits: Edits, index: int) -> Any:
-        return review_page(dataset(dataset_dir, found, edits=edits), images, index, file_limit=LIMIT)
+    def page(edits: Edits, index: int) -> MessageContent:
+        # A question about one image shows the image.
+        of = dataset(dataset_dir, found, edits=edits, is_pending=True)
+        return question_page(of, questions, questions[index], file_limit=LIMIT)
 
     pages = {
         "dropped": page(dropped, 0),
         "automatic caption": page(dropped, 1),
         "reviewed caption": page(reviewed, 1),
         "no caption": page(uncaptioned, 1),
+        "dropped by its finding": page(reviewed, 2),
     }
     check_messages(GOLDEN / "review_pages.txt", pages, dataset_dir)
     assert verbs(pages["dropped"]) == ["keep", "drop", "caption", "prev", "next", "done"]
-    assert "right" in verbs(pages["automatic caption"])
+    assert verbs(pages["automatic caption"]) == ["right", "drop", "caption", "prev", "next", "done"]
     assert file_names(pages["dropped"]) == ["image-1.jpg"]
 
 
-def test_a_single_image_has_no_neighbors_and_distinct_ids(dataset_dir: Path) -> None:
-    found = report(image(1, finding(), thumbnail=None, is_caption_automatic=True))
-    page = review_page(dataset(dataset_dir, found), images_to_review(found), 0, file_limit=LIMIT)
+def test_an_image_without_a_file_has_distinct_ids(dataset_dir: Path) -> None:
+    found = report(*(image(n, finding(), thumbnail=None, is_caption_automatic=True) for n in (1, 2)))
+    questions = review_questions(found)
+    page = image_page(dataset(dataset_dir, found), questions, questions[0], questions[0].images[0], file_limit=LIMIT)
     assert len(set(ids(page))) == len(ids(page)) == 7
     assert page.files == ()
 
 
 @pytest.mark.parametrize(
-    ("kinds", "is_automatic", "decision", "is_written", "is_reviewed", "expected"),
+    ("kind", "decision", "is_written", "is_reviewed", "expected"),
     [
-        ([FindingKind.BLUR], False, None, False, False, False),
-        ([FindingKind.BLUR], False, "keep", False, False, True),
-        ([FindingKind.BLUR], False, None, True, False, False),
-        ([FindingKind.CAPTION_MISSING], False, None, False, False, False),
-        ([FindingKind.CAPTION_MISSING], False, None, True, False, True),
-        ([FindingKind.CAPTION_MISSING], False, "keep", False, False, True),
-        ([FindingKind.CAPTION_MISSING, FindingKind.BLUR], False, None, True, False, False),
-        ([], True, None, False, False, False),
-        ([], True, None, False, True, True),
-        ([], True, None, True, False, True),
-        ([], True, "drop", False, False, True),
-        ([FindingKind.BLUR], True, "keep", False, False, False),
-        ([FindingKind.BLUR], True, None, False, True, False),
+        (FindingKind.BLUR, None, False, False, False),
+        (FindingKind.BLUR, "keep", False, False, True),
+        (FindingKind.BLUR, None, True, True, False),
+        (FindingKind.CAPTION_MOJIBAKE, None, False, False, False),
+        (FindingKind.CAPTION_MOJIBAKE, None, True, False, True),
+        (FindingKind.CAPTION_MOJIBAKE, "keep", False, False, True),
+        (None, None, False, False, False),
+        (None, None, False, True, True),
+        (None, None, True, False, True),
+        (None, "drop", False, False, True),
+        (None, "keep", False, False, False),
     ],
 )
-def test_an_image_is_settled_once_everything_about_it_is_decided(
-    kinds: list[FindingKind], is_automatic: bool, decision: Any, is_written: bool, is_reviewed: bool, expected: bool
+def test_an_image_is_settled_once_the_question_about_it_is_answered(
+    kind: FindingKind | None, decision: Any, is_written: bool, is_reviewed: bool, expected: bool
 ) -> None:
-    (each,) = images_to_review(report(image(1, *map(finding, kinds), is_caption_automatic=is_automatic)))
+    found = () if kind is None else (finding(kind),)
+    (question,) = review_questions(report(image(1, *found, is_caption_automatic=kind is None)))
+    (each,) = question.images
     edits = Edits() if decision is None else with_decision(Edits(), each.sha256, decision)
     edits = with_caption(edits, each.sha256, "words") if is_written else edits
     edits = with_reviewed(edits, each.sha256) if is_reviewed else edits
-    assert is_settled(each, edits) is expected
+    assert question.is_settled(each, edits) is expected
 
 
 # -- uploads ------------------------------------------------------------------------------------------------------

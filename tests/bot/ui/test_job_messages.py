@@ -46,8 +46,11 @@ from tests.bot.ui.examples import (
 )
 from tests.bot.ui.rendering import alt_texts, check_messages, file_names, text_of, verbs
 from trainer.protocol import events
+from trainer.protocol.bucket_shapes import fit_images
 from trainer.protocol.events import (
     BaseValidated,
+    Event,
+    Exported,
     Failed,
     FailureKind,
     Phase,
@@ -127,7 +130,7 @@ def test_a_card_carries_the_chart_and_notifies_no_one(job_dir: Path) -> None:
 
     assert file_names(card) == ["loss-e3.png"]
     assert (card.is_silent, card.mentions) == (True, None)
-    assert "e3 train 0.0900, val 0.85×" in (alt_texts(card)[0] or "")
+    assert "epoch 3: training loss 0.0900, 15 % better than the base model" in (alt_texts(card)[0] or "")
 
 
 def test_why_a_queued_job_waits(job_dir: Path) -> None:
@@ -234,18 +237,31 @@ def test_weights_that_are_too_large_are_named_by_their_path(job_dir: Path) -> No
 def test_each_kind_of_export_is_handed_over_with_how_to_load_it(job_dir: Path) -> None:
     full = {"method": {"kind": "full"}}
     inversion = {"method": {"kind": "textual_inversion"}, "training": {"trigger": "zork"}}
-    cases: dict[str, tuple[dict[str, Any], str, str]] = {
-        "LoRA": ({}, "diffusers", "output/a.safetensors"),
-        "embedding": (inversion, "embedding", "output/zork.safetensors"),
-        "checkpoint": (full, "checkpoint", "output/a.safetensors"),
-        "full model": (full, "diffusers", "output/diffusers"),
-        "LoHa": ({"method": {"kind": "loha"}}, "diffusers", "output/diffusers"),
-        "classifier": ({**full, "task": "classification"}, "transformers", "output/classifier"),
+    dora, both = {"method": {"kind": "dora"}}, ["text_encoder", "text_encoder_2"]
+    cases: dict[str, tuple[dict[str, Any], Exported]] = {
+        "LoRA": ({}, exported(readers=["A1111", "Forge", "ComfyUI", "diffusers", "kohya sd-scripts", "LyCORIS"])),
+        "LoRA for diffusers": ({}, exported("diffusers", readers=["diffusers"])),
+        "LoRA of SD 3": ({}, exported(readers=["ComfyUI"], modules=["transformer"])),
+        "DoRA": (dora, exported(readers=["LyCORIS"])),
+        "DoRA, differences": (dora, exported("difference", readers=["A1111", "Forge", "ComfyUI", "LyCORIS"])),
+        "(IA)³": ({"method": {"kind": "ia3"}}, exported(readers=["A1111"])),
+        "embedding": (inversion, exported("embedding", "output/zork.safetensors", modules=both[:1], token="zork")),
+        "embedding of SDXL": (inversion, exported("embedding", "output/zork.safetensors", modules=both, token="z`k")),
+        "checkpoint": (full, exported("checkpoint", readers=["A1111", "Forge", "ComfyUI"], modules=[])),
+        "full model": (full, exported("diffusers", "output/diffusers", readers=["diffusers"], modules=[])),
+        "LoHa": (
+            {"method": {"kind": "loha"}},
+            exported("diffusers", "output/diffusers", readers=["peft"], modules=["text_encoder", "unet"]),
+        ),
+        "classifier": (
+            {**full, "task": "classification"},
+            exported("transformers", "output/classifier", readers=["transformers"], modules=[]),
+        ),
     }
     posts = {}
-    for name, (settings, kind, path) in cases.items():
+    for name, (settings, event) in cases.items():
         spec = make_spec({"name": "fox-lora", "dataset": "x", **settings})
-        posts[name] = done_post(job(spec=spec), context(job_dir), (exported(kind, path), finished()))
+        posts[name] = done_post(job(spec=spec), context(job_dir), (event, finished()))
     check_messages(GOLDEN / "exports.txt", posts, job_dir)
 
 
@@ -269,6 +285,25 @@ def test_the_files_of_a_job_are_handed_over_in_as_many_messages_as_they_need(
         "nothing was exported": files_reply(done, small, ())[0],
     }
     check_messages(GOLDEN / "files_reply.txt", posts, job_dir)
+
+
+def test_the_files_of_epochs_are_named_in_the_result_and_handed_over_on_demand(job_dir: Path) -> None:
+    (job_dir / "output/epochs").mkdir()
+    events: list[Event] = [exported()]
+    for epoch in (2, 4, 6):
+        path = f"output/epochs/fox-lora-{epoch:06d}.safetensors"
+        events.append(exported("kohya", path, epoch=epoch, max_difference=None))
+        # The first one was deleted: so many are not kept.
+        if epoch > 2:
+            (job_dir / path).write_bytes(b"x" * 300 * epoch)
+    done, here = job(state=State.SUCCEEDED), context(job_dir, file_limit=1500)
+
+    post = done_post(done, here, (*events, finished()))
+    sent = files_reply(done, here, (*events, finished()))
+
+    assert file_names(post) == ["fox-lora-base-and-best.png", "fox-lora-kohya.safetensors"]
+    assert [file_names(each) for each in sent] == [["fox-lora-kohya.safetensors", "fox-lora-000004.safetensors"]]
+    check_messages(GOLDEN / "epoch_files.txt", {"result": post, "/job files": sent[0]}, job_dir)
 
 
 def test_what_could_not_be_posted_is_told_elsewhere() -> None:
@@ -318,6 +353,12 @@ def test_the_receipt_of_a_queued_job(job_dir: Path) -> None:
     unusual = queued(gpus=2, priority=Priority.LOW)
     receipts = {
         "with skipped images": receipt(queued(), context(job_dir, position=2), found),
+        "with small images": receipt(
+            queued(),
+            context(job_dir),
+            report(*(image(n, width=n * 100, height=600) for n in (2, 6, 9))),
+            fit_images([(200, 600), (600, 600), (900, 600)], 512),
+        ),
         "with options": receipt(unusual, context(job_dir, slots=2, free_slots=2, forecast=known), report(image(1))),
     }
     check_messages(GOLDEN / "receipts.txt", receipts, job_dir)

@@ -11,7 +11,7 @@ from discord import ui
 
 from bot.cogs.replies import opened
 from bot.datasets import PendingUpload, UploadKind
-from bot.datasets.decisions import images_to_review
+from bot.datasets.decisions import review_questions
 from bot.outbox import HoldReason, Notification, NotificationKind, Undelivered, UndeliveredReason
 from bot.queue.domain.job import EndReason, EndReasonKind, Job, State
 from bot.queue.store.history import AttemptRecord, AuditEntry
@@ -46,7 +46,7 @@ from bot.ui.layout import (
     weight,
 )
 from bot.ui.queue_pages import BoardSnapshot, audit_page, history_page, job_list, queue_board
-from bot.ui.review_page import review_page
+from bot.ui.review_page import image_page, question_page
 from bot.ui.upload_posts import (
     Unanswered,
     upload_failed,
@@ -73,7 +73,7 @@ from tests.bot.ui.examples import (
 )
 from tests.bot.ui.rendering import HOSTILE, buttons, check_limits
 from trainer.protocol.events import Failed, FailureKind, StoppedEarly
-from trainer.protocol.report import Bucket, CaptionStatistics, FindingKind, RefusalKind, Refused, WordCount
+from trainer.protocol.report import CaptionStatistics, FindingKind, RefusalKind, Refused, WordCount
 from trainer.protocol.spec import Spec, make_spec
 
 MARKER = "3fa8c1d2"
@@ -165,17 +165,19 @@ def dataset_messages(folder: Path) -> Iterator[MessageContent]:
         image(2, *findings, status="dropped", source=HOSTILE),
         captions=captions,
         refused=tuple(Refused(source=HOSTILE, kind=kind, reason=HOSTILE) for kind in RefusalKind),
-        buckets=tuple(Bucket(width=2048, height=512, images=n, mean_cropped=1) for n in range(100)),
         summary=HOSTILE * 20,
         advised_folds=5,
     )
     of = dataset(folder, found, id=10**17, name="x" * 40)
     view = ReportView(
-        dataset=of, report=found, file_limit=LIMIT, sheet=1, note=HOSTILE, draft_id=10**17, spec=worst_spec()
-    )
+        dataset=of, report=found, file_limit=LIMIT, sheet=1, note=HOSTILE, draft_id=10**17, spec=worst_spec(),
+        fit=found.fit(2048),
+    )  # fmt: skip
     yield report_card(view)
     yield report_card(dataclasses.replace(view, dataset=dataclasses.replace(of, is_pending=True)))
-    yield review_page(of, images_to_review(found), 7, file_limit=LIMIT, note="✓")
+    for question in review_questions(found):
+        yield question_page(of, review_questions(found), question, file_limit=LIMIT, note="✓")
+        yield image_page(of, review_questions(found), question, question.images[0], file_limit=LIMIT, note="✓")
     yield dataset_list([dataclasses.replace(of, bytes=10**12)] * 10, page=3, count=10**6)
     yield delete_question(of)
     for kind in UploadKind:

@@ -30,7 +30,7 @@ def dataset_dir(tmp_path: Path) -> Path:
     kept[2] = kept[2].model_copy(update={"caption": "sks", "caption_source": CAPTION_BY_RULE})
     dropped = Image(source="6.png", status="dropped", pixels_sha256="hash6")
     counts = Counts(images=6, kept=5, dropped=1, refused=0, train=5, validation=0, test=0, captioned=1)
-    report = DatasetReport(digest="d", counts=counts, summary="", images=(*kept, dropped), resolution=64)
+    report = DatasetReport(digest="d", counts=counts, summary="", images=(*kept, dropped))
     (folder / "report.json").write_text(report.model_dump_json(), encoding="utf-8")
     return folder
 

@@ -11,12 +11,14 @@ from tests.trainer.dataset.prepared_folders import drawn, write_dataset
 from trainer.__main__ import main
 from trainer.exchange.job_dir import read_spec
 from trainer.protocol.events import EXIT_REFUSED
+from trainer.protocol.report import Split
 from trainer.protocol.settings import MixPart, MixRole
 
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[str, str]:
-    return str(write_dataset(tmp_path / "main", [drawn(1)])), str(write_dataset(tmp_path / "cats", [drawn(2)]))
+    main_images = [drawn(1), drawn(3), drawn(4, split=Split.VALIDATION)]
+    return str(write_dataset(tmp_path / "main", main_images)), str(write_dataset(tmp_path / "cats", [drawn(2)]))
 
 
 def new(main_folder: str, job_dir: Path, *mix: str) -> int:

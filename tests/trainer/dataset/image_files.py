@@ -6,6 +6,9 @@ import io
 import stat
 import struct
 import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -71,4 +74,45 @@ def overlapping_zip(path: Path, data: bytes, entries: int) -> Path:
     directory = raw[start:end] * entries
     record = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, entries, entries, len(directory), start, 0)
     path.write_bytes(raw[:start] + directory + record)
+    return path
+
+
+@dataclass(frozen=True)
+class RawEntry:
+    """An entry of a zip as `raw_zip` writes it: any bytes as its name, any number as its method, any checksum."""
+
+    name: bytes
+    content: bytes
+    method: int = 0
+    packed: bytes | None = None
+    flags: int = 0
+    crc: int | None = None
+    extra: bytes = b""
+
+    @property
+    def data(self) -> bytes:
+        return self.content if self.packed is None else self.packed
+
+    def header(self) -> bytes:
+        """The fields that local and central header share (APPNOTE 4.3.7)."""
+        crc = zlib.crc32(self.content) if self.crc is None else self.crc
+        sizes = len(self.data), len(self.content), len(self.name), len(self.extra)
+        return struct.pack("<5H3L2H", 20, self.flags, self.method, 0, 33, crc, *sizes)
+
+
+def raw_zip(path: Path, entries: Sequence[RawEntry], *, is_zip64: bool = False) -> Path:
+    """A zip written byte by byte."""
+    body, directory = b"", b""
+    for entry in entries:
+        central = struct.pack("<3H2L", 0, 0, 0, 0, len(body))
+        directory += b"PK\x01\x02\x14\0" + entry.header() + central + entry.name + entry.extra
+        body += b"PK\x03\x04" + entry.header() + entry.name + entry.extra + entry.data
+    counts = len(entries), len(entries), len(directory), len(body)
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, *counts, 0)
+    if is_zip64:
+        at = len(body) + len(directory)
+        end = struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, *counts)
+        end += struct.pack("<4sLQL", b"PK\x06\x07", 0, at, 1)
+        end += struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 2**16 - 1, 2**16 - 1, 2**32 - 1, 2**32 - 1, 0)
+    path.write_bytes(body + directory + end)
     return path

@@ -22,6 +22,7 @@ class Drawn:
     caption: str = "a cat"
     group: int | None = None
     repeats: int = 1
+    is_regularization: bool = False
     has_thumbnail: bool = True
 
 
@@ -40,7 +41,6 @@ def write_dataset(folder: Path, drawings: Sequence[Drawn]) -> Path:
         counts=Counts(images=len(images), kept=len(images), dropped=0, refused=0, captioned=len(images), **counts),
         summary="",
         images=tuple(images),
-        resolution=64,
     )
     (folder / "report.json").write_text(report.model_dump_json(), encoding="utf-8")
     return folder
@@ -58,6 +58,7 @@ def _write(folder: Path, number: int, one: Drawn) -> Image:
         split=one.split,
         caption=one.caption,
         repeats=one.repeats,
+        is_regularization=one.is_regularization,
         pixels_sha256=hashlib.sha256(one.image.tobytes()).hexdigest(),
         width=one.image.width,
         height=one.image.height,

@@ -11,15 +11,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.trainer.dataset.image_files import noise
-from trainer.dataset.buckets import (
-    MAX_MERGE_CROP,
-    assign_buckets,
+from trainer.dataset.buckets import MAX_MERGE_CROP, assign_buckets, fit_to_bucket
+from trainer.protocol.bucket_shapes import (
     bucket_for,
     bucket_shapes,
     cropped_share,
     default_step,
-    fit_to_bucket,
-    is_upscaled,
+    fit_images,
+    nearest_bucket,
 )
 
 SIZES = st.tuples(st.integers(64, 4000), st.integers(64, 4000))
@@ -114,6 +113,23 @@ def test_the_middle_of_the_image_is_kept() -> None:
     assert fit_to_bucket(same, (64, 64)).tobytes() == same.tobytes()
 
 
-def test_an_image_is_upscaled_if_either_side_grows() -> None:
-    assert is_upscaled((500, 600), (512, 512))
-    assert not is_upscaled((512, 600), (512, 512))
+def test_an_image_is_enlarged_if_either_side_grows() -> None:
+    fit = fit_images([(500, 600), (512, 600), (100, 100)], 512)
+    assert [each.bucket for each in fit.images] == [(448, 576), (448, 576), (512, 512)]
+    assert (fit.enlarged, fit.most_enlarged) == (1, 5.12)
+    assert fit_images([(500, 500)], 512).enlarged == 1
+
+
+@given(SIZES, st.sampled_from([(64, 8), (512, 64), (768, 32), (1024, 64)]))
+def test_the_bucket_is_the_best_of_all(size: tuple[int, int], training: tuple[int, int]) -> None:
+    assert bucket_for(*size, *training) == nearest_bucket(size, bucket_shapes(*training))
+
+
+def test_a_resolution_is_told_by_bucket_and_on_average() -> None:
+    fit = fit_images([(640, 640), (512, 640), (1024, 512), (600, 640)], 512)
+    assert [(bucket, images) for bucket, (images, _cropped) in fit.buckets.items()] == [
+        ((512, 512), 2), ((448, 576), 1), ((704, 320), 1),
+    ]  # fmt: skip
+    assert [cropped for _images, cropped in fit.buckets.values()] == pytest.approx([0.03125, 1 / 36, 1 / 11])
+    assert fit.mean_cropped == pytest.approx((0.0625 + 1 / 36 + 1 / 11) / 4)
+    assert fit_images([], 512).mean_cropped == fit_images([], 512).most_enlarged == 0

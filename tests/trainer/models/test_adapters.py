@@ -38,6 +38,16 @@ def test_an_adapter_has_no_effect_until_it_is_trained(load: Load, family: str, k
     assert torch.equal(predict(base), after)
 
 
+def test_a_loha_starts_as_in_lycoris(load: Load) -> None:
+    """Deviations of 0.1, 1, 0 and 1 (LyCORIS 4.1.3, `modules/loha.py`), here over all layers together."""
+    trained = attach_adapter(load("sd1"), method_of(MethodKind.LOHA))
+    expected = {"hada_w1_a": 0.1, "hada_w1_b": 1.0, "hada_w2_a": 0.0, "hada_w2_b": 1.0}
+
+    for part, deviation in expected.items():
+        factors = [parameter.flatten() for name, parameter in trained.named_parameters() if name.endswith(part)]
+        assert torch.cat(factors).std().item() == pytest.approx(deviation, rel=0.1)
+
+
 @pytest.mark.parametrize("kind", KINDS_MOSTLY_SLOW)
 def test_weights_are_restored_from_a_state(load: Load, kind: MethodKind) -> None:
     first, second = load("sd1"), load("sd1")

@@ -61,10 +61,15 @@ def test_the_v_prediction_mark_of_a_single_file_is_used_unless_overridden(
     source = Base(source=str(path), config=str(folder))
 
     marked, overridden = load_base(source), load_base(source, Objective(prediction=Prediction.EPSILON))
+    asked_for = load_base(source, Objective(zero_terminal_snr=True))
+    spelled_out = load_base(source, Objective(prediction=Prediction.V_PREDICTION))
 
     assert marked.prediction_type == "v_prediction"
     assert (float(marked.noise_schedule.alphas_cumprod[-1]) == 0) is has_ztsnr
     assert overridden.prediction_type == "epsilon"
+    # A mark adds to what the settings say, and takes nothing away.
+    assert float(asked_for.noise_schedule.alphas_cumprod[-1]) == 0
+    assert (float(spelled_out.noise_schedule.alphas_cumprod[-1]) == 0) is has_ztsnr
 
 
 #: Tensors by which diffusers detects the kind of a single file.

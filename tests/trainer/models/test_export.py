@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,16 @@ from trainer.models.methods.adapters import attach_adapter
 from trainer.models.methods.checkpoint_file import tensor_hashes, write_single_file
 from trainer.models.methods.kohya import kohya_keys, kohya_state, network_metadata
 from trainer.models.methods.loading_back import load_back
+from trainer.models.methods.readers import readers_of
 from trainer.models.methods.trained import ExportedFile, Trained
-from trainer.protocol.events import ExportFormat
+from trainer.protocol.events import ExportFormat, Reader
 from trainer.protocol.settings import Method, MethodKind
 
 KOHYA_KINDS = [kind for kind in KINDS if kind is not MethodKind.OFT]
 
 
-def trained_on(base: LoadedBase, method: Method) -> Trained:
-    trained = attach_adapter(base, method)
+def trained_on(base: LoadedBase, method: Method, reload: Callable[[], LoadedBase] | None = None) -> Trained:
+    trained = attach_adapter(base, method, reload)
     train_a_little(trained)
     return trained
 
@@ -45,16 +47,17 @@ def test_each_exported_file_has_the_trained_effect_on_a_fresh_base(
     base, fresh = load(family), load(family)
     before = predict(base)
     method = method_of(kind, dropout=0.3)
-    trained = trained_on(base, method)
+    trained = trained_on(base, method, lambda: load(family))
     after = predict(base)
     effect = float((after - before).abs().max())
 
     files = trained.export(tmp_path, "egg", {})
 
-    formats = [file.format for file in files]
-    assert formats == [ExportFormat.DIFFUSERS, *([ExportFormat.KOHYA] if kind in KOHYA_KINDS else [])]
+    # Every file that a program reads, and no other.
+    assert [file.format for file in files] == [f for f in ExportFormat if readers_of(f, kind, base.family)]
+    assert Reader.COMFYUI in {reader for file in files for reader in file.readers}
     for file in files:
-        with load_back(file, fresh, method):
+        with load_back(file, fresh):
             difference = float((predict(fresh) - after).abs().max())
         assert difference < (1e-5 if file.format is ExportFormat.DIFFUSERS else 0.02 * effect), file
         assert torch.equal(predict(fresh), before), f"{file} changed the base"
@@ -216,7 +219,8 @@ def test_each_layer_stores_the_alpha_of_the_method(load: Load) -> None:
     assert {float(state[f"{layer}.alpha"]) for layer in layers} == {2.0}
 
 
-def test_the_diffusers_file_has_no_dropout_and_the_alpha_of_the_method(load: Load, tmp_path: Path) -> None:
+def test_the_diffusers_file_has_no_dropout_and_a_scale_of_1(load: Load, tmp_path: Path) -> None:
+    """Readers that ignore the metadata take the rank for alpha."""
     base = load("sd1")
 
     file, *_ = trained_on(base, method_of(MethodKind.DORA, dropout=0.5)).export(tmp_path, "egg", {})
@@ -224,7 +228,7 @@ def test_the_diffusers_file_has_no_dropout_and_the_alpha_of_the_method(load: Loa
     with safe_open(file.path, "pt") as opened:
         metadata = json.loads(opened.metadata()["lora_adapter_metadata"])
     assert {metadata["unet.lora_dropout"], metadata["text_encoder.lora_dropout"]} == {0.0}
-    assert {metadata["unet.lora_alpha"], metadata["text_encoder.lora_alpha"]} == {2.0}
+    assert {metadata[f"{part}.{name}"] for part in ("unet", "text_encoder") for name in ("r", "lora_alpha")} == {4}
     assert metadata["unet.use_dora"] is True
 
 
@@ -264,8 +268,6 @@ def test_the_metadata_names_the_network_module_and_its_arguments(
     assert bool(arguments) == bool(metadata["ss_network_args"])
     assert metadata.get("ss_network_dim", 4) == 4
     assert ("ss_network_alpha" in metadata) == (arguments.get("algo") != "ia3")
-    # OFT has no kohya file.
-    assert network_metadata(method_of(MethodKind.OFT)) == {}
 
 
 def test_the_file_has_the_given_metadata_and_that_of_its_network(load: Load, tmp_path: Path) -> None:
@@ -287,17 +289,17 @@ def test_a_damaged_file_is_refused_and_leaves_the_base_unchanged(
     load: Load, kind: MethodKind, damage: str, tmp_path: Path
 ) -> None:
     fresh = load("sd1")
-    method = method_of(kind)
     before = predict(fresh)
     path = tmp_path / "egg.safetensors"
     if damage == "no safetensors":
         path.write_bytes(b"nothing")
     else:
         save_file({"lora_unet_nowhere.hada_w1_a": torch.ones(1)}, path)
+    readers = readers_of(ExportFormat.KOHYA, kind, fresh.family)
 
     with (
         pytest.raises(ExportError, match=r"egg\.safetensors"),
-        load_back(ExportedFile(format=ExportFormat.KOHYA, path=path), fresh, method),
+        load_back(ExportedFile(format=ExportFormat.KOHYA, path=path, readers=readers), fresh),
     ):
         pass
     assert torch.equal(predict(fresh), before)
@@ -311,7 +313,7 @@ def test_an_error_in_the_with_block_is_not_reported_as_a_damaged_file(load: Load
     before = predict(fresh)
 
     for file in files:
-        with pytest.raises(KeyError), load_back(file, fresh, method):
+        with pytest.raises(KeyError), load_back(file, fresh):
             raise KeyError("raised by the caller")
         assert torch.equal(predict(fresh), before)
 

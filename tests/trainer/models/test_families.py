@@ -67,21 +67,34 @@ def test_caption_embeddings_equal_those_of_the_pipeline(load: Load, clip_skip: i
 
     text = base.encode_text(_CAPTIONS)
 
-    expected = encoded_by_diffusers(base, None if clip_skip == 1 else clip_skip - 1)
+    # diffusers counts from the model's own layer.
+    own = 1 if base.family is Family.SD1 else 2
+    expected = encoded_by_diffusers(base, None if clip_skip <= own else clip_skip - own)
     assert text.keys() == expected.keys()
     assert all(torch.equal(text[name], expected[name]) for name in text)
 
 
-def test_clip_skip_selects_another_layer(load: Load) -> None:
-    last, earlier = (load(clip_skip=skip).encode_text(_CAPTIONS)["caption_BTD"] for skip in (1, 2))
+def test_clip_skip_counts_layers_from_the_end_as_a1111_does(load: Load) -> None:
+    """A1111 (`modules/sd_hijack_clip.py`) and ComfyUI (`CLIPSetLastLayer`) read `hidden_states[-clip_skip]`; the usual
+    layer of SDXL and SD 3 is the second from the end."""
+    base = load(clip_skip=2)
+    name, encoder = next(iter(base.clip_encoders.items()))
+    ids_BT = base.tokenizers[name](
+        _CAPTIONS, padding="max_length", truncation=True, max_length=77, return_tensors="pt"
+    ).input_ids
+    layer_BTD = encoder(ids_BT, output_hidden_states=True).hidden_states[-2]
+    if base.family is Family.SD1:
+        layer_BTD = encoder.final_layer_norm(layer_BTD)
 
-    assert last.shape == earlier.shape
-    assert not torch.equal(last, earlier)
+    first, second = (load(clip_skip=skip).encode_text(_CAPTIONS)["caption_BTD"] for skip in (1, 2))
+
+    assert torch.equal(second[:, :77, : layer_BTD.shape[-1]], layer_BTD)
+    assert torch.equal(first, second) == (base.family is not Family.SD1)
 
 
 def test_a_clip_skip_larger_than_the_encoder_is_refused(load: Load) -> None:
-    with pytest.raises(BadSpecError, match="Take 2 at most"):
-        load(clip_skip=3)
+    with pytest.raises(BadSpecError, match=r"Take [23] at most"):
+        load(clip_skip=4)
 
 
 def test_predictions_equal_those_in_the_pipeline(load: Load) -> None:

@@ -15,7 +15,14 @@ from torch import Tensor
 from tests.trainer.models.conftest import BaseFolder
 from trainer.errors import BadSpecError, CheckpointError
 from trainer.models.base import LoadedBase, load_base
-from trainer.models.methods.inversion import Inversion, attach_inversion, file_name, load_back, token_for
+from trainer.models.methods.inversion import (
+    Inversion,
+    attach_inversion,
+    file_name,
+    load_back,
+    probe_caption,
+    token_for,
+)
 from trainer.protocol.settings import Base, Method, MethodKind
 
 CAPTIONS = ["momo on a yellow background", "a big Momo, and a momoland", "a red star"]
@@ -164,6 +171,29 @@ def test_the_files_have_the_keys_that_other_programs_read(base: LoadedBase, tmp_
     assert torch.equal(load_file(for_diffusers.path)["momo"], vectors)
     with safe_open(for_webui.path, "pt") as file:
         assert file.metadata() == {"format": "pt", "ss_steps": "7", "modelspec.title": "momo"}
+
+
+@pytest.mark.parametrize(
+    ("captions", "probe"),
+    [
+        (["a pile of shapes", "hap, shapes", "", "a red Hap"], "a red Hap"),
+        (["a pile of shapes", "shapes"], "hap"),
+        ([], "hap"),
+    ],
+)
+def test_an_export_is_compared_where_diffusers_reads_the_word_as_the_training_did(
+    base: LoadedBase, random_base: Path, tmp_path: Path, captions: list[str], probe: str
+) -> None:
+    """A caption such as "shapes", in which diffusers finds "hap" and we do not, is no reason to refuse a file."""
+    word = _trained(base, 2, "hap")
+    file, *_ = word.export(tmp_path, "job", {})
+    fresh = load_base(Base(source=str(random_base)))
+    to_prompt = load_back(file, fresh, "hap")
+
+    assert probe_caption(captions, "hap") == probe
+    assert torch.allclose(_encode(fresh, [to_prompt(probe)]), _encode(base, [probe]), atol=1e-5)
+    within = "a pile of shapes"
+    assert not torch.allclose(_encode(fresh, [to_prompt(within)]), _encode(base, [within]), atol=0.1)
 
 
 def test_a_word_that_diffusers_would_not_replace_gets_angle_brackets(base: LoadedBase) -> None:

@@ -74,6 +74,17 @@ REFUSED: list[dict[str, Any]] = [
     {"task": "classification"},
     {"split": {"kind": "fold", "fold": 6}},
     {"training": {"epochs": 0, "rate": 1}, "samples": {"steps": 999}},
+    # As kohya's scripts name them.
+    {"training": {"max_train_steps": 1000}},
+    {"training": {"lr": 1e-4}},
+    {"training": {"network_dim": 16}},
+    {"method": {"network_dim": 16}},
+    # A setting of another group.
+    {"training": {"rank": 16}},
+    {"method": {"alpha": 0}},
+    {"method": {"alpha": 2000}},
+    {"early_stopping": {"smoothing": 1}},
+    {"stages": "lora"},
 ]
 
 
@@ -84,6 +95,10 @@ def test_refused_settings_are_named_with_what_is_allowed() -> None:
             make_spec({"dataset": "/data", **changes})
         sentences[json.dumps(changes)] = refusal.value
     check_sentences(GOLDEN / "refused_settings.txt", sentences)
+
+
+def test_a_single_prompt_needs_no_list() -> None:
+    assert make_spec({"dataset": "/data", "samples": {"prompts": "a cat"}}).samples.prompts == ("a cat",)
 
 
 def test_an_unknown_preset_is_refused_with_the_nearest_one() -> None:

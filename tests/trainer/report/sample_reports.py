@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from trainer.protocol.report import (
-    Bucket,
     CaptionStatistics,
     Counts,
     DatasetReport,
@@ -57,7 +56,7 @@ def count(images: Sequence[Image], refused: int = 0) -> Counts:
 
 def report_of(images: Iterable[Image], **given: Any) -> DatasetReport:
     held = tuple(images)
-    values: dict[str, Any] = {"digest": "d", "counts": count(held), "summary": "In words.", "resolution": 512}
+    values: dict[str, Any] = {"digest": "d", "counts": count(held), "summary": "In words."}
     return DatasetReport(images=held, **values | given)
 
 
@@ -68,7 +67,3 @@ def statistics(**given: Any) -> CaptionStatistics:
 
 def words(*pairs: tuple[str, int]) -> tuple[WordCount, ...]:
     return tuple(WordCount(word=word, images=images) for word, images in pairs)
-
-
-def bucket(width: int, height: int, images: int = 1, mean_cropped: float = 0.0) -> Bucket:
-    return Bucket(width=width, height=height, images=images, mean_cropped=mean_cropped)

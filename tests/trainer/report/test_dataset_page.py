@@ -15,8 +15,8 @@ from markdown_it.token import Token
 
 from tests.golden import check_golden
 from tests.trainer.report.html_page import HOSTILE, page_of
-from tests.trainer.report.sample_reports import bucket, count, found, report_image, report_of, statistics, words
-from trainer.protocol.report import DatasetReport, FindingKind, RefusalKind, Refused, Split
+from tests.trainer.report.sample_reports import count, found, report_image, report_of, statistics, words
+from trainer.protocol.report import DatasetReport, FindingKind, Image, RefusalKind, Refused, Split
 from trainer.report.dataset_page import write_pages
 from trainer.report.templating import code, escape_markdown, sanitize
 
@@ -35,10 +35,10 @@ GOLDEN = Path(__file__).parent / "golden"
 def full_report() -> DatasetReport:
     near = (found(FindingKind.NEAR_DUPLICATE, measure=12.0, threshold=26.0, other="a.zip!folder/1.png"),)
     images = [
-        report_image(1, group=1, cropped=0.12),
+        report_image(1, group=1, width=1000, height=780),
         report_image(2, group=1, findings=near, class_name="cat"),
         report_image(3, Split.VALIDATION, findings=(found(FindingKind.BLUR, measure=1.31, threshold=1.0),), repeats=4),
-        report_image(4, Split.TEST, findings=(found(FindingKind.UPSCALED, measure=2.0, threshold=1.0),), cropped=0.375),
+        report_image(4, Split.TEST, findings=(found(FindingKind.BLUR, measure=2.0, threshold=1.0),), width=3200),
         report_image(
             5, None, findings=(found(FindingKind.EXACT_DUPLICATE, "dropped", other="a.zip!folder/1.png"),), group=1
         ),
@@ -49,7 +49,6 @@ def full_report() -> DatasetReport:
         images,
         counts=count(images, refused=1),
         refused=(Refused(source="a.zip!notes.pdf", kind=RefusalKind.UNSUPPORTED, reason="it is no image"),),
-        buckets=(bucket(512, 512, 4, 0.031), bucket(768, 320, 1, 0.2)),
         captions=statistics(trigger="momo", with_trigger=4, words=words(("yellow", 4), ("hat", 2))),
         diverse=(1, 4),
         isolated=(7,),
@@ -88,9 +87,8 @@ def test_a_duplicate_is_shown_beside_the_image_that_it_copies(tmp_path: Path) ->
 
 
 def test_the_crop_is_shown_at_the_sides_where_it_is(tmp_path: Path) -> None:
-    for width, height, side in ((1024, 512, "across"), (512, 1024, "down")):
-        images = [report_image(1, cropped=0.5, width=width, height=height)]
-        write_pages(report_of(images, buckets=(bucket(512, 512),)), tmp_path)
+    for width, height, side in ((6000, 512, "across"), (512, 6000, "down")):
+        write_pages(report_of([report_image(1, width=width, height=height)]), tmp_path)
         classes = [each.get("class", "") for each in page_of(tmp_path / "report.html").all("span")]
         assert f"image {side}" in classes
         assert "cut a" in classes
@@ -155,7 +153,7 @@ def _report_with(word: str) -> DatasetReport:
     return report_of(
         images,
         counts=count(images, 1),
-        summary=f"Summary of {word}.",
+        summary=f"Summary of {' '.join(word.split())}.\nAnd more.",
         refused=(Refused(source=word, kind=RefusalKind.LINK, reason=f"it leads to {word}"),),
         captions=statistics(trigger=word, with_trigger=1, words=words((word, 1))),
         diverse=(1,),
@@ -207,8 +205,8 @@ def test_more_than_500_images_take_several_pages_that_link_to_each_other(tmp_pat
 
 
 def test_long_lists_are_cut_and_the_rest_is_counted(tmp_path: Path) -> None:
-    blurred, small = (found(FindingKind.BLUR),), (found(FindingKind.UPSCALED),)
-    images = [report_image(number, findings=blurred if number <= 400 else small) for number in range(1, 801)]
+    blurred, bare = (found(FindingKind.BLUR),), (found(FindingKind.CAPTION_MISSING),)
+    images = [report_image(number, findings=blurred if number <= 400 else bare) for number in range(1, 801)]
     refused = tuple(Refused(source=f"{n}", kind=RefusalKind.LINK, reason="it is a link") for n in range(1000))
     write_pages(report_of(images, refused=refused), tmp_path)
     text = page_of(tmp_path / "report.html").words
@@ -239,3 +237,32 @@ def test_the_path_of_a_thumbnail_is_quoted(tmp_path: Path) -> None:
     (source,) = {image["src"] for image in page_of(tmp_path / "report.html").all("img")}
     assert source == "small%20ones/a%231%3F.jpg"
     assert unquote(source) == "small ones/a#1?.jpg"
+
+
+def test_an_image_counts_once_and_what_needs_a_decision_comes_first(tmp_path: Path) -> None:
+    blur, dark = found(FindingKind.BLUR), found(FindingKind.TOO_DARK)
+    images = [
+        report_image(1, None, findings=(found(FindingKind.TOO_SMALL, "dropped"), blur)),
+        report_image(2, findings=(found(FindingKind.CAPTION_MISSING), dark, blur)),
+        report_image(3, findings=(blur,)),
+        report_image(4, findings=(found(FindingKind.CAPTION_MISSING),)),
+    ]
+    write_pages(report_of(images), tmp_path)
+    headings = re.findall(r"^### (.*)$", (tmp_path / "report.md").read_text(), re.MULTILINE)
+    assert headings == [
+        "Too dark (1 to decide)",
+        "Perhaps blurred (1 to decide)",
+        "Too small (1 dropped)",
+        "Without a caption (2)",
+    ]
+
+
+def test_a_pair_is_shown_once_and_both_can_be_decided_together(tmp_path: Path) -> None:
+    def contradicting(number: int, other: int) -> Image:
+        finding = found(FindingKind.CAPTION_CONTRADICTORY, other=f"a.zip!folder/{other}.png")
+        return report_image(number, findings=(finding,))
+
+    write_pages(report_of([contradicting(1, 2), contradicting(2, 1)]), tmp_path)
+    html = (tmp_path / "report.html").read_text()
+    assert html.count('class="pair"') == 1
+    assert "to keep or drop together: 1,2" in page_of(tmp_path / "report.html").words

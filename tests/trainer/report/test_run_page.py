@@ -16,8 +16,7 @@ from tests.golden import check_golden, check_sentences
 from tests.trainer.report.html_page import HOSTILE, page_of
 from trainer.__main__ import main
 from trainer.exchange.job_dir import write_spec
-from trainer.protocol.events import EXIT_REFUSED, Event, ExportFormat, parse_event
-from trainer.protocol.settings import MethodKind
+from trainer.protocol.events import EXIT_REFUSED, Event, Exported, parse_event
 from trainer.protocol.spec import Spec, make_spec
 from trainer.report.insights import (
     Forgetting,
@@ -33,7 +32,6 @@ from trainer.report.run_page import (
     format_setting,
     headline,
     how_to_load,
-    readers_of,
     write_run_page,
 )
 
@@ -138,6 +136,8 @@ EVENTS: tuple[dict[str, Any], ...] = (
         "bytes": 2 * 2**20,
         "sha256": "ab" * 32,
         "max_difference": 1e-4,
+        "readers": ["A1111", "Forge", "ComfyUI", "diffusers"],
+        "modules": ["unet"],
     },
     {"type": "warned", "kind": "idle_setting", "message": "training.keep_tags does nothing."},
 )
@@ -338,23 +338,34 @@ def test_only_settings_that_differ_are_listed() -> None:
     }
 
 
-@pytest.mark.parametrize("kind_of_file", ExportFormat)
-def test_every_format_has_a_reader_and_a_line_that_loads_it(kind_of_file: ExportFormat) -> None:
-    assert readers_of(kind_of_file)
-    assert "x" in how_to_load(kind_of_file, "output/x.safetensors", MethodKind.LORA) or kind_of_file == "checkpoint"
-
-
 @pytest.mark.parametrize(
-    ("kind", "line"),
+    ("readers", "shown"),
     [
-        (MethodKind.DORA, 'pipeline.load_lora_weights("output/diffusers", weight_name="a.safetensors")'),
-        (MethodKind.TEXTUAL_INVERSION, 'pipeline.load_textual_inversion("output/diffusers/a.safetensors")'),
-        (MethodKind.FULL, 'DiffusionPipeline.from_pretrained("output/diffusers/a.safetensors")'),
-        (MethodKind.LOKR, 'PeftModel.from_pretrained(pipeline.unet, "output/diffusers/a.safetensors/unet")'),
+        (["A1111", "ComfyUI"], ["A1111, Forge: into models/Lora", "ComfyUI: into models/loras"]),
+        (["ComfyUI"], ["ComfyUI: into models/loras"]),
+        (["LyCORIS"], []),
+        (["diffusers", "Forge"], ["pipe.load_lora_weights(", "A1111, Forge: into models/Lora"]),
     ],
 )
-def test_what_diffusers_loads_depends_on_the_method(kind: MethodKind, line: str) -> None:
-    assert how_to_load(ExportFormat.DIFFUSERS, "output/diffusers/a.safetensors", kind) == line
+def test_a_file_is_loaded_by_its_readers_only(readers: list[str], shown: list[str]) -> None:
+    known = {"format": "kohya", "path": "output/x.safetensors", "bytes": 1, "sha256": "0", "modules": ["unet"]}
+    file = Exported.model_validate({"seq": 1, "time": 0, **known, "readers": readers})
+
+    lines = how_to_load(file)
+
+    assert [start for start, line in zip(shown, lines, strict=True) if line.startswith(start)] == shown
+
+
+def test_epochs_files_that_are_gone_are_not_listed(job_dir: Path) -> None:
+    files = [{**event, "path": f"output/epochs/momo-{epoch:06d}.safetensors", "epoch": epoch, "max_difference": None}
+             for event in EVENTS if event["type"] == "exported" for epoch in (1, 2)]  # fmt: skip
+    (job_dir / "output/epochs").mkdir(parents=True)
+    (job_dir / "output/epochs/momo-000002.safetensors").write_bytes(b"x")
+
+    page = write_run_page(job_dir, SPEC, events_from(*EVENTS, *files, FINISHED)).read_text()
+
+    assert "momo-000002.safetensors" in page
+    assert "momo-000001.safetensors" not in page
 
 
 @pytest.mark.parametrize(

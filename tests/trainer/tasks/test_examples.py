@@ -14,6 +14,7 @@ from tests.trainer.dataset.prepared_folders import Drawn, drawn, write_dataset
 from trainer.dataset.images.decoding import open_for_bucket
 from trainer.dataset.split.mixing import read_mixture
 from trainer.errors import DatasetError
+from trainer.exchange.dataset_dir import read_report
 from trainer.protocol.augmentation import Augmentation
 from trainer.protocol.report import Split
 from trainer.protocol.settings import Precision
@@ -172,8 +173,26 @@ def test_shuffled_captions_are_embedded_in_advance(
     assert len({tuple(one.flatten()[:100].tolist()) for one in embedded}) > 4
 
 
+def test_a_training_image_is_seen_with_all_its_captions(
+    task: Callable[..., DiffusionTask], folders: tuple[Path, Path]
+) -> None:
+    path = folders[0] / "report.json"
+    report = read_report(folders[0])
+    images = [image.model_copy(update={"other_captions": ("a shape", "left of it")}) for image in report.images]
+    path.write_text(report.model_copy(update={"images": tuple(images)}).model_dump_json(), encoding="utf-8")
+
+    made = task()
+    examples = encode(made)
+
+    train = examples[Split.TRAIN]
+    assert [orders[1:] for orders in train.caption_orders[:4]] == [("a shape", "left of it")] * 4
+    assert all(len(orders) == 1 for orders in examples[Split.VALIDATION].caption_orders)
+    embedded = [made.captions.embed([caption])["caption_BTD"] for caption in train.caption_orders[0]]
+    assert not torch.equal(embedded[0], embedded[1])
+
+
 def test_tag_orders_are_deterministic_and_fewer_for_many_captions() -> None:
-    captions = [f"{number}, {TAGS}" for number in range(1000)]
+    captions = [[f"{number}, {TAGS}"] for number in range(1000)]
 
     few, many = tag_orders(captions[:3], 1, seed=0), tag_orders(captions, 1, seed=0)
 
@@ -185,7 +204,8 @@ def test_tag_orders_are_deterministic_and_fewer_for_many_captions() -> None:
 
 
 def test_a_sentence_has_one_order_and_kohyas_separator_is_removed() -> None:
-    assert tag_orders(["A cat sits on a mat, and it is red."], 1, seed=0) == [("A cat sits on a mat, and it is red.",)]
+    sentence = "A cat sits on a mat, and it is red."
+    assert tag_orders([[sentence]], 1, seed=0) == [(sentence,)]
     assert without_separator("a, b ||| c, d") == "a, b, c, d"
     assert without_separator("a||b") == "a||b"
 

@@ -12,11 +12,11 @@ from PIL import ImageDraw
 from torch import Tensor
 
 from tests.trainer.dataset.prepared_folders import Drawn, drawn, write_dataset
-from trainer.dataset.buckets import Size
 from trainer.dataset.split.mixing import MixSource, Mixture, mix
 from trainer.errors import BadSpecError, DatasetError
 from trainer.exchange.dataset_dir import read_report
 from trainer.protocol.augmentation import Augmentation, Augmenter, AugmenterName
+from trainer.protocol.bucket_shapes import Size
 from trainer.protocol.presets import spec_from_preset
 from trainer.protocol.report import Image, Split
 from trainer.protocol.settings import MixRole

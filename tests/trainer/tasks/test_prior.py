@@ -134,4 +134,4 @@ def test_class_images_have_their_share_of_an_epoch_and_no_validation_split(tmp_p
     assert rows[1].share == pytest.approx(0.25, abs=0.05)
     assert all(member.source == 0 for split in (Split.VALIDATION, Split.TEST) for member in mixture.of(split))
     assert mixture.left_out == ()
-    assert mixture.caption_of(mixture.of(Split.TRAIN)[-1]) == "A photo of a dog!"
+    assert mixture.captions_of(mixture.of(Split.TRAIN)[-1]) == ("A photo of a dog!",)

@@ -1,14 +1,16 @@
-"""Each image is seen as often as requested, in an order that is a function of seed and epoch."""
+"""Each image is seen as often as requested, in steps that depend on nothing but seed and epoch."""
 
 from __future__ import annotations
 
 from collections import Counter
+from math import ceil
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.dataset.split.mixing import Portion, Repeats
-from trainer.training.batches import assign_views, epoch_steps, steps_per_epoch
+from trainer.tasks.examples import ImageView
+from trainer.training.batches import assign_views, epoch_steps, split_step
 
 Sizes = list[tuple[int, int]]
 
@@ -16,44 +18,67 @@ SIZE = st.sampled_from([(64, 64), (80, 48), (48, 80)])
 SIZES = st.lists(SIZE, min_size=1, max_size=40)
 COUNTS = st.integers(1, 4)
 MIXED = st.lists(st.tuples(SIZE, st.sampled_from(["fixed", "a", "b"]), COUNTS), min_size=1, max_size=40)
+#: Number of images in each bucket.
+BUCKETS = st.lists(st.integers(1, 20), min_size=1, max_size=6)
+BATCH_SIZE = st.integers(1, 12)
 
 
-@given(sizes=SIZES, batch_size=st.integers(1, 9), micro=COUNTS, seed=st.integers(0, 99), data=st.data())
+@given(sizes=SIZES, batch_size=BATCH_SIZE, seed=st.integers(0, 99), data=st.data())
 def test_every_image_is_seen_as_often_as_requested(
-    sizes: Sizes, batch_size: int, micro: int, seed: int, data: st.DataObject
+    sizes: Sizes, batch_size: int, seed: int, data: st.DataObject
 ) -> None:
     repeats = data.draw(st.lists(COUNTS, min_size=len(sizes), max_size=len(sizes)))
-    micro = min(micro, batch_size)
-    steps = epoch_steps(sizes, repeats=repeats, batch_size=batch_size, micro_batch_size=micro, seed=seed, epoch=1)
+    steps = epoch_steps(sizes, repeats=repeats, batch_size=batch_size, seed=seed, epoch=1)
 
-    seen = Counter(index for step in steps for batch in step for index in batch)
-
-    assert seen == dict(enumerate(repeats))
+    assert Counter(index for step in steps for index in step) == dict(enumerate(repeats))
 
 
-@given(sizes=SIZES, batch_size=st.integers(1, 9), micro=COUNTS, epoch=st.integers(1, 50))
-def test_a_micro_batch_has_one_size_and_a_step_is_at_most_a_batch(
-    sizes: Sizes, batch_size: int, micro: int, epoch: int
-) -> None:
-    micro = min(micro, batch_size)
-    ones = [1] * len(sizes)
-    steps = epoch_steps(sizes, repeats=ones, batch_size=batch_size, micro_batch_size=micro, seed=1, epoch=epoch)
+@given(buckets=BUCKETS, batch_size=BATCH_SIZE, epoch=st.integers(1, 50))
+def test_every_step_but_the_last_has_the_batch_size(buckets: list[int], batch_size: int, epoch: int) -> None:
+    sizes = [bucket for bucket, count in enumerate(buckets) for _ in range(count)]
+    *full, last = epoch_steps(sizes, repeats=[1] * len(sizes), batch_size=batch_size, seed=1, epoch=epoch)
 
-    assert all(len({sizes[index] for index in batch}) == 1 for step in steps for batch in step)
-    assert all(len(batch) <= micro for step in steps for batch in step)
-    assert all(sum(map(len, step)) < batch_size + micro for step in steps)
-    assert len(steps) == steps_per_epoch(
-        Counter(sizes), views=len(sizes), batch_size=batch_size, micro_batch_size=micro
-    )
+    assert {len(step) for step in full} <= {batch_size}
+    assert len(last) == len(sizes) - batch_size * len(full)
+    assert len(full) + 1 == ceil(len(sizes) / batch_size)
+    # Images of one bucket go through the model together: a bucket that fills steps has steps of its own.
+    of_one_bucket = Counter(sizes[step[0]] for step in [*full, last] if len({sizes[index] for index in step}) == 1)
+    assert all(of_one_bucket[bucket] >= count // batch_size for bucket, count in enumerate(buckets))
 
 
 @given(
-    images=MIXED, shares=st.tuples(st.integers(1, 30), st.integers(1, 30)), batch_size=st.integers(1, 9), micro=COUNTS
+    buckets=BUCKETS,
+    batch_size=BATCH_SIZE,
+    micro_batch=st.integers(1, 12),
+    processes=st.integers(1, 4),
+    seed=st.integers(0, 99),
 )
-def test_every_epoch_of_a_mix_has_the_same_number_of_steps(
-    images: list[tuple[tuple[int, int], str, int]], shares: tuple[int, int], batch_size: int, micro: int
+def test_micro_batches_and_processes_part_a_step_without_changing_it(
+    buckets: list[int], batch_size: int, micro_batch: int, processes: int, seed: int
 ) -> None:
-    micro = min(micro, batch_size)
+    sizes = [bucket for bucket, count in enumerate(buckets) for _ in range(count)]
+    steps = epoch_steps(sizes, repeats=[1] * len(sizes), batch_size=batch_size, seed=seed, epoch=1)
+
+    for step in steps:
+        views = tuple(ImageView(index=index) for index in step)
+        parts = list(split_step(views, sizes, micro_batch))
+        shares = [parts[rank::processes] for rank in range(processes)]
+
+        positions = {
+            first + offset: view for share in shares for first, part in share for offset, view in enumerate(part)
+        }
+        # What an image draws follows from its position in the step.
+        assert positions == dict(enumerate(views))
+        assert all(len(part) <= micro_batch and len({sizes[view.index] for view in part}) == 1 for _, part in parts)
+        # As few as its buckets allow: only the last micro-batch of a bucket is partial.
+        in_step = Counter(sizes[index] for index in step)
+        assert len(parts) == sum(ceil(count / micro_batch) for count in in_step.values())
+
+
+@given(images=MIXED, shares=st.tuples(st.integers(1, 30), st.integers(1, 30)), batch_size=BATCH_SIZE)
+def test_every_epoch_of_a_mix_has_the_same_number_of_steps(
+    images: list[tuple[tuple[int, int], str, int]], shares: tuple[int, int], batch_size: int
+) -> None:
     sizes = [size for size, _, _ in images]
     repeats = Repeats(
         fixed=tuple(count if name == "fixed" else 0 for _, name, count in images),
@@ -63,46 +88,30 @@ def test_every_epoch_of_a_mix_has_the_same_number_of_steps(
             if (counts := {index: count for index, (_, own, count) in enumerate(images) if own == name})
         ),
     )
-    step_count = steps_per_epoch(
-        repeats.most_by_size(sizes), views=repeats.views, batch_size=batch_size, micro_batch_size=micro
-    )
     for epoch in range(1, 6):
         views = repeats.of_epoch(sizes, epoch)
-        steps = epoch_steps(
-            sizes,
-            repeats=views,
-            batch_size=batch_size,
-            micro_batch_size=micro,
-            seed=1,
-            epoch=epoch,
-            step_count=step_count,
-        )
-        seen = Counter(index for step in steps for batch in step for index in batch)
-        assert len(steps) == step_count
-        assert all(step and all(step) for step in steps)
-        assert all(sum(map(len, step)) < batch_size + micro for step in steps)
-        assert all(len({sizes[index] for index in batch}) == 1 for step in steps for batch in step)
-        assert seen == +Counter(dict(enumerate(views)))
+        steps = epoch_steps(sizes, repeats=views, batch_size=batch_size, seed=1, epoch=epoch)
+        assert len(steps) == ceil(repeats.views / batch_size)
+        assert all(len(step) == batch_size for step in steps[:-1])
+        assert Counter(index for step in steps for index in step) == +Counter(dict(enumerate(views)))
 
 
 def test_the_order_differs_between_epochs_and_is_the_same_for_the_same_epoch() -> None:
     def order(epoch: int, seed: int = 3) -> list[object]:
-        return list(epoch_steps([1] * 20, repeats=[1] * 20, batch_size=4, micro_batch_size=4, seed=seed, epoch=epoch))
+        return list(epoch_steps([1] * 20, repeats=[1] * 20, batch_size=4, seed=seed, epoch=epoch))
 
     assert order(1) == order(1)
     assert order(1) != order(2)
     assert order(1) != order(1, seed=4)
 
 
-STEPS = [((0, 1), (0,)), ((1, 0), (2,)), ((0, 0),)]
+STEPS = [(0, 1, 0), (1, 0, 2), (0, 0)]
 
 
 def assigned(epoch: int, seed: int = 0) -> list[tuple[int, int, int]]:
     views = assign_views(STEPS, contents="abc", variants=[3, 1, 5], captions=[1, 4, 1], seed=seed, epoch=epoch)
-    assert [[[view.index for view in micro] for micro in step] for step in views] == [
-        [list(micro) for micro in step] for step in STEPS
-    ]
-    return [(view.index, view.variant, view.caption) for step in views for micro in step for view in micro]
+    assert [tuple(view.index for view in step) for step in views] == STEPS
+    return [(view.index, view.variant, view.caption) for step in views for view in step]
 
 
 def test_all_variants_and_captions_of_an_image_are_seen_before_one_repeats() -> None:

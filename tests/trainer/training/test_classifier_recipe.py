@@ -62,7 +62,7 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("classes")
     draw_class_folders(folder / "images", {"circle": 30, "square": 24})
-    prepare([folder / "images"], folder / "prepared", resolution=64)
+    prepare([folder / "images"], folder / "prepared", resolutions=(64,))
     return folder / "prepared"
 
 

@@ -105,6 +105,22 @@ def test_a_copy_of_a_training_image_among_the_samples_is_found(unfinished: Path,
     assert warnings(unfinished, "memorized") == [memorization.sentence]
 
 
+def test_samples_that_moved_away_from_the_images_cause_a_warning(
+    finished: Path, unfinished: Path, dataset: Path
+) -> None:
+    train = [image for image in read_report(dataset).images if image.split is Split.TRAIN]
+    for number, image in enumerate(train[:4]):
+        with Image.open(dataset / str(image.path)) as opened:
+            opened.convert("RGB").resize((64, 64)).save(unfinished / "samples" / "epoch-000" / f"{number}.png")
+
+    assert run(RunOptions(job_dir=unfinished)) == EXIT_FINISHED
+
+    (last,) = events_of(unfinished, Finished)
+    assert last.best_ratio < 1
+    assert len(warnings(unfinished, "moved_away")) == 1
+    assert warnings(finished, "moved_away") == []
+
+
 def test_images_that_are_never_learned_cause_a_warning_and_are_in_the_report(unfinished: Path) -> None:
     path = unfinished / "validation" / "images.json"
     hashes = [pixels for pixels, one in read_history(path).images.items() if one.split is Split.TRAIN]
@@ -193,6 +209,7 @@ def test_the_sentences_as_users_read_them() -> None:
     memorized = {
         "clean": [near(1), near(2, distance=1.4)],
         "clean, not nearer": [near(1, distance=1.4)],
+        "clean, farther": [near(1, distance=1.8)],
         "one copy": [near(7, is_same=True), near(4)],
         "copies": [near(7, is_same=True), near(7, is_same=True), near(3, is_same=True), near(4)],
         "copied before": [near(7, is_same=True, base_is_same=True)],

@@ -54,7 +54,7 @@ def test_every_phase_emits_keep_alives_between_its_pieces_of_work(
     # As if each piece took a minute.
     monkeypatch.setattr("trainer.reporter.KEEP_ALIVE_S", 0.0)
     # A dataset of its own, so that nothing is cached.
-    prepare([draw_images(tmp_path / "images")], tmp_path / "prepared", resolution=64)
+    prepare([draw_images(tmp_path / "images")], tmp_path / "prepared", resolutions=(64,))
     job_dir = tmp_path / "job"
     write_spec(
         job_dir, spec_from_preset("lora", dataset=str(tmp_path / "prepared"), base=str(random_base), changes=CHANGES)

@@ -65,7 +65,7 @@ def test_full_training_with_class_images_ends_with_exported_files(
 def test_the_classifier_preset_trains_the_head_and_then_deeper_blocks(tmp_path: Path, fork_server: ForkServer) -> None:
     base = make_random_resnet(tmp_path / "base")
     prepare(
-        [draw_class_folders(tmp_path / "images", {"circle": 10, "square": 10})], tmp_path / "dataset", resolution=64
+        [draw_class_folders(tmp_path / "images", {"circle": 10, "square": 10})], tmp_path / "dataset", resolutions=(64,)
     )
     settings = preset_named("classifier").settings_for("microsoft/resnet-18")
     stages = [

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from tests.trainer.conftest import MakeJob
-from tests.trainer.fork_server import ForkedTrainer, ForkServer
+from tests.trainer.fork_server import ForkedProcess, ForkServer
 from tests.trainer.job_events import curve_of, events_of
 from trainer.device import Processes
 from trainer.protocol.events import (
@@ -30,9 +30,8 @@ from trainer.protocol.events import (
 )
 from trainer.protocol.run_options import RunOptions
 from trainer.tasks.diffusion import DiffusionTask
-from trainer.tasks.examples import ImageView
 from trainer.training.run import run
-from trainer.training.step import split_micro_batches
+from trainer.training.step import EpochProgress
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -50,13 +49,33 @@ def losses(job_dir: Path) -> list[float]:
     return [loss for epoch in curve_of(job_dir) for loss in epoch]
 
 
-def test_parts_of_a_micro_batch_have_their_position_in_the_step() -> None:
-    views = [ImageView(index=index) for index in range(7)]
-    step = (tuple(views[:5]), tuple(views[5:]))
+@pytest.mark.slow
+@pytest.mark.parametrize(("batch_size", "micro_batch"), [(4, 3), (6, 5)])
+def test_a_batch_that_the_micro_batch_does_not_divide_stays_exact(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, batch_size: int, micro_batch: int
+) -> None:
+    """Images of two shapes, each seen twice in an epoch."""
+    step_sizes: list[int] = []
+    real = EpochProgress.add
 
-    assert list(split_micro_batches(step, 1)) == [(0, step[0]), (5, step[1])]
-    assert [(first, len(part)) for first, part in split_micro_batches(step, 2)] == [(0, 3), (3, 2), (5, 1), (6, 1)]
-    assert [part for _, parts in split_micro_batches(step, 4) for part in parts] == views
+    def add(self: EpochProgress, loss_sum: torch.Tensor, *, images: int) -> None:
+        step_sizes.append(images)
+        real(self, loss_sum, images=images)
+
+    monkeypatch.setattr(EpochProgress, "add", add)
+    curves = []
+    for size in (micro_batch, 1):
+        training = {**EXACT["training"], "epochs": 1, "batch_size": batch_size, "micro_batch_size": size}
+        job_dir = make_job(f"micro-{size}", **{**EXACT, "training": training})
+        assert run(RunOptions(job_dir=job_dir)) == EXIT_FINISHED, events_of(job_dir)[-1]
+        (started,) = events_of(job_dir, Started)
+        full, rest = divmod(2 * started.train_images, batch_size)
+        expected = [batch_size] * full + [rest] * (rest > 0)
+        assert started.total_steps == len(expected)
+        curves.append(losses(job_dir))
+
+    assert step_sizes == expected * 2
+    assert curves[0] == pytest.approx(curves[1], rel=1e-5)
 
 
 @pytest.mark.slow
@@ -195,7 +214,7 @@ def test_a_stop_signal_to_one_process_stops_both_after_the_same_step(
     assert (job_dir / stopped.checkpoint / "state.json").exists()
 
 
-def start_two(server: ForkServer, job_dir: Path) -> list[ForkedTrainer]:
+def start_two(server: ForkServer, job_dir: Path) -> list[ForkedProcess]:
     """Start two processes that share a training by gloo, as `accelerate launch --num_processes 2` does."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import tempfile
+import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Self
 
 from trainer.dataset.input_files import (
+    FINDER_ICON,
     Limits,
     RefusedError,
     is_os_clutter,
     normalize_path,
     printable,
-    same_name_key,
     unsafe_reason,
 )
+from trainer.dataset.text_encoding import detect_encoding, is_plausible
 from trainer.protocol import text
 from trainer.protocol.report import RefusalKind
 from trainer.protocol.text import _
+
+_EAST_ASIAN_ENCODINGS = ("gb18030", "cp932", "cp949", "big5")
+#: Code pages of names, in which too few letters are tried.
+_NAME_ENCODINGS = ("cp437", "cp850", "cp1252", "cp866", "cp1251", "cp852", *_EAST_ASIAN_ENCODINGS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,15 +61,42 @@ class Archive(ABC):
         self._limits = limits
         #: Closed with the archive.
         self._resources = ExitStack()
+        #: Entries that an operating system or a program that syncs left behind; they are no members.
+        self.clutter = 0
         try:
             self._file = self._resources.enter_context(self._open(path))
-            self.members = tuple(_safe_members(self._list(), limits))
+            self.members = tuple(self._safe_members(self._list()))
         except BaseException:
             self.close()
             raise
 
     def _open(self, path: Path) -> IO[bytes]:
         return path.open("rb")
+
+    def _safe_members(self, entries: Iterable[ArchiveMember]) -> Iterator[ArchiveMember]:
+        """Yield the entries except folders and clutter under safe names; a duplicate name is refused."""
+        seen: set[str] = set()
+        for count, entry in enumerate(entries, start=1):
+            if count > self._limits.max_entries:
+                raise _too_many(self._limits)
+            is_folder = entry.name.endswith(("/", "\\"))
+            reason = unsafe_reason(entry.name)
+            # `tar -C folder .` lists the folder itself.
+            if is_folder and not normalize_path(entry.name):
+                continue
+            if is_os_clutter(entry.name) and (reason is None or entry.name.endswith(FINDER_ICON)):
+                self.clutter += not is_folder
+                continue
+            if reason is None and is_folder:
+                continue
+            refusal = RefusedError(RefusalKind.UNSAFE_PATH, reason) if reason else entry.refusal
+            name = printable(entry.name if reason else normalize_path(entry.name))
+            # Names that differ in case only are two files: nothing is unpacked to its name.
+            key = unicodedata.normalize("NFC", name)
+            if refusal is None and key in seen:
+                refusal = RefusedError(RefusalKind.COLLISION, _("an earlier entry has the same name"))
+            seen.add(key)
+            yield ArchiveMember(name=name, refusal=refusal, content=entry.content)
 
     @abstractmethod
     def _list(self) -> Iterator[ArchiveMember]:
@@ -79,26 +112,45 @@ class Archive(ABC):
         self.close()
 
 
-def _safe_members(entries: Iterable[ArchiveMember], limits: Limits) -> Iterator[ArchiveMember]:
-    """Yield the entries except folders and clutter under safe names; a duplicate name is refused."""
-    seen: set[str] = set()
-    for count, entry in enumerate(entries, start=1):
-        if count > limits.max_entries:
-            raise _too_many(limits)
-        is_folder = entry.name.endswith(("/", "\\"))
-        reason = unsafe_reason(entry.name)
-        # `tar -C folder .` lists the folder itself.
-        if is_folder and not normalize_path(entry.name):
-            continue
-        if reason is None and (is_folder or is_os_clutter(entry.name)):
-            continue
-        refusal = RefusedError(RefusalKind.UNSAFE_PATH, reason) if reason else entry.refusal
-        name = printable(entry.name if reason else normalize_path(entry.name))
-        key = same_name_key(name)
-        if refusal is None and key in seen:
-            refusal = RefusedError(RefusalKind.COLLISION, _("an earlier entry has the same name"))
-        seen.add(key)
-        yield ArchiveMember(name=name, refusal=refusal, content=entry.content)
+def decode_names(raw: Sequence[bytes]) -> list[str]:
+    """Decode file names of one origin: each as UTF-8, else all of them by one legacy encoding.
+
+    Zip programs that do not set the UTF-8 flag write the code page of their system.
+    """
+    names = {name: _utf8(name) for name in dict.fromkeys(raw)}
+    legacy = [name for name, decoded in names.items() if decoded is None]
+    encoding = _encoding_of(legacy) if legacy else "utf-8"
+    return [decoded if (decoded := names[name]) is not None else name.decode(encoding, "replace") for name in raw]
+
+
+def _utf8(name: bytes) -> str | None:
+    try:
+        return name.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+
+
+def _encoding_of(names: Sequence[bytes]) -> str:
+    """The encoding of names that are not UTF-8: as detected, else the first in which all look like names.
+
+    DOS and so zip itself wrote cp437; Windows writes the code page of its language.
+    """
+    # Without folders and endings, which are ASCII in all languages.
+    words = dict.fromkeys(part.rsplit(b".", 1)[0] for name in names for part in name.split(b"/"))
+    sample = b"\n".join(word for word in words if not word.isascii()) or b"\n".join(names)
+    if detected := detect_encoding(sample):
+        return detected
+    decodable = [encoding for encoding in _NAME_ENCODINGS if _is_decodable(sample, encoding)]
+    plausible = (encoding for encoding in decodable if is_plausible(sample.decode(encoding)))
+    return next(plausible, None) or next((each for each in decodable if each in _EAST_ASIAN_ENCODINGS), "cp437")
+
+
+def _is_decodable(data: bytes, encoding: str) -> bool:
+    try:
+        data.decode(encoding)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 @contextmanager
@@ -135,6 +187,11 @@ def is_link() -> RefusedError:
 
 def is_encrypted() -> RefusedError:
     return RefusedError(RefusalKind.ENCRYPTED, _("it is encrypted"))
+
+
+def is_one_of_several() -> RefusedError:
+    reason = _("it is one part of an archive in several parts, which are not put together; make one archive of it")
+    return RefusedError(RefusalKind.UNSUPPORTED, reason)
 
 
 def inflates_too_far() -> RefusedError:

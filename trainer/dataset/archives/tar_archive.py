@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import bz2
 import io
-import lzma
 import re
-import sys
 import tarfile
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 
 from trainer.dataset.archives.archive import (
     Archive,
@@ -21,19 +19,16 @@ from trainer.dataset.archives.archive import (
     cut_short,
     damage_refused,
     damaged,
+    decode_names,
     is_link,
     refusal_for,
     size_refusal,
 )
-from trainer.dataset.input_files import Limits, RefusedError, decode_name
+from trainer.dataset.archives.decompressors import BROKEN_STREAM, stream_decompressors
+from trainer.dataset.input_files import Limits, RefusedError
 from trainer.protocol import text
 from trainer.protocol.report import RefusalKind
 from trainer.protocol.text import _
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
 
 _BLOCK_BYTES = 512
 #: One extended header; names longer than 1,024 characters are refused anyway.
@@ -46,9 +41,6 @@ _BROKEN_TAR = (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionE
 _CHUNK_BYTES = 2**18
 #: Compressed streams of one file, one after the other; programs that compress in parallel write one for each MiB or so.
 _MAX_STREAMS = 10_000
-#: Memory that xz needs beside its dictionary.
-_XZ_OVERHEAD_BYTES = 2**20
-_BROKEN_STREAM = (OSError, EOFError, zlib.error, lzma.LZMAError, zstd.ZstdError)
 
 
 class TarArchive(Archive):
@@ -65,17 +57,20 @@ class TarArchive(Archive):
         file_bytes = self._file.seek(0, io.SEEK_END)
         if file_bytes > self._limits.max_archive_bytes:
             raise RefusedError(RefusalKind.TOO_LARGE, _("it takes {size}", size=text.size(file_bytes)))
-        for info in _headers(self._file, self._limits):
+        raw_names: list[bytes] = []
+        members: list[ArchiveMember] = []
+        # One more than may be there: the count is checked as they are yielded.
+        for info in islice(_headers(self._file, self._limits), self._limits.max_entries + 1):
             if info.isreg() and not info.issparse() and info.offset_data + info.size > file_bytes:
                 reason = _("it is cut short (an entry ends beyond the end of the file)")
                 raise RefusedError(RefusalKind.DAMAGED, reason)
             # tarfile keeps bytes that are not UTF-8 as surrogates.
-            name = decode_name(info.name.encode("utf-8", "surrogateescape"))
-            yield ArchiveMember(
-                name=f"{name}/" if info.isdir() else name,
-                refusal=None if info.isdir() else _refusal(info, self._limits),
-                content=partial(self._read, info.offset_data, info.size),
-            )
+            raw_names.append(info.name.encode("utf-8", "surrogateescape") + (b"/" if info.isdir() else b""))
+            refusal = None if info.isdir() else _refusal(info, self._limits)
+            content = partial(self._read, info.offset_data, info.size)
+            members.append(ArchiveMember(name="", refusal=refusal, content=content))
+        for name, member in zip(decode_names(raw_names), members, strict=True):
+            yield replace(member, name=name)
 
     def _read(self, offset: int, size: int) -> bytes:
         self._file.seek(offset)
@@ -176,7 +171,7 @@ def inflate(path: Path, limits: Limits) -> Spool:
     """
     spool = Spool(*_bounds(path.stat().st_size, limits))
     try:
-        with damage_refused(*_BROKEN_STREAM):
+        with damage_refused(*BROKEN_STREAM):
             for chunk in _chunks(path, limits):
                 spool.write(chunk)
             spool.flush()
@@ -204,7 +199,7 @@ def _chunks(path: Path, limits: Limits) -> Iterator[bytes]:
     """
     with path.open("rb") as file:
         data = file.read(_CHUNK_BYTES)
-        new_stream = _decompressors(data, limits)
+        new_stream = stream_decompressors(data, limits)
         for _stream in range(_MAX_STREAMS):
             decompressor = new_stream()
             while not decompressor.eof:
@@ -220,54 +215,3 @@ def _chunks(path: Path, limits: Limits) -> Iterator[bytes]:
                 data = more.lstrip(b"\0")
     reason = _("it consists of more than {most} compressed streams", most=f"{_MAX_STREAMS:,}")
     raise RefusedError(RefusalKind.TOO_MANY, reason)
-
-
-class _Decompressor(Protocol):
-    """What the decompressors of bz2, lzma and zstd have in common."""
-
-    @property
-    def eof(self) -> bool: ...
-
-    @property
-    def needs_input(self) -> bool: ...
-
-    @property
-    def unused_data(self) -> bytes: ...
-
-    def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
-
-
-def _decompressors(head: bytes, limits: Limits) -> Callable[[], _Decompressor]:
-    """Return what makes a decompressor for the format that begins so."""
-    if head.startswith(b"\xfd7zXZ"):
-        # With a memory limit: a header can ask for a dictionary of 4 GiB.
-        memory_bytes = limits.max_dictionary_bytes + _XZ_OVERHEAD_BYTES
-        return lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=memory_bytes)
-    if head.startswith(b"BZh"):
-        return bz2.BZ2Decompressor
-    if head.startswith(b"\x28\xb5\x2f\xfd"):
-        window_log = min(limits.max_dictionary_bytes.bit_length() - 1, 31)
-        return lambda: zstd.ZstdDecompressor(options={int(zstd.DecompressionParameter.window_log_max): window_log})
-    return _GzipDecompressor
-
-
-class _GzipDecompressor:
-    """zlib's, with the interface of the others."""
-
-    def __init__(self) -> None:
-        self._inflater = zlib.decompressobj(16 + zlib.MAX_WBITS)
-
-    @property
-    def eof(self) -> bool:
-        return self._inflater.eof
-
-    @property
-    def needs_input(self) -> bool:
-        return not self._inflater.unconsumed_tail
-
-    @property
-    def unused_data(self) -> bytes:
-        return self._inflater.unused_data
-
-    def decompress(self, data: bytes, max_length: int, /) -> bytes:
-        return self._inflater.decompress(self._inflater.unconsumed_tail + data, max_length)

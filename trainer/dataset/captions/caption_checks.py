@@ -17,11 +17,11 @@ from statistics import median, median_low
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
-from trainer.dataset.captions.caption_rules import contains_words
 from trainer.dataset.captions.caption_text import fix_mojibake, is_garbled
 from trainer.dataset.captions.caption_words import content_words, most_common_words
 from trainer.protocol.report import CaptionStatistics, Finding, FindingKind
 from trainer.protocol.text import _
+from trainer.trigger import has_trigger
 
 #: Tokens of a caption that Stable Diffusion reads: CLIP's context of 77 without the begin and end tokens.
 MAX_TOKENS = 75
@@ -84,7 +84,7 @@ def caption_statistics(captions: Mapping[int, str], trigger: str = "") -> Captio
         longest_tokens=max(tokens, default=0),
         too_long=sum(1 for count in tokens if count > MAX_TOKENS),
         trigger=trigger,
-        with_trigger=sum(1 for text in texts if contains_words(text, trigger)),
+        with_trigger=sum(1 for text in texts if has_trigger(text, trigger)),
         words=most_common_words(texts),
     )
 
@@ -107,7 +107,7 @@ def _findings_of_text(caption: str, tokens: int, trigger: str) -> Iterator[Findi
             rest=_quoted(truncated_part(caption)),
         )
         yield _measured(FindingKind.CAPTION_TOO_LONG, tokens, MAX_TOKENS, message)
-    if trigger.strip() and not contains_words(caption, trigger):
+    if trigger.strip() and not has_trigger(caption, trigger):
         message = _("its caption does not contain the trigger word {trigger}", trigger=trigger)
         yield Finding(kind=FindingKind.CAPTION_WITHOUT_TRIGGER, action="kept", message=message)
 

@@ -6,6 +6,7 @@ import re
 from functools import lru_cache
 
 from trainer.protocol.edits import CaptionRules, Replacement
+from trainer.trigger import with_trigger
 
 #: Captions do not grow beyond this, characters: fifty replacements that double each other would fill the memory.
 MAX_GROWN_CHARACTERS = 2000
@@ -43,9 +44,9 @@ def apply_rules(caption: str, rules: CaptionRules) -> str:
     keep_trigger = bool(after_trigger)
     body = _replace_and_strip(text if after_trigger is None else after_trigger, rules)
     whole = _join(_join(_fold_spaces(rules.prefix), body), _fold_spaces(rules.suffix))
-    if rules.trigger.strip() and (keep_trigger or not contains_words(whole, rules.trigger)):
+    if keep_trigger:
         return ", ".join(part for part in (_fold_spaces(rules.trigger), whole) if part)
-    return whole
+    return with_trigger(whole, rules.trigger)
 
 
 def contains_words(caption: str, words: str) -> bool:

@@ -6,34 +6,33 @@ image, then kohya's folder name. Class: table, row, kohya's folder name, first-l
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import PurePosixPath
 
-from trainer.dataset.captions.caption_tables import CaptionRow, TableError, is_table_name, read_json, read_table
-from trainer.dataset.captions.caption_text import MAX_CLASS_CHARACTERS, CaptionError, clean_text, decode_text
+from trainer.dataset.captions.caption_tables import CaptionRow, CaptionTable, is_table_name, read_json, read_table
+from trainer.dataset.captions.caption_text import MAX_CLASS_CHARACTERS, clean_caption, clean_text
+from trainer.dataset.captions.table_columns import MAX_CAPTIONS, TableError
+from trainer.dataset.captions.table_images import ImageIndex
+from trainer.dataset.folder_layout import class_folders
 from trainer.dataset.input_files import (
     CAPTION_EXTENSIONS,
     Limits,
     RefusedError,
     SourceEntry,
-    has_image_name,
+    composed,
     natural_key,
     printable,
     same_name_key,
-    stem_key,
 )
+from trainer.dataset.text_encoding import EncodingError, decode_legacy, decode_unicode, unknown_encoding
 from trainer.protocol import text
-from trainer.protocol.report import RefusalKind
+from trainer.protocol.report import CaptionColumn, FileRole, RefusalKind
 from trainer.protocol.text import _, ngettext
 
-#: Repeats and trigger in kohya's folder names. Four digits are a year (`2023_holiday`).
-_KOHYA_FOLDER = re.compile(r"(\d{1,3})_(.*\S)\s*")
-#: Rows of one table without an image that are reported one by one.
-_MAX_LOST_ROWS = 20
+#: Rows of one table without an image, or that cannot be read, that are reported one by one.
+_MAX_LISTED_ROWS = 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +41,8 @@ class Caption:
 
     source: str
     text: str = ""
+    #: Further captions of the same image.
+    others: tuple[str, ...] = ()
     problem: str = ""
 
 
@@ -52,28 +53,38 @@ class ImageLabels:
     caption: Caption | None
     class_name: str
     repeats: int
+    #: A class image, which keeps its own caption.
+    is_regularization: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Table:
-    entry: SourceEntry
+class _NamedRows:
+    """The rows of one table that name the same image."""
+
+    #: 0 if they have its very path.
+    distance: int
+    source: str
     rows: tuple[CaptionRow, ...]
 
 
 class LabelIndex:
     """Collects sidecars and tables while entries are read, then assigns them to the images."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, caption_column: str = "") -> None:
         self._limits = limits
-        self._sidecars: dict[tuple[int, str, str], Caption] = {}
-        self._tables: list[_Table] = []
+        self._caption_column = caption_column
+        self._sidecars = _Sidecars()
+        #: Tables and JSON files, which are read once all images are known.
+        self._tables: list[tuple[SourceEntry, str]] = []
         self._table_bytes = 0
-        #: `captions.txt` and similar names: tables unless an image has the same name.
-        self._possible_tables: list[tuple[SourceEntry, str]] = []
-        self._rows: dict[str, tuple[str, CaptionRow]] = {}
+        #: By scope: texts in legacy encodings.
+        self._legacy: dict[int, list[tuple[SourceEntry, bytes]]] = defaultdict(list)
+        self._legacy_bytes = 0
+        self._rows: dict[str, _NamedRows] = {}
         self._class_folders: dict[str, str] = {}
-        self._used_sources: set[str] = set()
         self._refused: list[tuple[str, RefusedError]] = []
+        #: Columns that were chosen by their content.
+        self.caption_columns: list[CaptionColumn] = []
 
     def require_room(self, entry: SourceEntry) -> None:
         """Check that tables are still read; ask it before an entry is, for a table takes time to inflate.
@@ -90,198 +101,259 @@ class LabelIndex:
         """Add a sidecar or a table.
 
         Raises:
-            RefusedError: A table cannot be read.
+            RefusedError: A table is not text, or too large.
         """
-        extension = PurePosixPath(entry.path).suffix.lower()
-        is_table, is_json = is_table_name(entry.path), extension == ".json"
-        if is_table or is_json:
+        if _may_be_table(entry.path):
             self._table_bytes += len(data)
             self.require_room(entry)
+        elif len(data) > self._limits.max_caption_bytes:
+            most = text.size(self._limits.max_caption_bytes)
+            self._sidecars.add(entry, Caption(source=entry.source, problem=_("it is longer than {most}", most=most)))
+            return
         try:
-            content = decode_text(data) if is_table or is_json else _decode(data, self._limits.max_caption_bytes)
-            if is_json:
-                self._add_json(entry, content)
-            elif is_table and extension != ".txt":
-                self._tables.append(_Table(entry=entry, rows=read_table(entry.path, content)))
+            content = decode_unicode(data, is_long=_may_be_table(entry.path))
+            if content is not None:
+                self._add_text(entry, content)
+            elif self._legacy_bytes > self._limits.max_table_bytes:
+                raise unknown_encoding()
             else:
-                if is_table:
-                    self._possible_tables.append((entry, content))
-                self._add_sidecar(entry, extension, Caption(source=entry.source, text=clean_text(content)))
-        except CaptionError as error:
-            if is_table:
-                raise RefusedError(RefusalKind.DAMAGED, str(error)) from error
-            self._add_sidecar(entry, extension, Caption(source=entry.source, problem=str(error)))
-        except TableError as error:
-            raise RefusedError(RefusalKind.DAMAGED, printable(str(error))) from error
-        except MemoryError as error:
-            raise RefusedError(RefusalKind.TOO_LARGE, _("reading it takes more memory than is allowed")) from error
+                self._legacy_bytes += len(data)
+                self._legacy[entry.scope].append((entry, data))
+        except EncodingError as error:
+            self._add_unreadable(entry, error)
 
-    def _add_json(self, entry: SourceEntry, content: str) -> None:
-        parsed = read_json(content)
-        if isinstance(parsed, str):
-            self._add_sidecar(entry, ".json", Caption(source=entry.source, text=parsed))
+    def _add_text(self, entry: SourceEntry, content: str) -> None:
+        if _may_be_table(entry.path):
+            self._tables.append((entry, content))
         else:
-            self._tables.append(_Table(entry=entry, rows=parsed))
+            self._sidecars.add(entry, Caption(source=entry.source, text=clean_caption(content)))
 
-    def _add_sidecar(self, entry: SourceEntry, extension: str, caption: Caption) -> None:
-        self._sidecars[entry.scope, stem_key(entry.path), extension] = caption
+    def _add_unreadable(self, entry: SourceEntry, error: EncodingError) -> None:
+        if is_table_name(entry.path):
+            self._refused.append((entry.source, RefusedError(RefusalKind.DAMAGED, str(error))))
+        else:
+            self._sidecars.add(entry, Caption(source=entry.source, problem=str(error)))
 
     def join(self, images: Iterable[SourceEntry]) -> None:
-        """Find the image of every table row; call it once, after all entries were added."""
+        """Find the image of every text and row; call it once, after all entries were added."""
         images = list(images)
         self._class_folders = _find_class_folders(images)
-        index = _ImageIndex(images)
-        stems = {(entry.scope, stem_key(entry.path)) for entry in images}
-        for entry, content in self._possible_tables:
-            if (entry.scope, stem_key(entry.path)) not in stems:
-                self._add_txt_table(entry, content)
-        for table in sorted(self._tables, key=_nearest_first):
-            lost = [row for row in table.rows if not self._assign(table, row, index)]
-            self._refused += _lost_rows(table.entry.source, lost)
+        self._decode_legacy()
+        index = ImageIndex(images)
+        self._sidecars.join(images)
+        for entry, content in sorted(self._tables, key=_nearest_first):
+            try:
+                self._read_table(entry, content, index)
+            except TableError as error:
+                self._refused.append((entry.source, RefusedError(RefusalKind.DAMAGED, printable(str(error)))))
+            except MemoryError:
+                reason = _("reading it takes more memory than is allowed")
+                self._refused.append((entry.source, RefusedError(RefusalKind.TOO_LARGE, reason)))
+        self._tables.clear()
 
-    def _add_txt_table(self, entry: SourceEntry, content: str) -> None:
-        try:
-            self._tables.append(_Table(entry=entry, rows=read_table(entry.path, content)))
-        except TableError as error:
-            self._refused.append((entry.source, RefusedError(RefusalKind.DAMAGED, printable(str(error)))))
-        self._used_sources.add(entry.source)
+    def _decode_legacy(self) -> None:
+        """Decode what is not Unicode: the texts of one folder or archive together."""
+        for texts in self._legacy.values():
+            for (entry, _data), content in zip(texts, decode_legacy([data for _entry, data in texts]), strict=True):
+                if content is None:
+                    self._add_unreadable(entry, unknown_encoding())
+                else:
+                    self._add_text(entry, content)
+        self._legacy.clear()
 
-    def _assign(self, table: _Table, row: CaptionRow, index: _ImageIndex) -> bool:
-        """Give a row to its image; False if there is none."""
-        image = index.find(table.entry, row.file)
-        if image is not None:
-            # Several captions of one image are several rows: the first one is used.
-            self._rows.setdefault(image.source, (table.entry.source, row))
-        return image is not None
+    def _read_table(self, entry: SourceEntry, content: str, index: ImageIndex) -> None:
+        """Read a table, or a JSON or text file that may be one, and assign its rows.
+
+        Raises:
+            TableError: It cannot be read.
+        """
+        extension = PurePosixPath(entry.path).suffix.lower()
+        column, table = self._caption_column, None
+        if extension == ".json":
+            read = read_json(content, caption_column=column, names_image=index.has_name)
+            if isinstance(read, tuple):
+                self._sidecars.add(entry, Caption(source=entry.source, text=read[0], others=read[1:]))
+            else:
+                table = read
+        elif extension == ".txt" and self._sidecars.has_image(entry):
+            self._sidecars.add(entry, Caption(source=entry.source, text=clean_caption(content)))
+        else:
+            table = read_table(entry.path, content, caption_column=column, names_image=index.has_name)
+        if table is not None:
+            self._assign(entry, table, index)
+
+    def _assign(self, entry: SourceEntry, table: CaptionTable, index: ImageIndex) -> None:
+        """Give each row to its image. A row with an image's very path counts more than others, whatever the order."""
+        matches = index.match(entry, [row.file for row in table.rows])
+        nearest: dict[str, int] = {}
+        for match in matches:
+            if match is not None:
+                source = match.image.source
+                nearest[source] = min(nearest.get(source, match.distance), match.distance)
+        by_image: dict[str, list[CaptionRow]] = defaultdict(list)
+        lost: list[CaptionRow] = []
+        for row, match in zip(table.rows, matches, strict=True):
+            if match is not None and match.distance == nearest[match.image.source]:
+                by_image[match.image.source].append(row)
+            else:
+                lost.append(row)
+        for source, rows in by_image.items():
+            named = _NamedRows(distance=nearest[source], source=entry.source, rows=tuple(rows))
+            # Equally good rows: those of the table that was read first, which is nearer.
+            self._rows[source] = min(self._rows.get(source, named), named, key=lambda each: each.distance)
+        self._refused += _unreadable_rows(entry.source, table)
+        self._refused += _lost_rows(entry.source, lost)
+        if table.caption_column and by_image:
+            self.caption_columns.append(CaptionColumn(table=entry.source, column=printable(table.caption_column)[:200]))
 
     def of(self, entry: SourceEntry) -> ImageLabels:
         """The labels of an image; call it after `join`."""
-        _source, row = self._rows.get(entry.source, ("", None))
-        repeats, trigger, _distance = _kohya_folder(entry)
-        names = (row.class_name if row else "", entry.row_labels.class_name if entry.row_labels else "", trigger)
+        named = self._rows.get(entry.source)
+        in_table = next((row.class_name for row in named.rows if row.class_name), "") if named else ""
+        trigger = clean_text(entry.kohya.trigger, MAX_CLASS_CHARACTERS)
+        names = (in_table, entry.row_labels.class_name if entry.row_labels else "", trigger)
         folder = "" if entry.row_labels else self._class_folders[entry.source]
         class_name = next((name for name in names if name), folder)
-        return ImageLabels(caption=self._caption_of(entry), class_name=class_name, repeats=repeats)
+        return ImageLabels(
+            caption=self._caption_of(entry),
+            class_name=class_name,
+            repeats=entry.kohya.repeats,
+            is_regularization=entry.role is FileRole.REGULARIZATION,
+        )
 
     def _caption_of(self, entry: SourceEntry) -> Caption | None:
         """The first caption with text, else the first unreadable one, else the folder's, else an empty one."""
-        captions = [*self._sidecars_of(entry), *self._row_captions(entry)]
-        self._used_sources |= {caption.source for caption in captions}
-        with_text = (caption for caption in captions if caption.text)
-        with_problem = (caption for caption in captions if caption.problem)
-        return next(with_text, None) or next(with_problem, None) or _folder_caption(entry) or next(iter(captions), None)
-
-    def _sidecars_of(self, entry: SourceEntry) -> Iterator[Caption]:
-        """Yield `cat.txt` and `cat.png.txt` for `cat.png`, in the order of `CAPTION_EXTENSIONS`."""
-        for extension in CAPTION_EXTENSIONS:
-            for stem in (stem_key(entry.path), same_name_key(entry.path)):
-                if caption := self._sidecars.get((entry.scope, stem, extension)):
-                    yield caption
+        captions = [*self._sidecars.of(entry), *self._row_captions(entry)]
+        with_text = next((caption for caption in captions if caption.text), None)
+        unreadable = [caption for caption in captions if caption.problem]
+        if with_text:
+            # Another caption is used: the finding would be lost.
+            self._refused += [(c.source, RefusedError(RefusalKind.DAMAGED, c.problem)) for c in unreadable]
+        return with_text or next(iter(unreadable), None) or _folder_caption(entry) or next(iter(captions), None)
 
     def _row_captions(self, entry: SourceEntry) -> Iterator[Caption]:
-        if entry.source in self._rows:
-            source, row = self._rows[entry.source]
-            yield Caption(source=source, text=row.caption)
-        if entry.row_labels is not None and entry.row_labels.caption:
-            yield Caption(source=entry.source, text=entry.row_labels.caption)
+        if named := self._rows.get(entry.source):
+            texts = list(dict.fromkeys(caption for row in named.rows for caption in row.captions))
+            texts = [caption for caption in texts if caption] or texts
+            if texts:
+                yield Caption(source=named.source, text=texts[0], others=tuple(texts[1:MAX_CAPTIONS]))
+        if entry.row_labels is not None and entry.row_labels.captions:
+            first, *others = entry.row_labels.captions
+            yield Caption(source=entry.source, text=first, others=tuple(others))
 
     def unused(self) -> Iterator[tuple[str, RefusedError]]:
         """Yield texts and rows without an image, often due to a misspelled name; call it after `of` for all images."""
         yield from self._refused
-        for caption in self._sidecars.values():
-            if caption.source not in self._used_sources:
-                reason = _("it is a text, but no image has its name")
-                yield caption.source, RefusedError(RefusalKind.UNSUPPORTED, reason)
+        for source in self._sidecars.unused():
+            yield source, RefusedError(RefusalKind.UNSUPPORTED, _("it is a text, but no image has its name"))
+
+
+class _Sidecars:
+    """Captions by the names of their images."""
+
+    def __init__(self) -> None:
+        #: By scope, path without the extension, and extension.
+        self._by_path: dict[tuple[int, str, str], Caption] = {}
+        #: The paths that differ in case only.
+        self._by_folded: dict[tuple[int, str, str], list[str]] = defaultdict(list)
+        #: Scope and path of each image, with and without its extension.
+        self._images: set[tuple[int, str]] = set()
+        self._folded_images: set[tuple[int, str]] = set()
+        self._used_sources: set[str] = set()
+
+    def add(self, entry: SourceEntry, caption: Caption) -> None:
+        path, extension = _stem(entry.path), PurePosixPath(entry.path).suffix.lower()
+        self._by_path[entry.scope, path, extension] = caption
+        self._by_folded[entry.scope, same_name_key(path), extension].append(path)
+
+    def join(self, images: Iterable[SourceEntry]) -> None:
+        for image in images:
+            for name in _names(image):
+                self._images.add((image.scope, name))
+                self._folded_images.add((image.scope, same_name_key(name)))
+
+    def has_image(self, entry: SourceEntry) -> bool:
+        """True if an image has the name of this text."""
+        return (entry.scope, same_name_key(_stem(entry.path))) in self._folded_images
+
+    def of(self, image: SourceEntry) -> Iterator[Caption]:
+        """Yield `cat.txt` and `cat.png.txt` for `cat.png`, in the order of `CAPTION_EXTENSIONS`.
+
+        `CAT.txt` too, unless there is `cat.txt`, or `CAT.png`, to which it belongs.
+        """
+        for extension in CAPTION_EXTENSIONS:
+            for name in _names(image):
+                if caption := self._find(image.scope, name, extension):
+                    self._used_sources.add(caption.source)
+                    yield caption
+
+    def _find(self, scope: int, name: str, extension: str) -> Caption | None:
+        if (exact := self._by_path.get((scope, name, extension))) is not None:
+            return exact
+        paths = self._by_folded.get((scope, same_name_key(name), extension), [])
+        free = [path for path in paths if (scope, path) not in self._images]
+        return self._by_path[scope, free[0], extension] if len(free) == 1 else None
+
+    def unused(self) -> Iterator[str]:
+        yield from (c.source for c in self._by_path.values() if c.source not in self._used_sources)
 
 
 def _may_be_table(path: str) -> bool:
     return is_table_name(path) or PurePosixPath(path).suffix.lower() == ".json"
 
 
-class _ImageIndex:
-    """Images by the names that a table can give them."""
+def _names(image: SourceEntry) -> tuple[str, str]:
+    return _stem(image.path), composed(image.path)
 
-    def __init__(self, images: Iterable[SourceEntry]) -> None:
-        self._by_path: dict[tuple[int | None, str], SourceEntry] = {}
-        self._by_stem: dict[tuple[int | None, str], SourceEntry] = {}
-        self._by_name: defaultdict[tuple[int | None, str], list[SourceEntry]] = defaultdict(list)
-        for image in images:
-            name = PurePosixPath(image.path).name
-            # A loose table (scope None) can name images in any archive.
-            for scope in (image.scope, None):
-                self._by_path.setdefault((scope, same_name_key(image.path)), image)
-                self._by_stem.setdefault((scope, stem_key(image.path)), image)
-                self._by_name[scope, same_name_key(name)].append(image)
-                self._by_name[scope, stem_key(name)].append(image)
 
-    def find(self, table: SourceEntry, file: str) -> SourceEntry | None:
-        """Find an image by its path below the table's folder, without its extension, or by a name that is unique."""
-        parts = [part for part in file.replace("\\", "/").split("/") if part not in ("", ".")]
-        if not parts:
-            return None
-        path = same_name_key(str(PurePosixPath(table.path).parent.joinpath(*parts)))
-        for scope in (table.scope, None) if table.scope == 0 else (table.scope,):
-            found = self._by_path.get((scope, path))
-            if found is None and not has_image_name(path):
-                found = self._by_stem.get((scope, path))
-            named = self._by_name.get((scope, same_name_key(parts[-1])), [])
-            if found is None and len(named) == 1:
-                found = named[0]
-            if found is not None:
-                return found
-        return None
+def _stem(path: str) -> str:
+    return composed(str(PurePosixPath(path).with_suffix("")))
 
 
 def _find_class_folders(entries: Iterable[SourceEntry]) -> dict[str, str]:
-    """Class folder by source: the first level below the folders that all entries of the archive share."""
-    by_scope: dict[int, list[SourceEntry]] = {}
+    """Class folder by source; regularization images are in a folder of their own, whatever its name."""
+    by_part: dict[tuple[int, str], list[SourceEntry]] = {}
     for entry in entries:
-        by_scope.setdefault(entry.scope, []).append(entry)
+        part = entry.role_folder if entry.role is FileRole.REGULARIZATION else ""
+        by_part.setdefault((entry.scope, part), []).append(entry)
     classes: dict[str, str] = {}
-    for members in by_scope.values():
-        folders = {entry.source: PurePosixPath(entry.path).parent.parts for entry in members}
-        levels = zip(*folders.values(), strict=False)
-        shared = sum(1 for _level in takewhile(lambda level: len(set(level)) == 1, levels))
-        classes |= {source: next(iter(parts[shared:]), "") for source, parts in folders.items()}
+    for (_scope, part), members in by_part.items():
+        folders = class_folders([entry.path for entry in members], part)
+        classes |= {entry.source: folders[entry.path] for entry in members}
     return classes
 
 
-def _kohya_folder(entry: SourceEntry) -> tuple[int, str, int]:
-    """Repeats and trigger of the nearest kohya folder, and how many folders below it the image is; else (1, "", 0)."""
-    parts = [entry.input_folder, *PurePosixPath(entry.path).parent.parts]
-    for distance, part in enumerate(reversed(parts)):
-        if match := _KOHYA_FOLDER.fullmatch(part):
-            return max(1, int(match[1])), clean_text(match[2], MAX_CLASS_CHARACTERS), distance
-    return 1, "", 0
-
-
 def _folder_caption(entry: SourceEntry) -> Caption | None:
-    _repeats, trigger, distance = _kohya_folder(entry)
-    folder = entry.source.rsplit("/", distance + 1)[0]
-    if not trigger:
+    folder = entry.source.rsplit("/", entry.kohya.depth + 1)[0]
+    if not entry.kohya.trigger:
         return None
+    trigger = clean_text(entry.kohya.trigger, MAX_CLASS_CHARACTERS)
     return Caption(source=f"{folder if folder != entry.source else entry.input_folder}/", text=trigger)
 
 
-def _nearest_first(table: _Table) -> tuple[int, tuple[tuple[int, int, str], ...]]:
-    return -table.entry.path.count("/"), natural_key(table.entry.source)
+def _nearest_first(table: tuple[SourceEntry, str]) -> tuple[int, tuple[tuple[int, int, str], ...]]:
+    entry, _content = table
+    return -entry.path.count("/"), natural_key(entry.source)
 
 
-def _lost_rows(source: str, rows: list[CaptionRow]) -> Iterator[tuple[str, RefusedError]]:
-    for row in rows[:_MAX_LOST_ROWS]:
+def _unreadable_rows(source: str, table: CaptionTable) -> Iterator[tuple[str, RefusedError]]:
+    for skipped in table.skipped[:_MAX_LISTED_ROWS]:
+        at = f"{source}:{skipped.line}" if skipped.line else source
+        yield at, RefusedError(RefusalKind.DAMAGED, printable(skipped.reason))
+    if (more := len(table.skipped) - _MAX_LISTED_ROWS) > 0:
+        reason = ngettext("{n} more of its rows cannot be read", "{n} more of its rows cannot be read", more)
+        yield source, RefusedError(RefusalKind.DAMAGED, reason)
+
+
+def _lost_rows(source: str, rows: Sequence[CaptionRow]) -> Iterator[tuple[str, RefusedError]]:
+    for row in rows[:_MAX_LISTED_ROWS]:
         at = f"{source}:{row.line}" if row.line else source
         reason = _("it names {file}, which is not among the images", file=printable(row.file[:200])[:200])
         yield at, RefusedError(RefusalKind.UNSUPPORTED, reason)
-    if (more := len(rows) - _MAX_LOST_ROWS) > 0:
+    if (more := len(rows) - _MAX_LISTED_ROWS) > 0:
         reason = ngettext(
             "{n} more of its rows names an image that is missing",
             "{n} more of its rows name images that are missing",
             more,
         )
         yield source, RefusedError(RefusalKind.UNSUPPORTED, reason)
-
-
-def _decode(data: bytes, limit_bytes: int) -> str:
-    if len(data) > limit_bytes:
-        raise CaptionError(_("it is longer than {most}", most=text.size(limit_bytes)))
-    return decode_text(data)

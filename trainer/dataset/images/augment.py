@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from trainer.dataset.buckets import Size, fit_to_bucket
+from trainer.dataset.buckets import fit_to_bucket
 from trainer.dataset.captions.caption_words import is_orientation_sensitive
 from trainer.dataset.seeds import derive_seed
 from trainer.protocol.augmentation import FLIPS, Augmentation, AugmentationPreset, Augmenter, AugmenterName, Flip
+from trainer.protocol.bucket_shapes import Size
 
 #: Raise it when the same settings would make different variants.
 METHOD_VERSION = 1

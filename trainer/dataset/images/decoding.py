@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import ceil
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import pillow_heif
+from numpy.typing import NDArray
 from PIL import (  # noqa: F401  each import registers a format; `Image.init()` would load forty, EPS among them
     AvifImagePlugin,
     BmpImagePlugin,
@@ -26,17 +27,18 @@ from PIL import (  # noqa: F401  each import registers a format; `Image.init()` 
     WebPImagePlugin,
 )
 
-from trainer.dataset.buckets import Size
+from trainer.dataset.images.damage import decode_jpeg, require_undamaged
 from trainer.dataset.images.strip_metadata import is_srgb, strip_metadata
 from trainer.dataset.input_files import Limits
 from trainer.errors import DatasetError
+from trainer.protocol.bucket_shapes import Size
 from trainer.protocol.report import FindingKind
 from trainer.protocol.text import _
 
 pillow_heif.register_heif_opener()
 _FORMATS = tuple(name for name in ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "HEIF") if name in Image.OPEN)
 #: Formats that are lossy already: stored as JPEG, at a quality that no model can tell from the original.
-_LOSSY = ("JPEG", "MPO", "AVIF", "HEIF")
+_JPEG, _LOSSY = ("JPEG", "MPO"), ("JPEG", "MPO", "AVIF", "HEIF")
 _ORIENTATION_TAG = 0x0112
 #: EXIF 2.3, tag 0x0112: the operation that makes the image upright.
 _UPRIGHT = {
@@ -48,6 +50,8 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+#: White of 12 bits, the most that is taken for a scan in a file of 16; and how many bits a TIFF has (tag 258).
+_MOST_BITS_WHITE, _BITS_TAG = 4095, 258
 _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 #: A JPEG is decoded at this multiple of its bucket at least: Lanczos drops finer detail anyway.
 _DRAFT_FACTOR = 2
@@ -75,18 +79,23 @@ class ImageError(Exception):
 class DecodedImage:
     """The pixels of an image in memory."""
 
-    #: Upright RGB, at most `Limits.max_stored_pixels`; with `stripped`, only as large as the checks need.
-    image: Image.Image
-    #: What to store, and its extension: the original bytes without metadata. None: encode `image` again.
+    #: Upright RGB, [H, W, 3], at most `Limits.max_stored_pixels`; with `stripped`, only as large as the checks need.
+    pixels: NDArray[np.uint8]
+    #: What to store, and its extension: the original bytes without metadata. None: encode `pixels` again.
     stripped: tuple[bytes, str] | None
     is_lossy: bool
     #: Upright size of the original, px.
     width: int
     height: int
-    #: Opacity, 8-bit gray in the size of `image`; None without transparency.
+    #: Opacity, 8-bit gray in the size of `pixels`; None without transparency.
     alpha: Image.Image | None = None
     #: What was ignored, as clauses.
     notes: tuple[str, ...] = field(default=())
+
+    @property
+    def image(self) -> Image.Image:
+        """The pixels as a PIL image."""
+        return Image.fromarray(self.pixels)
 
 
 def decode(data: bytes, limits: Limits) -> DecodedImage:
@@ -125,23 +134,63 @@ def open_for_bucket(dataset_dir: Path, path: str, bucket: Size) -> Image.Image:
     59 ms instead of 186 ms including `fit`, and no pixel of the result is off by more than 12 of 255 (1.1 on average).
 
     Raises:
-        DatasetError: The file is missing or damaged.
+        UnreadableFilesError: The file is missing or damaged.
     """
+    with reading(dataset_dir / path):
+        data = (dataset_dir / path).read_bytes()
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
+            _load_unless_jpeg(data, opened)
+            scale = _DRAFT_FACTOR * max(bucket[0] / opened.width, bucket[1] / opened.height)
+            return _load_jpeg(data, opened, scale).convert("RGB")
+
+
+class UnreadableFilesError(DatasetError):
+    """Stored files of a prepared dataset are missing or damaged."""
+
+    def __init__(self, reasons: Mapping[Path, str]) -> None:
+        path, reason = next(iter(reasons.items()))
+        super().__init__(
+            _("{path} of the dataset cannot be read ({error}).", path="/".join(path.parts[-2:]), error=reason),
+            _("Prepare the dataset again."),
+        )
+        #: Why, by file.
+        self.reasons = dict(reasons)
+
+
+class UnreadableFiles:
+    """Collects files that cannot be read, so that one look at a dataset finds all of them."""
+
+    def __init__(self) -> None:
+        self._reasons: dict[Path, str] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._reasons)
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        """Note a file that the body cannot read, and end the body."""
+        try:
+            yield
+        except UnreadableFilesError as error:
+            self._reasons |= error.reasons
+
+    def require_none(self) -> None:
+        """Raise:
+        UnreadableFilesError: There were some.
+        """
+        if self._reasons:
+            raise UnreadableFilesError(self._reasons)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn whatever a decoder raises for a stored file into an `UnreadableFilesError`."""
     try:
-        with Image.open(dataset_dir / path) as opened:
-            if opened.format == "JPEG":
-                share = _DRAFT_FACTOR * max(bucket[0] / opened.width, bucket[1] / opened.height)
-                if share < 1:
-                    opened.draft(None, (ceil(opened.width * share), ceil(opened.height * share)))
-            return opened.convert("RGB")
-    except OSError as error:
-        raise unreadable_file(path, error) from error
-
-
-def unreadable_file(path: str, error: OSError) -> DatasetError:
-    """The error for a file of a prepared dataset that is missing or damaged."""
-    message = _("{path} of the dataset cannot be read ({error}).", path=path, error=error)
-    return DatasetError(message, _("Prepare the dataset again."))
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise UnreadableFilesError({path: _first_line(error)}) from error
 
 
 def _guarded(decoder: Callable[[bytes, Limits], _Result], data: bytes, limits: Limits) -> _Result:
@@ -160,8 +209,12 @@ def _guarded(decoder: Callable[[bytes, Limits], _Result], data: bytes, limits: L
         except UnidentifiedImageError as error:
             raise ImageError(FindingKind.CORRUPT, _("its content is not a readable image")) from error
         except Exception as error:  # decoders raise anything on garbage; only this image is affected
-            short = (str(error) or type(error).__name__).split("\n")[0][:120]
-            raise ImageError(FindingKind.CORRUPT, _("it is damaged ({error})", error=short)) from error
+            raise ImageError(FindingKind.CORRUPT, _("it is damaged ({error})", error=_first_line(error))) from error
+
+
+def _first_line(error: Exception) -> str:
+    words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return (words or type(error).__name__).split("\n")[0][:120]
 
 
 def out_of_memory() -> ImageError:
@@ -175,21 +228,26 @@ def _decode(data: bytes, limits: Limits) -> DecodedImage:
         _check_pixels(opened.width * opened.height, limits)
         if is_animated := _is_animated(opened):
             notes.append(_("only its first frame is used"))
+        _load_unless_jpeg(data, opened)
         orientation = _orientation(opened)
         stripped = None if orientation != 1 or is_animated else strip_metadata(data, opened, limits)
         is_lossy = opened.format in _LOSSY
-        size, was_drafted = opened.size, _shrink_in_decoder(opened, limits, for_checks=stripped is not None)
-        opened.load()
-        # The TIFF decoder makes the image upright while it loads.
-        size = size if was_drafted else opened.size
-        orientation = _orientation(opened)
-        profile = opened.info.get("icc_profile")
-        image = _shrink(_to_eight_bits(opened), limits.max_stored_pixels)
+        (width, height), profile = opened.size, opened.info.get("icc_profile")
+        scale = _jpeg_scale(opened, limits, for_checks=stripped is not None)
+        if stripped is not None and opened.format in _JPEG:
+            # Upright sRGB as it is: most images are, and a PIL image would be copied twice.
+            pixels = decode_jpeg(data, opened.size, "RGB", scale)
+            if pixels is not None:
+                return DecodedImage(pixels=pixels, stripped=stripped, is_lossy=True, width=width, height=height)
+        image = _load_jpeg(data, opened, scale)
+        image = _stretched(data, _to_eight_bits(image, notes), notes)
+    image = _shrink(image, limits.max_stored_pixels)
     color, alpha = _take_alpha(image)
     image = _upright(_flatten(_to_srgb(color, profile, notes), alpha, limits.background), orientation)
-    width, height = size if orientation < 5 else size[::-1]
+    if orientation >= 5:
+        width, height = height, width
     return DecodedImage(
-        image=image,
+        pixels=np.asarray(image),
         stripped=stripped,
         is_lossy=is_lossy,
         width=width,
@@ -202,9 +260,10 @@ def _decode(data: bytes, limits: Limits) -> DecodedImage:
 def _decode_mask(data: bytes, limits: Limits) -> Image.Image:
     with Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
         _check_pixels(opened.width * opened.height, limits)
-        opened.load()
+        _load_unless_jpeg(data, opened)
         orientation = _orientation(opened)
-        image = _shrink(_to_eight_bits(opened), limits.max_stored_pixels)
+        image = _load_jpeg(data, opened, _jpeg_scale(opened, limits, for_checks=False))
+        image = _shrink(_to_eight_bits(image, []), limits.max_stored_pixels)
     color, alpha = _take_alpha(image)
     is_cut_out = alpha is not None and alpha.getextrema() != (255, 255)
     return _upright(alpha if alpha is not None and is_cut_out else color.convert("L"), orientation)
@@ -261,23 +320,39 @@ def _is_animated(image: ImageFile.ImageFile) -> bool:
     return bool(getattr(image, "is_animated", False)) and image.format != "MPO"
 
 
-def _shrink_in_decoder(image: ImageFile.ImageFile, limits: Limits, *, for_checks: bool) -> bool:
-    """Let the JPEG decoder skip frequencies that are not needed, and return whether it does; 4 to 8 times faster.
+def _load_unless_jpeg(data: bytes, opened: ImageFile.ImageFile) -> None:
+    """Decode all pixels, and fail if any of them is damaged; a TIFF becomes upright.
+
+    Before anything asks for EXIF: Pillow would decode a PNG then, and `_orientation` would hide its errors.
+    """
+    require_undamaged(data, opened)
+    if opened.format not in _JPEG:
+        opened.load()
+
+
+def _load_jpeg(data: bytes, opened: ImageFile.ImageFile, scale: float) -> Image.Image:
+    """Decode a JPEG at a scale or the next larger one; another image is loaded already."""
+    if opened.format not in _JPEG:
+        return opened
+    pixels = decode_jpeg(data, opened.size, opened.mode, scale)
+    if pixels is None:
+        opened.load()
+        return opened
+    # Adobe's CMYK, which is the only one, is inverted.
+    raw_mode = "CMYK;I" if opened.mode == "CMYK" else opened.mode
+    return Image.frombuffer(opened.mode, (pixels.shape[1], pixels.shape[0]), pixels, "raw", raw_mode, 0, 1)
+
+
+def _jpeg_scale(image: ImageFile.ImageFile, limits: Limits, *, for_checks: bool) -> float:
+    """The scale at which a JPEG is decoded, without the frequencies that are not needed; 4 to 8 times faster.
 
     The checks need a short side of `Limits.checked_side_px`. An image that is encoded again needs half of the stored
     area, which is 2 Mpx, twice the area that SDXL trains at.
     """
-    if image.format not in ("JPEG", "MPO"):
-        return False
+    pixels = image.width * image.height
     if for_checks:
-        share = limits.checked_side_px / min(image.size)
-    else:
-        share = (limits.max_stored_pixels / 2 / (image.width * image.height)) ** 0.5
-    if share >= 0.5 or (not for_checks and image.width * image.height <= limits.max_stored_pixels):
-        return False
-    before = image.size
-    image.draft(None, (ceil(image.width * share), ceil(image.height * share)))
-    return image.size != before
+        return limits.checked_side_px / min(image.size)
+    return 1.0 if pixels <= limits.max_stored_pixels else float((limits.max_stored_pixels / 2 / pixels) ** 0.5)
 
 
 def _orientation(image: ImageFile.ImageFile) -> int:
@@ -288,21 +363,52 @@ def _orientation(image: ImageFile.ImageFile) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _to_eight_bits(image: Image.Image) -> Image.Image:
+def _to_eight_bits(image: Image.Image, notes: list[str]) -> Image.Image:
     """Scale 16-bit and float gray to L by its true range; Pillow's `convert` clips it at 255."""
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
         return image
     # In place: of 100 Mpx, each further array takes 400 MB.
     gray = np.nan_to_num(np.array(image, dtype=np.float32), copy=False, nan=0.0, posinf=0.0, neginf=0.0)
-    top = float(gray.max(initial=0.0))
     if image.mode.startswith("I;16"):
-        top = 65535.0
-    else:
-        # The white level of 32-bit integers and floats is unknown: take the next usual one.
-        top = next((white for white in (1.0, 255.0, 65535.0) if top <= white), top)
-    gray *= 255.0 / top
-    gray += 0.5
-    return Image.fromarray(np.clip(gray, 0, 255, out=gray).astype(np.uint8))
+        return Image.fromarray(_scaled_by_bits(gray, notes))
+    top = float(gray.max(initial=0.0))
+    # The white level of 32-bit integers and floats is unknown: take the next usual one.
+    return Image.fromarray(_scaled(gray, next((white for white in (1.0, 255.0, 65535.0) if top <= white), top)))
+
+
+def _stretched(data: bytes, image: Image.Image, notes: list[str]) -> Image.Image:
+    """Scale 16-bit color of which few bits are used, as by a scanner of 12 bits; Pillow keeps the upper 8 of 16."""
+    bits = data[24] if isinstance(image, PngImagePlugin.PngImageFile) else 8
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        bits = max(image.tag_v2.get(_BITS_TAG, (8,)))
+    if bits != 16 or int(np.asarray(image.convert("RGB")).max()) > _MOST_BITS_WHITE >> 8:
+        return image
+    import cv2  # 0.15 s to load, and such files are rare
+
+    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+    if values is None or values.dtype != np.uint16 or values.shape[2:] not in ((3,), (4,)):
+        return image
+    stretched = Image.fromarray(_scaled_by_bits(values[..., 2::-1].astype(np.float32), notes))
+    if "A" in image.getbands():
+        stretched.putalpha(image.getchannel("A"))
+    return stretched
+
+
+def _scaled_by_bits(values: NDArray[np.float32], notes: list[str]) -> NDArray[np.uint8]:
+    """Scale 16 bits to 8. How many of them were used is not in the file: if few, the image would be almost black."""
+    top = float(values.max(initial=0.0))
+    white = next((white for white in (255, 1023, _MOST_BITS_WHITE) if 0 < top <= white), 65535)
+    if white < 65535:
+        notes.append(
+            _("its brightest value is {n:,.0f} of 65,535, so {white:,} was taken for white", n=top, white=white)
+        )
+    return _scaled(values, white)
+
+
+def _scaled(values: NDArray[np.float32], white: float) -> NDArray[np.uint8]:
+    values *= 255.0 / white
+    values += 0.5
+    return np.clip(values, 0, 255, out=values).astype(np.uint8)
 
 
 def _shrink(image: Image.Image, max_pixels: int) -> Image.Image:

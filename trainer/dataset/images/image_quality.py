@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from cv2.typing import MatLike
 from numpy.typing import NDArray
 
 from trainer.protocol.report import Finding, FindingKind
@@ -89,7 +90,7 @@ def measure_quality(pixels: NDArray[np.uint8]) -> Quality:
     a drawing of 512x768 px, 25 ms for a full HD screen.
     """
     whole = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
-    gray = _reduced(whole, _JUDGED_PX)
+    gray = reduced(whole, _JUDGED_PX / min(whole.shape))
     dx, dy = (np.asarray(gradient, dtype=np.int16) for gradient in cv2.spatialGradient(gray))
     strength = np.asarray(np.abs(dx) + np.abs(dy), dtype=np.int16)
     flat_share = int(np.count_nonzero(strength <= _FLAT_GRADIENT)) / strength.size
@@ -158,30 +159,28 @@ def _warning(kind: FindingKind, measured: float, threshold: float, message: str)
     return Finding(kind=kind, measure=measured, threshold=threshold, action="kept", message=message)
 
 
-def _reduced(gray: Gray, short_px: int) -> Gray:
-    """Scale down to a short side, never up: whole steps by averaging, the rest bilinear.
+def reduced(pixels: NDArray[np.uint8], share: float) -> NDArray[np.uint8]:
+    """Scale gray or RGB pixels down, never up: halves by averaging, the rest bilinear.
 
-    Averaging by a fraction alone would cost half as much as all measures.
+    Averaging by any other factor takes three to six times as long.
     """
-    scale = short_px / min(gray.shape)
-    if scale >= 1:
-        return gray
-    rows, columns = gray.shape
-    size = max(1, round(columns * scale)), max(1, round(rows * scale))
-    step = int(1 / scale)
-    if step > 1:
-        gray = np.ascontiguousarray(gray[: rows // step * step, : columns // step * step])
-        averaged = cv2.resize(gray, (columns // step, rows // step), interpolation=cv2.INTER_AREA)
-        gray = np.asarray(averaged, dtype=np.uint8)
-    return np.asarray(cv2.resize(gray, size, interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
+    if share >= 1:
+        return pixels
+    height, width = pixels.shape[:2]
+    size = max(1, round(width * share)), max(1, round(height * share))
+    while pixels.shape[1] >= 2 * size[0] and pixels.shape[0] >= 2 * size[1]:
+        rows, columns = pixels.shape[0] // 2, pixels.shape[1] // 2
+        halved = cv2.resize(pixels[: 2 * rows, : 2 * columns], (columns, rows), interpolation=cv2.INTER_AREA)
+        pixels = np.asarray(halved, dtype=np.uint8)
+    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
 
 
 def _exposure(gray: Gray) -> tuple[int, int, float]:
     """First and last percentile, and the standard deviation."""
-    counts = cv2.calcHist([gray], [0], None, [256], [0, 256]).ravel().astype(np.float64)
-    shares, levels = counts.cumsum() / gray.size, np.arange(256)
-    mean = float(counts @ levels) / gray.size
-    deviation = (float(counts @ (levels - mean) ** 2) / gray.size) ** 0.5
+    # A quarter of the pixels has the same percentiles, to one level.
+    sampled = np.ascontiguousarray(gray[::2, ::2])
+    shares = cv2.calcHist([sampled], [0], None, [256], [0, 256]).ravel().astype(np.float64).cumsum() / sampled.size
+    deviation = float(cv2.meanStdDev(gray)[1][0, 0])
     return int(np.searchsorted(shares, 0.01)), int(np.searchsorted(shares, 0.99)), round(deviation, 2)
 
 
@@ -230,7 +229,11 @@ def _sobel_at(gray: Gray, positions: Positions) -> tuple[Gradient, Gradient]:
 
 
 def _blur_p10(blur: NDArray[np.float32]) -> float | None:
-    return round(float(np.percentile(blur, 10)), 3) if len(blur) >= _MIN_EDGES else None
+    if len(blur) < _MIN_EDGES:
+        return None
+    # `np.percentile` takes ten times as long.
+    rank = len(blur) // 10
+    return round(float(np.partition(blur, rank)[rank]), 3)
 
 
 def find_text(gray: Gray) -> tuple[int, float]:
@@ -239,11 +242,13 @@ def find_text(gray: Gray) -> tuple[int, float]:
     Text is lines of small, even marks on flat paper that do not repeat themselves and are aligned with each other.
     2 ms for a drawing to 20 ms for a screen.
     """
-    marks = _marks(_reduced(gray, _TEXT_PX))
+    marks = _marks(reduced(gray, _TEXT_PX / min(gray.shape)))
     words = cv2.morphologyEx(marks, cv2.MORPH_CLOSE, np.ones((1, _WORD_GAP_PX), np.uint8))
     # Every other column is enough to find the boxes, in half the time.
-    components = cv2.connectedComponentsWithStats(np.ascontiguousarray(words[:, ::2]), connectivity=8)[2]
-    boxes = np.asarray(components[1:, :4], dtype=np.int64) * (2, 1, 2, 1)
+    halved = np.ascontiguousarray(words[:, ::2])
+    # OpenCV's default takes twice as long.
+    found = cv2.connectedComponentsWithStatsWithAlgorithm(halved, 8, cv2.CV_32S, cv2.CCL_BBDT)[2]
+    boxes = np.asarray(found[1:, :4], dtype=np.int64) * (2, 1, 2, 1)
     width, height = boxes[:, 2], boxes[:, 3]
     boxes = boxes[(height >= _MIN_HEIGHT_PX) & (height <= _MAX_HEIGHT_PX) & (width >= _MIN_LENGTH * height)]
     starts = np.zeros_like(marks)
@@ -262,18 +267,23 @@ def _marks(gray: Gray) -> Gray:
     # A 2x2 window: the usual 3x3 one fills the gaps between letters and turns words into bars.
     steps = cv2.morphologyEx(gray, cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8))
     marks = np.asarray(cv2.threshold(steps, _MIN_CONTRAST, 1, cv2.THRESH_BINARY)[1], dtype=np.uint8)
-    for shape in ((_RULE_DOWN_PX, 1), (1, _RULE_ACROSS_PX)):
-        marks &= ~np.asarray(cv2.morphologyEx(marks, cv2.MORPH_OPEN, np.ones(shape, np.uint8)), dtype=np.uint8)
-    return marks
+    # Columns take a quarter of the time of rows.
+    upright = _without_columns(marks, _RULE_DOWN_PX)
+    return np.asarray(cv2.transpose(_without_columns(cv2.transpose(upright), _RULE_ACROSS_PX)), dtype=np.uint8)
+
+
+def _without_columns(marks: MatLike, length_px: int) -> MatLike:
+    return cv2.subtract(marks, cv2.morphologyEx(marks, cv2.MORPH_OPEN, np.ones((length_px, 1), np.uint8)))
 
 
 def _box_sums(mask: Gray, boxes: Positions) -> NDArray[np.int64]:
     """Sum of a mask over each box (left, top, width, height)."""
-    table = np.asarray(cv2.integral(mask), dtype=np.int64)
+    table = cv2.integral(mask)
     left, top, width, height = boxes.T
     # Boxes were found on every other column and may reach one column beyond the border.
     right, bottom = np.minimum(left + width, mask.shape[1]), top + height
-    return np.asarray(table[bottom, right] - table[top, right] - table[bottom, left] + table[top, left])
+    sums = table[bottom, right] - table[top, right] - table[bottom, left] + table[top, left]
+    return np.asarray(sums, dtype=np.int64)
 
 
 def _is_pattern(marks: Gray, lines: Positions) -> bool:

@@ -1,8 +1,7 @@
-"""Finds the mask file of each image, decodes and stores masks, and fits them to buckets.
+"""Decodes and stores masks, and fits them to buckets.
 
-A mask is white where the loss counts and black where it does not. It lies beside its image (`cat.mask.png`, or
-OneTrainer's `cat-masklabel.png`), or under the image's name in a folder `masks` (kohya's `conditioning_data_dir`).
-Without a mask file, an image's transparency is its mask (kohya's `alpha_mask`).
+A mask is white where the loss counts and black where it does not. `mask_names.py` finds its file; without one, an
+image's transparency is its mask (kohya's `alpha_mask`).
 """
 
 from __future__ import annotations
@@ -10,102 +9,25 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 from PIL import Image
 
-from trainer.dataset.buckets import Size, crop_box
-from trainer.dataset.images.decoding import DecodedImage, ImageError, decode_mask, unreadable_file
-from trainer.dataset.input_files import Limits, SourceEntry, has_image_name, same_name_key, stem_key
+from trainer.dataset.buckets import crop_box
+from trainer.dataset.images.decoding import DecodedImage, ImageError, decode_mask, reading
+from trainer.dataset.input_files import Limits, same_name_key
 from trainer.exchange.files import atomic_write
+from trainer.protocol.bucket_shapes import Size
 from trainer.protocol.text import _
 
-#: Endings of a mask's stem, in order of precedence; files with such names are never images.
-_ENDINGS = (".mask", "-masklabel")
-#: Folders of masks, if images of the same names exist outside of them, or in a sibling folder with one of these names.
-_MASK_FOLDERS = ("masks", "mask")
-_IMAGE_FOLDERS = ("images", "image", "imgs", "img", "pictures", "photos")
 #: Aspect ratios that differ by a larger factor are different shapes and not rounding.
 _MAX_SHAPE_RATIO = 1.03
-
-
-class MaskIndex:
-    """The mask files among the input files, recognized by name alone, and the image of each."""
-
-    def __init__(self, entries: Iterable[SourceEntry]) -> None:
-        #: Mask by the source of its image.
-        self.by_image: dict[str, SourceEntry] = {}
-        #: Sources of all masks; none of them is an image.
-        self.sources: set[str] = set()
-        #: Masks that no image uses, by source, and the reason.
-        self.unused: dict[str, str] = {}
-
-        images: defaultdict[tuple[int, str], list[SourceEntry]] = defaultdict(list)
-        candidates: list[tuple[SourceEntry, _MaskName]] = []
-        for entry in entries:
-            if entry.row_labels is None and has_image_name(entry.path):
-                if (name := _mask_name(entry.path)) is not None:
-                    candidates.append((entry, name))
-                else:
-                    # An image whose name has two extensions is found under both.
-                    for key in {stem_key(entry.path), same_name_key(entry.path)}:
-                        images[entry.scope, key].append(entry)
-        masks = [(entry, name, name.find(entry.scope, images)) for entry, name in candidates]
-        # A class can be called "masks": a folder of that name in which no file has a partner holds images.
-        folders = {(entry.scope, name.folder) for entry, name, partners in masks if partners}
-        for entry, name, partners in sorted(masks, key=lambda mask: mask[1].precedence):
-            if name.folder is None or (entry.scope, name.folder) in folders:
-                self._add(entry, partners)
-
-    def _add(self, mask: SourceEntry, images: Sequence[SourceEntry]) -> None:
-        self.sources.add(mask.source)
-        used_by = [image for image in images if self.by_image.setdefault(image.source, mask) is mask]
-        if not images:
-            self.unused[mask.source] = _("it is a mask, but no image has its name")
-        elif not used_by:
-            reason = _("it is a mask, but {image} has another mask, which is preferred", image=images[0].source)
-            self.unused[mask.source] = reason
-
-
-@dataclass(frozen=True, kw_only=True)
-class _MaskName:
-    """What the path of a mask tells about its image."""
-
-    #: Possible names of the image, the first existing one counts.
-    image_keys: tuple[str, ...]
-    #: Key of the folder that makes the file a mask; None if its own name does.
-    folder: str | None
-    precedence: int
-
-    def find(self, scope: int, images: dict[tuple[int, str], list[SourceEntry]]) -> Sequence[SourceEntry]:
-        return next((images[scope, key] for key in self.image_keys if (scope, key) in images), ())
-
-
-def _mask_name(path: str) -> _MaskName | None:
-    """Parse the path of a possible mask; None if the file can only be an image."""
-    pure = PurePosixPath(path)
-    for precedence, ending in enumerate(_ENDINGS):
-        if pure.stem.lower().endswith(ending) and len(pure.stem) > len(ending):
-            image = pure.with_name(pure.stem[: -len(ending)])
-            return _MaskName(image_keys=(same_name_key(str(image)),), folder=None, precedence=precedence)
-    parts = pure.parent.parts
-    for depth in reversed(range(len(parts))):
-        if parts[depth].lower() in _MASK_FOLDERS:
-            siblings: list[tuple[str, ...]] = [(), *((name,) for name in _IMAGE_FOLDERS)]
-            images = [PurePosixPath(*parts[:depth], *folder, *parts[depth + 1 :], pure.stem) for folder in siblings]
-            return _MaskName(
-                image_keys=tuple(same_name_key(str(image)) for image in images),
-                folder=same_name_key("/".join(parts[: depth + 1])),
-                precedence=len(_ENDINGS),
-            )
-    return None
-
-
-def mask_paths_beside(image: Path) -> Iterable[Path]:
-    """Where the mask of a loose image can be."""
-    return (image.with_name(f"{image.stem}{ending}.png") for ending in _ENDINGS)
+#: Channels of a gray pixel differ by less; JPEG adds noise at edges, so a few pixels may differ by more.
+_GRAY, _COLORED_SHARE = 40, 0.02
+#: A mask is black here and white there, soft edges apart; a drawing in black on white is mostly paper.
+_DARK, _BRIGHT, _MIN_EXTREME_SHARE, _MAX_PAPER_SHARE = 40, 215, 0.9, 0.95
 
 
 def make_mask(decoded: DecodedImage, data: bytes | None, limits: Limits) -> tuple[Image.Image | None, str]:
@@ -141,6 +63,60 @@ def make_mask(decoded: DecodedImage, data: bytes | None, limits: Limits) -> tupl
     return _resized(mask, (decoded.width, decoded.height), limits.max_stored_pixels), problem
 
 
+def is_gray(thumbnail: Image.Image) -> bool:
+    """True without color, as masks are."""
+    pixels = np.asarray(thumbnail.convert("RGB"), dtype=np.int16)
+    spread = pixels.max(axis=2) - pixels.min(axis=2)
+    return float((spread >= _GRAY).mean()) <= _COLORED_SHARE
+
+
+def is_black_and_white(thumbnail: Image.Image) -> bool:
+    """True for areas of black and of white and hardly anything between, as in masks and hardly any photograph."""
+    gray = np.asarray(thumbnail.convert("L"))
+    dark, bright = float((gray <= _DARK).mean()), float((gray >= _BRIGHT).mean())
+    return is_gray(thumbnail) and dark + bright >= _MIN_EXTREME_SHARE and dark > 0 and 0 < bright <= _MAX_PAPER_SHARE
+
+
+def probable_masks(sources: Mapping[int, str], thumbnails: Mapping[int, Path]) -> Iterator[tuple[int, int]]:
+    """Yield images that are probably masks, and the image of the same name in a folder beside theirs.
+
+    All images of a folder must be black and white, and all those of the same names must not.
+
+    Args:
+        sources: The images by number.
+        thumbnails: Their thumbnails.
+    """
+    by_name: defaultdict[tuple[str, str], dict[str, int]] = defaultdict(dict)
+    folders: defaultdict[str, list[int]] = defaultdict(list)
+    for number, source in sources.items():
+        parent, folder, stem = _around(source)
+        by_name[parent, stem][folder] = number
+        folders[f"{parent}/{folder}"].append(number)
+
+    def looks(number: int) -> bool:
+        with Image.open(thumbnails[number]) as opened:
+            return is_black_and_white(opened)
+
+    for numbers in folders.values():
+        partners = {}
+        for number in numbers:
+            parent, folder, stem = _around(sources[number])
+            others = [other for name, other in by_name[parent, stem].items() if name != folder]
+            if len(others) == 1:
+                partners[number] = others[0]
+        if len(partners) < len(numbers):
+            continue
+        # The first image that does not look like a mask saves a look at all others.
+        if all(looks(number) for number in numbers) and not any(looks(other) for other in partners.values()):
+            yield from partners.items()
+
+
+def _around(source: str) -> tuple[str, str, str]:
+    """The folder around an image's folder, the image's folder, and the image's stem."""
+    pure = PurePosixPath(source)
+    return str(pure.parent.parent), pure.parent.name, same_name_key(pure.stem)
+
+
 def _resized(mask: Image.Image, size: Size, max_pixels: int) -> Image.Image:
     share = min(1.0, (max_pixels / (size[0] * size[1])) ** 0.5)
     wanted = max(1, round(size[0] * share)), max(1, round(size[1] * share))
@@ -164,13 +140,10 @@ def open_mask(dataset_dir: Path, path: str) -> Image.Image:
     """Open a stored mask, 8-bit gray.
 
     Raises:
-        DatasetError: The file is missing or damaged.
+        UnreadableFilesError: The file is missing or damaged.
     """
-    try:
-        with Image.open(dataset_dir / path) as opened:
-            return opened.convert("L")
-    except OSError as error:
-        raise unreadable_file(path, error) from error
+    with reading(dataset_dir / path), Image.open(dataset_dir / path) as opened:
+        return opened.convert("L")
 
 
 def fit_mask(mask: Image.Image, bucket: Size, cells: Size) -> Image.Image:

@@ -1,53 +1,65 @@
-"""Finds exact and near duplicates: candidate pairs by perceptual hashes, confirmed by comparing thumbnails."""
+"""Finds exact and near duplicates: candidate pairs by keypoints and layout, confirmed by aligning thumbnails."""
 
 from __future__ import annotations
 
+import itertools
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ConfigDict
 
 from trainer.console import Progress, ignore_progress
+from trainer.dataset.images.image_registration import content_box, detect_keypoints
 
 #: How bytes are written as JSON.
 BYTES_AS_BASE64 = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
-#: Largest `image_distance` of two near duplicates, of 255. Tuned on 7,000 real images (precision 0.99).
-MAX_DISTANCE = 26.0
 
-_DCT_SIDE, _HASH_SIDE = 32, 8
+#: Side of the layouts, and the low frequencies of each that are compared, px.
+_LAYOUT_PX, _FREQUENCIES = 16, 6
 #: Standard deviation of gray below which an image is blank and its hashes are noise.
 _BLANK_DEVIATION = 4.0
-#: Limits for candidates, measured on 7,000 real images with planted duplicates (recall 0.98 after `image_distance`).
-_MAX_PHASH_BITS, _MAX_DHASH_BITS, _MIN_CORRELATION = 12, 6, 0.9
-_BLOCK_ROWS = 64
-#: Side at which two thumbnails are compared, and of the blocks whose mean difference counts, px.
-_COMPARED_PX, _BLOCK_PX = 64, 6
-#: Border that an alignment may fill with pixels from outside, px.
-_BORDER_PX = 4
+#: Longest side of the image whose keypoints are stored, px; how many of them, and from how many octaves.
+_KEYPOINT_PX, _KEYPOINTS, _OCTAVES = 128, 64, 5
+#: Orders in which all keypoints are sorted, and the next ones in each that are compared.
+_ORDERS, _NEXT = 8, 6
+#: Bits, of 256, by which two keypoints of one motif differ at most, and keypoints that two images must share.
+_MAX_BITS, _MIN_SHARED = 44, 4
+#: Correlation of two layouts from which a pair is compared, and with common keypoints; the margin around the middle.
+_MIN_CORRELATION, _MIN_SUPPORTED_CORRELATION, _MARGIN = 0.94, 0.8, 0.1
+#: Images whose layouts are compared with all others at a time: 20 MB with 20,000 images.
+_ROWS = 128
+#: Candidates of an image by each measure: enough to link a group, and few where all look alike.
+_CANDIDATES, _ROUGH_CANDIDATES = 6, 16
+#: Pairs that are compared at most (10 ms each), plus one for each image: a large set of look-alikes has far more.
+_MOST_COMPARED = 5_000
+#: Numbers in the names of two frames of a burst differ by so much at most.
+_BURST_STEP = 2
 
-#: Distance of two images, the second mirrored or not; None if they are no near duplicates.
-PairDistance = Callable[[int, int, bool], float | None]
-Pixels = NDArray[np.float32]
+#: Difference of two images that show the same, 0 to 1; None if they do not.
+PairDifference = Callable[[int, int], float | None]
+Float = NDArray[np.float32]
+Numbers = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageHashes:
-    """Perceptual hashes of one image, 64 bits each, and a blurred 16x16 gray thumbnail."""
+    """What finds the images that may show the same as this one: 2.5 KB."""
 
     __pydantic_config__: ClassVar[ConfigDict] = BYTES_AS_BASE64
-    #: Signs of the low DCT coefficients (pHash; Zauner 2010).
-    phash: int
-    #: pHash of the mirrored image.
-    mirrored_phash: int
-    #: Signs of the horizontal gradient (dHash).
-    dhash: int
-    #: 256 bytes, row by row.
+    #: 16x16 gray pixels of the whole image, row by row.
     blurred: bytes
+    #: The same without borders of one color.
+    content: bytes
+    #: Descriptors of its keypoints, 32 bytes each.
+    keypoints: bytes
     is_blank: bool
 
 
@@ -71,157 +83,241 @@ class UnionFind:
 
 
 def image_hashes(thumbnail: Image.Image) -> ImageHashes:
-    """Compute the hashes of an upright RGB thumbnail."""
-    gray = thumbnail.convert("L")
-    small = np.asarray(gray.resize((_DCT_SIDE, _DCT_SIDE), Image.Resampling.BOX), dtype=np.float64)
-    low = (_DCT @ small @ _DCT.T)[:_HASH_SIDE, :_HASH_SIDE]
-    # Mirroring an image flips the sign of its odd horizontal frequencies and changes nothing else.
-    mirrored = low * np.where(np.arange(_HASH_SIDE) % 2, -1.0, 1.0)
-    steps = np.asarray(gray.resize((_HASH_SIDE + 1, _HASH_SIDE), Image.Resampling.BOX), dtype=np.int16)
-    blurred = gray.resize((16, 16), Image.Resampling.BOX)
+    """Compute the hashes of an upright RGB thumbnail; 1.5 ms on one core."""
+    scale = _KEYPOINT_PX / max(thumbnail.size)
+    size = max(8, round(thumbnail.width * scale)), max(8, round(thumbnail.height * scale))
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    pixels = np.asarray(cv2.resize(np.asarray(thumbnail.convert("RGB")), size, interpolation=interpolation), np.uint8)
+    gray = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
+    left, top, right, bottom = content_box(pixels)
     return ImageHashes(
-        phash=_bits(low > np.median(low)),
-        mirrored_phash=_bits(mirrored > np.median(mirrored)),
-        dhash=_bits(steps[:, 1:] > steps[:, :-1]),
-        blurred=blurred.tobytes(),
-        is_blank=float(np.asarray(gray, dtype=np.float64).std()) < _BLANK_DEVIATION,
+        blurred=_layout(gray),
+        content=_layout(gray[top:bottom, left:right]),
+        keypoints=detect_keypoints(gray, _KEYPOINTS, _OCTAVES)[1].tobytes(),
+        is_blank=float(gray.std()) < _BLANK_DEVIATION,
     )
 
 
-def exact_copies(pixels: Sequence[str], captioned: Sequence[bool]) -> dict[int, int]:
-    """Map the index of each exact copy to the index of the image that is kept.
+def _layout(gray: NDArray[np.uint8]) -> bytes:
+    return np.asarray(cv2.resize(gray, (_LAYOUT_PX, _LAYOUT_PX), interpolation=cv2.INTER_AREA), np.uint8).tobytes()
 
-    Images are copies if their upright pixels are equal. The first one with a caption is kept, else the first.
 
-    Args:
-        pixels: Pixel hash of each image.
-        captioned: Whether each image has a caption.
-    """
+@dataclass(frozen=True, kw_only=True)
+class ExactCopy:
+    """An image of equal pixels as others: what decides which one is kept."""
+
+    pixels_sha256: str
+    is_captioned: bool
+    #: Area of the original, px.
+    area: int
+    source: str
+
+    def rank(self) -> tuple[bool, int, bool]:
+        """The lowest is kept: the one with a caption, then the larger, then the one that is not named a copy."""
+        return not self.is_captioned, -self.area, _COPY_NAME.search(Path(self.source).stem) is not None
+
+
+#: How file managers and browsers name a copy.
+_COPY_NAME = re.compile(
+    r"\bcopy\b|\bcopie\b|\bkopie\b|\bcopia\b|\bcópia\b|копия|副本|コピー|복사본|[ _]?\(\d+\)$", re.IGNORECASE
+)
+
+
+def exact_copies(images: Sequence[ExactCopy]) -> dict[int, int]:
+    """Map the index of each exact copy to the index of the image that is kept; copies have equal upright pixels."""
     by_pixels: dict[str, list[int]] = {}
-    for index, digest in enumerate(pixels):
-        by_pixels.setdefault(digest, []).append(index)
-    kept = {digest: next((i for i in same if captioned[i]), same[0]) for digest, same in by_pixels.items()}
-    return {index: kept[digest] for index, digest in enumerate(pixels) if index != kept[digest]}
+    for index, image in enumerate(images):
+        by_pixels.setdefault(image.pixels_sha256, []).append(index)
+    kept = {digest: min(same, key=lambda index: images[index].rank()) for digest, same in by_pixels.items()}
+    return {
+        index: kept[image.pixels_sha256] for index, image in enumerate(images) if index != kept[image.pixels_sha256]
+    }
 
 
 def near_pairs(
-    hashes: Mapping[int, ImageHashes], distance: PairDistance, progress: Progress = ignore_progress
+    hashes: Mapping[int, ImageHashes],
+    difference: PairDifference,
+    consecutive: Sequence[tuple[int, int]] = (),
+    progress: Progress = ignore_progress,
 ) -> Iterator[tuple[int, int, float]]:
-    """Yield each pair of near duplicates with its distance.
+    """Yield pairs of near duplicates with their difference: enough of them to join each group.
 
     Args:
         hashes: By image number.
-        distance: Confirms a candidate pair.
+        difference: Confirms a candidate pair.
+        consecutive: Pairs that may be frames of a burst, whatever their hashes.
         progress: Called with the phase "comparing".
     """
-    for one, other in candidates(hashes, progress):
-        for mirrored in (False, True):
-            if (measured := distance(one, other, mirrored)) is not None:
-                yield one, other, measured
-                break
+    pairs = [
+        *candidates(hashes)[: _MOST_COMPARED + len(hashes)],
+        *(pair for pair in consecutive if all(number in hashes for number in pair)),
+    ]
+    groups = UnionFind(max(hashes, default=0) + 1)
+    for done, (one, other) in enumerate(pairs):
+        progress("comparing", done, len(pairs))
+        if groups.find(one) != groups.find(other) and (measured := difference(one, other)) is not None:
+            groups.join(one, other)
+            yield one, other, measured
+    progress("comparing", len(pairs), len(pairs))
 
 
-def candidates(hashes: Mapping[int, ImageHashes], progress: Progress = ignore_progress) -> Iterator[tuple[int, int]]:
-    """Yield pairs of images with similar hashes; blank images, whose hashes are noise, are skipped.
+def candidates(hashes: Mapping[int, ImageHashes]) -> list[tuple[int, int]]:
+    """Pairs of images that may show the same, the likeliest first; blank images, whose hashes are noise, are skipped.
 
-    Compares every pair, in blocks of rows: 1.4 s and 10 MB for 20,000 images.
+    At most 12 for each image, so that a set of icons of one template does not cost the square of its size.
     """
     numbers = [number for number, hashed in hashes.items() if not hashed.is_blank]
-    phash, mirrored, dhash = (
-        np.array([getattr(hashes[number], name) for number in numbers], dtype=np.uint64)
-        for name in ("phash", "mirrored_phash", "dhash")
-    )
-    for start in range(0, len(numbers), _BLOCK_ROWS):
-        rows, later = slice(start, start + _BLOCK_ROWS), slice(start, None)
-        upright = _near(phash[rows], phash[later], _MAX_PHASH_BITS) | _near(dhash[rows], dhash[later], _MAX_DHASH_BITS)
-        flipped = _near(phash[rows], mirrored[later], _MAX_PHASH_BITS)
-        for row, column in np.argwhere(np.triu(upright | flipped, k=1)):
-            one, other = numbers[start + row], numbers[start + column]
-            first, second = (_normalized(hashes[number].blurred) for number in (one, other))
-            if (upright[row, column] and np.vdot(first, second) >= _MIN_CORRELATION) or (
-                flipped[row, column] and np.vdot(first, second[:, ::-1]) >= _MIN_CORRELATION
-            ):
-                yield one, other
-        progress("comparing", min(start + _BLOCK_ROWS, len(numbers)), len(numbers))
+    if len(numbers) < 2:
+        return []
+    shared = _sharing_keypoints([hashes[number].keypoints for number in numbers])
+    alike = _alike_layouts([hashes[number] for number in numbers])
+    scores = {
+        pair: shared.get(pair, 0) + _KEYPOINTS * alike.get(pair, 0.0)
+        for pair in {*shared, *alike}
+        if shared.get(pair, 0) >= _MIN_SHARED
+        or alike.get(pair, 0.0) >= (_MIN_SUPPORTED_CORRELATION if pair in shared else _MIN_CORRELATION)
+    }
+    return [(numbers[one], numbers[other]) for one, other in sorted(scores, key=lambda pair: (-scores[pair], pair))]
 
 
-def thumbnail_distance(one: Path, other: Path, mirrored: bool) -> float | None:
-    """The `image_distance` of two thumbnails, or None if it is too large for near duplicates."""
-    distance = image_distance(one, other, mirrored=mirrored)
-    return distance if distance <= MAX_DISTANCE else None
+def burst_pairs(sources: Mapping[int, str]) -> list[tuple[int, int]]:
+    """Pairs of images whose names follow each other, such as `IMG_0041.jpg` and `IMG_0042.jpg`."""
+    by_name: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for number, source in sources.items():
+        if (match := re.fullmatch(r"(.*?)(\d{1,12})(\D*)", source, re.DOTALL)) is not None:
+            by_name.setdefault((match[1], match[3]), []).append((int(match[2]), number))
+    return [
+        (one, other)
+        for frames in map(sorted, by_name.values())
+        for step in range(1, _BURST_STEP + 1)
+        for (first, one), (second, other) in zip(frames, frames[step:], strict=False)
+        if second - first <= _BURST_STEP
+    ]
 
 
-def image_distance(one: Path, other: Path, *, mirrored: bool = False) -> float:
-    """Measure how much two thumbnails differ at most: the mean difference of their worst 6x6 block, 0 to 255.
+def _sharing_keypoints(keypoints: Sequence[bytes]) -> dict[tuple[int, int], int]:
+    """Pairs of images with the number of keypoints that they share, two at least; the best of each image.
 
-    Measured as they are and after an alignment; the smaller value counts. This tells re-encoded, resized and cropped
-    copies from images that only look alike.
+    Descriptors that differ in few bits are near each other in one of several sorted orders (Charikar 2002): a fixed
+    number of comparisons per keypoint, however many images there are.
     """
-    first, second = _load(one), _load(other)
-    if mirrored:
-        second = np.ascontiguousarray(second[:, ::-1])
-    unaligned = _worst_block(first, second)
-    return unaligned if unaligned <= MAX_DISTANCE else min(unaligned, _aligned_distance(first, second))
+    descriptors = np.frombuffer(b"".join(keypoints), dtype=np.uint8).reshape(-1, 32)
+    owners = np.repeat(np.arange(len(keypoints)), [len(each) // 32 for each in keypoints])
+    words, size = np.ascontiguousarray(descriptors.view(np.uint64).T), len(descriptors)
+    found: list[Numbers] = []
+    for turn in range(_ORDERS):
+        # Each order starts with other bits.
+        leading = np.ascontiguousarray(np.roll(descriptors, -4 * turn, axis=1)[:, :8]).view(">u8").ravel()
+        order = np.argsort(leading, kind="stable")
+        ordered, owner = words[:, order], owners[order]
+        for step in range(1, min(_NEXT, size - 1) + 1):
+            bits = np.bitwise_count(ordered[:, :-step] ^ ordered[:, step:]).sum(axis=0, dtype=np.uint16)
+            at = np.flatnonzero((bits <= _MAX_BITS) & (owner[:-step] != owner[step:]))
+            one, other = order[at], order[at + step]
+            found.append(np.minimum(one, other) * np.int64(size) + np.maximum(one, other))
+    one, other = np.divmod(np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64), max(1, size))
+    # Owners ascend, so the lower keypoint is of the lower image; each of its keypoints counts once for a pair.
+    count = np.int64(max(1, len(keypoints)))
+    one, second = np.divmod(np.unique(one * count + owners[other]), count)
+    pairs, shared = np.unique(owners[one] * count + second, return_counts=True)
+    return _best_of_each(np.stack(np.divmod(pairs[shared > 1], count)), shared[shared > 1])
 
 
-def _load(path: Path) -> Pixels:
-    with Image.open(path) as image:
-        small = image.convert("RGB").resize((_COMPARED_PX, _COMPARED_PX), Image.Resampling.BOX)
-    return np.asarray(small, dtype=np.float32)
+def _best_of_each(pairs: Numbers, scores: NDArray[Any]) -> dict[tuple[int, int], int]:
+    """The pairs [2, N] that are among the best of one of their images."""
+    taken: Counter[int] = Counter()
+    best: dict[tuple[int, int], int] = {}
+    for index in np.argsort(-scores, kind="stable"):
+        one, other = int(pairs[0, index]), int(pairs[1, index])
+        if taken[one] < _CANDIDATES or taken[other] < _CANDIDATES:
+            best[one, other] = int(scores[index])
+            taken[one] += 1
+            taken[other] += 1
+    return best
 
 
-def _worst_block(first: Pixels, second: Pixels) -> float:
-    """Largest mean difference of a block: the mean of all pixels hides a changed detail, the maximum is noise."""
-    gap = np.abs(first - second).max(axis=2)
-    sums = np.pad(gap.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
-    n = _BLOCK_PX
-    return float((sums[n:, n:] - sums[:-n, n:] - sums[n:, :-n] + sums[:-n, :-n]).max() / n**2)
+def _alike_layouts(hashes: Sequence[ImageHashes]) -> dict[tuple[int, int], float]:
+    """Pairs of images of a similar layout, turned and mirrored in any way, with the correlation.
+
+    A comparison that ignores turns finds a few for each image in one matrix product; these are compared in all turns.
+    """
+    views = _views(hashes)
+    rough = [np.ascontiguousarray(each) for each in _without_turns(views).transpose(1, 0, 2)]
+    pairs: set[tuple[int, int]] = set()
+    count = len(hashes)
+    for start in range(0, count, _ROWS):
+        rows = slice(start, start + _ROWS)
+        likeness = np.full((len(rough[0][rows]), count), -1.0, dtype=np.float32)
+        for one, other in itertools.product(rough, repeat=2):
+            np.maximum(likeness, one[rows] @ other.T, out=likeness)
+        itself = np.arange(len(likeness))
+        likeness[itself, start + itself] = -1
+        nearest = np.argpartition(-likeness, min(_ROUGH_CANDIDATES, count - 1) - 1, axis=1)[:, :_ROUGH_CANDIDATES]
+        is_alike = np.take_along_axis(likeness, nearest, axis=1) >= _MIN_SUPPORTED_CORRELATION
+        for row, column in np.argwhere(is_alike):
+            low, high = sorted((start + int(row), int(nearest[row, column])))
+            pairs.add((low, high))
+    ordered = np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2).T
+    correlations = _turned_correlations(views, ordered)
+    is_alike = correlations >= _MIN_SUPPORTED_CORRELATION
+    found = dict(zip(map(tuple, ordered[:, is_alike].T.tolist()), correlations[is_alike].tolist(), strict=True))
+    best = _best_of_each(ordered[:, is_alike], correlations[is_alike])
+    return {pair: found[pair] for pair in best}
 
 
-def _aligned_distance(first: Pixels, second: Pixels) -> float:
-    """The worst block after an affine alignment (ECC; Evangelidis & Psarakis 2008) and one gain for brightness."""
-    import cv2  # 0.15 s to load, and only candidates need it
-
-    def gray(pixels: Pixels) -> Pixels:
-        return np.asarray(cv2.cvtColor(pixels / 255, cv2.COLOR_RGB2GRAY), dtype=np.float32)
-
-    until = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 50, 1e-4)
-    start = np.eye(2, 3, dtype=np.float32)
-    everywhere = np.ones((_COMPARED_PX, _COMPARED_PX), dtype=np.uint8)
-    try:
-        _, warp = cv2.findTransformECC(gray(first), gray(second), start, cv2.MOTION_AFFINE, until, everywhere, 5)
-    except cv2.error:  # no convergence: the images differ
-        return float("inf")
-    if np.abs(warp[:, :2] - np.eye(2)).max() > 0.25:
-        return float("inf")  # scaled or sheared by a quarter: more than a slight crop
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    warped = cv2.warpAffine(second, warp, (_COMPARED_PX, _COMPARED_PX), flags=flags, borderMode=cv2.BORDER_REPLICATE)
-    inner = (slice(_BORDER_PX, -_BORDER_PX), slice(_BORDER_PX, -_BORDER_PX))
-    target, warped = first[inner], np.asarray(warped, dtype=np.float32)[inner]
-    gain = float((target * warped).sum() / max(float((warped * warped).sum()), 1e-6))
-    return _worst_block(target, np.clip(warped * gain, 0, 255))
+def _views(hashes: Sequence[ImageHashes]) -> Float:
+    """Low frequencies [N, 3, D], each of length 1: of the whole image, of its content, and of the middle of that."""
+    whole, content = (
+        np.frombuffer(b"".join(layouts), dtype=np.uint8).reshape(len(hashes), -1).astype(np.float32)
+        for layouts in ([each.blurred for each in hashes], [each.content for each in hashes])
+    )
+    views = np.stack([whole @ _WHOLE.T, content @ _WHOLE.T, content @ _MIDDLE.T], axis=1)
+    return np.asarray(views / np.maximum(np.linalg.norm(views, axis=2, keepdims=True), 1e-6), dtype=np.float32)
 
 
-def _bits(flags: NDArray[np.bool_]) -> int:
-    return int.from_bytes(np.packbits(flags.ravel()).tobytes(), "big")
+def _frequency_matrix(margin: float) -> Float:
+    """DCT coefficients [D, 256] of the layout without a margin; high ones weigh more, as they have less power."""
+    edges = np.linspace(0, 1, _LAYOUT_PX + 1)
+    start, end = np.maximum(edges[:-1], margin), np.minimum(edges[1:], 1 - margin)
+    share, middle = np.clip(end - start, 0, None), ((start + end) / 2 - margin) / (1 - 2 * margin)
+    cosines = np.array([share * np.cos(np.pi * k * middle) for k in range(_FREQUENCIES)])
+    rows = [np.outer(cosines[u], cosines[v]).ravel() * _weight(u, v) for u, v in _ORDERED]
+    return np.array(rows, dtype=np.float32)
 
 
-def _dct_matrix(side: int) -> NDArray[np.float64]:
-    k, n = np.mgrid[:side, :side]
-    matrix = np.cos(np.pi * (2 * n + 1) * k / (2 * side)) * np.sqrt(2 / side)
-    matrix[0] /= np.sqrt(2)
-    return np.asarray(matrix, dtype=np.float64)
+def _weight(u: int, v: int) -> float:
+    return float((u * u + v * v) ** 0.35 * (2 if u and v else 2**0.5))
 
 
-_DCT = _dct_matrix(_DCT_SIDE)
+#: Frequencies (down, across) in the order of the columns.
+_ORDERED = [(u, v) for u in range(_FREQUENCIES) for v in range(_FREQUENCIES) if u + v]
+_WHOLE, _MIDDLE = _frequency_matrix(0.0), _frequency_matrix(_MARGIN)
+_SWAPPED = np.array([_ORDERED.index((v, u)) for u, v in _ORDERED])
+_DOWN, _ACROSS = (np.array([(-1.0) ** pair[axis] for pair in _ORDERED], dtype=np.float32) for axis in (0, 1))
 
 
-def _near(rows: NDArray[np.uint64], columns: NDArray[np.uint64], bits: int) -> NDArray[np.bool_]:
-    """Whether the Hamming distance of each pair is at most `bits`."""
-    return np.asarray(np.bitwise_count(rows[:, None] ^ columns[None, :]) <= bits)
+def _without_turns(views: Float) -> Float:
+    """What turns and mirrors leave: they flip the signs of odd frequencies, and swap down and across.
+
+    Two of these are at least as similar as the views themselves in their best turn.
+    """
+    signed = np.where((_DOWN > 0) & (_ACROSS > 0), views, np.abs(views))
+    swapped = signed[..., _SWAPPED]
+    is_upper = np.array([u < v for u, v in _ORDERED])
+    is_lower = is_upper[_SWAPPED]
+    turned = np.where(is_upper, signed + swapped, np.abs(signed - swapped)) / np.float32(2**0.5)
+    return np.asarray(np.where(is_upper | is_lower, turned, signed), dtype=np.float32)
 
 
-def _normalized(blurred: bytes) -> NDArray[np.float32]:
-    values = np.frombuffer(blurred, dtype=np.uint8).astype(np.float32).reshape(16, 16)
-    values -= values.mean()
-    return values / max(float(np.linalg.norm(values)), 1e-6)
+def _turned_correlations(views: Float, pairs: Numbers) -> Float:
+    """The best correlation of any two views of each pair [2, N], in any of eight turns."""
+    best = np.full(pairs.shape[1], -1.0, dtype=np.float32)
+    for start in range(0, pairs.shape[1], 4096):
+        part = slice(start, start + 4096)
+        first, second = views[pairs[0, part]], views[pairs[1, part]]
+        for is_swapped, down, across in itertools.product((False, True), (None, _DOWN), (None, _ACROSS)):
+            turned = second[..., _SWAPPED] if is_swapped else second
+            for sign in (down, across):
+                turned = turned if sign is None else turned * sign
+            best[part] = np.maximum(best[part], (first @ turned.transpose(0, 2, 1)).max(axis=(1, 2)))
+    return best

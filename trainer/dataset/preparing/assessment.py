@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 from trainer.console import Progress
-from trainer.dataset.buckets import bucket_for, default_step, is_upscaled
 from trainer.dataset.captions.caption_checks import check_captions
 from trainer.dataset.captions.caption_rules import apply_rules
 from trainer.dataset.captions.labels import Caption
@@ -19,15 +18,23 @@ from trainer.dataset.dataset_folder import THUMBNAILS
 from trainer.dataset.images.image_features import find_outliers
 from trainer.dataset.images.image_quality import quality_findings
 from trainer.dataset.images.image_record import Assessment, ImagePixels, ImageRecord
-from trainer.dataset.images.near_duplicates import MAX_DISTANCE, UnionFind, exact_copies, near_pairs, thumbnail_distance
+from trainer.dataset.images.image_registration import MAX_DIFFERENCE, ThumbnailComparer
+from trainer.dataset.images.mask_files import probable_masks
+from trainer.dataset.images.near_duplicates import (
+    ExactCopy,
+    UnionFind,
+    burst_pairs,
+    exact_copies,
+    near_pairs,
+)
 from trainer.dataset.input_files import Limits
-from trainer.protocol.edits import CaptionRules, Edits
+from trainer.protocol.edits import CaptionRules, Edits, Layout
 from trainer.protocol.report import CAPTION_BY_HAND, CAPTION_BY_RULE, Finding, FindingKind
 from trainer.protocol.text import _
 
 
 def assess(
-    records: Sequence[ImageRecord], root: Path, *, limits: Limits, resolution: int, edits: Edits, progress: Progress
+    records: Sequence[ImageRecord], root: Path, *, limits: Limits, edits: Edits, progress: Progress
 ) -> list[ImageRecord]:
     """Return the records, in order, with their assessments.
 
@@ -35,13 +42,14 @@ def assess(
         records: Decoded images.
         root: The dataset folder with their thumbnails.
         limits: For the smallest side and the largest aspect ratio.
-        resolution: Training size that images are judged for, px.
         edits: Decisions and captions by a person.
         progress: Called while images are compared.
     """
     alone = [_assess_alone(record, limits, edits) for record in records]
+    if edits.layout is Layout.AUTO:
+        alone = _without_probable_masks(alone, root / THUMBNAILS)
     grouped = _group_duplicates(alone, root / THUMBNAILS, progress)
-    return _assess_together(grouped, resolution, edits)
+    return _assess_together(grouped, edits)
 
 
 def kept_pixels(records: Iterable[ImageRecord]) -> dict[int, ImagePixels]:
@@ -58,12 +66,30 @@ def _assess_alone(record: ImageRecord, limits: Limits, edits: Edits) -> ImageRec
     decision = edits.decisions.get(pixels.pixels_sha256)
     findings = [*_decoder_findings(pixels), *_size_findings(pixels, limits), *quality_findings(pixels.quality)]
     assessment = Assessment(
-        caption=_with_rules(caption, edits.rules),
+        caption=caption if record.labels.is_regularization else _with_rules(caption, edits.rules),
         is_caption_automatic=is_automatic,
         decision=decision,
         findings=tuple(_with_decision(findings, decision)),
     )
     return replace(record, assessment=assessment)
+
+
+def _without_probable_masks(records: Sequence[ImageRecord], thumbnails: Path) -> list[ImageRecord]:
+    """Drop what is probably a mask in a folder that does not say so, unless a person decided to keep it."""
+    kept = kept_pixels(records)
+    sources = {record.number: record.source for record in records if record.number in kept}
+    files = {number: thumbnails / pixels.thumbnail for number, pixels in kept.items()}
+    masks = dict(probable_masks(sources, files))
+
+    def checked(record: ImageRecord) -> ImageRecord:
+        if record.number not in masks:
+            return record
+        other = sources[masks[record.number]]
+        message = _("it is black and white and has the name of {other}: probably its mask", other=other)
+        finding = Finding(kind=FindingKind.MASK, action="dropped", message=message, other=other)
+        return record.with_findings(*_with_decision([finding], record.assessment.decision))
+
+    return [checked(record) for record in records]
 
 
 def _choose_caption(handed_in: Caption | None, pixels_sha256: str, edits: Edits) -> tuple[Caption | None, bool]:
@@ -80,7 +106,8 @@ def _choose_caption(handed_in: Caption | None, pixels_sha256: str, edits: Edits)
 
 def _with_rules(caption: Caption | None, rules: CaptionRules) -> Caption | None:
     if caption is not None and not caption.problem:
-        return Caption(source=caption.source, text=apply_rules(caption.text, rules))
+        text, *others = dict.fromkeys(apply_rules(each, rules) for each in (caption.text, *caption.others))
+        return Caption(source=caption.source, text=text, others=tuple(others))
     if caption is None and rules != CaptionRules() and (text := apply_rules("", rules)):
         return Caption(source=CAPTION_BY_RULE, text=text)
     return caption
@@ -126,7 +153,7 @@ def _group_duplicates(records: Sequence[ImageRecord], thumbnails: Path, progress
     sources = {record.number: record.source for record in records}
     copies = _exact_copies(records)
     kept = {number: pixels for number, pixels in kept_pixels(records).items() if number not in copies}
-    groups, nearest = _near_duplicates(kept, thumbnails, progress)
+    groups, nearest = _near_duplicates(kept, sources, thumbnails, progress)
 
     def with_duplicates(record: ImageRecord) -> ImageRecord:
         original = copies.get(record.number, record.number)
@@ -136,8 +163,8 @@ def _group_duplicates(records: Sequence[ImageRecord], thumbnails: Path, progress
         if record.number in copies:
             return record.with_findings(_copy_finding(sources[original]))
         if record.number in nearest:
-            other, distance = nearest[record.number]
-            return record.with_findings(_near_finding(sources[other], distance))
+            other, difference = nearest[record.number]
+            return record.with_findings(_near_finding(sources[other], difference))
         return record
 
     return [with_duplicates(record) for record in records]
@@ -145,26 +172,39 @@ def _group_duplicates(records: Sequence[ImageRecord], thumbnails: Path, progress
 
 def _exact_copies(records: Sequence[ImageRecord]) -> dict[int, int]:
     """Map the number of each image with the same pixels as another to the number of the one that is kept."""
-    pixels = kept_pixels(records)
-    captions = {record.number: record.assessment.caption for record in records}
-    numbers = list(pixels)
-    is_captioned = [bool(caption and caption.text) for caption in (captions[number] for number in numbers)]
-    copies = exact_copies([pixels[number].pixels_sha256 for number in numbers], is_captioned)
-    return {numbers[index]: numbers[original] for index, original in copies.items()}
+    kept = [record for record in records if record.pixels is not None and record.is_kept]
+    copies = exact_copies([_as_copy(record) for record in kept])
+    return {kept[index].number: kept[original].number for index, original in copies.items()}
+
+
+def _as_copy(record: ImageRecord) -> ExactCopy:
+    pixels, caption = record.pixels, record.assessment.caption
+    assert pixels is not None, "a kept image has pixels"
+    return ExactCopy(
+        pixels_sha256=pixels.pixels_sha256,
+        is_captioned=bool(caption and caption.text),
+        area=pixels.width * pixels.height,
+        source=record.source,
+    )
 
 
 def _near_duplicates(
-    pixels: Mapping[int, ImagePixels], thumbnails: Path, progress: Progress
+    pixels: Mapping[int, ImagePixels], sources: Mapping[int, str], thumbnails: Path, progress: Progress
 ) -> tuple[UnionFind, dict[int, tuple[int, float]]]:
-    """Groups of near duplicates, and for each image its nearest duplicate with the distance: one finding suffices."""
-    paths = {number: thumbnails / each.thumbnail for number, each in pixels.items()}
+    """Groups of near duplicates, and for each image its nearest duplicate with the difference: one finding suffices."""
+    comparer = ThumbnailComparer({number: thumbnails / each.thumbnail for number, each in pixels.items()})
+    bursts = burst_pairs({number: sources[number] for number in pixels})
+    consecutive = set(bursts)
 
-    def distance(one: int, other: int, mirrored: bool) -> float | None:
-        return thumbnail_distance(paths[one], paths[other], mirrored)
+    def difference(one: int, other: int) -> float | None:
+        are_consecutive = (one, other) in consecutive or (other, one) in consecutive
+        return comparer.difference(one, other, are_consecutive=are_consecutive)
 
     groups = UnionFind(max(pixels, default=0) + 1)
     nearest: dict[int, tuple[int, float]] = {}
-    for one, other, measured in near_pairs({n: each.hashes for n, each in pixels.items()}, distance, progress):
+    for one, other, measured in near_pairs(
+        {n: each.hashes for n, each in pixels.items()}, difference, bursts, progress
+    ):
         groups.join(one, other)
         for this, that in ((one, other), (other, one)):
             if this not in nearest or measured < nearest[this][1]:
@@ -177,16 +217,16 @@ def _copy_finding(original: str) -> Finding:
     return Finding(kind=FindingKind.EXACT_DUPLICATE, action="dropped", message=message, other=original)
 
 
-def _near_finding(other: str, distance: float) -> Finding:
+def _near_finding(other: str, difference: float) -> Finding:
     message = _("nearly the same as {other}; they stay in one split", other=other)
-    finding = _measured(FindingKind.NEAR_DUPLICATE, distance, MAX_DISTANCE, message)
+    finding = _measured(FindingKind.NEAR_DUPLICATE, difference, MAX_DIFFERENCE, message)
     return finding.model_copy(update={"other": other})
 
 
-def _assess_together(records: Sequence[ImageRecord], resolution: int, edits: Edits) -> list[ImageRecord]:
+def _assess_together(records: Sequence[ImageRecord], edits: Edits) -> list[ImageRecord]:
     """Findings of the kept images that depend on the other kept images, and those of their captions."""
-    kept = [record for record in records if record.is_kept]
-    step = default_step(resolution, len(kept))
+    # Class images look different, and share their captions.
+    kept = [record for record in records if record.is_kept and not record.labels.is_regularization]
     groups = {record.number: record.assessment.group or record.number for record in kept}
     # An image of one flat color differs from all others, and has a finding for it.
     features = {n: pixels.feature for n, pixels in kept_pixels(kept).items() if not pixels.hashes.is_blank}
@@ -201,22 +241,10 @@ def _assess_together(records: Sequence[ImageRecord], resolution: int, edits: Edi
     def findings(record: ImageRecord) -> Iterator[Finding]:
         if record.number in outliers:
             yield outliers[record.number]
-        if record.pixels is not None:
-            yield from _upscaling_findings(record.pixels, resolution, step)
         yield from _caption_findings(record.assessment.caption)
         yield from of_captions.get(record.number, [])
 
     return [record.with_findings(*findings(record)) if record.is_kept else record for record in records]
-
-
-def _upscaling_findings(pixels: ImagePixels, resolution: int, step: int) -> Iterator[Finding]:
-    width, height = pixels.width, pixels.height
-    bucket = bucket_for(width, height, resolution, step)
-    if is_upscaled((width, height), bucket):
-        factor = max(bucket[0] / width, bucket[1] / height)
-        size = f"{width}x{height}"
-        message = _("{size} px is enlarged {n:.1f} times to train at {to} px", size=size, n=factor, to=resolution)
-        yield _measured(FindingKind.UPSCALED, factor, 1.0, message)
 
 
 def _caption_findings(caption: Caption | None) -> Iterator[Finding]:

@@ -24,7 +24,7 @@ from trainer.exchange.dataset_dir import read_report
 from trainer.protocol.report import Split
 
 #: Raise it when an image would be decoded, stored or measured differently.
-_DECODING_VERSION = 3
+_DECODING_VERSION = 4
 #: Limits that change how an image is decoded, and not only whether.
 _DECODING_LIMITS = ("max_stored_pixels", "checked_side_px", "background")
 
@@ -84,7 +84,7 @@ def previous_splits(folders: Iterable[Path], shares: Shares) -> dict[str, Split]
         has_same_shares = (report.shares, report.split_seed) == ((shares.validation, shares.test), shares.seed)
         if has_same_shares and report.counts.train < report.counts.kept:
             for image in report.images:
-                if image.split is not None and image.pixels_sha256 is not None:
+                if image.split and image.pixels_sha256 and not image.is_regularization:
                     splits.setdefault(image.pixels_sha256, image.split)
     return splits
 

@@ -9,23 +9,28 @@ from pathlib import Path
 
 from trainer.console import Progress
 from trainer.dataset.archives import READABLE_ARCHIVES
+from trainer.dataset.archives.archive import is_one_of_several
 from trainer.dataset.captions.labels import LabelIndex
 from trainer.dataset.dataset_folder import IMAGES, THUMBNAILS
 from trainer.dataset.images.decode_workers import CacheLookup, DecodeResult, DecodeTask, decode_all
 from trainer.dataset.images.decoding import ImageError
 from trainer.dataset.images.image_record import ImagePixels, ImageRecord
-from trainer.dataset.images.mask_files import MaskIndex
 from trainer.dataset.input_files import (
     HEAD_BYTES,
+    PROGRAM_SIGNATURES,
     FileKind,
     Limits,
     RefusedError,
     SourceEntry,
     has_caption_name,
     has_image_name,
+    has_raw_name,
+    is_part_name,
     is_svg,
     sniff,
+    unsupported_format,
 )
+from trainer.dataset.preparing.recognition import Recognition
 from trainer.dataset.sources.source_readers import Sources
 from trainer.protocol.report import Finding, FindingKind, RefusalKind
 from trainer.protocol.text import _, ngettext
@@ -34,14 +39,21 @@ from trainer.protocol.text import _, ngettext
 def read_images(
     sources: Sources, root: Path, limits: Limits, progress: Progress, cached: CacheLookup = lambda task: None
 ) -> list[ImageRecord]:
-    """Read every entry and decode every image that is not cached; refused entries are added to `sources.refused`."""
+    """Read every entry and decode every image that is not cached.
+
+    Refused entries are added to `sources.refused`, what is no ordinary image to `sources.recognized`, and columns that
+    were chosen by their content to `sources.caption_columns`.
+    """
     for name in (IMAGES, THUMBNAILS):
         (root / name).mkdir()
-    reader = _Reader(sources, root, limits, progress)
+    found = Recognition(sources.entries, root, limits, sources.layout)
+    sources.recognized += found.recognized(sources.clutter)
+    reader = _Reader(sources, found, root, limits, progress)
     results: dict[int, DecodeResult] = dict(decode_all(reader.tasks(), limits, cached=cached))
     results |= reader.unreadable
     results |= {number: results[first] for number, first in reader.copies.items()}
     reader.labels.join(reader.images.values())
+    sources.caption_columns += reader.labels.caption_columns
     records = [_record(number, entry, results[number], reader.labels) for number, entry in reader.images.items()]
     for source, refusal in reader.labels.unused():
         sources.refuse(source, refusal)
@@ -71,31 +83,40 @@ def _record(number: int, entry: SourceEntry, result: DecodeResult, labels: Label
 class _Reader:
     """Iterates over the entries once; `tasks` fills the attributes."""
 
-    def __init__(self, sources: Sources, root: Path, limits: Limits, progress: Progress) -> None:
+    def __init__(self, sources: Sources, found: Recognition, root: Path, limits: Limits, progress: Progress) -> None:
         self._sources = sources
         self._root = root
         self._progress = progress
         self._limits = limits
-        self._masks = MaskIndex(sources.entries)
-        self.labels = LabelIndex(limits)
+        self._entries, self._masks = found.entries, found.masks
+        self.labels = LabelIndex(limits, sources.caption_column)
         #: Entries of the images by number.
         self.images: dict[int, SourceEntry] = {}
         self.unreadable: dict[int, ImageError] = {}
         #: Number of the first of several identical files, which is decoded for all of them.
         self.copies: dict[int, int] = {}
         self._numbers: dict[tuple[str, str], int] = {}
-        #: Sources of images beyond the limit.
+        #: Sources of images beyond the limit, and of archives inside an archive.
         self._left_out: list[str] = []
+        self._nested: list[str] = []
 
     def tasks(self) -> Iterator[DecodeTask]:
-        total = len(self._sources.entries)
-        for done, entry in enumerate(self._sources.entries):
+        total = len(self._entries)
+        for done, entry in enumerate(self._entries):
             self._progress("reading", done, total)
             if entry.source not in self._masks.sources:
                 with self._refused_on_error(entry):
                     yield from self._read(entry)
         for source, reason in self._masks.unused.items():
             self._sources.refuse(source, RefusedError(RefusalKind.UNSUPPORTED, reason))
+        if self._nested:
+            reason = ngettext(
+                "it is an archive inside an archive, which is not opened",
+                "it and {more} more are archives inside an archive, which are not opened",
+                len(self._nested),
+                more=len(self._nested) - 1,
+            )
+            self._sources.refuse(self._nested[0], RefusedError(RefusalKind.NESTED_ARCHIVE, reason))
         if self._left_out:
             most, rest = f"{self._limits.max_images:,}", len(self._left_out)
             reason = ngettext(
@@ -120,14 +141,16 @@ class _Reader:
             self.labels.add(entry, data)
         elif kind in (FileKind.IMAGE, FileKind.UNSUPPORTED_IMAGE) or has_image_name(entry.path) or is_row:
             yield from self._add_image(entry, data, kind)
+        elif "!" in entry.source and (kind in READABLE_ARCHIVES or kind is FileKind.UNSUPPORTED_ARCHIVE):
+            self._nested.append(entry.source)
         else:
-            raise _unsupported(kind, is_inside="!" in entry.source, is_empty=not data)
+            raise _unsupported(entry.path, kind, data, is_inside="!" in entry.source)
 
     def _add_image(self, entry: SourceEntry, data: bytes, kind: FileKind) -> Iterator[DecodeTask]:
         number = len(self.images) + 1
         self.images[number] = entry
-        if kind is not FileKind.IMAGE:
-            self.unreadable[number] = _not_an_image(kind, is_empty=not data)
+        if kind is not FileKind.IMAGE or has_raw_name(entry.path):
+            self.unreadable[number] = _not_an_image(entry.path, data)
             return
         mask = self._read_mask(entry)
         task = DecodeTask(
@@ -162,26 +185,33 @@ class _Reader:
             self._sources.refuse(entry.source, RefusedError(RefusalKind.DAMAGED, reason))
 
 
-def _not_an_image(kind: FileKind, *, is_empty: bool) -> ImageError:
-    if is_empty:
+def _not_an_image(name: str, data: bytes) -> ImageError:
+    if not data:
         return ImageError(FindingKind.CORRUPT, _("it is empty (0 bytes)"))
-    if kind is FileKind.UNSUPPORTED_IMAGE:
-        formats = "PNG, JPEG, WebP, AVIF, HEIC, GIF, BMP, TIFF"
+    if has_raw_name(name):
+        return ImageError(FindingKind.UNSUPPORTED, _("it is a raw file of a camera; export it as JPEG or PNG"))
+    formats = "PNG, JPEG, WebP, AVIF, HEIC, GIF, BMP, TIFF"
+    if known := unsupported_format(name, data[:HEAD_BYTES]):
+        reason = _("its format, {name}, is not supported ({formats} are)", name=known, formats=formats)
+        return ImageError(FindingKind.UNSUPPORTED, reason)
+    if sniff(data[:HEAD_BYTES]) is FileKind.UNSUPPORTED_IMAGE:
         return ImageError(FindingKind.UNSUPPORTED, _("its format is not supported ({formats} are)", formats=formats))
     return ImageError(FindingKind.CORRUPT, _("it has the name of an image, but its content is not one"))
 
 
-def _unsupported(kind: FileKind, *, is_inside: bool, is_empty: bool) -> RefusedError:
+def _unsupported(name: str, kind: FileKind, data: bytes, *, is_inside: bool) -> RefusedError:
     """The refusal of a file that is neither an image nor captions."""
-    is_archive = kind in READABLE_ARCHIVES or kind is FileKind.UNSUPPORTED_ARCHIVE
-    if is_archive and is_inside:
-        return RefusedError(RefusalKind.NESTED_ARCHIVE, _("it is an archive inside an archive, which is not opened"))
-    if is_archive:
-        reason = _("it is an archive in an unsupported format; zip, tar and 7z are supported")
+    if is_part_name(name):
+        return is_one_of_several()
+    if kind in READABLE_ARCHIVES or kind is FileKind.UNSUPPORTED_ARCHIVE:
+        known = unsupported_format(name, data[:HEAD_BYTES])
+        reason = _("{name} archives are not opened; make it a zip, tar or 7z", name=known or kind.name)
     elif kind is FileKind.PARQUET:
         reason = _("it is a Parquet file, which is read only in a folder on the server")
-    elif is_empty:
+    elif not data:
         reason = _("it is empty (0 bytes)")
+    elif data.startswith(PROGRAM_SIGNATURES):
+        reason = _("it is a program, or an archive that unpacks itself; make it a plain zip")
     elif is_inside:
         reason = _("it is neither an image nor a caption")
     else:

@@ -20,13 +20,16 @@ from trainer.dataset.preparing.reporting import ReportContext, make_report
 from trainer.dataset.preparing.summary import nothing_to_train_on
 from trainer.dataset.sources.source_readers import Sources
 from trainer.dataset.split.group_split import Shares, assign_splits
+from trainer.errors import DatasetError
 from trainer.exchange.dataset_dir import read_report, write_edits
 from trainer.exchange.files import write_text
+from trainer.protocol.bucket_shapes import COMMON_RESOLUTIONS
 from trainer.protocol.edits import Edits
 from trainer.protocol.report import DatasetReport
+from trainer.protocol.text import _
 
 #: Raise it when the same input would be prepared differently.
-_METHOD_VERSION = 4
+_METHOD_VERSION = 5
 
 #: Draws contact sheets: from a report and its thumbnails by image number into a folder; returns the files.
 DrawSheets = Callable[[DatasetReport, Mapping[int, Path], Path], Sequence[Path]]
@@ -39,7 +42,7 @@ def prepare(
     out: Path,
     *,
     limits: Limits = Limits(),  # noqa: B008  frozen
-    resolution: int = 512,
+    resolutions: Sequence[int] = COMMON_RESOLUTIONS,
     shares: Shares = Shares(),  # noqa: B008  frozen
     edits: Edits = Edits(),  # noqa: B008  frozen
     earlier: Sequence[Path] = (),
@@ -53,7 +56,7 @@ def prepare(
         sources: Archives, folders, image files, and `hf://` names.
         out: The dataset folder. If it was prepared before, its decoded images and splits are reused.
         limits: Limits on what is opened and kept.
-        resolution: Training size that images are judged for, px.
+        resolutions: Training resolutions that the report tells about, px.
         shares: Shares of the validation and test splits.
         edits: What people decided about the images and captions.
         earlier: Further dataset folders whose decoded images and splits are reused.
@@ -64,12 +67,13 @@ def prepare(
     Raises:
         DatasetError: The sources hold nothing to train on, or `out` cannot be written; `out` is unchanged.
     """
+    _require_outside(sources, out)
     reused = [*earlier, out]
-    with Sources(sources, limits) as opened:
+    with Sources(sources, limits, layout=edits.layout, caption_column=edits.caption_column, out=out) as opened:
         settings = {
             "method": _METHOD_VERSION,
             "limits": asdict(limits),
-            "resolution": resolution,
+            "resolutions": list(resolutions),
             "shares": asdict(shares),
             "edits": edits.model_dump(mode="json"),
             # Without `out`: the same input would get another digest once it is prepared.
@@ -81,17 +85,19 @@ def prepare(
             return existing
         with publish_folder(out) as root:
             records = read_images(opened, root, limits, progress, DecodeCache(reused, limits).link)
-            records = assess(records, root, limits=limits, resolution=resolution, edits=edits, progress=progress)
+            records = assess(records, root, limits=limits, edits=edits, progress=progress)
             refused = tuple(sorted(opened.refused, key=lambda entry: entry.source))
             if not any(record.is_kept for record in records):
                 raise nothing_to_train_on(sources, records, refused)
             records = assign_splits(records, shares, previous_splits(reused, shares))
             context = ReportContext(
                 input_digest=input_digest,
-                resolution=resolution,
+                resolutions=tuple(resolutions),
                 shares=shares,
                 trigger=edits.rules.trigger,
                 refused=refused,
+                recognized=tuple(opened.recognized),
+                caption_columns=tuple(opened.caption_columns),
             )
             report = make_report(records, context)
             _set_dropped_aside(report, root)
@@ -101,6 +107,15 @@ def prepare(
             # The report comes last: a folder with a report is complete.
             write_text(root / REPORT_NAME, report.model_dump_json(indent=1) + "\n", durable=True)
     return report
+
+
+def _require_outside(sources: Sequence[Path | str], out: Path) -> None:
+    """Refuse to replace the folder that a source is in."""
+    for source in sources:
+        path = Path(source).resolve()
+        if path.exists() and path.is_relative_to(out.resolve()) and (out / REPORT_NAME).is_file():
+            message = _("{source} is in the dataset folder {out}, which would be replaced.", source=source, out=out)
+            raise DatasetError(message, _("Choose another --out."))
 
 
 def _sha256(value: object) -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainer.dataset.buckets import Size, bucket_for, cropped_share, default_step
 from trainer.dataset.captions.caption_checks import caption_statistics
 from trainer.dataset.dataset_folder import IMAGES, MASKS, THUMBNAILS
 from trainer.dataset.images.image_features import diverse, isolated
@@ -15,7 +14,7 @@ from trainer.dataset.images.image_record import ImageRecord
 from trainer.dataset.preparing.assessment import kept_pixels
 from trainer.dataset.preparing.summary import summarize
 from trainer.dataset.split.group_split import Shares
-from trainer.protocol.report import Bucket, Counts, DatasetReport, Image, Refused, Split
+from trainer.protocol.report import CaptionColumn, Counts, DatasetReport, Image, RecognizedFiles, Refused, Split
 
 #: With fewer different images, the validation loss depends on which of them validate: cross-validation is advised.
 _MIN_GROUPS_FOR_ONE_SPLIT, _MAX_ADVISED_FOLDS = 10, 5
@@ -26,19 +25,23 @@ class ReportContext:
     """The parts of a report that do not come from the images."""
 
     input_digest: str
-    resolution: int
+    resolutions: tuple[int, ...]
     shares: Shares
     trigger: str
     refused: tuple[Refused, ...]
+    recognized: tuple[RecognizedFiles, ...] = ()
+    caption_columns: tuple[CaptionColumn, ...] = ()
 
 
 def make_report(records: Sequence[ImageRecord], context: ReportContext) -> DatasetReport:
     """Make the report of split records; sheets and pages are added when they are drawn."""
-    kept = kept_pixels(records)
-    step = default_step(context.resolution, len(kept))
-    buckets = {n: bucket_for(pixels.width, pixels.height, context.resolution, step) for n, pixels in kept.items()}
-    images = tuple(_image(record, buckets.get(record.number)) for record in records)
-    kept_captions = {number: image.caption for number, image in enumerate(images, 1) if image.status == "kept"}
+    kept = kept_pixels(record for record in records if not record.labels.is_regularization)
+    images = tuple(map(_image, records))
+    kept_captions = {
+        number: image.caption
+        for number, image in enumerate(images, 1)
+        if image.status == "kept" and not image.is_regularization
+    }
     features = {number: pixels.feature for number, pixels in kept.items() if not pixels.hashes.is_blank}
     groups = {record.number: record.assessment.group or 0 for record in records}
     report = DatasetReport(
@@ -48,8 +51,9 @@ def make_report(records: Sequence[ImageRecord], context: ReportContext) -> Datas
         summary="",
         images=images,
         refused=context.refused,
-        buckets=_buckets(images, buckets),
-        resolution=context.resolution,
+        recognized=context.recognized,
+        caption_columns=context.caption_columns,
+        resolutions=context.resolutions,
         captions=caption_statistics(kept_captions, context.trigger),
         diverse=diverse(features),
         isolated=isolated(features, groups),
@@ -60,8 +64,8 @@ def make_report(records: Sequence[ImageRecord], context: ReportContext) -> Datas
     return report.model_copy(update={"summary": summarize(report)})
 
 
-def _image(record: ImageRecord, bucket: Size | None) -> Image:
-    """The report's view of a record; `bucket` is None if it is dropped."""
+def _image(record: ImageRecord) -> Image:
+    """The report's view of a record."""
     assessment, caption, pixels = record.assessment, record.assessment.caption, record.pixels
     image = Image(
         source=record.source,
@@ -70,10 +74,12 @@ def _image(record: ImageRecord, bucket: Size | None) -> Image:
         group=assessment.group,
         split=record.split,
         caption=caption.text if caption else "",
+        other_captions=caption.others if caption else (),
         caption_source=caption.source if caption else None,
         is_caption_automatic=assessment.is_caption_automatic,
         class_name=record.labels.class_name,
         repeats=record.labels.repeats,
+        is_regularization=record.labels.is_regularization,
         decision=assessment.decision,
     )
     if pixels is None:
@@ -84,10 +90,9 @@ def _image(record: ImageRecord, bucket: Size | None) -> Image:
         "height": pixels.height,
         "thumbnail": f"{THUMBNAILS}/{pixels.thumbnail}",
     }
-    if bucket is not None:
+    if record.is_kept:
         decoded["path"] = f"{IMAGES}/{pixels.image}"
         decoded["mask"] = f"{MASKS}/{pixels.mask}" if pixels.mask else None
-        decoded["cropped"] = round(cropped_share((pixels.width, pixels.height), bucket), 4)
     return image.model_copy(update=decoded)
 
 
@@ -105,25 +110,15 @@ def _counts(images: Sequence[Image], refused: int) -> Counts:
     )
 
 
-def _buckets(images: Sequence[Image], buckets: Mapping[int, Size]) -> tuple[Bucket, ...]:
-    cropped: dict[Size, list[float]] = {}
-    for number, size in buckets.items():
-        cropped.setdefault(size, []).append(images[number - 1].cropped or 0.0)
-    return tuple(
-        Bucket(width=width, height=height, images=len(shares), mean_cropped=sum(shares) / len(shares))
-        for (width, height), shares in sorted(cropped.items(), key=lambda item: (-len(item[1]), item[0]))
-    )
-
-
 def _advised_folds(images: Sequence[Image]) -> int | None:
-    groups = len({image.group for image in images if image.status == "kept"})
+    groups = len({image.group for image in images if image.status == "kept" and not image.is_regularization})
     return min(groups, _MAX_ADVISED_FOLDS) if 3 <= groups < _MIN_GROUPS_FOR_ONE_SPLIT else None
 
 
 def _digest(images: Sequence[Image]) -> str:
     """SHA-256 over everything that training depends on."""
     kept = sorted(
-        [i.pixels_sha256, i.caption, i.split, i.repeats, *([i.mask] if i.mask else [])]
+        [i.pixels_sha256, i.caption, *i.other_captions, i.split, i.repeats, i.mask or "", i.is_regularization]
         for i in images
         if i.status == "kept"
     )

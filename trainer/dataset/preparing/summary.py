@@ -10,7 +10,20 @@ from trainer.dataset.captions.caption_checks import MAX_TOKENS
 from trainer.dataset.images.image_record import ImageRecord
 from trainer.dataset.split.group_split import MIN_GROUPS_PER_CLASS
 from trainer.errors import DatasetError
-from trainer.protocol.report import CaptionStatistics, Counts, DatasetReport, FindingKind, Image, RefusalKind, Refused
+from trainer.protocol.bucket_shapes import ResolutionFit
+from trainer.protocol.finding_labels import kind_count, main_kind, needs_a_look, role_count, tally
+from trainer.protocol.report import (
+    CaptionColumn,
+    CaptionStatistics,
+    Counts,
+    DatasetReport,
+    FileRole,
+    FindingKind,
+    Image,
+    RecognizedFiles,
+    RefusalKind,
+    Refused,
+)
 from trainer.protocol.text import _, listed, ngettext
 
 #: Below this number of groups, one image more or less in validation changes the result.
@@ -22,30 +35,27 @@ _IMBALANCE = 5
 #: Names in one sentence: the paragraph is read on a phone.
 _MAX_NAMED = 5
 
-#: Findings that ask for a look; missing and long captions, enlarging and near duplicates have their own sentences.
-_TO_REVIEW = {
-    *(FindingKind.BLUR, FindingKind.TOO_DARK, FindingKind.WASHED_OUT, FindingKind.BLANK, FindingKind.SCREENSHOT),
-    *(FindingKind.OUTLIER, FindingKind.EXTREME_ASPECT, FindingKind.MASK),
-    *(FindingKind.CAPTION_MOJIBAKE, FindingKind.CAPTION_CONTRADICTORY),
-}
-
 
 def summarize(report: DatasetReport) -> str:
-    """Summarize a report in one paragraph: the counts, and what should be looked at. Only findings are mentioned."""
+    """Summarize a report, one sentence a line: the counts, and what to look at. Only findings are mentioned."""
     kept = [image for image in report.images if image.status == "kept"]
+    measurable = [image for image in kept if not image.is_regularization]
     sentences = [
         _counts(report, kept),
         *_missing_captions(kept),
+        *_caption_sources(kept, report.caption_columns),
         *_doubtful_captions(kept, report.counts, report.captions),
         *_masks(kept),
+        *_recognized(report.recognized),
         *_refused(report.refused),
         *_near_duplicates(kept),
-        *_upscaled(kept, report.resolution),
+        *_enlarged([report.fit(resolution) for resolution in report.resolutions]),
         *_cropped(report),
-        *_classes(kept),
-        *_split(kept, report.advised_folds),
+        *_classes(measurable),
+        *_split(measurable, report.advised_folds),
     ]
-    return " ".join(sentences)
+    # Class names and captions may hold line breaks.
+    return "\n".join(" ".join(sentence.split()) for sentence in sentences)
 
 
 def nothing_to_train_on(
@@ -58,7 +68,7 @@ def nothing_to_train_on(
         message = _("{name} has one image, and it cannot be used: {reason}.", name=name, reason=drops[0][0].message)
         return DatasetError(message, _("Add other images."))
     if records:
-        reasons = _tally(finding.kind for findings in drops for finding in findings)
+        reasons = tally(finding.kind for findings in drops for finding in findings)
         message = _(
             "{name} has {n} images, and none of them can be used: {reasons}.",
             name=name,
@@ -75,7 +85,7 @@ def nothing_to_train_on(
             "{name} has no image that can be opened; {n} files were refused: {reasons}.",
             name=name,
             n=len(refused),
-            reasons=_tally(kinds),
+            reasons=tally(kinds),
         )
         return DatasetError(message, _refusal_hint(Counter(kinds).most_common(1)[0][0]))
     return DatasetError(_("{name} is empty.", name=name), _("Put PNG, JPEG, WebP or HEIC images into it."))
@@ -104,7 +114,7 @@ def _counts(report: DatasetReport, kept: Sequence[Image]) -> str:
         kept_part += f" ({'; '.join(notes)})"
     parts = [kept_part]
     if counts.dropped:
-        parts.append(_("{n} dropped ({reasons})", n=counts.dropped, reasons=_tally(_drop_reasons(report.images))))
+        parts.append(_("{n} dropped ({reasons})", n=counts.dropped, reasons=tally(_drop_reasons(report.images))))
     return _(
         "{images}: {parts}; split {train}/{validation}/{test} (train/validation/test).",
         images=ngettext("{n} image", "{n} images", counts.images),
@@ -119,26 +129,38 @@ def _kept_notes(kept: Sequence[Image]) -> Iterator[str]:
     if by_hand := sum(image.decision == "keep" for image in kept):
         yield _("{n} by hand", n=by_hand)
     # An image that a person chose to keep has been reviewed.
-    doubtful = [_kinds_to_review(image) for image in kept if image.decision is None]
-    if number := sum(map(bool, doubtful)):
-        yield _("{n} to look at: {reasons}", n=number, reasons=_tally(kind for kinds in doubtful for kind in kinds))
+    if kinds := [main_kind(image) for image in kept if needs_a_look(image)]:
+        yield _("{n} to look at: {reasons}", n=len(kinds), reasons=tally(kinds))
 
 
-def _kinds_to_review(image: Image) -> list[FindingKind]:
-    return list(dict.fromkeys(finding.kind for finding in image.findings if finding.kind in _TO_REVIEW))
-
-
-def _drop_reasons(images: Iterable[Image]) -> Iterator[FindingKind]:
+def _drop_reasons(images: Iterable[Image]) -> Iterator[FindingKind | None]:
     """The first reason of each dropped image, so that the numbers add up."""
-    for image in images:
-        if image.status == "dropped":
-            yield from [finding.kind for finding in image.findings if finding.action == "dropped"][:1]
+    return (main_kind(image) for image in images if image.status == "dropped")
 
 
 def _missing_captions(kept: Sequence[Image]) -> list[str]:
-    kinds = (FindingKind.CAPTION_MISSING, FindingKind.CAPTION_EMPTY, FindingKind.CAPTION_UNREADABLE)
-    parts = [_kind_count(kind, number) for kind in kinds if (number := _number_with(kept, kind))]
-    return [f"{', '.join(parts)}."] if parts else [_("Each has a caption.")]
+    kinds = (FindingKind.CAPTION_MISSING, FindingKind.CAPTION_EMPTY)
+    parts = [kind_count(kind, number) for kind in kinds if (number := _number_with(kept, kind))]
+    if all(image.caption for image in kept):
+        return [_("Each has a caption.")]
+    return [f"{', '.join(parts)}."] if parts else []
+
+
+def _caption_sources(kept: Sequence[Image], columns: Sequence[CaptionColumn]) -> Iterator[str]:
+    names = list(dict.fromkeys(_("“{column}” of {table}", column=each.column, table=each.table) for each in columns))
+    if names:
+        yield ngettext(
+            "The captions are from the column {columns}.",
+            "The captions are from the columns {columns}.",
+            len(names),
+            columns=listed(names[:_MAX_NAMED]),
+        )
+    if several := sum(bool(image.other_captions) for image in kept):
+        yield ngettext(
+            "{n} image has several captions, of which each view has one.",
+            "{n} images have several captions, of which each view has one.",
+            several,
+        )
 
 
 def _doubtful_captions(kept: Sequence[Image], counts: Counts, captions: CaptionStatistics | None) -> Iterator[str]:
@@ -158,13 +180,14 @@ def _doubtful_captions(kept: Sequence[Image], counts: Counts, captions: CaptionS
     if identical := _number_with(kept, FindingKind.CAPTION_IDENTICAL):
         yield _("{n} share their caption with a different image.", n=identical)
     if captions is not None and captions.trigger and counts.captioned:
-        if captions.with_trigger == counts.captioned:
+        captioned = counts.captioned - sum(bool(image.caption) for image in kept if image.is_regularization)
+        if captions.with_trigger == captioned:
             yield _("Each caption contains “{trigger}”.", trigger=captions.trigger)
         else:
             yield _(
                 "{n} of {all} captions contain “{trigger}”.",
                 n=captions.with_trigger,
-                all=counts.captioned,
+                all=captioned,
                 trigger=captions.trigger,
             )
 
@@ -174,13 +197,31 @@ def _masks(kept: Sequence[Image]) -> Iterator[str]:
         yield ngettext("{n} has a mask, for a masked loss.", "{n} have a mask, for a masked loss.", masked)
 
 
+def _recognized(files: Sequence[RecognizedFiles]) -> Iterator[str]:
+    counts: Counter[FileRole] = Counter()
+    for each in files:
+        counts[each.role] += each.files
+    if classes := counts[FileRole.REGULARIZATION]:
+        folders = listed(each.folder for each in files if each.role is FileRole.REGULARIZATION)
+        yield ngettext(
+            "{n} image in {folders} is for regularization: it trains, and is never measured.",
+            "{n} images in {folders} are for regularization: they train, and are never measured.",
+            classes,
+            folders=folders,
+        )
+    left_out = {role: n for role, n in counts.items() if role not in (FileRole.REGULARIZATION, FileRole.MASK)}
+    if left_out:
+        parts = listed(role_count(role, n) for role, n in left_out.items())
+        yield _("Recognized and left out: {files}.", files=parts)
+
+
 def _refused(refused: Sequence[Refused]) -> Iterator[str]:
     if refused:
         yield ngettext(
             "{n} other file was refused ({reasons}).",
             "{n} other files were refused ({reasons}).",
             len(refused),
-            reasons=_tally(entry.kind for entry in refused),
+            reasons=tally(entry.kind for entry in refused),
         )
 
 
@@ -195,30 +236,36 @@ def _near_duplicates(kept: Sequence[Image]) -> Iterator[str]:
         )
 
 
-def _upscaled(kept: Sequence[Image], resolution: int) -> Iterator[str]:
-    upscaled = _number_with(kept, FindingKind.UPSCALED)
-    if upscaled == len(kept) > 1:
-        yield _("All {n} are smaller than {px} px and will be enlarged.", n=upscaled, px=resolution)
-    elif upscaled:
-        yield ngettext(
-            "{n} is smaller than {px} px and will be enlarged.",
-            "{n} are smaller than {px} px and will be enlarged.",
-            upscaled,
-            px=resolution,
-        )
+def _enlarged(fits: Sequence[ResolutionFit]) -> Iterator[str]:
+    if len(fits) == 1 and (n := fits[0].enlarged):
+        px, images = fits[0].resolution, len(fits[0].images)
+        if n == images > 1:
+            yield _("All {n} are smaller than {px} px and will be enlarged.", n=n, px=px)
+        else:
+            yield ngettext(
+                "{n} is smaller than {px} px and will be enlarged.",
+                "{n} are smaller than {px} px and will be enlarged.",
+                n,
+                px=px,
+            )
+    elif any(fit.enlarged for fit in fits):
+        counts = [_("{n} at {px} px", n=fit.enlarged, px=fit.resolution) for fit in fits if fit.enlarged]
+        yield _("Smaller than the training size, and so enlarged: {counts}.", counts=", ".join(counts))
 
 
 def _cropped(report: DatasetReport) -> Iterator[str]:
-    mean = sum(bucket.images * bucket.mean_cropped for bucket in report.buckets) / max(report.counts.kept, 1)
-    if mean > _MENTIONED_MEAN_CROP:
-        yield _("Cropping to the training shapes removes {share:.0%} of an image on average.", share=mean)
-    shares = {number: image.cropped or 0.0 for number, image in enumerate(report.images, start=1)}
+    # Of all resolutions the first, the smallest by default, crops most: its shapes are the coarsest.
+    fit = report.fit(report.resolutions[0])
+    if fit.mean_cropped > _MENTIONED_MEAN_CROP:
+        yield _("Cropping to the training shapes removes {share:.0%} of an image on average.", share=fit.mean_cropped)
+    numbers = [number for number, image in enumerate(report.images, start=1) if image.status == "kept"]
+    shares = {number: each.cropped for number, each in zip(numbers, fit.images, strict=True)}
     much = sorted((n for n, share in shares.items() if share > _MENTIONED_CROP), key=lambda n: -shares[n])
     if len(much) == 1:
         yield _("No. {n} loses {share:.0%} of its area by cropping.", n=much[0], share=shares[much[0]])
     elif much:
-        numbers = listed(map(str, much), most=_MAX_NAMED)
-        yield _("{n} lose more than a quarter by cropping (no. {numbers}).", n=len(much), numbers=numbers)
+        listing = listed(map(str, much), most=_MAX_NAMED)
+        yield _("{n} lose more than a quarter by cropping (no. {numbers}).", n=len(much), numbers=listing)
 
 
 def _classes(kept: Sequence[Image]) -> Iterator[str]:
@@ -274,44 +321,3 @@ def _small_classes(kept: Sequence[Image]) -> Iterator[str]:
 
 def _number_with(kept: Sequence[Image], kind: FindingKind) -> int:
     return sum(any(finding.kind is kind for finding in image.findings) for image in kept)
-
-
-def _tally(kinds: Iterable[FindingKind | RefusalKind]) -> str:
-    """`2 exact duplicates, 1 corrupt`, the most frequent first."""
-    # Both are called a zip bomb.
-    merged = Counter(RefusalKind.RATIO if kind is RefusalKind.OVERLAP else kind for kind in kinds)
-    return ", ".join(_kind_count(kind, count) for kind, count in merged.most_common())
-
-
-def _kind_count(kind: FindingKind | RefusalKind, n: int) -> str:
-    names: dict[FindingKind | RefusalKind, str] = {
-        FindingKind.EXACT_DUPLICATE: ngettext("{n} exact duplicate", "{n} exact duplicates", n),
-        FindingKind.NEAR_DUPLICATE: ngettext("{n} near duplicate", "{n} near duplicates", n),
-        FindingKind.BLUR: _("{n} perhaps blurred", n=n),
-        FindingKind.TOO_DARK: _("{n} too dark", n=n),
-        FindingKind.WASHED_OUT: _("{n} washed out", n=n),
-        FindingKind.BLANK: _("{n} blank", n=n),
-        FindingKind.TOO_SMALL: _("{n} too small", n=n),
-        FindingKind.EXTREME_ASPECT: _("{n} extreme aspect", n=n),
-        FindingKind.CORRUPT: _("{n} corrupt", n=n),
-        FindingKind.TOO_MANY_PIXELS: _("{n} too many pixels", n=n),
-        FindingKind.SCREENSHOT: ngettext("{n} screenshot or page of text", "{n} screenshots or pages of text", n),
-        FindingKind.OUTLIER: _("{n} unlike the others", n=n),
-        FindingKind.BY_HAND: _("{n} by hand", n=n),
-        FindingKind.CAPTION_MISSING: _("{n} without caption", n=n),
-        FindingKind.CAPTION_EMPTY: _("{n} with an empty caption", n=n),
-        FindingKind.CAPTION_UNREADABLE: _("{n} with an unreadable caption", n=n),
-        FindingKind.CAPTION_MOJIBAKE: ngettext("{n} garbled caption", "{n} garbled captions", n),
-        FindingKind.CAPTION_CONTRADICTORY: ngettext("{n} contradictory caption", "{n} contradictory captions", n),
-        FindingKind.MASK: ngettext("{n} doubtful mask", "{n} doubtful masks", n),
-        RefusalKind.UNSAFE_PATH: ngettext("{n} unsafe path", "{n} unsafe paths", n),
-        RefusalKind.LINK: ngettext("{n} link", "{n} links", n),
-        RefusalKind.ENCRYPTED: _("{n} encrypted", n=n),
-        RefusalKind.DAMAGED: _("{n} damaged", n=n),
-        RefusalKind.TOO_LARGE: _("{n} too large", n=n),
-        RefusalKind.TOO_MANY: ngettext("{n} with too many entries", "{n} with too many entries", n),
-        RefusalKind.RATIO: ngettext("{n} zip bomb", "{n} zip bombs", n),
-        RefusalKind.COLLISION: ngettext("{n} name used twice", "{n} names used twice", n),
-        RefusalKind.NESTED_ARCHIVE: ngettext("{n} archive in an archive", "{n} archives in an archive", n),
-    }
-    return names.get(kind) or _("{n} unsupported", n=n)

@@ -14,8 +14,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
-from trainer.dataset.captions.caption_tables import CAPTION_COLUMNS, CLASS_COLUMNS, TAG_COLUMNS
 from trainer.dataset.captions.caption_text import MAX_CLASS_CHARACTERS, clean_text
+from trainer.dataset.captions.table_columns import CAPTION_COLUMNS, CLASS_COLUMNS, TAG_COLUMNS, captions_in
 from trainer.dataset.input_files import Limits, RefusedError, RowLabels, SourceEntry
 from trainer.errors import DatasetError
 from trainer.protocol import text
@@ -211,15 +211,10 @@ def row_entries(
             path=path,
             scope=scope,
             read=partial(_read, rows, row, limits.max_entry_bytes, roots),
-            row_labels=RowLabels(caption=_caption(caption), class_name=_class_name(class_value, columns.class_names)),
+            row_labels=RowLabels(
+                captions=captions_in(caption), class_name=_class_name(class_value, columns.class_names)
+            ),
         )
-
-
-def _caption(value: object) -> str:
-    if isinstance(value, list):
-        # The first of several captions of one image.
-        value = next((part for part in value if isinstance(part, str)), "")
-    return clean_text(value) if isinstance(value, str) else ""
 
 
 def _class_name(value: object, names: tuple[str, ...]) -> str:

@@ -5,29 +5,33 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Self
 
 from trainer.dataset.archives import READABLE_ARCHIVES, open_archive
-from trainer.dataset.archives.archive import is_link
-from trainer.dataset.images.mask_files import mask_paths_beside
+from trainer.dataset.archives.archive import decode_names, is_link, is_one_of_several
+from trainer.dataset.folder_layout import recognize
 from trainer.dataset.input_files import (
     CAPTION_EXTENSIONS,
     HEAD_BYTES,
+    PROGRAM_SIGNATURES,
     FileKind,
     Limits,
     RefusedError,
     SourceEntry,
-    decode_name,
     is_os_clutter,
+    is_part_name,
     natural_key,
     printable,
     sniff,
 )
+from trainer.dataset.mask_names import mask_paths_beside
 from trainer.dataset.sources.hf_datasets import (
     ParquetRows,
     Rows,
@@ -40,7 +44,8 @@ from trainer.dataset.sources.hf_datasets import (
 )
 from trainer.errors import DatasetError
 from trainer.protocol import text
-from trainer.protocol.report import RefusalKind, Refused
+from trainer.protocol.edits import Layout
+from trainer.protocol.report import CaptionColumn, RecognizedFiles, RefusalKind, Refused
 from trainer.protocol.text import _
 
 
@@ -54,14 +59,38 @@ class Sources:
         DatasetError: A path does not exist or cannot be read, or a dataset cannot be downloaded.
     """
 
-    def __init__(self, sources: Iterable[Path | str], limits: Limits) -> None:
+    def __init__(
+        self,
+        sources: Iterable[Path | str],
+        limits: Limits,
+        *,
+        layout: Layout = Layout.AUTO,
+        caption_column: str = "",
+        out: Path | None = None,
+    ) -> None:
+        """Open the sources and list their entries.
+
+        Args:
+            sources: Paths and names.
+            limits: On what is opened.
+            layout: How the folders of the sources are read.
+            caption_column: Column of the captions in tables; empty: a well-known name, or the only one with text.
+            out: The dataset folder, which is not read even if a source contains it.
+        """
         self._limits = limits
+        self.layout = layout
+        self.caption_column = caption_column
+        self._out = None if out is None else out.resolve()
         self._resources = ExitStack()
         self._labels: set[str] = set()
         self._scopes = 1
         self._files: list[tuple[str, Path]] = []
         self._commits: list[tuple[str, str]] = []
         self.refused: list[Refused] = []
+        self.recognized: list[RecognizedFiles] = []
+        self.caption_columns: list[CaptionColumn] = []
+        #: Files that an operating system or a program that syncs left behind.
+        self.clutter = 0
         entries: list[SourceEntry] = []
         try:
             for source in sources:
@@ -69,7 +98,7 @@ class Sources:
         except BaseException:
             self._resources.close()
             raise
-        self.entries = sorted(entries, key=lambda entry: natural_key(entry.source))
+        self.entries = sorted(self._with_roles(entries), key=lambda entry: natural_key(entry.source))
 
     def __enter__(self) -> Self:
         return self
@@ -86,6 +115,20 @@ class Sources:
         for label, commit in sorted(self._commits):
             whole.update(f"{label}\0{commit}\n".encode())
         return whole.hexdigest()
+
+    def _with_roles(self, entries: Iterable[SourceEntry]) -> Iterator[SourceEntry]:
+        """Give each file the role that the layout of its folder or archive tells."""
+        by_scope: dict[int, list[SourceEntry]] = {}
+        for entry in entries:
+            by_scope.setdefault(entry.scope, []).append(entry)
+        for scope in by_scope.values():
+            files = [entry for entry in scope if entry.row_labels is None]
+            found = recognize([entry.path for entry in files], scope[0].input_folder, self.layout)
+            for entry in scope:
+                if entry.row_labels is None:
+                    each = found[entry.path]
+                    entry = replace(entry, role=each.role, role_folder=each.folder, kohya=each.kohya)
+                yield entry
 
     def refuse(self, source: str, refusal: RefusedError) -> None:
         """Record that an entry is not used."""
@@ -117,7 +160,7 @@ class Sources:
         for file, file_kind in files:
             if any(file.resolve() == known.resolve() for _label, known in self._files):
                 continue
-            name = printable(decode_name(os.fsencode(file.name)))
+            name = _name_of(file.name)
             yield from self._file(file, file_kind, label=self._unique(name, file.parent.name), inner=name, scope=0)
 
     def _folder(self, root: Path) -> Iterator[SourceEntry]:
@@ -134,15 +177,23 @@ class Sources:
 
     def _named_files(self, root: Path) -> Iterator[tuple[Path, str, str]]:
         """Yield each file of a folder, except clutter, with its label and its path in the folder, up to the limit."""
-        for count, path in enumerate(_walk(root)):
+        for count, path in enumerate(self._walk(root)):
             if count >= self._limits.max_entries:
                 most = f"{self._limits.max_entries:,}"
                 reason = _("it contains more than {most} files; the rest was not opened", most=most)
                 self.refuse(root.name, RefusedError(RefusalKind.TOO_MANY, reason))
                 return
-            inner = printable(decode_name(os.fsencode(path.relative_to(root).as_posix())))
-            if not is_os_clutter(inner):
-                yield path, self._unique(inner, root.name), inner
+            inner = _name_of(path.relative_to(root).as_posix())
+            yield path, self._unique(inner, root.name), inner
+
+    def _walk(self, root: Path) -> Iterator[Path]:
+        """Yield files and links; folders of clutter, such as `.git`, and the dataset folder are not entered."""
+        for folder, folders, files in os.walk(root):
+            self.clutter += sum(is_os_clutter(name) for name in (*folders, *files))
+            folders[:] = sorted(name for name in folders if not is_os_clutter(name) and Path(folder, name) != self._out)
+            yield from (Path(folder, name) for name in sorted(files) if not is_os_clutter(name))
+            # os.walk does not follow links to folders; they are refused like links to files.
+            yield from (path for name in folders if (path := Path(folder, name)).is_symlink())
 
     def _saved(self, root: Path) -> Iterator[SourceEntry]:
         for path, file_label, _inner in self._named_files(root):
@@ -159,6 +210,8 @@ class Sources:
     ) -> Iterator[SourceEntry]:
         self._files.append((label, path))
         try:
+            if is_part_name(path.name):
+                raise is_one_of_several()
             if kind in READABLE_ARCHIVES:
                 yield from self._archive(path, kind, label)
             elif kind is FileKind.PARQUET and scope and self._limits.allow_arrow:
@@ -172,6 +225,7 @@ class Sources:
 
     def _archive(self, path: Path, kind: FileKind, label: str) -> Iterator[SourceEntry]:
         archive = self._resources.enter_context(open_archive(path, kind, self._limits))
+        self.clutter += archive.clutter
         scope = self._new_scope()
         for member in archive.members:
             source = f"{label}!{member.name}"
@@ -207,9 +261,18 @@ class Sources:
         return label
 
 
+def _name_of(path: str) -> str:
+    """A path as it is shown; a file system may hold names that are not UTF-8."""
+    (name,) = decode_names([os.fsencode(path)])
+    return printable(name)
+
+
 def _kind(path: Path) -> FileKind:
     with path.open("rb") as file:
-        return sniff(file.read(HEAD_BYTES))
+        head = file.read(HEAD_BYTES)
+    if head.startswith(PROGRAM_SIGNATURES) and zipfile.is_zipfile(path):
+        return FileKind.ZIP
+    return sniff(head)
 
 
 def _read(path: Path, limit_bytes: int) -> bytes:
@@ -218,11 +281,3 @@ def _read(path: Path, limit_bytes: int) -> bytes:
     if len(data) > limit_bytes:
         raise RefusedError(RefusalKind.TOO_LARGE, _("it is larger than {most}", most=text.size(limit_bytes)))
     return data
-
-
-def _walk(root: Path) -> Iterator[Path]:
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(folders)
-        yield from (Path(folder, name) for name in sorted(files))
-        # os.walk does not follow links to folders; they are refused like links to files.
-        yield from (path for name in folders if (path := Path(folder, name)).is_symlink())

@@ -62,23 +62,27 @@ def assign_splits(
 
     Groups are ranked by a hash of seed and content. Test takes them from one end and validation from the other, class
     by class, so that an added image moves at most the groups at the borders. With fewer than 3 groups all train;
-    otherwise validation and test get at least one group each if their share is above 0.
+    otherwise validation and test get at least one group each if their share is above 0. Regularization images train;
+    `mixing.py` leaves out those that show what is measured.
 
     Args:
         records: Assessed images.
         shares: Shares of the splits.
         previous: Splits of an earlier preparation by pixel hash; groups that have one keep it.
     """
-    groups = _ranked_groups([record for record in records if record.is_kept], shares.seed, previous or {})
+    measurable = [record for record in records if record.is_kept and not record.labels.is_regularization]
+    groups = _ranked_groups(measurable, shares.seed, previous or {})
     chosen: dict[_GroupKey, Split] = {}
     if len(groups) >= 3:
         chosen = {group.key: group.previous for group in groups if group.previous is not None}
         for split, share in ((Split.TEST, shares.test), (Split.VALIDATION, shares.validation)):
             chosen |= dict.fromkeys(_choose_groups(groups, split, share, chosen), split)
-    return [
-        replace(record, split=chosen.get(record.assessment.group, Split.TRAIN)) if record.is_kept else record
-        for record in records
-    ]
+
+    def split_of(record: ImageRecord) -> Split:
+        is_trained = record.labels.is_regularization
+        return Split.TRAIN if is_trained else chosen.get(record.assessment.group, Split.TRAIN)
+
+    return [replace(record, split=split_of(record)) if record.is_kept else record for record in records]
 
 
 def _ranked_groups(records: Sequence[ImageRecord], seed: int, previous: Mapping[str, Split]) -> list[_Group]:
@@ -197,7 +201,8 @@ def _group_key(image: Image) -> str:
 
 
 def _is_usable(image: Image) -> bool:
-    return image.status == "kept" and image.split in {Split.TRAIN, Split.VALIDATION}
+    is_measurable = image.split in {Split.TRAIN, Split.VALIDATION} and not image.is_regularization
+    return image.status == "kept" and is_measurable
 
 
 def _fold_indices(images: Sequence[Image], groups: Sequence[str], folds: int, seed: int) -> list[list[int]]:

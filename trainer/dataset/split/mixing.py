@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from random import Random
 
 from pydantic import ValidationError
 
+from trainer.dataset.images.decoding import UnreadableFilesError
 from trainer.dataset.seeds import derive_seed
 from trainer.dataset.split.group_split import apply_split
 from trainer.dataset.split.overlap import JobImage, same_images, without_overlap
@@ -17,9 +17,10 @@ from trainer.errors import DatasetError
 from trainer.exchange.dataset_dir import read_report
 from trainer.exchange.job_dir import dataset_path
 from trainer.protocol.report import DatasetReport, Split
-from trainer.protocol.settings import MixRole, SplitChoice, SplitKind
+from trainer.protocol.settings import MethodKind, MixRole, SplitChoice, SplitKind
 from trainer.protocol.spec import Spec
 from trainer.protocol.text import _, listed, ngettext
+from trainer.trigger import has_trigger, with_trigger
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,16 +34,22 @@ class MixSource:
     repeats: int = 1
     #: Share of an epoch, instead of `repeats`.
     weight: float | None = None
+    #: Index of the source of which its images are the regularization images.
+    part_of: int | None = None
 
     @property
     def name(self) -> str:
         """The name of its folder, or of the parent of a folder `prepared`."""
-        return self.folder.parent.name if self.folder.name == "prepared" else self.folder.name
+        name = self.folder.parent.name if self.folder.name == "prepared" else self.folder.name
+        return name if self.part_of is None else f"{name}/reg"
 
     def job_images(self, index: int) -> Iterator[JobImage]:
         """Its usable images, in the order of the report; `index` is its own in the job."""
         for image in self.report.images:
-            if image.status == "kept" and image.split is not None:
+            # In a regularization dataset all images are class images.
+            is_whole = self.part_of is None and self.role is MixRole.REGULARIZATION
+            is_own = is_whole or image.is_regularization is (self.part_of is not None)
+            if image.status == "kept" and image.split is not None and is_own:
                 split = Split.TRAIN if self.role is MixRole.REGULARIZATION else image.split
                 yield JobImage(image=image, source=index, split=split)
 
@@ -68,12 +75,16 @@ class Mixture:
     def source_of(self, member: JobImage) -> MixSource:
         return self.sources[member.source]
 
-    def caption_of(self, member: JobImage) -> str:
-        """The caption of an image, preceded by its dataset's trigger unless it contains it."""
-        caption, trigger = member.image.caption, self.source_of(member).trigger
-        if trigger and trigger.lower() not in caption.lower():
-            return f"{trigger}, {caption}" if caption else trigger
-        return caption
+    def files_of(self, member: JobImage) -> set[Path]:
+        """The stored files of an image: the image, and its mask."""
+        folder = self.source_of(member).folder
+        return {folder / path for path in (member.image.path, member.image.mask) if path}
+
+    def captions_of(self, member: JobImage) -> tuple[str, ...]:
+        """The captions of an image, each preceded by its dataset's trigger unless it contains it."""
+        trigger = self.source_of(member).trigger
+        captions = (with_trigger(caption, trigger) for caption in (member.image.caption, *member.image.other_captions))
+        return tuple(dict.fromkeys(captions))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,13 +119,6 @@ class Portion:
             views[index] = end // distance - start // distance
         return views
 
-    def most_by_size(self, sizes: Sequence[Hashable]) -> dict[Hashable, int]:
-        """The most views that the images of each size get in any epoch."""
-        units: Counter[Hashable] = Counter()
-        for index, repeats in self.repeats.items():
-            units[sizes[index]] += self.views * repeats
-        return {size: -(-count // self._units) for size, count in units.items()}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Repeats:
@@ -138,15 +142,6 @@ class Repeats:
                 views[index] = count
         return views
 
-    def most_by_size(self, sizes: Sequence[Hashable]) -> Counter[Hashable]:
-        """The most views that the images of each size get in any epoch."""
-        most: Counter[Hashable] = Counter()
-        for size, count in zip(sizes, self.fixed, strict=True):
-            most[size] += count
-        for portion in self.portions:
-            most.update(portion.most_by_size(sizes))
-        return most
-
 
 @dataclass(frozen=True, kw_only=True)
 class EpochExposure:
@@ -169,7 +164,8 @@ def read_mixture(spec: Spec) -> Mixture:
     """Read the images of a job from the reports of its datasets.
 
     Raises:
-        DatasetError: A folder is not a prepared dataset, or nothing is left to train on or to validate with.
+        DatasetError: A folder is not a prepared dataset, nothing is left to train on or to validate with, or no caption
+            teaches the new word of textual inversion.
     """
     training = spec.training
     main = _read_report(spec.dataset, spec.split)
@@ -187,7 +183,30 @@ def read_mixture(spec: Spec) -> Mixture:
             for part in spec.mix
         ),
     ]
-    return mix(sources, needs_validation=spec.split.kind is not SplitKind.ALL)
+    mixture = mix([*sources, *_class_images(sources)], needs_validation=spec.split.kind is not SplitKind.ALL)
+    if spec.method.kind is MethodKind.TEXTUAL_INVERSION and training.trigger:
+        _require_word(mixture, training.trigger)
+    return mixture
+
+
+def _class_images(sources: Sequence[MixSource]) -> Iterator[MixSource]:
+    """The regularization images in training datasets (kohya's `reg`), each folder's as a source of its own."""
+    for index, source in enumerate(sources):
+        if source.role is MixRole.TRAIN and any(image.is_regularization for image in source.report.images):
+            yield replace(source, role=MixRole.REGULARIZATION, trigger="", weight=None, part_of=index)
+
+
+def _require_word(mixture: Mixture, trigger: str) -> None:
+    """Refuse a job whose new word stands in no part of a caption that the model reads."""
+    # Imported here: CLIP's vocabulary takes 0.2 s to load.
+    from trainer.dataset.captions.caption_checks import MAX_TOKENS, truncated_part
+
+    captions = {caption for member in mixture.of(Split.TRAIN) for caption in mixture.captions_of(member)}
+    if not any(has_trigger(caption.removesuffix(truncated_part(caption)), trigger) for caption in captions):
+        raise DatasetError(
+            _("No caption has {trigger} among the {n} tokens that are read.", trigger=trigger, n=MAX_TOKENS),
+            _("Put {trigger} first in each caption, or shorten the captions.", trigger=trigger),
+        )
 
 
 def mix(sources: Sequence[MixSource], *, needs_validation: bool = True) -> Mixture:
@@ -212,10 +231,38 @@ def with_source(mixture: Mixture, source: MixSource) -> Mixture:
     return replace(mixture, sources=(*mixture.sources, source), members=members)
 
 
+def without_files(mixture: Mixture, error: UnreadableFilesError, *, needs_validation: bool = True) -> Mixture:
+    """Leave out the images whose stored file or mask cannot be read.
+
+    Raises:
+        UnreadableFilesError: That would be half of the images, or more: the dataset is damaged.
+        DatasetError: Nothing is left to train on, or to validate with if `needs_validation`.
+    """
+    members = tuple(member for member in mixture.members if not mixture.files_of(member) & error.reasons.keys())
+    if not len(mixture.members) > len(members) > len(mixture.members) / 2:
+        raise error
+    mixture = replace(mixture, members=members)
+    _require_splits(mixture, (Split.TRAIN, Split.VALIDATION) if needs_validation else (Split.TRAIN,))
+    return mixture
+
+
+def unreadable_sentences(mixture: Mixture, error: UnreadableFilesError) -> Iterator[str]:
+    """Tell which images are left out because their files cannot be read, and why."""
+    for member in mixture.members:
+        for file in sorted(mixture.files_of(member) & error.reasons.keys()):
+            yield _(
+                "{image} is left out: its file {file} in the prepared dataset cannot be read any more ({reason}).",
+                image=member.image.source,
+                file=file.name,
+                reason=error.reasons[file],
+            )
+
+
 def plan_repeats(mixture: Mixture, seed: int, shares: Sequence[float] = ()) -> Repeats:
     """Plan how often each training image is seen, by its index in `mixture.of(Split.TRAIN)`.
 
-    A dataset with a weight gets that share of an epoch, rounded to whole views, at least one.
+    A dataset with a weight gets that share of an epoch, rounded to whole views, at least one. The regularization images
+    in a dataset are seen as often as its other images, all together, as in kohya's scripts.
 
     Args:
         mixture: The images of the job.
@@ -224,8 +271,9 @@ def plan_repeats(mixture: Mixture, seed: int, shares: Sequence[float] = ()) -> R
             and the share of class images that the base model drew stay the same.
     """
     train = mixture.of(Split.TRAIN)
+    in_portions = [source.weight is not None or source.part_of is not None for source in mixture.sources]
     fixed = [
-        0 if mixture.source_of(member).weight else mixture.source_of(member).repeats * member.image.repeats
+        0 if in_portions[member.source] else mixture.source_of(member).repeats * member.image.repeats
         for member in train
     ]
     present = {member.source for member in train}
@@ -236,13 +284,23 @@ def plan_repeats(mixture: Mixture, seed: int, shares: Sequence[float] = ()) -> R
         drawn = {index: weight for index, weight in weights.items() if index >= len(shares)}
         rest = 1 - sum(drawn.values())
         weights = {i: share * rest for i, share in enumerate(shares) if share and i in present} | drawn
+    views = {index: max(1, round(weight * total)) for index, weight in weights.items()}
+    for member, count in zip(train, fixed, strict=True):
+        if count:
+            views[member.source] = views.get(member.source, 0) + count
+    views |= {
+        index: views.get(source.part_of, 0)
+        for index, source in enumerate(mixture.sources)
+        if source.part_of is not None and index in present
+    }
     portions = tuple(
         Portion(
             source=index,
-            views=max(1, round(weight * total)),
+            views=count,
             repeats={i: member.image.repeats for i, member in enumerate(train) if member.source == index},
         )
-        for index, weight in weights.items()
+        for index, count in views.items()
+        if index in weights or in_portions[index]
     )
     return Repeats(fixed=tuple(fixed), portions=portions, seed=seed)
 

@@ -11,7 +11,8 @@ from PIL import Image as PILImage
 
 from trainer.dataset.images.decode_workers import THUMBNAIL_PX
 from trainer.dataset.images.decoding import open_for_bucket
-from trainer.dataset.images.near_duplicates import UnionFind, image_hashes, near_pairs, thumbnail_distance
+from trainer.dataset.images.image_registration import ThumbnailComparer
+from trainer.dataset.images.near_duplicates import UnionFind, image_hashes, near_pairs
 from trainer.protocol.report import Image, Split
 
 #: An image may be in one split only; the highest wins.
@@ -67,6 +68,7 @@ def same_images(members: Sequence[JobImage], folders: Sequence[Path]) -> Iterato
         DatasetError: The file of an image is missing or damaged.
     """
     yield from _equal_pairs(members)
+    yield from _grouped_pairs(members, folders)
     with tempfile.TemporaryDirectory() as scratch:
         thumbnails = {
             index: thumbnail_path(member.image, folders[member.source], Path(scratch) / f"{index}.png")
@@ -97,16 +99,28 @@ def _equal_pairs(members: Sequence[JobImage]) -> Iterator[tuple[int, int]]:
             yield first[digest], index
 
 
+def _grouped_pairs(members: Sequence[JobImage], folders: Sequence[Path]) -> Iterator[tuple[int, int]]:
+    """Images of one group in two sources that share a folder: its regularization images are a source of their own."""
+    first: dict[tuple[Path, int], int] = {}
+    for index, member in enumerate(members):
+        if (group := member.image.group) is not None:
+            other = first.setdefault((folders[member.source], group), index)
+            if other != index:
+                yield other, index
+
+
 def _near_pairs(members: Sequence[JobImage], thumbnails: Mapping[int, Path]) -> Iterator[tuple[int, int]]:
     hashes = {}
     for index, path in thumbnails.items():
         with PILImage.open(path) as opened:
             hashes[index] = image_hashes(opened.convert("RGB"))
 
-    def distance(one: int, other: int, mirrored: bool) -> float | None:
+    comparer = ThumbnailComparer(thumbnails)
+
+    def difference(one: int, other: int) -> float | None:
         if members[one].source == members[other].source:
             return None  # the groups of the dataset cover them
-        return thumbnail_distance(thumbnails[one], thumbnails[other], mirrored)
+        return comparer.difference(one, other)
 
-    for one, other, _distance in near_pairs(hashes, distance):
+    for one, other, _difference in near_pairs(hashes, difference):
         yield one, other

@@ -18,11 +18,15 @@ def token_ids(tokenizer: Any, captions: list[str], length: int) -> Tensor:
 
 
 def penultimate(encoder: Any, tokenizer: Any, captions: list[str], clip_skip: int, length: int) -> tuple[Tensor, Any]:
-    """Return the layer before the last (clip skip 1) or an earlier one, [B, T, D], without the final norm, and the
-    encoder's whole output."""
+    """Return the layer before the last or an earlier one, [B, T, D], without the final norm, and the encoder's whole
+    output.
+
+    `clip_skip` counts from the last layer, as in A1111 and ComfyUI: the layer before the last is the model's own (1),
+    and is also what 2 asks for.
+    """
     ids_BT = token_ids(tokenizer, captions, length)
     output = encoder(ids_BT.to(encoder.device), output_hidden_states=True)
-    return output.hidden_states[-(clip_skip + 1)], output
+    return output.hidden_states[-max(2, clip_skip)], output
 
 
 def clip_text_model(encoder: Any) -> Any:

@@ -27,7 +27,7 @@ class StableDiffusion3:
     #: `text_encoder_3` is T5 and optional.
     text_encoders: dict[str, Any]
     tokenizers: dict[str, Any]
-    #: Number of last layers to skip; 1, the model's default, reads the layer before the last.
+    #: Which layer is read, counted from the end; 1, the model's default, reads the second, too.
     clip_skip: int
 
     family: Literal[Family.SD3] = Family.SD3
@@ -94,7 +94,7 @@ def assemble(base: Base, objective: Objective, pipeline: Any) -> LoadedBase:
     encoders = {"text_encoder": pipeline.text_encoder, "text_encoder_2": pipeline.text_encoder_2}
     tokenizers = {"text_encoder": pipeline.tokenizer, "text_encoder_2": pipeline.tokenizer_2}
     for name, encoder in encoders.items():
-        check_clip_skip(base.source, base.clip_skip, encoder.config.num_hidden_layers - 1)
+        check_clip_skip(base.source, base.clip_skip, encoder.config.num_hidden_layers)
         find_end_by_token(encoder, tokenizers[name])
     if pipeline.text_encoder_3 is not None and pipeline.tokenizer_3 is not None:
         encoders["text_encoder_3"], tokenizers["text_encoder_3"] = pipeline.text_encoder_3, pipeline.tokenizer_3

@@ -22,7 +22,7 @@ class StableDiffusionXL:
     vae: Any
     text_encoders: dict[str, Any]
     tokenizers: dict[str, Any]
-    #: Number of last layers to skip; 1, the model's default, reads the layer before the last.
+    #: Which layer is read, counted from the end; 1, the model's default, reads the second, too.
     clip_skip: int
     #: The pipeline's setting: an empty negative prompt means zeros, not the embedding of an empty caption.
     force_zeros_for_empty_prompt: bool
@@ -80,7 +80,7 @@ def assemble(base: Base, objective: Objective, pipeline: Any) -> LoadedBase:
     encoders = {"text_encoder": pipeline.text_encoder, "text_encoder_2": pipeline.text_encoder_2}
     tokenizers = {"text_encoder": pipeline.tokenizer, "text_encoder_2": pipeline.tokenizer_2}
     for name, encoder in encoders.items():
-        check_clip_skip(base.source, base.clip_skip, encoder.config.num_hidden_layers - 1)
+        check_clip_skip(base.source, base.clip_skip, encoder.config.num_hidden_layers)
         find_end_by_token(encoder, tokenizers[name])
     noising, sampler = make_discrete_noising(base.source, pipeline.scheduler, objective)
     if pipeline.vae.config.force_upcast:

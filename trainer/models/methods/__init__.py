@@ -30,7 +30,8 @@ def attach(base: LoadedBase, spec: Spec) -> Trained:
         case _:
             from trainer.models.methods.adapters import attach_adapter
 
-            return attach_adapter(base, spec.method)
+            reload = (lambda: load_base(spec.base, spec.objective)) if spec.exports.differences else None
+            return attach_adapter(base, spec.method, reload)
 
 
 @contextmanager
@@ -53,7 +54,7 @@ def loaded_back(file: ExportedFile, spec: Spec) -> Iterator[tuple[LoadedBase, Ca
         return
     from trainer.models.methods.loading_back import load_back as load_adapter
 
-    with load_adapter(file, fresh, spec.method):
+    with load_adapter(file, fresh):
         yield fresh, str
 
 

@@ -1,17 +1,19 @@
 """Writes adapters as files for other programs.
 
-| kind           | for diffusers                                      | one file for A1111, ComfyUI and others |
-| LoRA, DoRA     | `diffusers/pytorch_lora_weights.safetensors`       | kohya's names; DoRA with LyCORIS's      |
-| LoHa, LoKr, IA3| `diffusers/<module>/`, folders that peft loads     | LyCORIS's names                         |
-| OFT            | `diffusers/<module>/`                              | none: LyCORIS rotates the other side    |
+| kind       | for diffusers                                  | `<name>.safetensors` | `<name>-diff.safetensors` |
+| LoRA       | `diffusers/pytorch_lora_weights.safetensors`   | kohya's names        |                           |
+| DoRA       | the same                                       | LyCORIS's names      | differences               |
+| LoHa, LoKr | `diffusers/<module>/`, folders that peft loads | LyCORIS's names      |                           |
+| (IA)³      | `diffusers/<module>/`                          | LyCORIS's names      | differences               |
+| OFT        | `diffusers/<module>/`                          |                      | differences               |
 
-diffusers 0.42.1 converts LoKr for Z-Image and Flux 2 only, and no other LyCORIS kind. Those are saved as a peft folder:
-`PeftModel.from_pretrained(pipeline.unet, "diffusers/unet")`.
+Which program reads which file exactly is in `readers`; a file that none reads is not written. diffusers 0.42.1 converts
+LoKr for Z-Image and Flux 2 only, and no other LyCORIS kind; so those are peft folders.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,8 @@ from torch import Tensor
 
 from trainer.models.families.model import LoadedBase
 from trainer.models.methods.checkpoint_file import write_single_file
-from trainer.models.methods.kohya import has_kohya_file, kohya_state, network_metadata, with_text_model
+from trainer.models.methods.kohya import kohya_state, network_metadata, with_text_model
+from trainer.models.methods.readers import readers_of
 from trainer.models.methods.trained import ExportedFile, Weights
 from trainer.protocol.events import ExportFormat
 from trainer.protocol.settings import Method, MethodKind
@@ -42,20 +45,46 @@ def write_adapter_files(
     configs: Mapping[str, PeftConfig],
     *,
     metadata: Mapping[str, Any],
+    differences: Callable[[], Mapping[str, Tensor]] | None,
 ) -> list[ExportedFile]:
-    """Write all files of the adapter's kind into `folder`; `metadata` goes into the header of `<name>.safetensors`."""
+    """Write all files of the adapter's kind into `folder`.
+
+    Args:
+        metadata: Goes into the headers of the single files.
+        differences: Computes what was added to each weight, by kohya's names; None: that file is not wanted.
+    """
     configs = {module: _for_use(config) for module, config in configs.items()}
     if method.kind in {MethodKind.LORA, MethodKind.DORA}:
-        path = _write_lora(folder / _FOLDER, base, weights, configs)
+        path = _write_lora(folder / _FOLDER, base, method, weights, configs)
     else:
         path = _write_peft(folder / _FOLDER, weights, configs)
-    files = [ExportedFile(format=ExportFormat.DIFFUSERS, path=path)]
-    if has_kohya_file(method.kind):
-        state = kohya_state(base, method, weights)
-        header = {**metadata, **network_metadata(method)}
-        path = write_single_file(folder / f"{name}.safetensors", state, header)
-        files.append(ExportedFile(format=ExportFormat.KOHYA, path=path))
+    files = [_exported(ExportFormat.DIFFUSERS, path, base, method, weights)]
+    single = write_single_adapter(folder / f"{name}.safetensors", base, method, weights, metadata)
+    if single is not None:
+        files.append(single)
+    if differences is not None and readers_of(ExportFormat.DIFFERENCE, method.kind, base.family):
+        header = {**metadata, "ss_network_module": "lycoris.kohya", "ss_network_args": {"algo": "full"}}
+        path = write_single_file(folder / f"{name}-diff.safetensors", differences(), header)
+        files.append(_exported(ExportFormat.DIFFERENCE, path, base, method, weights))
     return files
+
+
+def write_single_adapter(
+    path: Path, base: LoadedBase, method: Method, weights: Weights, metadata: Mapping[str, Any]
+) -> ExportedFile | None:
+    """Write the adapter as one small file by kohya's names; None if no program reads it."""
+    if not readers_of(ExportFormat.KOHYA, method.kind, base.family):
+        return None
+    state = kohya_state(base, method, weights)
+    path = write_single_file(path, state, {**metadata, **network_metadata(method)})
+    return _exported(ExportFormat.KOHYA, path, base, method, weights)
+
+
+def _exported(
+    file_format: ExportFormat, path: Path, base: LoadedBase, method: Method, weights: Weights
+) -> ExportedFile:
+    readers = readers_of(file_format, method.kind, base.family)
+    return ExportedFile(format=file_format, path=path, readers=readers, modules=tuple(weights))
 
 
 def _for_use(config: PeftConfig) -> Any:
@@ -72,13 +101,25 @@ def _for_use(config: PeftConfig) -> Any:
     return copy
 
 
-def _write_lora(folder: Path, base: LoadedBase, weights: Weights, configs: Mapping[str, Any]) -> Path:
-    """Write one file for `pipeline.load_lora_weights`, with rank and alpha in its metadata."""
-    layers = {f"{module}_lora_layers": _standard_names(module, tensors) for module, tensors in weights.items()}
+def _write_lora(folder: Path, base: LoadedBase, method: Method, weights: Weights, configs: Mapping[str, Any]) -> Path:
+    """Write one file for `pipeline.load_lora_weights`, with rank and alpha in its metadata.
+
+    alpha / rank is multiplied into B and alpha is the rank: programs that do not read that metadata, such as ComfyUI,
+    assume so.
+    """
+    scaled = {module: _with_scale(tensors, method) for module, tensors in weights.items()}
+    for config in configs.values():
+        config.lora_alpha = method.rank
+    layers = {f"{module}_lora_layers": _standard_names(module, tensors) for module, tensors in scaled.items()}
     headers = {f"{module}_lora_adapter_metadata": config.to_dict() for module, config in configs.items()}
     pipeline: Any = type(base.pipeline())
     pipeline.save_lora_weights(folder, **layers, **headers, weight_name=LORA_FILE)
     return folder / LORA_FILE
+
+
+def _with_scale(tensors: Mapping[str, Tensor], method: Method) -> dict[str, Tensor]:
+    scale = method.effective_alpha / method.rank
+    return {name: tensor * scale if name.endswith(".lora_B.weight") else tensor for name, tensor in tensors.items()}
 
 
 def _standard_names(module: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

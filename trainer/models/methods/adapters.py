@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,16 @@ from peft import (
     inject_adapter_in_model,
     set_peft_model_state_dict,
 )
+from peft.tuners.loha.layer import LoHaLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from trainer.errors import CheckpointError
 from trainer.models.families.model import LoadedBase
-from trainer.models.methods.adapter_files import write_adapter_files
+from trainer.models.methods.adapter_files import write_adapter_files, write_single_adapter
+from trainer.models.methods.kohya import kohya_keys
 from trainer.models.methods.layers import blocks_of, denoiser_layers, text_encoder_layers
-from trainer.models.methods.trained import ExportedFile, Trained, Weights
+from trainer.models.methods.trained import ExportedFile, Trained, Weights, epoch_file
 from trainer.protocol.settings import Method, MethodKind
 
 #: The adapter's name in peft; no file contains it.
@@ -37,10 +39,17 @@ ADAPTER = "default"
 class Adapters:
     """A `Trained`: an adapter on the denoiser, and on each CLIP text encoder if those are trained."""
 
-    def __init__(self, base: LoadedBase, method: Method, configs: Mapping[str, PeftConfig]) -> None:
+    def __init__(
+        self,
+        base: LoadedBase,
+        method: Method,
+        configs: Mapping[str, PeftConfig],
+        reload: Callable[[], LoadedBase] | None,
+    ) -> None:
         self._base = base
         self._method = method
         self._configs = configs
+        self._reload = reload
         self._modules: dict[str, nn.Module] = {name: base.module(name) for name in configs}
 
     @property
@@ -91,13 +100,47 @@ class Adapters:
 
     def export(self, folder: Path, name: str, metadata: Mapping[str, Any]) -> list[ExportedFile]:
         """Write the files listed in `adapter_files`."""
+        reload = self._reload
         return write_adapter_files(
-            folder, name, self._base, self._method, self.state(), self._configs, metadata=metadata
+            folder,
+            name,
+            self._base,
+            self._method,
+            self.state(),
+            self._configs,
+            metadata=metadata,
+            differences=None if reload is None else lambda: _differences(reload(), self._method, self.state()),
         )
 
+    def export_epoch(self, folder: Path, name: str, epoch: int, metadata: Mapping[str, Any]) -> ExportedFile | None:
+        path = folder / epoch_file(name, epoch)
+        return write_single_adapter(path, self._base, self._method, self.state(), metadata)
 
-def attach_adapter(base: LoadedBase, method: Method) -> Trained:
+
+def _differences(fresh: LoadedBase, method: Method, weights: Weights) -> dict[str, Tensor]:
+    """Compute what the adapter adds to each weight: `lora_unet_….diff`, fp16.
+
+    Args:
+        fresh: The base in fp32, which is changed; the one that is trained may be rounded to bf16.
+    """
+    trained = attach_adapter(fresh, method)
+    trained.load(weights)
+    differences: dict[str, Tensor] = {}
+    for name, module in trained.modules.items():
+        layers = _adapter_layers(module)
+        for path, key in kohya_keys(fresh, name, layers).items():
+            weight = layers[path].get_base_layer().weight
+            before = weight.detach().clone()
+            layers[path].merge()
+            differences[f"{key}.diff"] = (layers[path].get_base_layer().weight.detach() - before).half()
+    return differences
+
+
+def attach_adapter(base: LoadedBase, method: Method, reload: Callable[[], LoadedBase] | None = None) -> Trained:
     """Inject an adapter, at first without effect, into the denoiser, and into CLIP text encoders if they are trained.
+
+    Args:
+        reload: Loads the untrained base again, for the file of differences; None: that file is not written.
 
     Raises:
         BadSpecError: the targets match no layer.
@@ -108,7 +151,7 @@ def attach_adapter(base: LoadedBase, method: Method) -> Trained:
     configs = {name: adapter_config(base.module(name), method, chosen) for name, chosen in layers.items()}
     for name, config in configs.items():
         inject(base.module(name), config)
-    return Adapters(base, method, configs)
+    return Adapters(base, method, configs, reload)
 
 
 def adapter_config(module: nn.Module, method: Method, layers: Sequence[str]) -> PeftConfig:
@@ -168,6 +211,20 @@ def inject(module: nn.Module, config: PeftConfig) -> None:
     for layer in _adapter_layers(module).values():
         # peft injects layers in train mode.
         layer.train(module.training)
+        if isinstance(layer, LoHaLayer):
+            _initialize_as_lycoris(layer)
+
+
+@torch.no_grad()
+def _initialize_as_lycoris(layer: LoHaLayer) -> None:
+    """Start a LoHa as LyCORIS does (`modules/loha.py`), so that its learning rates mean the same here.
+
+    peft starts the factors smaller, as for a plain network, and learns more slowly at first.
+    """
+    nn.init.normal_(layer.hada_w1_a[ADAPTER], std=0.1)
+    nn.init.normal_(layer.hada_w1_b[ADAPTER], std=1.0)
+    nn.init.zeros_(layer.hada_w2_a[ADAPTER])
+    nn.init.normal_(layer.hada_w2_b[ADAPTER], std=1.0)
 
 
 def remove_adapter(module: nn.Module) -> None:

@@ -10,10 +10,12 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
@@ -236,3 +238,37 @@ def tensor_hashes(state: Mapping[str, Tensor]) -> dict[str, str]:
     # A1111's original hash: 64 KiB at an offset of 1 MiB, eight hex digits.
     legacy_hash = hashlib.sha256(blob[0x100000 : 0x100000 + 0x10000]).hexdigest()[:8]
     return {"sshs_model_hash": model_hash, "sshs_legacy_hash": legacy_hash}
+
+
+#: Licenses of the original models, by the beginning of their names on the hub.
+_LICENSES = {
+    "CompVis/stable-diffusion-v1-": "CreativeML Open RAIL-M",
+    "stable-diffusion-v1-5/": "CreativeML Open RAIL-M",
+    "stabilityai/stable-diffusion-2": "CreativeML Open RAIL++-M",
+    "stabilityai/stable-diffusion-xl-base": "CreativeML Open RAIL++-M",
+    "stabilityai/stable-diffusion-3": "Stability AI Community License",
+}
+
+
+@cache
+def base_metadata(source: str) -> Mapping[str, str]:
+    """Name and license of a base, as far as they are known; of a single file also the hashes by which A1111 finds it.
+
+    Source: `model_hash` and `calculate_sha256` of kohya-ss/sd-scripts `library/train_util.py`.
+    """
+    path = Path(source).expanduser()
+    found = {"ss_sd_model_name": path.name}
+    license_name = next((name for start, name in _LICENSES.items() if source.startswith(start)), "")
+    if path.is_file():
+        with path.open("rb") as file:
+            found["ss_new_sd_model_hash"] = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0x100000)
+            found["ss_sd_model_hash"] = hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
+        with safe_open(path, "pt") as opened:
+            license_name = (opened.metadata() or {}).get("modelspec.license", "")
+    elif (path / "README.md").is_file():
+        # The model card of the hub begins with YAML.
+        card = (path / "README.md").read_text(encoding="utf-8", errors="replace").partition("\n---")[0]
+        named = re.search(r"^license: *(.+)$", card, flags=re.MULTILINE)
+        license_name = named[1].strip() if named and card.startswith("---") else ""
+    return {**found, **({"modelspec.license": license_name} if license_name else {})}

@@ -18,9 +18,10 @@ from trainer.models.base import load_base
 from trainer.models.families.model import LoadedBase
 from trainer.models.methods.checkpoint_file import FAMILIES, as_metadata, marks_of, write_checkpoint
 from trainer.models.methods.layers import blocks_of, denoiser_layers, matches
+from trainer.models.methods.readers import checkpoint_readers, readers_of
 from trainer.models.methods.trained import ExportedFile, Weights
 from trainer.protocol.events import ExportFormat
-from trainer.protocol.settings import Base, Method, Objective, Targets
+from trainer.protocol.settings import Base, Method, MethodKind, Objective, Targets
 
 #: Folder of the whole model in diffusers layout.
 DIFFUSERS_FOLDER = "diffusers"
@@ -97,7 +98,9 @@ class FullTraining:
     def export(self, folder: Path, name: str, metadata: Mapping[str, Any]) -> list[ExportedFile]:
         """Write the whole model in fp16: `diffusers/`, and for SD 1, 2 and XL one file for A1111 and ComfyUI."""
         path = write_folder(folder / DIFFUSERS_FOLDER, self._base)
-        files = [ExportedFile(format=ExportFormat.DIFFUSERS, path=path)]
+        modules = (self._base.denoiser_name, *self._base.text_encoders)
+        readers = readers_of(ExportFormat.DIFFUSERS, MethodKind.FULL, self._base.family)
+        files = [ExportedFile(format=ExportFormat.DIFFUSERS, path=path, readers=readers, modules=modules)]
         if self._base.family.value in FAMILIES:
             path = write_checkpoint(
                 folder / f"{name}.safetensors",
@@ -108,8 +111,13 @@ class FullTraining:
                 as_metadata(metadata),
                 marks=marks_of(self._base),
             )
-            files.append(ExportedFile(format=ExportFormat.CHECKPOINT, path=path))
+            readers = checkpoint_readers(self._base)
+            files.append(ExportedFile(format=ExportFormat.CHECKPOINT, path=path, readers=readers, modules=modules))
         return files
+
+    def export_epoch(self, folder: Path, name: str, epoch: int, metadata: Mapping[str, Any]) -> ExportedFile | None:
+        """Return None: a whole model takes gigabytes; `training.keep_every_epochs` keeps checkpoints."""
+        return None
 
     @contextmanager
     def as_exported(self) -> Iterator[None]:

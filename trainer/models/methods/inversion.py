@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import regex
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Regex, normalizers
@@ -22,9 +23,11 @@ from trainer.errors import BadSpecError, CheckpointError
 from trainer.models.families.clip import clip_text_model
 from trainer.models.families.model import Family, LoadedBase
 from trainer.models.methods.checkpoint_file import as_metadata
-from trainer.models.methods.trained import ExportedFile, Weights
+from trainer.models.methods.readers import readers_of
+from trainer.models.methods.trained import ExportedFile, Weights, epoch_file
 from trainer.protocol.events import ExportFormat
-from trainer.protocol.settings import Method
+from trainer.protocol.settings import Method, MethodKind
+from trainer.trigger import trigger_pattern
 
 #: The file that `pipeline.load_textual_inversion` looks for in a folder.
 DIFFUSERS_FILE = "learned_embeds.safetensors"
@@ -73,6 +76,7 @@ class Word:
 class Inversion:
     """A `Trained`: the embeddings of one trigger word in all text encoders."""
 
+    family: Family
     trigger: str
     #: By the name of the text encoder.
     words: Mapping[str, Word]
@@ -120,21 +124,37 @@ class Inversion:
     def export(self, folder: Path, name: str, metadata: Mapping[str, Any]) -> list[ExportedFile]:
         """Write a file named after the trigger word for A1111 and ComfyUI, which take the word from the file's name.
 
-        With a single text encoder, also `learned_embeds.safetensors`, which diffusers loads without further arguments.
+        With a single text encoder, also `learned_embeds.safetensors`, which has the token in it for diffusers.
         For SDXL, load `clip_l` and `clip_g` of the first file, each with its text encoder.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        vectors = {encoder: word.vectors.detach().cpu().contiguous() for encoder, word in self.words.items()}
-        path = folder / f"{file_name(self.trigger)}.safetensors"
-        header = {"format": "pt", **as_metadata(metadata)}
-        save_file({key_of(encoder, len(vectors)): rows_ND for encoder, rows_ND in vectors.items()}, path, header)
-        files = [ExportedFile(format=ExportFormat.EMBEDDING, path=path)]
-        if len(vectors) == 1:
-            (rows_ND,), (word,) = vectors.values(), self.words.values()
-            token = token_for(self.trigger, word.tokenizer)
-            save_file({token: rows_ND}, folder / DIFFUSERS_FILE, {"format": "pt"})
-            files.append(ExportedFile(format=ExportFormat.DIFFUSERS, path=folder / DIFFUSERS_FILE))
+        files = [self._write(folder / f"{file_name(self.trigger)}.safetensors", metadata)]
+        if len(self.words) == 1:
+            (word,) = self.words.values()
+            tensors = {self._token: word.vectors.detach().cpu().contiguous()}
+            save_file(tensors, folder / DIFFUSERS_FILE, {"format": "pt"})
+            files.append(self._exported(ExportFormat.DIFFUSERS, folder / DIFFUSERS_FILE))
         return files
+
+    def export_epoch(self, folder: Path, name: str, epoch: int, metadata: Mapping[str, Any]) -> ExportedFile:
+        """Write the word of an epoch: in A1111 and ComfyUI it is `momo-000012`."""
+        return self._write(folder / epoch_file(file_name(self.trigger), epoch), metadata)
+
+    @property
+    def _token(self) -> str:
+        return token_for(self.trigger, next(iter(self.words.values())).tokenizer)
+
+    def _write(self, path: Path, metadata: Mapping[str, Any]) -> ExportedFile:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        vectors = {key_of(name, len(self.words)): word.vectors.detach() for name, word in self.words.items()}
+        header = {"format": "pt", **as_metadata(metadata)}
+        save_file({key: rows_ND.cpu().contiguous() for key, rows_ND in vectors.items()}, path, header)
+        return self._exported(ExportFormat.EMBEDDING, path)
+
+    def _exported(self, file_format: ExportFormat, path: Path) -> ExportedFile:
+        readers = readers_of(file_format, MethodKind.TEXTUAL_INVERSION, self.family)
+        return ExportedFile(
+            format=file_format, path=path, readers=readers, modules=tuple(self.words), token=self._token
+        )
 
 
 def attach_inversion(base: LoadedBase, method: Method, trigger: str) -> Inversion:
@@ -157,7 +177,7 @@ def attach_inversion(base: LoadedBase, method: Method, trigger: str) -> Inversio
     words = {
         name: _add_word(encoder, base.tokenizers[name], method, trigger) for name, encoder in base.text_encoders.items()
     }
-    return Inversion(trigger=trigger, words=words)
+    return Inversion(family=base.family, trigger=trigger, words=words)
 
 
 def load_back(file: ExportedFile, fresh: LoadedBase, trigger: str) -> Callable[[str], str]:
@@ -175,11 +195,22 @@ def load_back(file: ExportedFile, fresh: LoadedBase, trigger: str) -> Callable[[
         encoder.requires_grad_(False)
 
     def rewrite(caption: str) -> str:
-        named = re.sub(_as_a_word(trigger), lambda _: token, caption, flags=re.IGNORECASE)
+        named = regex.sub(trigger_pattern(trigger), lambda _: token, caption, flags=regex.IGNORECASE)
         prompt: str = pipeline.maybe_convert_prompt(named, pipeline.tokenizer)
         return prompt
 
     return rewrite
+
+
+def probe_caption(captions: Sequence[str], trigger: str) -> str:
+    """Return a caption for comparing an exported word with the trained one: with the word, and never within others.
+
+    diffusers also replaces its token within words (`hap` in `shapes`); there the two readings differ on purpose. The
+    trigger alone if there is no such caption.
+    """
+    word = regex.compile(trigger_pattern(trigger), flags=regex.IGNORECASE)
+    usable = (each for each in captions if 0 < len(word.findall(each)) == each.lower().count(trigger.lower()))
+    return next(usable, trigger)
 
 
 def token_for(trigger: str, tokenizer: Any) -> str:
@@ -246,7 +277,7 @@ def _add_tokens(tokenizer: Any, trigger: str, count: int) -> Any:
     backend = tokenizer.backend_tokenizer
     word = backend.normalizer.normalize_str(trigger) if backend.normalizer is not None else trigger
     tokens = [_token(number) for number in range(count)]
-    replace = normalizers.Replace(Regex(_as_a_word(word)), f" {' '.join(tokens)} ")
+    replace = normalizers.Replace(Regex(trigger_pattern(word)), f" {' '.join(tokens)} ")
     normalizer = normalizers.Sequence([part for part in (backend.normalizer, replace) if part is not None])
     backend.normalizer = normalizer
     tokenizer.add_tokens([AddedToken(token, normalized=True) for token in tokens])
@@ -256,8 +287,3 @@ def _add_tokens(tokenizer: Any, trigger: str, count: int) -> Any:
 def _token(number: int) -> str:
     """Internal name of a new token, from Unicode's private use area, so that no text contains it."""
     return f"\ue0d0{chr(0xE100 + number)}"
-
-
-def _as_a_word(trigger: str) -> str:
-    """A regular expression for both Python and the tokenizers library."""
-    return rf"(?<!\w){re.escape(trigger)}(?!\w)"

@@ -13,7 +13,7 @@ from trainer.models.methods.checkpoint_file import unet_name
 from trainer.models.methods.trained import Weights
 from trainer.protocol.settings import Method, MethodKind, Targets
 
-#: LyCORIS's names of the kinds. No OFT: LyCORIS rotates outputs and peft rotates inputs, so no file is equivalent.
+#: LyCORIS's names of the kinds; `full` is a file of differences.
 _ALGORITHMS = {
     MethodKind.LORA: "lora",
     MethodKind.DORA: "lora",
@@ -23,15 +23,12 @@ _ALGORITHMS = {
 }
 
 
-def has_kohya_file(kind: MethodKind) -> bool:
-    """Whether a kohya or LyCORIS file can represent the adapter."""
-    return kind in _ALGORITHMS
-
-
 def kohya_state(base: LoadedBase, method: Method, weights: Weights) -> dict[str, Tensor]:
     """Convert an adapter to kohya's names: `lora_unet_….lora_down.weight`, `….hada_w1_a`, `….alpha`, …
 
-    Weights are fp16, as kohya saves them by default; alpha is the true one (diffusers' own converter writes the rank).
+    Weights are fp16, as kohya saves them by default. The alpha of LoRA and DoRA is the true one (diffusers' own
+    converter writes the rank); LoHa and LoKr have it multiplied in, and the rank for alpha: LyCORIS 4.1.3 applies
+    alpha / rank twice when it merges them (`get_diff_weight`), and no reader applies it to two full factors of LoKr.
     """
     state: dict[str, Tensor] = {}
     for module, tensors in weights.items():
@@ -60,17 +57,13 @@ def _layer_tensors(method: Method, adapter: Mapping[str, Tensor]) -> dict[str, T
         case MethodKind.DORA:
             return {**_lora(adapter), "dora_scale": _dora_scale(adapter), "alpha": alpha}
         case MethodKind.LOHA:
-            return {**_half(adapter), "alpha": alpha}
+            return _scaled(adapter, method, "hada_w1_a")
         case MethodKind.LOKR:
-            return _lokr(adapter, method)
+            return _scaled(adapter, method, "lokr_w1")
         case MethodKind.IA3:
             return _ia3(adapter["ia3_l"])
         case _:
             raise AssertionError(f"{method.kind} has no kohya file")
-
-
-def _half(adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.half() for name, tensor in adapter.items()}
 
 
 def _lora(adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -86,12 +79,10 @@ def _dora_scale(adapter: Mapping[str, Tensor]) -> Tensor:
     return adapter["lora_magnitude_vector"].reshape(-1, *ones).float()
 
 
-def _lokr(adapter: Mapping[str, Tensor], method: Method) -> dict[str, Tensor]:
-    """Fold the scale into a factor: with two full factors all readers assume a scale of 1, peft does not."""
-    if "lokr_w1" not in adapter or "lokr_w2" not in adapter:
-        return {**_half(adapter), "alpha": torch.tensor(method.effective_alpha)}
-    scaled = {**adapter, "lokr_w1": adapter["lokr_w1"] * (method.effective_alpha / method.rank)}
-    return {**_half(scaled), "alpha": torch.tensor(float(method.rank))}
+def _scaled(adapter: Mapping[str, Tensor], method: Method, factor: str) -> dict[str, Tensor]:
+    """Multiply alpha / rank into a factor, and write alpha = rank."""
+    scaled = {**adapter, factor: adapter[factor] * (method.effective_alpha / method.rank)}
+    return {**{name: tensor.half() for name, tensor in scaled.items()}, "alpha": torch.tensor(float(method.rank))}
 
 
 def _ia3(factor: Tensor) -> dict[str, Tensor]:
@@ -106,9 +97,7 @@ def _ia3(factor: Tensor) -> dict[str, Tensor]:
 
 
 def network_metadata(method: Method) -> dict[str, Any]:
-    """`ss_network_*` metadata: the network of kohya's that reads the file; empty for a kind without such a file."""
-    if not has_kohya_file(method.kind):
-        return {}
+    """`ss_network_*` metadata: the network of kohya's that reads the file."""
     arguments: dict[str, str] = {}
     if method.kind is not MethodKind.LORA:
         arguments["algo"] = _ALGORITHMS[method.kind]
@@ -135,10 +124,12 @@ def merged_weight(weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
     """Merge one layer of a kohya file into a base weight, in fp32, same shape.
 
     Formulas of KohakuBlueleaf/LyCORIS 4.1.3: `functional/` `locon.py`, `loha.py`, `lokr.py`, `modules/ia3.py`, and
-    `weight_decompose` of `functional/general.py` for DoRA.
+    `weight_decompose` of `functional/general.py` for DoRA. A full difference is added.
     """
     base = weight.float()
     t = {name: tensor.to(base) for name, tensor in tensors.items()}
+    if "diff" in t:
+        return base + t["diff"]
     if "on_input" in t:
         side = 1 if t["on_input"] else 0
         shape = [-1 if dim == side else 1 for dim in range(base.ndim)]

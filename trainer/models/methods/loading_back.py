@@ -13,29 +13,25 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from trainer.errors import ExportError
-from trainer.models.families.model import Family, LoadedBase
+from trainer.models.families.model import LoadedBase
 from trainer.models.methods.adapters import remove_adapter
 from trainer.models.methods.kohya import kohya_keys, merged_weight
 from trainer.models.methods.trained import ExportedFile
-from trainer.protocol.events import ExportFormat
-from trainer.protocol.settings import Method, MethodKind
+from trainer.protocol.events import Reader
 
 
-def load_back(file: ExportedFile, base: LoadedBase, method: Method) -> AbstractContextManager[None]:
+def load_back(file: ExportedFile, base: LoadedBase) -> AbstractContextManager[None]:
     """Load an exported adapter into `base` inside of the context, and remove it after.
 
     Uses `pipeline.load_lora_weights` where diffusers reads the file, `PeftModel.from_pretrained` for peft's folders,
-    and LyCORIS's formulas otherwise (diffusers ignores DoRA magnitudes under kohya's names, and does not know the
-    others).
+    and the formulas of its readers otherwise.
 
     Raises:
         ExportError: the file cannot be loaded.
     """
     if file.path.is_dir():
         return _reporting(file.path, _by_peft(file.path, base))
-    is_for_diffusers = file.format is ExportFormat.DIFFUSERS
-    is_plain_kohya = method.kind is MethodKind.LORA and base.family is not Family.SD3
-    if is_for_diffusers or is_plain_kohya:
+    if Reader.DIFFUSERS in file.readers:
         return _reporting(file.path, _by_diffusers(file.path, base))
     return _reporting(file.path, _by_formulas(file.path, base))
 

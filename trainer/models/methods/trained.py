@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor, nn
 
-from trainer.protocol.events import ExportFormat
+from trainer.protocol.events import ExportFormat, Reader
 
 #: Trained tensors of each module, by the module's name (`unet`, `text_encoder`, …), on the CPU.
 Weights: TypeAlias = Mapping[str, Mapping[str, Tensor]]
@@ -22,6 +22,12 @@ class ExportedFile:
 
     format: ExportFormat
     path: Path
+    #: The programs that read it exactly.
+    readers: tuple[Reader, ...] = ()
+    #: The modules of a pipeline that it changes, or that a whole model has.
+    modules: tuple[str, ...] = ()
+    #: The new word's token in diffusers.
+    token: str = ""
 
 
 class Trained(Protocol):
@@ -54,3 +60,11 @@ class Trained(Protocol):
 
     def export(self, folder: Path, name: str, metadata: Mapping[str, Any]) -> list[ExportedFile]:
         """Write the files for other programs into `folder`, with `metadata` in headers that have room for it."""
+
+    def export_epoch(self, folder: Path, name: str, epoch: int, metadata: Mapping[str, Any]) -> ExportedFile | None:
+        """Write the small single file of an epoch, `<name>-000012.safetensors`; None if the method has none."""
+
+
+def epoch_file(stem: str, epoch: int) -> str:
+    """Name of an epoch's file. Source: `get_epoch_ckpt_name` of kohya-ss/sd-scripts `library/train_util.py`."""
+    return f"{stem}-{epoch:06d}.safetensors"

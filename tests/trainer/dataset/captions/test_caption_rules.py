@@ -69,7 +69,8 @@ def test_words_are_stripped_and_commas_are_cleaned_up(caption: str, strip: list[
         ("sks, a sks cat", _rules(trigger="sks"), "sks, a sks cat"),
         ("ohwx cat", _rules(("ohwx", ""), trigger="sks"), "sks, cat"),
         ("猫", _rules(prefix="一张照片，", suffix="，高清"), "一张照片，猫，高清"),
-        ("小虎在草地上", _rules(trigger="小虎"), "小虎在草地上"),
+        ("小虎在草地上", _rules(trigger="小虎"), "小虎, 小虎在草地上"),
+        ("小虎, 在草地上", _rules(trigger="小虎"), "小虎, 在草地上"),
         ("  two   spaces ", _rules(), "two spaces"),
     ],
 )

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from tests.trainer.dataset.image_files import noise
-from trainer.dataset.buckets import Size, fit_to_bucket
+from trainer.dataset.buckets import fit_to_bucket
 from trainer.dataset.images.augment import make_variants, may_flip
 from trainer.dataset.images.decoding import open_for_bucket
 from trainer.errors import DatasetError
 from trainer.protocol.augmentation import RANGES, Augmentation, AugmentationPreset, Augmenter, AugmenterName, Flip
+from trainer.protocol.bucket_shapes import Size
 
 PRESETS = (AugmentationPreset.LIGHT, AugmentationPreset.PHOTO, AugmentationPreset.ART)
 GEOMETRY = [

@@ -7,6 +7,7 @@ import struct
 import zlib
 from contextlib import suppress
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
@@ -88,6 +89,25 @@ def test_16_bit_gray_keeps_its_range() -> None:
     ramp = np.linspace(0, 65535, 100 * 80).reshape(80, 100).astype(np.uint16)
     image = np.asarray(decoded(encoded(Image.fromarray(ramp))).image)[:, :, 0]
     assert np.abs(image.astype(int) - (ramp / 257).round().astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("top", [255, 1023, 4095])
+def test_a_scan_of_few_bits_in_a_16_bit_file_is_not_almost_black(top: int) -> None:
+    ramp = np.linspace(0, top, 100 * 80).reshape(80, 100).astype(np.uint16)
+    result = decoded(encoded(Image.fromarray(ramp)))
+    assert np.abs(np.asarray(result.image)[:, :, 0].astype(int) - (ramp / (top / 255)).round().astype(int)).max() <= 1
+    assert result.notes == (f"its brightest value is {top:,} of 65,535, so {top:,} was taken for white",)
+
+
+@pytest.mark.parametrize("extension", [".png", ".tiff"])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_a_color_scan_of_12_bits_in_a_16_bit_file_is_not_almost_black(extension: str, channels: int) -> None:
+    colors = np.asarray(noise(5)).astype(np.uint16) * 16
+    alpha = np.full((*colors.shape[:2], channels - 3), 65535, dtype=np.uint16)
+    data = cv2.imencode(extension, np.concatenate([colors[..., ::-1], alpha], axis=2))[1].tobytes()
+    result = decoded(data)
+    assert near(result.image, noise(5), 2)
+    assert len(result.notes) == 1
 
 
 def test_a_cmyk_jpeg_keeps_its_colors() -> None:

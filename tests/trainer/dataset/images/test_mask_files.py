@@ -12,14 +12,15 @@ from PIL import Image
 
 from tests.golden import check_sentences
 from tests.trainer.dataset.image_files import encoded, make_zip, noise, png
-from trainer.dataset.buckets import Size, fit_to_bucket
+from trainer.dataset.buckets import fit_to_bucket
 from trainer.dataset.images import decode_workers
 from trainer.dataset.images import mask_files as masks_module
-from trainer.dataset.images.mask_files import MaskIndex, fit_mask, open_mask
-from trainer.dataset.input_files import Limits, SourceEntry
+from trainer.dataset.images.mask_files import fit_mask, open_mask
+from trainer.dataset.input_files import Limits
 from trainer.dataset.preparing.prepare import prepare
 from trainer.errors import DatasetError
 from trainer.protocol import report as protocol
+from trainer.protocol.bucket_shapes import Size
 from trainer.protocol.report import DatasetReport, FindingKind
 
 SIZE = 160, 120
@@ -41,7 +42,7 @@ def cut_out(seed: int, alpha: Image.Image) -> Image.Image:
 
 def prepared(tmp_path: Path, members: Mapping[str, bytes], limits: Limits = Limits()) -> DatasetReport:  # noqa: B008
     source = make_zip(tmp_path / "a.zip", dict(members))
-    return prepare([source], tmp_path / "out", resolution=64, limits=limits)
+    return prepare([source], tmp_path / "out", resolutions=(64,), limits=limits)
 
 
 def image_of(report: DatasetReport, name: str) -> protocol.Image:
@@ -61,75 +62,6 @@ def problems(report: DatasetReport, name: str) -> list[str]:
     found = [finding for finding in image_of(report, name).findings if finding.kind is FindingKind.MASK]
     assert all(finding.action == "kept" for finding in found)
     return [finding.message for finding in found]
-
-
-# -- names -----------------------------------------------------------------------------------------------------------
-
-
-def entry(path: str, scope: int = 1) -> SourceEntry:
-    return SourceEntry(source=f"{scope}!{path}", path=path, scope=scope, read=bytes)
-
-
-@pytest.mark.parametrize(
-    ("mask", "image"),
-    [
-        ("cat.mask.png", "cat.png"),
-        ("cat.MASK.PNG", "cat.jpg"),
-        ("cat.jpg.mask.png", "cat.jpg"),
-        ("cat-masklabel.png", "cat.webp"),
-        ("a/b/cat.mask.webp", "a/b/cat.png"),
-        ("masks/cat.png", "cat.jpg"),
-        ("Masks/cat.jpg.png", "cat.jpg"),
-        ("a/masks/cat.png", "a/cat.png"),
-        ("masks/a/cat.png", "a/cat.png"),
-        ("mask/cat.png", "images/cat.png"),
-        ("set/masks/10_cat/cat.png", "set/img/10_cat/cat.png"),
-    ],
-)
-def test_a_mask_is_recognized_by_its_name(mask: str, image: str) -> None:
-    found = MaskIndex([entry(mask), entry(image), entry("other.png")])
-
-    assert {source: mask.path for source, mask in found.by_image.items()} == {f"1!{image}": mask}
-    assert found.sources == {f"1!{mask}"}
-    assert found.unused == {}
-
-
-@pytest.mark.parametrize(
-    ("path", "beside"),
-    [
-        ("masks/1.png", "hats/1.png"),
-        ("masks/1.png", "masks/2.png"),
-        ("unmask.png", "un.png"),
-        ("mask.png", "cat.png"),
-        (".mask.png", "cat.png"),
-        ("cat_mask.png", "cat.png"),
-        ("cat.mask.txt", "cat.png"),
-    ],
-)
-def test_a_file_that_only_looks_like_a_mask_is_not_one(path: str, beside: str) -> None:
-    assert MaskIndex([entry(path), entry(beside)]).sources == set()
-
-
-def test_a_mask_belongs_to_an_image_in_the_same_archive() -> None:
-    found = MaskIndex([entry("cat.mask.png", 1), entry("cat.png", 2)])
-
-    assert found.by_image == {}
-    assert found.unused.keys() == {"1!cat.mask.png"}
-
-
-def test_a_folder_of_masks_with_one_partner_holds_only_masks() -> None:
-    found = MaskIndex([entry("masks/1.png"), entry("masks/2.png"), entry("1.png")])
-
-    assert found.sources == {"1!masks/1.png", "1!masks/2.png"}
-    assert list(found.unused) == ["1!masks/2.png"]
-
-
-def test_one_of_several_masks_is_used_and_the_others_are_refused() -> None:
-    paths = ("masks/cat.png", "cat-masklabel.png", "cat.mask.png", "cat.png")
-    found = MaskIndex([entry(path) for path in paths])
-
-    assert found.by_image["1!cat.png"].path == "cat.mask.png"
-    assert found.unused.keys() == {"1!masks/cat.png", "1!cat-masklabel.png"}
 
 
 # -- prepared --------------------------------------------------------------------------------------------------------
@@ -264,7 +196,7 @@ def test_a_loose_image_has_the_mask_beside_it(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(1))
     (tmp_path / "a.mask.png").write_bytes(encoded(a_mask()))
 
-    report = prepare([tmp_path / "a.png"], tmp_path / "out", resolution=64)
+    report = prepare([tmp_path / "a.png"], tmp_path / "out", resolutions=(64,))
 
     assert [(image.source, image.mask is not None) for image in report.images] == [("a.png", True)]
 

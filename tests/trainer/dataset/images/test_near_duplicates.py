@@ -1,102 +1,161 @@
-"""Copies are found however they were saved; similar images are not taken for copies."""
+"""Copies are found however they were edited; images that only look alike are not taken for copies."""
 
 from __future__ import annotations
 
-import io
-import random
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import pytest
-from PIL import Image, ImageDraw, ImageEnhance, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
-from tests.trainer.dataset.image_files import encoded
+from tests.trainer.dataset.edited_images import (
+    EDITS,
+    FAMILY_SIZE,
+    LOOK_ALIKES,
+    PHOTO_EDITS,
+    burst_frame,
+    icon,
+    photograph,
+)
+from trainer.dataset.images.image_registration import ThumbnailComparer
 from trainer.dataset.images.near_duplicates import (
+    ExactCopy,
     UnionFind,
+    burst_pairs,
     candidates,
     exact_copies,
     image_hashes,
     near_pairs,
-    thumbnail_distance,
 )
 
-
-def scene(seed: int) -> Image.Image:
-    """A drawing with edges, like real images."""
-    rng = random.Random(seed)
-    image = Image.new("RGB", (192, 160), tuple(rng.randrange(256) for _ in range(3)))
-    draw = ImageDraw.Draw(image)
-    for _ in range(9):
-        x, y, side = rng.randrange(160), rng.randrange(130), rng.randrange(20, 70)
-        shape = draw.ellipse if rng.random() < 0.5 else draw.rectangle
-        shape((x, y, x + side, y + side), fill=tuple(rng.randrange(256) for _ in range(3)))
-    return image
+KINDS: dict[str, Callable[[int], Image.Image]] = {"photograph": photograph, "icon": icon}
+CASES = [("photograph", edit) for edit in PHOTO_EDITS] + [("icon", edit) for edit in EDITS]
+ORIGINALS = 4
 
 
-VARIANTS = {
-    "re-encoded": lambda i: Image.open(io.BytesIO(encoded(i, "JPEG", quality=40))).convert("RGB"),
-    "resized": lambda i: i.resize((120, 100)),
-    "brightened": lambda i: ImageEnhance.Brightness(i).enhance(1.15),
-    "slightly cropped": lambda i: i.crop((5, 4, 187, 156)),
-    "mirrored": ImageOps.mirror,
-}
+@lru_cache
+def original(kind: str, seed: int) -> Image.Image:
+    return KINDS[kind](seed)
 
 
-def pairs_of(tmp_path: Path, images: list[Image.Image]) -> set[tuple[int, int]]:
-    paths = [tmp_path / f"{index}.png" for index in range(len(images))]
-    for path, image in zip(paths, images, strict=True):
-        image.save(path)
+def groups_of(
+    tmp_path: Path, images: Sequence[Image.Image], consecutive: Sequence[tuple[int, int]] = ()
+) -> set[frozenset[int]]:
+    """The groups of more than one image."""
+    thumbnails, hashes = [], {}
+    for index, image in enumerate(images):
+        thumbnail = image.copy()
+        thumbnail.thumbnail((192, 192), Image.Resampling.BOX)
+        thumbnails.append(tmp_path / f"{index}.jpg")
+        thumbnail.save(thumbnails[-1], quality=92)
+        hashes[index] = image_hashes(thumbnail)
 
-    def distance(one: int, other: int, mirrored: bool) -> float | None:
-        return thumbnail_distance(paths[one], paths[other], mirrored)
+    comparer = ThumbnailComparer(dict(enumerate(thumbnails)))
 
-    hashes = {index: image_hashes(image) for index, image in enumerate(images)}
-    return {(one, other) for one, other, _ in near_pairs(hashes, distance)}
+    def difference(one: int, other: int) -> float | None:
+        return comparer.difference(one, other, are_consecutive=(one, other) in consecutive)
+
+    sets = UnionFind(len(images))
+    for one, other, _difference in near_pairs(hashes, difference, consecutive):
+        sets.join(one, other)
+    members: dict[int, set[int]] = {}
+    for index in range(len(images)):
+        members.setdefault(sets.find(index), set()).add(index)
+    return {frozenset(group) for group in members.values() if len(group) > 1}
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_slightly_changed_copy_is_found(tmp_path: Path, variant: str) -> None:
-    images = [scene(seed) for seed in range(12)]
-    found = pairs_of(tmp_path, images + [VARIANTS[variant](image) for image in images])
-    expected = {(index, index + 12) for index in range(12)}
+@pytest.mark.parametrize(("kind", "edit"), CASES)
+def test_an_edited_copy_is_in_the_group_of_its_original(tmp_path: Path, kind: str, edit: str) -> None:
+    originals = [original(kind, seed) for seed in range(ORIGINALS)]
+    copies = [PHOTO_EDITS[edit](image) for image in originals]
+    expected = {frozenset((index, index + ORIGINALS)) for index in range(ORIGINALS)}
+    found = groups_of(tmp_path, originals + copies)
     assert found <= expected
-    assert len(found) >= 11
+    assert len(found) >= ORIGINALS - 1
 
 
-def test_different_images_are_not_paired(tmp_path: Path) -> None:
-    assert pairs_of(tmp_path, [scene(seed) for seed in range(60)]) == set()
+@pytest.mark.parametrize("family", LOOK_ALIKES)
+def test_images_of_one_template_are_not_grouped(tmp_path: Path, family: str) -> None:
+    assert groups_of(tmp_path, [LOOK_ALIKES[family](index) for index in range(FAMILY_SIZE)]) == set()
 
 
-def test_an_image_with_a_changed_detail_is_not_a_near_duplicate(tmp_path: Path) -> None:
-    other = scene(1)
-    ImageDraw.Draw(other).ellipse((80, 60, 104, 84), fill="white", outline="black", width=3)
-    hashes = {0: image_hashes(scene(1)), 1: image_hashes(other)}
-    assert list(candidates(hashes)) == [(0, 1)]
-    assert pairs_of(tmp_path, [scene(1), other]) == set()
+@pytest.mark.parametrize("kind", KINDS)
+def test_different_images_are_not_grouped(tmp_path: Path, kind: str) -> None:
+    assert groups_of(tmp_path, [original(kind, seed) for seed in range(25)]) == set()
 
 
-def test_blank_images_are_never_paired() -> None:
+def test_a_drawing_with_a_changed_detail_is_another_one(tmp_path: Path) -> None:
+    other = icon(1).copy()
+    ImageDraw.Draw(other).ellipse((110, 90, 140, 120), fill="white", outline="black", width=3)
+    assert groups_of(tmp_path, [icon(1), other]) == set()
+
+
+def test_images_in_other_colors_are_not_copies_but_a_gray_one_is(tmp_path: Path) -> None:
+    blue = LOOK_ALIKES["icons of one template"](0)
+    red = Image.merge("RGB", (blue.getchannel("B"), blue.getchannel("G"), blue.getchannel("R")))
+    assert groups_of(tmp_path, [blue, red]) == set()
+    assert groups_of(tmp_path, [blue, ImageOps.grayscale(blue)]) == {frozenset((0, 1))}
+
+
+def test_frames_of_a_burst_may_differ_more_than_copies(tmp_path: Path) -> None:
+    frames = [photograph(5)]
+    for seed in range(1, 4):
+        frames.append(burst_frame(burst_frame(frames[-1], seed), seed + 10))
+    pairs = burst_pairs({index: f"IMG_{index + 40}.jpg" for index in range(4)})
+    assert groups_of(tmp_path, frames, pairs) == {frozenset(range(4))}
+
+
+def test_names_that_follow_each_other_are_no_burst_by_themselves(tmp_path: Path) -> None:
+    images = [photograph(6), photograph(7), icon(3)]
+    assert groups_of(tmp_path, images, burst_pairs({index: f"{index}.png" for index in range(3)})) == set()
+
+
+def test_frames_of_a_burst_are_paired_by_their_number() -> None:
+    names = ["a/IMG_0041.jpg", "a/IMG_0042.jpg", "b/IMG_0043.jpg", "a/IMG_0044.jpg", "a/IMG_0090.jpg", "a/x.jpg"]
+    assert burst_pairs(dict(enumerate(names))) == [(0, 1), (1, 3)]
+
+
+def test_blank_images_are_never_candidates() -> None:
     faint = Image.linear_gradient("L").point([100 + value // 32 for value in range(256)]).convert("RGB")
-    hashes = {index: image_hashes(faint.resize((100 + index, 100))) for index in range(5)}
-    assert list(candidates(hashes)) == []
+    assert candidates({index: image_hashes(faint.resize((100 + index, 100))) for index in range(5)}) == []
 
 
-def test_the_mirrored_hash_is_the_hash_of_the_mirrored_image() -> None:
-    hashes, mirrored = image_hashes(scene(3)), image_hashes(ImageOps.mirror(scene(3)))
-    assert (hashes.mirrored_phash ^ mirrored.phash).bit_count() <= 2
+def test_a_large_family_of_look_alikes_has_few_candidates_per_image() -> None:
+    one = image_hashes(LOOK_ALIKES["icons of one template"](0))
+    rng = np.random.default_rng(0)
+    hashes = {}
+    for index in range(300):
+        noise = rng.integers(-2, 3, 256)
+        layout = np.clip(np.frombuffer(one.blurred, np.uint8).astype(int) + noise, 0, 255).astype(np.uint8).tobytes()
+        hashes[index] = type(one)(blurred=layout, content=layout, keypoints=one.keypoints, is_blank=False)
+    assert 300 <= len(candidates(hashes)) <= 300 * 12
 
 
-def test_candidates_are_found_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.dataset.images.near_duplicates._BLOCK_ROWS", 3)
-    hashes = {index: image_hashes(scene(index % 7)) for index in range(14)}
-    found = list(candidates(hashes))
-    assert set(found) >= {(index, index + 7) for index in range(7)}
-    assert len(found) == len({frozenset(pair) for pair in found})
-    assert all(one < other for one, other in found)
+def test_every_image_of_one_is_compared_once(tmp_path: Path) -> None:
+    hashes = {index: image_hashes(photograph(1)) for index in range(8)}
+    compared = []
+
+    def difference(one: int, other: int) -> float:
+        compared.append((one, other))
+        return 0.0
+
+    assert len(list(near_pairs(hashes, difference))) == len(compared) == 7
 
 
-def test_the_first_exact_copy_with_a_caption_is_kept() -> None:
-    assert exact_copies(["a", "b", "a", "a"], [False, False, True, True]) == {0: 2, 3: 2}
-    assert exact_copies(["a", "a"], [False, False]) == {1: 0}
+def test_of_exact_copies_the_captioned_then_the_larger_then_the_one_not_named_a_copy_is_kept() -> None:
+    def image(source: str, *, captioned: bool = False, area: int = 100, pixels: str = "a") -> ExactCopy:
+        return ExactCopy(pixels_sha256=pixels, is_captioned=captioned, area=area, source=source)
+
+    assert exact_copies([image("1"), image("2", captioned=True), image("3", area=900), image("4", pixels="b")]) == {
+        0: 1,
+        2: 1,
+    }
+    assert exact_copies([image("1"), image("2", area=900)]) == {0: 1}
+    for name in ("cat copy.png", "cat (1).png", "cat - Kopie.png", "Copy of cat.png", "cat - Copie (2).png"):
+        assert exact_copies([image(name), image("cat.png")]) == {0: 1}, name
+    assert exact_copies([image("copyright.png"), image("cat.png")]) == {1: 0}
 
 
 def test_indirectly_joined_items_are_in_one_set() -> None:

@@ -36,7 +36,7 @@ def images(count: int) -> dict[str, bytes]:
 
 def test_a_zip_becomes_a_dataset_folder(tmp_path: Path) -> None:
     members = {**images(10), "1.txt": TEXT, "2.TXT": b"\xff\xfe" + "zwei".encode("utf-16-le"), "3.caption": b" \r\n"}
-    report = prepare([make_zip(tmp_path / "a.zip", members)], tmp_path / "out", resolution=64)
+    report = prepare([make_zip(tmp_path / "a.zip", members)], tmp_path / "out", resolutions=(64,))
     assert report == read_report(tmp_path / "out")
     assert [image.source for image in report.images] == [f"a.zip!{number}.png" for number in range(1, 11)]
     assert [image.caption for image in report.images[:3]] == ["a colored blur", "zwei", ""]
@@ -46,7 +46,7 @@ def test_a_zip_becomes_a_dataset_folder(tmp_path: Path) -> None:
     assert kinds(report, "a.zip!4.png") == [(FindingKind.CAPTION_MISSING, "kept")]
     counts = report.counts
     assert (counts.kept, counts.train, counts.validation, counts.test, counts.captioned) == (10, 7, 2, 1, 2)
-    assert sum(bucket.images for bucket in report.buckets) == 10
+    assert sum(images for images, _cropped in report.fit(64).buckets.values()) == 10
     for image in report.images:
         assert image.path is not None
         with Image.open(tmp_path / "out" / image.path) as stored:
@@ -73,7 +73,7 @@ def test_each_bad_image_is_a_finding_and_the_others_are_prepared(tmp_path: Path)
         "copy.bmp": encoded(noise(2), "BMP"),
         "twin.png": png(3),
     }
-    report = prepare([make_zip(tmp_path / "a.zip", members)], tmp_path / "out", resolution=64)
+    report = prepare([make_zip(tmp_path / "a.zip", members)], tmp_path / "out", resolutions=(64,))
 
     def drops(name: str) -> list[FindingKind]:
         return [kind for kind, action in kinds(report, f"a.zip!{name}") if action == "dropped"]
@@ -221,11 +221,16 @@ def test_two_images_both_train(tmp_path: Path) -> None:
     assert [image.split for image in report.images] == [Split.TRAIN, Split.TRAIN]
 
 
-def test_upscaling_is_a_warning_that_depends_on_the_resolution(tmp_path: Path) -> None:
+def test_a_report_tells_about_each_base_and_holds_for_any(tmp_path: Path) -> None:
     path = make_zip(tmp_path / "a.zip", {**images(3), "1.txt": TEXT})
-    assert kinds(prepare([path], tmp_path / "small", resolution=64), "a.zip!1.png") == []
-    large = prepare([path], tmp_path / "large", resolution=512)
-    assert kinds(large, "a.zip!1.png") == [(FindingKind.UPSCALED, "kept")]
+    report = prepare([path], tmp_path / "any")
+    assert (report.resolutions, kinds(report, "a.zip!1.png")) == ((512, 768, 1024), [])
+    assert "enlarged: 3 at 512 px, 3 at 768 px, 3 at 1024 px" in report.summary
+    assert [report.fit(side).enlarged for side in (64, 512)] == [0, 3]
+    small = prepare([path], tmp_path / "small", resolutions=(64,))
+    assert "enlarged" not in small.summary
+    # The data is the same: a training on it is.
+    assert small.digest == report.digest
 
 
 def test_progress_and_sheets_are_called(tmp_path: Path) -> None:

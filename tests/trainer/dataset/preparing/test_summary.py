@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.golden import check_golden
-from tests.trainer.report.sample_reports import bucket, count, found, report_image, report_of, statistics
+from tests.trainer.report.sample_reports import count, found, report_image, report_of, statistics
 from trainer.dataset.captions.labels import ImageLabels
 from trainer.dataset.images.image_record import Assessment, ImageRecord
 from trainer.dataset.preparing.summary import nothing_to_train_on, summarize
@@ -19,7 +19,12 @@ DROPPED = {kind: (found(kind, "dropped"),) for kind in FindingKind}
 
 
 def images(number: int, start: int = 1, **fields: Any) -> list[Image]:
-    return [report_image(each, **fields) for each in range(start, start + number)]
+    return [image(each, **fields) for each in range(start, start + number)]
+
+
+def image(number: int, side: Split | None = Split.TRAIN, **fields: Any) -> Image:
+    """Large enough for every base."""
+    return report_image(number, side, **({"width": 1200, "height": 1200} | fields))
 
 
 def summary(held: list[Image], **fields: Any) -> str:
@@ -32,11 +37,11 @@ def refused_as(*kinds: RefusalKind) -> tuple[Refused, ...]:
 
 
 def findings(number: int, *kinds: FindingKind, **fields: Any) -> Image:
-    return report_image(number, findings=tuple(found(kind) for kind in kinds), **fields)
+    return image(number, findings=tuple(found(kind) for kind in kinds), **fields)
 
 
 CASES: dict[str, str] = {
-    "clean": summary([*images(8), *images(2, 9, side=Split.VALIDATION), report_image(11, Split.TEST)]),
+    "clean": summary([*images(8), *images(2, 9, side=Split.VALIDATION), image(11, Split.TEST)]),
     "to look at": summary(
         [
             *images(10),
@@ -49,15 +54,15 @@ CASES: dict[str, str] = {
         [
             *images(10),
             findings(11, FindingKind.BLUR, decision="keep"),
-            report_image(12, None, findings=DROPPED[FindingKind.CORRUPT] + DROPPED[FindingKind.TOO_SMALL]),
-            report_image(13, None, findings=(found(FindingKind.BLUR), *DROPPED[FindingKind.BY_HAND]), decision="drop"),
+            image(12, None, findings=DROPPED[FindingKind.CORRUPT] + DROPPED[FindingKind.TOO_SMALL]),
+            image(13, None, findings=(found(FindingKind.BLUR), *DROPPED[FindingKind.BY_HAND]), decision="drop"),
             *images(2, 14, side=None, findings=DROPPED[FindingKind.EXACT_DUPLICATE]),
         ]
     ),
     "captions": summary(
         [
             *images(6),
-            report_image(7, is_caption_automatic=True),
+            image(7, is_caption_automatic=True),
             findings(8, FindingKind.CAPTION_IDENTICAL),
             findings(9, FindingKind.CAPTION_IDENTICAL),
             findings(10, FindingKind.CAPTION_MISSING, caption=""),
@@ -67,13 +72,11 @@ CASES: dict[str, str] = {
         captions=statistics(too_long=2, trigger="momo", with_trigger=7),
     ),
     "trigger in every caption": summary(images(12), captions=statistics(trigger="momo", with_trigger=12)),
-    "one enlarged": summary([*images(11), findings(12, FindingKind.UPSCALED)]),
-    "all enlarged": summary(images(12, findings=(found(FindingKind.UPSCALED),))),
-    "one cropped": summary([*images(10, cropped=0.1), report_image(11, cropped=0.3)]),
-    "many cropped": summary(
-        [*images(10, cropped=0.1), report_image(11, cropped=0.3), report_image(12, cropped=0.4)],
-        buckets=(bucket(512, 512, 12, 0.14),),
-    ),
+    "one enlarged": summary([*images(11), image(12, width=400, height=400)], resolutions=(512,)),
+    "all enlarged": summary(images(12, width=400, height=400), resolutions=(512,)),
+    "enlarged for some bases": summary([*images(11, width=800, height=800), image(12, width=600)]),
+    "one cropped": summary([*images(11), image(12, width=12000)]),
+    "many cropped": summary([*images(4, width=12000), *images(8, 5, width=2000, height=1400)]),
     "an imbalanced class": summary([*images(42, class_name="cat"), *images(7, 43, class_name="dog")]),
     "a class balanced by repeats": summary(
         [*images(42, class_name="cat"), *images(7, 43, class_name="dog", repeats=5)]
@@ -82,7 +85,7 @@ CASES: dict[str, str] = {
         [*images(20, class_name="cat"), *images(9, 21, class_name="dog", group=99)]
     ),
     "many small classes": summary(
-        [*images(20, class_name="cat"), *(report_image(30 + n, class_name=f"kind {n}") for n in range(9))]
+        [*images(20, class_name="cat"), *(image(30 + n, class_name=f"kind {n}") for n in range(9))]
     ),
     "two images": summary(images(2)),
     "nine images": summary(images(9)),
@@ -100,7 +103,7 @@ def test_the_summary_of_each_kind_of_report() -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    [FindingKind.UPSCALED, FindingKind.NEAR_DUPLICATE, FindingKind.CAPTION_MISSING, FindingKind.CAPTION_TOO_LONG],
+    [FindingKind.UNSUPPORTED, FindingKind.NEAR_DUPLICATE, FindingKind.CAPTION_MISSING, FindingKind.CAPTION_TOO_LONG],
 )
 def test_findings_with_their_own_sentence_do_not_ask_for_a_look(kind: FindingKind) -> None:
     assert "to look at" not in summary(images(12, findings=(found(kind),)))

@@ -88,12 +88,12 @@ def test_rows_without_an_image_are_refused_and_many_are_counted(tmp_path: Path) 
     assert refused[-1].reason.startswith("11 more")
 
 
-def test_a_broken_table_is_refused_with_its_line_and_the_images_are_kept(tmp_path: Path) -> None:
+def test_a_broken_line_of_a_table_costs_this_line(tmp_path: Path) -> None:
     files = {"1.png": png(1), "metadata.jsonl": b'{"file_name": "1.png", "text": "a"}\n{"file_name": \n'}
     found, refused = read_sources(tmp_path, filled(tmp_path / "root", files))
-    assert captions_of(found) == {"1.png": ""}
+    assert captions_of(found) == {"1.png": "a"}
     [refusal] = refused
-    assert (refusal.source, refusal.kind) == ("metadata.jsonl", RefusalKind.DAMAGED)
+    assert (refusal.source, refusal.kind) == ("metadata.jsonl:2", RefusalKind.DAMAGED)
     assert "line 2" in refusal.reason
 
 
@@ -105,7 +105,8 @@ def test_tables_are_read_in_every_encoding(tmp_path: Path, encoding: str) -> Non
 
 
 def test_paths_of_the_authors_machine_are_matched_by_name(tmp_path: Path) -> None:
-    meta = {"/content/train/1.png": {"tags": "cat, red"}, "C:\\train\\2.png": {"tags": "dog"}, "3": {"caption": "fox"}}
+    tags = {"1.png": "cat, red", "2": "dog", "3": "fox"}
+    meta = {f"C:\\content\\train\\{name}": {"tags": of_image} for name, of_image in tags.items()}
     files = {"x/1.png": png(1), "x/2.png": png(2), "x/3.webp": encoded(noise(3), "WEBP")}
     found, refused = read_sources(
         tmp_path, filled(tmp_path / "root", {**files, "meta_cap.json": json.dumps(meta).encode()})
@@ -116,7 +117,7 @@ def test_paths_of_the_authors_machine_are_matched_by_name(tmp_path: Path) -> Non
 
 def test_a_loose_table_can_label_the_images_in_an_archive(tmp_path: Path) -> None:
     path = make_zip(tmp_path / "a.zip", {"in/1.png": png(1), "in/2.png": png(2)})
-    (tmp_path / "captions.csv").write_text("1.png,one\nin/2.png,two\n")
+    (tmp_path / "captions.csv").write_text("in/1.png,one\nin/2.png,two\n")
     found, refused = read_sources(tmp_path, path, tmp_path / "captions.csv")
     assert captions_of(found) == {"a.zip!in/1.png": "one", "a.zip!in/2.png": "two"}
     assert refused == []
@@ -154,7 +155,9 @@ def test_kohya_folders_give_repeats_class_and_caption(tmp_path: Path) -> None:
         "img/10_sks dog/3.png": png(3),
         "img/10_sks dog/3.txt": b"a dog asleep",
         "img/1_dog/4.png": png(4),
-        "reg/2023_holiday/5.png": png(5),
+        "pets/2023_holiday/5.png": png(5),
+        "img/1000_fox/6.png": png(6),
+        "img/2000_owl/7.png": png(7),
     }
     found, refused = read_sources(tmp_path, make_zip(tmp_path / "a.zip", files))
     labels = [one.labels for one in found]
@@ -163,12 +166,16 @@ def test_kohya_folders_give_repeats_class_and_caption(tmp_path: Path) -> None:
         (10, "sks dog", "sks dog"),
         (10, "sks dog", "a dog asleep"),
         (10, "sks dog", "sks dog"),
-        (1, "reg", ""),
+        (1000, "fox", "fox"),
+        (2000, "owl", "owl"),
+        (1, "pets", ""),
     ]
     assert set(caption_sources(found).values()) == {
         "a.zip!img/1_dog/",
         "a.zip!img/10_sks dog/",
         "a.zip!img/10_sks dog/3.txt",
+        "a.zip!img/1000_fox/",
+        "a.zip!img/2000_owl/",
     }
     assert refused == []
 
@@ -198,6 +205,28 @@ def test_an_image_folder_with_metadata_is_read(tmp_path: Path) -> None:
     assert refused == []
 
 
+FORMATS = {
+    "a.tga": (bytes(18) + b"x" * 99, "TGA"),
+    "b.jxl": (b"\xff\x0a" + bytes(60), "JPEG XL"),
+    "c.jp2": (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(60), "JPEG 2000"),
+    "d.ico": (b"\0\0\1\0" + bytes(60), "ICO"),
+    "e.psd": (b"8BPS" + bytes(60), "Photoshop"),
+    "f.png": (b"8BPS" + bytes(60), "Photoshop"),
+    "g.nef": (encoded(noise(1), "TIFF"), "raw file of a camera"),
+    "h.dng": (encoded(noise(2), "TIFF"), "raw file of a camera"),
+    "i.exr": (b"\x76\x2f\x31\x01" + bytes(60), "OpenEXR"),
+}
+
+
+def test_images_of_other_formats_are_told_by_their_name(tmp_path: Path) -> None:
+    found, refused = read_sources(tmp_path, make_zip(tmp_path / "a.zip", {n: data for n, (data, _) in FORMATS.items()}))
+    assert refused == []
+    for record, (_data, name) in zip(found, FORMATS.values(), strict=True):
+        (finding,) = record.assessment.findings
+        assert (finding.kind, finding.action) == (FindingKind.UNSUPPORTED, "dropped")
+        assert name in finding.message
+
+
 def test_unsupported_and_damaged_archives_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.rar").write_bytes(b"Rar!\x1a\x07\x01\x00" + bytes(50))
     (tmp_path / "b.7z").write_bytes(b"7z\xbc\xaf\x27\x1c" + bytes(50))
@@ -210,7 +239,7 @@ def test_unsupported_and_damaged_archives_are_refused(tmp_path: Path) -> None:
     }
 
 
-def test_nested_archives_of_every_format_are_reported(tmp_path: Path) -> None:
+def test_nested_archives_of_every_format_are_reported_once(tmp_path: Path) -> None:
     inner = {
         "a.zip": make_zip(tmp_path / "a.zip", {"1.png": png(1)}).read_bytes(),
         "b.tar.xz": make_tar(tmp_path / "b.tar.xz", {"1.png": png(1)}).read_bytes(),
@@ -218,7 +247,8 @@ def test_nested_archives_of_every_format_are_reported(tmp_path: Path) -> None:
         "d.tar": make_tar(tmp_path / "d.tar", {"1.png": png(1)}).read_bytes(),
     }
     _found, refused = read_sources(tmp_path, make_tar(tmp_path / "outer.tar", inner))
-    assert [one.kind for one in refused] == [RefusalKind.NESTED_ARCHIVE] * 4
+    assert [(one.source, one.kind) for one in refused] == [("outer.tar!a.zip", RefusalKind.NESTED_ARCHIVE)]
+    assert "3" in refused[0].reason
 
 
 def test_a_heic_image_is_given_to_the_decoder(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,54 @@ def test_a_stage_can_have_other_shares_and_leave_a_dataset_out(tmp_path: Path) -
     assert views((0.0, 1.0)) == [0, 100]
 
 
+WITH_CLASS_IMAGES = [*MAIN, *(drawn(seed, is_regularization=True, caption="cat", repeats=seed) for seed in (31, 32))]
+
+
+def test_the_regularization_images_of_a_dataset_are_a_source_of_their_own(tmp_path: Path) -> None:
+    mixture = mixture_of(tmp_path, WITH_CLASS_IMAGES, repeats=10, trigger="zkz")
+    repeats = plan_repeats(mixture, 0)
+
+    assert numbers(mixture, TRAIN) == ["0:1.png", "0:2.png", "0:3.png", "0:4.png", "1:7.png", "1:8.png"]
+    assert [source.role for source in mixture.sources] == [MixRole.TRAIN, MixRole.REGULARIZATION]
+    assert mixture.names == ("main", "main/reg")
+    assert [mixture.captions_of(member) for member in mixture.of(TRAIN)][-2:] == [("cat",), ("cat",)]
+    # As often as the others, all together, and among themselves by their repeats.
+    assert [(row.images, row.views) for row in epoch_exposure(mixture, repeats)] == [(4, 40), (2, 40)]
+    assert all(sum(repeats.of_epoch([0] * 6, epoch)[4:]) == 40 for epoch in range(1, 9))
+
+
+def test_shares_of_a_stage_keep_the_balance_with_regularization_images(tmp_path: Path) -> None:
+    other = [drawn(seed) for seed in range(11, 18)]
+    mixture = mixture_of(tmp_path, WITH_CLASS_IMAGES, (other, {"repeats": 8}), repeats=11)
+
+    for shares, expected in (((), [44, 56, 44]), ((0.25, 0.75), [25, 75, 25]), ((0.0, 1.0), [0, 100, 0])):
+        assert [row.views for row in epoch_exposure(mixture, plan_repeats(mixture, 0, shares))] == expected
+
+
+def test_a_regularization_image_that_shows_a_measured_one_is_left_out(tmp_path: Path) -> None:
+    main = [*MAIN, drawn(8, is_regularization=True), drawn(33, is_regularization=True, group=6)]
+    mixture = mixture_of(tmp_path, main)
+
+    assert "1:7.png" not in numbers(mixture, TRAIN), "it is the validation image itself"
+    assert "1:8.png" not in numbers(mixture, TRAIN), "it is in the group of the test image"
+    assert len(mixture.left_out) == 2
+
+
+@pytest.mark.parametrize("split", [{"kind": "all"}, {"kind": "fold", "folds": 2, "fold": 1}])
+def test_regularization_images_are_in_no_fold(tmp_path: Path, split: dict[str, object]) -> None:
+    dataset = str(write_dataset(tmp_path / "main", WITH_CLASS_IMAGES))
+    mixture = read_mixture(make_spec({"dataset": dataset, "split": split}))
+
+    assert {member.split for member in mixture.members if member.image.is_regularization} == {TRAIN}
+
+
+def test_a_whole_regularization_dataset_may_hold_a_kohya_project(tmp_path: Path) -> None:
+    others = [drawn(seed, is_regularization=seed == 11) for seed in (11, 12)]
+    mixture = mixture_of(tmp_path, MAIN, (others, {"role": "regularization"}))
+
+    assert numbers(mixture, TRAIN)[-2:] == ["1:1.png", "1:2.png"]
+
+
 def test_class_images_drawn_by_the_base_keep_their_share_in_every_stage(tmp_path: Path) -> None:
     named = mixture_of(tmp_path, MAIN, ([drawn(seed) for seed in range(11, 18)], {"repeats": 8}), repeats=11)
     class_images = read_report(write_dataset(tmp_path / "class", [drawn(21), drawn(22)]))
@@ -123,10 +172,6 @@ def test_a_fractional_share_is_rounded_up_or_down_and_adds_up(
 
     assert sum(seen.values()) == views
     assert all(abs(seen[index] - views * count / units) < 1 for index, (count, _) in enumerate(repeats))
-    by_size: Counter[str] = Counter()
-    for index, count in seen.items():
-        by_size[sizes[index]] += count
-    assert all(by_size[size] <= most for size, most in portion.most_by_size(sizes).items() if isinstance(size, str))
 
 
 def test_over_many_epochs_each_image_gets_its_share() -> None:
@@ -157,10 +202,46 @@ def test_parts_have_their_own_validation_and_test_images_and_triggers(tmp_path: 
 
     assert numbers(mixture, VALIDATION) == ["0:5.png", "1:2.png"]
     assert numbers(mixture, TEST) == ["0:6.png", "1:3.png"]
-    assert [mixture.caption_of(member) for member in mixture.members] == [
-        *["momo, a cat"] * 6,
-        *["zork, a cat", "zork again", "zork, a cat"],
+    assert [mixture.captions_of(member) for member in mixture.members] == [
+        *[("momo, a cat",)] * 6,
+        *[("zork, a cat",), ("zork again",), ("zork, a cat",)],
     ]
+
+
+def test_a_trigger_within_a_word_does_not_count_and_each_caption_gets_it(tmp_path: Path) -> None:
+    captions = ["a woman eating a banana", "ana的照片", "ANA_(series), 1girl", ""]
+    others = [drawn(11 + n, caption=caption) for n, caption in enumerate(captions)]
+    mixture = mixture_of(tmp_path, MAIN, (others, {"trigger": "ana"}))
+
+    assert [mixture.captions_of(member) for member in mixture.members[-4:]] == [
+        *[("ana, a woman eating a banana",), ("ana, ana的照片",), ("ANA_(series), 1girl",), ("ana",)]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("caption", "is_taught"), [("zork, a cat", True), ("a cat", True), ("cat " * 80 + "zork", False)]
+)
+def test_a_new_word_that_no_caption_teaches_is_refused_before_anything_is_loaded(
+    tmp_path: Path, caption: str, is_taught: bool
+) -> None:
+    splits = (TRAIN, TRAIN, VALIDATION, TEST)
+    dataset = write_dataset(tmp_path / "main", [drawn(n, split, caption=caption) for n, split in enumerate(splits)])
+    method = {"kind": "textual_inversion"}
+    spec = make_spec({"dataset": str(dataset), "method": method, "training": {"trigger": "zork"}})
+
+    if is_taught:
+        assert len(read_mixture(spec).members) == 4
+    else:
+        with pytest.raises(DatasetError, match="zork"):
+            read_mixture(spec)
+
+
+def test_each_of_several_captions_gets_the_trigger(tmp_path: Path) -> None:
+    mixture = mixture_of(tmp_path, MAIN, trigger="momo")
+    member = mixture.members[0]
+    image = member.image.model_copy(update={"other_captions": ("momo asleep", "an animal", "a cat")})
+
+    assert mixture.captions_of(replace(member, image=image)) == ("momo, a cat", "momo asleep", "momo, an animal")
 
 
 def test_class_images_all_train_and_are_never_measured(tmp_path: Path) -> None:
@@ -170,7 +251,7 @@ def test_class_images_all_train_and_are_never_measured(tmp_path: Path) -> None:
     assert numbers(mixture, TRAIN)[-3:] == ["1:1.png", "1:2.png", "1:3.png"]
     assert numbers(mixture, VALIDATION) == ["0:5.png"]
     assert numbers(mixture, TEST) == ["0:6.png"]
-    assert mixture.caption_of(mixture.members[-1]) == "a cat"
+    assert mixture.captions_of(mixture.members[-1]) == ("a cat",)
 
 
 def test_an_image_that_another_dataset_measures_with_does_not_train(tmp_path: Path) -> None:

@@ -1,0 +1,90 @@
+"""The resolution of a base is read from its files alone, and is the one that the loaded base has."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.trainer.random_base import make_random_base, make_random_sd3, make_random_sdxl, write_single_file
+from tests.trainer.random_classifier import make_random_vit
+from trainer.exchange.base_files import base_resolution, training_resolution
+from trainer.models.base import load_base
+from trainer.models.classifier import load_classifier
+from trainer.protocol.settings import Base
+from trainer.protocol.spec import make_spec
+
+#: One tensor of each family's original layout, and the resolution of its usual configuration.
+SINGLE_FILES = {
+    "cond_stage_model.transformer.text_model.embeddings.position_ids": 512,
+    "cond_stage_model.model.transformer.resblocks.9.mlp.c_proj.bias": 768,
+    "conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias": 1024,
+    "model.diffusion_model.joint_blocks.0.context_block.adaLN_modulation.1.bias": 1024,
+    "lora_unet_down_blocks_0_attentions_0_proj_in.alpha": None,
+}
+
+
+def test_the_base_that_ships_trains_at_64_px() -> None:
+    assert base_resolution(Base()) == load_base(Base()).resolution == 64
+
+
+@pytest.mark.parametrize("make", [make_random_base, make_random_sdxl, make_random_sd3])
+def test_a_folder_tells_the_resolution_of_the_loaded_base(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    base = Base(source=str(make(tmp_path / "base")))
+    assert base_resolution(base) == load_base(base).resolution
+
+
+@pytest.mark.parametrize(("name", "side"), SINGLE_FILES.items())
+def test_a_single_file_tells_its_family_by_the_names_of_its_tensors(
+    tmp_path: Path, name: str, side: int | None
+) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({name: torch.zeros(1)}, path)
+    assert base_resolution(Base(source=str(path))) == side
+
+
+def test_the_config_of_a_single_file_comes_first(tmp_path: Path) -> None:
+    folder = make_random_base(tmp_path / "base")
+    file = write_single_file(folder, tmp_path / "one.safetensors")
+    assert base_resolution(Base(source=str(file))) == 512
+    assert base_resolution(Base(source=str(file), config=str(folder))) == 64
+
+
+def test_a_hub_name_is_looked_up_in_the_cache(tmp_path: Path) -> None:
+    base = make_random_sdxl(tmp_path / "made")
+    folder = tmp_path / "hub" / "models--someone--model"
+    shutil.copytree(base, folder / "snapshots" / "c0ffee")
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("c0ffee")
+    known = base_resolution(Base(source=str(base)))
+    named = Base(source="someone/model")
+    assert known == base_resolution(named, {"HF_HOME": str(tmp_path)})
+    assert known == base_resolution(named, {"HF_HUB_CACHE": str(tmp_path / "hub")})
+    assert known == base_resolution(Base(source="someone/model", revision="c0ffee"), {"HF_HOME": str(tmp_path)})
+    assert base_resolution(named, {"HF_HOME": str(tmp_path / "elsewhere")}) is None
+
+
+def test_a_classifier_tells_the_size_that_it_reads(tmp_path: Path) -> None:
+    base = Base(source=str(make_random_vit(tmp_path / "vit")))
+    assert base_resolution(base) == load_classifier(base, ["a", "b"], head_seed=0).resolution
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 64, b"\x02\0\0\0\0\0\0\0{}", b"\x02\0\0\0\0\0\0\0[}"])
+def test_a_file_that_does_not_tell_is_not_guessed(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    assert base_resolution(Base(source=str(path))) is None
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text(json.dumps({"sample_size": None}))
+    assert base_resolution(Base(source=str(tmp_path))) is None
+
+
+def test_the_job_s_own_resolution_comes_first() -> None:
+    spec = make_spec({"name": "fox", "dataset": "x", "training": {"resolution": 128}})
+    assert training_resolution(spec) == 128
+    assert training_resolution(make_spec({"name": "fox", "dataset": "x"})) == 64

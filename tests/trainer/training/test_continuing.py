@@ -1,0 +1,345 @@
+"""How a job goes on: from an older checkpoint, with more epochs, or as a new job; and what may not change."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.trainer.conftest import MakeJob, job_maker
+from tests.trainer.job_events import assert_same_checkpoints, curve_of, events_of
+from trainer.__main__ import main
+from trainer.exchange.job_dir import read_spec
+from trainer.protocol import events
+from trainer.protocol.events import (
+    EXIT_FAILED,
+    EXIT_FINISHED,
+    EXIT_REFUSED,
+    EpochEnded,
+    Exported,
+    Failed,
+    FailureKind,
+    Finished,
+    StageBegan,
+    StepDone,
+    Warned,
+)
+from trainer.protocol.run_options import RunOptions
+from trainer.tasks.diffusion import DiffusionTask
+from trainer.tasks.task import FrozenLoss
+from trainer.training import checkpoints as checkpoint_files
+from trainer.training.checkpoints import Checkpoints, is_intact
+from trainer.training.run import run
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+#: Every checkpoint is kept. Nothing is exported unless a test needs it.
+KEPT: dict[str, Any] = {
+    "training": {"epochs": 3, "keep_every_epochs": 1},
+    "validation": {"test": False},
+    "samples": {"steps": 1, "prompts": ["a red egg"], "unrelated_prompts": [], "every_epochs": 9},
+}
+
+
+@pytest.fixture(scope="module")
+def kept_job(dataset: Path, random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished job of three epochs that kept all of its checkpoints."""
+    job_dir = job_maker(dataset, random_base, tmp_path_factory.mktemp("kept"))(**KEPT)
+    assert run(RunOptions(job_dir=job_dir)) == EXIT_FINISHED, events_of(job_dir)[-1]
+    return job_dir
+
+
+@pytest.fixture
+def job(kept_job: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(kept_job, tmp_path / "job")
+
+
+def failure(job_dir: Path) -> Failed:
+    last = events_of(job_dir)[-1]
+    assert isinstance(last, Failed)
+    return last
+
+
+# -- damaged checkpoints ----------------------------------------------------------------------------------------------
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def zero(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def flip_one_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("optimizer.pt", zero),
+        ("optimizer.pt", flip_one_bit),
+        ("weights.safetensors", cut),
+        ("state.json", flip_one_bit),
+        ("checksums.json", zero),
+        ("optimizer.pt", Path.unlink),
+    ],
+)
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    job: Path, kept_job: Path, name: str, damage: Callable[[Path], None]
+) -> None:
+    newest = Checkpoints(job).newest_first()[0]
+    damage(newest / name)
+    assert not is_intact(newest)
+
+    assert run(RunOptions(job_dir=job)) == EXIT_FINISHED, events_of(job)[-1]
+
+    (warned,) = events_of(job, Warned)
+    assert (warned.kind, newest.name in warned.message, "epoch 3" in warned.message) == (
+        "damaged_checkpoint",
+        True,
+        True,
+    )
+    # The last epoch was trained again, to the same weights.
+    assert_same_checkpoints(job, kept_job)
+
+
+def test_a_damaged_best_checkpoint_is_replaced_by_the_best_of_the_others(job: Path) -> None:
+    kept = Checkpoints(job)
+    newest, best, _first = kept.newest_first()
+    # As if the second of the three epochs had been the best one.
+    state = kept.load_state(newest)
+    memory = state.stop_memory.model_copy(update={"best_epoch": 2, "best_ratio": 0.1})
+    changed = state.model_copy(update={"best_step": kept.load_state(best).step, "stop_memory": memory})
+    kept.save(changed, kept.load_weights(newest), kept.load_optimizer(newest))
+    zero(best / "weights.safetensors")
+
+    assert run(RunOptions(job_dir=job)) == EXIT_FINISHED, events_of(job)[-1]
+
+    ratios = {ended.epoch: ended.validation.ratio for ended in events_of(job, EpochEnded) if ended.epoch != 2}
+    finished = events_of(job, Finished)[-1]
+    assert (finished.best_epoch, finished.best_ratio) == min(ratios.items(), key=lambda item: item[1])
+    assert [event.kind for event in events_of(job, Warned)] == ["damaged_checkpoint"]
+
+
+# -- the settings -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "value"),
+    [("training", "learning_rate", 1e-5), ("training", "batch_size", 8), ("training", "epochs", 8)],
+)
+def test_settings_that_changed_after_the_start_are_refused_with_the_list(
+    job: Path, group: str, name: str, value: Any
+) -> None:
+    content = json.loads((job / "spec.json").read_text(encoding="utf-8"))
+    before = content[group][name]
+    content[group][name] = value
+    (job / "spec.json").write_text(json.dumps(content), encoding="utf-8")
+
+    assert run(RunOptions(job_dir=job)) == EXIT_FAILED
+
+    assert failure(job).kind is FailureKind.BAD_SPEC
+    assert f"{group}.{name} {json.dumps(before)} → {json.dumps(value)}." in failure(job).message
+    assert "extend" in failure(job).hint
+    # The settings that it was trained with are accepted.
+    content[group][name] = before
+    (job / "spec.json").write_text(json.dumps(content), encoding="utf-8")
+    assert run(RunOptions(job_dir=job)) == EXIT_FINISHED
+
+
+# -- more epochs ------------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_job_is_extended_as_if_it_had_had_a_further_stage(
+    job: Path, make_job: MakeJob, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["extend", str(job), "--epochs", "2"]) == 0
+    assert "5 epochs" in capsys.readouterr().out
+    assert run(RunOptions(job_dir=job)) == EXIT_FINISHED, events_of(job)[-1]
+
+    planned = make_job(
+        "planned",
+        **{**KEPT, "training": {**KEPT["training"], "epochs": 5}},
+        stages=[{"epochs": 3}, {"epochs": 2}],
+    )
+    assert run(RunOptions(job_dir=planned)) == EXIT_FINISHED, events_of(planned)[-1]
+    assert curve_of(job) == curve_of(planned)
+    assert_same_checkpoints(job, planned)
+    # The rate rises again and falls to the end of the new stage.
+    began = events_of(job, StageBegan)[-1]
+    assert (began.stage, began.first_epoch, began.last_epoch) == (2, 4, 5)
+    assert [event.epochs for event in events_of(job, Finished)] == [3, 5]
+
+
+def test_an_extended_job_tests_and_exports_its_new_best_epoch(make_job: MakeJob) -> None:
+    job_dir = make_job(**{**KEPT, "training": {"epochs": 1}, "validation": {"test": True}})
+    assert run(RunOptions(job_dir=job_dir)) == EXIT_FINISHED, events_of(job_dir)[-1]
+    assert main(["extend", str(job_dir), "--epochs", "1"]) == 0
+    assert run(RunOptions(job_dir=job_dir)) == EXIT_FINISHED, events_of(job_dir)[-1]
+
+    assert events_of(job_dir, Finished)[-1].best_epoch == 2
+    assert [event.epoch for event in events_of(job_dir, events.Tested)] == [1, 2]
+    assert len({event.sha256 for event in events_of(job_dir, Exported)}) >= 2
+
+
+def test_an_extension_that_was_interrupted_is_repeated(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: Any, **options: Any) -> Path:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            main(["extend", str(job), "--epochs", "1"])
+    assert run(RunOptions(job_dir=job)) == EXIT_FAILED, "neither the old settings nor the new checkpoint"
+
+    assert main(["extend", str(job), "--epochs", "1"]) == 0
+    assert run(RunOptions(job_dir=job)) == EXIT_FINISHED, events_of(job)[-1]
+    assert events_of(job, Finished)[-1].epochs == 4
+
+
+def test_what_cannot_be_extended_is_refused(
+    job: Path, make_job: MakeJob, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = Checkpoints(job).load_state(Checkpoints(job).newest_first()[0])
+    running = shutil.copytree(job, tmp_path / "running")
+    newest = Checkpoints(running).newest_first()[0]
+    Checkpoints(running).save(
+        state.model_copy(update={"is_over": False}),
+        Checkpoints(running).load_weights(newest),
+        Checkpoints(running).load_optimizer(newest),
+    )
+    for folder, epochs, expected in (
+        (tmp_path / "nowhere", "1", "no job folder"),
+        (make_job("never-started"), "1", "no checkpoint"),
+        (running, "1", "still in epoch"),
+        (job, "0", "epochs"),
+        (job, "1000", "epochs"),
+    ):
+        assert main(["extend", str(folder), "--epochs", epochs]) == EXIT_REFUSED
+        (line,) = capsys.readouterr().err.splitlines()
+        assert expected in line
+    assert run(RunOptions(job_dir=job)) == EXIT_FINISHED, "nothing was changed"
+
+
+# -- a new job from the weights of another ----------------------------------------------------------------------------
+
+
+def test_a_new_job_starts_from_the_best_weights_of_a_finished_one(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "continued"
+    changes = ["training.epochs=1", "training.learning_rate=1e-7", "training.warmup_share=0"]
+    arguments = [part for change in changes for part in ("--set", change)]
+    assert main(["new", "--from", str(job), "--name", "again", *arguments, "--out", str(out)]) == 0
+    # The weights were copied: the old job may go.
+    (finished,), weights = events_of(job, Finished), Checkpoints(job)
+    expected = weights.load_evaluated(weights.path(events_of(job, EpochEnded)[finished.best_epoch - 1].step))
+    before = read_spec(job)
+    shutil.rmtree(job)
+
+    assert run(RunOptions(job_dir=out)) == EXIT_FINISHED, events_of(out)[-1]
+
+    spec = read_spec(out)
+    assert (spec.name, spec.training.epochs, spec.method.rank) == ("again", 1, before.method.rank)
+    (ended,) = events_of(out, EpochEnded)
+    # At this rate nothing moves: the new job is where the old one ended, far below the base.
+    assert ended.validation.ratio == pytest.approx(finished.best_ratio, rel=1e-3)
+    assert finished.best_ratio < 0.9
+    trained = load_file(Checkpoints(out).newest_first()[0] / "weights.safetensors")
+    assert all(torch.allclose(trained[name], tensor, atol=1e-4) for name, tensor in expected.items())
+
+
+def test_weights_that_do_not_fit_are_refused(
+    job: Path, make_job: MakeJob, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "out")
+    for arguments, expected in (
+        (["--from", str(job), "--set", "method.rank=8"], "method.rank 4 → 8"),
+        (["--from", str(job), "--set", "base.clip_skip=2"], "base.clip_skip 1 → 2"),
+        (["--from", str(job), "--preset", "lora"], "--preset"),
+        (["--from", str(make_job("never-started"))], "no checkpoint"),
+        ([], "--dataset"),
+    ):
+        assert main(["new", *arguments, "--out", out]) == EXIT_REFUSED
+        (line,) = capsys.readouterr().err.splitlines()
+        assert expected in line
+    assert not Path(out).exists()
+
+
+def test_start_weights_that_are_missing_or_others_are_refused(job: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(["new", "--from", str(job), "--out", str(out)]) == 0
+    flip_one_bit(out / checkpoint_files.START_FILE)
+
+    assert run(RunOptions(job_dir=out)) == EXIT_FAILED
+    assert failure(out).kind is FailureKind.BAD_CHECKPOINT
+
+
+# -- numbers that overflow --------------------------------------------------------------------------------------------
+
+
+def overflowing(epochs: set[int], job_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the loss of the frozen triples overflow after these epochs."""
+    real = DiffusionTask.frozen_losses
+
+    def frozen_losses(self: DiffusionTask, *arguments: Any) -> list[FrozenLoss]:
+        losses = real(self, *arguments)
+        epoch = len(list((job_dir / "validation").glob("epoch-*.json"))) + 1
+        is_base = not (job_dir / "validation" / "train-base.json").exists()
+        if epoch in epochs and not is_base:
+            losses[0] = FrozenLoss(plain=float("nan"), training=float("inf"))
+        return losses
+
+    monkeypatch.setattr(DiffusionTask, "frozen_losses", frozen_losses)
+
+
+def test_a_validation_that_is_not_a_number_is_never_the_best_epoch(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_dir = make_job(**{**KEPT, "validation": {"test": True}})
+    overflowing({1, 3}, job_dir, monkeypatch)
+
+    assert run(RunOptions(job_dir=job_dir)) == EXIT_FINISHED, events_of(job_dir)[-1]
+
+    warned = [event for event in events_of(job_dir, Warned) if event.kind == "validation_not_a_number"]
+    assert [f"epoch {epoch}" in event.message for epoch, event in zip((1, 3), warned, strict=True)] == [True, True]
+    (finished,) = events_of(job_dir, Finished)
+    assert finished.best_epoch == 2
+    assert [event.is_best for event in events_of(job_dir, EpochEnded)] == [False, True, False]
+    assert events_of(job_dir, Exported)
+    # It resumes from such an epoch, too.
+    shutil.rmtree(Checkpoints(job_dir).newest_first()[0])
+    assert run(RunOptions(job_dir=job_dir)) == EXIT_FINISHED, events_of(job_dir)[-1]
+
+
+def test_a_training_without_any_finite_validation_fails(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_dir = make_job(**{**KEPT, "training": {"epochs": 2}})
+    overflowing({1, 2}, job_dir, monkeypatch)
+
+    assert run(RunOptions(job_dir=job_dir)) == EXIT_FAILED
+    assert failure(job_dir).kind is FailureKind.DIVERGED
+
+
+# -- what is told of a step -------------------------------------------------------------------------------------------
+
+
+def test_the_learning_rate_of_a_step_is_that_of_the_step(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Every step is told.
+    monkeypatch.setattr("trainer.training.step.PROGRESS_INTERVAL_S", 0.0)
+    training = {"epochs": 1, "schedule": "linear", "warmup_steps": 2, "learning_rate": 1e-3}
+    job_dir = make_job(**{**KEPT, "training": training})
+    assert run(RunOptions(job_dir=job_dir)) == EXIT_FINISHED, events_of(job_dir)[-1]
+
+    # Four steps: two steps of warm-up from 0, then down from the highest rate towards 0 after the last.
+    assert [event.learning_rate for event in events_of(job_dir, StepDone)] == pytest.approx([0.0, 5e-4, 1e-3, 5e-4])
+    assert [event.learning_rate for event in events_of(job_dir, EpochEnded)] == pytest.approx([5e-4])
