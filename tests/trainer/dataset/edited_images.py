@@ -184,6 +184,22 @@ def _character(index: int) -> Image.Image:
     return image
 
 
+def _placed_character(index: int) -> Image.Image:
+    """One drawing of a character at another place, in another size or on another ground."""
+    rng = Random(400 + index)
+    figure = _character(0)
+    cut = Image.fromarray((np.asarray(figure) != np.asarray(figure.getpixel((0, 0)))).any(axis=2))
+    box = cut.getbbox()
+    assert box is not None
+    scale = rng.choice([0.35, 0.5, 0.65, 0.8])
+    size = round((box[2] - box[0]) * scale), round((box[3] - box[1]) * scale)
+    grounds = ["khaki", "white", "lightgreen", "lightblue", "pink", "sandybrown", "gainsboro", "slategray"]
+    image = Image.new("RGB", (256, 256), grounds[index % len(grounds)])
+    place = rng.randrange(4, 252 - size[0]), rng.randrange(4, 252 - size[1])
+    image.paste(figure.crop(box).resize(size), place, cut.crop(box).resize(size))
+    return image
+
+
 def _stamp(index: int) -> Image.Image:
     """A postage stamp of a series: frame and lettering are the same, value and motif are not."""
     rng = Random(200 + index)
@@ -221,6 +237,7 @@ LOOK_ALIKES: Mapping[str, Callable[[int], Image.Image]] = {
     "icons of one template": _template_icon,
     "documents with a badge": _badge,
     "characters in one pose": _character,
+    "one character on many grounds": _placed_character,
     "stamps of one series": _stamp,
     "product shots on white": _product,
     "screens of text": _screen,

@@ -204,18 +204,21 @@ def _sharing_keypoints(keypoints: Sequence[bytes]) -> dict[tuple[int, int], int]
     descriptors = np.frombuffer(b"".join(keypoints), dtype=np.uint8).reshape(-1, 32)
     owners = np.repeat(np.arange(len(keypoints)), [len(each) // 32 for each in keypoints])
     words, size = np.ascontiguousarray(descriptors.view(np.uint64).T), len(descriptors)
-    found: list[Numbers] = []
+    found: Numbers = np.zeros(0, np.int64)
     for turn in range(_ORDERS):
         # Each order starts with other bits.
         leading = np.ascontiguousarray(np.roll(descriptors, -4 * turn, axis=1)[:, :8]).view(">u8").ravel()
         order = np.argsort(leading, kind="stable")
         ordered, owner = words[:, order], owners[order]
+        of_turn: list[Numbers] = []
         for step in range(1, min(_NEXT, size - 1) + 1):
             bits = np.bitwise_count(ordered[:, :-step] ^ ordered[:, step:]).sum(axis=0, dtype=np.uint16)
             at = np.flatnonzero((bits <= _MAX_BITS) & (owner[:-step] != owner[step:]))
             one, other = order[at], order[at + step]
-            found.append(np.minimum(one, other) * np.int64(size) + np.maximum(one, other))
-    one, other = np.divmod(np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64), max(1, size))
+            of_turn.append(np.minimum(one, other) * np.int64(size) + np.maximum(one, other))
+        # At once: many images alike share millions of them, most in several orders.
+        found = np.unique(np.concatenate((found, *of_turn)))
+    one, other = np.divmod(found, max(1, size))
     # Owners ascend, so the lower keypoint is of the lower image; each of its keypoints counts once for a pair.
     count = np.int64(max(1, len(keypoints)))
     one, second = np.divmod(np.unique(one * count + owners[other]), count)
