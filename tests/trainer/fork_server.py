@@ -174,7 +174,8 @@ class _Server:
                 if key.fileobj is sys.stdin:
                     return
                 if key.fileobj is self._listener:
-                    self._accept()
+                    with contextlib.suppress(OSError, ValueError):  # the client is gone
+                        self._accept()
                 elif key.fileobj is self._wakeup:
                     self._wakeup.recv(4096)
                     self._reap()
@@ -187,15 +188,17 @@ class _Server:
         connection, _ = self._listener.accept()
         header, descriptors, _, _ = socket.recv_fds(connection, 8, 3)
         body = b""
-        while len(body) < int.from_bytes(header, "big"):
-            body += connection.recv(65536)
+        while len(body) < int.from_bytes(header, "big") and (part := connection.recv(65536)):
+            body += part
         request = json.loads(body)
         pid = os.fork()
         if pid == 0:
             _become(self._program, request, descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
-        connection.sendall(b"%d\n" % pid)
+        # A client may be killed at any moment; if it has gone, its fork is killed below.
+        with contextlib.suppress(OSError):
+            connection.sendall(b"%d\n" % pid)
         self._connections[pid] = connection
         if request.get("is_client"):
             self._selector.register(connection, selectors.EVENT_READ, pid)
@@ -208,7 +211,7 @@ class _Server:
             connection = self._connections.pop(pid)
             with contextlib.suppress(KeyError):
                 self._selector.unregister(connection)
-            with contextlib.suppress(BrokenPipeError):
+            with contextlib.suppress(OSError):
                 connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
             connection.close()
 

@@ -199,7 +199,7 @@ async def test_autocompletions(data_dir: Path, caplog: pytest.LogCaptureFixture)
 
 def arguments_of(handler: ButtonHandler, both: Servers) -> list[str]:
     """Arguments as the bot makes them for what is Ana's."""
-    made = ["", "0", str(both.draft_id), f"0d{both.draft_id}", f"1d{both.draft_id}", both.image]
+    made = ["", "0", str(both.draft_id), f"0d{both.draft_id}", f"1d{both.draft_id}", both.image, "blur"]
     found = [each for each in made if re.fullmatch(handler.argument, each)]
     assert found, f"no example for the argument {handler.argument!r}"
     return found

@@ -45,7 +45,7 @@ def finished(dataset: Path, random_base: Path, tmp_path_factory: pytest.TempPath
 @pytest.fixture
 def unfinished(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the job just before its end, to be run again without the export, which takes half of the time."""
-    monkeypatch.setattr(finale, "_export", lambda session: None)
+    monkeypatch.setattr(finale, "export_best", lambda session, sample: None)
     job_dir = tmp_path / "job"
     shutil.copytree(finished, job_dir)
     path = job_dir / "events.jsonl"

