@@ -188,5 +188,4 @@ def test_a_word_that_captions_hold_only_within_other_words_is_no_reason_to_fail(
 
     assert run(RunOptions(job_dir=job_dir)) == EXIT_FINISHED, events_of(job_dir)[-1]
 
-    files = events_of(job_dir, Exported)
     assert metadata_of(job_dir / "output/eg.safetensors")["modelspec.architecture"].endswith("/textual-inversion")
