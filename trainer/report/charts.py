@@ -117,10 +117,11 @@ def draw_bands_chart(path: Path, ended: Sequence[EpochEnded], *, title: str, tot
         curve = {0: 1.0} | {each.epoch: fmean(each.validation.bands[i].ratio for i in group) for each in ended}
         panel.axhline(1.0, color=TEXT, linewidth=1, linestyle=":", alpha=0.6)
         panel.plot(list(curve), list(curve.values()), color=_VALIDATION, linewidth=2)
-        if (best := ended[-1].best_epoch) in curve and best:
-            panel.plot([best], [curve[best]], marker="*", markersize=11, color=_BEST, linestyle="none")
+        # As the headline: of the best epoch, and not of the last.
+        best = next((each.epoch for each in ended if each.epoch == ended[-1].best_epoch), ended[-1].epoch)
+        panel.plot([best], [curve[best]], marker="*", markersize=11, color=_BEST, linestyle="none")
         steps = f"{bands[group[0]].first_timestep}–{bands[group[-1]].last_timestep}"
-        panel.set_title(level_change(f"{steps}:", curve[ended[-1].epoch]), color=TEXT, fontsize=9.5)
+        panel.set_title(level_change(f"{steps}:", curve[best]), color=TEXT, fontsize=9.5)
         panel.set_xlim(-0.3, max(total_epochs, 1) + 0.3)
         panel.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
         panel.yaxis.set_major_formatter(FuncFormatter(lambda share, position: f"{share:.0%}"))

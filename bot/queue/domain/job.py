@@ -161,13 +161,19 @@ class Progress(Frozen):
         return self.model_copy(update=changes)
 
     def _with_epoch(self, ended: EpochEnded) -> tuple[EpochEnded, ...]:
-        slim = ended.model_copy(update={"validation": ended.validation.model_copy(update={"bands": ()})})
-        # An epoch that is repeated after a loss replaces the earlier one.
+        # An epoch that is repeated after a loss replaces the earlier one. Of the bands, those of the best are told.
         others = [epoch for epoch in self.epochs if epoch.epoch != ended.epoch]
-        epochs = sorted([*others, slim], key=lambda epoch: epoch.epoch)
+        epochs = [each if each.epoch == ended.best_epoch else _without_bands(each) for each in (*others, ended)]
+        epochs.sort(key=lambda epoch: epoch.epoch)
         newest = epochs[-_KEPT_EPOCHS:]
         best = [epoch for epoch in epochs[:-_KEPT_EPOCHS] if epoch.epoch == newest[-1].best_epoch]
         return (*best, *newest)
+
+
+def _without_bands(ended: EpochEnded) -> EpochEnded:
+    if not ended.validation.bands:
+        return ended
+    return ended.model_copy(update={"validation": ended.validation.model_copy(update={"bands": ()})})
 
 
 class EndReasonKind(StrEnum):

@@ -10,7 +10,7 @@ import pytest
 from discord import ui
 
 from bot.outbox import HoldReason, Notification, NotificationKind, Undelivered, UndeliveredReason
-from bot.queue.domain.job import EndReason, EndReasonKind, Job, Priority, State, StopIntent
+from bot.queue.domain.job import EndReason, EndReasonKind, Job, Priority, Progress, State, StopIntent
 from bot.queue.domain.verbs import Verb, is_applicable
 from bot.queue.store.queue_control import PauseKind, QueuePause
 from bot.ui.job_card import job_card
@@ -48,6 +48,7 @@ from tests.bot.ui.rendering import alt_texts, check_messages, file_names, text_o
 from trainer.protocol import events
 from trainer.protocol.bucket_shapes import fit_images
 from trainer.protocol.events import (
+    BandLoss,
     BaseValidated,
     Event,
     Exported,
@@ -211,6 +212,20 @@ def test_the_posts_at_the_end_of_a_job(job_dir: Path) -> None:
         "cancelled before it started": cancelled_post(queued(state=State.CANCELLED), here, None),
     }
     check_messages(GOLDEN / "job_endings.txt", posts, job_dir)
+
+
+def test_the_result_tells_layout_shapes_and_detail_of_the_best_epoch(job_dir: Path) -> None:
+    progress = Progress()
+    for epoch, best, ratios in ((1, 1, (0.9,) * 4), (2, 2, (0.5, 0.7, 0.8, 1.1)), (3, 2, (0.6,) * 4)):
+        bands = tuple(BandLoss(first_timestep=0, last_timestep=1, loss=0.1, ratio=ratio) for ratio in ratios)
+        measured = validation(0.8).model_copy(update={"bands": bands})
+        ended = epoch_ended(epoch, best_epoch=best).model_copy(update={"validation": measured})
+        progress = progress.after(ended)
+    done = finished().model_copy(update={"best_epoch": 2, "best_ratio": 0.8})
+
+    post = done_post(job(state=State.SUCCEEDED, progress=progress), context(job_dir), (exported(), done))
+
+    assert "By level: layout 10 % worse, shapes 25 % better, detail 50 % better." in text_of(post)
 
 
 def test_the_result_carries_its_files_and_notifies_only_its_owner(job_dir: Path) -> None:
