@@ -110,13 +110,8 @@ def current_caption(image: Image, edits: Edits) -> str:
     return edits.captions.get(image.pixels_sha256 or "", image.caption)
 
 
-def with_decision(edits: Edits, sha256: str, decision: Literal["keep", "drop"]) -> Edits:
-    """Keep or drop an image, whatever was measured."""
-    return with_decisions(edits, [sha256], decision)
-
-
 def with_decisions(edits: Edits, sha256s: Iterable[str], decision: Literal["keep", "drop"]) -> Edits:
-    """Keep or drop several images."""
+    """Keep or drop images, whatever was measured."""
     return edits.model_copy(update={"decisions": {**edits.decisions, **dict.fromkeys(sha256s, decision)}})
 
 

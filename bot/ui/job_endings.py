@@ -18,7 +18,7 @@ from bot.ui.job_context import JobContext
 from bot.ui.layout import Color, FileToSend, MessageContent, box, image_gallery, layout, row, sendable, text_message
 from trainer.protocol.events import Event, Exported, ExportFormat, Failed, Finished, Reader, Stopped, Tested
 from trainer.protocol.exported_files import loading_code, newest_files
-from trainer.protocol.settings import MethodKind, TaskKind
+from trainer.protocol.settings import MethodKind, SplitKind, TaskKind
 from trainer.protocol.text import _, duration, ngettext, noise_levels, size, verdict
 
 _LIBRARIES = {Reader.DIFFUSERS, Reader.PEFT, Reader.TRANSFORMERS}
@@ -287,6 +287,8 @@ def _result(job: Job, finished: Finished | None, tested: Tested | None) -> str:
     sentences = [ready.format(**values, duration=duration(finished.seconds))]
     if finished.best_ratio >= 1:
         sentences.append(_("Try a third of the learning rate, and check that the captions say what the images show."))
+    if job.spec.split.kind is SplitKind.ALL:
+        sentences.append(_("It was measured on its own training images, as none are held out."))
     best = next((ended for ended in job.progress.epochs if ended.epoch == finished.best_epoch), None)
     if best and (levels := noise_levels([band.ratio for band in best.validation.bands])):
         sentences.append(_("By level: {levels}.", levels=levels))

@@ -13,7 +13,7 @@ import pytest
 
 from bot.config import CaptionSettings
 from bot.datasets import Dataset, DatasetStore
-from bot.datasets.decisions import review_questions, with_caption, with_decision, with_rules
+from bot.datasets.decisions import review_questions, with_caption, with_decisions, with_rules
 from bot.db import open_db
 from bot.errors import DatasetRefused
 from tests.bot.fakes import uploads
@@ -60,7 +60,7 @@ async def test_decisions_are_in_the_next_revision(store: DatasetStore) -> None:
     first, status, caption = image(report, "1.png")
     third = image(report, "3.png")[0]
     assert (status, caption) == ("kept", "a first noise")
-    await store.decide(dataset.id, lambda edits: with_decision(edits, third, "drop"))
+    await store.decide(dataset.id, lambda edits: with_decisions(edits, [third], "drop"))
     await store.decide(dataset.id, lambda edits: with_caption(edits, first, "another noise"))
     changed = await store.edit(dataset.id, lambda edits: with_rules(edits, trigger="ohwx"))
 
@@ -71,7 +71,7 @@ async def test_decisions_are_in_the_next_revision(store: DatasetStore) -> None:
     dropped = next(each for each in after.images if each.source.endswith("3.png"))
     assert (dropped.decision, dropped.thumbnail is not None) == ("drop", True)
     assert await store.report(dataset) == report
-    back = await store.edit(dataset.id, lambda edits: with_decision(edits, third, "keep"))
+    back = await store.edit(dataset.id, lambda edits: with_decisions(edits, [third], "keep"))
     assert back.counts.kept == 8
 
 

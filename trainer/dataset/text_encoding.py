@@ -89,20 +89,6 @@ class EncodingError(ValueError):
     """Bytes that are not text in any known encoding; the message is a clause for a sentence."""
 
 
-def decode_text(data: bytes) -> str:
-    """Decode one text by itself; many of one origin are better decoded by `decode_legacy`.
-
-    Raises:
-        EncodingError: No encoding is certain.
-    """
-    text = decode_unicode(data)
-    if text is None:
-        (text,) = decode_legacy([data])
-    if text is None:
-        raise unknown_encoding()
-    return text
-
-
 def unknown_encoding() -> EncodingError:
     """The error of bytes that `decode_legacy` leaves undecoded."""
     return EncodingError(_("its encoding is unknown; write it as UTF-8"))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import gettext
 import os
 from collections.abc import Iterable, Sequence
+from math import isfinite
 from pathlib import Path
 from statistics import fmean
 
@@ -86,6 +87,8 @@ def verdict(ratio: float, low: float | None = None, high: float | None = None) -
         ratio: The loss over the base model's.
         low, high: The 95 % interval of `ratio`, if there is one.
     """
+    if not isfinite(ratio):
+        return _("not comparable with the base model: its loss is no number")
     share = share_off(ratio)
     if share == "0.0":
         text = _("as good as the base model")

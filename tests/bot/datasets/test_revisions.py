@@ -14,7 +14,7 @@ import pytest
 from bot.config import CaptionSettings, LimitSettings
 from bot.datasets import Dataset, DatasetStore
 from bot.datasets.dataset import revision_name
-from bot.datasets.decisions import review_questions, with_decision, with_reviewed, with_rules
+from bot.datasets.decisions import review_questions, with_decisions, with_reviewed, with_rules
 from bot.db import Database
 from bot.errors import DatasetInUse, DatasetRefused, DatasetTooLarge, NoSuchDataset, TooFewImages
 from bot.queue import JobStore, NewJob, StopIntent
@@ -88,7 +88,7 @@ async def test_a_decision_makes_another_revision_and_does_not_change_the_first(m
     twin = await sha_of(store, first, "twin.png")
     before = (first.folder / "report.json").read_bytes()
 
-    changed = await store.edit(first.id, lambda edits: with_decision(edits, twin, "keep"))
+    changed = await store.edit(first.id, lambda edits: with_decisions(edits, [twin], "keep"))
 
     assert changed.folder != first.folder
     assert changed.folder.parent == first.folder.parent
@@ -106,7 +106,7 @@ async def test_concurrent_decisions_all_count(make_store: MakeStore) -> None:
     shas = [await sha_of(store, first, name) for name in ("twin.png", "blur.png", "1.png", "2.png")]
 
     async def decide(sha256: str) -> None:
-        await store.edit(first.id, lambda edits: with_decision(edits, sha256, "keep"))
+        await store.edit(first.id, lambda edits: with_decisions(edits, [sha256], "keep"))
 
     await asyncio.gather(*(decide(sha256) for sha256 in shas))
 
@@ -119,10 +119,10 @@ async def test_a_decision_during_a_preparation_is_applied_too(make_store: MakeSt
     store = make_store(pause_s=0.5)
     first = await uploaded(store)
     twin, blur = await sha_of(store, first, "twin.png"), await sha_of(store, first, "blur.png")
-    await store.decide(first.id, lambda edits: with_decision(edits, twin, "keep"))
+    await store.decide(first.id, lambda edits: with_decisions(edits, [twin], "keep"))
     applying = asyncio.create_task(store.apply(first.id))
     await asyncio.sleep(0.2)
-    decided = await store.decide(first.id, lambda edits: with_decision(edits, blur, "drop"))
+    decided = await store.decide(first.id, lambda edits: with_decisions(edits, [blur], "drop"))
     assert decided.folder == first.folder
 
     applied = await applying
@@ -136,7 +136,7 @@ async def test_a_decision_during_a_preparation_is_applied_too(make_store: MakeSt
 async def test_decisions_survive_a_restart(make_store: MakeStore) -> None:
     first = await uploaded(make_store())
     blur = await sha_of(make_store(), first, "blur.png")
-    await make_store().decide(first.id, lambda edits: with_decision(edits, blur, "drop"))
+    await make_store().decide(first.id, lambda edits: with_decisions(edits, [blur], "drop"))
 
     again = make_store()
     found = await again.get(first.id)
@@ -153,7 +153,7 @@ async def test_a_change_that_leaves_too_few_images_is_refused_and_the_dataset_st
     first = await uploaded(store)
     drop = [await sha_of(store, first, f"{n}.png") for n in range(4)]
     for sha256 in drop:
-        await store.decide(first.id, lambda edits, sha256=sha256: with_decision(edits, sha256, "drop"))  # type: ignore[misc]
+        await store.decide(first.id, lambda edits, sha256=sha256: with_decisions(edits, [sha256], "drop"))  # type: ignore[misc]
 
     with pytest.raises(TooFewImages) as caught:
         await store.apply(first.id)
@@ -161,14 +161,14 @@ async def test_a_change_that_leaves_too_few_images_is_refused_and_the_dataset_st
 
     now = await store.get(first.id)
     assert (now.folder, now.is_pending) == (first.folder, True)
-    await store.decide(first.id, lambda edits: with_decision(edits, drop[0], "keep"))
-    await store.decide(first.id, lambda edits: with_decision(edits, drop[1], "keep"))
+    await store.decide(first.id, lambda edits: with_decisions(edits, [drop[0]], "keep"))
+    await store.decide(first.id, lambda edits: with_decisions(edits, [drop[1]], "keep"))
     assert (await store.apply(first.id)).counts.kept == 5
 
 
 async def test_the_order_of_decisions_does_not_matter(make_store: MakeStore) -> None:
-    one = with_decision(with_decision(Edits(), "a", "keep"), "b", "drop")
-    two = with_decision(with_decision(Edits(), "b", "drop"), "a", "keep")
+    one = with_decisions(with_decisions(Edits(), ["a"], "keep"), ["b"], "drop")
+    two = with_decisions(with_decisions(Edits(), ["b"], "drop"), ["a"], "keep")
     assert revision_name(one) == revision_name(two) != revision_name(Edits()) == "prepared"
     assert revision_name(Edits(), "ab/prepared") != "prepared"
 
@@ -205,7 +205,7 @@ async def test_added_files_make_a_new_content_and_old_images_keep_their_splits(m
     store = make_store()
     first = await uploaded(store)
     blur = await sha_of(store, first, "blur.png")
-    first = await store.edit(first.id, lambda edits: with_decision(edits, blur, "drop"))
+    first = await store.edit(first.id, lambda edits: with_decisions(edits, [blur], "drop"))
     before = await splits_of(store, first)
 
     # Sorted before the others: without the earlier folder it would go to the validation split.
@@ -224,7 +224,7 @@ async def test_added_files_make_a_new_content_and_old_images_keep_their_splits(m
     assert captions["-1.png"] == "a new one"
     # Later edits keep the content and the splits.
     twin = await sha_of(store, grown, "twin.png")
-    edited = await store.edit(first.id, lambda edits: with_decision(edits, twin, "keep"))
+    edited = await store.edit(first.id, lambda edits: with_decisions(edits, [twin], "keep"))
     assert edited.sha256 == grown.sha256
     assert {name: (await splits_of(store, edited))[name] for name in before} == before
 
@@ -236,7 +236,7 @@ async def test_a_decision_while_files_are_added_is_applied_too(make_store: MakeS
     received = await store.receive(uploads({"new.png": b"new"}))
     adding = asyncio.create_task(store.add(first.id, received))
     await asyncio.sleep(0.2)
-    await store.decide(first.id, lambda edits: with_decision(edits, blur, "drop"))
+    await store.decide(first.id, lambda edits: with_decisions(edits, [blur], "drop"))
 
     grown = await adding
 
@@ -300,7 +300,7 @@ async def test_name_and_content_of_a_deleted_dataset_can_be_used_again(make_stor
     store = make_store()
     first = await uploaded(store)
     twin = await sha_of(store, first, "twin.png")
-    await store.edit(first.id, lambda edits: with_decision(edits, twin, "keep"))
+    await store.edit(first.id, lambda edits: with_decisions(edits, [twin], "keep"))
     await store.delete(first.id)
     again = await uploaded(store)
     assert (again.name, again.sha256) == (first.name, first.sha256)
@@ -315,7 +315,7 @@ async def test_the_sweep_keeps_current_revisions_and_those_that_jobs_were_traine
     revisions = [await uploaded(datasets)]
     for name in ("twin.png", "blur.png", "1.png"):
         sha256 = await sha_of(datasets, revisions[0], name)
-        keep = with_decision(revisions[-1].edits, sha256, "keep")
+        keep = with_decisions(revisions[-1].edits, [sha256], "keep")
         revisions.append(await datasets.edit(revisions[0].id, lambda edits, keep=keep: keep))  # type: ignore[misc]
     job = await store.submit(job_on(revisions[1]))
     await store.request_stop(job.id, by=5, intent=StopIntent.CANCEL)
@@ -339,7 +339,7 @@ async def test_a_replaced_revision_has_a_grace_period(make_store: MakeStore, tmp
     first = await uploaded(store)
     age_all(tmp_path / "data")
     twin = await sha_of(store, first, "twin.png")
-    await store.edit(first.id, lambda edits: with_decision(edits, twin, "keep"))
+    await store.edit(first.id, lambda edits: with_decisions(edits, [twin], "keep"))
     assert await store.sweep(older_than_s=86_400) == 0
     assert first.folder.exists()
 

@@ -14,7 +14,6 @@ from bot.datasets.decisions import (
     review_questions,
     undecided_images,
     with_caption,
-    with_decision,
     with_decisions,
     with_reviewed,
 )
@@ -76,7 +75,7 @@ def rich_report() -> DatasetReport:
 def test_the_report_card(dataset_dir: Path) -> None:
     spec = make_spec({"name": "red-fox", "dataset": "x", "training": {"epochs": 3}})
     one = report(image(1, finding()))
-    kept = with_decision(Edits(), "0001" * 16, "keep")
+    kept = with_decisions(Edits(), ["0001" * 16], "keep")
     estimate = Estimate(seconds=2880, low_s=2460, high_s=3720, usual_error=0.15, runs=5)
     cards = {
         "with findings": view(dataset_dir, rich_report(), note="These files were uploaded before, as fox."),
@@ -167,7 +166,7 @@ def test_the_pages_of_a_question(dataset_dir: Path) -> None:
         *(image(n, is_caption_automatic=True, caption_source="blip") for n in (13, 14)),
     )
     blur, automatic = review_questions(found)
-    one = with_decision(Edits(), "0003" * 16, "drop")
+    one = with_decisions(Edits(), ["0003" * 16], "drop")
     every = with_decisions(one, [each.sha256 for each in blur.images], "keep")
 
     def page(edits: Edits, question: ReviewQuestion = blur) -> MessageContent:
@@ -192,7 +191,7 @@ def test_the_pages_of_an_image(dataset_dir: Path) -> None:
     )
     questions = review_questions(found)
     images = [question.images[0] for question in questions]
-    dropped = with_decision(Edits(), images[0].sha256, "drop")
+    dropped = with_decisions(Edits(), [images[0].sha256], "drop")
     reviewed = with_reviewed(dropped, images[1].sha256)
     uncaptioned = with_caption(reviewed, images[1].sha256, "")
 
@@ -244,7 +243,7 @@ def test_an_image_is_settled_once_the_question_about_it_is_answered(
     found = () if kind is None else (finding(kind),)
     (question,) = review_questions(report(image(1, *found, is_caption_automatic=kind is None)))
     (each,) = question.images
-    edits = Edits() if decision is None else with_decision(Edits(), each.sha256, decision)
+    edits = Edits() if decision is None else with_decisions(Edits(), [each.sha256], decision)
     edits = with_caption(edits, each.sha256, "words") if is_written else edits
     edits = with_reviewed(edits, each.sha256) if is_reviewed else edits
     assert question.is_settled(each, edits) is expected
