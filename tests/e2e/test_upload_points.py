@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sqlite3
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -47,6 +48,10 @@ class UploadBots:
         bot = self.start(command, crash_at=crash_at, prepare_s=prepare_s)
         try:
             return bot.wait(DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            bot.send_signal(signal.SIGUSR1)
+            time.sleep(1)
+            raise AssertionError(f"it does not end\n{self.log.read_text()[-12000:]}") from None
         finally:
             bot.kill()
             bot.wait()

@@ -15,6 +15,7 @@ The server is the only process that imports more than the standard library from 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import importlib
 import json
 import os
@@ -179,8 +180,9 @@ class _Server:
                 elif key.fileobj is self._wakeup:
                     self._wakeup.recv(4096)
                     self._reap()
-                else:
-                    # The client of a fork that still runs is gone.
+                elif key.data in self._connections:
+                    # The client of a fork that still runs is gone. (One that this round has reaped has a client that
+                    # leaves.)
                     self._selector.unregister(key.fileobj)
                     os.kill(key.data, signal.SIGKILL)
 
@@ -223,6 +225,8 @@ def _become(program: str, request: Mapping[str, Any], descriptors: Sequence[int]
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        # What a fork that hangs is doing: `kill -USR1 PID` writes it to its standard error.
+        faulthandler.register(signal.SIGUSR1)
         for target, descriptor in enumerate(descriptors):
             os.dup2(descriptor, target)
         os.closerange(3, 256)
