@@ -189,15 +189,18 @@ class _Server:
     def _accept(self) -> None:
         connection, _ = self._listener.accept()
         header, descriptors, _, _ = socket.recv_fds(connection, 8, 3)
-        body = b""
-        while len(body) < int.from_bytes(header, "big") and (part := connection.recv(65536)):
-            body += part
-        request = json.loads(body)
-        pid = os.fork()
-        if pid == 0:
-            _become(self._program, request, descriptors)
-        for descriptor in descriptors:
-            os.close(descriptor)
+        try:
+            body = b""
+            while len(body) < int.from_bytes(header, "big") and (part := connection.recv(65536)):
+                body += part
+            request = json.loads(body)
+            pid = os.fork()
+            if pid == 0:
+                _become(self._program, request, descriptors)
+        finally:
+            # Also if the client was killed as it wrote: whoever reads its output waits for the end of it.
+            for descriptor in descriptors:
+                os.close(descriptor)
         # A client may be killed at any moment; if it has gone, its fork is killed below.
         with contextlib.suppress(OSError):
             connection.sendall(b"%d\n" % pid)

@@ -18,6 +18,7 @@ from tests.trainer.job_events import assert_same_checkpoints, curve_of, events_o
 from trainer.protocol.events import EXIT_FINISHED, Finished
 from trainer.protocol.run_options import RunOptions
 from trainer.training import recipe, session
+from trainer.training.checkpoints import Checkpoints
 from trainer.training.run import run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -31,14 +32,17 @@ STAGED: dict[str, Any] = {
 }
 
 
-def scale_losses() -> None:
+#: Not so large that gradients overflow: a skipped step would be another training.
+SCALE = 2.0**10
+
+
+def scale_losses(scale: float = SCALE) -> None:
     """A hook: give the accelerator the scaler that it makes for fp16 on a GPU."""
     real = vars(recipe)["make_accelerator"]
 
     def make_accelerator(*arguments: Any, **options: Any) -> Accelerator:
         accelerator: Accelerator = real(*arguments, **options)
-        # Not so large that gradients overflow: a skipped step would be another training.
-        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         accelerator.native_amp = True
         accelerator.state._mixed_precision = "fp16"
         return accelerator
@@ -46,8 +50,8 @@ def scale_losses() -> None:
     vars(recipe)["make_accelerator"] = make_accelerator
 
 
-def run_scaled(server: ForkServer, job_dir: Path) -> int:
-    hook: Hook = (f"{__name__}:scale_losses", [])
+def run_scaled(server: ForkServer, job_dir: Path, scale: float = SCALE) -> int:
+    hook: Hook = (f"{__name__}:scale_losses", [scale])
     return server.run("run", str(job_dir), hook=hook, log=job_dir / "trainer.log").returncode
 
 
@@ -79,6 +83,23 @@ def test_a_scaled_training_that_is_killed_in_its_second_stage_resumes_to_the_bit
 
     assert curve_of(killed) == curve_of(whole)
     assert_same_checkpoints(killed, whole)
+
+
+def test_a_step_that_overflows_counts_neither_for_the_schedule_nor_for_the_average(
+    make_job: MakeJob, fork_server: ForkServer
+) -> None:
+    training = {"epochs": 1, "batch_size": 1, "schedule": "cosine", "ema_decay": 0.9}
+    job_dir = make_job(training=training, validation=STAGED["validation"], samples=STAGED["samples"])
+
+    # So large that the first gradients overflow; it is halved until they do not.
+    assert run_scaled(fork_server, job_dir, 2.0**127) == EXIT_FINISHED, events_of(job_dir)[-1]
+
+    checkpoints = Checkpoints(job_dir)
+    (path,) = checkpoints.newest_first()
+    saved = checkpoints.load_optimizer(path)
+    (taken,) = {int(each["step"]) for each in saved["optimizer"]["state"].values()}
+    assert 0 < taken < checkpoints.load_state(path).step
+    assert (saved["schedule"]["last_epoch"], saved["ema"]["updates"]) == (taken, taken)
 
 
 def test_the_optimizer_of_a_past_stage_is_freed(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:

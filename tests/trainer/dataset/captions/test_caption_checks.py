@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
+from trainer.clip_vocabulary import clip_vocabulary
 from trainer.dataset.captions.caption_checks import (
     MAX_TOKENS,
     caption_statistics,
     check_captions,
-    clip_vocabulary,
     count_tokens,
     truncated_part,
 )
