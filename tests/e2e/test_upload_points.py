@@ -16,7 +16,7 @@ from bot.bot_failpoints import FAILPOINT_VARIABLE, UPLOAD_POINTS
 from bot.outbox import Notification
 from tests.trainer.fork_server import ForkedProcess, ForkServer
 
-DEADLINE_S = 90
+DEADLINE_S = 120
 
 #: Failpoints of the bot that gets the command, and of the next bot.
 FIRST = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import pytest
 
@@ -166,7 +165,7 @@ async def test_who_cannot_be_answered_is_told_in_the_channel(
     asked = await ana.slash("finetune", dataset=archive(salt="a"), epochs=1)
     await discord.until(lambda: asked.callbacks)
     asked.expire()
-    post = await discord.until_posted("waits", seconds=10)
+    post = await discord.until_posted("waits")
     assert post.mentions == [ana.id]
     assert "15 minutes" in post.text
     assert "restarted" not in post.text
@@ -178,14 +177,14 @@ async def test_who_cannot_be_answered_is_told_in_the_channel(
     refused = await ana.slash("dataset add", dataset="fox", file=("empty.zip", b"PK"))
     await discord.until(lambda: refused.callbacks)
     refused.expire()
-    post = await discord.until_posted("empty.zip", seconds=10)
+    post = await discord.until_posted("empty.zip")
     assert "not a zip archive" in post.text
     assert "15 minutes" in post.text
 
     # What is no upload.
     inspected = await ana.slash("dataset inspect", dataset="fox")
     inspected.expire()
-    post = await discord.until_posted("/dataset inspect", seconds=10)
+    post = await discord.until_posted("/dataset inspect")
     assert post.mentions == [ana.id]
     assert bot.rows("SELECT * FROM upload") == []
     assert_nothing_broke(bot, asked, refused, inspected)
@@ -193,10 +192,8 @@ async def test_who_cannot_be_answered_is_told_in_the_channel(
 
 async def test_who_is_cut_off_is_told_in_the_channel(discord: WireDiscord, bot: WireBot, ana: Person) -> None:
     with discord.faults.on("PATCH", ORIGINAL, cut()), discord.faults.on("POST", FOLLOWUP, cut()):
-        began = time.monotonic()
         asked = await ana.slash("finetune", dataset=archive(), epochs=1)
-        post = await discord.until_posted("waits", seconds=40)
-        assert time.monotonic() - began < 30
+        post = await discord.until_posted("waits")
     assert post.mentions == [ana.id]
     assert "could not be reached" in post.text
     assert "restarted" not in post.text
@@ -217,6 +214,6 @@ async def test_an_upload_survives_a_kill_around_its_acknowledgement(
     assert len(asked.callbacks) == (point == "upload_acknowledged")
     offline_bot.env.clear()
     await offline_bot.start()
-    post = await discord.until_posted("I was restarted", seconds=30)
+    post = await discord.until_posted("I was restarted")
     assert "before **fox.zip** had arrived" in post.text
     assert post.mentions == [ana.id]

@@ -22,7 +22,7 @@ _ROOT = Path(__file__).parents[2]
 _LAUNCHER = Path(__file__).with_name("run_bot.py")
 #: Has the whole command line of the trainer and trains nothing.
 SIMPLE_TRAINER = _ROOT / "tests/bot/cogs/simple_trainer.py"
-_ONLINE_S = 30.0
+_ONLINE_S = 60.0
 
 Settings = dict[str, dict[str, Any]]
 
@@ -143,7 +143,7 @@ class WireBot:
 
     _greetings = 0
 
-    async def ended(self, seconds: float = 20) -> int:
+    async def ended(self, seconds: float = 60) -> int:
         """Wait for its end; return the exit status (-15: killed by SIGTERM)."""
         assert self.process is not None
         try:

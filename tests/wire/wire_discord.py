@@ -318,7 +318,7 @@ class WireDiscord:
         """The requests of a method whose path contains `part`."""
         return [each for each in self.requests if each[1] == method and part in each[2]]
 
-    async def until(self, condition: Callable[[], Any], seconds: float = 20, *, what: str = "") -> Any:
+    async def until(self, condition: Callable[[], Any], seconds: float = 60, *, what: str = "") -> Any:
         """Wait until a condition holds, and return what it returned."""
         end = time.monotonic() + seconds
         while not (found := condition()):
@@ -327,7 +327,7 @@ class WireDiscord:
             await asyncio.sleep(0.01)
         return found
 
-    async def until_posted(self, part: str, channel: WireChannel | None = None, seconds: float = 20) -> WireMessage:
+    async def until_posted(self, part: str, channel: WireChannel | None = None, seconds: float = 60) -> WireMessage:
         """Wait for a public message that contains `part`; return the first one."""
         where = channel or self.channel
         await self.until(lambda: where.posts(part), seconds, what=part)
