@@ -3,6 +3,7 @@
     python -m bench.checks FOLDER
 
 FOLDER holds zips of images (`photos_demo.zip`, `stamps_demo.zip`). Results: docs/dataset-checks.md.
+`bench.duplicates` measures near duplicates.
 """
 
 from __future__ import annotations
@@ -10,10 +11,9 @@ from __future__ import annotations
 import argparse
 import io
 import sys
-import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from itertools import product
 from pathlib import Path
 
@@ -23,12 +23,9 @@ from PIL import Image
 
 from recipes.tiny.demo_dataset import demo_files
 from tests.trainer.dataset import defective_images
-from tests.trainer.dataset.edited_images import FAMILY_SIZE, HARD_EDITS, LOOK_ALIKES, PHOTO_EDITS, icon
 from trainer.dataset.images.decoding import ImageError, decode
 from trainer.dataset.images.image_features import diverse, find_outliers, image_feature, isolated
 from trainer.dataset.images.image_quality import measure_quality, quality_findings
-from trainer.dataset.images.image_registration import ThumbnailComparer
-from trainer.dataset.images.near_duplicates import image_hashes, near_pairs
 from trainer.dataset.input_files import Limits
 from trainer.protocol.report import FindingKind
 
@@ -50,7 +47,6 @@ def main() -> None:
             _print(f"  {defect:24} {kind.value:12} {caught:3} of {len(_with_content(images))}")
     drawn = [_jpeg(image) if is_jpeg else image for image, is_jpeg in product(_screens(), (False, True))]
     _print(f"screens, drawn: {sum(_is_found(image, FindingKind.SCREENSHOT) for image in drawn)} of {len(drawn)}")
-    _duplicates({**sets, "icons": {f"{seed}": icon(seed) for seed in range(20)}})
     _outliers(sets)
     _times(next(iter(sets.values())))
 
@@ -144,36 +140,6 @@ def _features(images: Images) -> list[bytes]:
     for thumbnail in thumbnails:
         thumbnail.thumbnail((192, 192), Image.Resampling.LANCZOS, reducing_gap=2.0)
     return [image_feature(thumbnail) for thumbnail in thumbnails]
-
-
-#: Images of each set that are edited.
-_EDITED = 24
-
-
-def _duplicates(sets: Mapping[str, Images]) -> None:
-    for name, images in sets.items():
-        originals = list(_with_content(images).values())[:_EDITED]
-        for edit, change in {**PHOTO_EDITS, **HARD_EDITS}.items():
-            pairs = _near_pairs([*originals, *map(change, originals)])
-            found = sum((index, index + len(originals)) in pairs for index in range(len(originals)))
-            wrong = len(pairs) - found
-            _print(f"  {name}: {edit:26} {found:3} of {len(originals)} copies found, {wrong} wrong pairs")
-        _print(f"{name}: {len(_near_pairs(list(images.values())))} pairs without an edit")
-    for family, draw in LOOK_ALIKES.items():
-        wrong = len(_near_pairs([draw(index) for index in range(FAMILY_SIZE)]))
-        _print(f"{family}: {wrong} wrong pairs of {FAMILY_SIZE} images")
-
-
-def _near_pairs(images: Sequence[Image.Image]) -> set[tuple[int, int]]:
-    with tempfile.TemporaryDirectory() as folder:
-        hashes, paths = {}, {}
-        for index, image in enumerate(images):
-            thumbnail = image.convert("RGB")
-            thumbnail.thumbnail((192, 192), Image.Resampling.BOX)
-            paths[index] = Path(folder) / f"{index}.jpg"
-            thumbnail.save(paths[index], quality=92, subsampling=0)
-            hashes[index] = image_hashes(thumbnail)
-        return {(one, other) for one, other, _ in near_pairs(hashes, ThumbnailComparer(paths).difference)}
 
 
 def _outliers(sets: Mapping[str, Images]) -> None:

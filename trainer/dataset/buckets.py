@@ -45,6 +45,13 @@ def fit_to_bucket(image: Image.Image, bucket: Size) -> Image.Image:
     return image.resize(bucket, Image.Resampling.LANCZOS, box=crop_box(image.size, bucket), reducing_gap=3.0)
 
 
+def crop_offset(size: Size, bucket: Size) -> tuple[int, int]:
+    """How much of the scaled image `fit_to_bucket` crops at the left and at the top, px."""
+    left, top, _right, _bottom = crop_box(size, bucket)
+    scale = max(bucket[0] / size[0], bucket[1] / size[1])
+    return round(left * scale), round(top * scale)
+
+
 def crop_box(size: Size, bucket: Size) -> tuple[float, float, float, float]:
     """The box that `fit_to_bucket` crops: left, top, right and bottom, px."""
     width, height = size

@@ -39,6 +39,10 @@ _UNSUPPORTED_FORMATS = {
     ".tga": "TGA",
     ".xcf": "GIMP",
     ".kra": "Krita",
+    ".ora": "OpenRaster",
+    ".procreate": "Procreate",
+    ".sketch": "Sketch",
+    ".afphoto": "Affinity Photo",
     ".clip": "Clip Studio",
     ".exr": "OpenEXR",
     ".hdr": "Radiance HDR",
@@ -46,6 +50,16 @@ _UNSUPPORTED_FORMATS = {
     ".pcx": "PCX",
     ".qoi": "QOI",
 }
+#: Documents that are zips, by extension, as people call them; what is in them is not what they show.
+_DOCUMENT_FORMATS = {
+    **dict.fromkeys((".docx", ".docm", ".pages"), "Word"),
+    **dict.fromkeys((".xlsx", ".xlsm", ".numbers"), "Excel"),
+    **dict.fromkeys((".pptx", ".pptm", ".key"), "PowerPoint"),
+    **dict.fromkeys((".odt", ".ods", ".odp", ".odg"), "OpenDocument"),
+    ".epub": "EPUB",
+}
+#: Weights and arrays that are zips.
+_PACKED_ARRAYS = frozenset({".npz", ".pt", ".pth", ".ckpt", ".bin"})
 IMAGE_EXTENSIONS = frozenset(_DECODED_EXTENSIONS | RAW_EXTENSIONS | set(_UNSUPPORTED_FORMATS))
 #: Caption files beside an image, in order of precedence.
 CAPTION_EXTENSIONS = (".txt", ".caption", ".tags", ".json")
@@ -60,7 +74,7 @@ _CLUTTER = re.compile(
     r"|system volume information|@eadir|#recycle|@recycle|@tmp|@__thumb|#snapshot|synoindex_media_info"
     r"|lost\+found|__pycache__|pax_global_header|paxheaders?(\.\d+)?|node_modules|picasa\.ini"
     r"|.*\.(lrcat|lrcat-data|lrdata|lrprev|lrtemplate|xmp|aae|thm|lnk|url|pyc|crdownload|part|partial|tmp|swp|bak)"
-    r"|~syncthing~.*|~\$.*|.*~"
+    r"|~syncthing~.*|~\$.*|.*~|.*:?zone\.identifier"
 )
 _PART_NAME = re.compile(r".*\.(z\d\d|(zip|7z|rar|tar|tgz|gz)\.\d{2,3}|part\d+\.(rar|zip|7z|exe)|r\d\d)", re.DOTALL)
 #: Programs of Windows and of Linux; a self-extracting zip begins so.
@@ -276,6 +290,17 @@ def unsupported_format(name: str, head: bytes) -> str:
     """What people call the format of an image or archive that is not opened; empty if it is not known."""
     by_signature = (known for signature, known in _FORMATS.items() if head.startswith(signature))
     return next(by_signature, "") or _UNSUPPORTED_FORMATS.get(PurePosixPath(name).suffix.lower(), "")
+
+
+def document_format(name: str) -> str:
+    """What people call the format of a document that is a zip; empty for other files."""
+    return _DOCUMENT_FORMATS.get(PurePosixPath(name).suffix.lower(), "")
+
+
+def is_archive_name(name: str) -> bool:
+    """False for the names of images, documents and weights that are zips inside."""
+    ending = PurePosixPath(name).suffix.lower()
+    return ending not in IMAGE_EXTENSIONS and ending not in _DOCUMENT_FORMATS and ending not in _PACKED_ARRAYS
 
 
 def is_svg(head: bytes) -> bool:

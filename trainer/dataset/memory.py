@@ -11,7 +11,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 #: From here on, memory is given back to the system after use.
-_LARGE_BYTES = 64 * 2**20
+_LARGE_BYTES = 128 * 2**20
 
 
 class SharedMemoryBudget:

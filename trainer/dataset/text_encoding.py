@@ -27,6 +27,8 @@ _LEGACY = (
     *("gb18030", "big5", "cp949", "cp932", "euc-jp", "koi8-r", "koi8-u", "cp866"),
     *("iso-8859-2", "iso-8859-5", "iso-8859-6", "iso-8859-7", "iso-8859-8", "iso-8859-9", "iso-8859-13", "iso-8859-15"),
 )
+#: Code pages of DOS that Windows still uses for the names in zips: Greek, Baltic, Turkish, Hebrew.
+_OEM = ("cp737", "cp775", "cp857", "cp862")
 #: The names that the detectors have for some of them, and for smaller forms of them.
 _PYTHON_NAMES = {
     "shift_jis": "cp932",
@@ -199,6 +201,21 @@ def _is_certain(text: str, encoding: str, scores: Mapping[str, float]) -> bool:
     if scripts == {"CJK"}:
         return score >= _MIN_MARGIN * other and sum(not char.isascii() for char in text) >= _MIN_EAST_ASIAN
     return score >= other
+
+
+def detect_oem_encoding(data: bytes) -> str | None:
+    """The code page that the Windows of some languages uses in zips, and nobody elsewhere; None for all others."""
+    import chardet
+
+    known = dict.fromkeys((*_LEGACY, *_OEM, "cp437", "cp850", "cp852"))
+    texts: dict[str, tuple[float, str]] = {}
+    for candidate in chardet.detect_all(data[:_DETECTED_BYTES], ignore_threshold=True, include_encodings=known):
+        encoding = _python_name(candidate["encoding"] or "").lower()
+        text = _decoded(data, encoding)
+        if text is not None and is_plausible(text):
+            texts.setdefault(text, (candidate["confidence"], encoding))
+    (best, encoding), (second, _other) = [*texts.values(), (0.0, ""), (0.0, "")][:2]
+    return encoding if encoding in _OEM and best >= _MIN_MARGIN_FEW * second else None
 
 
 def _is_kana(data: bytes) -> bool:

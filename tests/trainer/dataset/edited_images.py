@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
 
 from tests.trainer.dataset import defective_images
 
-#: No two differ in a stroke only, such as C and G: that cannot be told at the size of a thumbnail.
-_SIGNS = "ADEGHKMRSTXZ479"
+#: C and G differ in a stroke. O and Q, or C, cannot be told at the size of a thumbnail.
+_SIGNS = "ADEGHKMRSTXZ47C"
 Edit = Callable[[Image.Image], Image.Image]
 
 
@@ -61,6 +61,24 @@ def _captioned(image: Image.Image) -> Image.Image:
     return copy
 
 
+def _tiled(image: Image.Image) -> Image.Image:
+    """Half-transparent text all over."""
+    layer = image.copy()
+    draw, step = ImageDraw.Draw(layer), image.width // 4
+    font = ImageFont.load_default(step / 4)
+    for row, y in enumerate(range(step // 4, image.height, step // 2)):
+        for x in range(step // 2 * (row % 2), image.width + step, step):
+            draw.text((x, y), "stock", "white", font, "mm", stroke_width=1, stroke_fill="gray")
+    return Image.blend(image, layer, 0.4)
+
+
+def _signed(image: Image.Image) -> Image.Image:
+    """Opaque text in a corner."""
+    copy = image.copy()
+    _outlined(ImageDraw.Draw(copy), (image.width * 0.8, image.height * 0.95), "@example", image.width / 22)
+    return copy
+
+
 def _outlined(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, size: float) -> None:
     font = ImageFont.load_default(max(8, size))
     draw.text(place, text, "white", font, "mm", stroke_width=2, stroke_fill="black")
@@ -102,20 +120,17 @@ EDITS: Mapping[str, Edit] = {
         Image.Transpose.ROTATE_90
     ),
     "mirrored, border": lambda image: _framed(0.08, "white")(ImageOps.mirror(image)),
-}
-#: Edits that paint over a part: of a drawing, they cannot be told from another icon of one template.
-PHOTO_EDITS: Mapping[str, Edit] = {
-    **EDITS,
     "border of 15 %": _framed(0.15, "navy"),
     "brighter": lambda image: ImageEnhance.Brightness(image).enhance(1.3),
     "watermark": _watermarked,
+    "tiled watermark": _tiled,
+    "signed": _signed,
+}
+#: Edits that hide a part: of a drawing, they cannot be told from another icon of one template.
+PHOTO_EDITS: Mapping[str, Edit] = {
+    **EDITS,
     "opaque text": _captioned,
     "frame of a burst": burst_frame,
-}
-#: Not all of these are found.
-HARD_EDITS: Mapping[str, Edit] = {
-    "crop of 30 % at a corner": _cropped(0.3, 0, 0, 0.3),
-    "border of 25 %": _framed(0.25, "white"),
 }
 
 
@@ -164,6 +179,17 @@ def _badge(index: int) -> Image.Image:
     for y in range(80, 200, 24):
         draw.line((80, y, 190, y), fill=(150, 160, 180), width=6)
     _letter(draw, (185, 195), _SIGNS[index], 90, (190, 30, 30))
+    return image
+
+
+def _folder(index: int) -> Image.Image:
+    """A folder, and the same with an emblem."""
+    image = Image.new("RGB", (256, 256), "white")
+    draw = ImageDraw.Draw(image)
+    draw.polygon([(24, 60), (100, 60), (120, 84), (232, 84), (232, 212), (24, 212)], fill="#4a84c4", outline="#204a80")
+    draw.rounded_rectangle((24, 100, 232, 212), 8, fill="#6aa4e4", outline="#204a80", width=4)
+    if index:
+        _letter(draw, (128, 158), _SIGNS[index], 76, "#204a80" if index % 2 else "white")
     return image
 
 
@@ -236,6 +262,7 @@ def _screen(index: int) -> Image.Image:
 LOOK_ALIKES: Mapping[str, Callable[[int], Image.Image]] = {
     "icons of one template": _template_icon,
     "documents with a badge": _badge,
+    "folders with and without an emblem": _folder,
     "characters in one pose": _character,
     "one character on many grounds": _placed_character,
     "stamps of one series": _stamp,

@@ -12,16 +12,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from py7zr.io import NullIO
 
 from tests.trainer.dataset.bounded_work import at_most_calls
 from tests.trainer.dataset.image_files import make_zip, png
-from tests.trainer.dataset.read_sources import archive_refusal
+from tests.trainer.dataset.labeled_images import Labeled
+from tests.trainer.dataset.read_sources import archive_refusal, read_archive
+from tests.trainer.dataset.tar_files import make_7z, tar_bytes
 from trainer.dataset.archives.archive import ArchiveMember
 from trainer.dataset.captions.caption_checks import check_captions
 from trainer.dataset.captions.caption_rules import apply_rules
-from trainer.dataset.captions.caption_tables import MAX_ROWS, CaptionTable, read_json, read_table
+from trainer.dataset.captions.caption_tables import CaptionTable, read_json, read_table
 from trainer.dataset.captions.caption_text import MAX_CAPTION_CHARACTERS, MAX_CLASS_CHARACTERS, clean_text
-from trainer.dataset.captions.table_columns import TableError, captions_in
+from trainer.dataset.captions.delimited_text import MAX_ROWS
+from trainer.dataset.captions.sidecars import read_sidecar
+from trainer.dataset.captions.table_columns import MAX_CAPTIONS, TableError, captions_in
 from trainer.dataset.images.decoding import decode
 from trainer.dataset.input_files import Limits
 from trainer.dataset.preparing.prepare import prepare
@@ -151,6 +156,37 @@ def test_a_caption_that_mentions_svg_is_no_image(tmp_path: Path) -> None:
     ]
 
 
+def test_a_caption_of_megabytes_leaves_a_small_report(tmp_path: Path) -> None:
+    long = json.dumps({"caption": "a fox " * 1_400_000}).encode()
+    path = make_zip(tmp_path / "a.zip", {**images(4), "1.json": long, "2.txt": b"a fox " * 11_000})
+
+    report = prepare([path], tmp_path / "out")
+
+    assert [len(image.caption) <= MAX_CAPTION_CHARACTERS for image in report.images] == [True] * 4
+    assert len(report.images[0].caption) > MAX_CAPTION_CHARACTERS - 20
+    # The larger text is no caption any more.
+    assert report.images[1].caption == ""
+    assert (tmp_path / "out" / "report.json").stat().st_size < 100_000
+
+
+def test_many_texts_of_other_folders_are_each_compared_with_few_images() -> None:
+    texts = {f"captions/{folder}/1.txt": "a fox" for folder in range(1000)}
+    with at_most_calls(2_000_000):
+        found = Labeled([f"images/{folder}/1.png" for folder in range(1000)], texts)
+
+    # Of one name so often, no name tells which is meant.
+    assert set(found.captions.values()) == {""}
+    assert len(found.refused) == 1000
+
+
+def test_a_text_of_very_many_lines_is_read_up_to_the_length_of_a_caption() -> None:
+    with at_most_calls(400_000):
+        caption = read_sidecar("1.txt", "a\nb c\n" * 10_000)
+
+    assert len(caption.text) <= MAX_CAPTION_CHARACTERS
+    assert len(caption.others) < MAX_CAPTIONS
+
+
 # -- images and archives -------------------------------------------------------------------------------------------
 
 
@@ -206,3 +242,32 @@ def test_a_file_of_very_many_empty_streams_is_refused(tmp_path: Path, ending: st
         refusal = archive_refusal(path)
 
     assert refusal.kind is RefusalKind.TOO_MANY
+
+
+def test_what_lies_behind_a_bomb_in_a_7z_is_inflated_up_to_the_size_of_one_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"a.png": 5_000, "bomb.bmp": 4_000_000, "b.png": 5_000, "more.bmp": 4_000_000, "c.png": 5_000}
+    path = make_7z(tmp_path / "a.7z", {name: bytes(size) for name, size in sizes.items()})
+    inflated: list[int] = []
+    write = NullIO.write
+
+    def counted(null: NullIO, data: bytes) -> int:
+        inflated.append(len(data))
+        return int(write(null, data))
+
+    monkeypatch.setattr(NullIO, "write", counted)
+
+    read = read_archive(path, Limits(max_entry_bytes=5_000_000, ratio_floor_bytes=1_000_000))
+
+    bombs = dict.fromkeys(("bomb.bmp", "more.bmp", "c.png"), RefusalKind.RATIO)
+    assert read == {"a.png": bytes(5_000), "b.png": bytes(5_000), **bombs}
+    assert sum(inflated) == 4_000_000
+
+
+def test_very_many_tars_in_one_file_take_little_more_than_their_headers(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(tar_bytes({"1.png": b"x"}) * 2100)
+
+    with at_most_calls(1_500_000):
+        assert archive_refusal(path, Limits(max_entries=2000)).kind is RefusalKind.TOO_MANY

@@ -20,7 +20,7 @@ from trainer.dataset.input_files import (
     printable,
     unsafe_reason,
 )
-from trainer.dataset.text_encoding import detect_encoding, is_plausible
+from trainer.dataset.text_encoding import detect_encoding, detect_oem_encoding, is_plausible
 from trainer.protocol import text
 from trainer.protocol.report import RefusalKind
 from trainer.protocol.text import _
@@ -138,7 +138,7 @@ def _encoding_of(names: Sequence[bytes]) -> str:
     # Without folders and endings, which are ASCII in all languages.
     words = dict.fromkeys(part.rsplit(b".", 1)[0] for name in names for part in name.split(b"/"))
     sample = b"\n".join(word for word in words if not word.isascii()) or b"\n".join(names)
-    if detected := detect_encoding(sample):
+    if detected := detect_oem_encoding(sample) or detect_encoding(sample):
         return detected
     decodable = [encoding for encoding in _NAME_ENCODINGS if _is_decodable(sample, encoding)]
     plausible = (encoding for encoding in decodable if is_plausible(sample.decode(encoding)))

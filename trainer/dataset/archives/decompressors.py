@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import lzma
+import re
 import struct
 import sys
 import zlib
@@ -176,6 +177,17 @@ ZIP_DECOMPRESSORS: Mapping[int, Callable[[Limits], Decompressor]] = {
 }
 #: Methods that are not read, by what programs call them.
 UNREAD_METHODS = {1: "Shrink", 6: "Implode", 10: "PKWARE Implode", 94: "MP3", 96: "JPEG", 97: "WavPack", 98: "PPMd"}
+
+
+#: Bytes by which the beginning of a stream is recognized.
+STREAM_HEAD_BYTES = 4
+#: gzip, bzip2, xz, and zstd with the frames that it skips (RFC 8878, 3.1.2).
+_STREAM = re.compile(rb"\x1f\x8b|BZh|\xfd7zX|\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18", re.DOTALL)
+
+
+def begins_stream(data: bytes) -> bool:
+    """True if a compressed stream begins here."""
+    return _STREAM.match(data) is not None
 
 
 def stream_decompressors(head: bytes, limits: Limits) -> Callable[[], Decompressor]:

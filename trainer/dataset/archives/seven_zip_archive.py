@@ -6,7 +6,7 @@ import io
 import lzma
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -78,12 +78,14 @@ class SevenZipArchive(Archive):
     def _list(self) -> Iterator[ArchiveMember]:
         self._archive = _open(self._file, self._limits)
         entries = list(self._archive.files)
-        check_sizes(self._packed_bytes, sum(entry.uncompressed for entry in entries), self._limits)
+        bombs = _bombs(entries, self._archive.header, self._limits)
+        sound = sum(entry.uncompressed for index, entry in enumerate(entries) if index not in bombs)
+        check_sizes(self._packed_bytes, sound, self._limits)
         for index, entry in enumerate(entries):
             name, generated = entry.filename, f"{index:06}"
             # py7zr makes paths of names before it asks where to write, so it gets to see none from the archive.
             self._archive.header.files_info.files[index]["filename"] = generated
-            refusal = None if entry.is_directory else _refusal(entry, self._limits)
+            refusal = None if entry.is_directory else bombs.get(index) or _refusal(entry, self._limits)
             if refusal is None and not entry.is_directory:
                 self._wanted.add(generated)
             yield ArchiveMember(
@@ -233,6 +235,44 @@ def _dictionary_bytes(coder: dict[str, Any]) -> int:
         bits = properties[0] & 0x3F
         return 2**32 - 1 if bits >= 40 else (2 | bits & 1) << (bits // 2 + 11)
     return 0
+
+
+def _bombs(entries: Sequence[Any], header: Any, limits: Limits) -> dict[int, RefusedError]:
+    """The refusals of the entries that inflate too far, and of those that can only be read behind such."""
+    streams = getattr(header, "main_streams", None)
+    if streams is None:
+        return {}
+    numbers = {id(folder): number for number, folder in enumerate(streams.unpackinfo.folders)}
+    blocks: dict[int, list[int]] = {}
+    for index, entry in enumerate(entries):
+        if entry.folder is not None:
+            blocks.setdefault(numbers[id(entry.folder)], []).append(index)
+    refusals: dict[int, RefusedError] = {}
+    # What is skipped is inflated all the same.
+    left = limits.max_entry_bytes
+    for number, indices in blocks.items():
+        most = max(limits.ratio_floor_bytes, int(streams.packinfo.packsizes[number] * limits.max_ratio))
+        sizes = {index: entries[index].uncompressed for index in indices}
+        if sum(sizes.values()) <= most:
+            continue
+        huge = {index for index, size in sizes.items() if size > limits.ratio_floor_bytes}
+        if sum(size for index, size in sizes.items() if index not in huge) > most:
+            huge = set(indices)
+        for index in indices:
+            left -= sizes[index] if index in huge else 0
+            if index in huge or left < 0:
+                refusals[index] = _inflates_as_a_bomb() if index in huge else _is_behind_a_bomb()
+    return refusals
+
+
+def _inflates_as_a_bomb() -> RefusedError:
+    return RefusedError(
+        RefusalKind.RATIO, _("it inflates to far more than its block of the archive, as a zip bomb does")
+    )
+
+
+def _is_behind_a_bomb() -> RefusedError:
+    return RefusedError(RefusalKind.RATIO, _("it is packed behind an entry that inflates as a zip bomb does"))
 
 
 def _refusal(entry: Any, limits: Limits) -> RefusedError | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -24,13 +24,20 @@ from trainer.dataset.archives.archive import (
     refusal_for,
     size_refusal,
 )
-from trainer.dataset.archives.decompressors import BROKEN_STREAM, stream_decompressors
-from trainer.dataset.input_files import Limits, RefusedError
+from trainer.dataset.archives.decompressors import (
+    BROKEN_STREAM,
+    STREAM_HEAD_BYTES,
+    begins_stream,
+    stream_decompressors,
+)
+from trainer.dataset.input_files import HEAD_BYTES, FileKind, Limits, RefusedError, sniff
 from trainer.protocol import text
 from trainer.protocol.report import RefusalKind
 from trainer.protocol.text import _
 
 _BLOCK_BYTES = 512
+#: tar fills up its last record: 10 KiB as a rule, and 1 MiB at most.
+_RECORD_BYTES, _MAX_PADDING_BYTES = 10 * 1024, 2**20
 #: One extended header; names longer than 1,024 characters are refused anyway.
 _MAX_HEADER_BYTES = 2**18
 #: `git archive` writes one global keyword. tarfile copies all of them for every entry.
@@ -112,22 +119,46 @@ class _HeaderReader(io.RawIOBase):
 
 def _headers(file: IO[bytes], limits: Limits) -> Iterator[tarfile.TarInfo]:
     budget = limits.max_directory_bytes + 4 * _BLOCK_BYTES * limits.max_entries
-    file.seek(0)
     reader = _HeaderReader(file, budget)
+    start: int | None = 0
     try:
-        # "r:" reads a plain tar only; "r" would try every compression.
-        with tarfile.open(fileobj=reader, mode="r:", encoding="utf-8", errors="surrogateescape") as listing:
-            offset = -1
-            while (info := listing.next()) is not None:
-                if info.offset <= offset or len(listing.pax_headers) > _MAX_GLOBAL_KEYWORDS:
-                    raise _invalid_headers()
-                offset = info.offset
-                yield info
-                # tarfile would keep each header until the end.
-                listing.members.clear()  # type: ignore[attr-defined]
-            _check_end(file, listing.offset)
+        while start is not None:
+            file.seek(start)
+            end = yield from _headers_of_one(reader)
+            _check_end(file, end)
+            start = _next_tar(file, end)
     except _BROKEN_TAR as error:
         raise _refusal_of(error) from error
+
+
+def _headers_of_one(reader: _HeaderReader) -> Generator[tarfile.TarInfo, None, int]:
+    """Yield the headers up to the end mark, and return where it is."""
+    # "r:" reads a plain tar only; "r" would try every compression.
+    with tarfile.open(fileobj=reader, mode="r:", encoding="utf-8", errors="surrogateescape") as listing:
+        offset = -1
+        while (info := listing.next()) is not None:
+            if info.offset <= offset or len(listing.pax_headers) > _MAX_GLOBAL_KEYWORDS:
+                raise _invalid_headers()
+            offset = info.offset
+            yield info
+            # tarfile would keep each header until the end.
+            listing.members.clear()  # type: ignore[attr-defined]
+        return listing.offset
+
+
+def _next_tar(file: IO[bytes], end: int) -> int | None:
+    """Where another tar begins behind the end mark and its padding, as after `cat a.tar b.tar`; None if none does."""
+    file.seek(end)
+    for read in range(0, _MAX_PADDING_BYTES, _RECORD_BYTES):
+        record = file.read(_RECORD_BYTES)
+        if len(record) < HEAD_BYTES:
+            return None
+        if record.strip(b"\0"):
+            start = (len(record) - len(record.lstrip(b"\0"))) // _BLOCK_BYTES * _BLOCK_BYTES
+            file.seek(end + read + start)
+            is_tar = sniff(file.read(HEAD_BYTES)) is FileKind.TAR
+            return end + read + start if is_tar and read + start else None
+    return None
 
 
 def _invalid_headers() -> RefusedError:
@@ -209,9 +240,10 @@ def _chunks(path: Path, limits: Limits) -> Iterator[bytes]:
                     yield chunk
                 data = b""
             data = decompressor.unused_data.lstrip(b"\0")
-            while not data:
-                if not (more := file.read(_CHUNK_BYTES)):
-                    return
-                data = more.lstrip(b"\0")
+            while len(data) < STREAM_HEAD_BYTES and (more := file.read(_CHUNK_BYTES)):
+                data = (data + more).lstrip(b"\0")
+            if not begins_stream(data):
+                # Nothing, or what does not belong to the file: gzip ignores it too.
+                return
     reason = _("it consists of more than {most} compressed streams", most=f"{_MAX_STREAMS:,}")
     raise RefusedError(RefusalKind.TOO_MANY, reason)

@@ -35,6 +35,9 @@ _END_RECORD = struct.Struct("<4s4H2LH")
 _END_RECORD_64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR_64 = struct.Struct("<4sLQL")
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
+#: Of an entry of the directory: its flags, and the lengths of its name, extra fields and comment (APPNOTE 4.3.12).
+_DIRECTORY_ENTRY = struct.Struct("<8xH18x3H")
+_DIRECTORY_ENTRY_BYTES, _FLAGS_AT = 46, 8
 _UTF8_FLAG, _ENCRYPTED_FLAGS = 0x800, 0x2041
 #: Info-ZIP's extra field with the name in UTF-8.
 _UNICODE_PATH = 0x7075
@@ -53,9 +56,9 @@ class ZipArchive(Archive):
         super().__init__(path, limits)
 
     def _list(self) -> Iterator[ArchiveMember]:
-        file_bytes = _check_end_record(self._file, self._limits)
+        file_bytes, directory = _check_end_record(self._file, self._limits)
         with damage_refused(*_BROKEN, NotImplementedError):
-            self._zip = self._resources.enter_context(zipfile.ZipFile(self._file))
+            self._zip = self._resources.enter_context(zipfile.ZipFile(_NamedFile(self._file, directory)))
         infos = self._zip.infolist()
         refusals = [_refusal(info, self._limits) for info in infos]
         files = [refusal for info, refusal in zip(infos, refusals, strict=True) if not info.orig_filename.endswith("/")]
@@ -118,6 +121,47 @@ class ZipArchive(Archive):
                 return
 
 
+class _NamedFile:
+    """The file without the UTF-8 flag where a name is not UTF-8: zipfile would refuse the whole archive."""
+
+    def __init__(self, file: IO[bytes], directory: range) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+        #: Flags without the one for UTF-8, by where they are.
+        self._flags = dict(_false_flags(file, directory))
+
+    def read(self, size: int = -1) -> bytes:
+        start = self._file.tell()
+        data = self._file.read(size)
+        if not any(start <= at < start + len(data) for at in self._flags):
+            return data
+        changed = bytearray(data)
+        for at, flags in self._flags.items():
+            if 0 <= at - start <= len(data) - 2:
+                struct.pack_into("<H", changed, at - start, flags)
+        return bytes(changed)
+
+
+def _false_flags(file: IO[bytes], directory: range) -> Iterator[tuple[int, int]]:
+    """Yield where the flags of an entry claim that its name is UTF-8 and it is not, and the flags without that."""
+    file.seek(directory.start)
+    data, at = file.read(len(directory)), 0
+    while at + _DIRECTORY_ENTRY.size <= len(data) and data.startswith(b"PK\x01\x02", at):
+        flags, name_bytes, extra_bytes, comment_bytes = _DIRECTORY_ENTRY.unpack_from(data, at)
+        name = data[at + _DIRECTORY_ENTRY_BYTES : at + _DIRECTORY_ENTRY_BYTES + name_bytes]
+        if flags & _UTF8_FLAG and not _is_utf8(name):
+            yield directory.start + at + _FLAGS_AT, flags & ~_UTF8_FLAG
+        at += _DIRECTORY_ENTRY_BYTES + name_bytes + extra_bytes + comment_bytes
+
+
+def _is_utf8(name: bytes) -> bool:
+    try:
+        name.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _entry_names(infos: Sequence[zipfile.ZipInfo]) -> Iterator[str]:
     """The names as their author wrote them, including NULs, where zipfile cuts them."""
     unicode = [_unicode_name(info) for info in infos]
@@ -147,20 +191,21 @@ def _crc(data: bytes) -> bytes:
     return struct.pack("<L", zlib.crc32(data))
 
 
-def _check_end_record(file: IO[bytes], limits: Limits) -> int:
-    """Check the entry count before listing, and return the file's size.
+def _check_end_record(file: IO[bytes], limits: Limits) -> tuple[int, range]:
+    """Check the entry count before listing, and return the file's size and where its directory is.
 
     Listing a hostile million entries takes seconds and a gigabyte.
     """
     file_bytes = file.seek(0, 2)
-    entries, directory_bytes = _end_record(file, file_bytes)
+    entries, directory_bytes, end = _end_record(file, file_bytes)
     # zipfile reads `directory_bytes`, whatever the count is.
     check_directory(limits, entries=entries, size_bytes=directory_bytes)
-    return file_bytes
+    # Where zipfile looks for it, too: right before the end record.
+    return file_bytes, range(max(0, end - directory_bytes), end)
 
 
-def _end_record(file: IO[bytes], file_bytes: int) -> tuple[int, int]:
-    """Number of entries and bytes of the directory, from the end record (APPNOTE 4.3.16, zip64 4.3.14)."""
+def _end_record(file: IO[bytes], file_bytes: int) -> tuple[int, int, int]:
+    """Entries and bytes of the directory, and where the end record is (APPNOTE 4.3.16, zip64 4.3.14)."""
     start = max(0, file_bytes - 2**16 - _END_RECORD.size)
     file.seek(start)
     tail = file.read()
@@ -178,10 +223,10 @@ def _end_record(file: IO[bytes], file_bytes: int) -> tuple[int, int]:
             return _end_record_64(file, end_64_at, locator_at)
     if disk not in (0, 2**16 - 1):
         raise is_one_of_several()
-    return entries, directory_bytes
+    return entries, directory_bytes, start + at
 
 
-def _end_record_64(file: IO[bytes], claimed_at: int, locator_at: int) -> tuple[int, int]:
+def _end_record_64(file: IO[bytes], claimed_at: int, locator_at: int) -> tuple[int, int, int]:
     # zipfile looks right before the locator, other programs where the locator points: both must agree.
     at = locator_at - _END_RECORD_64.size
     if at < 0:
@@ -194,7 +239,7 @@ def _end_record_64(file: IO[bytes], claimed_at: int, locator_at: int) -> tuple[i
     # All offsets of a self-extracting archive may be short of the length of its program.
     if claimed_at not in (at, directory_at + directory_bytes):
         raise RefusedError(RefusalKind.DAMAGED, _("its two end records disagree"))
-    return entries, directory_bytes
+    return entries, directory_bytes, at
 
 
 def _check_whole(

@@ -1,30 +1,30 @@
 """Checks captions for what training would learn wrongly, and counts their words and tokens.
 
-Tokens are CLIP's, from its own vocabulary (`clip/`), whatever base is trained later.
+Tokens are CLIP's, from its own vocabulary, whatever base is trained later.
 """
 
 from __future__ import annotations
 
-import gzip
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from itertools import islice
 from statistics import median, median_low
 
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
+from trainer.clip_vocabulary import BEGIN, END, clip_vocabulary
 from trainer.dataset.captions.caption_text import fix_mojibake, is_garbled
 from trainer.dataset.captions.caption_words import content_words, most_common_words
 from trainer.protocol.report import CaptionStatistics, Finding, FindingKind
 from trainer.protocol.text import _
 from trainer.trigger import has_trigger
 
-#: Tokens of a caption that Stable Diffusion reads: CLIP's context of 77 without the begin and end tokens.
-MAX_TOKENS = 75
+#: Tokens of a caption that are read: three times CLIP's context of 77 without the begin and end tokens (the default of
+#: `base.max_token_length`).
+MAX_TOKENS = 225
 
 #: Distinct captions per group from which a caption shared by two images counts as a mistake. With fewer, captions name
 #: concepts ("sks cat" for each of thirty images) and are meant to be shared.
@@ -33,14 +33,12 @@ MIN_DISTINCT = 0.5
 MIN_COMMON_WORDS = 0.2
 #: Captions of one group that each caption is compared with: the frames of a film would take minutes.
 _MAX_COMPARED = 100
+#: Words of a caption that are compared, for the same reason.
+_MAX_COMPARED_WORDS = 75
 #: Letters from which on the beginning of a word may be the same word, and those that are compared.
 _MIN_FORM, _MAX_WORD = 3, 40
 _MAX_QUOTED = 60
 
-_BEGIN, _END = "<|startoftext|>", "<|endoftext|>"
-_VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
-#: The merges of the file that CLIP was trained with (openai/CLIP, `simple_tokenizer.py`).
-_MERGES = slice(1, 49152 - 256 - 2 + 1)
 _PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
@@ -48,6 +46,7 @@ def check_captions(
     captions: Mapping[int, str],
     groups: Mapping[int, int],
     *,
+    others: Mapping[int, Sequence[str]] | None = None,
     trigger: str = "",
     sources: Mapping[int, str] | None = None,
 ) -> dict[int, list[Finding]]:
@@ -56,14 +55,18 @@ def check_captions(
     Args:
         captions: Caption by image number.
         groups: Group of near duplicates by image number; an image without one is its own group.
+        others: Further captions by image number: they are trained too.
         trigger: The trigger word that each caption should contain, or "".
         sources: Source by image number, for `Finding.other`.
     """
     present = {number: caption for number, caption in captions.items() if caption.strip()}
     findings: dict[int, list[Finding]] = defaultdict(list)
-    tokens = count_tokens(list(present.values()))
-    for (number, caption), count in zip(present.items(), tokens, strict=True):
-        findings[number] += _findings_of_text(caption, count, trigger)
+    texts = [*present.items(), *((number, text) for number in others or () for text in (others or {})[number])]
+    tokens = count_tokens([text for _number, text in texts])
+    for (number, text), count in zip(texts, tokens, strict=True):
+        # One of a kind for each image: the first of its captions.
+        known = {finding.kind for finding in findings[number]}
+        findings[number] += [each for each in _findings_of_text(text, count, trigger) if each.kind not in known]
     # Group numbers are never negative.
     group_of = {number: groups.get(number, -1 - number) for number in present}
     for number, finding in (
@@ -108,7 +111,11 @@ def _findings_of_text(caption: str, tokens: int, trigger: str) -> Iterator[Findi
         )
         yield _measured(FindingKind.CAPTION_TOO_LONG, tokens, MAX_TOKENS, message)
     if trigger.strip() and not has_trigger(caption, trigger):
-        message = _("its caption does not contain the trigger word {trigger}", trigger=trigger)
+        message = _(
+            "its caption {caption} does not contain the trigger word {trigger}",
+            caption=_quoted(caption),
+            trigger=trigger,
+        )
         yield Finding(kind=FindingKind.CAPTION_WITHOUT_TRIGGER, action="kept", message=message)
 
 
@@ -176,7 +183,7 @@ class _ComparedWords:
 
     @classmethod
     def of(cls, caption: str, trigger: str) -> _ComparedWords:
-        words = frozenset(word[:_MAX_WORD] for word in islice(content_words(caption, trigger), MAX_TOKENS))
+        words = frozenset(word[:_MAX_WORD] for word in islice(content_words(caption, trigger), _MAX_COMPARED_WORDS))
         beginnings = frozenset(word[:end] for word in words for end in range(_MIN_FORM, len(word) + 1))
         return cls(words=words, beginnings=beginnings, is_latin=_is_latin(words))
 
@@ -220,31 +227,20 @@ def count_tokens(captions: Sequence[str]) -> list[int]:
     return [len(encoding) for encoding in encodings]
 
 
-def truncated_part(caption: str) -> str:
-    """The end of a caption that a model does not read, from the first word that is cut; "" if all of it is read."""
+def truncated_part(caption: str, most: int = MAX_TOKENS) -> str:
+    """The end of a caption beyond `most` tokens, from the first word that is cut; "" if all of it is read."""
     offsets: list[tuple[int, int]] = _tokenizer().encode(caption, add_special_tokens=False).offsets
-    if len(offsets) <= MAX_TOKENS:
+    if len(offsets) <= most:
         return ""
-    start = offsets[MAX_TOKENS][0]
+    start = offsets[most][0]
     return caption[caption.rfind(" ", 0, start + 1) + 1 :].strip()
-
-
-def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """CLIP's tokens with their ids, and its merges, most common first."""
-    packed = (resources.files("trainer.dataset") / "clip" / _VOCABULARY).read_bytes()
-    lines = gzip.decompress(packed).decode("utf-8").split("\n")[_MERGES]
-    merges = [(left, right) for left, right in (line.split() for line in lines)]
-    letters = _letters()
-    merged = (left + right for left, right in merges)
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *merged, _BEGIN, _END]
-    return {token: number for number, token in enumerate(tokens)}, merges
 
 
 @cache
 def _tokenizer() -> Tokenizer:
     """Equal to transformers' `CLIPTokenizer`, which diffusers uses; takes about 0.2 s to build."""
     tokens, merges = clip_vocabulary()
-    tokenizer = Tokenizer(BPE(vocab=tokens, merges=merges, end_of_word_suffix="</w>", unk_token=_END))
+    tokenizer = Tokenizer(BPE(vocab=tokens, merges=merges, end_of_word_suffix="</w>", unk_token=END))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
@@ -254,12 +250,5 @@ def _tokenizer() -> Tokenizer:
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    tokenizer.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in (_BEGIN, _END)])
+    tokenizer.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in (BEGIN, END)])
     return tokenizer
-
-
-def _letters() -> list[str]:
-    """A visible letter for each byte, in the order of CLIP's vocabulary: printable bytes first, as themselves."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    hidden = sum(1 for byte in range(256) if byte not in printable)
-    return [*map(chr, printable), *(chr(256 + index) for index in range(hidden))]

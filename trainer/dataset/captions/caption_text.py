@@ -34,6 +34,22 @@ _BELOW_PROMPT = re.compile(r"\bNegative prompt:|\bSteps: \d+, ")
 _NEGATIVE_LINE = re.compile(r"(?:^|[\r\n])\s*Negative prompt:")
 _ENTITY = re.compile(r"&(?:amp|lt|gt|quot|apos|nbsp|#\d{1,6}|#x[0-9a-fA-F]{1,5});")
 
+#: HTML's elements in the captions of web pages and boards; those around what is seen as separate become a space.
+_ELEMENT = re.compile(
+    r"</?(a|b|i|u|s|em|strong|small|sub|sup|span|font|p|br|div|li|ul|ol|h\d|hr)(\s[^<>]*|\s*/)?>", re.IGNORECASE
+)
+_INLINE = frozenset({"a", "b", "i", "u", "s", "em", "strong", "small", "sub", "sup", "span", "font"})
+#: Networks that A1111 loads for a prompt, with the comma before them.
+_NETWORK = re.compile(
+    r"^(?:<(?:lora|lyco|hypernet):[^<>]*> ?)+,?|,?\s{0,8}<(?:lora|lyco|hypernet):[^<>]*>", re.IGNORECASE
+)
+#: The words and the thoughts of language models: Florence's and BLIP's tokens, chat templates, reasoning.
+_MODEL_TOKEN = re.compile(
+    r"<(?:pad|unk|bos|eos|sep|cls)>|<\|[\w-]{1,30}\|>|\[(?:SEP|CLS|PAD)\]|<think>.*?(?:</think>|\Z)", re.DOTALL
+)
+#: What programs write where there is no text, and the errors of spreadsheets.
+_NO_TEXT = re.compile(r"nan|NaN|None|null|NULL|N/A|<NA>|undefined|#(N/A|NAME\?|REF!|VALUE!|DIV/0!|NULL!|NUM!)")
+
 #: What a decoder writes for invalid bytes.
 _REPLACEMENT = "\ufffd"
 _EAST_ASIAN = re.compile(r"[\u3000-\u30ff\u3400-\u9fff\uac00-\ud7af\uff00-\uffef]")
@@ -45,12 +61,18 @@ _MIN_COMMON = 0.7
 
 
 def clean_caption(text: str) -> str:
-    """The caption in a text, cleaned: without the parameters of a generator, and without HTML's entities."""
+    """The caption in a text, cleaned: without the parameters and networks of a generator, and without HTML.
+
+    Empty for what programs write where there is none, such as `nan`.
+    """
     text = text[: _READ_FACTOR * MAX_CAPTION_CHARACTERS]
+    text = _MODEL_TOKEN.sub(" ", text)
     end = _BELOW_PROMPT.search(text) if _PARAMETERS.search(text) else _NEGATIVE_LINE.search(text)
     if end:
         text = text[: end.start()]
-    return clean_text(_ENTITY.sub(lambda entity: html.unescape(entity[0]), text))
+    text = _ELEMENT.sub(lambda element: "" if element[1].lower() in _INLINE else " ", _NETWORK.sub("", text.lstrip()))
+    text = clean_text(_ENTITY.sub(lambda entity: html.unescape(entity[0]), text))
+    return "" if _NO_TEXT.fullmatch(text) else text
 
 
 def clean_text(text: str, most: int = MAX_CAPTION_CHARACTERS) -> str:

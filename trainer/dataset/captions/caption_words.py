@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from trainer.protocol.report import WordCount
 
@@ -16,6 +16,8 @@ MAX_WORDS = 20
 KEEP_TOKENS_SEPARATOR = "|||"
 #: Mean words of a tag; longer parts between commas belong to a sentence.
 _MAX_MEAN_WORDS = 4
+#: Words of a tag in a list of its own, and those on average.
+_MAX_TAG_WORDS, _MAX_MEAN_TAG_WORDS = 4, 3
 _SENTENCE_END = re.compile(r"\w{2,}[\])\"'”’]?[.!?]['\"”’]?$|。$")
 
 #: Words without content: English, German, French, Spanish, Portuguese, Russian.
@@ -66,8 +68,9 @@ def parse_tags(caption: str) -> list[str]:
     return tags if words <= _MAX_MEAN_WORDS * len(tags) else []
 
 
-def shuffle_tags(caption: str, keep: int, random: random.Random) -> str:
-    """Shuffle the tags of a caption, except the first `keep`; other captions are returned unchanged.
+def vary_tags(caption: str, keep: int, random: random.Random, *, shuffle: bool = True, dropout: float = 0.0) -> str:
+    """Shuffle the tags of a caption and leave out a share of them, except the first `keep`; other captions are returned
+    unchanged.
 
     Tags before a `|||` also stay in front, and those after a second one at the end (kohya's `keep_tokens` and
     `keep_tokens_separator`); the separator is removed.
@@ -77,7 +80,10 @@ def shuffle_tags(caption: str, keep: int, random: random.Random) -> str:
     head, rest, tail = _split_at_separators(caption)
     if not head:
         head, rest = rest[:keep], rest[keep:]
-    random.shuffle(rest)
+    if shuffle:
+        random.shuffle(rest)
+    if dropout:
+        rest = [tag for tag in rest if random.random() >= dropout]
     return ", ".join([*head, *rest, *tail])
 
 
@@ -89,6 +95,26 @@ def _split_at_separators(caption: str) -> tuple[list[str], list[str], list[str]]
     if len(parts) == 1:
         return [], parts[0], []
     return parts[0], parts[1], parts[2] if len(parts) > 2 else []
+
+
+def is_stop_word(word: str) -> bool:
+    """True for a word without content, as articles and prepositions are."""
+    return word.casefold() in _STOP_WORDS
+
+
+def are_tags(parts: Sequence[str]) -> bool:
+    """True if each of the parts of a list, or of the lines of a text, is a tag and not a caption."""
+    return all(map(_is_tag, parts)) and sum(map(_count_words, parts)) <= _MAX_MEAN_TAG_WORDS * len(parts)
+
+
+def _is_tag(part: str) -> bool:
+    is_short = _count_words(part) <= _MAX_TAG_WORDS
+    return is_short and not re.search(r"[,，、]|[.!?。！？]$", part) and not is_stop_word(part.split()[0])
+
+
+def _count_words(part: str) -> int:
+    """Words between spaces; two characters of a script without spaces are about one."""
+    return len(part.split()) + sum(map(len, _UNSPACED.findall(part))) // 2
 
 
 def content_words(caption: str, trigger: str = "") -> list[str]:

@@ -11,21 +11,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from trainer.dataset.captions.caption_tables import CaptionRow, CaptionTable, is_table_name, read_json, read_table
-from trainer.dataset.captions.caption_text import MAX_CLASS_CHARACTERS, clean_caption, clean_text
-from trainer.dataset.captions.table_columns import MAX_CAPTIONS, TableError
+from trainer.dataset.captions.caption_tables import (
+    CaptionRow,
+    CaptionTable,
+    is_table_name,
+    read_json,
+    read_table,
+)
+from trainer.dataset.captions.caption_text import MAX_CLASS_CHARACTERS, clean_text
+from trainer.dataset.captions.delimited_text import lists_images
+from trainer.dataset.captions.sidecars import Caption, Sidecars, read_sidecar
+from trainer.dataset.captions.table_columns import TableError
 from trainer.dataset.captions.table_images import ImageIndex
 from trainer.dataset.folder_layout import class_folders
-from trainer.dataset.input_files import (
-    CAPTION_EXTENSIONS,
-    Limits,
-    RefusedError,
-    SourceEntry,
-    composed,
-    natural_key,
-    printable,
-    same_name_key,
-)
+from trainer.dataset.input_files import Limits, RefusedError, SourceEntry, natural_key, printable
 from trainer.dataset.text_encoding import EncodingError, decode_legacy, decode_unicode, unknown_encoding
 from trainer.protocol import text
 from trainer.protocol.report import CaptionColumn, FileRole, RefusalKind
@@ -33,17 +32,8 @@ from trainer.protocol.text import _, ngettext
 
 #: Rows of one table without an image, or that cannot be read, that are reported one by one.
 _MAX_LISTED_ROWS = 20
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Caption:
-    """A caption and its source; `problem` if it cannot be read."""
-
-    source: str
-    text: str = ""
-    #: Further captions of the same image.
-    others: tuple[str, ...] = ()
-    problem: str = ""
+#: Bytes of a text by which it is a list of images; its lines say so from the first one on.
+_LISTED_BYTES = 4096
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +63,7 @@ class LabelIndex:
     def __init__(self, limits: Limits, caption_column: str = "") -> None:
         self._limits = limits
         self._caption_column = caption_column
-        self._sidecars = _Sidecars()
+        self._sidecars = Sidecars()
         #: Tables and JSON files, which are read once all images are known.
         self._tables: list[tuple[SourceEntry, str]] = []
         self._table_bytes = 0
@@ -103,7 +93,7 @@ class LabelIndex:
         Raises:
             RefusedError: A table is not text, or too large.
         """
-        if _may_be_table(entry.path):
+        if may_be_table := _may_be_table(entry.path, data):
             self._table_bytes += len(data)
             self.require_room(entry)
         elif len(data) > self._limits.max_caption_bytes:
@@ -111,7 +101,7 @@ class LabelIndex:
             self._sidecars.add(entry, Caption(source=entry.source, problem=_("it is longer than {most}", most=most)))
             return
         try:
-            content = decode_unicode(data, is_long=_may_be_table(entry.path))
+            content = decode_unicode(data, is_long=may_be_table)
             if content is not None:
                 self._add_text(entry, content)
             elif self._legacy_bytes > self._limits.max_table_bytes:
@@ -123,10 +113,10 @@ class LabelIndex:
             self._add_unreadable(entry, error)
 
     def _add_text(self, entry: SourceEntry, content: str) -> None:
-        if _may_be_table(entry.path):
+        if _may_be_table(entry.path) or (entry.path.lower().endswith(".txt") and lists_images(content)):
             self._tables.append((entry, content))
         else:
-            self._sidecars.add(entry, Caption(source=entry.source, text=clean_caption(content)))
+            self._sidecars.add(entry, read_sidecar(entry.source, content))
 
     def _add_unreadable(self, entry: SourceEntry, error: EncodingError) -> None:
         if is_table_name(entry.path):
@@ -139,7 +129,8 @@ class LabelIndex:
         images = list(images)
         self._class_folders = _find_class_folders(images)
         self._decode_legacy()
-        index = ImageIndex(images)
+        # Of many images it takes a while, and most have no table.
+        index = ImageIndex(images if self._tables else ())
         self._sidecars.join(images)
         for entry, content in sorted(self._tables, key=_nearest_first):
             try:
@@ -150,6 +141,7 @@ class LabelIndex:
                 reason = _("reading it takes more memory than is allowed")
                 self._refused.append((entry.source, RefusedError(RefusalKind.TOO_LARGE, reason)))
         self._tables.clear()
+        self._sidecars.find_elsewhere(images)
 
     def _decode_legacy(self) -> None:
         """Decode what is not Unicode: the texts of one folder or archive together."""
@@ -172,11 +164,11 @@ class LabelIndex:
         if extension == ".json":
             read = read_json(content, caption_column=column, names_image=index.has_name)
             if isinstance(read, tuple):
-                self._sidecars.add(entry, Caption(source=entry.source, text=read[0], others=read[1:]))
+                self._sidecars.add(entry, Caption.of(entry.source, read))
             else:
                 table = read
         elif extension == ".txt" and self._sidecars.has_image(entry):
-            self._sidecars.add(entry, Caption(source=entry.source, text=clean_caption(content)))
+            self._sidecars.add(entry, read_sidecar(entry.source, content))
         else:
             table = read_table(entry.path, content, caption_column=column, names_image=index.has_name)
         if table is not None:
@@ -236,10 +228,9 @@ class LabelIndex:
             texts = list(dict.fromkeys(caption for row in named.rows for caption in row.captions))
             texts = [caption for caption in texts if caption] or texts
             if texts:
-                yield Caption(source=named.source, text=texts[0], others=tuple(texts[1:MAX_CAPTIONS]))
+                yield Caption.of(named.source, texts)
         if entry.row_labels is not None and entry.row_labels.captions:
-            first, *others = entry.row_labels.captions
-            yield Caption(source=entry.source, text=first, others=tuple(others))
+            yield Caption.of(entry.source, entry.row_labels.captions)
 
     def unused(self) -> Iterator[tuple[str, RefusedError]]:
         """Yield texts and rows without an image, often due to a misspelled name; call it after `of` for all images."""
@@ -248,66 +239,12 @@ class LabelIndex:
             yield source, RefusedError(RefusalKind.UNSUPPORTED, _("it is a text, but no image has its name"))
 
 
-class _Sidecars:
-    """Captions by the names of their images."""
-
-    def __init__(self) -> None:
-        #: By scope, path without the extension, and extension.
-        self._by_path: dict[tuple[int, str, str], Caption] = {}
-        #: The paths that differ in case only.
-        self._by_folded: dict[tuple[int, str, str], list[str]] = defaultdict(list)
-        #: Scope and path of each image, with and without its extension.
-        self._images: set[tuple[int, str]] = set()
-        self._folded_images: set[tuple[int, str]] = set()
-        self._used_sources: set[str] = set()
-
-    def add(self, entry: SourceEntry, caption: Caption) -> None:
-        path, extension = _stem(entry.path), PurePosixPath(entry.path).suffix.lower()
-        self._by_path[entry.scope, path, extension] = caption
-        self._by_folded[entry.scope, same_name_key(path), extension].append(path)
-
-    def join(self, images: Iterable[SourceEntry]) -> None:
-        for image in images:
-            for name in _names(image):
-                self._images.add((image.scope, name))
-                self._folded_images.add((image.scope, same_name_key(name)))
-
-    def has_image(self, entry: SourceEntry) -> bool:
-        """True if an image has the name of this text."""
-        return (entry.scope, same_name_key(_stem(entry.path))) in self._folded_images
-
-    def of(self, image: SourceEntry) -> Iterator[Caption]:
-        """Yield `cat.txt` and `cat.png.txt` for `cat.png`, in the order of `CAPTION_EXTENSIONS`.
-
-        `CAT.txt` too, unless there is `cat.txt`, or `CAT.png`, to which it belongs.
-        """
-        for extension in CAPTION_EXTENSIONS:
-            for name in _names(image):
-                if caption := self._find(image.scope, name, extension):
-                    self._used_sources.add(caption.source)
-                    yield caption
-
-    def _find(self, scope: int, name: str, extension: str) -> Caption | None:
-        if (exact := self._by_path.get((scope, name, extension))) is not None:
-            return exact
-        paths = self._by_folded.get((scope, same_name_key(name), extension), [])
-        free = [path for path in paths if (scope, path) not in self._images]
-        return self._by_path[scope, free[0], extension] if len(free) == 1 else None
-
-    def unused(self) -> Iterator[str]:
-        yield from (c.source for c in self._by_path.values() if c.source not in self._used_sources)
-
-
-def _may_be_table(path: str) -> bool:
-    return is_table_name(path) or PurePosixPath(path).suffix.lower() == ".json"
-
-
-def _names(image: SourceEntry) -> tuple[str, str]:
-    return _stem(image.path), composed(image.path)
-
-
-def _stem(path: str) -> str:
-    return composed(str(PurePosixPath(path).with_suffix("")))
+def _may_be_table(path: str, data: bytes = b"") -> bool:
+    """True for the name of a table or of a JSON file; given its content, also for a text that lists images."""
+    pure = PurePosixPath(path.lower())
+    if is_table_name(path) or pure.suffix == ".json":
+        return True
+    return pure.suffix == ".txt" and lists_images(data[:_LISTED_BYTES].decode("utf-8", "replace"))
 
 
 def _find_class_folders(entries: Iterable[SourceEntry]) -> dict[str, str]:

@@ -13,11 +13,13 @@ from trainer.dataset.captions.caption_text import (
     clean_caption,
     clean_text,
 )
+from trainer.dataset.captions.caption_words import are_tags
 from trainer.protocol.text import _
 
 FILE_COLUMNS = (
     *("file_name", "filename", "file", "image", "image_path", "image_name", "img", "path", "file_path", "name"),
-    *("image_file", "img_path", "filepath"),
+    *("image_file", "img_path", "filepath", "file_url", "image_url", "url"),
+    *("image_id", "key", "id"),
 )
 CAPTION_COLUMNS = ("caption", "text", "prompt", "description", "blip_caption", "captions", "comment")
 TAG_COLUMNS = ("tags", "tag_string")
@@ -33,7 +35,7 @@ _MIN_TAGS = 0.5
 #: More captions of one image are not read.
 MAX_CAPTIONS = 16
 #: Rows by which columns are judged.
-_JUDGED = 200
+JUDGED_ROWS = 200
 #: Share of a column's values that must be text.
 _MIN_TEXT = 0.5
 #: Mean words of a value, or characters where no spaces are between words, from which on it is a sentence.
@@ -88,24 +90,20 @@ def choose_columns(records: Sequence[Record], caption_column: str, names_image: 
         TableError: No column names images or has captions, or several may have.
     """
     names = list(dict.fromkeys(name for record in records for name in record if not isinstance(record[name], tuple)))
-    judged = {name: [record[name] for record in records[:_JUDGED] if _is_filled(record.get(name))] for name in names}
+    judged = {
+        name: [record[name] for record in records[:JUDGED_ROWS] if _is_filled(record.get(name))] for name in names
+    }
     files = _file_columns(judged, names_image)
     others = [name for name in names if name != files[0]]
     class_names = _known(others, CLASS_COLUMNS)
     if caption_column:
-        chosen = [name for name in others if normalized(name) == normalized(caption_column)]
-        if not chosen:
-            message = _(
-                "it has no column {column}; its columns are {columns}", column=caption_column, columns=_listed(names)
-            )
-            raise TableError(message)
-        return Columns(files=files, captions=tuple(chosen), class_names=class_names)
+        return Columns(files=files, captions=named_columns(others, caption_column), class_names=class_names)
     captions, tags = _known(others, CAPTION_COLUMNS), _known(others, TAG_COLUMNS)
     if any(map(judged.get, (*captions, *tags))):
         return Columns(files=files, captions=captions, tags=tags, class_names=class_names)
     unknown = [name for name in others if name not in (*captions, *tags, *class_names)]
     try:
-        column = _text_column({name: judged[name] for name in unknown}, names_image)
+        column = text_column({name: judged[name] for name in unknown}, names_image)
     except TableError:
         if not (captions or tags):
             raise
@@ -119,19 +117,42 @@ def choose_columns(records: Sequence[Record], caption_column: str, names_image: 
 
 def _file_columns(judged: Mapping[str, Sequence[object]], names_image: NamesImage) -> tuple[str, ...]:
     """The column that names most images, and after it those with well-known names."""
-    counts = {name: sum(isinstance(v, str) and names_image(v) for v in values) for name, values in judged.items()}
+    # Widths can be numbers of images, but many images have the same.
+    counts = {name: sum(map(names_image, set(map(file_name_in, values)))) for name, values in judged.items()}
     best = max(counts.values(), default=0)
     known = _known(judged, FILE_COLUMNS)
     for name in known:
-        if judged[name] and isinstance(judged[name][0], str) and 2 * counts[name] >= best:
+        if judged[name] and file_name_in(judged[name][0]) and 2 * counts[name] >= best:
             return tuple(dict.fromkeys((name, *known)))
     if not best:
         raise TableError(_("none of its columns names images ({columns})", columns=_listed(judged)))
     return (max(counts, key=lambda name: counts[name]), *known)
 
 
-def _text_column(judged: Mapping[str, Sequence[object]], names_image: NamesImage) -> str:
-    """The only column with text, or the only one with sentences; "" if none has text."""
+def file_name_in(value: object) -> str:
+    """The name of a file in a value, which can be a number; empty if it is none."""
+    return str(value).strip() if isinstance(value, str | int) and not isinstance(value, bool) else ""
+
+
+def named_columns(names: Sequence[str], column: str) -> tuple[str, ...]:
+    """The columns that a person named.
+
+    Raises:
+        TableError: There is none of that name.
+    """
+    chosen = tuple(name for name in names if normalized(name) == normalized(column))
+    if not chosen:
+        message = _("it has no column {column}; its columns are {columns}", column=column, columns=_listed(names))
+        raise TableError(message)
+    return chosen
+
+
+def text_column(judged: Mapping[str, Sequence[object]], names_image: NamesImage) -> str:
+    """The only column with text, or the only one with sentences; "" if none has text.
+
+    Raises:
+        TableError: Several columns have.
+    """
     texts = {
         name: _texts(values, names_image) for name, values in judged.items() if normalized(name) not in _OTHER_COLUMNS
     }
@@ -172,7 +193,7 @@ def captions_of(record: Record, captions: Sequence[str], tags: Sequence[str]) ->
     ("",) if there is only an empty one, () if it has none of these columns.
     """
     texts: tuple[str, ...] = next((found for name in captions if (found := captions_in(record.get(name)))), ())
-    tagged = next((text for name in tags if (text := _tags_in(record.get(name)))), "")
+    tagged = next((text for name in tags if (text := _tags_in(record.get(name), name))), "")
     if not texts and not tagged:
         return ("",) if any(name in record for name in (*captions, *tags)) else ()
     return tuple(
@@ -204,17 +225,27 @@ def captions_in(value: object) -> tuple[str, ...]:
         return (text,) if (text := clean_caption(value)) else ()
     if isinstance(value, list):
         parts = [part for part in islice(value, MAX_CAPTION_CHARACTERS) if isinstance(part, str) and part.strip()]
-        if sum(len(part.split()) == 1 for part in parts) > _MIN_TAGS * len(parts):
+        if len(parts) > 1 and (
+            are_tags(parts) or sum(len(part.split()) == 1 for part in parts) > _MIN_TAGS * len(parts)
+        ):
             return (_joined(parts),)
         cleaned = dict.fromkeys(clean_caption(part) for part in parts[:MAX_CAPTIONS])
         return tuple(text for text in cleaned if text)
-    return (_joined(_tag_names(value)),) if isinstance(value, dict) and value else ()
+    if not isinstance(value, dict) or not value:
+        return ()
+    if texts := [text for text in value.values() if isinstance(text, str) and not _NO_TEXT.fullmatch(text)]:
+        # Captions by the model that wrote them.
+        cleaned = dict.fromkeys(map(clean_caption, texts[:MAX_CAPTIONS]))
+        return tuple(text for text in cleaned if text)
+    # Tags with their scores, or lists of them; other objects are settings.
+    are_tags_of_kinds = all(isinstance(each, int | float | list) for each in value.values())
+    return (_joined(_tag_names(value)),) if are_tags_of_kinds else ()
 
 
-def _tags_in(value: object) -> str:
+def _tags_in(value: object, column: str) -> str:
     if isinstance(value, str):
         # Boards write `1girl red_hair`: tags with underscores, spaces between them.
-        is_spaced = "," not in value and "_" in value and len(value.split()) > 1
+        is_spaced = "," not in value and ("_" in value or normalized(column) == "tag_string") and len(value.split()) > 1
         return _joined(value.split()) if is_spaced else clean_caption(value)
     return _joined(_tag_names(value))
 

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from trainer.dataset.input_files import SourceEntry, composed, has_image_name, same_name_key, stem_key
 
@@ -17,9 +17,12 @@ _Scope = int | None
 #: The parts of a path.
 _Parts = tuple[str, ...]
 
-#: Flickr numbers the captions of an image: `1000.jpg#0`.
-_NUMBER = re.compile(r"#\d+$")
-
+#: Flickr numbers the captions of an image: `1000.jpg#0`. Airtable has the address of an attachment behind its name.
+_BEHIND_NAME = re.compile(r"#\d+$|\s\(https?://[^()]*\)$")
+#: What Label Studio puts before the path of a file on its own machine.
+_LOCAL_FILES = "/data/local-files/?d="
+#: What it puts before the name of an uploaded file.
+_UPLOADED = re.compile(r"^[0-9a-f]{8}-(?=.)")
 
 #: Rows with which it is tried out what their paths are relative to.
 _TRIED_ROWS = 200
@@ -45,22 +48,29 @@ class ImageIndex:
         self._by_stem: dict[tuple[_Scope, str], list[SourceEntry]] = defaultdict(list)
         self._by_name: dict[tuple[_Scope, str], list[SourceEntry]] = defaultdict(list)
         self._names: set[str] = set()
+        #: Those that hold images, also in folders below them.
+        self._folders: set[tuple[_Scope, _Parts]] = set()
         for image in images:
+            folder = PurePosixPath(image.path).parent.parts
             name = PurePosixPath(image.path).name
-            self._names |= {same_name_key(name), stem_key(name)}
+            keys = {same_name_key(name), stem_key(name), _without_zeros(stem_key(name))}
+            self._names |= keys
             for scope in (image.scope, None):
+                while folder and (scope, folder) not in self._folders:
+                    self._folders.add((scope, folder))
+                    folder = folder[:-1]
+                folder = PurePosixPath(image.path).parent.parts
                 self._by_path[scope, composed(image.path)].append(image)
                 self._by_folded[scope, same_name_key(image.path)].append(image)
                 self._by_stem[scope, stem_key(image.path)].append(image)
-                self._by_name[scope, same_name_key(name)].append(image)
-                self._by_name[scope, stem_key(name)].append(image)
+                for key in keys:
+                    self._by_name[scope, key].append(image)
 
     def has_name(self, text: str) -> bool:
         """True for the name of an image, whether or not this image is here."""
         if len(text) > 1024 or "\n" in text:
             return False
-        name = _NUMBER.sub("", text.strip())
-        return has_image_name(name) or same_name_key(name.replace("\\", "/").rpartition("/")[2]) in self._names
+        return names_image_file(text) or same_name_key(_path_in(text).rpartition("/")[2]) in self._names
 
     def match(self, table: SourceEntry, files: Sequence[str]) -> list[Match | None]:
         """Find the images of all rows of one table.
@@ -82,6 +92,9 @@ class ImageIndex:
         if any(found):
             return found
         if all(len(row) <= 1 for row in rows):
+            while folder and (scope, folder) not in self._folders:
+                # A folder of tables: the images are elsewhere.
+                folder = folder[:-1]
             return [self._named(scope, folder, row) for row in rows]
         readings = [(stripped, find) for stripped in range(_shared(rows) + 1) for find in self._readings(scope, folder)]
         tried = rows[:: max(1, len(rows) // _TRIED_ROWS)]
@@ -92,6 +105,9 @@ class ImageIndex:
             named = [self._named(scope, folder, row) for row in rows]
             if len({PurePosixPath(match.image.path).parent for match in named if match}) == 1:
                 return named
+            if not any(named):
+                uploaded = [(*row[:-1], _UPLOADED.sub("", row[-1])) if row else row for row in rows]
+                return [self._named(scope, folder, row) for row in uploaded]
         return best
 
     def _readings(self, scope: _Scope, folder: _Parts) -> Iterator[Callable[[_Parts], Match | None]]:
@@ -140,14 +156,32 @@ class ImageIndex:
         return Match(image=images[0], distance=4) if len(images) == 1 else None
 
 
+def names_image_file(text: str) -> bool:
+    """True if a cell of a table has the name of an image, as programs write it."""
+    return has_image_name(_path_in(text))
+
+
+def _path_in(file: str) -> str:
+    """The path in what a table has as the name of a file; of an address the name alone."""
+    path = _BEHIND_NAME.sub("", file.strip()).replace("\\", "/").removeprefix(_LOCAL_FILES)
+    if "://" not in path:
+        return path
+    address = urlsplit(path)
+    return unquote(address.path if address.scheme == "file" else address.path.rpartition("/")[2])
+
+
 def _parts(file: str) -> _Parts:
     """The parts of a path as any system writes it."""
-    path = _NUMBER.sub("", file.strip()).replace("\\", "/")
-    return tuple(part for part in path.split("/") if part not in ("", "."))
+    return tuple(part for part in _path_in(file).split("/") if part not in ("", "."))
+
+
+def _without_zeros(stem: str) -> str:
+    """The number that a spreadsheet makes of a name such as `0012`, and COCO's results of theirs."""
+    return stem.lstrip("0") or "0" if stem.isdecimal() else stem
 
 
 def _is_absolute(file: str) -> bool:
-    return re.match(r"\s*(?:[A-Za-z]:)?[/\\]", file) is not None
+    return re.match(r"\s*(?:file://|(?:[A-Za-z]:)?[/\\])", file) is not None
 
 
 def _shared(rows: Sequence[_Parts]) -> int:

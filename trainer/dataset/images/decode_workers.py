@@ -290,6 +290,7 @@ def _decode_and_store(task: DecodeTask, limits: Limits) -> ImagePixels:
         thumbnail=task.thumbnail_path.name,
         width=decoded.width,
         height=decoded.height,
+        captured_at=decoded.captured_at,
         notes=decoded.notes,
         hashes=image_hashes(thumbnail),
         quality=measure_quality(decoded.pixels),

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import (  # noqa: F401  each import registers a format; `Image.init()` would load forty, EPS among them
     AvifImagePlugin,
     BmpImagePlugin,
+    ExifTags,
     GifImagePlugin,
     Image,
     ImageCms,
@@ -40,6 +42,8 @@ _FORMATS = tuple(name for name in ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", 
 #: Formats that are lossy already: stored as JPEG, at a quality that no model can tell from the original.
 _JPEG, _LOSSY = ("JPEG", "MPO"), ("JPEG", "MPO", "AVIF", "HEIF")
 _ORIENTATION_TAG = 0x0112
+#: EXIF 2.31: the local time at which it was taken, and the digits of its fraction of a second.
+_CAPTURED_TAG, _FRACTION_TAG = 0x9003, 0x9291
 #: EXIF 2.3, tag 0x0112: the operation that makes the image upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -89,6 +93,8 @@ class DecodedImage:
     height: int
     #: Opacity, 8-bit gray in the size of `pixels`; None without transparency.
     alpha: Image.Image | None = None
+    #: When it was taken, by the camera's clock: seconds from an arbitrary time; None if unknown.
+    captured_at: float | None = None
     #: What was ignored, as clauses.
     notes: tuple[str, ...] = field(default=())
 
@@ -229,7 +235,8 @@ def _decode(data: bytes, limits: Limits) -> DecodedImage:
         if is_animated := _is_animated(opened):
             notes.append(_("only its first frame is used"))
         _load_unless_jpeg(data, opened)
-        orientation = _orientation(opened)
+        exif = _exif(opened)
+        orientation, captured_at = _orientation(exif), _captured_at(exif)
         stripped = None if orientation != 1 or is_animated else strip_metadata(data, opened, limits)
         is_lossy = opened.format in _LOSSY
         (width, height), profile = opened.size, opened.info.get("icc_profile")
@@ -238,7 +245,14 @@ def _decode(data: bytes, limits: Limits) -> DecodedImage:
             # Upright sRGB as it is: most images are, and a PIL image would be copied twice.
             pixels = decode_jpeg(data, opened.size, "RGB", scale)
             if pixels is not None:
-                return DecodedImage(pixels=pixels, stripped=stripped, is_lossy=True, width=width, height=height)
+                return DecodedImage(
+                    pixels=pixels,
+                    stripped=stripped,
+                    is_lossy=True,
+                    width=width,
+                    height=height,
+                    captured_at=captured_at,
+                )
         image = _load_jpeg(data, opened, scale)
         image = _stretched(data, _to_eight_bits(image, notes), notes)
     image = _shrink(image, limits.max_stored_pixels)
@@ -253,6 +267,7 @@ def _decode(data: bytes, limits: Limits) -> DecodedImage:
         width=width,
         height=height,
         alpha=None if alpha is None else _upright(alpha, orientation),
+        captured_at=captured_at,
         notes=tuple(notes),
     )
 
@@ -261,7 +276,7 @@ def _decode_mask(data: bytes, limits: Limits) -> Image.Image:
     with Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
         _check_pixels(opened.width * opened.height, limits)
         _load_unless_jpeg(data, opened)
-        orientation = _orientation(opened)
+        orientation = _orientation(_exif(opened))
         image = _load_jpeg(data, opened, _jpeg_scale(opened, limits, for_checks=False))
         image = _shrink(_to_eight_bits(image, []), limits.max_stored_pixels)
     color, alpha = _take_alpha(image)
@@ -355,12 +370,26 @@ def _jpeg_scale(image: ImageFile.ImageFile, limits: Limits, *, for_checks: bool)
     return 1.0 if pixels <= limits.max_stored_pixels else float((limits.max_stored_pixels / 2 / pixels) ** 0.5)
 
 
-def _orientation(image: ImageFile.ImageFile) -> int:
+def _exif(image: ImageFile.ImageFile) -> Image.Exif:
     try:
-        value = image.getexif().get(_ORIENTATION_TAG, 1)
+        return image.getexif()
     except Exception:  # noqa: BLE001  broken EXIF is ignored
-        return 1
+        return Image.Exif()
+
+
+def _orientation(exif: Image.Exif) -> int:
+    value = exif.get(_ORIENTATION_TAG, 1)
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _captured_at(exif: Image.Exif) -> float | None:
+    try:
+        details = exif.get_ifd(ExifTags.IFD.Exif)
+        shot = datetime.strptime(f"{details[_CAPTURED_TAG]:.19} +0000", "%Y:%m:%d %H:%M:%S %z")
+    except Exception:  # noqa: BLE001  broken EXIF is ignored
+        return None
+    fraction = str(details.get(_FRACTION_TAG, "")).strip("\0 ")
+    return shot.timestamp() + (float(f"0.{fraction}") if fraction.isdecimal() and fraction.isascii() else 0.0)
 
 
 def _to_eight_bits(image: Image.Image, notes: list[str]) -> Image.Image:

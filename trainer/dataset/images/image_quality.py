@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from cv2.typing import MatLike
 from numpy.typing import NDArray
 
 from trainer.protocol.report import Finding, FindingKind
@@ -92,7 +91,8 @@ def measure_quality(pixels: NDArray[np.uint8]) -> Quality:
     whole = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
     gray = reduced(whole, _JUDGED_PX / min(whole.shape))
     dx, dy = (np.asarray(gradient, dtype=np.int16) for gradient in cv2.spatialGradient(gray))
-    strength = np.asarray(np.abs(dx) + np.abs(dy), dtype=np.int16)
+    # Of 8 bits, which end at 255: far above what is compared.
+    strength = np.asarray(cv2.add(cv2.convertScaleAbs(dx), cv2.convertScaleAbs(dy)), dtype=np.uint8)
     flat_share = int(np.count_nonzero(strength <= _FLAT_GRADIENT)) / strength.size
     lines, text_share = find_text(whole) if flat_share >= _MIN_FLAT_SHARE else (0, 0.0)
     p1, p99, deviation = _exposure(gray)
@@ -177,19 +177,19 @@ def reduced(pixels: NDArray[np.uint8], share: float) -> NDArray[np.uint8]:
 
 def _exposure(gray: Gray) -> tuple[int, int, float]:
     """First and last percentile, and the standard deviation."""
-    # A quarter of the pixels has the same percentiles, to one level.
-    sampled = np.ascontiguousarray(gray[::2, ::2])
+    # Every seventh row has the same percentiles, to one level; every eighth would be in phase with the blocks of JPEG.
+    sampled = np.ascontiguousarray(gray[::7])
     shares = cv2.calcHist([sampled], [0], None, [256], [0, 256]).ravel().astype(np.float64).cumsum() / sampled.size
     deviation = float(cv2.meanStdDev(gray)[1][0, 0])
     return int(np.searchsorted(shares, 0.01)), int(np.searchsorted(shares, 0.99)), round(deviation, 2)
 
 
-def _strong_positions(strength: Gradient) -> Positions:
-    """Where the gradient is strong, evenly sampled, at least two pixels from the border."""
-    inner = np.zeros(strength.shape, dtype=np.bool_)
-    inner[2:-2, 2:-2] = strength[2:-2, 2:-2] > _MIN_GRADIENT
-    positions = np.flatnonzero(inner)
-    return positions[:: max(1, -(-len(positions) // _MAX_SAMPLES))]
+def _strong_positions(strength: Gray) -> Positions:
+    """Where the gradient is strong, in evenly spaced rows, at least two pixels from the border."""
+    is_strong = strength[2:-2, 2:-2] > _MIN_GRADIENT
+    every = max(1, -(-int(np.count_nonzero(is_strong)) // _MAX_SAMPLES))
+    rows, columns = np.divmod(np.flatnonzero(is_strong[::every]), is_strong.shape[1])
+    return np.asarray((rows * every + 2) * strength.shape[1] + columns + 2, dtype=np.int64)
 
 
 def _edge_blur(
@@ -201,9 +201,9 @@ def _edge_blur(
     softens a sharp edge much and a soft one little. Computing the whole image would take three times as long.
     """
     columns = gray.shape[1]
-    square = _squared(dx, dy, positions)
-    angles = np.arctan2(dy.ravel()[positions], dx.ravel()[positions], dtype=np.float32)
-    direction = np.rint(angles * np.float32(4 / np.pi)).astype(np.int64) % 4
+    across, down = dx.ravel()[positions].astype(np.float32), dy.ravel()[positions].astype(np.float32)
+    square = across * across + down * down
+    direction = _directions(across, down)
     step = np.array([1, columns + 1, columns, columns - 1])[direction]
     is_ridge = (square >= _squared(dx, dy, positions + step)) & (square > _squared(dx, dy, positions - step))
     positions, square, direction = positions[is_ridge], square[is_ridge], direction[is_ridge]
@@ -212,6 +212,12 @@ def _edge_blur(
     # At a ratio of 1 the edge is too soft to measure; 10 px stands for it.
     blur = _REBLUR_SIGMA_PX / np.sqrt(np.maximum(ratio - 1.0, (_REBLUR_SIGMA_PX / 10) ** 2))
     return blur.astype(np.float32), direction
+
+
+def _directions(across: NDArray[np.float32], down: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Angles in steps of 45°, 0 to 3: opposite ones are the same."""
+    angles = np.arctan2(down, across)
+    return np.rint(angles * np.float32(4 / np.pi)).astype(np.int64) & 3
 
 
 def _squared(dx: Gradient, dy: Gradient, positions: Positions) -> NDArray[np.float32]:
@@ -251,6 +257,8 @@ def find_text(gray: Gray) -> tuple[int, float]:
     boxes = np.asarray(found[1:, :4], dtype=np.int64) * (2, 1, 2, 1)
     width, height = boxes[:, 2], boxes[:, 3]
     boxes = boxes[(height >= _MIN_HEIGHT_PX) & (height <= _MAX_HEIGHT_PX) & (width >= _MIN_LENGTH * height)]
+    if len(boxes) < _MIN_LINES:
+        return 0, 0.0
     starts = np.zeros_like(marks)
     starts[:, 1:] = marks[:, 1:] & ~marks[:, :-1]
     inside, strokes = _box_sums(marks, boxes), _box_sums(starts, boxes) / boxes[:, 2]
@@ -267,13 +275,20 @@ def _marks(gray: Gray) -> Gray:
     # A 2x2 window: the usual 3x3 one fills the gaps between letters and turns words into bars.
     steps = cv2.morphologyEx(gray, cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8))
     marks = np.asarray(cv2.threshold(steps, _MIN_CONTRAST, 1, cv2.THRESH_BINARY)[1], dtype=np.uint8)
-    # Columns take a quarter of the time of rows.
-    upright = _without_columns(marks, _RULE_DOWN_PX)
-    return np.asarray(cv2.transpose(_without_columns(cv2.transpose(upright), _RULE_ACROSS_PX)), dtype=np.uint8)
+    return _without_columns(_without_columns(marks, _RULE_DOWN_PX).T, _RULE_ACROSS_PX).T
 
 
-def _without_columns(marks: MatLike, length_px: int) -> MatLike:
-    return cv2.subtract(marks, cv2.morphologyEx(marks, cv2.MORPH_OPEN, np.ones((length_px, 1), np.uint8)))
+def _without_columns(marks: Gray, length_px: int) -> Gray:
+    """Clear upright lines of this length; at the border, of half of it."""
+    # A line shows in five of these rows in a row: most images have none, and few columns do.
+    rows = np.ascontiguousarray(marks[:: length_px // 7])
+    columns = np.flatnonzero(cv2.erode(rows, np.ones((5, 1), np.uint8)).any(axis=0))
+    if len(columns):
+        found = np.ascontiguousarray(marks[:, columns])
+        lines = cv2.morphologyEx(found, cv2.MORPH_OPEN, np.ones((length_px, 1), np.uint8))
+        marks = marks.copy(order="K")
+        marks[:, columns] = found & ~np.asarray(lines, dtype=np.uint8)
+    return marks
 
 
 def _box_sums(mask: Gray, boxes: Positions) -> NDArray[np.int64]:

@@ -7,7 +7,8 @@ from typing import ClassVar, Literal
 
 from pydantic import ConfigDict
 
-from trainer.dataset.captions.labels import Caption, ImageLabels
+from trainer.dataset.captions.labels import ImageLabels
+from trainer.dataset.captions.sidecars import Caption
 from trainer.dataset.images.image_quality import Quality
 from trainer.dataset.images.near_duplicates import BYTES_AS_BASE64, ImageHashes
 from trainer.protocol.report import Finding, Split
@@ -28,6 +29,8 @@ class ImagePixels:
     #: Upright size of the original, px.
     width: int
     height: int
+    #: When it was taken, by the camera's clock: seconds from an arbitrary time; None if unknown.
+    captured_at: float | None = None
     #: What the decoder ignored, as clauses.
     notes: tuple[str, ...]
     hashes: ImageHashes

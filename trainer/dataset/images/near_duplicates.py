@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import re
+import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,21 +35,32 @@ _BLANK_DEVIATION = 4.0
 _KEYPOINT_PX, _KEYPOINTS, _OCTAVES = 128, 64, 5
 #: Orders in which all keypoints are sorted, and the next ones in each that are compared.
 _ORDERS, _NEXT = 8, 6
+#: Keypoints of an order that are compared at a time: 5 MB. And the keypoints that images share, of all together, after
+#: which no more are looked for of those that have their part: the ones that all images of a template have.
+_BLOCK, _MOST_SHARED = 2**16, 4_000_000
 #: Bits, of 256, by which two keypoints of one motif differ at most, and keypoints that two images must share.
 _MAX_BITS, _MIN_SHARED = 44, 4
 #: Correlation of two layouts from which a pair is compared, and with common keypoints; the margin around the middle.
 _MIN_CORRELATION, _MIN_SUPPORTED_CORRELATION, _MARGIN = 0.94, 0.8, 0.1
+#: Correlation of the layouts of two frames of a burst at least; a third of a second apart it is 0.87 and more.
+_MIN_FRAME_CORRELATION = 0.6
 #: Images whose layouts are compared with all others at a time: 20 MB with 20,000 images.
 _ROWS = 128
 #: Candidates of an image by each measure: enough to link a group, and few where all look alike.
 _CANDIDATES, _ROUGH_CANDIDATES = 6, 16
-#: Pairs that are compared at most (10 ms each), plus one for each image: a large set of look-alikes has far more.
+#: Pairs that are compared at most (15 to 25 ms each), plus one for each image: a large set of look-alikes has far more.
 _MOST_COMPARED = 5_000
-#: Numbers in the names of two frames of a burst differ by so much at most.
-_BURST_STEP = 2
+#: Pairs that are compared before those are skipped that became one group; pairs that a process compares at a time; and
+#: from how many on it is worth to start processes.
+_ROUND, _BATCH, _WORTH_PROCESSES = 512, 64, 48
+#: Numbers in the names of two frames of a burst differ by so much at most, and the times at which they were taken, s.
+_BURST_STEP, _BURST_S = 2, 2.0
 
 #: Difference of two images that show the same, 0 to 1; None if they do not.
 PairDifference = Callable[[int, int], float | None]
+Pair = tuple[int, int]
+#: A pair of near duplicates and their difference.
+NearPair = tuple[int, int, float]
 Float = NDArray[np.float32]
 Numbers = NDArray[np.int64]
 
@@ -137,28 +153,85 @@ def exact_copies(images: Sequence[ExactCopy]) -> dict[int, int]:
 def near_pairs(
     hashes: Mapping[int, ImageHashes],
     difference: PairDifference,
-    consecutive: Sequence[tuple[int, int]] = (),
+    consecutive: Sequence[Pair] = (),
     progress: Progress = ignore_progress,
-) -> Iterator[tuple[int, int, float]]:
+    processes: int = 1,
+) -> Iterator[NearPair]:
     """Yield pairs of near duplicates with their difference: enough of them to join each group.
 
     Args:
         hashes: By image number.
-        difference: Confirms a candidate pair.
+        difference: Confirms a candidate pair; each process gets a copy.
         consecutive: Pairs that may be frames of a burst, whatever their hashes.
         progress: Called with the phase "comparing".
+        processes: How many compare; the pairs found do not depend on it.
     """
-    pairs = [
-        *candidates(hashes)[: _MOST_COMPARED + len(hashes)],
-        *(pair for pair in consecutive if all(number in hashes for number in pair)),
-    ]
-    groups = UnionFind(max(hashes, default=0) + 1)
-    for done, (one, other) in enumerate(pairs):
-        progress("comparing", done, len(pairs))
-        if groups.find(one) != groups.find(other) and (measured := difference(one, other)) is not None:
-            groups.join(one, other)
-            yield one, other, measured
+    size = max(hashes, default=0) + 1
+    possible = candidates(hashes)[: _MOST_COMPARED + len(hashes)]
+    possible += _alike_frames(hashes, consecutive)
+    pairs = _by_component(possible, size)
+    groups = UnionFind(size)
+    with _comparing(difference, processes if len(pairs) >= _WORTH_PROCESSES else 1) as compared:
+        for start in range(0, len(pairs), _ROUND):
+            progress("comparing", start, len(pairs))
+            left = [pair for pair in pairs[start : start + _ROUND] if groups.find(pair[0]) != groups.find(pair[1])]
+            for found in compared(left[at : at + _BATCH] for at in range(0, len(left), _BATCH)):
+                for one, other, _difference in found:
+                    groups.join(one, other)
+                yield from found
     progress("comparing", len(pairs), len(pairs))
+
+
+def _by_component(pairs: Sequence[Pair], size: int) -> list[Pair]:
+    """The pairs of images that are linked by candidates, one after another: a process loads few images for a batch."""
+    components = UnionFind(size)
+    for one, other in pairs:
+        components.join(one, other)
+    return sorted(pairs, key=lambda pair: components.find(pair[0]))
+
+
+@contextmanager
+def _comparing(
+    difference: PairDifference, processes: int
+) -> Iterator[Callable[[Iterable[Sequence[Pair]]], Iterable[list[NearPair]]]]:
+    """Give a function that compares batches of pairs, in this process or in several."""
+    if processes == 1:
+        yield partial(map, partial(_confirmed, difference))
+        return
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=(difference,)) as pool:
+        yield partial(pool.map, _confirmed_here)
+
+
+#: Of this process, if it is one of several.
+_difference: PairDifference | None = None
+
+
+def _begin(difference: PairDifference) -> None:
+    global _difference
+    _difference = difference
+    # Ctrl-C goes to the parent, which shuts the pool down in order. There is a process for each core.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(1)
+
+
+def _confirmed_here(pairs: Sequence[Pair]) -> list[NearPair]:
+    assert _difference is not None, "set when the process began"
+    return _confirmed(_difference, pairs)
+
+
+def _confirmed(difference: PairDifference, pairs: Sequence[Pair]) -> list[NearPair]:
+    """Compare the pairs of a batch that are not in one group yet."""
+    indices = {number: index for index, number in enumerate({number for pair in pairs for number in pair})}
+    groups = UnionFind(len(indices))
+    found = []
+    for one, other in pairs:
+        if groups.find(indices[one]) == groups.find(indices[other]):
+            continue
+        if (measured := difference(one, other)) is not None:
+            groups.join(indices[one], indices[other])
+            found.append((one, other, measured))
+    return found
 
 
 def candidates(hashes: Mapping[int, ImageHashes]) -> list[tuple[int, int]]:
@@ -180,22 +253,47 @@ def candidates(hashes: Mapping[int, ImageHashes]) -> list[tuple[int, int]]:
     return [(numbers[one], numbers[other]) for one, other in sorted(scores, key=lambda pair: (-scores[pair], pair))]
 
 
-def burst_pairs(sources: Mapping[int, str]) -> list[tuple[int, int]]:
-    """Pairs of images whose names follow each other, such as `IMG_0041.jpg` and `IMG_0042.jpg`."""
-    by_name: dict[tuple[str, str], list[tuple[int, int]]] = {}
+def burst_pairs(sources: Mapping[int, str], captured_at: Mapping[int, float]) -> list[tuple[int, int]]:
+    """Pairs of images that may be frames of one burst, each with the lower number first.
+
+    Their names follow each other, such as `IMG_0041.jpg` and `IMG_0042.jpg`, or they were taken within seconds.
+
+    Args:
+        sources: Names by image number.
+        captured_at: Times in seconds, where known.
+    """
+    by_name: dict[tuple[str, str], list[tuple[float, int]]] = {}
     for number, source in sources.items():
         if (match := re.fullmatch(r"(.*?)(\d{1,12})(\D*)", source, re.DOTALL)) is not None:
             by_name.setdefault((match[1], match[3]), []).append((int(match[2]), number))
+    by_time = [(time, number) for number, time in captured_at.items()]
+    pairs = {pair for frames in by_name.values() for pair in _following(frames, _BURST_STEP)}
+    return sorted(pairs.union(_following(by_time, _BURST_S)))
+
+
+def _following(frames: Iterable[tuple[float, int]], most: float) -> Iterator[tuple[int, int]]:
+    """Pairs of the numbers of frames, each with the next ones that are not further away."""
+    ordered = sorted(frames)
+    for step in range(1, _BURST_STEP + 1):
+        for (first, one), (second, other) in zip(ordered, ordered[step:], strict=False):
+            if second - first <= most:
+                yield min(one, other), max(one, other)
+
+
+def _alike_frames(hashes: Mapping[int, ImageHashes], pairs: Iterable[Pair]) -> list[Pair]:
+    """The pairs of a roughly similar layout: most files are numbered, and few of them are frames of a burst."""
+    known = [pair for pair in pairs if all(number in hashes for number in pair)]
+    numbers = sorted({number for pair in known for number in pair})
+    if not numbers:
+        return []
+    indices = np.searchsorted(numbers, np.array(known, dtype=np.int64).T)
+    correlations = _turned_correlations(_views([hashes[number] for number in numbers]), indices)
     return [
-        (one, other)
-        for frames in map(sorted, by_name.values())
-        for step in range(1, _BURST_STEP + 1)
-        for (first, one), (second, other) in zip(frames, frames[step:], strict=False)
-        if second - first <= _BURST_STEP
+        pair for pair, correlation in zip(known, correlations, strict=True) if correlation >= _MIN_FRAME_CORRELATION
     ]
 
 
-def _sharing_keypoints(keypoints: Sequence[bytes]) -> dict[tuple[int, int], int]:
+def _sharing_keypoints(keypoints: Sequence[bytes]) -> dict[Pair, int]:
     """Pairs of images with the number of keypoints that they share, two at least; the best of each image.
 
     Descriptors that differ in few bits are near each other in one of several sorted orders (Charikar 2002): a fixed
@@ -203,50 +301,70 @@ def _sharing_keypoints(keypoints: Sequence[bytes]) -> dict[tuple[int, int], int]
     """
     descriptors = np.frombuffer(b"".join(keypoints), dtype=np.uint8).reshape(-1, 32)
     owners = np.repeat(np.arange(len(keypoints)), [len(each) // 32 for each in keypoints])
-    words, size = np.ascontiguousarray(descriptors.view(np.uint64).T), len(descriptors)
+    count, size = np.int64(max(1, len(keypoints))), len(descriptors)
+    # A keypoint and another image that has it, as one number.
     found: Numbers = np.zeros(0, np.int64)
     for turn in range(_ORDERS):
         # Each order starts with other bits.
         leading = np.ascontiguousarray(np.roll(descriptors, -4 * turn, axis=1)[:, :8]).view(">u8").ravel()
         order = np.argsort(leading, kind="stable")
-        ordered, owner = words[:, order], owners[order]
-        of_turn: list[Numbers] = []
-        for step in range(1, min(_NEXT, size - 1) + 1):
-            bits = np.bitwise_count(ordered[:, :-step] ^ ordered[:, step:]).sum(axis=0, dtype=np.uint16)
-            at = np.flatnonzero((bits <= _MAX_BITS) & (owner[:-step] != owner[step:]))
-            one, other = order[at], order[at + step]
-            of_turn.append(np.minimum(one, other) * np.int64(size) + np.maximum(one, other))
-        # At once: many images alike share millions of them, most in several orders.
-        found = np.unique(np.concatenate((found, *of_turn)))
-    one, other = np.divmod(found, max(1, size))
-    # Owners ascend, so the lower keypoint is of the lower image; each of its keypoints counts once for a pair.
-    count = np.int64(max(1, len(keypoints)))
-    one, second = np.divmod(np.unique(one * count + owners[other]), count)
-    pairs, shared = np.unique(owners[one] * count + second, return_counts=True)
-    return _best_of_each(np.stack(np.divmod(pairs[shared > 1], count)), shared[shared > 1])
+        is_open = np.bincount(found // count, minlength=size) < max(2, _MOST_SHARED // size)
+        found = np.concatenate([found, *_near_keypoints(descriptors, owners, order, is_open)])
+        # Most are in several orders. In place: `np.unique` would copy them.
+        found.sort()
+        found = found[np.diff(found, prepend=-1) > 0]
+    pairs, shared = (np.concatenate(parts) for parts in zip(*_counted(found, owners, count), strict=True))
+    return _best_of_each(np.stack(np.divmod(pairs, count)), shared)
 
 
-def _best_of_each(pairs: Numbers, scores: NDArray[Any]) -> dict[tuple[int, int], int]:
-    """The pairs [2, N] that are among the best of one of their images."""
+def _counted(found: Numbers, owners: Numbers, count: np.int64) -> Iterator[tuple[Numbers, Numbers]]:
+    """Yield pairs of images as one number, and how many keypoints each shares, two at least; in blocks of images."""
+    for start in range(0, count, _ROWS):
+        first, last = np.searchsorted(found, np.searchsorted(owners, [start, start + _ROWS]) * count)
+        one, second = np.divmod(found[first:last], count)
+        pairs, shared = np.unique(owners[one] * count + second, return_counts=True)
+        yield pairs[shared > 1], shared[shared > 1]
+
+
+def _near_keypoints(
+    descriptors: NDArray[np.uint8], owners: Numbers, order: Numbers, is_open: NDArray[np.bool_]
+) -> Iterator[Numbers]:
+    """Yield, for open keypoints that are near one of another image in an order, both as one number; in blocks."""
+    count = owners[-1] + 1 if len(owners) else 1
+    words = descriptors.view(np.uint64)
+    for start in range(0, len(order), _BLOCK):
+        at = order[start : start + _BLOCK + _NEXT]
+        block, owner = np.ascontiguousarray(words[at].T), owners[at]
+        for step in range(1, min(_NEXT, len(at) - 1) + 1):
+            bits = np.bitwise_count(block[:, :-step] ^ block[:, step:]).sum(axis=0, dtype=np.uint16)
+            near = np.flatnonzero((bits <= _MAX_BITS) & (owner[:-step] != owner[step:]))
+            one, other = at[near], at[near + step]
+            # Owners ascend, so the lower keypoint is of the lower image.
+            low, high = np.minimum(one, other), np.maximum(one, other)
+            yield (low * count + owners[high])[is_open[low]]
+
+
+def _best_of_each(pairs: Numbers, scores: NDArray[Any]) -> dict[Pair, Any]:
+    """The pairs [2, N] that are among the best of one of their images, with their scores."""
     taken: Counter[int] = Counter()
-    best: dict[tuple[int, int], int] = {}
+    best: dict[Pair, Any] = {}
     for index in np.argsort(-scores, kind="stable"):
         one, other = int(pairs[0, index]), int(pairs[1, index])
         if taken[one] < _CANDIDATES or taken[other] < _CANDIDATES:
-            best[one, other] = int(scores[index])
+            best[one, other] = scores[index].item()
             taken[one] += 1
             taken[other] += 1
     return best
 
 
-def _alike_layouts(hashes: Sequence[ImageHashes]) -> dict[tuple[int, int], float]:
+def _alike_layouts(hashes: Sequence[ImageHashes]) -> dict[Pair, float]:
     """Pairs of images of a similar layout, turned and mirrored in any way, with the correlation.
 
     A comparison that ignores turns finds a few for each image in one matrix product; these are compared in all turns.
     """
     views = _views(hashes)
     rough = [np.ascontiguousarray(each) for each in _without_turns(views).transpose(1, 0, 2)]
-    pairs: set[tuple[int, int]] = set()
+    found: list[Numbers] = []
     count = len(hashes)
     for start in range(0, count, _ROWS):
         rows = slice(start, start + _ROWS)
@@ -257,15 +375,12 @@ def _alike_layouts(hashes: Sequence[ImageHashes]) -> dict[tuple[int, int], float
         likeness[itself, start + itself] = -1
         nearest = np.argpartition(-likeness, min(_ROUGH_CANDIDATES, count - 1) - 1, axis=1)[:, :_ROUGH_CANDIDATES]
         is_alike = np.take_along_axis(likeness, nearest, axis=1) >= _MIN_SUPPORTED_CORRELATION
-        for row, column in np.argwhere(is_alike):
-            low, high = sorted((start + int(row), int(nearest[row, column])))
-            pairs.add((low, high))
-    ordered = np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2).T
-    correlations = _turned_correlations(views, ordered)
+        one, other = np.nonzero(is_alike)[0] + start, nearest[is_alike]
+        found.append(np.minimum(one, other) * np.int64(count) + np.maximum(one, other))
+    pairs = np.stack(np.divmod(np.unique(np.concatenate(found)), np.int64(count)))
+    correlations = _turned_correlations(views, pairs)
     is_alike = correlations >= _MIN_SUPPORTED_CORRELATION
-    found = dict(zip(map(tuple, ordered[:, is_alike].T.tolist()), correlations[is_alike].tolist(), strict=True))
-    best = _best_of_each(ordered[:, is_alike], correlations[is_alike])
-    return {pair: found[pair] for pair in best}
+    return _best_of_each(pairs[:, is_alike], correlations[is_alike])
 
 
 def _views(hashes: Sequence[ImageHashes]) -> Float:

@@ -13,12 +13,14 @@ from typing import Literal
 from trainer.console import Progress
 from trainer.dataset.captions.caption_checks import check_captions
 from trainer.dataset.captions.caption_rules import apply_rules
-from trainer.dataset.captions.labels import Caption
+from trainer.dataset.captions.sidecars import Caption
 from trainer.dataset.dataset_folder import THUMBNAILS
+from trainer.dataset.images.decode_workers import usable_cores
+from trainer.dataset.images.image_agreement import MAX_DIFFERENCE
 from trainer.dataset.images.image_features import find_outliers
 from trainer.dataset.images.image_quality import quality_findings
 from trainer.dataset.images.image_record import Assessment, ImagePixels, ImageRecord
-from trainer.dataset.images.image_registration import MAX_DIFFERENCE, ThumbnailComparer
+from trainer.dataset.images.image_registration import ThumbnailComparer
 from trainer.dataset.images.mask_files import probable_masks
 from trainer.dataset.images.near_duplicates import (
     ExactCopy,
@@ -192,19 +194,13 @@ def _near_duplicates(
     pixels: Mapping[int, ImagePixels], sources: Mapping[int, str], thumbnails: Path, progress: Progress
 ) -> tuple[UnionFind, dict[int, tuple[int, float]]]:
     """Groups of near duplicates, and for each image its nearest duplicate with the difference: one finding suffices."""
-    comparer = ThumbnailComparer({number: thumbnails / each.thumbnail for number, each in pixels.items()})
-    bursts = burst_pairs({number: sources[number] for number in pixels})
-    consecutive = set(bursts)
-
-    def difference(one: int, other: int) -> float | None:
-        are_consecutive = (one, other) in consecutive or (other, one) in consecutive
-        return comparer.difference(one, other, are_consecutive=are_consecutive)
-
+    times = {number: each.captured_at for number, each in pixels.items() if each.captured_at is not None}
+    bursts = burst_pairs({number: sources[number] for number in pixels}, times)
+    comparer = ThumbnailComparer({number: thumbnails / each.thumbnail for number, each in pixels.items()}, bursts)
+    hashes = {number: each.hashes for number, each in pixels.items()}
     groups = UnionFind(max(pixels, default=0) + 1)
     nearest: dict[int, tuple[int, float]] = {}
-    for one, other, measured in near_pairs(
-        {n: each.hashes for n, each in pixels.items()}, difference, bursts, progress
-    ):
+    for one, other, measured in near_pairs(hashes, comparer.difference, bursts, progress, usable_cores()):
         groups.join(one, other)
         for this, that in ((one, other), (other, one)):
             if this not in nearest or measured < nearest[this][1]:
@@ -234,6 +230,7 @@ def _assess_together(records: Sequence[ImageRecord], edits: Edits) -> list[Image
     of_captions = check_captions(
         {record.number: caption.text for record in kept if (caption := record.assessment.caption)},
         groups,
+        others={record.number: caption.others for record in kept if (caption := record.assessment.caption)},
         trigger=edits.rules.trigger,
         sources={record.number: record.source for record in kept},
     )

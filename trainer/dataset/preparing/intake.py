@@ -22,6 +22,7 @@ from trainer.dataset.input_files import (
     Limits,
     RefusedError,
     SourceEntry,
+    document_format,
     has_caption_name,
     has_image_name,
     has_raw_name,
@@ -141,6 +142,8 @@ class _Reader:
             self.labels.add(entry, data)
         elif kind in (FileKind.IMAGE, FileKind.UNSUPPORTED_IMAGE) or has_image_name(entry.path) or is_row:
             yield from self._add_image(entry, data, kind)
+        elif document_format(entry.path):
+            raise _unsupported(entry.path, kind, data, is_inside="!" in entry.source)
         elif "!" in entry.source and (kind in READABLE_ARCHIVES or kind is FileKind.UNSUPPORTED_ARCHIVE):
             self._nested.append(entry.source)
         else:
@@ -194,6 +197,12 @@ def _not_an_image(name: str, data: bytes) -> ImageError:
     if known := unsupported_format(name, data[:HEAD_BYTES]):
         reason = _("its format, {name}, is not supported ({formats} are)", name=known, formats=formats)
         return ImageError(FindingKind.UNSUPPORTED, reason)
+    if data.startswith(b"version https://git-lfs.github.com/"):
+        return ImageError(
+            FindingKind.CORRUPT, _("it is a pointer of Git LFS; the image itself is fetched by git lfs pull")
+        )
+    if data[:HEAD_BYTES].lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return ImageError(FindingKind.CORRUPT, _("it is a web page under the name of an image; download it again"))
     if sniff(data[:HEAD_BYTES]) is FileKind.UNSUPPORTED_IMAGE:
         return ImageError(FindingKind.UNSUPPORTED, _("its format is not supported ({formats} are)", formats=formats))
     return ImageError(FindingKind.CORRUPT, _("it has the name of an image, but its content is not one"))
@@ -203,7 +212,12 @@ def _unsupported(name: str, kind: FileKind, data: bytes, *, is_inside: bool) -> 
     """The refusal of a file that is neither an image nor captions."""
     if is_part_name(name):
         return is_one_of_several()
-    if kind in READABLE_ARCHIVES or kind is FileKind.UNSUPPORTED_ARCHIVE:
+    if document := document_format(name):
+        reason = _(
+            "it is a document of {program}, which is not opened; save its images as files, and its table as CSV",
+            program=document,
+        )
+    elif kind in READABLE_ARCHIVES or kind is FileKind.UNSUPPORTED_ARCHIVE:
         known = unsupported_format(name, data[:HEAD_BYTES])
         reason = _("{name} archives are not opened; make it a zip, tar or 7z", name=known or kind.name)
     elif kind is FileKind.PARQUET:

@@ -5,18 +5,28 @@ Images are taken from the rows as encoded bytes. No code of a dataset is run.
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
 from trainer.dataset.captions.caption_text import MAX_CLASS_CHARACTERS, clean_text
-from trainer.dataset.captions.table_columns import CAPTION_COLUMNS, CLASS_COLUMNS, TAG_COLUMNS, captions_in
-from trainer.dataset.input_files import Limits, RefusedError, RowLabels, SourceEntry
+from trainer.dataset.captions.table_columns import (
+    CAPTION_COLUMNS,
+    CLASS_COLUMNS,
+    JUDGED_ROWS,
+    TAG_COLUMNS,
+    TableError,
+    captions_in,
+    named_columns,
+    text_column,
+)
+from trainer.dataset.input_files import Limits, RefusedError, RowLabels, SourceEntry, has_image_name
 from trainer.errors import DatasetError
 from trainer.protocol import text
 from trainer.protocol.report import RefusalKind
@@ -26,8 +36,14 @@ from trainer.protocol.text import _
 _IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "png", "webp", "bytes", "image_bytes")
 #: Parquet is decompressed one row group at a time; writers of images put about 100 rows into one.
 _MAX_ROW_GROUP_BYTES = 2 * 2**30
+#: Rows of a table of captions that are read at once.
+_BATCH_ROWS = 1000
 #: `hf://owner/name/configuration@revision`; `Path` removes one of the two slashes.
 _HUB_NAME = re.compile(r"hf:/{1,2}([\w.-]+/[\w.-]+)(?:/([\w.-]+))?(?:@([\w./-]+))?", re.ASCII)
+
+
+class NoImagesError(RefusedError):
+    """A table without a column of images; it may have the captions of images beside it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +55,10 @@ class DatasetColumns:
     class_name: str | None
     #: The names for the numbers in a `ClassLabel` column.
     class_names: tuple[str, ...]
+    #: The caption column was chosen by its content, as no name is well known.
+    is_caption_by_content: bool = False
+    #: Why there is no caption column, a clause for a sentence; empty if there is one, or nothing to choose from.
+    problem: str = ""
 
     def used(self) -> list[str]:
         return [name for name in (self.image, self.caption, self.class_name) if name is not None]
@@ -73,8 +93,12 @@ def is_saved(folder: Path) -> bool:
     return is_dataset or (folder / "dataset_dict.json").is_file()
 
 
-def open_saved(folder: Path) -> dict[str, Rows]:
+def open_saved(folder: Path, caption_column: str = "") -> dict[str, Rows]:
     """Open the splits of a saved dataset; one without splits is named "".
+
+    Args:
+        folder: The dataset.
+        caption_column: The column of the captions if a person chose it.
 
     Raises:
         RefusedError: It is damaged, or has no images.
@@ -84,25 +108,26 @@ def open_saved(folder: Path) -> dict[str, Rows]:
         loaded = datasets.load_from_disk(str(folder))
     except Exception as error:  # untrusted JSON and Arrow can make it raise anything
         raise _damaged(error) from error
-    return splits_of(loaded)
+    return splits_of(loaded, caption_column)
 
 
-def splits_of(loaded: Any) -> dict[str, Rows]:
+def splits_of(loaded: Any, caption_column: str = "") -> dict[str, Rows]:
     """The splits of a loaded `Dataset` or `DatasetDict`, with images left encoded.
 
     Raises:
         RefusedError: It has no images.
     """
     splits = loaded.items() if isinstance(loaded, dict) else [("", loaded)]
-    return {name: _LoadedRows(dataset) for name, dataset in splits}
+    return {name: _LoadedRows(dataset, caption_column) for name, dataset in splits}
 
 
 class _LoadedRows:
     """The rows of a `datasets.Dataset`, which memory-maps its files."""
 
-    def __init__(self, dataset: Any) -> None:
+    def __init__(self, dataset: Any, caption_column: str) -> None:
         datasets = _import_datasets()
-        self.columns = find_columns(dataset.features)
+        self._dataset = dataset
+        self.columns = find_columns(dataset.features, self.values, caption_column)
         if isinstance(dataset.features[self.columns.image], datasets.Image):
             dataset = dataset.cast_column(self.columns.image, datasets.Image(decode=False))
         self._dataset = dataset.select_columns(self.columns.used())
@@ -124,7 +149,7 @@ class ParquetRows:
         RefusedError: It is damaged, or has no images.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, caption_column: str = "") -> None:
         import pyarrow.parquet
 
         self._cached_group: tuple[int, Any] = -1, None
@@ -133,7 +158,6 @@ class ParquetRows:
             features = _import_datasets().Features.from_arrow_schema(self._file.schema_arrow)
         except Exception as error:  # untrusted Parquet can make it raise anything
             raise _damaged(error) from error
-        self.columns = find_columns(features)
         groups = [self._file.metadata.row_group(index) for index in range(self._file.num_row_groups)]
         if any(group.total_byte_size > _MAX_ROW_GROUP_BYTES for group in groups):
             reason = _("one of its row groups is larger than {size}", size=text.size(_MAX_ROW_GROUP_BYTES))
@@ -141,6 +165,11 @@ class ParquetRows:
         self._starts = [0]
         for group in groups:
             self._starts.append(self._starts[-1] + group.num_rows)
+        try:
+            self.columns = find_columns(features, self.values, caption_column)
+        except RefusedError:
+            self.close()
+            raise
 
     def close(self) -> None:
         self._file.close()
@@ -166,8 +195,42 @@ class ParquetRows:
         return cell
 
 
-def find_columns(features: Mapping[str, Any]) -> DatasetColumns:
+def read_parquet_table(path: Path, limits: Limits) -> bytes:
+    """The rows of a Parquet file without images as JSON lines: texts, numbers and lists of texts.
+
+    Raises:
+        RefusedError: It is damaged or too large.
+    """
+    import pyarrow.parquet
+
+    lines: list[bytes] = []
+    left = limits.max_table_bytes
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS):
+                for row in batch.to_pylist():
+                    kept = {name: value for name, value in row.items() if isinstance(value, str | int | list)}
+                    lines.append(json.dumps(kept, ensure_ascii=False, default=str).encode() + b"\n")
+                    left -= len(lines[-1])
+                    if left < 0:
+                        most = text.size(limits.max_table_bytes)
+                        raise RefusedError(RefusalKind.TOO_LARGE, _("it is larger than {most}", most=most))
+    except RefusedError:
+        raise
+    except Exception as error:  # as in `open_saved`
+        raise _damaged(error) from error
+    return b"".join(lines)
+
+
+def find_columns(
+    features: Mapping[str, Any], values: Callable[[str, int], Sequence[object]], caption_column: str = ""
+) -> DatasetColumns:
     """Find the columns of the image, its caption and its class, by type and by well-known names.
+
+    Args:
+        features: Types by column.
+        values: Returns the first values of a column; of those without a well-known name, the only text is the caption.
+        caption_column: The column of the captions if a person chose it.
 
     Raises:
         RefusedError: No column has images.
@@ -175,17 +238,35 @@ def find_columns(features: Mapping[str, Any]) -> DatasetColumns:
     image = next((name for name, feature in features.items() if _is_image_column(name, feature)), None)
     if image is None:
         reason = _("none of its columns contains images ({columns})", columns=", ".join(features))
-        raise RefusedError(RefusalKind.UNSUPPORTED, reason[:300])
+        raise NoImagesError(RefusalKind.UNSUPPORTED, reason[:300])
     names = {name.lower(): name for name in features if name != image}
     labeled = [name for name, feature in features.items() if type(feature).__name__ == "ClassLabel"]
     class_columns = [*labeled, *(names[name] for name in CLASS_COLUMNS if name in names)]
     class_column = next(iter(class_columns), None)
-    return DatasetColumns(
+    found = DatasetColumns(
         image=image,
         caption=next((names[name] for name in CAPTION_COLUMNS + TAG_COLUMNS if name in names), None),
         class_name=class_column,
         class_names=tuple(getattr(features[class_column], "names", None) or ()) if class_column else (),
     )
+    texts = [name for name in features if name not in (image, class_column) and _is_text_column(features[name])]
+    try:
+        if caption_column:
+            return replace(
+                found, caption=named_columns([name for name in features if name != image], caption_column)[0]
+            )
+        if found.caption is None:
+            judged = {name: [value for value in values(name, JUDGED_ROWS) if value] for name in texts}
+            column = text_column(judged, has_image_name) or None
+            return replace(found, caption=column, is_caption_by_content=column is not None)
+    except TableError as error:
+        return replace(found, caption=None, problem=str(error))
+    return found
+
+
+def _is_text_column(feature: Any) -> bool:
+    """True for a column of texts, or of lists of texts."""
+    return getattr(getattr(feature, "feature", feature), "dtype", "") in ("string", "large_string")
 
 
 def _is_image_column(name: str, feature: Any) -> bool:
@@ -300,7 +381,7 @@ def parse_name(source: Path | str) -> HubName:
     return HubName(repository=match[1], configuration=match[2], revision=match[3])
 
 
-def open_hub(name: HubName, limits: Limits, *, endpoint: str | None = None) -> HubDataset:
+def open_hub(name: HubName, limits: Limits, *, caption_column: str = "", endpoint: str | None = None) -> HubDataset:
     """Look a dataset up on the hub, check its size, and download it.
 
     Raises:
@@ -324,7 +405,7 @@ def open_hub(name: HubName, limits: Limits, *, endpoint: str | None = None) -> H
     except Exception as error:
         raise _not_loaded(name, error) from error
     try:
-        splits = splits_of(loaded)
+        splits = splits_of(loaded, caption_column)
     except RefusedError as refusal:
         message = _("{name} cannot be used: {reason}.", name=name, reason=refusal.reason)
         raise DatasetError(message, _("Choose a dataset of images.")) from refusal

@@ -25,6 +25,7 @@ from trainer.dataset.input_files import (
     Limits,
     RefusedError,
     SourceEntry,
+    is_archive_name,
     is_os_clutter,
     is_part_name,
     natural_key,
@@ -33,6 +34,7 @@ from trainer.dataset.input_files import (
 )
 from trainer.dataset.mask_names import mask_paths_beside
 from trainer.dataset.sources.hf_datasets import (
+    NoImagesError,
     ParquetRows,
     Rows,
     is_hub_name,
@@ -40,6 +42,7 @@ from trainer.dataset.sources.hf_datasets import (
     open_hub,
     open_saved,
     parse_name,
+    read_parquet_table,
     row_entries,
 )
 from trainer.errors import DatasetError
@@ -136,7 +139,7 @@ class Sources:
 
     def _hub(self, source: str) -> list[SourceEntry]:
         name = parse_name(source)
-        dataset = open_hub(name, self._limits)
+        dataset = open_hub(name, self._limits, caption_column=self.caption_column)
         label = self._unique(str(name), "again")
         self._commits.append((label, dataset.commit))
         return list(self._rows(dataset.splits, label, dataset.roots))
@@ -201,7 +204,7 @@ class Sources:
                 self._files.append((file_label, path))
         label = self._unique(root.name, root.parent.name)
         try:
-            yield from self._rows(open_saved(root), label, (root,))
+            yield from self._rows(open_saved(root, self.caption_column), label, (root,))
         except RefusedError as refusal:
             self.refuse(label, refusal)
 
@@ -212,11 +215,17 @@ class Sources:
         try:
             if is_part_name(path.name):
                 raise is_one_of_several()
-            if kind in READABLE_ARCHIVES:
+            if kind in READABLE_ARCHIVES and is_archive_name(path.name):
                 yield from self._archive(path, kind, label)
             elif kind is FileKind.PARQUET and scope and self._limits.allow_arrow:
-                rows = self._resources.enter_context(closing(ParquetRows(path)))
-                yield from self._rows({"": rows}, label, (path.parent,))
+                try:
+                    rows = self._resources.enter_context(closing(ParquetRows(path, self.caption_column)))
+                    yield from self._rows({"": rows}, label, (path.parent,))
+                except NoImagesError:
+                    # The captions of an image folder, or what img2dataset writes about its images.
+                    read = partial(read_parquet_table, path, self._limits)
+                    table = f"{inner.removesuffix('.parquet')}.jsonl"
+                    yield SourceEntry(source=label, path=table, scope=scope, read=read, input_folder=folder)
             else:
                 read = partial(_read, path, self._limits.max_entry_bytes)
                 yield SourceEntry(source=label, path=inner, scope=scope, read=read, kind=kind, input_folder=folder)
@@ -237,6 +246,11 @@ class Sources:
     def _rows(self, splits: Mapping[str, Rows], label: str, roots: tuple[Path, ...]) -> Iterator[SourceEntry]:
         scope = self._new_scope()
         limit = self._limits.max_entries
+        columns = [rows.columns for rows in splits.values()]
+        for problem in dict.fromkeys(each.problem for each in columns if each.problem):
+            self.refuse(label, RefusedError(RefusalKind.DAMAGED, printable(problem)))
+        for column in dict.fromkeys(each.caption for each in columns if each.is_caption_by_content and each.caption):
+            self.caption_columns.append(CaptionColumn(table=label, column=printable(column)[:200]))
         entries = (
             entry
             for part, rows in splits.items()
@@ -270,9 +284,10 @@ def _name_of(path: str) -> str:
 def _kind(path: Path) -> FileKind:
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
-    if head.startswith(PROGRAM_SIGNATURES) and zipfile.is_zipfile(path):
-        return FileKind.ZIP
-    return sniff(head)
+    kind = sniff(head)
+    # Behind the program of a self-extracting zip, or an empty line that a web server put in front.
+    may_begin_later = kind is FileKind.OTHER and (head.startswith(PROGRAM_SIGNATURES) or path.suffix.lower() == ".zip")
+    return FileKind.ZIP if may_begin_later and zipfile.is_zipfile(path) else kind
 
 
 def _read(path: Path, limit_bytes: int) -> bytes:

@@ -185,7 +185,7 @@ def read_mixture(spec: Spec) -> Mixture:
     ]
     mixture = mix([*sources, *_class_images(sources)], needs_validation=spec.split.kind is not SplitKind.ALL)
     if spec.method.kind is MethodKind.TEXTUAL_INVERSION and training.trigger:
-        _require_word(mixture, training.trigger)
+        _require_word(mixture, training.trigger, spec.base.max_token_length)
     return mixture
 
 
@@ -196,15 +196,15 @@ def _class_images(sources: Sequence[MixSource]) -> Iterator[MixSource]:
             yield replace(source, role=MixRole.REGULARIZATION, trigger="", weight=None, part_of=index)
 
 
-def _require_word(mixture: Mixture, trigger: str) -> None:
+def _require_word(mixture: Mixture, trigger: str, most: int) -> None:
     """Refuse a job whose new word stands in no part of a caption that the model reads."""
     # Imported here: CLIP's vocabulary takes 0.2 s to load.
-    from trainer.dataset.captions.caption_checks import MAX_TOKENS, truncated_part
+    from trainer.dataset.captions.caption_checks import truncated_part
 
     captions = {caption for member in mixture.of(Split.TRAIN) for caption in mixture.captions_of(member)}
-    if not any(has_trigger(caption.removesuffix(truncated_part(caption)), trigger) for caption in captions):
+    if not any(has_trigger(caption.removesuffix(truncated_part(caption, most)), trigger) for caption in captions):
         raise DatasetError(
-            _("No caption has {trigger} among the {n} tokens that are read.", trigger=trigger, n=MAX_TOKENS),
+            _("No caption has {trigger} among the {n} tokens that are read.", trigger=trigger, n=most),
             _("Put {trigger} first in each caption, or shorten the captions.", trigger=trigger),
         )
 

@@ -60,7 +60,7 @@ def test_limits_hold_for_every_format(tmp_path: Path, ending: str) -> None:
     assert set(read_archive(path, Limits(max_entry_bytes=19_999)).values()) == {RefusalKind.TOO_LARGE}
 
 
-@pytest.mark.parametrize("ending", [e for e in ENDINGS if e not in ("tar", "zip")])
+@pytest.mark.parametrize("ending", [e for e in ENDINGS if e not in ("tar", "zip", "7z")])
 def test_a_bomb_is_refused_by_its_ratio(tmp_path: Path, ending: str) -> None:
     path = make(tmp_path / f"a.{ending}", {"zeros.bmp": b"BM" + bytes(30_000_000)})
     assert path.stat().st_size < 100_000

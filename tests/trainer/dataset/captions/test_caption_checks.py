@@ -92,13 +92,13 @@ def test_lost_characters_are_found_but_not_guessed() -> None:
 
 
 def test_a_caption_that_is_too_long_is_reported_with_the_part_that_is_cut_off() -> None:
-    caption = " ".join(["cat"] * 75 + ["beside", "a", "lighthouse"])
+    caption = " ".join(["cat"] * 225 + ["beside", "a", "lighthouse"])
 
-    found = check_captions({1: caption, 2: " ".join(["cat"] * 75)}, {1: 1, 2: 2})
+    found = check_captions({1: caption, 2: " ".join(["cat"] * 225)}, {1: 1, 2: 2})
 
     assert list(found) == [1]
     [finding] = found[1]
-    assert (finding.kind, finding.measure, finding.threshold) == (FindingKind.CAPTION_TOO_LONG, 78, 75)
+    assert (finding.kind, finding.measure, finding.threshold) == (FindingKind.CAPTION_TOO_LONG, 228, 225)
     assert "“beside a lighthouse”" in finding.message
 
 
@@ -176,11 +176,11 @@ def test_captions_without_the_trigger_are_found() -> None:
 
 
 def test_statistics_count_tokens_words_and_the_trigger() -> None:
-    long = " ".join(["tree"] * 80)
+    long = " ".join(["tree"] * 230)
 
     statistics = caption_statistics({1: "sks cat on a mat", 2: "SKS cat  on a mat", 3: long, 4: ""}, "sks")
 
-    assert (statistics.distinct, statistics.too_long, statistics.longest_tokens) == (2, 1, 80)
+    assert (statistics.distinct, statistics.too_long, statistics.longest_tokens) == (2, 1, 230)
     assert statistics.median_tokens == 5
     assert (statistics.trigger, statistics.with_trigger) == ("sks", 2)
     assert [(word.word, word.images) for word in statistics.words] == [("cat", 2), ("mat", 2), ("sks", 2)]
@@ -248,3 +248,21 @@ def test_the_truncated_part_starts_at_the_first_cut_word() -> None:
     # Two tokens, of which the first one still fits.
     assert count_tokens(["xylotheque"])[0] > 1
     assert truncated_part(" ".join([*words, "xylotheque", "house"])) == "xylotheque house"
+    assert truncated_part(" ".join(["cat"] * 75 + ["dog"]), 75) == "dog"
+
+
+def test_further_captions_of_an_image_are_checked_too() -> None:
+    captions = {1: "zkz, a cat", 2: "zkz, a dog", 3: "zkz, an owl"}
+    others = {
+        1: ("zkz, " + "very " * MAX_TOKENS + "long",),
+        2: ("a dog", "zkz, cafÃ© dog", "no word"),
+        3: ("an owl, zkz",),
+    }
+
+    found = check_captions(captions, {}, others=others, trigger="zkz")
+
+    assert {number: [finding.kind for finding in each] for number, each in found.items()} == {
+        1: [FindingKind.CAPTION_TOO_LONG],
+        2: [FindingKind.CAPTION_WITHOUT_TRIGGER, FindingKind.CAPTION_MOJIBAKE],
+    }
+    assert "“a dog”" in found[2][0].message

@@ -13,14 +13,14 @@ from trainer.dataset.captions.caption_words import (
     mentions_side,
     mentions_text,
     parse_tags,
-    shuffle_tags,
+    vary_tags,
 )
 
 _TAGS = "sks, 1girl, long_hair, smile, outdoors, tree"
 
 
 def test_tags_are_shuffled_and_the_first_ones_are_kept() -> None:
-    orders = {shuffle_tags(_TAGS, 2, Random(seed)) for seed in range(20)}
+    orders = {vary_tags(_TAGS, 2, Random(seed)) for seed in range(20)}
 
     assert len(orders) > 10
     assert all(order.startswith("sks, 1girl, ") for order in orders)
@@ -28,11 +28,11 @@ def test_tags_are_shuffled_and_the_first_ones_are_kept() -> None:
 
 
 def test_the_same_seed_gives_the_same_order() -> None:
-    assert shuffle_tags(_TAGS, 0, Random(7)) == shuffle_tags(_TAGS, 0, Random(7)) != _TAGS
+    assert vary_tags(_TAGS, 0, Random(7)) == vary_tags(_TAGS, 0, Random(7)) != _TAGS
 
 
 def test_tags_before_a_separator_stay_in_front_and_after_a_second_one_at_the_end() -> None:
-    orders = {shuffle_tags("sks, cat ||| a, b, c, d ||| high quality", 0, Random(seed)) for seed in range(20)}
+    orders = {vary_tags("sks, cat ||| a, b, c, d ||| high quality", 0, Random(seed)) for seed in range(20)}
 
     assert len(orders) > 5
     assert all(order.startswith("sks, cat, ") and order.endswith(", high quality") for order in orders)
@@ -52,14 +52,14 @@ def test_tags_before_a_separator_stay_in_front_and_after_a_second_one_at_the_end
 )
 def test_a_caption_that_is_not_a_list_of_tags_is_unchanged(caption: str) -> None:
     assert parse_tags(caption) == []
-    assert shuffle_tags(caption, 0, Random(1)) == caption
+    assert vary_tags(caption, 0, Random(1)) == caption
 
 
 @given(st.lists(st.text("abc_ ", min_size=1, max_size=8), max_size=8), st.integers(0, 9), st.integers())
 def test_no_tag_is_lost_or_added(tags: list[str], keep: int, seed: int) -> None:
     caption = ",".join(tags)
 
-    order = [tag.strip() for tag in shuffle_tags(caption, keep, Random(seed)).split(",") if tag.strip()]
+    order = [tag.strip() for tag in vary_tags(caption, keep, Random(seed)).split(",") if tag.strip()]
 
     expected = [tag.strip() for tag in tags if tag.strip()]
     assert sorted(order) == sorted(expected)

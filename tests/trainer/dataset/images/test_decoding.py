@@ -10,7 +10,7 @@ from contextlib import suppress
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import ExifTags, Image, ImageCms
 
 from tests.trainer.dataset.image_files import encoded, noise
 from trainer.dataset.images.decoding import DecodedImage, ImageError, decode
@@ -157,6 +157,20 @@ def test_a_broken_color_profile_is_ignored_with_a_note() -> None:
     result = decoded(encoded(noise(1), icc_profile=b"garbage" * 40))
     assert near(result.image, noise(1), 1)
     assert result.notes == ("its color profile is broken and was ignored",)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF", "HEIF"])
+def test_the_time_of_capture_is_read(file_format: str) -> None:
+    def captured_at(taken: str, fraction: str) -> float | None:
+        exif = Image.Exif()
+        exif.get_ifd(ExifTags.IFD.Exif).update({0x9003: taken, 0x9291: fraction})
+        return decoded(encoded(noise(3), file_format, exif=exif.tobytes())).captured_at
+
+    first, later = captured_at("2026:02:28 23:59:59", "75"), captured_at("2026:03:01 00:00:01", "")
+    assert first is not None
+    assert later is not None
+    assert later - first == 1.25
+    assert captured_at("    :  :     :  :  ", "") is None
 
 
 def test_broken_exif_is_ignored() -> None:

@@ -7,13 +7,14 @@ import io
 import json
 from collections.abc import Callable
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
 from tests.trainer.dataset import defective_images
 from tests.trainer.dataset.image_files import encoded
-from trainer.dataset.images.image_quality import Quality, measure_quality, quality_findings
+from trainer.dataset.images.image_quality import Quality, _without_columns, measure_quality, quality_findings
 from trainer.protocol.report import Finding, FindingKind
 
 
@@ -193,3 +194,15 @@ def test_an_image_with_few_lines_must_be_nearly_all_text(lines: int, share: floa
         measure_quality(np.asarray(defective_images.scene(0))), text_lines=lines, text_share=share
     )
     assert (FindingKind.SCREENSHOT in [finding.kind for finding in quality_findings(quality)]) is is_found
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_lines_are_cleared_as_by_a_plain_opening(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    marks = (rng.random((240, 320)) < 0.2).astype(np.uint8)
+    for length in rng.integers(10, 200, 30):
+        row, column = rng.integers(0, 240), rng.integers(0, 320)
+        marks[row : row + length, column] = 1
+    marks[:31, 7] = marks[-31:, 9] = 1  # half a line at either border
+    opened = cv2.morphologyEx(marks, cv2.MORPH_OPEN, np.ones((60, 1), np.uint8))
+    assert np.array_equal(_without_columns(marks, 60), cv2.subtract(marks, opened))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +23,7 @@ from tests.trainer.dataset.edited_images import (
 from trainer.dataset.images.image_registration import ThumbnailComparer
 from trainer.dataset.images.near_duplicates import (
     ExactCopy,
+    ImageHashes,
     UnionFind,
     burst_pairs,
     candidates,
@@ -52,13 +54,9 @@ def groups_of(
         thumbnail.save(thumbnails[-1], quality=92)
         hashes[index] = image_hashes(thumbnail)
 
-    comparer = ThumbnailComparer(dict(enumerate(thumbnails)))
-
-    def difference(one: int, other: int) -> float | None:
-        return comparer.difference(one, other, are_consecutive=(one, other) in consecutive)
-
+    comparer = ThumbnailComparer(dict(enumerate(thumbnails)), consecutive)
     sets = UnionFind(len(images))
-    for one, other, _difference in near_pairs(hashes, difference, consecutive):
+    for one, other, _difference in near_pairs(hashes, comparer.difference, consecutive):
         sets.join(one, other)
     members: dict[int, set[int]] = {}
     for index in range(len(images)):
@@ -103,18 +101,41 @@ def test_frames_of_a_burst_may_differ_more_than_copies(tmp_path: Path) -> None:
     frames = [photograph(5)]
     for seed in range(1, 4):
         frames.append(burst_frame(burst_frame(frames[-1], seed), seed + 10))
-    pairs = burst_pairs({index: f"IMG_{index + 40}.jpg" for index in range(4)})
+    pairs = burst_pairs({index: f"IMG_{index + 40}.jpg" for index in range(4)}, {})
     assert groups_of(tmp_path, frames, pairs) == {frozenset(range(4))}
 
 
 def test_names_that_follow_each_other_are_no_burst_by_themselves(tmp_path: Path) -> None:
     images = [photograph(6), photograph(7), icon(3)]
-    assert groups_of(tmp_path, images, burst_pairs({index: f"{index}.png" for index in range(3)})) == set()
+    assert groups_of(tmp_path, images, burst_pairs({index: f"{index}.png" for index in range(3)}, {})) == set()
 
 
 def test_frames_of_a_burst_are_paired_by_their_number() -> None:
     names = ["a/IMG_0041.jpg", "a/IMG_0042.jpg", "b/IMG_0043.jpg", "a/IMG_0044.jpg", "a/IMG_0090.jpg", "a/x.jpg"]
-    assert burst_pairs(dict(enumerate(names))) == [(0, 1), (1, 3)]
+    assert burst_pairs(dict(enumerate(names)), {}) == [(0, 1), (1, 3)]
+
+
+def test_frames_of_a_burst_are_paired_by_the_time_at_which_they_were_taken() -> None:
+    names = dict(enumerate(["z.jpg", "a.jpg", "m.jpg", "n.jpg", "b.jpg"]))
+    assert burst_pairs(names, {0: 100.0, 1: 98.5, 2: 107.0, 4: 109.5}) == [(0, 1)]
+
+
+def test_many_images_of_one_time_have_few_pairs() -> None:
+    assert len(burst_pairs({}, dict.fromkeys(range(1000), 5.0))) < 2 * 1000
+
+
+def test_numbered_images_of_unlike_layouts_are_not_compared() -> None:
+    left, right = Image.new("L", (200, 200)), Image.new("L", (200, 200))
+    left.paste(255, (0, 0, 100, 200))
+    right.paste(255, (80, 80, 120, 120))
+    hashes = {number: image_hashes(image.convert("RGB")) for number, image in enumerate((left, right, left))}
+    compared = []
+
+    def difference(one: int, other: int) -> None:
+        compared.append((one, other))
+
+    assert list(near_pairs(hashes, difference, [(0, 1), (1, 2)])) == []
+    assert compared == [(0, 2)]
 
 
 def test_blank_images_are_never_candidates() -> None:
@@ -142,6 +163,35 @@ def test_every_image_of_one_is_compared_once(tmp_path: Path) -> None:
         return 0.0
 
     assert len(list(near_pairs(hashes, difference))) == len(compared) == 7
+
+
+def all_the_same(one: int, other: int) -> float:
+    """Module-level, so that a process can be given it."""
+    return (one + other) / 100
+
+
+def test_pairs_do_not_depend_on_the_number_of_processes() -> None:
+    hashes = {index: image_hashes(photograph(1)) for index in range(14)}
+    alone = list(near_pairs(hashes, all_the_same))
+    assert len(alone) >= len(hashes) - 1
+    assert list(near_pairs(hashes, all_the_same, processes=2)) == alone
+
+
+def test_memory_of_the_candidates_does_not_grow_with_the_square_of_a_family() -> None:
+    rng = np.random.default_rng(0)
+    shared = rng.integers(0, 256, (64, 32), dtype=np.uint8)
+    hashes = {}
+    for number in range(2500):
+        changed = np.packbits(rng.random((64, 32, 8)) < 0.05, axis=2).reshape(64, 32)
+        layout = rng.integers(0, 256, 256, dtype=np.uint8).tobytes()
+        keypoints = (shared ^ changed).tobytes()
+        hashes[number] = ImageHashes(blurred=layout, content=layout, keypoints=keypoints, is_blank=False)
+    tracemalloc.start()
+    try:
+        candidates(hashes)
+        assert tracemalloc.get_traced_memory()[1] < 200 * 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def test_of_exact_copies_the_captioned_then_the_larger_then_the_one_not_named_a_copy_is_kept() -> None:

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
+from tests.trainer.dataset.edited_images import burst_frame, photograph
 from tests.trainer.dataset.image_files import encoded, make_link, make_zip, noise, patch_directory, png
 from trainer.dataset.input_files import Limits
 from trainer.dataset.preparing import prepare as prepare_module
@@ -214,6 +215,22 @@ def test_near_duplicates_are_kept_in_one_group_and_split(tmp_path: Path) -> None
         assert (one.group, one.split) == (other.group, other.split)
         assert (FindingKind.NEAR_DUPLICATE, "kept") in kinds(report, other.source)
     assert len({image.group for image in report.images}) == 12
+
+
+@pytest.mark.parametrize("seconds", [1, 30])
+def test_frames_that_differ_much_share_a_group_if_they_were_taken_within_seconds(tmp_path: Path, seconds: int) -> None:
+    frame = later = photograph(3)
+    for seed in range(1, 8):
+        later = burst_frame(later, seed)
+
+    def taken(image: Image.Image, second: int) -> bytes:
+        exif = Image.Exif()
+        exif.get_ifd(ExifTags.IFD.Exif)[0x9003] = f"2026:05:01 12:00:{second:02}"
+        return encoded(image, "JPEG", exif=exif.tobytes())
+
+    members = {"first.jpg": taken(frame, 0), "other.jpg": taken(later, seconds)}
+    report = prepare([make_zip(tmp_path / "a.zip", members)], tmp_path / "out")
+    assert len({image.group for image in report.images}) == (1 if seconds == 1 else 2)
 
 
 def test_two_images_both_train(tmp_path: Path) -> None:

@@ -60,6 +60,61 @@ def test_images_are_read_byte_for_byte_with_captions_and_classes(tmp_path: Path,
     assert refused == []
 
 
+def with_texts(**texts: list[str]) -> Any:
+    """Rows with an image and columns of text."""
+    columns = {"image": [{"bytes": IMAGES[index], "path": None} for index in range(3)], **texts}
+    types = {name: datasets.Value("string") for name in texts}
+    return datasets.Dataset.from_dict(columns, features=datasets.Features({"image": datasets.Image(), **types}))
+
+
+SENTENCES = ["a red cat sits here", "a dog runs on grass", "an owl in the night"]
+
+
+@pytest.mark.parametrize("form", ["saved", "parquet"])
+@pytest.mark.parametrize(
+    ("texts", "chosen", "captions", "told"),
+    [
+        ({"text": ["x", "y", "z"], "long": SENTENCES}, "long", SENTENCES, ""),
+        ({"beschreibung": SENTENCES, "split": ["train"] * 3}, "", SENTENCES, "beschreibung"),
+        ({"short": ["one red cat", "one big dog", "one old owl"], "long": SENTENCES}, "", ["", "", ""], "short, long"),
+        ({"text": SENTENCES}, "prompt", ["", "", ""], "no column prompt"),
+    ],
+    ids=["chosen", "by content", "ambiguous", "missing"],
+)
+def test_the_column_of_the_captions_is_chosen_by_name_or_content(
+    tmp_path: Path, form: str, texts: dict[str, list[str]], chosen: str, captions: list[str], told: str
+) -> None:
+    root = tmp_path / "export"
+    if form == "saved":
+        with_texts(**texts).save_to_disk(root)
+    else:
+        root.mkdir()
+        with_texts(**texts).to_parquet(root / "a.parquet")
+
+    with Sources([root], Limits(), caption_column=chosen) as opened:
+        labels = [entry.row_labels for entry in opened.entries]
+        said = [*(column.column for column in opened.caption_columns), *(each.reason for each in opened.refused)]
+
+    assert ["".join(each.captions) for each in labels if each] == captions
+    assert [told in each for each in said] == [True] * bool(told)
+
+
+def test_a_parquet_table_beside_images_has_their_captions(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    root.mkdir()
+    for name in ("1.jpg", "2.jpg"):
+        (root / name).write_bytes(IMAGES[int(name[0])])
+    columns = {"file_name": ["1.jpg", "2.jpg", "3.jpg"], "text": SENTENCES, "width": [64, 64, 64]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), root / "metadata.parquet")
+
+    found, refused = read_sources(tmp_path, root)
+
+    assert captions_of(found) == {"1.jpg": SENTENCES[0], "2.jpg": SENTENCES[1]}
+    assert [one.source for one in refused] == ["metadata.parquet:3"]
+    with Sources([root], Limits(max_table_bytes=50)) as opened, pytest.raises(RefusedError, match="larger"):
+        next(entry for entry in opened.entries if entry.source == "metadata.parquet").read()
+
+
 def test_rows_are_named_by_their_file_split_and_number(tmp_path: Path) -> None:
     datasets.DatasetDict({"train": dataset()}).save_to_disk(tmp_path / "pets")
     (tmp_path / "other").mkdir()
@@ -142,14 +197,10 @@ def test_damaged_exports_and_those_without_images_are_refused(tmp_path: Path) ->
     saved = tmp_path / "saved"
     dataset().save_to_disk(saved)
     next(saved.glob("*.arrow")).write_bytes(b"no arrow")
-    with Sources([root, saved], Limits()) as opened:
-        assert opened.entries == []
-        kinds = {one.source: one.kind for one in opened.refused}
-    assert kinds == {
-        "broken.parquet": RefusalKind.DAMAGED,
-        "words.parquet": RefusalKind.UNSUPPORTED,
-        "saved": RefusalKind.DAMAGED,
-    }
+    found, refused = read_sources(tmp_path, root, saved)
+    assert found == []
+    sources = ("broken.parquet", "saved", "words.parquet")
+    assert {one.source: one.kind for one in refused} == dict.fromkeys(sources, RefusalKind.DAMAGED)
 
 
 def test_the_digest_of_an_export_covers_its_files(tmp_path: Path) -> None:

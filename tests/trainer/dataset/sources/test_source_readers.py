@@ -239,6 +239,18 @@ def test_unsupported_and_damaged_archives_are_refused(tmp_path: Path) -> None:
     }
 
 
+def test_images_documents_and_weights_that_are_zips_are_not_opened_in_a_folder(tmp_path: Path) -> None:
+    packed = make_zip(tmp_path / "x", {"mergedimage.png": png(1)}).read_bytes()
+    names = ("paint.kra", "table.xlsx", "latents.npz", "model.pt")
+    root = filled(tmp_path / "set", {"a.png": png(2), **dict.fromkeys(names, packed)})
+
+    found, refused = read_sources(tmp_path, root)
+
+    assert {record.source: record.pixels is not None for record in found} == {"a.png": True, "paint.kra": False}
+    assert [(one.source, one.kind) for one in refused] == [("table.xlsx", RefusalKind.UNSUPPORTED)]
+    assert "Excel" in refused[0].reason
+
+
 def test_nested_archives_of_every_format_are_reported_once(tmp_path: Path) -> None:
     inner = {
         "a.zip": make_zip(tmp_path / "a.zip", {"1.png": png(1)}).read_bytes(),

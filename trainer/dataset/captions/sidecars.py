@@ -1,0 +1,262 @@
+"""The texts beside images: what is written in one, and the image that each belongs to."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from trainer.dataset.captions.caption_tables import CaptionTable, read_json
+from trainer.dataset.captions.caption_text import MAX_CAPTION_CHARACTERS, clean_caption
+from trainer.dataset.captions.caption_words import are_tags, content_words, is_stop_word
+from trainer.dataset.captions.table_columns import MAX_CAPTIONS, TableError
+from trainer.dataset.input_files import CAPTION_EXTENSIONS, SourceEntry, composed, has_image_name, same_name_key
+from trainer.protocol.text import _
+
+#: The rest of a text is not read; captions are cut long before.
+_MAX_READ_CHARACTERS = 64 * 1024
+#: Share of the words with an underscore, two at least, from which on the words of a line are tags.
+_MIN_UNDERSCORES = 0.25
+#: Share of the content words of the shorter line that lines about the same image have in common.
+_MIN_COMMON_WORDS = 0.25
+_NUMBER = re.compile(r"-?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?")
+#: Numbers in a line of a detector's file (YOLO, DOTA, KITTI): a box or more, and their least share of its words.
+_MIN_COORDINATES, _MIN_NUMBERS, _MAX_BOX_WORDS = 4, 0.75, 100
+#: How a language model begins that does not describe the image.
+_REFUSAL = re.compile(
+    r"(?:(?:i['’]?m|i am) )?(?:very )?sorry\b.{0,12}\bi (?:can['’]?t|cannot|am unable to|am not able to)\b"
+    r"|i(?: can['’]?t| cannot| am unable to|['’]m unable to) (?:assist|help|describe|identify|provide|fulfill|comply)"
+    r"|as an ai\b",
+    re.IGNORECASE,
+)
+#: What a language model says before its description.
+_PREAMBLE = re.compile(r"(?:here(?:['’]s| is)|sure|certainly|of course)\b[^\n]{0,120}:\s*\n+", re.IGNORECASE)
+#: The mark before each line of a list.
+_LIST_MARK = re.compile(r"(?:[-*•‣]|\d{1,2}[.)])\s+")
+#: Folders of texts beside or below those of images, and folders of images.
+_TEXT_FOLDER = re.compile(
+    r"(captions?|texts?|txts?|tags?|labels?|anno?(tation)?s?|prompts?|descriptions?|meta(data)?|jsons?)"
+    r"([_ -]?(files?|data|txt))?"
+)
+_IMAGE_FOLDER = re.compile(r"(im(g|age)s?|pics?|pictures?|photos?|frames?)([_ -]?(files?|data))?")
+_ADDRESS = re.compile(r"\s*[a-z]+://\S+\s*", re.IGNORECASE)
+
+#: What Google Takeout puts behind the name of an image, cut where the whole would be too long, and the number that it
+#: takes from the image's name: `cat.jpg.supplemental-metadata(1).json` for `cat(1).jpg`.
+_TAKEOUT = re.compile(r"(?P<stem>.+)(?P<ending>\.\w+)\.(?P<mark>s[a-z-]*)(?P<number>\(\d+\))?")
+_TAKEOUT_MARK = "supplemental-metadata"
+
+#: Images of one name that a text of another folder is compared with.
+_MAX_NAMESAKES = 100
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Caption:
+    """A caption and its source; `problem` if it cannot be read."""
+
+    source: str
+    text: str = ""
+    #: Further captions of the same image.
+    others: tuple[str, ...] = ()
+    problem: str = ""
+
+    @classmethod
+    def of(cls, source: str, texts: Sequence[str]) -> Caption:
+        """The captions of an image as one."""
+        return cls(source=source, text=next(iter(texts), ""), others=tuple(texts[1:MAX_CAPTIONS]))
+
+
+def read_sidecar(source: str, content: str) -> Caption:
+    """Read the text beside an image."""
+    content = content[:_MAX_READ_CHARACTERS].strip("\ufeff \t\r\n\0\x1a")
+    lines = content.splitlines()
+    if content.startswith("{\\rtf"):
+        return Caption(source=source, problem=_("it is RTF, not plain text; save it as plain text"))
+    if _are_boxes(lines):
+        return Caption(source=source, problem=_("it has the boxes of a detector, not a caption"))
+    if _ADDRESS.fullmatch(content):
+        return Caption(source=source, problem=_("it has an address, not a caption"))
+    if _REFUSAL.match(content):
+        return Caption(source=source, problem=_("a model refused to describe the image"))
+    return Caption.of(source, _captions_in_json(content) or captions_in_lines(content))
+
+
+def _are_boxes(lines: Sequence[str]) -> bool:
+    """True for boxes, with nothing else but settings of one word."""
+    boxes = [_is_box(line.split()) for line in lines if " " in line.strip()]
+    return bool(boxes) and all(boxes)
+
+
+def _is_box(words: Sequence[str]) -> bool:
+    numbers = sum(_NUMBER.fullmatch(word) is not None for word in words[:_MAX_BOX_WORDS])
+    return numbers >= _MIN_COORDINATES + 1 and numbers >= _MIN_NUMBERS * min(len(words), _MAX_BOX_WORDS)
+
+
+def _captions_in_json(content: str) -> tuple[str, ...]:
+    """The captions of JSON in a text, as language models answer; () if it is none: brackets are common in prompts."""
+    if content.startswith("```") and content.endswith("```"):
+        language, _line_end, inner = content.strip("`").partition("\n")
+        content = inner.strip() if not language.strip() or language.strip().isalnum() else content
+    if content.startswith(("{", "[")):
+        try:
+            read = read_json(content)
+        except TableError:
+            return ()
+        return () if isinstance(read, CaptionTable) else read
+    return ()
+
+
+def captions_in_lines(content: str) -> tuple[str, ...]:
+    """The captions in a text of one line or more.
+
+    Lines are tags (gallery-dl, Hydrus), captions of the same image (kohya's `enable_wildcard`, OneTrainer), or parts of
+    one text. Two captions of one image have words in common, two sentences of one description hardly.
+    """
+    content = _PREAMBLE.sub("", content, count=1) if _PREAMBLE.match(content) else content
+    whole = clean_caption(content)
+    split = content[: 4 * MAX_CAPTION_CHARACTERS].strip().splitlines()
+    # What is no part of the caption, such as a generator's parameters, is no line of it either.
+    lines = [line for line in dict.fromkeys(map(clean_caption, split)) if line and line in whole]
+    if len(lines) > 1 and all(map(_LIST_MARK.match, lines)):
+        lines = [_LIST_MARK.sub("", line, count=1) for line in lines]
+    if len(lines) < 2:
+        line = next(iter(lines), whole)
+        return (", ".join(line.split()) if _are_spaced_tags(line) else line,)
+    if are_tags(lines):
+        return (clean_caption(", ".join(lines)),)
+    is_in_paragraphs = any(not each.strip() for each in split)
+    return tuple(lines[:MAX_CAPTIONS]) if not is_in_paragraphs and _are_alike(lines) else (whole,)
+
+
+def _are_spaced_tags(line: str) -> bool:
+    """True for the tags of a board in one line: `1girl long_hair solo`."""
+    words = line.split()
+    with_underscore = sum("_" in word.strip("_") for word in words)
+    return (
+        with_underscore >= max(2, _MIN_UNDERSCORES * len(words))
+        and "," not in line
+        and not any(map(is_stop_word, words))
+    )
+
+
+def _are_alike(lines: Sequence[str]) -> bool:
+    first, *others = (set(content_words(line)) for line in lines[:MAX_CAPTIONS])
+    return all(
+        min(len(first), len(other)) > 0 and len(first & other) >= _MIN_COMMON_WORDS * min(len(first), len(other))
+        for other in others
+    )
+
+
+class Sidecars:
+    """Captions by the names of their images."""
+
+    def __init__(self) -> None:
+        #: By scope, path without the extension, and extension.
+        self._by_path: dict[tuple[int, str, str], Caption] = {}
+        #: The paths that differ in case only.
+        self._by_folded: dict[tuple[int, str, str], list[str]] = defaultdict(list)
+        #: Scope and path of each image, with and without its extension.
+        self._images: set[tuple[int, str]] = set()
+        self._folded_images: set[tuple[int, str]] = set()
+        #: By the source of the image: the text of another folder that has its name.
+        self._elsewhere: dict[str, Caption] = {}
+        self._used_sources: set[str] = set()
+
+    def add(self, entry: SourceEntry, caption: Caption) -> None:
+        path, extension = _image_path(entry.path), PurePosixPath(entry.path).suffix.lower()
+        self._by_path[entry.scope, path, extension] = caption
+        self._by_folded[entry.scope, same_name_key(path), extension].append(path)
+
+    def join(self, images: Iterable[SourceEntry]) -> None:
+        """Note the images; call it before `has_image` and `of`."""
+        for image in images:
+            for name in _names(image):
+                self._images.add((image.scope, name))
+                self._folded_images.add((image.scope, same_name_key(name)))
+
+    def find_elsewhere(self, images: Sequence[SourceEntry]) -> None:
+        """Find the images of texts in a folder of texts: `captions/cat.txt` for `images/cat.png`.
+
+        Call it once all texts were added. The folders of both are the same except for one, which is named as one of
+        texts or of images. A folder that holds images is none of texts: the image of this text is gone.
+        """
+        by_name: dict[tuple[int, str], list[SourceEntry]] = defaultdict(list)
+        with_images = {(image.scope, PurePosixPath(image.path).parent.parts) for image in images}
+        for image in images:
+            for name in {composed(PurePosixPath(each).name) for each in _names(image)}:
+                by_name[image.scope, same_name_key(name)].append(image)
+        for (scope, path, _extension), caption in self._by_path.items():
+            folder = PurePosixPath(path).parent.parts
+            if (scope, same_name_key(path)) in self._folded_images or (scope, folder) in with_images:
+                continue
+            namesakes = by_name.get((scope, same_name_key(PurePosixPath(path).name)), [])
+            if len(namesakes) <= _MAX_NAMESAKES:
+                near = [image for image in namesakes if _are_parallel(folder, PurePosixPath(image.path).parent.parts)]
+                if len(near) == 1:
+                    self._elsewhere.setdefault(near[0].source, caption)
+
+    def has_image(self, entry: SourceEntry) -> bool:
+        """True if an image has the name of this text."""
+        return (entry.scope, same_name_key(_image_path(entry.path))) in self._folded_images
+
+    def of(self, image: SourceEntry) -> Iterator[Caption]:
+        """Yield `cat.txt` and `cat.png.txt` for `cat.png`, in the order of `CAPTION_EXTENSIONS`.
+
+        `CAT.txt` too, unless there is `cat.txt`, or `CAT.png`, to which it belongs. The text of another folder only if
+        there is no other.
+        """
+        found = [
+            caption
+            for extension in CAPTION_EXTENSIONS
+            for name in _names(image)
+            if (caption := self._find(image.scope, name, extension))
+        ]
+        if not found and (elsewhere := self._elsewhere.get(image.source)):
+            found = [elsewhere]
+        self._used_sources.update(caption.source for caption in found)
+        yield from found
+
+    def _find(self, scope: int, name: str, extension: str) -> Caption | None:
+        if (exact := self._by_path.get((scope, name, extension))) is not None:
+            return exact
+        paths = self._by_folded.get((scope, same_name_key(name), extension), [])
+        free = [path for path in paths if (scope, path) not in self._images]
+        return self._by_path[scope, free[0], extension] if len(free) == 1 else None
+
+    def unused(self) -> Iterator[str]:
+        yield from (c.source for c in self._by_path.values() if c.source not in self._used_sources)
+
+
+def _are_parallel(texts: Sequence[str], images: Sequence[str]) -> bool:
+    """True if the folders are equal without one of each, and that is named as a folder of texts or of images."""
+    shortest = min(len(texts), len(images))
+    before = next((i for i in range(shortest) if texts[i] != images[i]), shortest)
+    left = shortest - before
+    after = next((i for i in range(left) if texts[-1 - i] != images[-1 - i]), left)
+    of_texts, of_images = texts[before : len(texts) - after], images[before : len(images) - after]
+    return max(len(of_texts), len(of_images)) == 1 and (
+        any(_TEXT_FOLDER.fullmatch(name.lower()) for name in of_texts)
+        or any(_IMAGE_FOLDER.fullmatch(name.lower()) for name in of_images)
+    )
+
+
+def _names(image: SourceEntry) -> tuple[str, str]:
+    return _stem(image.path), composed(image.path)
+
+
+def _stem(path: str) -> str:
+    return composed(str(PurePosixPath(path).with_suffix("")))
+
+
+def _image_path(path: str) -> str:
+    """The path of the image that a text belongs to, with or without its ending."""
+    stem = _stem(path)
+    if PurePosixPath(stem).suffix.lower() in CAPTION_EXTENSIONS:
+        # Windows hides the ending, so that people write it once more.
+        return _stem(stem)
+    takeout = _TAKEOUT.fullmatch(stem) if path.lower().endswith(".json") else None
+    if takeout and _TAKEOUT_MARK.startswith(takeout["mark"]) and has_image_name(f"x{takeout['ending']}"):
+        return f"{takeout['stem']}{takeout['number'] or ''}{takeout['ending']}"
+    return stem
