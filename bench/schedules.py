@@ -13,7 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import nn
 
-from trainer.protocol.settings import Arguments, OptimizerKind, ScheduleKind
+from trainer.protocol.settings import Arguments
+from trainer.protocol.training_settings import OptimizerKind, ScheduleKind
 from trainer.training.optimizers import make_optimizer
 from trainer.training.schedules import make_schedule
 

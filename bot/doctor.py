@@ -20,6 +20,7 @@ from typing import Any
 
 import aiohttp
 import discord
+from pydantic import ValidationError
 
 from bot.config import Config, load_config, read_token
 from bot.db import DATABASE_FILE
@@ -30,12 +31,15 @@ from bot.runners.confinement import IS_LINUX, Barrier, confined
 from bot.runners.local import query_devices
 from bot.ui.admin_pages import problem_text
 from bot.ui.discord_text import invite_url, missing_permissions
-from trainer.protocol.text import _, size
+from trainer.protocol.devices import Outcome, SelfTestReport
+from trainer.protocol.text import _, duration, size
 
 DISCORD_API = "https://discord.com/api/v10"
 _TIMEOUT_S = 10
 #: Loading torch from a slow disk takes a minute.
 _TRAINER_S = 120
+#: A minute or two on a quiet machine.
+_SELF_TEST_S = 1800
 _GIB = 1024**3
 #: A LoRA job of a large base writes a few GiB of checkpoints and caches.
 _ENOUGH_DISK_BYTES, _LEAST_DISK_BYTES = 10 * _GIB, 1 * _GIB
@@ -98,6 +102,8 @@ async def examine(
         yield result
     async for result in check_discord(config, environ, api):
         yield result
+    yield _note(_("the trainer tries now what it may use on this machine: a minute or two"))
+    yield await check_self_test(config, environ)
 
 
 def check_python(version: tuple[int, ...]) -> CheckResult:
@@ -222,6 +228,30 @@ async def check_trainer(config: Config, environ: Mapping[str, str]) -> AsyncIter
     if config.queue.slots > len(devices.gpus):
         text = _("queue.slots is {slots}, but there are {gpus} GPUs", slots=config.queue.slots, gpus=len(devices.gpus))
         yield _note(text, _("Trainings would share their memory."))
+
+
+async def check_self_test(config: Config, environ: Mapping[str, str]) -> CheckResult:
+    """Let the trainer try what a training may use on this machine."""
+    again = _("`python -m trainer selftest` prints each check.")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "selftest.json"
+        command = (*config.trainer.command, "selftest", "--quick", "--json", str(file))
+        try:
+            child = await run_and_capture(command, config.trainer_environment(environ), timeout_s=_SELF_TEST_S)
+        except TimeoutError:
+            return _wrong(_("the trainer's self-test takes longer than {limit}", limit=duration(_SELF_TEST_S)), again)
+        except OSError as error:
+            return _wrong(_("the trainer's self-test does not start: {why}", why=error), again)
+        try:
+            report = SelfTestReport.model_validate_json(file.read_bytes())
+        except (OSError, ValidationError):
+            why = child.last_error_line or _("exit status {status}", status=child.status)
+            return _wrong(_("the trainer's self-test failed: {why}", why=why), again)
+    failed = [f"{result.name} ({result.note})" for result in report.results if result.outcome is Outcome.FAILED]
+    if failed:
+        return _wrong(_("trained on {device}, wrong: {checks}", device=report.device, checks="; ".join(failed)), again)
+    passed = sum(result.outcome is Outcome.PASSED for result in report.results)
+    return _fine(_("self-test: {n} kinds of training are right on {device}", n=passed, device=report.device))
 
 
 async def check_confinement() -> CheckResult:

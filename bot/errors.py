@@ -415,8 +415,22 @@ class PriorityNotAllowed(JobRefused):
         )
 
 
+class CheckpointsDeleted(JobRefused):
+    """A finished job that cannot go on."""
+
+    def __init__(self, *, job_id: int) -> None:
+        self.job_id = job_id
+        super().__init__(
+            _(
+                "The checkpoints of #{job} were deleted to make room, so it cannot go on. Train again with /finetune, "
+                "from_dataset and more epochs; /job pin keeps the files of a training.",
+                job=job_id,
+            )
+        )
+
+
 class JobFilesDeleted(JobRefused):
-    """A Retry of a job whose files were deleted."""
+    """A Retry or an extension of a job whose files were deleted."""
 
     def __init__(self, *, job_id: int) -> None:
         self.job_id = job_id

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +48,19 @@ def fork_server() -> Iterator[ForkServer]:
     """Start trainers as forks of a process that has imported torch already (tests/trainer/fork_server.py)."""
     with ForkServer() as server:
         yield server
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Skip files of which `-m slow` or `-m "not slow"` selects no test: each worker would compile and import them."""
+    if collection_path.suffix != ".py" or collection_path in {Path(arg.partition("::")[0]) for arg in config.args}:
+        return None
+    source = collection_path.read_text(encoding="utf-8")
+    match config.getoption("markexpr"):
+        case "slow":
+            return "pytest.mark.slow" not in source or None
+        case "not slow":
+            return bool(re.search(r"^pytestmark = .*pytest\.mark\.slow", source, re.MULTILINE)) or None
+    return None
 
 
 @pytest.hookimpl(trylast=True)

@@ -10,6 +10,10 @@ from pathlib import Path
 REWRITE_VARIABLE = "DARKROOM_REWRITE_GOLDEN"
 
 
+def is_rewriting() -> bool:
+    return bool(os.environ.get(REWRITE_VARIABLE))
+
+
 def check_golden(path: Path, text: str) -> None:
     """Assert that `text` is what the golden file holds.
 
@@ -18,7 +22,7 @@ def check_golden(path: Path, text: str) -> None:
         text: What the code produced now.
     """
     text = text.rstrip("\n") + "\n"
-    if os.environ.get(REWRITE_VARIABLE):
+    if is_rewriting():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
         return

@@ -10,6 +10,7 @@ python -m trainer new --from JOB_DIR --set training.learning_rate=3e-5 --out NEW
 python -m trainer report JOB_DIR
 python -m trainer wait < RUN_OPTIONS
 python -m trainer devices
+python -m trainer selftest --quick
 python -m trainer kfold JOB_DIR --folds 5
 python -m trainer compare JOB_DIR --vary training.learning_rate=1e-4,3e-4,1e-3
 python -m trainer study JOB_DIR
@@ -51,7 +52,8 @@ def _parser() -> argparse.ArgumentParser:
         ("run", training_commands.add_run, "train a job, or resume it from its last checkpoint"),
         ("extend", training_commands.add_extend, "give a finished job more epochs"),
         ("wait", training_commands.add_wait, "load the libraries, then train the job named on standard input"),
-        ("devices", devices_command.add_options, "print the GPUs that a training could use, as JSON"),
+        ("devices", devices_command.add_devices, "print the GPUs that a training could use, as JSON"),
+        ("selftest", devices_command.add_selftest, "try on this machine what a training may use, and measure it"),
         ("report", training_commands.add_report, "write report.html of a job again"),
         ("kfold", study_commands.add_kfold, "cross-validate a job, then train on all of its images"),
         ("compare", study_commands.add_compare, "train a job with several settings and report which is best"),

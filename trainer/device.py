@@ -10,14 +10,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from trainer.errors import BadSpecError, DeviceLostError
-from trainer.protocol.settings import Precision
 from trainer.protocol.text import _
+from trainer.protocol.training_settings import Precision
 
 _MIXED_PRECISION = {Precision.FP32: "no", Precision.BF16: "bf16", Precision.FP16: "fp16"}
 
@@ -153,6 +154,11 @@ def _linux_peak_bytes() -> int | None:
         return None
     line = next((line for line in status.splitlines() if line.startswith("VmHWM:")), None)
     return None if line is None else int(line.split()[1]) * 1024
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """Return the free memory in bytes: of the GPU, or of the machine on a CPU."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 def describe_device(device: torch.device) -> str:

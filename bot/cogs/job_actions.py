@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import replace as replace_fields
 from functools import partial
@@ -13,13 +14,16 @@ from bot.cogs.interaction_gate import PAGES, REPORTS, ButtonHandler
 from bot.cogs.lookups import job_here
 from bot.cogs.replies import Acknowledgement, AnswerFailed, announce, remove_message, replace, reply
 from bot.cogs.services import Services, allowance_of_member, context_of, require_hours
-from bot.errors import JobFilesDeleted
+from bot.errors import CheckpointsDeleted, JobFilesDeleted, TooManyEpochs
 from bot.queue import Job, StopIntent, require_control
+from bot.queue.domain.job import fingerprint
 from bot.queue.domain.verbs import Verb, is_applicable
+from bot.queue.planning.retention import has_checkpoint
 from bot.ui.job_posts import card_message, files_reply
 from bot.ui.job_replies import no_samples, samples_reply, shared_post, verb_reply
 from bot.ui.layout import text_message
 from trainer.protocol.events import Sampled
+from trainer.protocol.spec import extended
 
 _STOP_INTENTS = {
     Verb.CANCEL: StopIntent.CANCEL,
@@ -49,6 +53,49 @@ async def perform(services: Services, interaction: discord.Interaction, job: Job
         after = await _change(services, job, verb, user_id)
     position = await services.jobs.queue_position(job.id)
     await reply(interaction, text_message(verb_reply(verb, job, after, position)))
+
+
+async def extend(services: Services, interaction: discord.Interaction, job: Job, epochs: int) -> None:
+    """Give a finished job more epochs on behalf of a member, and answer with the result.
+
+    Raises:
+        NotAllowed: It is another member's job.
+        JobRefused: Its files are gone, or the member has no room, no epochs or no GPU hours left for it.
+        NoSuchDataset: Its dataset was deleted.
+        SpecError: A training cannot have so many epochs.
+    """
+    can_manage = interaction.permissions.manage_guild
+    require_control(job, user_id=interaction.user.id, can_manage=can_manage, verb=Verb.EXTEND.words)
+    if job.are_files_deleted:
+        raise JobFilesDeleted(job_id=job.id)
+    if not is_applicable(Verb.EXTEND, job):
+        await reply(interaction, text_message(verb_reply(Verb.EXTEND, job, job)))
+        return
+    if not await asyncio.to_thread(has_checkpoint, services.jobs.job_dir(job)):
+        raise CheckpointsDeleted(job_id=job.id)
+    after = await _extend(services, interaction, job, epochs)
+    position = await services.jobs.queue_position(job.id)
+    await reply(interaction, text_message(verb_reply(Verb.EXTEND, job, after, position)))
+
+
+async def _extend(services: Services, interaction: discord.Interaction, job: Job, epochs: int) -> Job:
+    allowance = await allowance_of_member(services, interaction)
+    spec = extended(job.spec, trained=job.progress.kept_epoch, epochs=epochs)
+    if spec.training.epochs > allowance.max_epochs:
+        raise TooManyEpochs(epochs=spec.training.epochs, allowed=allowance.max_epochs)
+    dataset = await services.datasets.get(job.dataset_id)
+    estimate = await services.estimates.of(spec, dataset.counts, job.gpus)
+    seconds = None if estimate is None else estimate.seconds
+    needed_h = None if seconds is None else job.gpus * seconds * epochs / spec.training.epochs / 3600
+    await require_hours(services, allowance, needed_h, guild_id=job.guild_id, owner_id=job.owner_id)
+    return await services.jobs.extend(
+        job,
+        spec,
+        fingerprint=fingerprint(spec, dataset.digest),
+        estimate_s=seconds,
+        by=interaction.user.id,
+        max_waiting=allowance.max_waiting,
+    )
 
 
 async def _retry(services: Services, interaction: discord.Interaction, job: Job) -> Job:
@@ -174,7 +221,8 @@ def _verb_handler(verb: Verb) -> ButtonHandler:
 
 
 HANDLERS: Mapping[str, ButtonHandler] = {
-    **{verb: _verb_handler(verb) for verb in Verb},
+    # An extension needs a number, which a button cannot ask for.
+    **{verb: _verb_handler(verb) for verb in Verb if verb is not Verb.EXTEND},
     "open": ButtonHandler(run=_open, rate=PAGES),
     "refresh": ButtonHandler(run=_refresh, acknowledgement=Acknowledgement.UPDATE, rate=PAGES),
     "samples": ButtonHandler(run=_show_samples, rate=PAGES),

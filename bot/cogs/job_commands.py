@@ -9,8 +9,9 @@ from discord import app_commands
 from discord.ext import commands
 
 from bot.cogs.autocomplete import answered, job_choices
+from bot.cogs.finetune_command import Epochs
 from bot.cogs.interaction_gate import PAGES, REPORTS, handled
-from bot.cogs.job_actions import hand_over_files, perform
+from bot.cogs.job_actions import extend, hand_over_files, perform
 from bot.cogs.lookups import find_job
 from bot.cogs.replies import Acknowledgement, reply
 from bot.cogs.services import Services, context_of
@@ -87,6 +88,12 @@ class JobCommands(
     async def retry(self, interaction: discord.Interaction, job: str) -> None:
         await self._perform(interaction, job, Verb.RETRY)
 
+    @app_commands.command(description=_("Give a finished training of yours more epochs; it continues where it ended."))
+    @app_commands.describe(**_OPTIONS, epochs=_("How many more epochs"))
+    @app_commands.rename(job="id")
+    async def extend(self, interaction: discord.Interaction, job: str, epochs: Epochs) -> None:
+        await extend(self._services, interaction, await find_job(self._services, interaction, job), epochs)
+
     @app_commands.command(description=_("Keep the files of a training of yours when room is made."))
     @app_commands.describe(**_OPTIONS)
     @app_commands.rename(job="id")
@@ -129,6 +136,7 @@ class JobCommands(
     @pause.autocomplete("job")
     @resume.autocomplete("job")
     @retry.autocomplete("job")
+    @extend.autocomplete("job")
     @pin.autocomplete("job")
     @unpin.autocomplete("job")
     @share.autocomplete("job")

@@ -10,7 +10,7 @@ from discord.ext import commands
 
 from bot.cogs.autocomplete import answered, base_choices, dataset_choices, preset_choices
 from bot.cogs.drafts import queue_at_once, store_draft
-from bot.cogs.finetune_command import Epochs, Name, Rate, Seed, require_permissions
+from bot.cogs.finetune_command import ClassPrompt, Epochs, Name, Rate, Seed, Trigger, require_permissions
 from bot.cogs.interaction_gate import UPLOADS, handled
 from bot.cogs.job_request import JobRequest, overrides
 from bot.cogs.lookups import dataset_here
@@ -34,7 +34,19 @@ _OPTIONS = {
     "name": _("Name of the study: lower-case letters, digits, - . _"),
     "epochs": _("How often each image is seen, in each run"),
     "lr": _("Learning rate, such as 0.0001"),
+    "trigger": _("A word that calls up what is learned"),
+    "class_prompt": _("What your subject is one of (“a photo of a dog”), so that the model keeps the others"),
     "seed": _("The same seed and settings make the same runs"),
+}
+
+
+#: The setting that an option gives.
+_SETTINGS = {
+    "epochs": "training.epochs",
+    "lr": "training.learning_rate",
+    "trigger": "training.trigger",
+    "class_prompt": "prior.class_prompt",
+    "seed": "training.seed",
 }
 
 
@@ -59,11 +71,14 @@ class StudyCommands(commands.GroupCog, group_name="study", group_description=_("
         name: Name | None = None,
         epochs: Epochs | None = None,
         lr: Rate | None = None,
+        trigger: Trigger | None = None,
+        class_prompt: ClassPrompt | None = None,
         seed: Seed | None = None,
         folds: Folds = 5,
     ) -> None:
-        settings = {"training.epochs": epochs, "training.learning_rate": lr, "training.seed": seed}
-        request = JobRequest(preset=preset, base=base, name=name, overrides=overrides(settings))
+        request = _request(
+            preset, base, name, epochs=epochs, lr=lr, trigger=trigger, class_prompt=class_prompt, seed=seed
+        )
         await self._submit(interaction, from_dataset, request, KfoldRequest(folds=folds))
 
     @app_commands.command(
@@ -85,12 +100,15 @@ class StudyCommands(commands.GroupCog, group_name="study", group_description=_("
         name: Name | None = None,
         epochs: Epochs | None = None,
         lr: Rate | None = None,
+        trigger: Trigger | None = None,
+        class_prompt: ClassPrompt | None = None,
         seed: Seed | None = None,
         finish: bool = True,
     ) -> None:
         study = compare_request(vary, finishes=finish)
-        settings = {"training.epochs": epochs, "training.learning_rate": lr, "training.seed": seed}
-        request = JobRequest(preset=preset, base=base, name=name, overrides=overrides(settings))
+        request = _request(
+            preset, base, name, epochs=epochs, lr=lr, trigger=trigger, class_prompt=class_prompt, seed=seed
+        )
         await self._submit(interaction, from_dataset, request, study)
 
     async def _submit(
@@ -119,6 +137,11 @@ class StudyCommands(commands.GroupCog, group_name="study", group_description=_("
     @answered
     async def choose_base(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
         return base_choices(self._services.config, typed)
+
+
+def _request(preset: str, base: str | None, name: str | None, **options: float | str | None) -> JobRequest:
+    values = {_SETTINGS[each]: value.strip() if isinstance(value, str) else value for each, value in options.items()}
+    return JobRequest(preset=preset, base=base, name=name, overrides=overrides(values))
 
 
 def compare_request(vary: str, *, finishes: bool) -> CompareRequest:

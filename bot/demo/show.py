@@ -22,12 +22,17 @@ from bot.demo.transcript import Transcript, texts
 from bot.errors import DarkroomError
 from bot.log import setup_logging
 from bot.queue import Job, State, StopIntent
-from trainer.protocol.presets import presets
 
 _TICK_S = 1.0
 #: At the end of the demo a stopped training finishes its step first.
 _STOP_S = 20
 _MOMO = "momo.zip"
+_ABOUT_MOMO = {
+    "trigger": "momo",
+    # The last one shows what the training does to the rest of the model.
+    "prompts": "momo on a yellow background | momo on a white background | a big momo on a blue background | "
+    "a red star on a blue background",
+}
 _HELLO = "Meet momo, our new mascot: here are its images, with captions. Let's teach it to our little model!"
 
 
@@ -105,11 +110,10 @@ async def _page(config: Config, archive: tuple[str, bytes], port: int) -> int:
 async def _run_script(app: App, simulation: Simulation, archive: tuple[str, bytes]) -> Job | None:
     """Run Ana's script; None if her dataset was refused."""
     await simulation.ana.send(simulation.channel, _HELLO)
-    preset = "demo" if "demo" in presets() else next(iter(presets()))
-    say(f"{time.strftime('%H:%M:%S')}  Ana\n  /finetune dataset:{archive[0]} preset:{preset} base:tiny\n")
-    result = await simulation.ana.slash(
-        simulation.channel, "finetune", dataset=archive, preset=preset, base="tiny", confirm=False
-    )
+    options = {"preset": "demo", "base": "tiny", **(_ABOUT_MOMO if archive[0] == _MOMO else {})}
+    typed = " ".join(f"{name}:{value}" for name, value in options.items())
+    say(f"{time.strftime('%H:%M:%S')}  Ana\n  /finetune dataset:{archive[0]} {typed}\n")
+    result = await simulation.ana.slash(simulation.channel, "finetune", dataset=archive, **options, confirm=False)
     jobs = await app.services.jobs.recent(simulation.channel.guild.id, limit=1)
     if not jobs:
         answer = "\n".join(texts(result.response.message.components)) if result.response else "no answer"

@@ -10,6 +10,7 @@ import asyncio
 import errno
 import logging
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 from bot.bot_failpoints import failpoint
 from bot.clock import SYSTEM_CLOCK, Clock
@@ -23,9 +24,10 @@ from bot.queue.store.queue_control import Admission, PauseKind
 from bot.runners import Handle, Runner, RunStatus
 from trainer.exchange.attempt import read_heartbeat
 from trainer.exchange.event_file import EventBatch, read_events
-from trainer.exchange.job_dir import write_spec
+from trainer.exchange.job_dir import read_spec, write_spec
 from trainer.protocol.events import Failed, Finished, Stopped
 from trainer.protocol.run_options import RunOptions
+from trainer.protocol.spec import Spec, SpecError
 
 log = logging.getLogger(__name__)
 
@@ -164,8 +166,7 @@ class Dispatcher:
             micro_batch=job.micro_batch,
         )
         try:
-            if not (job_dir / "spec.json").exists():
-                await asyncio.to_thread(write_spec, job_dir, job.spec)
+            await asyncio.to_thread(_ensure_spec, job_dir, job.spec)
             failpoint("spec_written")
             handle = await self._runner.launch(options)
             failpoint("launched")
@@ -216,3 +217,13 @@ class Dispatcher:
         # Recorded first: a bot that dies in between leaves the kill, and its reason, to the next one.
         await self._attempts.mark_killed(job.id, job.attempt, reason)
         await self._runner.kill(handle)
+
+
+def _ensure_spec(job_dir: Path, spec: Spec) -> None:
+    """Write `spec.json` unless it holds this spec: an earlier attempt wrote it, and the job was not extended since."""
+    try:
+        if read_spec(job_dir) == spec:
+            return
+    except SpecError:
+        pass
+    write_spec(job_dir, spec)

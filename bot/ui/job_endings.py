@@ -219,6 +219,11 @@ def _uses(exported: Exported, name: str) -> Iterator[str]:
         yield _in_webui(exported.format, ", ".join(webuis), PurePath(name).stem)
     if Reader.COMFYUI in exported.readers:
         yield _in_comfyui(exported.format, PurePath(name).stem)
+    if Reader.SD_CPP in exported.readers:
+        yield _(
+            "stable-diffusion.cpp: into the folder of `--lora-model-dir`, then `<lora:{name}:1>` in the prompt",
+            name=PurePath(name).stem,
+        )
     if code := loading_code(exported, name):
         library = next(each for each in exported.readers if each in _LIBRARIES)
         yield f"{library}: " + " · ".join(inline_code(line) for line in code)

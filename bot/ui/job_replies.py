@@ -156,7 +156,7 @@ def verb_reply(verb: Verb, before: Job, after: Job, position: int | None = None)
     match verb:
         case Verb.CANCEL | Verb.KEEP_BEST | Verb.PAUSE:
             return stop_reply(verb, before, after)
-        case Verb.RESUME | Verb.RETRY:
+        case Verb.RESUME | Verb.RETRY | Verb.EXTEND:
             return _restart_reply(verb, before, after, position)
         case Verb.PIN if before.is_pinned:
             return _("📌 #{job} is pinned already: its files are kept, whatever the limits say.", job=job)
@@ -207,6 +207,8 @@ def _stopping_reply(before: Job, after: Job) -> str:
 
 def _restart_reply(verb: Verb, before: Job, after: Job, position: int | None) -> str:
     job = after.id
+    if verb is Verb.EXTEND:
+        return _extend_reply(before, after, position)
     if before.state is after.state and verb is Verb.RESUME:
         return _("#{job} is not paused: {state}.", job=job, state=_state(after))
     if before.state is after.state:
@@ -220,6 +222,25 @@ def _restart_reply(verb: Verb, before: Job, after: Job, position: int | None) ->
         reply = _("🕓 #{job} is tried again from its checkpoint", job=job)
     else:
         reply = _("🕓 #{job} is tried again from its start", job=job)
+    return _in_line(reply, position)
+
+
+def _extend_reply(before: Job, after: Job, position: int | None) -> str:
+    job = after.id
+    if after.study is not None:
+        return _("#{job} is a study: its runs are compared with each other, so they are not extended.", job=job)
+    if before.round == after.round:
+        return _("Only a finished training is extended, and #{job} is not: {state}.", job=job, state=_state(after))
+    reply = _(
+        "🕓 #{job} goes on from epoch {epoch} to epoch {epochs}",
+        job=job,
+        epoch=after.progress.kept_epoch,
+        epochs=after.spec.training.epochs,
+    )
+    return _in_line(reply, position)
+
+
+def _in_line(reply: str, position: int | None) -> str:
     return f"{reply}, {_('{ordinal} in line', ordinal=ordinal(position))}." if position else f"{reply}."
 
 

@@ -57,7 +57,7 @@ class FakeClock(Clock):
         self.at += seconds
 
 
-async def eventually(condition: Callable[[], bool | Awaitable[bool]], *, within_s: float = 30.0) -> None:
+async def eventually(condition: Callable[[], bool | Awaitable[bool]], *, within_s: float = 60.0) -> None:
     """Poll until `condition` holds."""
     deadline = time.monotonic() + within_s
     while not (await holds if isinstance(holds := condition(), Awaitable) else holds):

@@ -21,10 +21,12 @@ from bot.doctor import (
     check_models,
     check_operators,
     check_python,
+    check_self_test,
     check_trainer,
 )
 from bot.ui.discord_text import NEEDED_PERMISSIONS
 from tests.bot.fakes import serve
+from trainer.protocol.devices import Outcome, SelfTestReport, SelfTestResult
 
 TOKEN = {"DARKROOM_TOKEN": "good"}
 
@@ -181,3 +183,27 @@ async def test_the_trainer_is_queried_for_gpus(tmp_path: Path, answer: str, mark
     *_, last = [one async for one in check_trainer(config, {"PATH": "/bin"})]
     assert last.mark is mark
     assert text in last.text
+
+
+@pytest.mark.parametrize(
+    ("script", "mark", "text"),
+    [
+        ('echo "$REPORT" > "$6"', Mark.FINE, "self-test: 1 kinds of training are right on RTX 4090"),
+        ('echo "$REPORT" | sed s/passed/failed/ > "$6"; exit 4', Mark.WRONG, "trained on RTX 4090, wrong: bf16 (off)"),
+        ("echo no torch >&2; exit 1", Mark.WRONG, "the trainer's self-test failed: no torch"),
+    ],
+)
+async def test_the_trainer_tests_itself(tmp_path: Path, script: str, mark: Mark, text: str) -> None:
+    results = (
+        SelfTestResult(name="bf16", outcome=Outcome.PASSED, note="off"),
+        SelfTestResult(name="fp16", outcome=Outcome.UNAVAILABLE, note="needs a GPU"),
+    )
+    report = SelfTestReport(device="RTX 4090", torch="2.13.0", free_bytes=0, results=results)
+    python = tmp_path / "python"
+    # The arguments: -m trainer selftest --quick --json FILE.
+    python.write_text(f"#!/bin/sh\nREPORT='{report.model_dump_json()}'\n{script}\n")
+    python.chmod(0o755)
+    config = Config(trainer=TrainerSettings(python=str(python)))
+    found = await check_self_test(config, {"PATH": "/bin:/usr/bin"})
+    assert found.mark is mark
+    assert text in found.text

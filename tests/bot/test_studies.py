@@ -28,7 +28,7 @@ from bot.studies import MAX_FAILURES, StudyService, require_run
 from tests.bot.conftest import CHANNEL, GUILD, claim, notifications
 from tests.bot.fakes import FakeClock
 from tests.trainer.fork_server import ForkServer
-from tests.trainer.studies.study_helpers import FAKE_TRAINER, ROOT, make_study
+from tests.trainer.studies.study_helpers import ROOT, fake_trainer, make_study
 from trainer.protocol.devices import Devices
 from trainer.protocol.spec import Spec, make_spec
 from trainer.protocol.study import StudyStep, make_study_request
@@ -89,7 +89,7 @@ async def bot(db: Database, tmp_path: Path, trainer: tuple[str, ...] = TRAINER, 
     await store.slots.set(slots_of(Devices(), slots))
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     studies = StudyService(store, command=trainer, env=env)
-    runner = LocalRunner(command=FAKE_TRAINER, env=env)
+    runner = LocalRunner(command=fake_trainer(), env=env)
     settings = QueueSettings(stop_grace_s=10, retry_pause_s=0)
     try:
         yield Bench(db, store, Dispatcher(store, runner, settings=settings, advance=studies.advance), studies)

@@ -22,7 +22,7 @@ CHANNEL, GUILD, OWNER, INTERACTION = 100, 10, 1, 77
 QUICK = {
     "training": {"epochs": 4, "repeats": 3, "trigger": ""},
     "samples": {"steps": 2, "prompts": ["a red star"], "unrelated_prompts": []},
-    "validation": {"draws": 1},
+    "validation": {"timesteps": 2, "draws": 1},
     "early_stopping": {"enabled": False},
 }
 

@@ -27,7 +27,7 @@ from trainer.exchange.process import read_process_file
 
 TEAM_BOT = Path(__file__).with_name("team_bot.py")
 ROOT = Path(__file__).parents[2]
-DEADLINE_S = 60
+DEADLINE_S = 150
 
 #: How each job ends, whatever happens on the way.
 ENDED = ("succeeded", "cancelled", "succeeded", "succeeded", "succeeded", "succeeded")

@@ -17,7 +17,7 @@ from tests.trainer.fork_server import ForkServer
 #: is the same, since a transaction that is not committed is rolled back.
 KILLED = ("launched", "handle_stored", "events_read", "ingest_open", "ingest_committed", "stop_signalled")
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

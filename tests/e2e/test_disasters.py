@@ -28,7 +28,7 @@ from tests.e2e.team import Team, assert_nothing_is_lost_or_doubled
 from tests.e2e.team_bot import SETTINGS, Services, new_job, two_gpus
 from trainer.exchange.process import read_process_file
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 class RunningBot:

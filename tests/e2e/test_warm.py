@@ -33,7 +33,7 @@ def job_dir(tmp_path: Path) -> Path:
     changes = {
         "training": {"epochs": 1, "repeats": 1},
         "samples": {"steps": 1, "unrelated_prompts": []},
-        "validation": {"draws": 1},
+        "validation": {"timesteps": 2, "draws": 1},
     }
     spec = spec_from_preset("lora", dataset=str(tmp_path / "dataset"), base=str(base), changes=changes)
     write_spec(tmp_path / "job", spec)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image, ImageDraw
+from PIL import ImageDraw
 
 from trainer.exchange.job_dir import write_spec
 from trainer.protocol.presets import spec_from_preset
@@ -19,11 +19,14 @@ _COLORS = ("red", "green", "blue", "orange", "purple", "teal", "brown", "pink", 
 
 def draw_images(folder: Path, count: int = 12) -> Path:
     """Draw wide and square images, each with a caption."""
+    from tests.trainer.dataset.image_files import noise
+
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(count):
         color = _COLORS[index % len(_COLORS)]
         size = (150, 96) if index % 3 == 0 else (110, 110)
-        image = Image.new("RGB", size, "white")
+        # Fine enough that no two images share a layout: comparing look-alikes takes most of a preparation's time.
+        image = noise(index, *size)
         corner = 10 + 3 * index
         ImageDraw.Draw(image).ellipse((corner, corner, corner + 40, corner + 30 + index), fill=color)
         image.save(folder / f"{index:02d}.png")

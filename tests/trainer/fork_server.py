@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import importlib
 import json
 import os
@@ -279,6 +280,9 @@ def _main(path: str, program: str) -> None:
         warm_up()
     _function(program)
     server = _Server(path, program)
+    # A fork copies each page that it writes to, and the garbage collector writes to every object that it looks at.
+    gc.collect()
+    gc.freeze()
     print("ready", flush=True)
     server.serve()
 

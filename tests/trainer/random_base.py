@@ -17,6 +17,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
     CLIPTextConfig,
@@ -69,6 +70,22 @@ def make_random_base(folder: Path, *, prediction_type: str = "epsilon") -> Path:
         feature_extractor=None,
         requires_safety_checker=False,
     )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def make_random_sd2(folder: Path) -> Path:
+    """Write a random base with text embeddings as wide as SD 2's."""
+    make_random_base(folder)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    text = pipeline.text_encoder.config.to_dict() | {
+        "hidden_size": 1024,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+    }
+    pipeline.text_encoder = CLIPTextModel(CLIPTextConfig.from_dict(text))
+    unet = {**pipeline.unet.config, "cross_attention_dim": 1024, "use_linear_projection": True}
+    pipeline.unet = UNet2DConditionModel.from_config(unet)
     pipeline.save_pretrained(folder)
     return folder
 
@@ -145,6 +162,14 @@ def make_random_sd3(folder: Path, *, has_t5: bool = False) -> Path:
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
     )
     pipeline.save_pretrained(folder)
+    return folder
+
+
+def store_in_half(folder: Path) -> Path:
+    """Convert all weights of a folder to fp16, as models are offered."""
+    for path in folder.rglob("*.safetensors"):
+        halved = {name: tensor.half() for name, tensor in load_file(path).items()}
+        save_file(halved, path, metadata={"format": "pt"})
     return folder
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from math import ceil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests.golden import check_sentences
 from tests.trainer.conftest import MakeJob, draw_images
@@ -17,6 +19,7 @@ from trainer.exchange.dataset_dir import read_report
 from trainer.exchange.job_dir import read_spec
 from trainer.protocol.events import EXIT_BUSY, EXIT_FAILED, EXIT_FINISHED, EXIT_REFUSED
 from trainer.reporter import Reporter
+from trainer.training.checkpoints import load_start
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -33,6 +36,7 @@ def test_prepare_new_and_run_make_a_lora(tmp_path: Path, random_base: Path) -> N
     trainer = [sys.executable, "-m", "trainer"]
     settings = [
         "training.epochs=1",
+        "validation.timesteps=2",
         "validation.draws=1",
         "samples.steps=1",
         'samples.prompts=["a red egg"]',
@@ -82,6 +86,53 @@ def test_settings_are_numbers_lists_or_bare_words(dataset: Path, tmp_path: Path)
     spec = read_spec(tmp_path / "job")
     assert (spec.training.epochs, spec.training.schedule, spec.early_stopping.enabled) == (7, "linear", False)
     assert spec.samples.prompts == ("a|b",)
+
+
+def test_a_training_by_steps_gets_the_epochs_that_they_take(
+    capsys: pytest.CaptureFixture[str], dataset: Path, tmp_path: Path
+) -> None:
+    """As with kohya's `max_train_steps`."""
+    images = read_report(dataset).counts.train
+
+    def new(*settings: str) -> list[str]:
+        given = ("training.repeats=1", "training.batch_size=1", *settings)
+        options = (part for setting in given for part in ("--set", setting))
+        return ["new", "--dataset", str(dataset), "--out", str(tmp_path / "job"), *options]
+
+    def epochs(*settings: str) -> int:
+        assert main(new(*settings)) == 0
+        return read_spec(tmp_path / "job").training.epochs
+
+    assert epochs("training.max_steps=100") == ceil(100 / images)
+    assert epochs("training.max_steps=101", "training.repeats=2") == ceil(101 / (2 * images))
+    assert epochs("training.max_steps=100", "training.epochs=5") == 5
+    capsys.readouterr()
+    line = refused(capsys, *new(f"training.max_steps={2500 * images}"))
+    assert "2500 epochs" in line
+    assert "set training.repeats to 3" in line
+
+
+def test_a_new_job_takes_the_rank_of_the_file_that_it_starts_from(
+    capsys: pytest.CaptureFixture[str], dataset: Path, tmp_path: Path
+) -> None:
+    """As kohya's `network_weights` with `dim_from_weights`."""
+    path = tmp_path / "egg.safetensors"
+    weights = {"lora_unet_a.lora_down.weight": torch.ones(5, 4), "lora_unet_a.lora_up.weight": torch.ones(4, 5)}
+    save_file(weights, path)
+
+    def new(*settings: str) -> list[str]:
+        options = (part for setting in (f"method.start_from={path}", *settings) for part in ("--set", setting))
+        return ["new", "--dataset", str(dataset), "--out", str(tmp_path / "job"), *options]
+
+    assert main(new()) == 0
+    method = read_spec(tmp_path / "job").method
+    assert (method.rank, method.start_from) == (5, str(path))
+    assert load_start(tmp_path / "job", method.start_sha256 or "").keys() == weights.keys()
+    capsys.readouterr()
+    assert "set method.rank to 5" in refused(capsys, *new("method.rank=8"))
+    assert "set method.kind to lora" in refused(capsys, *new("method.kind=loha"))
+    path.write_bytes(b"torn")
+    assert "cannot be read" in refused(capsys, *new())
 
 
 def test_bad_arguments_are_refused_in_one_line_and_nothing_is_written(

@@ -208,12 +208,12 @@ def test_a_stopped_process_has_no_heartbeat_until_it_continues(tmp_path: Path) -
         assert process.stdout is not None
         process.stdout.readline()
         path = tmp_path / HEARTBEAT_FILE
-        assert changes(path, within_s=20)
+        assert changes(path, within_s=60)
         process.send_signal(signal.SIGSTOP)
         time.sleep(0.2)
         assert not changes(path, within_s=0.3)
         process.send_signal(signal.SIGCONT)
-        assert changes(path, within_s=20)
+        assert changes(path, within_s=60)
         process.communicate()
     assert process.returncode == 0
 
@@ -222,10 +222,11 @@ def test_a_superseded_attempt_has_no_heartbeat(tmp_path: Path) -> None:
     is_valid = True
     heartbeat = Heartbeat(tmp_path, lambda: is_valid, interval_s=0.01)
     heartbeat.start()
-    assert changes(tmp_path / HEARTBEAT_FILE, within_s=20)
+    assert changes(tmp_path / HEARTBEAT_FILE, within_s=60)
     is_valid = False
-    time.sleep(0.1)
-    assert not changes(tmp_path / HEARTBEAT_FILE, within_s=0.2)
+    deadline = time.monotonic() + 60
+    while changes(tmp_path / HEARTBEAT_FILE, within_s=0.2):
+        assert time.monotonic() < deadline, "the heartbeat goes on"
     heartbeat.stop()
 
 

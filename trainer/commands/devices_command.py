@@ -1,4 +1,4 @@
-"""`python -m trainer devices`: prints the usable GPUs and their health as one line of JSON."""
+"""The commands about the machine: `devices` prints its GPUs as JSON, `selftest` tries what a training may use."""
 
 from __future__ import annotations
 
@@ -12,8 +12,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
+from trainer.commands.terminal import quieten_libraries
 from trainer.errors import first_line
-from trainer.protocol.devices import Devices, Gpu
+from trainer.exchange.files import write_text
+from trainer.protocol import text
+from trainer.protocol.devices import Devices, Gpu, SelfTestReport, SelfTestResult
+from trainer.protocol.events import EXIT_FAILED, EXIT_FINISHED
+from trainer.protocol.text import _
+from trainer.training.run import limit_openmp_spin
 
 T = TypeVar("T")
 
@@ -21,12 +27,12 @@ _PCI = Path("/sys/bus/pci/devices")
 _NVIDIA, _DISPLAY = "0x10de", "0x03"
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_devices(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `devices`: none."""
-    parser.set_defaults(command=run)
+    parser.set_defaults(command=run_devices)
 
 
-def run(options: argparse.Namespace) -> int:
+def run_devices(options: argparse.Namespace) -> int:
     """Print `trainer.protocol.devices.Devices`, with any problem of the driver.
 
     A hung driver hangs this command too, so the caller sets a time limit.
@@ -111,3 +117,51 @@ def _has_card(pci: Path) -> bool:
         )
     except OSError:
         return False
+
+
+def add_selftest(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `selftest`."""
+    parser.add_argument("--quick", action="store_true", help="only the checks on the tiny base: a minute or two")
+    parser.add_argument("--base", action="append", default=[], metavar="MODEL", help="also a step on this model")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
+    parser.set_defaults(command=run_selftest)
+
+
+def run_selftest(options: argparse.Namespace) -> int:
+    """Try each precision, option and method on this machine and print a line for each.
+
+    Returns:
+        0 if nothing is wrong; what this machine has no means for is not wrong.
+    """
+    quieten_libraries()
+    limit_openmp_spin()
+    # Jobs are forks of a process in which a library may ask for GPUs: it must not touch them.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    import torch
+
+    from trainer.device import describe_device, free_memory_bytes
+    from trainer.training.selftest import Workshop, check_of, checks_of_tiny
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name, free = describe_device(device), free_memory_bytes(device)
+    sys.stdout.write(
+        _("{device}, {free} free, torch {version}", device=name, free=text.size(free), version=torch.__version__) + "\n"
+    )
+    results = []
+    with Workshop() as workshop:
+        for check in (*checks_of_tiny(), *map(check_of, options.base)):
+            results.append(result := workshop.run(check))
+            sys.stdout.write(f"{_line_of(result)}\n")
+            sys.stdout.flush()
+    report = SelfTestReport(device=name, torch=torch.__version__, free_bytes=free, results=tuple(results))
+    if options.json is not None:
+        write_text(options.json, report.model_dump_json(indent=1) + "\n")
+    return EXIT_FINISHED if report.is_right else EXIT_FAILED
+
+
+def _line_of(result: SelfTestResult) -> str:
+    """Return a result as a line of a table."""
+    seconds = "–" if result.step_s is None else f"{result.step_s:.3g} s"
+    peak = "–" if result.peak_bytes is None else text.size(result.peak_bytes)
+    distance = "–" if result.distance is None else f"{result.distance:.1g} (≤ {result.limit:g})"
+    return f"{result.name:28} {result.outcome:12} {seconds:>9} {peak:>9} {distance:>16}  {result.note}".rstrip()

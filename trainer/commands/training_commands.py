@@ -18,13 +18,14 @@ from trainer.commands.terminal import not_prepared, quieten_libraries, refuse
 from trainer.errors import FencedError, JobFolderBusyError, TrainerError, is_disk_full
 from trainer.exchange.dataset_dir import read_report
 from trainer.exchange.event_file import EVENTS_FILE, read_all_events
-from trainer.exchange.job_dir import LOG_FILE, read_spec, write_spec
+from trainer.exchange.job_dir import LOG_FILE, SPEC_FILE, read_spec, write_spec
 from trainer.protocol.events import EXIT_BUSY, EXIT_FAILED, EXIT_FENCED, EXIT_FINISHED
 from trainer.protocol.presets import presets, spec_from_preset
 from trainer.protocol.run_options import NEEDS_GPU_VARIABLE, READY, TAKEN, RunOptions
-from trainer.protocol.settings import MethodKind, Precision
-from trainer.protocol.spec import Spec, SpecError, changed_settings, make_spec, merge
+from trainer.protocol.settings import MethodKind
+from trainer.protocol.spec import Spec, SpecError, changed_settings, extended, make_spec, merge
 from trainer.protocol.text import _
+from trainer.protocol.training_settings import Precision
 from trainer.training.run import limit_openmp_spin
 
 log = logging.getLogger(__name__)
@@ -78,13 +79,20 @@ def run_new(arguments: argparse.Namespace) -> int:
     try:
         changes = {**_parse_settings(arguments.settings), **({"mix": mix} if mix else {})}
         spec = _spec_from_arguments(arguments, changes)
+        if "epochs" not in changes.get("training", {}):
+            spec = _with_epochs_for_steps(spec)
         check_startable(spec)
     except (SpecError, TrainerError) as error:
         return refuse(str(error))
     if (arguments.out / EVENTS_FILE).exists():
         return refuse(_("{folder} holds a job that has already started. Choose another folder.", folder=arguments.out))
-    if arguments.source is not None:
-        spec = _start_from(arguments.source, spec, arguments.out)
+    try:
+        if spec.method.start_from:
+            spec = _start_from_path(spec, changes.get("method", {}), arguments.out)
+        if arguments.source is not None:
+            spec = _start_from(arguments.source, spec, arguments.out)
+    except (SpecError, TrainerError) as error:
+        return refuse(str(error))
     sys.stdout.write(f"{write_spec(arguments.out, spec)}\n")
     return 0
 
@@ -118,7 +126,9 @@ def _spec_from_job(source: Path, *, dataset: str | None, name: str | None, chang
 
     before = finished_state(source).spec
     given = {key: value for key, value in (("dataset", dataset), ("name", name)) if value is not None}
-    spec = make_spec(merge(before, changes, given))
+    spec = make_spec(merge(before, {"method": {"start_from": "", "start_sha256": None}}, changes, given))
+    if spec.method.start_from:
+        raise SpecError(_("--from starts from the weights of the job; leave out method.start_from."))
     if different := changed_settings(_fitting(before), _fitting(spec.model_dump(mode="json"))):
         raise SpecError(
             _(
@@ -130,9 +140,13 @@ def _spec_from_job(source: Path, *, dataset: str | None, name: str | None, chang
     return spec
 
 
+#: Settings of the method that may differ from those of the job that a new one starts from.
+_START_SETTINGS = {"dropout", "start_from", "start_sha256"}
+
+
 def _fitting(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that trained weights fit: those of the base and the method, and a new word itself."""
-    method = {name: value for name, value in settings["method"].items() if name not in {"dropout", "start_sha256"}}
+    method = {name: value for name, value in settings["method"].items() if name not in _START_SETTINGS}
     word = settings["training"]["trigger"] if method["kind"] == MethodKind.TEXTUAL_INVERSION else ""
     return {"base": settings["base"], "method": method, "training": {"trigger": word}}
 
@@ -145,6 +159,43 @@ def _start_from(source: Path, spec: Spec, job_dir: Path) -> Spec:
     weights = checkpoints.load_evaluated(checkpoints.path(finished_state(source).best_step))
     method = spec.method.model_copy(update={"start_sha256": save_start(weights, job_dir)})
     return spec.model_copy(update={"method": method})
+
+
+def _start_from_path(spec: Spec, given: Mapping[str, Any], job_dir: Path) -> Spec:
+    """Copy the weights of `method.start_from` into a new job folder; return the spec with their SHA-256, and with the
+    rank of a file unless it is `given`.
+
+    Raises:
+        SpecError: The file is of another kind or rank.
+        CheckpointError: There is nothing to start from.
+    """
+    from trainer.models.methods.starting_files import kind_of, ranks_of, read_start
+    from trainer.training.checkpoints import save_start
+
+    path = Path(spec.method.start_from).expanduser().resolve()
+    spec = spec.model_copy(update={"method": spec.method.model_copy(update={"start_from": str(path)})})
+    if (path / SPEC_FILE).is_file():
+        return _start_from(path, spec, job_dir)
+    tensors, method = read_start(path), spec.method
+    kind = kind_of(tensors)
+    if kind is not None and kind is not method.kind:
+        raise SpecError(_("{path} is a {kind}; set method.kind to {kind}.", path=path, kind=kind))
+    ranks, has_own = ranks_of(tensors), bool(method.conv_rank or method.block_ranks)
+    if len(ranks) == 1 and not has_own and ranks != {method.rank}:
+        (rank,) = ranks
+        if "rank" in given:
+            raise SpecError(_("{path} has rank {rank}; set method.rank to {rank}.", path=path, rank=rank))
+        method = method.model_copy(update={"rank": rank})
+    return spec.model_copy(update={"method": method.model_copy(update={"start_sha256": save_start(tensors, job_dir)})})
+
+
+def _with_epochs_for_steps(spec: Spec) -> Spec:
+    if spec.training.max_steps is None:
+        return spec
+    from trainer.dataset.split.mixing import read_mixture
+    from trainer.training.stages import with_epochs_for_steps
+
+    return with_epochs_for_steps(spec, read_mixture(spec))
 
 
 def check_startable(spec: Spec) -> None:
@@ -200,29 +251,22 @@ def run_extend(arguments: argparse.Namespace) -> int:
 
 
 def extend_job(job_dir: Path, epochs: int) -> Spec:
-    """Add epochs to a finished job: write its new spec, and a last checkpoint from which a run goes on.
-
-    If this is interrupted between the two, it can be repeated.
+    """Add epochs to a finished job: write its new spec, with which a run goes on from the last checkpoint.
 
     Raises:
-        SpecError: `spec.json` holds neither the settings that were trained with nor these.
+        SpecError: `spec.json` holds neither the settings that were trained with nor an extension of them.
         CheckpointError: The job is not finished, or cannot be read.
     """
-    from trainer.training.checkpoints import Checkpoints, finished_state
-    from trainer.training.stages import extended
+    from trainer.training.checkpoints import continued, finished_state
 
-    state = finished_state(job_dir)
-    spec = extended(make_spec(state.spec), trained=state.curve[-1].epoch, epochs=epochs)
-    settings, found = spec.model_dump(mode="json"), read_spec(job_dir).model_dump(mode="json")
-    if (changes := changed_settings(state.spec, found)) and changed_settings(settings, found):
+    state, found = finished_state(job_dir), read_spec(job_dir)
+    before = continued(state, found).spec
+    if changes := changed_settings(before, found.model_dump(mode="json")):
         raise SpecError(
             _("spec.json was changed after the training; change it back first: {changes}.", changes="; ".join(changes))
         )
+    spec = extended(make_spec(state.spec), trained=state.curve[-1].epoch, epochs=epochs)
     write_spec(job_dir, spec)
-    checkpoints = Checkpoints(job_dir)
-    path = checkpoints.path(state.step)
-    continued = state.model_copy(update={"spec": settings, "is_over": False, "is_stopped_early": False})
-    checkpoints.save(continued, checkpoints.load_weights(path), checkpoints.load_optimizer(path))
     return spec
 
 

@@ -14,12 +14,11 @@ from trainer.protocol.spec import Spec
 
 #: Longest header of a `.safetensors` file that is read, bytes: that of SDXL has 0.3 MB.
 _MAX_HEADER = 2**25
-#: In the names of a single file's tensors, by family, and the resolution that diffusers assumes for the family, px:
-#: SD 3 and 3.5, SDXL, SD 2.x, SD 1.x.
+#: In the names of a single file's tensors, by family, and the resolution of the family's models, px: SD 3 and 3.5, SDXL
+#: and SD 1.x. That of an SD 2 is known once its weights are loaded: 768 px if they predict the velocity, else 512.
 _SINGLE_FILES = (
     ("joint_blocks.", 1024),
     ("conditioner.embedders.", 1024),
-    ("cond_stage_model.model.", 768),
     ("cond_stage_model.transformer.", 512),
 )
 

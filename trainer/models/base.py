@@ -12,9 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from trainer.errors import MissingModelError, first_line, hub_problem
+from trainer.errors import BadSpecError, MissingModelError, first_line, hub_problem
 from trainer.models.families.model import Family, LoadedBase
-from trainer.protocol.settings import Base, Objective, Prediction
+from trainer.models.pipelines import (
+    MODULES,
+    TRAINED_HERE,
+    check_kind,
+    left_out,
+    open_vae,
+    pipeline_class,
+    read_shapes,
+    stored_dtype,
+)
+from trainer.models.single_file import as_marked, open_single_file
+from trainer.protocol.settings import Base, Objective
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,23 +36,27 @@ TINY = "tiny"
 _AS_TRAINED = Objective()
 
 
-def load_base(base: Base, objective: Objective = _AS_TRAINED) -> LoadedBase:
+def load_base(base: Base, objective: Objective = _AS_TRAINED, *, as_stored: bool = False) -> LoadedBase:
     """Load the base model of a job, with the noising and prediction target of its objective.
+
+    Args:
+        as_stored: Leave the weights in the dtype that they are stored in: they stay in their files, memory-mapped, and
+            take no memory until they are converted to what is computed in (`widening`).
 
     Raises:
         MissingModelError: it does not exist, cannot be reached, is gated, is damaged, or is not a supported family.
-        BadSpecError: the objective or `clip_skip` do not fit it.
+        BadSpecError: the objective or `clip_skip` do not fit it, or it does not tell what it predicts.
     """
     path = tiny_folder() if base.source == TINY else Path(base.source).expanduser()
-    pipeline = _open(base, path)
+    objective = as_marked(objective, path) if path.is_file() else objective
+    pipeline = _open(base, path, objective)
     for name, part in pipeline.components.items():
         if hasattr(part, "requires_grad_"):
             part.requires_grad_(False).eval()
-            if name != "text_encoder_3":
-                # Weights may be stored in fp16; training chooses its own precision. T5 stays as it is: it is never
-                # trained, and takes 19 GB in fp32.
+            if name != "text_encoder_3" and not as_stored:
+                # Not T5: it is never trained, and takes 19 GB in fp32.
                 part.float()
-    return _assemble(base, objective if not path.is_file() else as_marked(objective, path), pipeline)
+    return _assemble(base, objective, pipeline)
 
 
 def _assemble(base: Base, objective: Objective, pipeline: Any) -> LoadedBase:
@@ -58,7 +73,7 @@ def _assemble(base: Base, objective: Objective, pipeline: Any) -> LoadedBase:
     return model
 
 
-def _open(base: Base, path: Path) -> Any:
+def _open(base: Base, path: Path, objective: Objective) -> Any:
     from diffusers.utils.logging import disable_progress_bar
     from transformers.utils import logging as transformers_logging
 
@@ -66,16 +81,16 @@ def _open(base: Base, path: Path) -> Any:
     transformers_logging.disable_progress_bar()
     try:
         if path.is_file():
-            return open_single_file(base, path)
+            return open_single_file(base, path, objective)
         if path.is_dir():
-            return open_folder(base.source, path)
+            return open_folder(base, path)
         if path.is_absolute() or path.suffix or base.source.count("/") != 1:
             raise MissingModelError(
                 f"There is no model at {base.source}.",
                 "Give a folder in diffusers layout, a .safetensors file, or a hub name such as owner/name.",
             )
-        return open_hub(base.source, base.revision)
-    except MissingModelError:
+        return open_hub(base)
+    except (MissingModelError, BadSpecError):
         raise
     except Exception as error:
         # The loaders raise anything from KeyError to httpx errors.
@@ -87,7 +102,7 @@ def _explain(source: str, error: Exception, *, is_file: bool) -> MissingModelErr
     if known is not None and is_file:
         return MissingModelError(
             f"The configuration of {source} is not on this machine, and the hub cannot be reached.",
-            "Check the network, or set base.config to a folder in diffusers layout of a model of the same kind.",
+            "Check the network, or set base.config to a folder in diffusers layout, or leave it out.",
         )
     why = f"{source} cannot be loaded ({first_line(error)})."
     return known or MissingModelError(why, "Is it a whole Stable Diffusion?")
@@ -123,34 +138,25 @@ def digest_of(*modules: nn.Module) -> str:
     return digest.hexdigest()
 
 
-#: The pipelines that can be trained, and their modules in `families`.
-MODULES = {"StableDiffusionPipeline": "sd", "StableDiffusionXLPipeline": "sdxl", "StableDiffusion3Pipeline": "sd3"}
-#: diffusers' types of single files, and their pipelines.
-_KINDS = {
-    "v1": "StableDiffusionPipeline",
-    "v2": "StableDiffusionPipeline",
-    "xl_base": "StableDiffusionXLPipeline",
-    "sd3": "StableDiffusion3Pipeline",
-    "sd35_medium": "StableDiffusion3Pipeline",
-    "sd35_large": "StableDiffusion3Pipeline",
-}
-_TRAINED_HERE = "Choose a Stable Diffusion 1.x, 2.x, XL, 3 or 3.5."
-
-
-def open_folder(source: str, folder: Path) -> Any:
-    """Load the pipeline of a folder in diffusers layout.
+def open_folder(base: Base, folder: Path) -> Any:
+    """Load the pipeline of a folder in diffusers layout, each part in the dtype that it is stored in.
 
     Raises:
         MissingModelError: it is not a supported family.
     """
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    kind = check_kind(source, index.get("_class_name"))
+    kind = check_kind(base.source, index.get("_class_name"))
     has_t5 = _has_t5(index) and (folder / "text_encoder_3").is_dir()
-    left_out = _left_out(kind, has_t5=has_t5)
-    return _class_of(kind).from_pretrained(folder, variant=_variant(folder), use_safetensors=True, **left_out)
+    given = left_out(kind, has_t5=has_t5)
+    if base.vae is not None:
+        given["vae"] = open_vae(base.vae, folder)
+    dtypes = {part.name: _dtype_of(part) for part in folder.iterdir() if part.is_dir()}
+    return pipeline_class(kind).from_pretrained(
+        folder, variant=_variant(folder), use_safetensors=True, dtype=dtypes, **given
+    )
 
 
-def open_hub(source: str, revision: str | None) -> Any:
+def open_hub(base: Base) -> Any:
     """Load a pipeline from the hub or its cache.
 
     Raises:
@@ -158,53 +164,11 @@ def open_hub(source: str, revision: str | None) -> Any:
     """
     from diffusers import DiffusionPipeline
 
-    index = DiffusionPipeline.load_config(source, revision=revision)
-    kind = check_kind(source, index.get("_class_name"))
-    left_out = _left_out(kind, has_t5=_has_t5(index))
-    return _class_of(kind).from_pretrained(source, revision=revision, use_safetensors=True, **left_out)
-
-
-def open_single_file(base: Base, path: Path) -> Any:
-    """Load the pipeline of one `.safetensors` file in the original layout.
-
-    Raises:
-        MissingModelError: it is not a supported family, or not a `.safetensors` file.
-    """
-    if path.suffix != ".safetensors":
-        raise MissingModelError(
-            f"{base.source} is not a .safetensors file; other checkpoints can run code when they are opened.",
-            "Convert it first, or give a folder in diffusers layout.",
-        )
-    shapes = _shapes(path)
-    kind = check_kind(base.source, _described_kind(base.config) if base.config else _recognize(base.source, shapes))
-    has_t5 = "text_encoders.t5xxl.transformer.shared.weight" in shapes
-    return _class_of(kind).from_single_file(str(path), config=base.config, **_left_out(kind, has_t5=has_t5))
-
-
-def as_marked(objective: Objective, path: Path) -> Objective:
-    """Fill the objective from the markers of a single file, unless it says that the file predicts the noise.
-
-    Files that predict the velocity carry an empty tensor `v_pred`, and `ztsnr` with zero terminal SNR. This is
-    ComfyUI's convention, followed by NoobAI-XL and its derivatives; diffusers does not read it.
-    """
-    if path.suffix != ".safetensors" or objective.prediction is Prediction.EPSILON:
-        return objective
-    shapes = _shapes(path)
-    if "v_pred" not in shapes:
-        return objective
-    zero_terminal_snr = objective.zero_terminal_snr or "ztsnr" in shapes
-    return objective.model_copy(update={"prediction": Prediction.V_PREDICTION, "zero_terminal_snr": zero_terminal_snr})
-
-
-def check_kind(source: str, kind: str | None) -> str:
-    """Return the pipeline's name if it is one of MODULES.
-
-    Raises:
-        MissingModelError: it is not.
-    """
-    if kind not in MODULES:
-        raise MissingModelError(f"{source} is a {kind}, which Darkroom does not train.", _TRAINED_HERE)
-    return kind
+    index = DiffusionPipeline.load_config(base.source, revision=base.revision)
+    kind = check_kind(base.source, index.get("_class_name"))
+    given = left_out(kind, has_t5=_has_t5(index))
+    folder = pipeline_class(kind).download(base.source, revision=base.revision, use_safetensors=True, **given)
+    return open_folder(base, Path(folder))
 
 
 def check_inputs(source: str, denoiser: Any, vae: Any) -> None:
@@ -217,24 +181,14 @@ def check_inputs(source: str, denoiser: Any, vae: Any) -> None:
     if reads != has:
         raise MissingModelError(
             f"{source} reads {reads} channels where an image has {has}: an inpainting, editing or depth model.",
-            _TRAINED_HERE,
+            TRAINED_HERE,
         )
 
 
-def _class_of(kind: str) -> Any:
-    import diffusers
-
-    return getattr(diffusers, kind)
-
-
-def _left_out(kind: str, *, has_t5: bool) -> dict[str, Any]:
-    """Components that the loader must not ask for: unused ones, and those that an SD 3 may lack."""
-    left_out: dict[str, Any] = {"feature_extractor": None, "image_encoder": None}
-    if kind == "StableDiffusionPipeline":
-        left_out["safety_checker"] = None
-    if kind == "StableDiffusion3Pipeline" and not has_t5:
-        left_out |= {"text_encoder_3": None, "tokenizer_3": None}
-    return left_out
+def _dtype_of(part: Path) -> torch.dtype:
+    """Return the dtype of most weights of a part's largest file."""
+    files = sorted(part.glob("*.safetensors"), key=lambda path: path.stat().st_size)
+    return stored_dtype(read_shapes(files[-1]).values()) if files else torch.float32
 
 
 def _has_t5(index: dict[str, Any]) -> bool:
@@ -245,36 +199,3 @@ def _variant(folder: Path) -> str | None:
     """Return `fp16` if the folder holds no other variant of the weights."""
     weights = [path.name for part in ("unet", "transformer") for path in (folder / part).glob("*.safetensors")]
     return "fp16" if weights and all(".fp16" in name for name in weights) else None
-
-
-def _described_kind(config: str) -> str | None:
-    """Name of the pipeline that a folder (or hub name) of configurations is for."""
-    from diffusers import DiffusionPipeline
-
-    kind: str | None = DiffusionPipeline.load_config(config).get("_class_name")
-    return kind
-
-
-def _shapes(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file by name, on the meta device."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        return {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in file.keys()}  # noqa: SIM118
-
-
-def _recognize(source: str, shapes: dict[str, torch.Tensor]) -> str:
-    """Recognize the pipeline of a single file as diffusers does, from the names and shapes of its tensors.
-
-    Raises:
-        MissingModelError: it is not a whole model, or not a supported family.
-    """
-    from diffusers.loaders.single_file_utils import infer_diffusers_model_type
-
-    found = infer_diffusers_model_type(shapes)
-    if found == "v1" and not any(name.startswith("model.diffusion_model.") for name in shapes):
-        # diffusers falls back to this type for files that it does not recognize.
-        raise MissingModelError(f"{source} is not a whole model; it may be a LoRA or a VAE alone.", _TRAINED_HERE)
-    if found not in _KINDS:
-        raise MissingModelError(f"{source} is a model of type {found}, which Darkroom does not train.", _TRAINED_HERE)
-    return _KINDS[found]

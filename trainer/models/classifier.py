@@ -284,6 +284,10 @@ class ClassifierWeights:
             for prefix, module in self.modules.items()
         }
 
+    def weights_from(self, tensors: Mapping[str, Tensor]) -> Weights:
+        """Raise CheckpointError: a whole classifier is a base."""
+        raise CheckpointError("A classifier does not start from a file.", "Set base.source to its folder.")
+
     def load(self, weights: Weights) -> None:
         """Restore what `state` returned.
 

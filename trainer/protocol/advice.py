@@ -12,17 +12,15 @@ from trainer.protocol.settings import (
     MethodKind,
     MixRole,
     Objective,
-    OptimizerKind,
     Prior,
     SplitChoice,
     SplitKind,
-    Stage,
     TaskKind,
-    Training,
     Validation,
 )
 from trainer.protocol.spec import Spec
 from trainer.protocol.text import _
+from trainer.protocol.training_settings import OptimizerKind, Stage, Training, finds_its_rate
 
 #: Above this rate AdamW usually destroys a fully trained model, and Lion an adapter.
 _HIGH_RATE = 5e-5
@@ -44,14 +42,14 @@ def doubtful_settings(spec: Spec) -> Iterator[str]:
         if stage.optimizer is None or stage.learning_rate is None:
             continue
         yield from _doubtful_rate(spec, stage, stage.optimizer, stage.learning_rate)
-        if stage.optimizer is OptimizerKind.SCHEDULE_FREE_ADAMW and stage.schedule != "constant":
+        if stage.optimizer == OptimizerKind.SCHEDULE_FREE_ADAMW and stage.schedule != "constant":
             yield _(
                 "schedule_free_adamw needs no schedule, and {schedule} slows it down; constant is usual.",
                 schedule=stage.schedule,
             )
-        if stage.optimizer is OptimizerKind.SCHEDULE_FREE_ADAMW and spec.training.ema_decay is not None:
+        if stage.optimizer == OptimizerKind.SCHEDULE_FREE_ADAMW and spec.training.ema_decay is not None:
             yield _("schedule_free_adamw averages the weights itself; training.ema_decay averages them again.")
-        if stage.optimizer is OptimizerKind.ADAM and stage.weight_decay:
+        if stage.optimizer == OptimizerKind.ADAM and stage.weight_decay:
             yield _(
                 "weight_decay {decay:g} of adam is added to the gradient and pulls hard; use adamw, which applies it "
                 "separately, or set it to 0.",
@@ -59,17 +57,17 @@ def doubtful_settings(spec: Spec) -> Iterator[str]:
             )
 
 
-def _doubtful_rate(spec: Spec, stage: Stage, optimizer: OptimizerKind, rate: float) -> Iterator[str]:
-    if optimizer.finds_its_rate and rate < 0.1:
+def _doubtful_rate(spec: Spec, stage: Stage, optimizer: str, rate: float) -> Iterator[str]:
+    if finds_its_rate(optimizer) and rate < 0.1:
         yield _(
             "{optimizer} finds its own rate, and learning_rate {rate:g} scales it down; 1 is usual.",
             optimizer=optimizer,
             rate=rate,
         )
-    if optimizer is OptimizerKind.LION and rate > _HIGH_RATE:
+    if optimizer == OptimizerKind.LION and rate > _HIGH_RATE:
         yield _("learning_rate {rate:g} is high for lion; a third to a tenth of adamw's is usual.", rate=rate)
     is_full = spec.method.kind is MethodKind.FULL and spec.task is TaskKind.DIFFUSION
-    if is_full and optimizer is OptimizerKind.ADAMW and rate > _HIGH_RATE:
+    if is_full and optimizer == OptimizerKind.ADAMW and rate > _HIGH_RATE:
         yield _("learning_rate {rate:g} is high for a full fine-tune; 1e-6 to 1e-5 is usual.", rate=rate)
 
 
@@ -78,8 +76,8 @@ def _idle_data(spec: Spec) -> Iterator[str]:
     has_class_images = spec.prior.is_on or any(part.role is MixRole.REGULARIZATION for part in spec.mix)
     if not augmentation.is_on and augmentation != Augmentation():
         yield _("augmentation.variants and augmentation.flip have no effect with the preset none.")
-    if not training.tag_shuffle and training.keep_tags != Training().keep_tags:
-        yield _("training.keep_tags has no effect without training.tag_shuffle.")
+    if not training.tag_shuffle and not training.tag_dropout and training.keep_tags != Training().keep_tags:
+        yield _("training.keep_tags has no effect without training.tag_shuffle or training.tag_dropout.")
     if training.regularization_weight != 1 and not has_class_images:
         yield _("training.regularization_weight has no effect without class images (in mix, or prior.class_prompt).")
     if not spec.prior.is_on and spec.prior != Prior():
@@ -95,6 +93,12 @@ def _idle_method(spec: Spec) -> Iterator[str]:
     is_inversion = method.kind is MethodKind.TEXTUAL_INVERSION
     if not method.kind.has_rank and (method.rank, method.alpha) != (default.rank, default.alpha):
         yield _("method.rank and method.alpha have no effect for {kind}.", kind=method.kind)
+    if not method.kind.has_rank and (method.conv_rank is not None or method.block_ranks):
+        yield _("method.conv_rank and method.block_ranks have no effect for {kind}.", kind=method.kind)
+    if method.conv_alpha is not None and method.conv_rank is None:
+        yield _("method.conv_alpha has no effect without method.conv_rank.")
+    if method.rank_stabilized and method.kind not in {MethodKind.LORA, MethodKind.DORA}:
+        yield _("method.rank_stabilized has no effect for {kind}; it is for lora and dora.", kind=method.kind)
     if method.dropout and not method.kind.has_rank:
         yield _("method.dropout has no effect for {kind}.", kind=method.kind)
     if method.block_size != default.block_size and method.kind is not MethodKind.OFT:
@@ -114,6 +118,10 @@ def _idle_training(spec: Spec) -> Iterator[str]:
     training, objective, early_stopping = spec.training, spec.objective, spec.early_stopping
     if training.text_encoder_learning_rate is not None and not spec.method.text_encoder:
         yield _("training.text_encoder_learning_rate has no effect without method.text_encoder.")
+    if training.text_encoder_2_learning_rate is not None and not spec.method.text_encoder:
+        yield _("training.text_encoder_2_learning_rate has no effect without method.text_encoder.")
+    if training.lora_plus_ratio != 1 and spec.method.kind not in {MethodKind.LORA, MethodKind.DORA}:
+        yield _("training.lora_plus_ratio has no effect for {kind}; it is for lora and dora.", kind=spec.method.kind)
     if training.warmup_steps is not None and training.warmup_share != Training().warmup_share:
         yield _("training.warmup_share has no effect beside training.warmup_steps, which takes precedence.")
     if objective.huber_delta != Objective().huber_delta and objective.loss not in {"huber", "smooth_l1"}:
@@ -135,9 +143,10 @@ def _idle_task(spec: Spec) -> Iterator[str]:
         yield _("objective has no effect for a classifier, which is trained by cross-entropy.")
     if spec.prior != Prior():
         yield _("prior has no effect for a classifier.")
-    if spec.training.caption_dropout != Training().caption_dropout or spec.training.tag_shuffle:
+    training = spec.training
+    if training.caption_dropout != Training().caption_dropout or training.tag_shuffle or training.tag_dropout:
         yield _(
-            "training.caption_dropout and training.tag_shuffle have no effect for a classifier: it has no captions."
+            "training.caption_dropout, tag_shuffle and tag_dropout have no effect for a classifier: it has no captions."
         )
     if spec.method.targets is not None:
         yield _("method.targets has no effect for a classifier; stages choose the blocks that are trained.")

@@ -4,19 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trainer.protocol.settings import (
-    Method,
-    MethodKind,
-    MixPart,
-    Objective,
-    OptimizerKind,
-    Prediction,
-    Stage,
-    Targets,
-    TaskKind,
-    Training,
-)
+from trainer.protocol.settings import Method, MethodKind, MixPart, Objective, Prediction, Targets, TaskKind
 from trainer.protocol.text import _
+from trainer.protocol.training_settings import OWN_OPTIMIZERS, OptimizerKind, Stage, Training, finds_its_rate
 
 #: The highest rate of optimizers that do not find their own.
 MAX_RATE, MAX_SGD_RATE = 0.01, 1.0
@@ -116,10 +106,11 @@ def check_stages(stages: Sequence[Stage], training: Training, *, datasets: int) 
 def check_rate(stage: Stage) -> None:
     """Raise ValueError if a learning rate of a resolved stage is too high for its optimizer."""
     kind = stage.optimizer or OptimizerKind.ADAMW
-    if kind.finds_its_rate:
+    if finds_its_rate(kind):
         return
-    highest = MAX_SGD_RATE if kind is OptimizerKind.SGD else MAX_RATE
-    for name in ("learning_rate", "text_encoder_learning_rate"):
+    # Of a library's class nobody knows here whether it is like SGD.
+    highest = MAX_SGD_RATE if kind == OptimizerKind.SGD or kind not in OWN_OPTIMIZERS else MAX_RATE
+    for name in ("learning_rate", "text_encoder_learning_rate", "text_encoder_2_learning_rate"):
         rate = getattr(stage, name)
         if rate is not None and rate > highest:
             raise ValueError(

@@ -1,6 +1,8 @@
-"""The GPUs of a machine, as `python -m trainer devices` prints them: one JSON object on one line."""
+"""The GPUs of a machine, as `python -m trainer devices` prints them, and the results of its self-test."""
 
 from __future__ import annotations
+
+from enum import StrEnum
 
 from trainer.protocol.frozen import Frozen
 
@@ -26,3 +28,41 @@ class Devices(Frozen):
     gpus: tuple[Gpu, ...] = ()
     #: Why no GPU can be used; empty if nothing is wrong.
     problem: str = ""
+
+
+class Outcome(StrEnum):
+    """What became of a check."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    #: This machine has no means for it, or not the memory.
+    UNAVAILABLE = "unavailable"
+
+
+class SelfTestResult(Frozen):
+    """The result of one check."""
+
+    name: str
+    outcome: Outcome
+    #: Why it failed or is unavailable.
+    note: str = ""
+    step_s: float | None = None
+    peak_bytes: int | None = None
+    #: Relative distance of the update to the reference's, and the largest that is right.
+    distance: float | None = None
+    limit: float | None = None
+
+
+class SelfTestReport(Frozen):
+    """The results of all checks on one machine."""
+
+    device: str
+    torch: str
+    #: Of the device, before the first check.
+    free_bytes: int
+    results: tuple[SelfTestResult, ...]
+
+    @property
+    def is_right(self) -> bool:
+        """True if no check failed."""
+        return all(result.outcome is not Outcome.FAILED for result in self.results)

@@ -281,6 +281,7 @@ class Reader(StrEnum):
     A1111 = "A1111"
     FORGE = "Forge"
     COMFYUI = "ComfyUI"
+    SD_CPP = "stable-diffusion.cpp"
     DIFFUSERS = "diffusers"
     PEFT = "peft"
     TRANSFORMERS = "transformers"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
+from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -13,7 +14,13 @@ from pydantic import Field
 from trainer.protocol.frozen import Frozen
 from trainer.protocol.settings import Base
 from trainer.protocol.spec import Settings, Spec, SpecDraft, SpecError, make_spec_draft, merge
-from trainer.protocol.text import _
+from trainer.protocol.text import _, listed
+
+#: What a setting is that a preset may need.
+_NEEDED: Mapping[str, str] = {
+    "training.trigger": _("a word that stands for what is on the images, such as zkz"),
+    "prior.class_prompt": _("what it is one of, such as “a photo of a dog”"),
+}
 
 
 class Preset(Frozen):
@@ -22,6 +29,8 @@ class Preset(Frozen):
     name: str
     #: One sentence that helps to choose.
     summary: str
+    #: Settings that it leaves to the user, since they depend on the images; without them it is refused.
+    needs: tuple[str, ...] = ()
     settings: dict[str, Any] = Field(default_factory=dict)
     #: Overrides for a base with this source.
     bases: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -66,10 +75,11 @@ def draft_from_preset(
     Without a base, the preset's own is taken, or the one that ships.
 
     Raises:
-        SpecError: The preset is unknown, or a setting does not exist or is out of its range.
+        SpecError: The preset is unknown or needs more settings, or one does not exist or is out of its range.
     """
     chosen = preset_named(preset)
     source = base or chosen.settings.get("base", {}).get("source") or Base().source
+    _check_needs(chosen, changes or {})
     settings = chosen.settings_for(source)
     if "stages" in (changes or {}):
         # The preset's number of epochs is of a training without these stages.
@@ -77,6 +87,17 @@ def draft_from_preset(
     return make_spec_draft(
         merge({"name": name, "preset": preset}, settings, {"base": {"source": source}}, changes or {})
     )
+
+
+def _check_needs(preset: Preset, changes: Settings) -> None:
+    """Raise SpecError unless `changes` have what the preset leaves to the user."""
+    missing = []
+    for need in preset.needs:
+        group, _dot, name = need.partition(".")
+        if not changes.get(group, {}).get(name):
+            missing.append(f"{need} ({_NEEDED[need]})")
+    if missing:
+        raise SpecError(_("The preset {preset} needs {missing}.", preset=preset.name, missing=listed(missing)))
 
 
 def spec_from_preset(

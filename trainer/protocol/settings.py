@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Self, TypeAlias
+from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
@@ -36,11 +36,17 @@ class Base(Frozen):
     source: str = Field(default="tiny", min_length=1, max_length=500)
     #: Hub revision (branch, tag or commit); only for hub names.
     revision: str | None = None
-    #: A folder in diffusers layout whose configs describe a single-file `source`; None asks the hub.
+    #: A folder in diffusers layout (or hub name) whose configs and tokenizers describe a single-file `source`; None
+    #: takes those of Stability's models, which ship.
     config: str | None = None
+    #: A VAE in place of the base's own: a `.safetensors` file, a folder in diffusers layout, or a hub name.
+    vae: str | None = None
     #: Layer of the CLIP text encoders to read, counted from the end as in A1111: 1 is the model's own, 2 the one before
     #: the last. That is SDXL's and SD 3's own, where 1 and 2 are the same.
     clip_skip: int = Field(default=1, ge=1, le=12)
+    #: Tokens of a caption that CLIP reads, in chunks of 75, as A1111, ComfyUI and kohya's scripts do. SD 3 reads 75 by
+    #: CLIP whatever it says, and 256 by T5.
+    max_token_length: Literal[75, 150, 225] = 225
 
 
 class MethodKind(StrEnum):
@@ -88,6 +94,16 @@ class Targets(StrEnum):
     PATTERN = "pattern"
 
 
+class BlockRank(Frozen):
+    """The rank of the layers of some blocks."""
+
+    blocks: BlockPattern
+    #: 0 leaves them out.
+    rank: int = Field(ge=0, le=256)
+    #: None: alpha = rank.
+    alpha: float | None = Field(default=None, gt=0, le=1024)
+
+
 class Method(Frozen):
     """What is trained, and how large it is."""
 
@@ -96,6 +112,15 @@ class Method(Frozen):
     rank: int = Field(default=16, ge=1, le=256)
     #: None means alpha = rank, a scale of 1.
     alpha: float | None = Field(default=None, gt=0, le=1024)
+    #: Of convolutions larger than one pixel (kohya's `conv_dim`); None: as `rank` and `alpha`.
+    conv_rank: int | None = Field(default=None, ge=1, le=256)
+    #: None: alpha = `conv_rank`. Only used with `conv_rank`.
+    conv_alpha: float | None = Field(default=None, gt=0, le=1024)
+    #: Ranks of blocks of their own (kohya's `block_dims`); the first that matches a layer counts, also a convolution.
+    block_ranks: tuple[BlockRank, ...] = Field(default=(), max_length=64)
+    #: Scale by alpha / sqrt(rank) instead of alpha / rank, so that a high rank learns as fast as a low one (rsLoRA,
+    #: Kalajdzievski 2023, arXiv:2312.03732); of lora and dora.
+    rank_stabilized: bool = False
     #: Of lora and dora: drops inputs of a layer; of loha and lokr: drops whole layers.
     dropout: float = Field(default=0.0, ge=0, le=0.9)
     #: Side of the rotated blocks of oft; a layer whose width it does not divide gets the nearest size that does.
@@ -112,8 +137,11 @@ class Method(Frozen):
     vectors: int = Field(default=1, ge=1, le=32)
     #: Word whose meaning the new word starts from; only for textual_inversion.
     initial_word: str = Field(default="", max_length=50)
-    #: SHA-256 of the weights that the training starts from (`start.safetensors` in the job folder, which `trainer new
-    #: --from` copies from a finished job); None: from the base alone.
+    #: Weights to start from: a finished job's folder, or an exported file or folder of the same kind, of any format.
+    #: `trainer new` copies them into the job folder, and takes the rank from a file unless it is given.
+    start_from: str = Field(default="", max_length=500)
+    #: SHA-256 of the weights that the training starts from (`start.safetensors` in the job folder, which `trainer new`
+    #: makes of `start_from`, or with `--from` of a finished job); None: from the base alone.
     start_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
 
     @property
@@ -137,163 +165,7 @@ class Classifier(Frozen):
     dropout: float = Field(default=0.0, ge=0, le=0.9)
 
 
-# -- the optimization ----------------------------------------------------------------------------------------------
-
-
-class OptimizerKind(StrEnum):
-    """Optimizers by name; `training/optimizers.py` lists the library of each."""
-
-    ADAMW = "adamw"
-    ADAM = "adam"
-    SGD = "sgd"
-    #: AdamW with its state in 8 bits (Dettmers et al. 2021, arXiv:2110.02861); needs bitsandbytes and a GPU.
-    ADAMW_8BIT = "adamw_8bit"
-    ADAFACTOR = "adafactor"
-    LION = "lion"
-    #: Finds its own rate; `learning_rate` is a factor, usually 1 (Mishchenko & Defazio 2023, arXiv:2306.06101).
-    PRODIGY = "prodigy"
-    #: As prodigy (Defazio & Mishchenko 2023, arXiv:2301.07733).
-    DADAPT_ADAM = "dadapt_adam"
-    CAME = "came"
-    #: Needs no schedule (Defazio et al. 2024, arXiv:2405.15682).
-    SCHEDULE_FREE_ADAMW = "schedule_free_adamw"
-
-    @property
-    def finds_its_rate(self) -> bool:
-        return self in {OptimizerKind.PRODIGY, OptimizerKind.DADAPT_ADAM}
-
-
-class ScheduleKind(StrEnum):
-    """How the learning rate changes after the warm-up."""
-
-    CONSTANT = "constant"
-    LINEAR = "linear"
-    COSINE = "cosine"
-    COSINE_WITH_RESTARTS = "cosine_with_restarts"
-    POLYNOMIAL = "polynomial"
-    #: Smith & Topin 2017, arXiv:1708.07120; has its own warm-up.
-    ONE_CYCLE = "one_cycle"
-    #: Chen et al. 2021, arXiv:2107.04197: slow at first, fast at the end.
-    REX = "rex"
-
-
-class Precision(StrEnum):
-    """`auto`: bf16 if the GPU supports it, fp16 on older GPUs; on a CPU whichever is faster in a short trial."""
-
-    AUTO = "auto"
-    FP32 = "fp32"
-    BF16 = "bf16"
-    FP16 = "fp16"
-
-
-class Training(Frozen):
-    """The optimization of all stages; a stage may override some of these."""
-
-    #: With `stages`: the sum of their epochs.
-    epochs: int = Field(default=20, ge=1, le=1000)
-    #: How often each training image is seen in one epoch.
-    repeats: int = Field(default=1, ge=1, le=1000)
-    #: Images per optimizer step (the effective batch).
-    batch_size: int = Field(default=4, ge=1, le=1024)
-    #: Images in memory at once; gradient accumulation makes up the rest of `batch_size`. None: as many as fit, found
-    #: by trial steps.
-    micro_batch_size: int | None = Field(default=None, ge=1, le=256)
-    #: Above 0.01 only for optimizers that find their own rate, and sgd.
-    learning_rate: float = Field(default=1e-4, ge=1e-7, le=10.0)
-    #: None: half of `learning_rate`. Only used with `method.text_encoder`.
-    text_encoder_learning_rate: float | None = Field(default=None, ge=1e-8, le=10.0)
-    #: Factor between the rates of a block and the next one, from the output inwards: 1 gives all the same rate, 0.8
-    #: moves the first blocks less.
-    layer_decay: float = Field(default=1.0, ge=0.1, le=1)
-    optimizer: OptimizerKind = OptimizerKind.ADAMW
-    #: More arguments of the optimizer by its own names: `betas`, `momentum`, `d_coef`, …
-    optimizer_arguments: Arguments = Field(default_factory=dict)
-    #: Not applied to norms and biases.
-    weight_decay: float = Field(default=0.01, ge=0, le=1)
-    schedule: ScheduleKind = ScheduleKind.COSINE
-    #: More arguments of the schedule: `num_cycles`, `power`, `lr_end`, `pct_start`, …
-    schedule_arguments: Arguments = Field(default_factory=dict)
-    #: Share of a stage's steps over which the rate rises from 0.
-    warmup_share: float = Field(default=0.05, ge=0, le=0.5)
-    #: The same in steps; takes precedence over `warmup_share`.
-    warmup_steps: int | None = Field(default=None, ge=0, le=100_000)
-    max_grad_norm: float = Field(default=1.0, gt=0, le=1000)
-    #: Exponential moving average of the weights, which is then validated, sampled and exported; None: off.
-    ema_decay: float | None = Field(default=None, ge=0.5, lt=1)
-    #: Share of captions replaced by the empty one, so that classifier-free guidance keeps working.
-    caption_dropout: float = Field(default=0.05, ge=0, le=1)
-    #: Trigger word put before each caption that does not contain it; the new word of textual_inversion.
-    trigger: str = Field(default="", max_length=50)
-    #: Shuffle the tags of a caption each time it is used; captions that are sentences stay as they are.
-    tag_shuffle: bool = False
-    #: Tags that stay in front, the trigger included. Only used with `tag_shuffle`.
-    keep_tags: int = Field(default=1, ge=0, le=75)
-    #: Weight of the loss of a class image, relative to a training image. Only used with class images.
-    regularization_weight: float = Field(default=1.0, gt=0, le=10)
-    #: Side of the square whose area each image is resized to, px; None: the base's own size.
-    resolution: int | None = Field(default=None, ge=64, le=2048, multiple_of=8)
-    precision: Precision = Precision.AUTO
-    #: Use TensorFloat-32 for fp32 computations, on GPUs that support it.
-    tf32: bool = True
-    #: Recompute activations in the backward pass: about half the speed, a fraction of the memory.
-    gradient_checkpointing: bool = False
-    #: `torch.compile` the denoiser: minutes before the first step. On two CPU cores it never finished.
-    compile: bool = False
-    #: Keep the checkpoint of every n-th epoch, beside the last and the best; None: only those.
-    keep_every_epochs: int | None = Field(default=None, ge=1, le=1000)
-    seed: int = Field(default=0, ge=0, le=2**31 - 1)
-
-
-class Unfreeze(Frozen):
-    """Blocks that are trained from a later epoch on."""
-
-    blocks: BlockPattern
-    #: Epoch of the stage, from 1.
-    from_epoch: int = Field(ge=1, le=1000)
-
-
-class Stage(Frozen):
-    """One part of a training, with its own epochs, rates and frozen layers. None means: as in `training`."""
-
-    name: str = Field(default="", max_length=40)
-    epochs: int = Field(ge=1, le=1000)
-    learning_rate: float | None = Field(default=None, ge=1e-7, le=10.0)
-    text_encoder_learning_rate: float | None = Field(default=None, ge=1e-8, le=10.0)
-    layer_decay: float | None = Field(default=None, ge=0.1, le=1)
-    optimizer: OptimizerKind | None = None
-    optimizer_arguments: Arguments | None = None
-    weight_decay: float | None = Field(default=None, ge=0, le=1)
-    schedule: ScheduleKind | None = None
-    schedule_arguments: Arguments | None = None
-    warmup_share: float | None = Field(default=None, ge=0, le=0.5)
-    warmup_steps: int | None = Field(default=None, ge=0, le=100_000)
-    #: Side of the training images, px; validation stays at `training.resolution`, so that epochs can be compared.
-    resolution: int | None = Field(default=None, ge=64, le=2048, multiple_of=8)
-    #: Of the blocks that the method trains, only these; empty: all.
-    train: tuple[BlockPattern, ...] = Field(default=(), max_length=64)
-    #: Of those, all but these.
-    freeze: tuple[BlockPattern, ...] = Field(default=(), max_length=64)
-    #: Blocks that are added at a later epoch of the stage.
-    unfreeze: tuple[Unfreeze, ...] = Field(default=(), max_length=64)
-    #: Share of an epoch for each dataset, the main one first, then those of `mix`; 0 leaves one out. Empty: as `mix`.
-    shares: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(default=(), max_length=17)
-
-
-#: Settings of a stage that `training` has too. Each spec that is parsed asks for them, and pydantic takes its time.
-_INHERITED = tuple(name for name in Stage.model_fields if name in Training.model_fields)
-
-
-def resolved(stage: Stage, training: Training) -> Stage:
-    """Return the stage with its open values filled from `training`; `resolution` may stay open."""
-    values = {name: getattr(training, name) for name in _INHERITED if getattr(stage, name) is None}
-    if stage.warmup_share is not None and stage.warmup_steps is None:
-        # The stage sets a share: the steps of `training` would take precedence over it.
-        values["warmup_steps"] = None
-    if stage.optimizer not in {None, training.optimizer} and stage.optimizer_arguments is None:
-        values["optimizer_arguments"] = {}
-    if stage.schedule not in {None, training.schedule} and stage.schedule_arguments is None:
-        values["schedule_arguments"] = {}
-    return stage.model_copy(update=values)
+# -- the loss ------------------------------------------------------------------------------------------------------
 
 
 class LossKind(StrEnum):
@@ -316,6 +188,16 @@ class Prediction(StrEnum):
     V_PREDICTION = "v_prediction"
 
 
+class SizeConditioning(StrEnum):
+    """What SDXL is told about the size of an image."""
+
+    #: The image's own size before scaling, and what was cropped: a small image does not teach that images are blurred,
+    #: a cropped one not that heads are cut (Podell et al. 2023, arXiv:2307.01952, section 2.2).
+    ORIGINAL = "original"
+    #: The size in training, not cropped, as when images are drawn.
+    TARGET = "target"
+
+
 class Objective(Frozen):
     """The loss of a diffusion model: its kind, its weight over timesteps, and the noise."""
 
@@ -334,6 +216,7 @@ class Objective(Frozen):
     pyramid_noise: float | None = Field(default=None, gt=0, lt=1)
     #: Noise added to the noise of the input only (Ning et al. 2023, arXiv:2301.11706); 0.1 is the paper's.
     input_perturbation: float = Field(default=0.0, ge=0, le=1)
+    size_conditioning: SizeConditioning = SizeConditioning.ORIGINAL
     #: Weight the loss by the image's mask (its alpha channel, or a mask file beside it).
     masked: bool = False
     #: Weight outside the mask.
@@ -454,7 +337,8 @@ class EarlyStopping(Frozen):
     warmup_epochs: int = Field(default=2, ge=0, le=1000)
     #: Exponential smoothing of the ratio: the weight of the epochs before; 0: none.
     smoothing: float = Field(default=0.3, ge=0, lt=1)
-    #: Hours after which the training ends with the epoch, whatever the loss; None: no limit.
+    #: Hours after which the training ends with the epoch, whatever the loss; they begin again when the job is extended.
+    #: None: no limit.
     max_hours: float | None = Field(default=None, gt=0, le=10_000)
 
 

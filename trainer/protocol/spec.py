@@ -27,13 +27,11 @@ from trainer.protocol.settings import (
     Prior,
     Samples,
     SplitChoice,
-    Stage,
     TaskKind,
-    Training,
     Validation,
-    resolved,
 )
 from trainer.protocol.text import _
+from trainer.protocol.training_settings import Stage, Training, resolved
 
 SPEC_VERSION: Literal[1] = 1
 
@@ -41,9 +39,10 @@ Settings: TypeAlias = Mapping[str, Any]
 
 #: Beginnings of the names of settings that do not change what is trained.
 _OUTPUT_SETTINGS = ("samples.", "exports.", "validation.test")
-#: Our settings by the names that kohya's scripts give them. A training by steps is one of so many epochs here.
+#: Our settings by the names that kohya's scripts give them.
 _KOHYA_NAMES: Mapping[str, str] = {
     "caption_dropout_rate": "training.caption_dropout",
+    "caption_tag_dropout_rate": "training.tag_dropout",
     "debiased_estimation_loss": "objective.debiased",
     "dim": "method.rank",
     "huber_c": "objective.huber_delta",
@@ -56,7 +55,8 @@ _KOHYA_NAMES: Mapping[str, str] = {
     "lr_warmup_steps": "training.warmup_steps",
     "masked_loss": "objective.masked",
     "max_train_epochs": "training.epochs",
-    "max_train_steps": "training.epochs",
+    "loraplus_lr_ratio": "training.lora_plus_ratio",
+    "max_train_steps": "training.max_steps",
     "min_snr_gamma": "objective.snr_gamma",
     "mixed_precision": "training.precision",
     "multires_noise_discount": "objective.pyramid_noise",
@@ -209,6 +209,30 @@ def changed_settings(before: Settings, after: Settings) -> list[str]:
         for name in dict.fromkeys([*old, *new])
         if old.get(name) != new.get(name) and not name.startswith(_OUTPUT_SETTINGS)
     ]
+
+
+def extended(spec: Spec, *, trained: int, epochs: int) -> Spec:
+    """Return the spec of a training of `trained` epochs that goes on for `epochs` more, as a stage of their own.
+
+    The stages are cut to what was trained: the training may have stopped early. The new stage is like the last one,
+    with all blocks that it had unfrozen; its optimizer and its schedule start anew, as those of every stage.
+
+    Raises:
+        SpecError: It would have too many epochs or stages.
+    """
+    stages: list[Stage] = []
+    left = trained
+    for stage in spec.stages or (Stage(epochs=spec.training.epochs),):
+        if left > 0:
+            done = min(stage.epochs, left)
+            unfreeze = tuple(each for each in stage.unfreeze if each.from_epoch <= done)
+            stages.append(stage.model_copy(update={"epochs": done, "unfreeze": unfreeze}))
+            left -= done
+    unfrozen = tuple(each.model_copy(update={"from_epoch": 1}) for each in stages[-1].unfreeze)
+    stages.append(stages[-1].model_copy(update={"name": "", "epochs": epochs, "unfreeze": unfrozen}))
+    settings = spec.model_dump(mode="json")
+    settings["training"] |= {"epochs": trained + epochs, "max_steps": None}
+    return make_spec({**settings, "stages": [stage.model_dump(mode="json") for stage in stages]})
 
 
 def _flat(settings: Settings, prefix: str = "") -> dict[str, Any]:

@@ -266,6 +266,13 @@ def how_to_load(file: Exported) -> tuple[str, ...]:
                 lines.append(_("A1111, Forge: into models/Lora, then <lora:{name}:1> in the prompt", name=name))
             if Reader.COMFYUI in file.readers:
                 lines.append(_("ComfyUI: into models/loras, then the node Load LoRA"))
+            if Reader.SD_CPP in file.readers:
+                lines.append(
+                    _(
+                        "stable-diffusion.cpp: into the folder of --lora-model-dir, then <lora:{name}:1> in the prompt",
+                        name=name,
+                    )
+                )
         case ExportFormat.EMBEDDING:
             lines.append(_("A1111, Forge: into embeddings, then {name} in the prompt", name=name))
             lines.append(_("ComfyUI: into models/embeddings, then embedding:{name} in the prompt", name=name))

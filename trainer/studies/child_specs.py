@@ -12,9 +12,10 @@ from fractions import Fraction
 from typing import Any
 
 from trainer.errors import UsageError
-from trainer.protocol.settings import EarlyStopping, SplitChoice, SplitKind, Stage, Unfreeze
+from trainer.protocol.settings import EarlyStopping, SplitChoice, SplitKind
 from trainer.protocol.spec import Spec, SpecError, make_spec
 from trainer.protocol.text import _
+from trainer.protocol.training_settings import Stage, Unfreeze
 
 MAX_CANDIDATES = 64
 

@@ -24,9 +24,10 @@ from trainer.errors import BadSpecError, DatasetError
 from trainer.models.classifier import ClassifierWeights, LoadedClassifier, load_classifier, set_training
 from trainer.models.methods.trained import ExportedFile, Trained
 from trainer.protocol.report import Split
-from trainer.protocol.settings import ClassWeights, MixRole, Precision
+from trainer.protocol.settings import ClassWeights, MixRole
 from trainer.protocol.spec import Spec
 from trainer.protocol.text import _, listed, ngettext
+from trainer.protocol.training_settings import Precision
 from trainer.report.confusion import describe_confusion, draw_confusion
 from trainer.report.gallery import draw_prediction
 from trainer.tasks.examples import Encoded, Examples, ImageView
@@ -78,6 +79,11 @@ class ClassificationTask:
     @property
     def weights(self) -> int:
         return sum(parameter.numel() for parameter in self.classifier.model.parameters())
+
+    def predict_memory(
+        self, precision: Precision, *, resolution: int, state_bytes: float, is_checkpointed: bool
+    ) -> None:
+        """Return None: classifiers are small."""
 
     def encode(self, resolution: int, progress: Callable[[int, int], None]) -> dict[Split, Examples]:
         """Encode every split as pixels, or read it from the cache; the captions are the classes.

@@ -5,6 +5,7 @@ Shapes: B batch, C latent channels, H and W latent sides, T caption tokens, D em
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -24,9 +25,10 @@ from trainer.models.methods import attach
 from trainer.models.methods.checkpoint_file import base_metadata
 from trainer.models.methods.trained import ExportedFile, Trained
 from trainer.protocol.report import Split
-from trainer.protocol.settings import MethodKind, Objective, Precision, Samples
+from trainer.protocol.settings import MethodKind, Objective, Samples, SizeConditioning
 from trainer.protocol.spec import Spec
 from trainer.protocol.text import _
+from trainer.protocol.training_settings import Precision
 from trainer.report.gallery import draw_comparison
 from trainer.tasks.diffusion_loss import (
     check_objective,
@@ -39,9 +41,12 @@ from trainer.tasks.diffusion_loss import (
 )
 from trainer.tasks.encoding_cache import CaptionEmbeddings, Encoder, encode_splits
 from trainer.tasks.examples import Examples, ImageView
+from trainer.tasks.memory_prediction import MemoryNeed, predict_memory
 from trainer.tasks.sampling import SamplePlan, draw_samples, plan_samples, prior_source
 from trainer.tasks.task import DrawnSample, FrozenLoss, Verified
 from trainer.tasks.verify import verify_exports
+
+log = logging.getLogger(__name__)
 
 #: Mean squared error.
 _PLAIN = Objective()
@@ -55,7 +60,7 @@ class DiffusionTask:
         self.device = device
         self.precision = Precision.FP32
         self.mixture = mixture
-        self.base: LoadedBase = load_base(spec.base, spec.objective)
+        self.base: LoadedBase = load_base(spec.base, spec.objective, as_stored=True)
         check_objective(spec.objective, self.base.prediction_type)
         self.resolution = spec.training.resolution or self.base.resolution
         self.fingerprint = fingerprint(self.base)
@@ -66,7 +71,7 @@ class DiffusionTask:
         self.captions = CaptionEmbeddings(
             base=self.base,
             folder=mixture.sources[0].folder / "cache",
-            fingerprint=f"{self.fingerprint} clip skip {spec.base.clip_skip}",
+            fingerprint=f"{self.fingerprint} clip skip {spec.base.clip_skip}, {spec.base.max_token_length} tokens",
             device=device,
             is_trained=any(name.startswith("text_encoder") for name in self.trained.modules),
         )
@@ -100,26 +105,48 @@ class DiffusionTask:
         self.captions.add([*samples.prompts, *samples.unrelated_prompts, samples.negative_prompt])
         return by_split
 
+    def predict_memory(
+        self, precision: Precision, *, resolution: int, state_bytes: float, is_checkpointed: bool
+    ) -> MemoryNeed | None:
+        try:
+            return predict_memory(
+                self.base,
+                dict(self.trained.named_parameters()),
+                precision=precision,
+                resolution=resolution,
+                images=1,
+                state_bytes=state_bytes,
+                is_checkpointed=is_checkpointed,
+            )
+        except (RuntimeError, NotImplementedError):
+            # An operation that fake tensors lack; a prediction is no reason to refuse a job.
+            log.warning("the memory of %r cannot be predicted", self, exc_info=True)
+            return None
+
     def place(self, precision: Precision) -> None:
         """Move what the step loop needs to the device and the rest off it.
 
-        Frozen weights get `precision`; trained ones stay in fp32.
+        Frozen weights are converted to `precision`, one by one, from the files that they are mapped from; trained ones
+        stay in fp32. A text encoder that is not trained stays in its file.
         """
         self.precision = precision
-        self.base.vae.to("cpu")
         trained = {id(parameter) for _name, parameter in self.trained.named_parameters()}
         denoiser = self.base.denoiser
         for parameter in denoiser.parameters():
             if id(parameter) not in trained:
-                parameter.data = parameter.data.to(dtype_of(precision))
+                parameter.data = parameter.data.to(self.device, dtype_of(precision))
+        for buffer in denoiser.buffers():
+            if buffer.is_floating_point():
+                buffer.data = buffer.data.float()
         # Channels last makes convolutions of large UNets 3 to 5 % faster on a CPU (not measured on a GPU).
         denoiser.to(self.device, memory_format=torch.channels_last)
         if self.spec.method.kind.is_adapter:
             # peft's DoRA needs its factors in contiguous layout.
             for _name, parameter in self.trained.named_parameters():
                 parameter.data = parameter.data.contiguous()
-        for encoder in self.base.text_encoders.values():
-            encoder.to(self.device if self.captions.is_trained else "cpu")
+        if self.captions.is_trained:
+            for name, encoder in self.base.text_encoders.items():
+                encoder.to(self.device, None if name == "text_encoder_3" else torch.float32)
         if self.spec.training.compile:
             self.base.denoiser.compile()
 
@@ -140,7 +167,9 @@ class DiffusionTask:
         timestep_B = torch.tensor([self.base.draw_timestep(derive_seed("timestep", seed)) for seed in seeds])
         dropped = [Random(derive_seed("caption", s)).random() < self.spec.training.caption_dropout for s in seeds]
         captions = ["" if drop else examples.caption(view) for view, drop in zip(views, dropped, strict=True)]
-        prediction_BCHW, target_BCHW = self._predict(latents_BCHW, noise_BCHW, input_BCHW, timestep_B, captions)
+        prediction_BCHW, target_BCHW = self._predict(
+            latents_BCHW, noise_BCHW, input_BCHW, timestep_B, captions, self._sizes(examples, views)
+        )
         loss_B = self._training_loss(prediction_BCHW, target_BCHW, timestep_B, self._mask(examples, views))
         if self.spec.training.regularization_weight != 1:
             loss_B = loss_B * torch.tensor([examples.loss_weights[view.index] for view in views]).to(loss_B)
@@ -158,7 +187,9 @@ class DiffusionTask:
         latents_BCHW, timestep_B = examples.inputs(views), torch.tensor(timesteps)
         noise_BCHW = torch.stack([seeded_noise(tuple(latents_BCHW.shape[1:]), seed) for seed in noise_seeds])
         captions = [examples.captions[index] for index in indices]
-        prediction_BCHW, target_BCHW = self._predict(latents_BCHW, noise_BCHW, noise_BCHW, timestep_B, captions)
+        prediction_BCHW, target_BCHW = self._predict(
+            latents_BCHW, noise_BCHW, noise_BCHW, timestep_B, captions, self._sizes(examples, views)
+        )
         mask_B1HW = self._mask(examples, views)
         error_BCHW = elementwise_loss(prediction_BCHW, target_BCHW, _PLAIN)
         plain_B = reduce_loss(error_BCHW, mask_B1HW, self.spec.objective.mask_floor)
@@ -311,6 +342,7 @@ class DiffusionTask:
         input_BCHW: Tensor,
         timestep_B: Tensor,
         captions: list[str],
+        size_B6: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """The prediction for `latents` with the noise `input`, and the target for the noise `noise`."""
         latents_BCHW, noise_BCHW, input_BCHW, timestep_B = (
@@ -318,7 +350,10 @@ class DiffusionTask:
         )
         noisy_BCHW = self.base.add_noise(latents_BCHW, input_BCHW, timestep_B)
         with autocast(self.device, self.precision):
-            prediction_BCHW = self.base.predict(noisy_BCHW, timestep_B, self.captions.embed(captions))
+            text = self.captions.embed(captions)
+            if size_B6 is not None:
+                text = {**text, "size_B6": size_B6.to(self.device)}
+            prediction_BCHW = self.base.predict(noisy_BCHW, timestep_B, text)
         return prediction_BCHW, self.base.target(latents_BCHW, noise_BCHW, timestep_B)
 
     def _training_loss(
@@ -330,6 +365,10 @@ class DiffusionTask:
         timestep_B = timestep_B.to(self.device)
         weight_B = timestep_weight(self.base.snr(timestep_B), self.base.prediction_type, objective)
         return loss_B * weight_B
+
+    def _sizes(self, examples: Examples, views: Sequence[ImageView]) -> Tensor | None:
+        is_told = self.spec.objective.size_conditioning is SizeConditioning.ORIGINAL
+        return examples.size_conditions(views) if is_told and self.base.family is Family.SDXL else None
 
     def _mask(self, examples: Examples, views: Sequence[ImageView]) -> Tensor | None:
         mask_B1HW = examples.mask(views) if self.spec.objective.masked else None

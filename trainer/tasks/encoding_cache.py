@@ -23,6 +23,8 @@ from trainer.dataset.images.decoding import UnreadableFiles, open_for_bucket
 from trainer.dataset.split.mixing import Mixture
 from trainer.dataset.split.overlap import JobImage
 from trainer.models.base import LoadedBase
+from trainer.models.families.model import encoders_running, stack_captions
+from trainer.models.widening import widened
 from trainer.protocol.augmentation import Augmentation
 from trainer.protocol.bucket_shapes import Size, default_step
 from trainer.protocol.report import Image, Split
@@ -100,16 +102,16 @@ class Encoder:
         rows: int,
     ) -> list[Encoded]:
         def compute() -> Mapping[str, Tensor]:
-            self.base.vae.to(self.device)
             latents: dict[str, list[Tensor]] = {}
             unreadable = UnreadableFiles()
-            for image, size in zip(images, sizes, strict=True):
-                with unreadable.collected():
-                    for version in versions(image, size):
-                        tick()
-                        # Once one of them cannot be read, the others are only looked at.
-                        if not unreadable:
-                            latents.setdefault(_name_of(size), []).append(self._encode(version))
+            with widened(self.base.vae, self.device):
+                for image, size in zip(images, sizes, strict=True):
+                    with unreadable.collected():
+                        for version in versions(image, size):
+                            tick()
+                            # Once one of them cannot be read, the others are only looked at.
+                            if not unreadable:
+                                latents.setdefault(_name_of(size), []).append(self._encode(version))
             unreadable.require_none()
             return {size: torch.stack(items) for size, items in latents.items()}
 
@@ -170,9 +172,22 @@ class CaptionEmbeddings:
         if self.is_trained or not texts:
             return
         key = cache_key(self.fingerprint, [*texts])
-        stored = cached(self.folder, "captions", key, lambda: self._embed_all(texts, progress))
-        for index, text in enumerate(texts):
-            self._known[text] = {name: tensor[index] for name, tensor in stored.items()}
+        by_length = self._by_length(texts)
+        stored = cached(self.folder, "captions", key, lambda: self._embed_all(by_length, progress))
+        for length, own in by_length.items():
+            for index, text in enumerate(own):
+                self._known[text] = {
+                    name: stored[_stored_name(name, length)][index]
+                    for name in ("caption_BTD", "pooled_BD")
+                    if _stored_name(name, length) in stored
+                }
+
+    def _by_length(self, texts: list[str]) -> dict[int, list[str]]:
+        """Group captions by the number of their chunks: those embeddings have the same shape."""
+        by_length: dict[int, list[str]] = {}
+        for text, chunks in zip(texts, self.base.chunk_counts(texts), strict=True):
+            by_length.setdefault(chunks, []).append(text)
+        return by_length
 
     def embed(self, captions: list[str]) -> Mapping[str, Tensor]:
         """Embed captions on the device: `caption_BTD`, and `pooled_BD` if the base reads it."""
@@ -180,20 +195,29 @@ class CaptionEmbeddings:
             return self.base.encode_text(captions)
         self.add(captions)
         rows = [self._known[caption] for caption in captions]
-        return {name: torch.stack([row[name] for row in rows]).to(self.device) for name in rows[0]}
+        text = {"caption_BTD": stack_captions([row["caption_BTD"] for row in rows])}
+        if "pooled_BD" in rows[0]:
+            text["pooled_BD"] = torch.stack([row["pooled_BD"] for row in rows])
+        return {name: tensor.to(self.device) for name, tensor in text.items()}
 
     @torch.no_grad()
-    def _embed_all(self, texts: list[str], progress: Callable[[int, int], None]) -> dict[str, Tensor]:
-        encoders = self.base.text_encoders.values()
-        for encoder in encoders:
-            encoder.to(self.device)
-        parts = []
-        for start in range(0, len(texts), _BATCH):
-            progress(start, len(texts))
-            parts.append(self.base.encode_text(texts[start : start + _BATCH]))
-        for encoder in encoders:
-            encoder.to("cpu")
-        return {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
+    def _embed_all(self, by_length: Mapping[int, list[str]], progress: Callable[[int, int], None]) -> dict[str, Tensor]:
+        """Embed captions: a tensor for each length, `caption_BTD/1`, `pooled_BD/1`, `caption_BTD/2`, …"""
+        parts: dict[str, list[Tensor]] = {}
+        done, total = 0, sum(map(len, by_length.values()))
+        with encoders_running(self.base, self.device):
+            for length, texts in by_length.items():
+                for start in range(0, len(texts), _BATCH):
+                    batch = texts[start : start + _BATCH]
+                    progress(done, total)
+                    for name, tensor in self.base.encode_text(batch).items():
+                        parts.setdefault(_stored_name(name, length), []).append(tensor.cpu())
+                    done += len(batch)
+        return {name: torch.cat(tensors) for name, tensors in parts.items()}
+
+
+def _stored_name(name: str, length: int) -> str:
+    return f"{name}/{length}"
 
 
 def encode_splits(
@@ -251,14 +275,14 @@ def _sizes(spec: Spec, members: Sequence[JobImage], resolution: int, base: Loade
 
 
 def _captions(spec: Spec, mixture: Mixture) -> list[tuple[str, ...]]:
-    """The captions of each image: all of a training image, in several orders if tags are shuffled, else the first."""
+    """The captions of each image: all of a training image, in several versions if tags vary, else the first."""
     members, training = mixture.members, spec.training
     trained = [index for index, member in enumerate(members) if member.split is Split.TRAIN]
     most = {Split.TRAIN: captions_per_image(len(trained))}
     captions = [mixture.captions_of(member)[: most.get(member.split, 1)] for member in members]
-    if not training.tag_shuffle:
+    if not training.tag_shuffle and not training.tag_dropout:
         return [tuple(map(without_separator, each)) for each in captions]
-    orders = tag_orders([captions[index] for index in trained], training.keep_tags, training.seed)
+    orders = tag_orders([captions[index] for index in trained], training)
     by_index = dict(zip(trained, orders, strict=True))
     return [by_index.get(index) or tuple(map(without_separator, each)) for index, each in enumerate(captions)]
 

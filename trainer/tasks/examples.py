@@ -9,14 +9,17 @@ from random import Random
 import torch
 from torch import Tensor
 
-from trainer.dataset.captions.caption_words import KEEP_TOKENS_SEPARATOR, shuffle_tags
+from trainer.dataset.buckets import crop_offset
+from trainer.dataset.captions.caption_words import KEEP_TOKENS_SEPARATOR, vary_tags
 from trainer.dataset.seeds import derive_seed
 from trainer.dataset.split.overlap import JobImage
 from trainer.protocol.bucket_shapes import Size
 from trainer.protocol.report import Image
+from trainer.protocol.training_settings import Training
 
 #: Tag orders embedded per caption, and embeddings in all. Bounded: a new order at each step would keep the text encoder
-#: on the device and in the loop. At SD 1.5's width an embedding takes 231 KiB, so 2,000 take 0.45 GiB.
+#: on the device and in the loop. At SD 1.5's width 75 tokens take 231 KiB, so 2,000 captions take 0.45 GiB; long ones
+#: up to three times that.
 _TAG_ORDERS, _EMBEDDINGS = 8, 2000
 
 
@@ -80,6 +83,19 @@ class Examples:
         """An identifier of each image's content, independent of the rest of the dataset."""
         return tuple(image.pixels_sha256 or image.source for image in self.images)
 
+    def size_conditions(self, views: Sequence[ImageView]) -> Tensor:
+        """SDXL's size conditioning, [B, 6]: original height and width, crop at the top and left, height and width, px.
+
+        Variants have that of their image: what an augmentation crops is a part of the new image.
+        """
+        return torch.tensor([self._size_condition(view.index) for view in views])
+
+    def _size_condition(self, index: int) -> tuple[int, ...]:
+        image, (width, height) = self.images[index], self.sizes[index]
+        original = image.width or width, image.height or height
+        left, top = crop_offset(original, (width, height))
+        return original[1], original[0], top, left, height, width
+
     def inputs(self, views: Sequence[ImageView]) -> Tensor:
         """Model inputs of images of one size, [B, C, H, W]."""
         return torch.stack([self._input(view) for view in views])
@@ -99,18 +115,22 @@ class Examples:
         return variants[view.variant - 1]
 
 
-def tag_orders(captions: Sequence[Sequence[str]], keep: int, seed: int) -> list[tuple[str, ...]]:
-    """The captions of each image with other orders of their tags: 8 for each, fewer for more than 250, but at least 2.
+def tag_orders(captions: Sequence[Sequence[str]], training: Training) -> list[tuple[str, ...]]:
+    """The captions of each image with other orders of their tags, some tags left out: 8 for each, fewer for more than
+    250, but at least 2; the first is the caption itself.
 
-    An order depends on the seed and the caption only. Equal orders are listed once.
+    An order depends on the settings and the caption only. Equal orders are listed once.
     """
     distinct = {caption for of_image in captions for caption in of_image}
     count = max(2, min(_TAG_ORDERS, _EMBEDDINGS // max(1, len(distinct))))
+    # The caption itself has all tags; the others make up for it.
+    dropout = min(1.0, training.tag_dropout * count / (count - 1))
 
     def orders(caption: str) -> Iterator[str]:
         yield without_separator(caption)
         for n in range(1, count):
-            yield shuffle_tags(caption, keep, Random(derive_seed("tags", seed, caption, n)))
+            order = Random(derive_seed("tags", training.seed, caption, n))
+            yield vary_tags(caption, training.keep_tags, order, shuffle=training.tag_shuffle, dropout=dropout)
 
     return [tuple(dict.fromkeys(order for caption in of_image for order in orders(caption))) for of_image in captions]
 

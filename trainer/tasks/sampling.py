@@ -18,6 +18,7 @@ from trainer.dataset.seeds import derive_seed
 from trainer.dataset.split.mixing import MixSource
 from trainer.exchange.files import atomic_write
 from trainer.models.base import LoadedBase
+from trainer.models.widening import stand_ins, widened
 from trainer.protocol.report import Counts, DatasetReport, Image, Split
 from trainer.protocol.settings import MixRole, Prior, Samples
 
@@ -61,28 +62,30 @@ def draw_samples(
     """
     pipeline = base.pipeline()
     pipeline.set_progress_bar_config(disable=True)
-    base.vae.to(device)
 
     def after_step(_pipeline: Any, _step: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
         between_steps()
         return values
 
     images: list[PILImage.Image] = []
-    for start in range(0, len(plan), _BATCH):
-        part = plan[start : start + _BATCH]
-        text = embed([sample.prompt for sample in part])
-        negative = embed([settings.negative_prompt] * len(part))
-        result = pipeline(
-            **base.sampling_arguments(text, negative),
-            num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance,
-            height=resolution,
-            width=resolution,
-            generator=[torch.Generator("cpu").manual_seed(sample.seed) for sample in part],
-            callback_on_step_end=after_step,
-        )
-        images.extend(result.images)
-    base.vae.to("cpu")
+    with widened(base.vae, device):
+        for start in range(0, len(plan), _BATCH):
+            part = plan[start : start + _BATCH]
+            arguments = base.sampling_arguments(
+                embed([sample.prompt for sample in part]), embed([settings.negative_prompt] * len(part))
+            )
+            # The encoders do not run; their stored dtype must not become that of the latents.
+            with stand_ins(base.text_encoders.values()):
+                result = pipeline(
+                    **arguments,
+                    num_inference_steps=settings.steps,
+                    guidance_scale=settings.guidance,
+                    height=resolution,
+                    width=resolution,
+                    generator=[torch.Generator("cpu").manual_seed(sample.seed) for sample in part],
+                    callback_on_step_end=after_step,
+                )
+            images.extend(result.images)
     return images
 
 

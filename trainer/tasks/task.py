@@ -15,8 +15,9 @@ from torch import Tensor
 from trainer.dataset.split.mixing import Mixture
 from trainer.models.methods.trained import ExportedFile, Trained
 from trainer.protocol.report import Split
-from trainer.protocol.settings import Precision
+from trainer.protocol.training_settings import Precision
 from trainer.tasks.examples import Examples, ImageView
+from trainer.tasks.memory_prediction import MemoryNeed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +90,16 @@ class Task(Protocol):
     @property
     def weights(self) -> int:
         """Number of the model's weights."""
+
+    def predict_memory(
+        self, precision: Precision, *, resolution: int, state_bytes: float, is_checkpointed: bool
+    ) -> MemoryNeed | None:
+        """Predict the memory of a step with one image of `resolution` px; None: it is small, or not known.
+
+        Args:
+            state_bytes: What the optimizer keeps for each trained weight.
+            is_checkpointed: With gradient checkpointing.
+        """
 
     def place(self, precision: Precision) -> None:
         """Move what the step loop needs to the device and the rest off it, and compute in `precision` from now on.

@@ -13,8 +13,10 @@ from transformers.utils import logging as transformers_logging
 
 from trainer.errors import ExportError
 from trainer.models.base import LoadedBase, load_base
+from trainer.models.families.model import encoders_running
 from trainer.models.methods import as_exported, attach, loaded_back
 from trainer.models.methods.trained import ExportedFile, Weights
+from trainer.models.widening import widened_layers
 from trainer.protocol.spec import Spec
 from trainer.tasks.diffusion_loss import seeded_noise
 from trainer.tasks.task import Verified
@@ -23,6 +25,8 @@ from trainer.tasks.task import Verified
 TOLERANCE = 0.02
 _PROBE_TIMESTEPS = (100, 500, 900)
 _PROBE_SEED = 7
+#: Largest side of the compared latents: all weights take part at any size, and at SDXL's own it takes 16 times as long.
+_PROBE_SIDE = 32
 #: Largest difference of a logit, in fp32: the preprocessing is another library's.
 _LOGIT_TOLERANCE = 1e-3
 
@@ -60,7 +64,7 @@ def verify_exports(
 
 def _references(spec: Spec, weights: Weights, caption: str, device: torch.device) -> tuple[Tensor, Tensor]:
     """Predictions of a fresh base with the weights and without."""
-    base = load_base(spec.base, spec.objective)
+    base = load_base(spec.base, spec.objective, as_stored=True)
     method = attach(base, spec)
     method.load(weights)
     for module in method.modules.values():
@@ -75,14 +79,14 @@ def _references(spec: Spec, weights: Weights, caption: str, device: torch.device
 @torch.no_grad()
 def _predict(model: LoadedBase, caption: str, device: torch.device) -> Tensor:
     """Predictions on fixed noise, caption and timesteps, [3, C, H, W]."""
-    for module in (model.denoiser, *model.text_encoders.values()):
-        module.to(device)
-    text = model.encode_text([caption])
-    side = model.resolution // model.vae_scale
+    with encoders_running(model, device):
+        text = model.encode_text([caption])
+    side = min(model.resolution // model.vae_scale, _PROBE_SIDE)
     noise_1CHW = seeded_noise((1, model.denoiser.config.in_channels, side, side), _PROBE_SEED).to(device)
-    predictions = [
-        model.predict(noise_1CHW, torch.tensor([timestep], device=device), text) for timestep in _PROBE_TIMESTEPS
-    ]
+    with widened_layers(device, model.denoiser):
+        predictions = [
+            model.predict(noise_1CHW, torch.tensor([timestep], device=device), text) for timestep in _PROBE_TIMESTEPS
+        ]
     return torch.cat(predictions).float().cpu()
 
 

@@ -95,6 +95,11 @@ class Ema:
             self._averages[name] = average.to(self._parameters[name].device)
 
 
+def averages_weights(optimizer: Optimizer) -> bool:
+    """True for a schedule-free optimizer, which is evaluated by an average of the weights."""
+    return any("train_mode" in group for group in optimizer.param_groups)
+
+
 @contextmanager
 def evaluation_mode(optimizer: Optimizer) -> Iterator[None]:
     """Swap in the averaged weights of a schedule-free optimizer while the body runs; no-op for other optimizers.
@@ -102,7 +107,7 @@ def evaluation_mode(optimizer: Optimizer) -> Iterator[None]:
     The training weights are copied and restored bit for bit, because the library's `train()` recomputes them from the
     averages with rounding. The copy takes as much memory as the gradients, which do not exist between steps.
     """
-    if not any("train_mode" in group for group in optimizer.param_groups):
+    if not averages_weights(optimizer):
         yield
         return
     trained: list[nn.Parameter] = [parameter for group in optimizer.param_groups for parameter in group["params"]]

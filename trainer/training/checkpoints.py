@@ -16,10 +16,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from trainer.errors import CheckpointError, first_line
-from trainer.exchange.files import sync
+from trainer.errors import BadSpecError, CheckpointError, first_line
+from trainer.exchange.files import sync, write_text
+from trainer.protocol.events import Warned
 from trainer.protocol.frozen import Frozen
-from trainer.protocol.text import _
+from trainer.protocol.spec import Spec, changed_settings, extended, make_spec
+from trainer.protocol.text import _, ngettext
+from trainer.reporter import Reporter
 from trainer.trainer_failpoints import failpoint
 from trainer.training.early_stopping import StopMemory
 
@@ -30,6 +33,8 @@ WEIGHTS_FILE = "weights.safetensors"
 CHECKSUM_FILE = "checksums.json"
 #: In a job folder: weights of an earlier job that this one starts from.
 START_FILE = "start.safetensors"
+#: In a job folder: the settings with which the training began, for a run that finds no checkpoint yet.
+BEGUN_FILE = "begun.json"
 #: Prefix of the names of averaged weights in a checkpoint, where they differ from the training weights.
 EVALUATED = "evaluated:"
 
@@ -86,6 +91,8 @@ class TrainingState(Frozen):
     #: Seconds of work in this epoch, and in total.
     epoch_seconds: float = 0.0
     seconds: float = 0.0
+    #: Of these, those before the newest extension: `early_stopping.max_hours` counts from there.
+    seconds_before: float = 0.0
     #: Seconds that validation, samples and chart of the last epoch took.
     epoch_end_seconds: float = 0.0
     stop_memory: StopMemory = StopMemory()
@@ -109,6 +116,18 @@ class Checkpoints:
 
     def __init__(self, job_dir: Path) -> None:
         self.folder = job_dir / "checkpoints"
+
+    def begin(self, settings: Mapping[str, Any]) -> None:
+        """Record the settings of a training that has no checkpoint yet."""
+        write_text(self.folder.with_name(BEGUN_FILE), json.dumps(settings), durable=True)
+
+    def begun_settings(self) -> Mapping[str, Any] | None:
+        """Return the settings with which the training began; None if it has not."""
+        try:
+            settings: Mapping[str, Any] = json.loads(self.folder.with_name(BEGUN_FILE).read_bytes())
+        except (OSError, ValueError):
+            return None
+        return settings
 
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
@@ -209,6 +228,71 @@ def _write(folder: Path, state: TrainingState, weights: Mapping[str, Tensor], op
     (folder / CHECKSUM_FILE).write_text(json.dumps(checksums), encoding="ascii")
     for path in folder.iterdir():
         sync(path)
+
+
+def find_checkpoint(checkpoints: Checkpoints, spec: Spec, reporter: Reporter) -> Path | None:
+    """Return the newest intact checkpoint, with a warning about damaged ones; None if there is none yet.
+
+    Raises:
+        CheckpointError: All are damaged.
+        BadSpecError: The settings are not those that the checkpoint was trained with.
+    """
+    latest, found = checkpoints.latest(), checkpoints.newest_first()
+    if latest is None:
+        if found:
+            raise CheckpointError(
+                ngettext(
+                    "The only checkpoint of this training is damaged: its files are not those that were written.",
+                    "All {n} checkpoints of this training are damaged: their files are not those that were written.",
+                    len(found),
+                ),
+                _("Check the disk, and start the training again as a new job."),
+            )
+        if (begun := checkpoints.begun_settings()) is not None:
+            _check_unchanged(begun, spec)
+        return None
+    state = continued(checkpoints.load_state(latest), spec)
+    for damaged in found[: found.index(latest)]:
+        message = _(
+            "The checkpoint {name} is damaged: its files are not those that were written. The training goes on from "
+            "epoch {epoch}, step {step}; what came after is trained again.",
+            name=damaged.name,
+            epoch=state.epoch,
+            step=state.step,
+        )
+        reporter.emit(Warned, kind="damaged_checkpoint", message=message)
+    _check_unchanged(state.spec, spec)
+    return latest
+
+
+def continued(state: TrainingState, spec: Spec) -> TrainingState:
+    """Return the state from which a run with this spec goes on: its own, unless the job has ended and was extended."""
+    settings = spec.model_dump(mode="json")
+    if not (state.is_over and state.curve and changed_settings(state.spec, settings)):
+        return state
+    trained = state.curve[-1].epoch
+    more = spec.training.epochs - trained
+    if more < 1 or changed_settings(_extended_settings(state, more), settings):
+        return state
+    return state.model_copy(
+        update={"spec": settings, "is_over": False, "is_stopped_early": False, "seconds_before": state.seconds}
+    )
+
+
+def _extended_settings(state: TrainingState, more: int) -> dict[str, Any]:
+    return extended(make_spec(state.spec), trained=state.curve[-1].epoch, epochs=more).model_dump(mode="json")
+
+
+def _check_unchanged(begun: Mapping[str, Any], spec: Spec) -> None:
+    """Raise BadSpecError if the settings are not those that the training began with."""
+    if changes := changed_settings(begun, spec.model_dump(mode="json")):
+        raise BadSpecError(
+            _("The settings in spec.json changed after the training began: {changes}.", changes="; ".join(changes)),
+            _(
+                "Change them back. For more epochs use `python -m trainer extend JOB_DIR --epochs N`, for other "
+                "settings a new job: `python -m trainer new`, which also starts `--from` a finished one."
+            ),
+        )
 
 
 def finished_state(job_dir: Path) -> TrainingState:

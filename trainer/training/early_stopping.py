@@ -133,8 +133,8 @@ class StopMemory(Frozen):
         # A recent epoch has the lowest ratio, but by less than `min_delta` or by chance.
         count = self.epochs_without_improvement
         return ngettext(
-            "Less than {delta:g} % better in the last epoch: {now}{gap}.",
-            "Less than {delta:g} % better in the last {n} epochs: {now}{gap}.",
+            "Hardly better for {n} epoch (by less than {delta:g} % of the base model's loss): now {now}{gap}.",
+            "Hardly better for {n} epochs (by less than {delta:g} % of the base model's loss): now {now}{gap}.",
             count,
             delta=settings.min_delta * 100,
             now=verdict(self.ratio),

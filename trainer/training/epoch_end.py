@@ -86,7 +86,7 @@ def end_epoch(session: Session) -> None:
         metrics = dict(session.task.metrics(session.examples[Split.VALIDATION], session.check_stop))
         memory = _update_stop_memory(session, validation, train_validation)
         stop_reason = _stop_reason(session, memory)
-        is_last = session.state.epoch >= session.spec.training.epochs
+        is_last = session.state.epoch >= session.epochs
         pending: list[tuple[str, dict[str, Any]]] = []
         if not isfinite(validation.ratio):
             pending.append(("warned", _not_a_number(session)))
@@ -159,12 +159,12 @@ def _update_stop_memory(session: Session, validation: ValidationLoss, train: Val
 def _stop_reason(session: Session, memory: StopMemory) -> str | None:
     """Return a sentence that explains why the training should stop now, or None to go on."""
     state, settings = session.state, session.spec.early_stopping
-    if state.epoch >= session.spec.training.epochs or session.options.finish:
+    if state.epoch >= session.epochs or session.options.finish:
         return None
     if session.spec.split.kind is SplitKind.ALL:
         settings = settings.model_copy(update={"enabled": False})
     # Broadcast, because the clocks of several processes differ.
-    seconds = session.processes.broadcast(state.seconds + state.epoch_seconds)
+    seconds = session.processes.broadcast(state.seconds + state.epoch_seconds - state.seconds_before)
     reason = memory.stop_reason(state.epoch, settings, seconds=seconds)
     return None if reason is None else memory.describe(reason, settings)
 
@@ -207,6 +207,7 @@ def _next_state(
         epoch=state.epoch + 1,
         step=state.step,
         seconds=state.seconds + seconds,
+        seconds_before=state.seconds_before,
         epoch_end_seconds=epoch_end_seconds,
         stop_memory=memory,
         curve=curve,
@@ -219,7 +220,7 @@ def _next_state(
 
 def _draw_chart(session: Session, curve: tuple[EpochPoint, ...], memory: StopMemory, *, stopped_early: bool) -> str:
     """Draw the loss chart of the epoch on rank 0; return its path in the job folder."""
-    state, epoch, total = session.state, curve[-1].epoch, session.spec.training.epochs
+    state, epoch, total = session.state, curve[-1].epoch, session.epochs
     path = session.job_dir / "charts" / f"loss-{epoch:03d}.png"
     if session.processes.is_main:
         # Imported here: matplotlib takes 0.4 s, which the first step need not wait for.
@@ -256,7 +257,7 @@ def _epoch_ended(session: Session, point: EpochPoint, memory: StopMemory, second
 
 
 def _stopped_early(session: Session, memory: StopMemory, reason: str, seconds: float) -> dict[str, Any]:
-    epochs_saved = session.spec.training.epochs - session.state.epoch
+    epochs_saved = session.epochs - session.state.epoch
     return {
         "epoch": session.state.epoch,
         "best_epoch": memory.best_epoch,

@@ -52,7 +52,7 @@ def _run(session: Session) -> dict[str, Any]:
         "ss_unet_lr": training.learning_rate,
         "ss_text_encoder_lr": text_encoder_rate if session.spec.method.text_encoder else None,
         "ss_num_batches_per_epoch": session.steps_per_epoch(stage),
-        "ss_num_epochs": training.epochs,
+        "ss_num_epochs": session.epochs,
         "ss_max_train_steps": session.total_steps,
         "ss_gradient_checkpointing": training.gradient_checkpointing,
         "ss_gradient_accumulation_steps": ceil(training.batch_size / micro_batch),
@@ -62,7 +62,7 @@ def _run(session: Session) -> dict[str, Any]:
         "ss_lr_warmup_steps": training.warmup_steps
         if training.warmup_steps is not None
         else round(training.warmup_share * session.steps_of(stage)),
-        "ss_optimizer": training.optimizer.value,
+        "ss_optimizer": str(training.optimizer),
         "ss_max_grad_norm": training.max_grad_norm,
         "ss_mixed_precision": session.memory_plan.precision.value.replace("fp32", "no"),
         "ss_loss_type": objective.loss.value.replace("mse", "l2"),
@@ -75,6 +75,7 @@ def _run(session: Session) -> dict[str, Any]:
         "ss_caption_dropout_rate": training.caption_dropout,
         "ss_cache_latents": True,
         "ss_seed": training.seed,
+        "ss_max_token_length": session.spec.base.max_token_length,
         "ss_clip_skip": session.spec.base.clip_skip if session.spec.base.clip_skip > 1 else None,
         "ss_training_comment": f"Darkroom, preset {session.spec.preset}",
     }

@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import io
 from collections.abc import Callable, Mapping, Sequence
+from pickle import UnpicklingError
 from types import MethodType
 from typing import Any
 
@@ -13,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainer.errors import BadSpecError, MissingLibraryError
-from trainer.protocol.settings import Arguments, OptimizerKind
+from trainer.errors import BadSpecError, MissingLibraryError, first_line
+from trainer.protocol.settings import Arguments
 from trainer.protocol.text import _, ngettext
+from trainer.protocol.training_settings import OWN_OPTIMIZERS, OptimizerKind, finds_its_rate
 
-_CLASSES: Mapping[OptimizerKind, tuple[str, str]] = {
+_CLASSES: Mapping[str, tuple[str, str]] = {
     OptimizerKind.ADAMW: ("torch.optim", "AdamW"),
     OptimizerKind.ADAM: ("torch.optim", "Adam"),
     OptimizerKind.SGD: ("torch.optim", "SGD"),
@@ -30,7 +33,7 @@ _CLASSES: Mapping[OptimizerKind, tuple[str, str]] = {
     OptimizerKind.CAME: ("pytorch_optimizer", "CAME"),
     OptimizerKind.SCHEDULE_FREE_ADAMW: ("pytorch_optimizer", "ScheduleFreeAdamW"),
 }
-_DEFAULTS: Mapping[OptimizerKind, Arguments] = {
+_DEFAULTS: Mapping[str, Arguments] = {
     OptimizerKind.SGD: {"momentum": 0.9},
     # Use the schedule's rate, not one that grows with the weights.
     OptimizerKind.ADAFACTOR: {"relative_step": False, "scale_parameter": False},
@@ -56,12 +59,18 @@ _RESERVED: Mapping[str, str] = {
     "warmup_steps": _("Set training.warmup_steps."),
     "is_paged": _("Remove it."),
 }
+#: The modules that hold the classes of a library.
+_MODULES = {"torch": "torch.optim", "pytorch_optimizer": "pytorch_optimizer", "bitsandbytes": "bitsandbytes.optim"}
+#: What another optimizer is tried on: a linear layer, a convolution and a bias.
+_TRIAL_SHAPES = ((8, 8), (4, 4, 3, 3), (8,))
+#: Before it is saved: some change nothing at first, or act on every tenth step.
+_TRIAL_STEPS = 12
 #: Key in a parameter group: groups of the same number estimate their rate together.
 _ESTIMATE = "estimate"
 
 
 def make_optimizer(
-    kind: OptimizerKind, groups: Sequence[Mapping[str, Any]], *, weight_decay: float, arguments: Arguments
+    kind: str, groups: Sequence[Mapping[str, Any]], *, weight_decay: float, arguments: Arguments
 ) -> Optimizer:
     """Create an optimizer for torch's parameter `groups`, each with its `params` and `lr`.
 
@@ -69,44 +78,108 @@ def make_optimizer(
     later must be in a group of their own, because prodigy, dadapt_adam and schedule_free_adamw count steps per group.
 
     Args:
+        kind: An `OptimizerKind`, or a class of a library: `torch.RAdam`.
         weight_decay: For groups without a `weight_decay` of their own.
 
     Raises:
-        BadSpecError: An argument is unknown, of the wrong type, or out of range.
+        BadSpecError: The class is unknown; an argument is unknown, of the wrong type, or out of range.
         MissingLibraryError: The library is missing, or does not run on this device.
     """
     constructor = _constructor(kind)
     check_library_arguments(constructor, arguments, owner=kind, setting="optimizer_arguments", reserved=_RESERVED)
     rates = sorted({float(group["lr"]) for group in groups}, reverse=True)
     own_groups = [dict(group) for group in groups]
-    if kind.finds_its_rate:
+    if finds_its_rate(kind):
         for group in own_groups:
             group[_ESTIMATE] = rates.index(float(group["lr"]))
-    given = {**_DEFAULTS.get(kind, {}), **arguments}
+    given: dict[str, Any] = {**_DEFAULTS.get(kind, {}), **arguments}
+    if "weight_decay" in inspect.signature(constructor).parameters:
+        given["weight_decay"] = weight_decay
     if kind in _FUSED and "foreach" not in given and "fused" not in given:
         given["fused"] = _can_be_fused(own_groups)
     try:
         # The default rate is the highest one: diffusers' polynomial schedule compares `lr_end` with it.
-        optimizer: Optimizer = constructor(own_groups, lr=rates[0], weight_decay=weight_decay, **given)
-    except (ValueError, RuntimeError, AssertionError) as error:
+        optimizer: Optimizer = constructor(own_groups, lr=rates[0], **given)
+    except (ValueError, TypeError, AttributeError, RuntimeError, AssertionError) as error:
         raise BadSpecError(
             _("The arguments do not suit {optimizer}: {error}.", optimizer=kind, error=str(error).rstrip(".")),
-            _("Correct optimizer_arguments."),
+            _("Correct optimizer_arguments, or take another optimizer."),
         ) from error
-    if kind in _COUNTS_STEPS_PER_GROUP:
+    if kind in _COUNTS_STEPS_PER_GROUP or kind.startswith("pytorch_optimizer."):
         _step_groups_separately(optimizer)
     return optimizer
 
 
-def check_optimizer_arguments(kind: OptimizerKind, arguments: Arguments) -> None:
+def check_optimizer_arguments(kind: str, arguments: Arguments) -> None:
     """Raise what `make_optimizer` would raise for these arguments; needs no model.
 
+    An optimizer that is not one of ours is tried: it must step without a closure and continue from a file bit for bit.
+
     Raises:
-        BadSpecError: An argument is unknown, of the wrong type, or out of range.
+        BadSpecError: An argument is unknown, of the wrong type, or out of range, or the optimizer cannot be used.
         MissingLibraryError: The library is missing, or does not run on this machine.
     """
+    if kind not in OWN_OPTIMIZERS:
+        _try_optimizer(kind, arguments)
+        return
     group = {"params": [nn.Parameter(torch.zeros(2, 2))], "lr": 1e-4}
     make_optimizer(kind, [group], weight_decay=0.0, arguments=arguments)
+
+
+def _try_optimizer(kind: str, arguments: Arguments) -> None:
+    optimizer = _trial_optimizer(kind, arguments)
+    try:
+        _take_trial_steps(optimizer, range(_TRIAL_STEPS))
+        weights = [parameter.detach().clone() for parameter in _parameters(optimizer)]
+        file = io.BytesIO()
+        torch.save(optimizer.state_dict(), file)
+        file.seek(0)
+        resumed = _trial_optimizer(kind, arguments, weights)
+        resumed.load_state_dict(torch.load(file, weights_only=True))
+        for each in (optimizer, resumed):
+            _take_trial_steps(each, range(_TRIAL_STEPS, _TRIAL_STEPS + 3))
+    except BadSpecError:
+        raise
+    except UnpicklingError as error:
+        raise _unusable(kind, _("its state cannot be read back from a file without running code in it")) from error
+    except Exception as error:
+        # A library's optimizers raise anything: some need a closure, the model, or second derivatives.
+        raise _unusable(kind, first_line(error)) from error
+    pairs = list(zip(_parameters(optimizer), _parameters(resumed), strict=True))
+    if not all(bool(one.isfinite().all()) for one, _other in pairs):
+        raise _unusable(kind, _("its weights are no longer numbers after a few steps"))
+    if all(torch.equal(before, one) for before, (one, _other) in zip(weights, pairs, strict=True)):
+        raise _unusable(kind, _("it changes no weights"))
+    if not all(torch.equal(one, other) for one, other in pairs):
+        raise _unusable(kind, _("it does not continue from a checkpoint as if it had not been stopped"))
+
+
+def _trial_optimizer(kind: str, arguments: Arguments, weights: Sequence[Tensor] = ()) -> Optimizer:
+    generator = torch.Generator().manual_seed(0)
+    values = weights or [torch.randn(shape, generator=generator) for shape in _TRIAL_SHAPES]
+    parameters = [nn.Parameter(value.clone()) for value in values]
+    rate = 1.0 if finds_its_rate(kind) else 1e-3
+    return make_optimizer(kind, [{"params": parameters, "lr": rate}], weight_decay=0.01, arguments=arguments)
+
+
+def _take_trial_steps(optimizer: Optimizer, numbers: range) -> None:
+    for number in numbers:
+        generator = torch.Generator().manual_seed(number)
+        for parameter in _parameters(optimizer):
+            parameter.grad = parameter.detach() + torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _unusable(kind: str, why: str) -> BadSpecError:
+    return BadSpecError(
+        _("{optimizer} cannot train here: {why}.", optimizer=kind, why=why.rstrip(".")),
+        _("Set training.optimizer to another one, such as adamw."),
+    )
 
 
 def effective_rate(optimizer: Optimizer, rates: Sequence[float]) -> float:
@@ -185,11 +258,14 @@ def _describe_type(parameter: inspect.Parameter) -> str:
     return {bool: _("true or false"), int: _("a whole number"), float: _("a number"), str: _("a word")}[expected]
 
 
-def _constructor(kind: OptimizerKind) -> type[Any]:
-    module, name = _CLASSES[kind]
+def _constructor(kind: str) -> type[Any]:
+    if kind in OWN_OPTIMIZERS:
+        module, name = _CLASSES[kind]
+    else:
+        module, name = _MODULES[kind.partition(".")[0]], kind.rpartition(".")[2]
     library = module.partition(".")[0].replace("_", "-")
     try:
-        found: type[Any] = getattr(importlib.import_module(module), name)
+        classes = vars(importlib.import_module(module))
     except ImportError as error:
         raise MissingLibraryError(
             _(
@@ -199,10 +275,18 @@ def _constructor(kind: OptimizerKind) -> type[Any]:
             ),
             _("`pip install {library}`, or set training.optimizer to adamw.", library=library),
         ) from error
-    if kind is OptimizerKind.ADAMW_8BIT and not torch.cuda.is_available():
+    if library == "bitsandbytes" and not torch.cuda.is_available():
         raise MissingLibraryError(
             _("The optimizer {optimizer} needs a CUDA GPU, and there is none here.", optimizer=kind),
             _("Set training.optimizer to adamw."),
+        )
+    found = classes.get(name)
+    if not isinstance(found, type) or not issubclass(found, Optimizer) or found is Optimizer:
+        known = [each for each, value in classes.items() if isinstance(value, type) and issubclass(value, Optimizer)]
+        near = [each for each in difflib.get_close_matches(name, known, n=4, cutoff=0.4) if each != name]
+        raise BadSpecError(
+            _("{library} has no optimizer {name}.", library=library, name=name),
+            _("Did you mean {names}?", names=", ".join(near)) if near else _("Set training.optimizer to adamw."),
         )
     return found
 

@@ -65,25 +65,28 @@ from trainer.protocol.events import (
 )
 from trainer.protocol.report import Split
 from trainer.protocol.run_options import NEEDS_GPU_VARIABLE, RunOptions
-from trainer.protocol.settings import Precision, SplitKind
-from trainer.protocol.spec import Spec, SpecError, changed_settings
-from trainer.protocol.text import _, ngettext
+from trainer.protocol.settings import SplitKind
+from trainer.protocol.spec import Spec, SpecError
+from trainer.protocol.text import _
+from trainer.protocol.training_settings import Precision
 from trainer.reporter import Reporter
 from trainer.tasks import make_task
 from trainer.tasks.variant_preview import draw_preview
 from trainer.training.averaging import Ema
 from trainer.training.batch_size_finder import (
-    MIN_TRIAL_WEIGHTS,
     MemoryPlan,
     Trial,
     cached_precision,
+    check_fits,
+    device_memory,
     dry_run,
     find_micro_batch,
     find_precision,
+    known_precision,
     read_memory_plan,
     write_memory_plan,
 )
-from trainer.training.checkpoints import Checkpoints, TrainingState
+from trainer.training.checkpoints import Checkpoints, TrainingState, find_checkpoint
 from trainer.training.epoch_end import emit_pending, end_epoch, measure_base, measure_between
 from trainer.training.finale import export_and_finish
 from trainer.training.optimizers import check_optimizer_arguments
@@ -124,7 +127,7 @@ def prepare_session(reporter: Reporter, stop: StopRequest, options: RunOptions) 
     stop.check()
     spec, mixture = _read(job_dir)
     checkpoints = Checkpoints(job_dir)
-    latest = _find_checkpoint(checkpoints, spec, reporter)
+    latest = find_checkpoint(checkpoints, spec, reporter)
     if os.environ.get(NEEDS_GPU_VARIABLE):
         require_assigned_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
     precision = choose_precision(spec.training.precision)
@@ -151,6 +154,10 @@ def prepare_session(reporter: Reporter, stop: StopRequest, options: RunOptions) 
     if latest is None:
         session.load_start()
         _warn_about_settings(spec, mixture, reporter)
+    if read_memory_plan(job_dir) is None:
+        memory = device_memory(task.device)
+        for stage in session.stages:
+            check_fits(task, stage.settings, spec.training, precision, memory)
     _encode(session)
     _plan_memory(session)
     if spec.training.ema_decay is not None:
@@ -158,8 +165,11 @@ def prepare_session(reporter: Reporter, stop: StopRequest, options: RunOptions) 
     if latest is not None:
         session.load_checkpoint(latest)
     for stage in session.stages:
-        check_warmup(session.warmup_steps(stage), session.steps_of(stage))
+        if steps := session.steps_of(stage):
+            check_warmup(session.warmup_steps(stage), steps)
     session.begin_stage()
+    if latest is None and session.processes.is_main:
+        checkpoints.begin(session.state.spec)
     _emit_started(session)
     emit_pending(session)
     return session
@@ -184,46 +194,6 @@ def _read(job_dir: Path) -> tuple[Spec, Mixture]:
         # Class images, which are counted once they are drawn, make an epoch longer.
         check_warmups(spec, mixture)
     return spec, mixture
-
-
-def _find_checkpoint(checkpoints: Checkpoints, spec: Spec, reporter: Reporter) -> Path | None:
-    """Return the newest intact checkpoint, with a warning about damaged ones; None if there is none yet.
-
-    Raises:
-        CheckpointError: All are damaged.
-        BadSpecError: The settings are not those that the checkpoint was trained with.
-    """
-    latest, found = checkpoints.latest(), checkpoints.newest_first()
-    if latest is None:
-        if found:
-            raise CheckpointError(
-                ngettext(
-                    "The only checkpoint of this training is damaged: its files are not those that were written.",
-                    "All {n} checkpoints of this training are damaged: their files are not those that were written.",
-                    len(found),
-                ),
-                _("Check the disk, and start the training again as a new job."),
-            )
-        return None
-    state = checkpoints.load_state(latest)
-    for damaged in found[: found.index(latest)]:
-        message = _(
-            "The checkpoint {name} is damaged: its files are not those that were written. The training goes on from "
-            "epoch {epoch}, step {step}; what came after is trained again.",
-            name=damaged.name,
-            epoch=state.epoch,
-            step=state.step,
-        )
-        reporter.emit(Warned, kind="damaged_checkpoint", message=message)
-    if changes := changed_settings(state.spec, spec.model_dump(mode="json")):
-        raise BadSpecError(
-            _("The settings in spec.json changed after the training began: {changes}.", changes="; ".join(changes)),
-            _(
-                "Change them back. For more epochs use `python -m trainer extend JOB_DIR --epochs N`, for other "
-                "settings `python -m trainer new --from JOB_DIR --out NEW_JOB_DIR`."
-            ),
-        )
-    return latest
 
 
 def _check_process_count(wanted: int, found: int) -> None:
@@ -291,7 +261,6 @@ def _plan_memory(session: Session) -> None:
     task, training = session.task, session.spec.training
     plan = session.processes.broadcast(read_memory_plan(session.job_dir))
     if plan is None:
-        task.place(session.memory_plan.precision)
         candidates = session.train_by_resolution.values()
         trial = Trial(
             run=lambda images, in_bf16: dry_run(task, candidates, images, in_bf16=in_bf16), device=task.device
@@ -312,11 +281,15 @@ def _plan_memory(session: Session) -> None:
 
 def _find_precision(session: Session, trial: Trial) -> Precision:
     wanted, task = session.memory_plan.precision, session.task
-    if wanted is not Precision.AUTO or task.weights < MIN_TRIAL_WEIGHTS:
+    if (known := known_precision(wanted, task.weights)) is not None:
+        return known
+
+    def find() -> Precision:
+        task.place(Precision.FP32)
         return find_precision(wanted, task.weights, trial)
+
     cache_key = (session.spec.base, session.spec.method, task.resolution)
-    folder = session.mixture.sources[0].folder / "cache"
-    return cached_precision(folder, cache_key, lambda: find_precision(wanted, task.weights, trial))
+    return cached_precision(session.mixture.sources[0].folder / "cache", cache_key, find)
 
 
 def _emit_started(session: Session) -> None:
@@ -326,7 +299,7 @@ def _emit_started(session: Session) -> None:
         pid=os.getpid(),
         device=describe_device(session.task.device),
         precision=session.memory_plan.precision.value,
-        epochs=session.spec.training.epochs,
+        epochs=session.epochs,
         total_steps=session.total_steps,
         train_images=images[Split.TRAIN],
         validation_images=images[Split.VALIDATION],
@@ -386,6 +359,8 @@ def _train_epochs(session: Session) -> None:
         while not session.state.is_over:
             if session.options.finish and session.state.position == 0:
                 session.state = session.state.model_copy(update={"is_over": True})
+                # So that it may be extended.
+                session.save_checkpoint()
                 break
             if not session.options.finish:
                 _train_epoch(session)

@@ -18,8 +18,9 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from trainer.errors import BadSpecError
-from trainer.protocol.settings import Arguments, ScheduleKind
+from trainer.protocol.settings import Arguments
 from trainer.protocol.text import _
+from trainer.protocol.training_settings import ScheduleKind
 from trainer.training.optimizers import check_library_arguments
 
 #: Called directly, because `diffusers.optimization.get_scheduler` passes on only two of their arguments.

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,19 @@ from torch import Tensor
 
 from trainer.dataset.split.mixing import Mixture, Repeats, plan_repeats
 from trainer.device import Processes
+from trainer.errors import CheckpointError
 from trainer.protocol.events import Phase, PhaseBegan
 from trainer.protocol.report import Split
 from trainer.protocol.run_options import RunOptions
-from trainer.protocol.settings import OptimizerKind
 from trainer.protocol.spec import Spec
+from trainer.protocol.text import _
 from trainer.reporter import Reporter
 from trainer.tasks.examples import Examples, ImageView
 from trainer.tasks.task import FrozenLoss, Task
-from trainer.training.averaging import Ema, evaluation_mode
+from trainer.training.averaging import Ema, averages_weights, evaluation_mode
 from trainer.training.batch_size_finder import MemoryPlan
 from trainer.training.batches import assign_views, epoch_steps
-from trainer.training.checkpoints import EVALUATED, Checkpoints, TrainingState, load_start
+from trainer.training.checkpoints import EVALUATED, Checkpoints, TrainingState, continued, load_start
 from trainer.training.optimizers import make_optimizer
 from trainer.training.run import StopRequest
 from trainer.training.schedules import make_schedule
@@ -107,8 +109,21 @@ class Session:
         return steps_per_epoch(self.repeats(stage).views, self.spec.training.batch_size)
 
     def steps_of(self, stage: StageRun) -> int:
-        """Return the number of optimizer steps of a stage."""
+        """Return the number of optimizer steps of a stage; none of what is beyond `training.max_steps`."""
+        planned, most = self._planned_steps(stage), self.spec.training.max_steps
+        if most is None:
+            return planned
+        before = sum(self._planned_steps(each) for each in self.stages if each.number < stage.number)
+        return max(0, min(planned, most - before))
+
+    def _planned_steps(self, stage: StageRun) -> int:
         return stage.settings.epochs * self.steps_per_epoch(stage)
+
+    @cached_property
+    def epochs(self) -> int:
+        """The last epoch: that of the last stage, or the one that reaches `training.max_steps`."""
+        last = [stage for stage in self.stages if self.steps_of(stage)][-1]
+        return last.first_epoch - 1 + ceil(self.steps_of(last) / self.steps_per_epoch(last))
 
     def warmup_steps(self, stage: StageRun) -> int:
         """Return the number of optimizer steps over which the rate of a stage rises."""
@@ -136,8 +151,9 @@ class Session:
             seed=training.seed,
             epoch=epoch,
         )
+        left = self.steps_of(stage) - (epoch - stage.first_epoch) * len(steps)
         return assign_views(
-            steps,
+            steps[:left],
             contents=train.contents,
             variants=train.variant_counts,
             captions=[len(orders) for orders in train.caption_orders],
@@ -194,8 +210,7 @@ class Session:
     @property
     def has_averaged_weights(self) -> bool:
         """True if evaluation uses averages of the weights: EMA or a schedule-free optimizer."""
-        kind = self.stages[self.built_stage - 1].settings.optimizer
-        return self.ema is not None or kind is OptimizerKind.SCHEDULE_FREE_ADAMW
+        return self.ema is not None or averages_weights(self.optimizer)
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -238,7 +253,7 @@ class Session:
         Raises:
             CheckpointError: It is damaged or from another job.
         """
-        self.state = self.checkpoints.load_state(path)
+        self.state = continued(self.checkpoints.load_state(path), self.spec)
         weights = self.checkpoints.load_weights(path)
         self.task.trained.load(_unflatten({n: t for n, t in weights.items() if not n.startswith(EVALUATED)}))
         saved = self.checkpoints.load_optimizer(path)
@@ -257,13 +272,21 @@ class Session:
         self.task.trained.load(_unflatten(best))
 
     def load_start(self) -> None:
-        """Load the weights of an earlier job that this one starts from, if there are any.
+        """Load the weights of an earlier job or of a file that this job starts from, if there are any.
 
         Raises:
-            CheckpointError: They are damaged, or do not fit this job.
+            CheckpointError: They are missing or damaged, or do not fit this job.
         """
-        if (sha256 := self.spec.method.start_sha256) is not None:
-            self.task.trained.load(_unflatten(load_start(self.job_dir, sha256)))
+        method, trained = self.spec.method, self.task.trained
+        if method.start_sha256 is not None:
+            tensors = load_start(self.job_dir, method.start_sha256)
+            is_of_a_job = all(":" in name for name in tensors)
+            trained.load(_unflatten(tensors) if is_of_a_job else trained.weights_from(tensors))
+        elif method.start_from:
+            raise CheckpointError(
+                _("{path}, to start from, was not copied into the job folder.", path=method.start_from),
+                _("Make the job with `python -m trainer new`."),
+            )
 
     def _trained_weights(self) -> dict[str, Tensor]:
         modules = self.task.trained.state()

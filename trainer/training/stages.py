@@ -14,9 +14,9 @@ from trainer.errors import BadSpecError
 from trainer.models.methods.layers import matches
 from trainer.models.methods.trained import Trained
 from trainer.protocol.events import TrainedPart
-from trainer.protocol.settings import Stage
-from trainer.protocol.spec import Spec, make_spec
+from trainer.protocol.spec import Spec, SpecError, allowed_range
 from trainer.protocol.text import _
+from trainer.protocol.training_settings import Stage
 from trainer.training.schedules import check_warmup
 
 #: Substrings of peft's parameter names: DoRA magnitudes and (IA)³ factors are not neutral at 0, where decay pulls them.
@@ -85,26 +85,36 @@ def check_warmups(spec: Spec, mixture: Mixture) -> None:
     for stage in spec.plan:
         views = plan_repeats(mixture, spec.training.seed, stage.shares).views
         steps = stage.epochs * steps_per_epoch(views, spec.training.batch_size)
+        if spec.training.max_steps is not None:
+            steps = min(steps, spec.training.max_steps)
         check_warmup(warmup_steps(stage, steps), steps)
 
 
-def extended(spec: Spec, *, trained: int, epochs: int) -> Spec:
-    """Return the spec of a training of `trained` epochs that goes on for `epochs` more, as a stage of their own.
+def with_epochs_for_steps(spec: Spec, mixture: Mixture) -> Spec:
+    """Return the spec with as many epochs as `training.max_steps` take; unchanged without them, or with stages.
 
-    The stages are cut to what was trained: the training may have stopped early. The new stage is like the last one,
-    with all blocks that it had unfrozen; its optimizer and its schedule start anew, as those of every stage.
+    Raises:
+        SpecError: They are more epochs than a training may have.
     """
-    stages: list[Stage] = []
-    for run in plan_stages(spec.stages or (Stage(epochs=spec.training.epochs),)):
-        if run.first_epoch <= trained:
-            done = min(run.settings.epochs, run.epoch_in_stage(trained))
-            unfreeze = tuple(each for each in run.settings.unfreeze if each.from_epoch <= done)
-            stages.append(run.settings.model_copy(update={"epochs": done, "unfreeze": unfreeze}))
-    unfrozen = tuple(each.model_copy(update={"from_epoch": 1}) for each in stages[-1].unfreeze)
-    stages.append(stages[-1].model_copy(update={"name": "", "epochs": epochs, "unfreeze": unfrozen}))
-    settings = spec.model_dump(mode="json")
-    settings["training"]["epochs"] = trained + epochs
-    return make_spec({**settings, "stages": [stage.model_dump(mode="json") for stage in stages]})
+    most = spec.training.max_steps
+    if most is None or spec.stages:
+        return spec
+    steps = steps_per_epoch(plan_repeats(mixture, spec.training.seed, ()).views, spec.training.batch_size)
+    epochs, limit = ceil(most / steps), int(allowed_range("training.epochs")[1])
+    if epochs > limit:
+        raise SpecError(
+            _(
+                "training.max_steps {most} are {epochs} epochs of {steps} steps, and {limit} at most are possible; set "
+                "training.repeats to {repeats}, so that an epoch is longer.",
+                most=most,
+                epochs=epochs,
+                steps=steps,
+                limit=limit,
+                repeats=spec.training.repeats * ceil(epochs / limit),
+            )
+        )
+    training = spec.training.model_copy(update={"epochs": epochs})
+    return spec.model_copy(update={"training": training})
 
 
 def check_patterns(trained: Trained, runs: Sequence[StageRun]) -> None:
@@ -166,12 +176,16 @@ def parameter_groups(trained: Trained, stage: Stage) -> list[dict[str, Any]]:
 def rate_of(name: str, blocks: Sequence[str], stage: Stage) -> float:
     """Return the learning rate of a parameter.
 
-    Text encoders have their own rate. With `layer_decay` (discriminative rates, Howard & Ruder 2018, arXiv:1801.06146)
-    the rate of a block is the rate of the next block, towards the output, times the decay.
+    Text encoders have their own rates, and so has a LoRA's B. With `layer_decay` (discriminative rates, Howard & Ruder
+    2018, arXiv:1801.06146) the rate of a block is the rate of the next block, towards the output, times the decay.
     """
     rate = stage.learning_rate or 0.0
     if name.startswith("text_encoder"):
         rate = rate / 2 if stage.text_encoder_learning_rate is None else stage.text_encoder_learning_rate
+    if name.startswith("text_encoder_2.") and stage.text_encoder_2_learning_rate is not None:
+        rate = stage.text_encoder_2_learning_rate
+    if name.endswith(".lora_B"):
+        rate *= stage.lora_plus_ratio or 1.0
     if stage.layer_decay in {None, 1.0}:
         return rate
     # A text encoder is a chain of its own; everything else is one chain, with a head after its backbone.

@@ -48,13 +48,27 @@ def take_step(session: Session, step: Sequence[ImageView], number: int) -> Tenso
         session.optimizer.zero_grad()
         _halve_micro_batches(session)
     session.accelerator.clip_grad_norm_(session.parameters, session.spec.training.max_grad_norm)
-    session.optimizer.step()
+    has_stepped = _step_optimizer(session)
     session.step_rates = [group["lr"] for group in session.optimizer.param_groups]
-    session.schedule.step()
+    # A skipped step changes no weights, so it does not count, as in accelerate's schedules.
+    if has_stepped:
+        session.schedule.step()
+        if session.ema is not None:
+            session.ema.update()
     session.optimizer.zero_grad()
-    if session.ema is not None:
-        session.ema.update()
     return loss_sum
+
+
+def _step_optimizer(session: Session) -> bool:
+    """Change the weights, unless the gradients overflowed in fp16; return whether they changed."""
+    scaler = session.accelerator.scaler
+    if scaler is None:
+        session.optimizer.step()
+        return True
+    # An overflow lowers the scale. accelerate's `step_was_skipped` misses the steps that a fused optimizer skips.
+    before = scaler.get_scale()
+    session.optimizer.step()
+    return bool(scaler.get_scale() >= before)
 
 
 def _accumulate(session: Session, step: Sequence[ImageView], number: int) -> tuple[Tensor, bool]:
@@ -208,7 +222,7 @@ class EpochProgress:
         session, state = self._session, self._session.state
         steps_per_s = self._timed_steps / max(self._flushed - self._began, 1e-9)
         steps_left = session.total_steps - state.step
-        epochs_left = session.spec.training.epochs - state.epoch + 1
+        epochs_left = session.epochs - state.epoch + 1
         session.reporter.emit(
             StepDone,
             step=state.step,

@@ -75,9 +75,10 @@ TRANSITIONS: dict[State, frozenset[State]] = {
         {State.QUEUED, State.PAUSED, State.SUCCEEDED, State.STOPPED, State.FAILED, State.CANCELLED}
     ),
     State.PAUSED: frozenset({State.QUEUED, State.CANCELLED}),
-    State.SUCCEEDED: frozenset(),
-    State.STOPPED: frozenset(),
-    # A user's Retry: the same job continues from its checkpoint, in its next round.
+    # A user's extension: the same job continues from its checkpoint with more epochs, in its next round.
+    State.SUCCEEDED: frozenset({State.QUEUED}),
+    State.STOPPED: frozenset({State.QUEUED}),
+    # A user's Retry: as it was, in its next round.
     State.FAILED: frozenset({State.QUEUED}),
     State.CANCELLED: frozenset({State.QUEUED}),
 }
@@ -295,7 +296,7 @@ class Job(_Requested):
     terminal_event: TerminalEvent | None = None
     #: Why the newest attempt ended, where its terminal event does not tell.
     end_reason: EndReason | None = None
-    #: 1, and one more with each Retry.
+    #: 1, and one more with each Retry and each extension.
     round: int = 1
     #: Names of the slots that it holds or held last: `GPU 0 · RTX 4090`.
     slots: tuple[str, ...] = ()

@@ -118,7 +118,7 @@ def notification_of(job: ActiveJob, event: Event) -> Notification | None:
         case EpochEnded():
             return _notification(job, event, NotificationKind.EPOCH, f"epoch:{event.epoch}")
         case StoppedEarly():
-            return _notification(job, event, NotificationKind.EARLY_STOP, "early_stop")
+            return _notification(job, event, NotificationKind.EARLY_STOP, f"early_stop:{event.epoch}")
         case Warned():
             # Two warnings of one kind may differ: each is sent once.
             digest = hashlib.sha256(event.message.encode()).hexdigest()[:12]
@@ -142,7 +142,7 @@ def end_notification(
 ) -> Notification:
     """Return the notification about the end of an attempt.
 
-    A job ends once a round (Retry begins the next one); it is lost or paused at most once an attempt.
+    A job ends once a round (Retry or an extension begins the next one); it is lost or paused at most once an attempt.
     """
     if kind in {NotificationKind.LOST, NotificationKind.PAUSED}:
         key, seq = f"job:{job_id}:{kind}:{attempt}", 0

@@ -17,6 +17,8 @@ class Verb(StrEnum):
     PAUSE = "pause"
     RESUME = "resume"
     RETRY = "retry"
+    #: More epochs for a finished training.
+    EXTEND = "extend"
     PIN = "pin"
     UNPIN = "unpin"
     SHARE = "share"
@@ -34,6 +36,7 @@ _STATES = {
     Verb.PAUSE: frozenset({State.QUEUED, State.PREPARING, State.RUNNING}),
     Verb.RESUME: frozenset({State.PAUSED}),
     Verb.RETRY: frozenset({State.FAILED, State.CANCELLED}),
+    Verb.EXTEND: frozenset({State.SUCCEEDED, State.STOPPED}),
 }
 
 
@@ -57,8 +60,10 @@ def _would_change(verb: Verb, job: Job) -> bool:
             return not _will_finish(job)
         case Verb.RESUME:
             return True
-        case Verb.RETRY:
-            return not job.are_files_deleted
+        case Verb.RETRY | Verb.EXTEND:
+            # A study has no weights of its own, and its runs are compared with each other.
+            has_weights = bool(job.progress.epochs) and job.study is None
+            return not job.are_files_deleted and (verb is Verb.RETRY or has_weights)
         case Verb.PIN:
             return not (job.is_pinned or job.are_files_deleted)
         case Verb.UNPIN:

@@ -23,9 +23,14 @@ CHECKPOINTS = "checkpoints"
 KEEP_FAILED_DAYS = 7
 
 _DAY_S = 86_400
-#: These cannot be queued again, so their checkpoints may go.
+#: These are done, so their checkpoints may go, and with them the way to extend them.
 _FINAL = frozenset({State.SUCCEEDED, State.STOPPED})
 _KEPT = "SELECT * FROM job WHERE spec IS NOT NULL AND files_deleted_at IS NULL ORDER BY id"
+
+
+def has_checkpoint(job_dir: Path) -> bool:
+    """True unless the checkpoints of a job were deleted to make room."""
+    return next((job_dir / CHECKPOINTS).glob("*"), None) is not None
 
 
 class DeletionScope(StrEnum):

@@ -302,13 +302,25 @@ WHERE id = :id AND state = 'paused' AND state IN {states_before(State.QUEUED)}
 RETURNING *
 """
 
-#: The next round of a failed or cancelled job: from its checkpoint, with all its attempts again.
-RETRY = f"""
-UPDATE job SET state = 'queued', turn = {_next_turn("job.owner_id", "job.priority")},
+#: The next round of a job that has ended: from its checkpoint, with all its attempts again.
+_NEXT_ROUND = f"""
+    state = 'queued', turn = {_next_turn("job.owner_id", "job.priority")},
     round = round + 1, uncounted = attempt, run_after = 0, is_front = 0,
     stop_intent = NULL, stopped_by = NULL, is_finishing = 0, terminal_event = NULL, end_reason = NULL, ended_at = NULL
+"""
+
+RETRY = f"""
+UPDATE job SET {_NEXT_ROUND}
 WHERE id = :id AND state IN ('failed', 'cancelled') AND state IN {states_before(State.QUEUED)}
   AND spec IS NOT NULL AND files_deleted_at IS NULL
+RETURNING *
+"""
+
+#: With more epochs; `before` is the spec that these were added to.
+EXTEND = f"""
+UPDATE job SET {_NEXT_ROUND}, spec = :spec, fingerprint = :fingerprint, estimate_s = :estimate_s
+WHERE id = :id AND state IN ('succeeded', 'stopped') AND state IN {states_before(State.QUEUED)}
+  AND spec = :before AND study IS NULL AND parent_id IS NULL AND files_deleted_at IS NULL
 RETURNING *
 """
 

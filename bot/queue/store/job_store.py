@@ -25,6 +25,7 @@ from bot.queue.store.slots import Slots
 from bot.queue.store.study_store import StudyStore
 from bot.queue.store.transitions import Transitions, first
 from trainer.protocol.events import Event, parse_event
+from trainer.protocol.spec import Spec
 from trainer.protocol.study import StudyStep
 
 log = logging.getLogger(__name__)
@@ -349,6 +350,37 @@ class JobStore:
                 await self._transitions.record(connection, row, verb="retry", before=job.state, by=by)
         failpoint("retry_committed")
         return await self.get(job_id)
+
+    async def extend(
+        self, job: Job, spec: Spec, *, fingerprint: str, estimate_s: float | None, by: int, max_waiting: int | None
+    ) -> Job:
+        """Queue a finished job again, to go on from its checkpoint with more epochs; other jobs are unchanged.
+
+        Args:
+            job: As it was when its epochs were counted; one that changed meanwhile stays as it is.
+            spec: Its settings with more epochs.
+            fingerprint: Of `spec`.
+            estimate_s: Expected seconds of the whole training.
+            by: The user.
+            max_waiting: How many of its owner's jobs may be queued; None: the configured number.
+
+        Raises:
+            TooManyWaiting: Its owner has as many queued jobs as they may have.
+        """
+        values = {
+            "id": job.id,
+            "before": job.spec_json,
+            "spec": spec.model_dump_json(),
+            "fingerprint": fingerprint,
+            "estimate_s": estimate_s,
+        }
+        async with self._db.transaction() as connection:
+            await self._require_room(connection, job.owner_id, job.guild_id, max_waiting)
+            row = await first(connection, job_sql.EXTEND, values)
+            if row is not None:
+                why = str(spec.training.epochs)
+                await self._transitions.record(connection, row, verb="extend", before=job.state, by=by, why=why)
+        return await self.get(job.id)
 
     async def bump(self, job_id: int, priority: Priority, *, by: int) -> Job:
         """Change the priority of a queued job; other jobs are unchanged.

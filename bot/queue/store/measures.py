@@ -42,7 +42,8 @@ def planned_steps(spec: Spec, counts: Counts) -> int:
     # Class images and weighted datasets of a mix take their share of each epoch.
     others = sum(part.weight or 0.0 for part in spec.mix) + (spec.prior.weight if spec.prior.is_on else 0.0)
     views = images / max(0.05, 1 - others)
-    return max(1, ceil(views / spec.training.batch_size)) * spec.training.epochs
+    steps = max(1, ceil(views / spec.training.batch_size)) * spec.training.epochs
+    return steps if spec.training.max_steps is None else min(steps, spec.training.max_steps)
 
 
 def _training_images(spec: Spec, counts: Counts) -> float:

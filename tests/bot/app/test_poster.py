@@ -248,7 +248,7 @@ async def test_a_rate_limit_is_not_slept_out(
     wire: Wire, poster: Poster, content: MessageContent, fault: Fault, after_s: float | None, is_global: bool
 ) -> None:
     wire.failures = [fault]
-    async with asyncio.timeout(15):  # far less than the longest waits
+    async with asyncio.timeout(60):  # far less than the longest wait
         with pytest.raises(SendLater) as raised:
             await poster.send(CHANNEL, content, "n")
     assert (raised.value.after_s, raised.value.is_global) == (after_s, is_global)

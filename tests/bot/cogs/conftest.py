@@ -104,7 +104,7 @@ class World:
         """The messages that contain `part`."""
         return [text for text in self.texts() if part in text]
 
-    async def until(self, condition: Callable[[], bool], seconds: float = 20) -> None:
+    async def until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
         """Wait in real time: the services are not simulated."""
         try:
             async with asyncio.timeout(seconds):
@@ -113,7 +113,7 @@ class World:
         except TimeoutError:
             raise AssertionError("timed out; the channel shows:\n" + "\n---\n".join(self.texts())) from None
 
-    async def until_shown(self, part: str, seconds: float = 20) -> str:
+    async def until_shown(self, part: str, seconds: float = 60) -> str:
         """Wait for a message that contains `part`; return the first one."""
         await self.until(lambda: bool(self.posts(part)), seconds)
         return self.posts(part)[0]
@@ -144,12 +144,11 @@ def answer(result: Any) -> str:
 
 
 def config_for(folder: Path, **trainer_env: str) -> Config:
-    return Config.model_validate_json(
+    config = Config.model_validate_json(
         Config()
         .model_copy(
             update={
                 "storage": Config().storage.model_copy(update={"data_dir": folder}),
-                "cards": Config().cards.model_copy(update={"edit_interval_s": 1.0}),
                 "queue": Config().queue.model_copy(update={"poll_s": 0.05, "retry_pause_s": 0.0}),
                 # A full disk of the test machine must not stop the queue.
                 "health": Config().health.model_copy(update={"min_free_gib": 0.0}),
@@ -158,6 +157,8 @@ def config_for(folder: Path, **trainer_env: str) -> Config:
         )
         .model_dump_json()
     )
+    # Shorter than a configuration may say; else each test would wait for a second or two.
+    return config.model_copy(update={"cards": config.cards.model_copy(update={"edit_interval_s": 0.1})})
 
 
 def _populate(app: App, env: Any) -> World:
@@ -174,7 +175,7 @@ async def world(folder: Path, **trainer_env: str) -> AsyncIterator[World]:
     try:
         async with (
             compose(config, trainer=forked_trainer(), download=read_attachment) as app,
-            simcord.run(app.new_client(), settle_timeout=30) as env,
+            simcord.run(app.new_client(), settle_timeout=60) as env,
         ):
             yield _populate(app, env)
     finally:
@@ -185,7 +186,7 @@ async def world(folder: Path, **trainer_env: str) -> AsyncIterator[World]:
 async def first_bot(folder: Path, **trainer_env: str) -> AsyncIterator[World]:
     """Run a bot in a new server that stays for `next_bot`."""
     async with compose(config_for(folder, **trainer_env), trainer=forked_trainer(), download=read_attachment) as app:
-        env: Any = simcord.Env(app.new_client(), settle_timeout=30)
+        env: Any = simcord.Env(app.new_client(), settle_timeout=60)
         await env.start()
         try:
             yield _populate(app, env)

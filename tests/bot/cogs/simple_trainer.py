@@ -259,6 +259,7 @@ class Run:
         self.sample(epoch)
         best = min(epoch, BEST)
         self.draw("charts/loss.png", f"loss {epoch}")
+        (self.job_dir / "checkpoints" / f"e{epoch}").mkdir(parents=True)
         self.emit(
             events.EpochEnded, epoch=epoch, step=epoch * STEPS, train_loss=0.1 * 0.97**epoch, learning_rate=1e-4,
             validation=loss(ratio(epoch)), seconds=self.step_s * STEPS, is_best=epoch == best, best_epoch=best,

@@ -61,7 +61,7 @@ async def interrupted(
 
 
 async def until_async(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not await condition():  # noqa: ASYNC110 - no event is set.
             await asyncio.sleep(0.02)
 

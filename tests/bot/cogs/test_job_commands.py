@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from tests.bot.cogs.conftest import World, answer, world
 from tests.bot.cogs.dataset_helpers import buttons, press
 from tests.bot.cogs.test_finetune_command import limit_everyone
 from tests.bot.cogs.test_job_buttons import SLOW, start, state
+from trainer.exchange.job_dir import read_spec
 
 
 async def job(lab: World, job_id: int = 1) -> Job:
@@ -93,6 +95,54 @@ async def test_a_retry_needs_gpu_hours_like_a_new_job(data_dir: Path) -> None:
         assert await state(lab, 2) is State.CANCELLED
         await limit_everyone(lab, gpu_hours_per_week=budget.used_h + needed_h * 2)
         assert "#2 is tried again" in answer(await lab.ana.slash(lab.channel, "job retry", id="2"))
+        assert lab.env.errors
+
+
+async def test_a_finished_training_goes_on_with_more_epochs(data_dir: Path) -> None:
+    async with world(data_dir) as lab:
+        await lab.train(epochs=3)
+        assert "Only" in answer(await lab.ben.slash(lab.channel, "job extend", id="1", epochs=2))
+        choices = await lab.ana.autocomplete(lab.channel, "job extend", "id", "")
+        assert [choice["value"] for choice in choices] == ["1"]
+
+        reply = answer(await lab.ana.slash(lab.channel, "job extend", id="1", epochs=2))
+
+        assert "#1 goes on from epoch 3 to epoch 5" in reply
+        await lab.until(lambda: len(lab.posts("is done")) == 2)
+        extended = await job(lab)
+        assert (extended.state, extended.round, extended.attempt) == (State.SUCCEEDED, 2, 2)
+        assert [ended.epoch for ended in extended.progress.epochs] == [1, 2, 3, 4, 5]
+        assert read_spec(lab.jobs.job_dir(extended)) == extended.spec
+        assert [stage.epochs for stage in extended.spec.stages] == [3, 2]
+        # Once more: the stages add up.
+        await lab.ana.slash(lab.channel, "job extend", id="1", epochs=1)
+        await lab.until(lambda: len(lab.posts("is done")) == 3)
+        assert [stage.epochs for stage in (await job(lab)).spec.stages] == [3, 2, 1]
+        assert lab.env.errors
+
+
+async def test_what_cannot_go_on_is_not_extended(data_dir: Path) -> None:
+    async with world(data_dir, FAKE_STEP_S=SLOW) as lab:
+        await start(lab)
+        assert "Only a finished training" in answer(await lab.ana.slash(lab.channel, "job extend", id="1", epochs=2))
+        assert await state(lab) is State.RUNNING
+
+
+async def test_an_extension_keeps_within_the_limits_of_a_member(data_dir: Path) -> None:
+    async with world(data_dir) as lab:
+        await lab.train(epochs=3)
+        finished = await job(lab)
+        await limit_everyone(lab, max_epochs=4)
+        reply = answer(await lab.ana.slash(lab.channel, "job extend", id="1", epochs=2))
+        assert "5 epochs are more than the 4" in reply
+        await limit_everyone(lab, gpu_hours_per_week=1e-9)
+        reply = answer(await lab.ana.slash(lab.channel, "job extend", id="1", epochs=1))
+        assert "1e-09 GPU-h of this week are used or reserved" in reply
+        await limit_everyone(lab, gpu_hours_per_week=100)
+        shutil.rmtree(lab.jobs.job_dir(finished) / "checkpoints")
+        reply = answer(await lab.ana.slash(lab.channel, "job extend", id="1", epochs=1))
+        assert "checkpoints of #1 were deleted" in reply
+        assert await job(lab) == finished
         assert lab.env.errors
 
 

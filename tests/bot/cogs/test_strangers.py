@@ -38,7 +38,7 @@ HANDLERS: Mapping[type, Mapping[str, ButtonHandler]] = {
 #: Options that name something; a stranger names what is Ana's.
 NAMES = {"id": "secret-job", "dataset": "secret-fox", "from_dataset": "secret-fox", "slot": "cpu:0"}
 #: Values of other options that a command requires.
-REQUIRED = {"vary": "training.epochs=1,2"}
+REQUIRED = {"vary": "training.epochs=1,2", "epochs": 1}
 FORGED_NAMES = ("#" + "9" * 18, "9" * 40, "x" * 3000 + "\x00\x1b[31m\u202e' OR 1=1 -- half a pair: \ud83e")
 FORGED_ARGUMENTS = ("9" * 40, "0d" + "9" * 26)
 FORGED_IDS = ("9" * 18, "9" * 40)

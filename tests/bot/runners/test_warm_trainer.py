@@ -208,12 +208,12 @@ async def test_after_three_deaths_no_warm_trainer_is_started(
     warm = make_warm(wait="dies", pause_s=0)
     with caplog.at_level(logging.WARNING):
         async with running(warm) as task:
-            await asyncio.wait_for(task, 30)
+            await asyncio.wait_for(task, 60)
     assert sum("died (status 1)" in record.message for record in caplog.records) == MAX_DEATHS
     assert "trainings start cold" in caplog.records[-1].message
 
 
 async def test_with_a_missing_command_no_warm_trainer_is_started(caplog: pytest.LogCaptureFixture) -> None:
     warm = WarmTrainer(command=("/no-such-python",), env={}, first_pause_s=0, pause_s=0)
-    await asyncio.wait_for(warm.run(), 30)
+    await asyncio.wait_for(warm.run(), 60)
     assert "No such file" in caplog.records[0].message

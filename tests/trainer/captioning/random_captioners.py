@@ -6,29 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import (
-    BartTokenizer,
-    BertTokenizer,
-    Blip2Config,
-    Blip2ForConditionalGeneration,
-    Blip2Processor,
-    BlipConfig,
-    BlipForConditionalGeneration,
-    BlipImageProcessorPil,
-    BlipProcessor,
-    CLIPImageProcessorPil,
-    Florence2Config,
-    Florence2ForConditionalGeneration,
-    Florence2Processor,
-    GitConfig,
-    GitForCausalLM,
-    GitProcessor,
-    GPT2Tokenizer,
-    ViTConfig,
-    ViTForImageClassification,
-    ViTImageProcessorPil,
-)
+
+# `transformers.X`, not `from transformers import X`: each pytest worker would load all of these models (5 s of CPU).
 
 _SIZE = {"height": 32, "width": 32}
 _SMALL = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -50,15 +31,17 @@ def make_blip(folder: Path) -> Path:
         "eos_token_id": 3,
         "bos_token_id": 5,
     }
-    model = BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config=_VISION, projection_dim=32))
-    return _save(folder, model, BlipProcessor(BlipImageProcessorPil(size=_SIZE), tokenizer))
+    model = transformers.BlipForConditionalGeneration(
+        transformers.BlipConfig(text_config=text, vision_config=_VISION, projection_dim=32)
+    )
+    return _save(folder, model, transformers.BlipProcessor(transformers.BlipImageProcessorPil(size=_SIZE), tokenizer))
 
 
 def make_blip2(folder: Path) -> Path:
     """A model with a byte vocabulary."""
     torch.manual_seed(0)
     tokens = [*sorted(ByteLevel.alphabet()), "<|endoftext|>", "</s>", "<pad>"]
-    tokenizer = GPT2Tokenizer(
+    tokenizer = transformers.GPT2Tokenizer(
         vocab={token: number for number, token in enumerate(tokens)},
         merges=[],
         pad_token="<pad>",
@@ -68,7 +51,7 @@ def make_blip2(folder: Path) -> Path:
     )
     tokenizer.add_tokens(["<image>"], special_tokens=True)
     words = len(tokenizer)
-    config = Blip2Config(
+    config = transformers.Blip2Config(
         num_query_tokens=4,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         vision_config=_VISION,
@@ -87,30 +70,32 @@ def make_blip2(folder: Path) -> Path:
             "pad_token_id": tokenizer.pad_token_id,
         },
     )
-    processor = Blip2Processor(BlipImageProcessorPil(size=_SIZE), tokenizer, num_query_tokens=4)
-    return _save(folder, Blip2ForConditionalGeneration(config), processor)
+    processor = transformers.Blip2Processor(
+        transformers.BlipImageProcessorPil(size=_SIZE), tokenizer, num_query_tokens=4
+    )
+    return _save(folder, transformers.Blip2ForConditionalGeneration(config), processor)
 
 
 def make_git(folder: Path) -> Path:
     torch.manual_seed(0)
     tokenizer = _bert()
-    config = GitConfig(
+    config = transformers.GitConfig(
         vision_config=_VISION, vocab_size=len(tokenizer), bos_token_id=2, eos_token_id=3, pad_token_id=0, **_SMALL
     )
-    processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=_SIZE)
-    return _save(folder, GitForCausalLM(config), GitProcessor(processor, tokenizer))
+    processor = transformers.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=_SIZE)
+    return _save(folder, transformers.GitForCausalLM(config), transformers.GitProcessor(processor, tokenizer))
 
 
 def make_florence(folder: Path) -> Path:
     """A model with a byte vocabulary."""
     torch.manual_seed(0)
     tokens = ["<s>", "<pad>", "</s>", "<unk>", *sorted(ByteLevel.alphabet()), "<mask>"]
-    tokenizer = BartTokenizer(
+    tokenizer = transformers.BartTokenizer(
         vocab={token: number for number, token in enumerate(tokens)},
         merges=[],
         extra_special_tokens={"image_token": "<image>"},
     )
-    config = Florence2Config(
+    config = transformers.Florence2Config(
         image_token_id=tokenizer.image_token_id,
         text_config={
             "model_type": "bart",
@@ -142,27 +127,31 @@ def make_florence(folder: Path) -> Path:
             "projection_dim": 32,
         },
     )
-    processor = CLIPImageProcessorPil(size=_SIZE, crop_size=_SIZE, do_center_crop=False)
+    processor = transformers.CLIPImageProcessorPil(size=_SIZE, crop_size=_SIZE, do_center_crop=False)
     # 4 x 4 positions of the last stage, and one for the whole image.
     processor.image_seq_length = 17
-    return _save(folder, Florence2ForConditionalGeneration(config), Florence2Processor(processor, tokenizer))
+    return _save(
+        folder,
+        transformers.Florence2ForConditionalGeneration(config),
+        transformers.Florence2Processor(processor, tokenizer),
+    )
 
 
 def make_tagger(folder: Path, labels: tuple[str, ...] = ("cat", "long_hair", "tree", "1girl"), **changes: Any) -> Path:
     """A tagger that gives the second label the highest probability, then the first, and no other."""
     torch.manual_seed(0)
     named = {"id2label": dict(enumerate(labels)), "label2id": {label: number for number, label in enumerate(labels)}}
-    model = ViTForImageClassification(
-        ViTConfig(**{"problem_type": "multi_label_classification", **_VISION, **named, **changes})
+    model = transformers.ViTForImageClassification(
+        transformers.ViTConfig(**{"problem_type": "multi_label_classification", **_VISION, **named, **changes})
     )
     with torch.no_grad():
         model.classifier.weight.zero_()
         model.classifier.bias.copy_(torch.tensor([1.0, 2.0, *[-2.0] * (len(labels) - 2)]))
-    return _save(folder, model, ViTImageProcessorPil(size=_SIZE))
+    return _save(folder, model, transformers.ViTImageProcessorPil(size=_SIZE))
 
 
-def _bert() -> BertTokenizer:
-    return BertTokenizer(vocab={word: number for number, word in enumerate(_WORDS)})
+def _bert() -> transformers.BertTokenizer:
+    return transformers.BertTokenizer(vocab={word: number for number, word in enumerate(_WORDS)})
 
 
 def _save(folder: Path, model: Any, processor: Any) -> Path:

@@ -22,7 +22,8 @@ from trainer.protocol.spec import make_spec
 #: One tensor of each family's original layout, and the resolution of its usual configuration.
 SINGLE_FILES = {
     "cond_stage_model.transformer.text_model.embeddings.position_ids": 512,
-    "cond_stage_model.model.transformer.resblocks.9.mlp.c_proj.bias": 768,
+    # 768 or 512 px: its weights tell.
+    "cond_stage_model.model.transformer.resblocks.9.mlp.c_proj.bias": None,
     "conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias": 1024,
     "model.diffusion_model.joint_blocks.0.context_block.adaLN_modulation.1.bias": 1024,
     "lora_unet_down_blocks_0_attentions_0_proj_in.alpha": None,

@@ -11,15 +11,16 @@ from typing import TypeAlias
 import pytest
 
 from tests.trainer.models.random_adapters import Load
-from tests.trainer.random_base import make_random_base, make_random_sd3, make_random_sdxl
+from tests.trainer.random_base import make_random_base, make_random_sd2, make_random_sd3, make_random_sdxl
 from trainer.models.base import load_base
 from trainer.protocol.settings import Base
 
-#: Returns the folder of a random base: "sd1", "sdxl", "sd3" or "sd3-t5".
+#: Returns the folder of a random base: "sd1", "sd2", "sdxl", "sd3" or "sd3-t5".
 BaseFolder: TypeAlias = Callable[[str], Path]
 
 _MAKERS: dict[str, Callable[[Path], Path]] = {
     "sd1": make_random_base,
+    "sd2": make_random_sd2,
     "sdxl": make_random_sdxl,
     "sd3": make_random_sd3,
     "sd3-t5": lambda folder: make_random_sd3(folder, has_t5=True),

@@ -24,7 +24,7 @@ KINDS_MOSTLY_SLOW = [
 #: All pairs; each kind on SD 1 and LoRA on each family are in the fast set.
 FAMILIES_AND_KINDS = [
     pytest.param(family, kind, marks=() if family == "sd1" or kind is MethodKind.LORA else pytest.mark.slow)
-    for family in ("sd1", "sdxl", "sd3")
+    for family in ("sd1", "sd2", "sdxl", "sd3")
     for kind in KINDS
 ]
 

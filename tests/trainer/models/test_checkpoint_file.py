@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from tests.trainer.models.conftest import BaseFolder
-from tests.trainer.random_base import make_random_base
+from tests.trainer.random_base import make_random_sd2
 from trainer.models.base import digest_of, fingerprint, load_base
 from trainer.models.methods.checkpoint_file import marks_of, open_clip_state, unet_name, write_checkpoint
 from trainer.protocol.settings import Base, Objective, Prediction
@@ -44,7 +43,7 @@ def test_unet_names_match_the_file_of_sd_1_5() -> None:
 
 
 def test_an_sd_2_file_has_open_clip_names_and_is_read_back_as_the_same_model(tmp_path: Path) -> None:
-    folder = _make_sd2(tmp_path / "sd2")
+    folder = make_random_sd2(tmp_path / "sd2")
     whole = load_base(Base(source=str(folder)))
     path = write_checkpoint(
         tmp_path / "sd2.safetensors", "sd2", whole.denoiser, whole.vae, whole.text_encoders, dtype=torch.float32
@@ -78,19 +77,3 @@ def test_an_sdxl_v_prediction_file_is_marked(base_folder: BaseFolder, tmp_path: 
     assert single.prediction_type == "v_prediction"
     assert (float(single.noise_schedule.alphas_cumprod[-1]) == 0) is has_ztsnr
     assert marks_of(load_base(Base(source=str(folder)))) == ()
-
-
-def _make_sd2(folder: Path) -> Path:
-    """Write a random base with text embeddings as wide as SD 2's."""
-    make_random_base(folder)
-    pipeline = StableDiffusionPipeline.from_pretrained(folder)
-    text = pipeline.text_encoder.config.to_dict() | {
-        "hidden_size": 1024,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 4,
-    }
-    pipeline.text_encoder = CLIPTextModel(CLIPTextConfig.from_dict(text))
-    unet = {**pipeline.unet.config, "cross_attention_dim": 1024, "use_linear_projection": True}
-    pipeline.unet = UNet2DConditionModel.from_config(unet)
-    pipeline.save_pretrained(folder)
-    return folder

@@ -63,12 +63,34 @@ def test_each_exported_file_has_the_trained_effect_on_a_fresh_base(
         assert torch.equal(predict(fresh), before), f"{file} changed the base"
 
 
+#: Ranks of their own for convolutions and blocks, none for the middle.
+SIZES: dict[str, Any] = {
+    "conv_rank": 2,
+    "conv_alpha": 3.0,
+    "block_ranks": [
+        {"blocks": "up_blocks.0", "rank": 6, "alpha": 9.0},
+        {"blocks": "mid_block", "rank": 0},
+        {"blocks": "text_encoder", "rank": 3},
+    ],
+}
+
+
 @pytest.mark.parametrize("kind", KOHYA_KINDS)
-# LoKr factorizes its second matrix at rank 4, and not at 64.
-@pytest.mark.parametrize("rank", [4, pytest.param(64, marks=pytest.mark.slow)])
-def test_a_kohya_file_describes_the_weights_that_peft_merges(load: Load, kind: MethodKind, rank: int) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rank": 4},
+        # LoKr factorizes its second matrix at rank 4, and not at 64.
+        pytest.param({"rank": 64}, marks=pytest.mark.slow),
+        {"rank": 4, **SIZES, "rank_stabilized": True},
+    ],
+    ids=["rank 4", "rank 64", "ranks of their own"],
+)
+def test_a_kohya_file_describes_the_weights_that_peft_merges(
+    load: Load, kind: MethodKind, settings: dict[str, Any]
+) -> None:
     base = load("sd1")
-    method = method_of(kind, rank=rank)
+    method = method_of(kind, **settings)
     trained = trained_on(base, method)
     state = {name: tensor.double() for name, tensor in kohya_state(base, method, trained.state()).items()}
 
@@ -207,6 +229,48 @@ def test_kohya_names_of_sd3_follow_comfyui(load: Load) -> None:
 
     assert "lycoris_transformer_blocks_0_attn_add_q_proj.hada_w1_a" in names
     assert "lora_te2_text_model_encoder_layers_0_self_attn_q_proj.hada_w1_a" in names
+
+
+@pytest.mark.parametrize("kind", [MethodKind.LORA, MethodKind.DORA, MethodKind.LOHA])
+def test_layers_have_the_ranks_of_their_blocks_and_convolutions(load: Load, kind: MethodKind) -> None:
+    shapes = keys_of(load("sd1"), kind=kind, **SIZES)
+
+    def rank(key: str) -> int:
+        return shapes[f"{key}.{'hada_w1_b' if kind is MethodKind.LOHA else 'lora_down.weight'}"][0]
+
+    assert rank("lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q") == 4
+    assert rank("lora_unet_down_blocks_0_resnets_0_conv1") == 2
+    assert rank("lora_unet_up_blocks_0_resnets_0_conv1") == 6
+    assert rank("lora_te_text_model_encoder_layers_0_self_attn_q_proj") == 3
+    assert not any("mid_block" in key for key in shapes)
+
+
+@pytest.mark.parametrize("family", ["sd1", pytest.param("sdxl", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", [MethodKind.LORA, MethodKind.LOHA])
+def test_files_with_ranks_of_their_own_have_the_trained_effect_on_a_fresh_base(
+    load: Load, family: str, kind: MethodKind, tmp_path: Path
+) -> None:
+    base, fresh = load(family), load(family)
+    before = predict(fresh)
+    trained = trained_on(base, method_of(kind, **SIZES, rank_stabilized=kind is MethodKind.LORA))
+    after = predict(base)
+
+    for file in trained.export(tmp_path, "sized", {}):
+        with load_back(file, fresh):
+            difference = float((predict(fresh) - after).abs().max())
+        assert difference < 0.02 * float((after - before).abs().max()), file
+
+
+@pytest.mark.parametrize("rank", [1, 4, 16])
+def test_a_rank_stabilized_lora_is_scaled_by_the_root_of_its_rank(load: Load, rank: int) -> None:
+    """Kalajdzievski 2023, arXiv:2312.03732; readers scale by alpha / rank."""
+    base = load("sd1")
+    method = method_of(MethodKind.LORA, rank=rank, alpha=3.0, rank_stabilized=True)
+
+    state = kohya_state(base, method, trained_on(base, method).state())
+
+    alphas = {round(float(tensor), 4) for name, tensor in state.items() if name.endswith(".alpha")}
+    assert alphas == {round(3.0 * rank**0.5, 4)}
 
 
 def test_each_layer_stores_the_alpha_of_the_method(load: Load) -> None:

@@ -18,6 +18,7 @@ from tests.trainer.models.conftest import BaseFolder
 from trainer.errors import BadSpecError, CheckpointError
 from trainer.models.base import LoadedBase, load_base
 from trainer.models.methods.full import FullTraining, attach_full, load_back
+from trainer.models.widening import widened_layers
 from trainer.protocol.events import ExportFormat
 from trainer.protocol.settings import Base, Method, MethodKind, Objective, Targets
 
@@ -50,7 +51,9 @@ def _predict(base: LoadedBase) -> Tensor:
 
 @torch.no_grad()
 def _output(base: LoadedBase) -> Tensor:
-    return _predict(base)
+    """Predict in fp32, whatever the weights are stored in, as the check of exported files does."""
+    with widened_layers(torch.device("cpu"), base.denoiser, *base.clip_encoders.values()):
+        return _predict(base)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,35 @@ from trainer.protocol.presets import preset_named, presets, spec_from_preset
 from trainer.protocol.spec import Spec, SpecError, allowed_range, known_settings, make_spec
 
 GOLDEN = Path(__file__).parent / "golden"
+#: What some presets need.
+ABOUT_IMAGES: dict[str, Any] = {"training": {"trigger": "zkz"}, "prior": {"class_prompt": "a photo of an egg"}}
 
 
 def test_every_preset_makes_a_valid_spec_for_every_base_it_knows() -> None:
     for preset in presets().values():
         for base in {"tiny", "owner/name", *preset.bases}:
-            spec = spec_from_preset(preset.name, dataset="/data", base=base)
+            spec = spec_from_preset(preset.name, dataset="/data", base=base, changes=ABOUT_IMAGES)
             assert (spec.preset, spec.base.source) == (preset.name, base)
+
+
+def test_what_depends_on_the_images_is_left_to_the_user() -> None:
+    for preset in presets().values():
+        for base in {"tiny", "owner/name", *preset.bases}:
+            settings = preset.settings_for(base)
+            assert not settings.get("training", {}).get("trigger")
+            assert not settings.get("prior", {}).get("class_prompt")
+            assert not settings.get("samples", {}).get("prompts")
+
+
+@pytest.mark.parametrize("name", ["dreambooth", "dreambooth_full", "textual_inversion"])
+def test_a_preset_that_needs_to_know_about_the_images_asks(name: str) -> None:
+    needs = preset_named(name).needs
+    assert "training.trigger" in needs
+    for need in needs:
+        group, _, setting = need.partition(".")
+        changes = {**ABOUT_IMAGES, group: {**ABOUT_IMAGES[group], setting: ""}}
+        with pytest.raises(SpecError, match=re.escape(need)):
+            spec_from_preset(name, dataset="/data", changes=changes)
 
 
 def test_the_default_preset_comes_first_and_each_has_a_summary() -> None:
@@ -83,6 +106,11 @@ REFUSED: list[dict[str, Any]] = [
     {"training": {"rank": 16}},
     {"method": {"alpha": 0}},
     {"method": {"alpha": 2000}},
+    {"training": {"optimizer": "adamww"}},
+    {"training": {"optimizer": "torch.optim.lr_scheduler.StepLR"}},
+    {"training": {"optimizer": "torch.RAdam", "learning_rate": 2}},
+    {"base": {"max_token_length": 300}},
+    {"method": {"block_ranks": [{"blocks": "mid_block"}]}},
     {"early_stopping": {"smoothing": 1}},
     {"stages": "lora"},
 ]
@@ -121,11 +149,17 @@ IDLE: list[dict[str, Any]] = [
     {"training": {"keep_tags": 2}},
     {"training": {"regularization_weight": 0.5}},
     {"training": {"text_encoder_learning_rate": 1e-4}},
+    {"training": {"text_encoder_2_learning_rate": 1e-4}},
+    {"method": {"kind": "loha"}, "training": {"lora_plus_ratio": 16}},
     {"training": {"warmup_steps": 5, "warmup_share": 0.1}},
     {"method": {"kind": "full", "rank": 8}},
     {"method": {"kind": "ia3", "dropout": 0.1}},
     {"method": {"kind": "oft", "dropout": 0.1}},
     {"method": {"block_size": 16}},
+    {"method": {"kind": "oft", "conv_rank": 8}},
+    {"method": {"kind": "ia3", "block_ranks": [{"blocks": "mid_block", "rank": 8}]}},
+    {"method": {"conv_alpha": 8}},
+    {"method": {"kind": "lokr", "rank_stabilized": True}},
     {"method": {"factor": 4}},
     {"method": {"vectors": 2}},
     {"method": {"kind": "textual_inversion", "targets": "all"}, "training": {"trigger": "zkz"}},
@@ -139,6 +173,7 @@ IDLE: list[dict[str, Any]] = [
     {"task": "classification", "method": {"kind": "full"}, "objective": {"loss": "l1"}},
     {"task": "classification", "method": {"kind": "full"}, "prior": {"class_prompt": "a photo of a dog"}},
     {"task": "classification", "method": {"kind": "full"}, "training": {"tag_shuffle": True}},
+    {"task": "classification", "method": {"kind": "full"}, "training": {"tag_dropout": 0.1}},
     {"task": "classification", "method": {"kind": "full", "targets": "linear"}},
     {"task": "classification", "method": {"kind": "full"}, "validation": {"timesteps": 2}},
     {"task": "classification", "method": {"kind": "full"}, "samples": {"prompts": ["a fox"]}},

@@ -5,13 +5,15 @@ python fake_study.py kfold JOB_DIR --folds 3
 
 from __future__ import annotations
 
+import json
+import os
 import sys
-from pathlib import Path
 
+from tests.trainer.studies.study_helpers import TRAINER_VARIABLE
 from trainer.__main__ import main
 from trainer.studies.child_runner import ChildRunner
 
 if __name__ == "__main__":
-    fake_trainer = Path(__file__).parent / "fake_trainer.py"
-    ChildRunner.__init__.__kwdefaults__["command"] = (sys.executable, str(fake_trainer))  # type: ignore[index]
+    command = tuple(json.loads(os.environ[TRAINER_VARIABLE]))
+    ChildRunner.__init__.__kwdefaults__["command"] = command  # type: ignore[index]
     sys.exit(main())

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,8 +159,8 @@ def end_epoch(reporter: Reporter, spec: Spec, epoch: int) -> None:
     )
 
 
-def main() -> int:
-    job_dir = Path(sys.argv[2])
+def main(arguments: Sequence[str]) -> int:
+    job_dir = Path(arguments[1])
     file = next((parent / "behavior.json" for parent in job_dir.parents if (parent / "behavior.json").exists()), None)
     behaviors = json.loads(file.read_text(encoding="utf-8")) if file else {}
     try:
@@ -169,4 +170,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

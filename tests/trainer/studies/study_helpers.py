@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
 import subprocess
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tests.trainer.dataset.prepared_folders import drawn, write_dataset
+from tests.trainer.fork_server import ForkServer
 from trainer.exchange.job_dir import write_spec
 from trainer.exchange.process import read_process_file
 from trainer.protocol.events import EpochEnded, Event, parse_event
@@ -20,9 +23,18 @@ from trainer.protocol.spec import Spec, make_spec
 
 ROOT = Path(__file__).parents[3]
 E = TypeVar("E", bound=Event)
-FAKE_TRAINER = (sys.executable, str(Path(__file__).parent / "fake_trainer.py"))
+#: The command of the fake trainer, as JSON, for `fake_study.py`.
+TRAINER_VARIABLE = "FAKE_TRAINER_COMMAND"
 #: The best of these is 3e-4, and 2.9e-4 is next to it.
 RATES = "training.learning_rate=1e-4,2.9e-4,3e-4,1e-3"
+
+
+@functools.cache
+def fake_trainer() -> tuple[str, ...]:
+    """Return the command of the fake trainer; each is a fork of one process, without a quarter second of imports."""
+    server = ForkServer("tests.trainer.studies.fake_trainer:main")
+    atexit.register(server.__exit__)
+    return server.command
 
 
 def make_study(folder: Path, behavior: dict[str, Any] | None = None, **settings: Any) -> Spec:
@@ -43,7 +55,12 @@ def start_study(*arguments: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "CUDA_VISIBLE_DEVICES": "",
+            TRAINER_VARIABLE: json.dumps(fake_trainer()),
+        },
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.trainer.studies.study_helpers import FAKE_TRAINER, all_events, epochs_of, events_of, is_alive, wait_until
+from tests.trainer.studies.study_helpers import all_events, epochs_of, events_of, fake_trainer, is_alive, wait_until
 from trainer.exchange.job_dir import write_spec
 from trainer.exchange.process import read_process_file
 from trainer.protocol.events import EpochEnded, Event, Failed, Finished, Started, Stopped
@@ -46,7 +46,7 @@ class Children:
             pool=pool or DevicePool(parallel=2),
             must_stop=self.stop.is_set,
             listener=lambda child, event: self.received.append((child, event)),
-            command=FAKE_TRAINER,
+            command=fake_trainer(),
         )
         ended = runner.run(self.folder, [ChildGoal(name=name, folder=name, until_epoch=until) for name in names])
         return {child.name: child for child in ended}
@@ -133,7 +133,7 @@ def test_a_stop_request_stops_all_at_a_checkpoint_and_starts_no_other(tmp_path: 
     thread.start()
     wait_until(lambda: len([event for _name, event in children.received if isinstance(event, EpochEnded)]) >= 2)
     children.stop.set()
-    thread.join(30)
+    thread.join(60)
     assert {child.outcome for child in ended.values()} == {ChildOutcome.HALTED}
     assert sorted(ended) == ["a", "b", "c"]
     for name in ("a", "b"):
@@ -150,7 +150,7 @@ def test_a_trainer_that_runs_already_is_adopted_and_keeps_its_place_and_its_devi
     children = Children(tmp_path, **{"*": {"epoch_s": 0.3}})
     write_spec(tmp_path / "b", SPEC)
     environment: Mapping[str, str] = {**os.environ, "CUDA_VISIBLE_DEVICES": "1"}
-    with subprocess.Popen([*FAKE_TRAINER, "run", str(tmp_path / "b")], env=environment):
+    with subprocess.Popen([*fake_trainer(), "run", str(tmp_path / "b")], env=environment):
         wait_until(lambda: is_alive(tmp_path / "b"))
         assert children.run("a", "b", "c", pool=DevicePool(parallel=2, devices=("0", "1"))) == {}
     assert len(events_of(tmp_path / "b", Started)) == 1
@@ -166,7 +166,7 @@ def test_a_child_that_is_busy_with_an_unseen_trainer_is_adopted(
     # At the first look the other trainer has not written its process file yet.
     looks = iter([lambda job_dir: None])
     monkeypatch.setattr(child_runner, "read_process_file", lambda job_dir: next(looks, read_process_file)(job_dir))
-    with subprocess.Popen([*FAKE_TRAINER, "run", str(tmp_path / "a")]):
+    with subprocess.Popen([*fake_trainer(), "run", str(tmp_path / "a")]):
         wait_until(lambda: is_alive(tmp_path / "a"))
         assert children.run("a") == {}
     assert epochs_of(tmp_path / "a") == [1, 2, 3, 4]

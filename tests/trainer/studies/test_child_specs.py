@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from tests.golden import check_sentences
 from trainer.errors import UsageError
-from trainer.protocol.settings import Stage, Unfreeze
 from trainer.protocol.spec import Spec, make_spec
+from trainer.protocol.training_settings import Stage, Unfreeze
 from trainer.studies.child_specs import Candidate, final_spec, make_candidates, measured_spec, parse_axis, scale_stages
 
 

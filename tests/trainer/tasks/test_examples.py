@@ -11,20 +11,22 @@ import torch
 from PIL import Image as PILImage
 
 from tests.trainer.dataset.prepared_folders import Drawn, drawn, write_dataset
+from tests.trainer.random_base import make_random_sdxl
 from trainer.dataset.images.decoding import open_for_bucket
 from trainer.dataset.split.mixing import read_mixture
 from trainer.errors import DatasetError
 from trainer.exchange.dataset_dir import read_report
 from trainer.protocol.augmentation import Augmentation
 from trainer.protocol.report import Split
-from trainer.protocol.settings import Precision
 from trainer.protocol.spec import make_spec
+from trainer.protocol.training_settings import Precision, Training
 from trainer.tasks import encoding_cache
 from trainer.tasks.diffusion import DiffusionTask
 from trainer.tasks.examples import Examples, ImageView, tag_orders, without_separator
 from trainer.tasks.variant_preview import preview_variants
 
 TAGS = "momo, red, big, round, shiny"
+SHUFFLED = Training(tag_shuffle=True)
 
 Encode = Callable[..., dict[Split, Examples]]
 
@@ -39,6 +41,11 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     ]
     others = [drawn(11, caption="a|||b, c, d"), drawn(12, Split.VALIDATION)]
     return write_dataset(tmp_path / "main", main), write_dataset(tmp_path / "class", others)
+
+
+@pytest.fixture(scope="module")
+def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_random_sdxl(tmp_path_factory.mktemp("sdxl") / "sdxl")
 
 
 @pytest.fixture
@@ -159,6 +166,23 @@ def test_only_training_captions_are_shuffled(task: Callable[..., DiffusionTask])
     assert examples[Split.TEST].caption_orders == ((f"zork, {TAGS}",),)
 
 
+def test_captions_of_any_length_are_embedded_in_advance(
+    task: Callable[..., DiffusionTask], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short, long = "a red egg", " ".join(["red", "egg"] * 50)
+    made = task()
+    expected = {caption: made.base.encode_text([caption])["caption_BTD"] for caption in (short, long)}
+    made.captions.add([short, long])
+    monkeypatch.setattr(type(made.base), "encode_text", None)
+
+    alone = {caption: made.captions.embed([caption])["caption_BTD"] for caption in (short, long)}
+    together = made.captions.embed([short, long])["caption_BTD"]
+
+    assert all(torch.allclose(alone[caption], expected[caption], atol=1e-5) for caption in expected)
+    assert [len(each[0]) for each in alone.values()] == [77, 154]
+    assert torch.equal(together, torch.cat([alone[short].repeat(1, 2, 1), alone[long]]))
+
+
 def test_shuffled_captions_are_embedded_in_advance(
     task: Callable[..., DiffusionTask], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,13 +215,28 @@ def test_a_training_image_is_seen_with_all_its_captions(
     assert not torch.equal(embedded[0], embedded[1])
 
 
+@pytest.mark.parametrize("images", [20, 1000])
+def test_a_share_of_the_tags_is_left_out_but_never_those_in_front(images: int) -> None:
+    """As kohya's `caption_tag_dropout_rate`, whatever the number of versions."""
+    tags = [f"tag{number}" for number in range(20)]
+    captions = [[", ".join([f"momo {image}", *tags])] for image in range(images)]
+
+    versions = tag_orders(captions, Training(tag_dropout=0.25, keep_tags=1))
+
+    kept = [len(version.split(", ")) - 1 for of_image in versions for version in of_image]
+    assert 1 - sum(kept) / len(kept) / len(tags) == pytest.approx(0.25, abs=0.02)
+    for image, of_image in enumerate(versions):
+        assert all(version.startswith(f"momo {image}, ") for version in of_image)
+        assert all(version.split(", ")[1:] == sorted(version.split(", ")[1:], key=tags.index) for version in of_image)
+
+
 def test_tag_orders_are_deterministic_and_fewer_for_many_captions() -> None:
     captions = [[f"{number}, {TAGS}"] for number in range(1000)]
 
-    few, many = tag_orders(captions[:3], 1, seed=0), tag_orders(captions, 1, seed=0)
+    few, many = tag_orders(captions[:3], SHUFFLED), tag_orders(captions, SHUFFLED)
 
-    assert few == tag_orders(captions[:3], 1, seed=0)
-    assert few != tag_orders(captions[:3], 1, seed=1)
+    assert few == tag_orders(captions[:3], SHUFFLED)
+    assert few != tag_orders(captions[:3], SHUFFLED.model_copy(update={"seed": 1}))
     assert max(map(len, few)) == 8
     assert {len(orders) for orders in many} <= {1, 2}
     assert all(few[index][:2] == many[index] for index in range(3))
@@ -205,7 +244,7 @@ def test_tag_orders_are_deterministic_and_fewer_for_many_captions() -> None:
 
 def test_a_sentence_has_one_order_and_kohyas_separator_is_removed() -> None:
     sentence = "A cat sits on a mat, and it is red."
-    assert tag_orders([[sentence]], 1, seed=0) == [(sentence,)]
+    assert tag_orders([[sentence]], SHUFFLED) == [(sentence,)]
     assert without_separator("a, b ||| c, d") == "a, b, c, d"
     assert without_separator("a||b") == "a||b"
 
@@ -226,6 +265,41 @@ def test_the_loss_of_class_images_is_weighted(task: Callable[..., DiffusionTask]
 
     assert train.loss_weights == (1.0, 1.0, 1.0, 1.0, 0.25, 0.25)
     assert weighted == pytest.approx([plain[0], plain[1], plain[2] / 4, plain[3] / 4])
+
+
+@pytest.mark.parametrize("told", ["original", "target"])
+def test_sdxl_is_told_the_size_of_an_image_and_what_was_cropped(
+    tmp_path: Path, sdxl: Path, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In training and in validation; `compute_time_ids` of diffusers' train_text_to_image_lora_sdxl.py is the same."""
+    # All have one bucket: the wide one is cropped at its sides, the tall one at the top, the small one enlarged.
+    sizes = [(200, 160), (160, 200), (48, 48), (128, 128)]
+    images = [drawn(seed, size=size, caption=TAGS) for seed, size in enumerate(sizes)]
+    folder = write_dataset(tmp_path / "main", [*images, drawn(9, Split.VALIDATION, size=(200, 160), caption=TAGS)])
+    spec = make_spec({"dataset": str(folder), "base": {"source": str(sdxl)}, "objective": {"size_conditioning": told}})
+    made = DiffusionTask(spec, read_mixture(spec), torch.device("cpu"))
+    seen: list[list[list[float]]] = []
+    real = type(made.base.denoiser).forward
+
+    def forward(self: Any, *arguments: Any, added_cond_kwargs: dict[str, torch.Tensor], **options: Any) -> Any:
+        seen.append(added_cond_kwargs["time_ids"].tolist())
+        return real(self, *arguments, added_cond_kwargs=added_cond_kwargs, **options)
+
+    examples = encode(made)
+    made.place(Precision.FP32)
+    monkeypatch.setattr(type(made.base.denoiser), "forward", forward)
+    for split in (Split.TRAIN, Split.VALIDATION):
+        for index, (width, height) in enumerate(examples[split].sizes):
+            original = sizes[index if split is Split.TRAIN else 0]
+            scale = max(width / original[0], height / original[1])
+            crop = [round((original[side] * scale - (width, height)[side]) / 2) for side in (1, 0)]
+            expected = [original[1], original[0], *crop] if told == "original" else [height, width, 0, 0]
+            if split is Split.TRAIN:
+                made.train_loss(examples[split], [ImageView(index=index)], seeds=[1])
+            else:
+                made.frozen_losses(examples[split], [index], [500], [3])
+            assert seen.pop() == [[*expected, height, width]]
+    assert set(examples[Split.TRAIN].sizes) == {(64, 64)}
 
 
 def test_a_preview_of_the_variants_is_drawn(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from trainer.errors import OutOfMemoryError
-from trainer.protocol.settings import Precision, Training
+from trainer.errors import BadSpecError, OutOfMemoryError
+from trainer.models.base import LoadedBase, load_base
+from trainer.models.methods.adapters import attach_adapter
+from trainer.models.methods.trained import Trained
+from trainer.protocol.settings import Base, Method, Targets
+from trainer.protocol.training_settings import OptimizerKind, Precision, Stage, Training, resolved
+from trainer.tasks.memory_prediction import MemoryNeed, predict_memory
 from trainer.training import batch_size_finder
 from trainer.training.batch_size_finder import (
     MemoryPlan,
     Trial,
     cached_precision,
+    check_fits,
     find_micro_batch,
     find_precision,
+    known_precision,
     read_memory_plan,
     write_memory_plan,
 )
@@ -125,3 +134,114 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 50)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+
+
+def test_a_large_model_needs_no_trial_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    large = batch_size_finder.MAX_TRIAL_WEIGHTS
+    for capabilities, found in (
+        ({"avx512_bf16": True}, Precision.BF16),
+        ({"amx_bf16": True}, Precision.BF16),
+        ({}, None),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda known=capabilities: known)
+        assert known_precision(Precision.AUTO, large) is found
+        assert known_precision(Precision.AUTO, large - 1) is None
+        assert known_precision(Precision.FP32, large) is Precision.FP32
+
+
+# -- does it fit at all ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def lora() -> tuple[LoadedBase, Trained]:
+    base = load_base(Base())
+    return base, attach_adapter(base, Method(rank=8, alpha=8, targets=Targets.ATTENTION))
+
+
+def predicted(lora: tuple[LoadedBase, Trained], **changes: Any) -> MemoryNeed:
+    base, trained = lora
+    settings: dict[str, Any] = {"precision": Precision.FP32, "images": 4, **changes}
+    return predict_memory(base, dict(trained.named_parameters()), resolution=64, state_bytes=8.0, **settings)
+
+
+def test_the_predicted_memory_of_a_step_is_that_of_a_real_one(lora: tuple[LoadedBase, Trained]) -> None:
+    base, trained = lora
+    need = predicted(lora)
+
+    # The same step with numbers, by torch's own count of what its allocator hands out.
+    base.denoiser.train()
+    side, width = base.resolution // base.vae_scale, base.denoiser.config.cross_attention_dim
+    noisy, timestep, text = torch.randn(4, 4, side, side), torch.zeros(4, dtype=torch.long), torch.randn(4, 77, width)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        prediction = base.predict(noisy, timestep, {"caption_BTD": text})
+        torch.autograd.backward(prediction.float().square().mean())
+    held = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    for _name, parameter in trained.named_parameters():
+        parameter.grad = None
+
+    assert need.step == pytest.approx(peak, rel=0.15)
+    assert need.weights == 4 * sum(parameter.numel() for parameter in base.denoiser.parameters())
+    assert need.optimizer == 8 * sum(parameter.numel() for _name, parameter in trained.named_parameters())
+
+
+def test_what_saves_memory_is_predicted_to_save_it(lora: tuple[LoadedBase, Trained]) -> None:
+    whole = predicted(lora)
+
+    assert predicted(lora, is_checkpointed=True).step < 0.7 * whole.step
+    assert predicted(lora, images=1).step < 0.5 * whole.step
+    half = predicted(lora, precision=Precision.BF16)
+    assert half.weights < 0.6 * whole.weights
+    assert half.step < whole.step
+
+
+def test_the_state_of_an_optimizer_is_measured() -> None:
+    known = {"adamw": 8, "sgd": 4, "lion": 4, "torch.optim.RAdam": 8, "adamw_8bit": 2}
+    assert {name: batch_size_finder._state_bytes_per_weight(name, {}) for name in known} == known
+    assert 0 < batch_size_finder._state_bytes_per_weight("adafactor", {}) < 0.1
+
+
+class FakeTask:
+    """Needs 16 GB; 12 with gradient checkpointing, 8 with a small optimizer too, 6 at three quarters of the side."""
+
+    weights = 1_000_000_000
+    resolution = 1024
+    trained: Any = SimpleNamespace(named_parameters=lambda: iter([("unet.a", SimpleNamespace(numel=lambda: 10**9))]))
+
+    def predict_memory(
+        self, precision: Precision, *, resolution: int, state_bytes: float, is_checkpointed: bool
+    ) -> MemoryNeed:
+        total = 16e9 if not is_checkpointed else 12e9 if state_bytes > 1 else 8e9 if resolution == 1024 else 6e9
+        return MemoryNeed(weights=int(total), optimizer=0, step=0)
+
+
+@pytest.mark.parametrize(
+    ("memory", "hint"),
+    [
+        (13e9, "enough with training.gradient_checkpointing = true."),
+        (9e9, "true and training.optimizer = adafactor."),
+        (7e9, "training.optimizer = adafactor and training.resolution = 768."),
+        (4e9, "Nothing that was tried"),
+    ],
+)
+def test_a_training_that_cannot_fit_says_what_would(memory: float, hint: str) -> None:
+    task: Any = FakeTask()
+    settings = Training(optimizer=OptimizerKind.ADAMW)
+    stage = resolved(Stage(epochs=1), settings)
+
+    check_fits(task, stage, settings, Precision.AUTO, 17e9)
+    with pytest.raises(BadSpecError, match=r"needs about 15\.6 GiB of memory") as refusal:
+        check_fits(task, stage, settings, Precision.AUTO, memory)
+
+    assert hint in refusal.value.hint
+
+
+def test_a_training_far_from_the_limit_is_not_predicted() -> None:
+    task: Any = FakeTask()
+    task.predict_memory = lambda *_given, **_settings: pytest.fail("it takes seconds")
+
+    settings = Training()
+    check_fits(task, resolved(Stage(epochs=1), settings), settings, Precision.BF16, 100e9)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.trainer.conftest import MakeJob, job_maker
+from tests.trainer.fork_server import ForkServer, Hook
 from tests.trainer.job_events import assert_same_checkpoints, curve_of, events_of
 from trainer.__main__ import main
 from trainer.exchange.job_dir import read_spec
@@ -157,6 +159,36 @@ def test_settings_that_changed_after_the_start_are_refused_with_the_list(
     assert run(RunOptions(job_dir=job)) == EXIT_FINISHED
 
 
+def test_settings_that_changed_before_the_first_checkpoint_are_refused_too(
+    make_job: MakeJob, fork_server: ForkServer
+) -> None:
+    job_dir = make_job(**{**KEPT, "training": {"epochs": 1}})
+    hook: Hook = ("tests.trainer.fork_server:signal_before_step", [signal.SIGKILL, 1])
+    assert fork_server.run("run", str(job_dir), hook=hook).returncode == -signal.SIGKILL
+    spec = (job_dir / "spec.json").read_text(encoding="utf-8")
+    changed = json.loads(spec)
+    # What it was measured with would be compared with another training.
+    changed["training"]["seed"] += 1
+    (job_dir / "spec.json").write_text(json.dumps(changed), encoding="utf-8")
+
+    assert run(RunOptions(job_dir=job_dir)) == EXIT_FAILED
+    assert failure(job_dir).kind is FailureKind.BAD_SPEC
+    assert "training.seed" in failure(job_dir).message
+
+    (job_dir / "spec.json").write_text(spec, encoding="utf-8")
+    assert run(RunOptions(job_dir=job_dir)) == EXIT_FINISHED, events_of(job_dir)[-1]
+
+
+def test_settings_that_never_trained_may_be_corrected(make_job: MakeJob) -> None:
+    job_dir = make_job(**{**KEPT, "training": {"epochs": 1}}, stages=[{"epochs": 1, "train": ["no_such_block"]}])
+    assert run(RunOptions(job_dir=job_dir)) == EXIT_FAILED
+    assert failure(job_dir).kind is FailureKind.BAD_SPEC
+
+    spec = json.loads((job_dir / "spec.json").read_text(encoding="utf-8"))
+    (job_dir / "spec.json").write_text(json.dumps({**spec, "stages": []}), encoding="utf-8")
+    assert run(RunOptions(job_dir=job_dir)) == EXIT_FINISHED, events_of(job_dir)[-1]
+
+
 # -- more epochs ------------------------------------------------------------------------------------------------------
 
 
@@ -192,17 +224,33 @@ def test_an_extended_job_tests_and_exports_its_new_best_epoch(make_job: MakeJob)
     assert len({event.sha256 for event in events_of(job_dir, Exported)}) >= 2
 
 
-def test_an_extension_that_was_interrupted_is_repeated(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*arguments: Any, **options: Any) -> Path:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            main(["extend", str(job), "--epochs", "1"])
-    assert run(RunOptions(job_dir=job)) == EXIT_FAILED, "neither the old settings nor the new checkpoint"
-
+def test_an_extension_may_be_changed_until_it_trains(job: Path) -> None:
+    assert main(["extend", str(job), "--epochs", "7"]) == 0
     assert main(["extend", str(job), "--epochs", "1"]) == 0
+    assert run(RunOptions(job_dir=job)) == EXIT_FINISHED, events_of(job)[-1]
+    assert [event.epochs for event in events_of(job, Finished)] == [3, 4]
+
+
+def test_a_job_whose_time_was_up_has_as_much_again_when_it_is_extended(make_job: MakeJob) -> None:
+    job_dir = make_job(**{**KEPT, "training": {"epochs": 1}}, early_stopping={"enabled": False, "max_hours": 1000.0})
+    assert run(RunOptions(job_dir=job_dir)) == EXIT_FINISHED, events_of(job_dir)[-1]
+    kept = Checkpoints(job_dir)
+    (newest,) = kept.newest_first()
+    late = kept.load_state(newest).model_copy(update={"seconds": 2000 * 3600.0, "is_stopped_early": True})
+    kept.save(late, kept.load_weights(newest), kept.load_optimizer(newest))
+
+    assert main(["extend", str(job_dir), "--epochs", "2"]) == 0
+    assert run(RunOptions(job_dir=job_dir)) == EXIT_FINISHED, events_of(job_dir)[-1]
+
+    assert not events_of(job_dir, events.StoppedEarly)
+    assert [ended.epoch for ended in events_of(job_dir, EpochEnded)] == [1, 2, 3]
+
+
+def test_a_job_that_was_ended_between_two_epochs_can_be_extended(job: Path) -> None:
+    shutil.rmtree(Checkpoints(job).newest_first()[0])
+    assert run(RunOptions(job_dir=job, finish=True)) == EXIT_FINISHED, events_of(job)[-1]
+
+    assert main(["extend", str(job), "--epochs", "2"]) == 0
     assert run(RunOptions(job_dir=job)) == EXIT_FINISHED, events_of(job)[-1]
     assert events_of(job, Finished)[-1].epochs == 4
 

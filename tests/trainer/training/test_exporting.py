@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tests.trainer.conftest import MakeJob
+from tests.trainer.conftest import MakeJob, job_maker
 from tests.trainer.job_events import events_of
 from trainer.models.methods.checkpoint_file import base_metadata
 from trainer.protocol.events import EXIT_FINISHED, EpochEnded, Exported, ExportFormat, Finished
@@ -28,9 +28,9 @@ from trainer.training.run import run
 EPOCHS = 5
 
 
-@pytest.fixture
-def job(make_job: MakeJob) -> Path:
-    job_dir = make_job(
+@pytest.fixture(scope="module")
+def job(dataset: Path, random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    job_dir = job_maker(dataset, random_base, tmp_path_factory.mktemp("exporting"))(
         training={"epochs": EPOCHS, "repeats": 1, "trigger": "egg", "learning_rate": 3e-3},
         early_stopping={"enabled": False},
         samples={"every_epochs": 1, "steps": 1},

@@ -9,7 +9,7 @@ import pytest
 
 from tests.trainer.conftest import MakeJob
 from tests.trainer.job_events import events_of
-from tests.trainer.random_base import make_random_sd3, make_random_sdxl
+from tests.trainer.random_base import make_random_base, make_random_sd3, make_random_sdxl, store_in_half
 from trainer.protocol.events import EXIT_FAILED, EXIT_FINISHED, Exported, Failed, FailureKind, Finished
 from trainer.protocol.run_options import RunOptions
 from trainer.training.run import run
@@ -33,8 +33,10 @@ ONE_EPOCH = {
             {"diffusers", "checkpoint"},
         ),
         (make_random_sd3, {"kind": "lora", "targets": "attention"}, {"diffusers", "kohya"}),
+        (make_random_base, {"kind": "dora", "targets": "attention"}, {"diffusers", "kohya", "difference"}),
+        (make_random_base, {"kind": "loha", "targets": "attention"}, {"diffusers", "kohya"}),
     ],
-    ids=["sdxl-lora", "sdxl-full", "sd3-lora"],
+    ids=["sdxl-lora", "sdxl-full", "sd3-lora", "sd1-dora", "sd1-loha"],
 )
 def test_a_family_is_trained_and_its_files_load_back(
     make_base: Callable[[Path], Path],
@@ -43,7 +45,7 @@ def test_a_family_is_trained_and_its_files_load_back(
     make_job: MakeJob,
     tmp_path: Path,
 ) -> None:
-    base = make_base(tmp_path / "base")
+    base = store_in_half(make_base(tmp_path / "base"))
     job_dir = make_job(base=str(base), method=method, **ONE_EPOCH)
 
     assert run(RunOptions(job_dir=job_dir)) == EXIT_FINISHED, events_of(job_dir, Failed)

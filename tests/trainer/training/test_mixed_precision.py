@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import signal
 import weakref
 from pathlib import Path
@@ -17,9 +18,10 @@ from tests.trainer.fork_server import ForkServer, Hook, signal_before_step
 from tests.trainer.job_events import assert_same_checkpoints, curve_of, events_of
 from trainer.protocol.events import EXIT_FINISHED, Finished
 from trainer.protocol.run_options import RunOptions
-from trainer.training import recipe, session
+from trainer.training import recipe, session, step
 from trainer.training.checkpoints import Checkpoints
 from trainer.training.run import run
+from trainer.training.session import Session
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -32,17 +34,14 @@ STAGED: dict[str, Any] = {
 }
 
 
-#: Not so large that gradients overflow: a skipped step would be another training.
-SCALE = 2.0**10
-
-
-def scale_losses(scale: float = SCALE) -> None:
+def scale_losses() -> None:
     """A hook: give the accelerator the scaler that it makes for fp16 on a GPU."""
     real = vars(recipe)["make_accelerator"]
 
     def make_accelerator(*arguments: Any, **options: Any) -> Accelerator:
         accelerator: Accelerator = real(*arguments, **options)
-        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        # Not so large that gradients overflow: a skipped step would be another training.
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
         accelerator.native_amp = True
         accelerator.state._mixed_precision = "fp16"
         return accelerator
@@ -50,8 +49,8 @@ def scale_losses(scale: float = SCALE) -> None:
     vars(recipe)["make_accelerator"] = make_accelerator
 
 
-def run_scaled(server: ForkServer, job_dir: Path, scale: float = SCALE) -> int:
-    hook: Hook = (f"{__name__}:scale_losses", [scale])
+def run_scaled(server: ForkServer, job_dir: Path) -> int:
+    hook: Hook = (f"{__name__}:scale_losses", [])
     return server.run("run", str(job_dir), hook=hook, log=job_dir / "trainer.log").returncode
 
 
@@ -59,6 +58,21 @@ def scale_and_kill(step: int) -> None:
     """A hook: as `scale_losses`, killed before a step."""
     scale_losses()
     signal_before_step(signal.SIGKILL, step)
+
+
+def scale_and_overflow(*steps: int) -> None:
+    """A hook: as `scale_losses`; a gradient of each of these steps is not finite."""
+    scale_losses()
+    real = vars(step)["_accumulate"]
+
+    def accumulate(session: Session, views: Any, number: int) -> Any:
+        accumulated = real(session, views, number)
+        if number in steps:
+            (gradient, *_others) = (each.grad for each in session.parameters if each.grad is not None)
+            gradient.fill_(math.inf)
+        return accumulated
+
+    vars(step)["_accumulate"] = accumulate
 
 
 def test_a_loss_scale_changes_nothing_in_any_stage(make_job: MakeJob, fork_server: ForkServer) -> None:
@@ -91,14 +105,14 @@ def test_a_step_that_overflows_counts_neither_for_the_schedule_nor_for_the_avera
     training = {"epochs": 1, "batch_size": 1, "schedule": "cosine", "ema_decay": 0.9}
     job_dir = make_job(training=training, validation=STAGED["validation"], samples=STAGED["samples"])
 
-    # So large that the first gradients overflow; it is halved until they do not.
-    assert run_scaled(fork_server, job_dir, 2.0**127) == EXIT_FINISHED, events_of(job_dir)[-1]
+    hook: Hook = (f"{__name__}:scale_and_overflow", [0, 5, 6])
+    assert fork_server.run("run", str(job_dir), hook=hook).returncode == EXIT_FINISHED, events_of(job_dir)[-1]
 
     checkpoints = Checkpoints(job_dir)
     (path,) = checkpoints.newest_first()
     saved = checkpoints.load_optimizer(path)
     (taken,) = {int(each["step"]) for each in saved["optimizer"]["state"].values()}
-    assert 0 < taken < checkpoints.load_state(path).step
+    assert taken == checkpoints.load_state(path).step - 3
     assert (saved["schedule"]["last_epoch"], saved["ema"]["updates"]) == (taken, taken)
 
 

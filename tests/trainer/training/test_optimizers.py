@@ -18,7 +18,8 @@ from torch.optim import Optimizer
 from tests.golden import check_sentences
 from trainer.errors import BadSpecError, MissingLibraryError
 from trainer.protocol.events import FailureKind
-from trainer.protocol.settings import Arguments, OptimizerKind, ScheduleKind
+from trainer.protocol.settings import Arguments
+from trainer.protocol.training_settings import OptimizerKind, ScheduleKind, finds_its_rate
 from trainer.training.averaging import evaluation_mode
 from trainer.training.optimizers import check_optimizer_arguments, effective_rate, make_optimizer
 from trainer.training.schedules import make_schedule
@@ -31,10 +32,10 @@ SHAPES = [(4, 3), (5,), (2, 3, 3, 3)]
 class Weights:
     """Two parameter groups, the second at half the rate, with simulated gradients."""
 
-    def __init__(self, kind: OptimizerKind, *, arguments: Arguments | None = None, second_lr_share: float = 0.5):
+    def __init__(self, kind: str, *, arguments: Arguments | None = None, second_lr_share: float = 0.5):
         generator = torch.Generator().manual_seed(7)
         self.sets = [[nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES] for _ in range(2)]
-        lr = 1.0 if kind.finds_its_rate else 0.01
+        lr = 1.0 if finds_its_rate(kind) else 0.01
         groups = [{"params": self.sets[0], "lr": lr}, {"params": self.sets[1], "lr": lr * second_lr_share}]
         self.optimizer = make_optimizer(kind, groups, weight_decay=0.1, arguments=arguments or {})
 
@@ -123,7 +124,7 @@ def test_a_group_that_is_unfrozen_later_behaves_like_a_new_one(kind: OptimizerKi
     assert are_same(weights.copies()[3:], [parameter.detach() for parameter in alone])
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.finds_its_rate])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if finds_its_rate(kind)])
 def test_groups_of_one_rate_estimate_it_together(kind: OptimizerKind) -> None:
     together, apart = Weights(kind, second_lr_share=1.0), Weights(kind)
     for number in range(40):
@@ -134,7 +135,7 @@ def test_groups_of_one_rate_estimate_it_together(kind: OptimizerKind) -> None:
     assert apart.optimizer.param_groups[0]["d"] != apart.optimizer.param_groups[1]["d"]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.finds_its_rate])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if finds_its_rate(kind)])
 def test_groups_that_no_longer_step_together_are_independent(kind: OptimizerKind) -> None:
     with_second, first_only = Weights(kind, second_lr_share=1.0), Weights(kind, second_lr_share=1.0)
     for number in range(60):
@@ -165,9 +166,9 @@ def test_every_optimizer_approaches_the_minimum(kind: OptimizerKind) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_group_without_weight_decay_uses_the_default(kind: OptimizerKind) -> None:
     decayed, kept = nn.Parameter(torch.full((3, 3), 5.0)), nn.Parameter(torch.full((3, 3), 5.0))
-    lr = 1.0 if kind.finds_its_rate else 0.1
+    lr = 1.0 if finds_its_rate(kind) else 0.1
     groups = [{"params": [decayed], "lr": lr}, {"params": [kept], "lr": lr, "weight_decay": 0.0}]
-    arguments: Arguments = {"d0": 0.01} if kind.finds_its_rate else {}
+    arguments: Arguments = {"d0": 0.01} if finds_its_rate(kind) else {}
     optimizer = make_optimizer(kind, groups, weight_decay=0.5, arguments=arguments)
     assert "estimate" not in groups[0], "the caller's groups must not change"
     for number in range(50):
@@ -194,6 +195,56 @@ def test_a_warm_up_from_a_rate_of_0_does_not_break_rate_estimates() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_optimizer_works_without_arguments(kind: OptimizerKind) -> None:
     check_optimizer_arguments(kind, {})
+
+
+#: Of the 115 classes that can be used: of each library; some average the weights, or find their rate.
+LIBRARY_CLASSES = [
+    *("torch.RAdam", "torch.NAdam", "torch.optim.Adadelta", "torch.Rprop"),
+    *("pytorch_optimizer.AdaBelief", "pytorch_optimizer.ADOPT", "pytorch_optimizer.SOAP", "pytorch_optimizer.Shampoo"),
+    *("pytorch_optimizer.StableAdamW", "pytorch_optimizer.ScheduleFreeRAdam", "pytorch_optimizer.DAdaptLion"),
+    *("pytorch_optimizer.GaLore", "pytorch_optimizer.AdEMAMix", "pytorch_optimizer.Tiger", "pytorch_optimizer.RAdam"),
+]
+
+
+@pytest.mark.parametrize("name", LIBRARY_CLASSES)
+def test_a_class_of_a_library_trains_and_resumes_bit_for_bit(name: str) -> None:
+    check_optimizer_arguments(name, {})
+    weights = Weights(name)
+    for number in range(4):
+        weights.step(number, (0,) if number < 2 else (0, 1))
+    saved = through_a_file({"weights": weights.copies(), "optimizer": weights.optimizer.state_dict()})
+    resumed = Weights(name)
+    with torch.no_grad():
+        for parameter, value in zip(resumed.parameters, saved["weights"], strict=True):
+            parameter.copy_(value)
+    resumed.optimizer.load_state_dict(saved["optimizer"])
+    for number in range(4, 20):
+        weights.step(number)
+        resumed.step(number)
+    assert are_same(weights.copies(), resumed.copies())
+    assert not are_same(weights.copies(), saved["weights"])
+
+
+#: Classes that exist and cannot train here, or do not exist.
+UNUSABLE = [
+    *("torch.LBFGS", "torch.SparseAdam", "torch.Optimizer", "torch.AdamV", "pytorch_optimizer.Lookahead"),
+    *("pytorch_optimizer.Kron", "pytorch_optimizer.LOMO", "pytorch_optimizer.AdaShift", "pytorch_optimizer.BSAM"),
+]
+
+
+def test_a_class_that_cannot_train_is_refused_with_the_reason() -> None:
+    sentences = {}
+    for name in UNUSABLE:
+        with pytest.raises(BadSpecError) as refusal:
+            check_optimizer_arguments(name, {})
+        sentences[name] = refusal.value
+    check_sentences(Path(__file__).parent / "golden" / "unusable_optimizers.txt", sentences)
+
+
+def test_arguments_of_a_library_class_are_checked_by_its_signature() -> None:
+    check_optimizer_arguments("pytorch_optimizer.AdaBelief", {"rectify": True})
+    with pytest.raises(BadSpecError, match="Did you mean rectify"):
+        check_optimizer_arguments("pytorch_optimizer.AdaBelief", {"rectfy": True})
 
 
 #: Arguments that are refused; the golden file has the sentence of each.

@@ -27,7 +27,8 @@ DIFFUSION_PRESETS = [name for name in presets() if name != "classifier"]
 
 @pytest.mark.parametrize("preset", DIFFUSION_PRESETS)
 def test_the_settings_of_a_preset_fit_the_tiny_base(preset: str) -> None:
-    spec = spec_from_preset(preset, dataset="/dataset", base="tiny")
+    changes = {"training": {"trigger": "zkz"}, "prior": {"class_prompt": "a red egg"}}
+    spec = spec_from_preset(preset, dataset="/dataset", base="tiny", changes=changes)
 
     for stage in spec.plan:
         assert stage.optimizer is not None
@@ -47,10 +48,10 @@ def test_full_training_with_class_images_ends_with_exported_files(
     dataset: Path, random_base: Path, tmp_path: Path, fork_server: ForkServer
 ) -> None:
     changes: dict[str, Any] = {
-        "training": {"epochs": 1, "repeats": 1},
+        "training": {"epochs": 1, "repeats": 1, "trigger": "zkz"},
         "validation": {"timesteps": 1, "draws": 1, "train_images": 2},
         "samples": {"steps": 1, "prompts": ["a red egg"], "unrelated_prompts": []},
-        "prior": {"images": 2, "steps": 1},
+        "prior": {"class_prompt": "a red egg", "images": 2, "steps": 1},
     }
     job_dir = tmp_path / "job"
     spec = spec_from_preset("dreambooth_full", dataset=str(dataset), base=str(random_base), changes=changes)

@@ -31,6 +31,7 @@ from trainer.protocol.events import (
     FailureKind,
     Finished,
     Sampled,
+    Started,
     StepDone,
     Stopped,
     StoppedEarly,
@@ -183,6 +184,23 @@ def test_a_job_without_a_step_cannot_be_finished(make_job: MakeJob) -> None:
 
     assert run(RunOptions(job_dir=job_dir, finish=True)) == EXIT_FAILED
     assert failure(job_dir).kind is FailureKind.BAD_CHECKPOINT
+
+
+@pytest.mark.slow
+def test_a_training_ends_after_its_steps_within_an_epoch(make_job: MakeJob) -> None:
+    """Also the schedule: it ends with the last step."""
+    job_dir = make_job(training={"epochs": 9, "max_steps": 7, "schedule": "linear"}, validation={"test": False})
+
+    assert run(RunOptions(job_dir=job_dir)) == EXIT_FINISHED, events_of(job_dir)[-1]
+
+    (started,) = events_of(job_dir, Started)
+    ended = events_of(job_dir, EpochEnded)
+    per_epoch = ended[0].step
+    assert started.total_steps == 7 == ended[-1].step
+    assert started.epochs == len(ended) == -(-7 // per_epoch)
+    assert 7 % per_epoch
+    # The rate of the last of 7 steps, none of which was a warm-up.
+    assert ended[-1].learning_rate == pytest.approx(5e-3 / 7)
 
 
 @pytest.mark.slow

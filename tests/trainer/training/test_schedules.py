@@ -15,7 +15,8 @@ from torch.optim import Optimizer
 
 from tests.golden import check_sentences
 from trainer.errors import BadSpecError
-from trainer.protocol.settings import Arguments, OptimizerKind, ScheduleKind
+from trainer.protocol.settings import Arguments
+from trainer.protocol.training_settings import OptimizerKind, ScheduleKind
 from trainer.training.optimizers import make_optimizer
 from trainer.training.schedules import check_schedule_arguments, make_schedule
 

@@ -9,14 +9,15 @@ import pytest
 from torch import nn
 
 from trainer.errors import BadSpecError
-from trainer.protocol.settings import Stage
 from trainer.protocol.spec import make_spec
+from trainer.protocol.training_settings import Stage
 from trainer.training.stages import (
     check_patterns,
     decayed_parameters,
     is_trained,
     parameter_groups,
     plan_stages,
+    rate_of,
     set_trainable,
     stage_at,
     trained_parts,
@@ -131,6 +132,18 @@ def test_text_encoders_have_their_own_rate_half_by_default() -> None:
     assert rates(model, plain)["text_encoder.layers.0.weight"] == 5e-4
     assert rates(model, explicit)["text_encoder.layers.0.weight"] == 1e-5
     assert rates(model, explicit)["unet.up.weight"] == 1e-3
+
+
+def test_each_text_encoder_and_the_b_of_a_lora_may_have_their_own_rate() -> None:
+    (plain,) = stages({"epochs": 1}, learning_rate=1e-3, text_encoder_learning_rate=1e-5)
+    (own,) = stages({"epochs": 1}, learning_rate=1e-3, text_encoder_2_learning_rate=3e-6, lora_plus_ratio=4)
+    first, second = "text_encoder.layers.0.q_proj.lora_A", "text_encoder_2.layers.0.q_proj.lora_A"
+
+    assert [rate_of(name, [], plain) for name in (first, second)] == [1e-5, 1e-5]
+    assert [rate_of(name, [], own) for name in (first, second)] == [5e-4, 3e-6]
+    assert rate_of("unet.up.to_q.lora_A", [], own) == 1e-3
+    assert rate_of("unet.up.to_q.lora_B", [], own) == pytest.approx(4e-3)
+    assert rate_of(second.replace("lora_A", "lora_B"), [], own) == pytest.approx(1.2e-5)
 
 
 def test_layer_decay_lowers_the_rate_of_each_earlier_block() -> None:

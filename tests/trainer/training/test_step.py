@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.trainer.conftest import MakeJob
+from tests.trainer.conftest import MakeJob, job_maker
 from tests.trainer.fork_server import ForkedProcess, ForkServer
 from tests.trainer.job_events import curve_of, events_of
 from trainer.device import Processes
@@ -43,6 +43,14 @@ EXACT: dict[str, Any] = {
     "validation": {"test": False},
     "samples": {"steps": 1, "every_epochs": 2, "unrelated_prompts": []},
 }
+
+
+@pytest.fixture(scope="module")
+def exact_job(dataset: Path, random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished job with these settings, in one process that has all the memory it needs."""
+    job_dir = job_maker(dataset, random_base, tmp_path_factory.mktemp("exact"))("exact", **EXACT)
+    assert run(RunOptions(job_dir=job_dir)) == EXIT_FINISHED, events_of(job_dir)[-1]
+    return job_dir
 
 
 def losses(job_dir: Path) -> list[float]:
@@ -80,24 +88,23 @@ def test_a_batch_that_the_micro_batch_does_not_divide_stays_exact(
 
 @pytest.mark.slow
 def test_out_of_memory_halves_the_micro_batch_without_changing_the_result(
-    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+    exact_job: Path, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, cramped = make_job("whole", **EXACT), make_job("cramped", **EXACT)
-    assert run(RunOptions(job_dir=whole)) == EXIT_FINISHED
+    cramped = make_job("cramped", **EXACT)
     monkeypatch.setattr(DiffusionTask, "train_loss", with_room_for(1))
 
     assert run(RunOptions(job_dir=cramped)) == EXIT_FINISHED, events_of(cramped)[-1]
 
-    assert losses(cramped) == pytest.approx(losses(whole), rel=1e-5)
+    assert losses(cramped) == pytest.approx(losses(exact_job), rel=1e-5)
     warnings = [event for event in events_of(cramped, Warned) if event.kind == "micro_batch_halved"]
     assert len(warnings) == 2
 
 
 @pytest.mark.slow
-def test_gradient_checkpointing_does_not_change_the_result(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = make_job("plain", **EXACT)
+def test_gradient_checkpointing_does_not_change_the_result(
+    exact_job: Path, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
     thrifty = make_job("thrifty", **{**EXACT, "training": {**EXACT["training"], "gradient_checkpointing": True}})
-    assert run(RunOptions(job_dir=plain)) == EXIT_FINISHED
     calls = []
     real = torch.utils.checkpoint.checkpoint
 
@@ -109,7 +116,7 @@ def test_gradient_checkpointing_does_not_change_the_result(make_job: MakeJob, mo
     assert run(RunOptions(job_dir=thrifty)) == EXIT_FINISHED, events_of(thrifty)[-1]
 
     assert calls
-    assert losses(thrifty) == pytest.approx(losses(plain), rel=1e-5)
+    assert losses(thrifty) == pytest.approx(losses(exact_job), rel=1e-5)
 
 
 @pytest.mark.slow
@@ -176,19 +183,18 @@ def test_summed_gradients_have_the_strides_of_their_parameters(monkeypatch: pyte
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_trains(make_job: MakeJob, fork_server: ForkServer) -> None:
-    alone, shared = make_job("alone", **EXACT), make_job("shared", **EXACT)
-    assert run(RunOptions(job_dir=alone)) == EXIT_FINISHED
+def test_two_processes_train_what_one_trains(exact_job: Path, make_job: MakeJob, fork_server: ForkServer) -> None:
+    shared = make_job("shared", **EXACT)
 
     assert [process.wait(300) for process in start_two(fork_server, shared)] == [EXIT_FINISHED, EXIT_FINISHED], log_of(
         shared
     )
 
-    assert losses(shared) == pytest.approx(losses(alone), rel=1e-5)
+    assert losses(shared) == pytest.approx(losses(exact_job), rel=1e-5)
     assert [event.seq for event in events_of(shared)] == list(range(1, len(events_of(shared)) + 1))
     assert events_of(shared, Started)[0].processes == 2
     # The ranks shared the samples.
-    for one, other in zip(events_of(alone, Sampled), events_of(shared, Sampled), strict=True):
+    for one, other in zip(events_of(exact_job, Sampled), events_of(shared, Sampled), strict=True):
         for ours, theirs in zip(one.samples, other.samples, strict=True):
             assert (shared / theirs.path).exists()
             assert (ours.prompt, ours.seed) == (theirs.prompt, theirs.seed)

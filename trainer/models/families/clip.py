@@ -1,12 +1,18 @@
-"""CLIP text encoders: tokens, hidden layers, clip skip."""
+"""CLIP text encoders: tokens in chunks of 75, hidden layers, clip skip."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from trainer.errors import BadSpecError
+from trainer.models.families.model import stack_captions
+
+#: A chunk ends at a comma that is among its last tokens, so that no tag is cut: A1111's `comma_padding_backtrack`.
+_COMMA_REACH = 20
 
 
 def token_ids(tokenizer: Any, captions: list[str], length: int) -> Tensor:
@@ -17,14 +23,60 @@ def token_ids(tokenizer: Any, captions: list[str], length: int) -> Tensor:
     return ids
 
 
-def penultimate(encoder: Any, tokenizer: Any, captions: list[str], clip_skip: int, length: int) -> tuple[Tensor, Any]:
+def chunked_ids(tokenizer: Any, captions: list[str], max_tokens: int) -> tuple[Tensor, list[int]]:
+    """Tokenize captions in chunks of the encoder's context (75 tokens, a begin and an end), each padded.
+
+    A caption that fits into one chunk has the same ids as from `token_ids`. What is beyond `max_tokens` is cut off.
+
+    Returns:
+        The ids of all chunks, one caption after another, [N, T], and how many chunks each caption has.
+    """
+    size = tokenizer.model_max_length - 2
+    (comma,) = tokenizer(",", add_special_tokens=False).input_ids
+    tokens = tokenizer(captions, add_special_tokens=False, verbose=False).input_ids
+    most = max_tokens // size
+    chunks = [list(cut_tokens(each[:max_tokens], comma, size))[: max(1, most)] for each in tokens]
+    begin, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    rows = [[begin, *chunk, end, *[pad] * (size - len(chunk))] for each in chunks for chunk in each]
+    return torch.tensor(rows), [len(each) for each in chunks]
+
+
+def cut_tokens(tokens: Sequence[int], comma: int, size: int) -> Iterator[list[int]]:
+    """Cut a caption's tokens into chunks of at most `size`: `tokenize_line` of A1111's modules/sd_hijack_clip.py.
+
+    kohya's scripts cut after each 75 tokens, which is the same where no comma is near.
+    """
+    chunk: list[int] = []
+    last_comma: int | None = None
+    for token in tokens:
+        if len(chunk) == size:
+            is_near = token != comma and last_comma is not None and size - last_comma <= _COMMA_REACH
+            cut = last_comma + 1 if last_comma is not None and is_near else size
+            yield chunk[:cut]
+            chunk, last_comma = chunk[cut:], None
+        if token == comma:
+            last_comma = len(chunk)
+        chunk.append(token)
+    yield chunk
+
+
+def join_chunks(chunks_NTD: Tensor, counts: Sequence[int]) -> Tensor:
+    """Put the embedded chunks of each caption one after another, [B, T, D], whole as A1111 and ComfyUI do."""
+    return stack_captions([own_NTD.flatten(0, 1) for own_NTD in torch.split(chunks_NTD, list(counts))])
+
+
+def of_first_chunks(pooled_ND: Tensor, counts: Sequence[int]) -> Tensor:
+    """Return the pooled embedding of each caption, [B, D]: that of its first chunk, as A1111, ComfyUI and kohya do."""
+    return torch.stack([own_ND[0] for own_ND in torch.split(pooled_ND, list(counts))])
+
+
+def penultimate(encoder: Any, ids_BT: Tensor, clip_skip: int) -> tuple[Tensor, Any]:
     """Return the layer before the last or an earlier one, [B, T, D], without the final norm, and the encoder's whole
     output.
 
     `clip_skip` counts from the last layer, as in A1111 and ComfyUI: the layer before the last is the model's own (1),
     and is also what 2 asks for.
     """
-    ids_BT = token_ids(tokenizer, captions, length)
     output = encoder(ids_BT.to(encoder.device), output_hidden_states=True)
     return output.hidden_states[-max(2, clip_skip)], output
 

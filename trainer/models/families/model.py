@@ -6,7 +6,9 @@ Shapes: B batch, C latent channels, H and W latent sides, T caption tokens, D em
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, Protocol, TypeAlias
@@ -14,9 +16,12 @@ from typing import Any, Literal, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from trainer.models.widening import widened_layers
+
 #: What the denoiser predicts: the noise, the velocity (Salimans & Ho 2022), or noise - image (flow matching).
 PredictionType: TypeAlias = Literal["epsilon", "v_prediction", "flow"]
-#: An embedded caption: `caption_BTD`, and `pooled_BD` for the families that read it.
+#: An embedded caption: `caption_BTD`, and `pooled_BD` for the families that read it. For SDXL also `size_B6`: height
+#: and width of the original image, what was cropped at its top and left, and height and width in training, px.
 Text: TypeAlias = Mapping[str, Tensor]
 
 
@@ -51,6 +56,9 @@ class Architecture(Protocol):
     def tokenizers(self) -> dict[str, Any]: ...
 
     def encode_text(self, captions: list[str]) -> dict[str, Tensor]: ...
+
+    def chunk_counts(self, captions: list[str]) -> list[int]:
+        """Count the chunks in which CLIP reads each caption."""
 
     def predict(self, noisy_BCHW: Tensor, timestep_B: Tensor, text: Text) -> Tensor:
         """Predict; `timestep_B` comes from `Noising.read_timestep`."""
@@ -87,7 +95,7 @@ class Noising(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedBase:
-    """A whole pretrained model; when loaded it is frozen, in eval mode, in fp32 and on the CPU.
+    """A whole pretrained model; when loaded it is frozen, in eval mode and on the CPU.
 
     Modules of diffusers and transformers are `Any`: those libraries are untyped.
     """
@@ -180,6 +188,10 @@ class LoadedBase:
         differentiable."""
         return self.architecture.encode_text(captions)
 
+    def chunk_counts(self, captions: list[str]) -> list[int]:
+        """Count the chunks in which CLIP reads each caption: captions with as many have embeddings of one length."""
+        return self.architecture.chunk_counts(captions)
+
     def predict(self, noisy_BCHW: Tensor, timestep_B: Tensor, text: Text) -> Tensor:
         """The denoiser's prediction, [B, C, H, W]."""
         return self.architecture.predict(noisy_BCHW, self.noising.read_timestep(timestep_B), text)
@@ -210,11 +222,44 @@ class LoadedBase:
 
     def sampling_arguments(self, text: Text, negative: Text) -> dict[str, Any]:
         """Keyword arguments for calling `pipeline()` with embedded captions."""
-        embeds = {"prompt_embeds": text["caption_BTD"], "negative_prompt_embeds": negative["caption_BTD"]}
+        longest = math.lcm(text["caption_BTD"].shape[1], negative["caption_BTD"].shape[1])
+        embeds = {
+            "prompt_embeds": _repeated(text["caption_BTD"], longest),
+            "negative_prompt_embeds": _repeated(negative["caption_BTD"], longest),
+        }
         if "pooled_BD" in text:
             embeds["pooled_prompt_embeds"] = text["pooled_BD"]
             embeds["negative_pooled_prompt_embeds"] = negative["pooled_BD"]
         return {**embeds, **self.noising.sampling_arguments()}
+
+
+@contextmanager
+def encoders_running(base: LoadedBase, device: torch.device) -> Iterator[None]:
+    """Embed captions on a device for a while, by CLIP in fp32 whatever its weights are stored in, and T5 as stored."""
+    t5 = base.text_encoders.get("text_encoder_3")
+    if t5 is not None:
+        t5.to(device)
+    try:
+        with widened_layers(device, *base.clip_encoders.values()):
+            yield
+    finally:
+        if t5 is not None:
+            t5.to("cpu")
+
+
+def stack_captions(captions_TD: Sequence[Tensor]) -> Tensor:
+    """Stack embedded captions, [B, T, D]; those of another length are repeated to a common one.
+
+    Attention returns the same for tokens that are repeated, all equally often; ComfyUI does it, too (`CONDCrossAttn`
+    of comfy/conds.py). So an image does not depend on what else is in its batch, as it would with empty chunks.
+    """
+    longest = math.lcm(*(len(caption_TD) for caption_TD in captions_TD))
+    return torch.cat([_repeated(caption_TD[None], longest) for caption_TD in captions_TD])
+
+
+def _repeated(caption_BTD: Tensor, length: int) -> Tensor:
+    times = length // caption_BTD.shape[1]
+    return caption_BTD if times == 1 else caption_BTD.repeat(1, times, 1)
 
 
 def vae_scale(vae: Any) -> int:

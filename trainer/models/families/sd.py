@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from trainer.models.families.clip import check_clip_skip, clip_text_model, find_end_by_token, token_ids
+from trainer.models.families.clip import check_clip_skip, chunked_ids, clip_text_model, find_end_by_token, join_chunks
 from trainer.models.families.model import Family, LoadedBase, Text
 from trainer.models.families.noising import make_discrete_noising
 from trainer.protocol.settings import Base, Objective
@@ -26,6 +26,8 @@ class StableDiffusion:
     tokenizer: Any
     #: Which text encoder layer is read, counted from the end; 1 is the last.
     clip_skip: int
+    #: Most tokens of a caption that are read.
+    max_tokens: int
 
     denoiser_name: Literal["unet"] = "unet"
 
@@ -47,11 +49,15 @@ class StableDiffusion:
 
     def encode_text(self, captions: list[str]) -> dict[str, Tensor]:
         """Embed captions: the layer chosen by clip skip, through the final norm, as in A1111 and diffusers."""
-        ids_BT = token_ids(self.tokenizer, captions, self.tokenizer.model_max_length).to(self.text_encoder.device)
+        ids_NT, counts = chunked_ids(self.tokenizer, captions, self.max_tokens)
+        ids_NT = ids_NT.to(self.text_encoder.device)
         if self.clip_skip == 1:
-            return {"caption_BTD": self.text_encoder(ids_BT)[0]}
-        layer_BTD = self.text_encoder(ids_BT, output_hidden_states=True).hidden_states[-self.clip_skip]
-        return {"caption_BTD": clip_text_model(self.text_encoder).final_layer_norm(layer_BTD)}
+            return {"caption_BTD": join_chunks(self.text_encoder(ids_NT)[0], counts)}
+        layer_NTD = self.text_encoder(ids_NT, output_hidden_states=True).hidden_states[-self.clip_skip]
+        return {"caption_BTD": join_chunks(clip_text_model(self.text_encoder).final_layer_norm(layer_NTD), counts)}
+
+    def chunk_counts(self, captions: list[str]) -> list[int]:
+        return chunked_ids(self.tokenizer, captions, self.max_tokens)[1]
 
     def predict(self, noisy_BCHW: Tensor, timestep_B: Tensor, text: Text) -> Tensor:
         prediction_BCHW: Tensor = self.unet(noisy_BCHW, timestep_B, text["caption_BTD"], return_dict=False)[0]
@@ -89,5 +95,6 @@ def assemble(base: Base, objective: Objective, pipeline: Any) -> LoadedBase:
         text_encoder=encoder,
         tokenizer=pipeline.tokenizer,
         clip_skip=base.clip_skip,
+        max_tokens=base.max_token_length,
     )
     return LoadedBase(source=base.source, architecture=architecture, noising=noising, sampler=sampler)

@@ -38,19 +38,26 @@ class StableDiffusion3:
         return self.transformer
 
     def encode_text(self, captions: list[str]) -> dict[str, Tensor]:
-        """Embed captions: CLIP layers concatenated and zero-padded in width, then T5's tokens; both pooled outputs."""
+        """Embed captions: CLIP layers concatenated and zero-padded in width, then T5's tokens; both pooled outputs.
+
+        CLIP reads 75 tokens: the image takes part in the attention over its own tokens and the caption's, in which
+        more of the latter weigh more. kohya's scripts and diffusers do the same; T5 reads the rest.
+        """
         layers_BTD, pooled_BD = [], []
         for name in ("text_encoder", "text_encoder_2"):
             encoder, tokenizer = self.text_encoders[name], self.tokenizers[name]
             # As in the pipeline, both use the first tokenizer's length.
             length = self.tokenizers["text_encoder"].model_max_length
-            layer_BTD, output = penultimate(encoder, tokenizer, captions, self.clip_skip, length)
+            layer_BTD, output = penultimate(encoder, token_ids(tokenizer, captions, length), self.clip_skip)
             layers_BTD.append(layer_BTD)
             pooled_BD.append(output.text_embeds)
         clip_BTD = torch.cat(layers_BTD, dim=-1)
         t5_BTD = self._encode_by_t5(captions, clip_BTD)
         clip_BTD = F.pad(clip_BTD, (0, t5_BTD.shape[-1] - clip_BTD.shape[-1]))
         return {"caption_BTD": torch.cat([clip_BTD, t5_BTD], dim=-2), "pooled_BD": torch.cat(pooled_BD, dim=-1)}
+
+    def chunk_counts(self, captions: list[str]) -> list[int]:
+        return [1] * len(captions)
 
     def _encode_by_t5(self, captions: list[str], like: Tensor) -> Tensor:
         """Return T5's last layer, [B, 256, D]; zeros without T5, as in the pipeline."""

@@ -8,7 +8,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from trainer.models.families.clip import check_clip_skip, find_end_by_token, penultimate
+from trainer.models.families.clip import (
+    check_clip_skip,
+    chunked_ids,
+    find_end_by_token,
+    join_chunks,
+    of_first_chunks,
+    penultimate,
+)
 from trainer.models.families.model import Family, LoadedBase, Text, keep_vae_in_fp32, vae_scale
 from trainer.models.families.noising import make_discrete_noising
 from trainer.protocol.settings import Base, Objective
@@ -24,6 +31,8 @@ class StableDiffusionXL:
     tokenizers: dict[str, Any]
     #: Which layer is read, counted from the end; 1, the model's default, reads the second, too.
     clip_skip: int
+    #: Most tokens of a caption that are read.
+    max_tokens: int
     #: The pipeline's setting: an empty negative prompt means zeros, not the embedding of an empty caption.
     force_zeros_for_empty_prompt: bool
 
@@ -38,16 +47,26 @@ class StableDiffusionXL:
         """Embed captions: the penultimate layers of both encoders concatenated, and the second's pooled projection."""
         layers_BTD = []
         for name, encoder in self.text_encoders.items():
-            tokenizer = self.tokenizers[name]
-            layer_BTD, output = penultimate(encoder, tokenizer, captions, self.clip_skip, tokenizer.model_max_length)
-            layers_BTD.append(layer_BTD)
-        return {"caption_BTD": torch.cat(layers_BTD, dim=-1), "pooled_BD": output.text_embeds}
+            ids_NT, counts = chunked_ids(self.tokenizers[name], captions, self.max_tokens)
+            layer_NTD, output = penultimate(encoder, ids_NT, self.clip_skip)
+            layers_BTD.append(join_chunks(layer_NTD, counts))
+        return {
+            "caption_BTD": torch.cat(layers_BTD, dim=-1),
+            "pooled_BD": of_first_chunks(output.text_embeds, counts),
+        }
+
+    def chunk_counts(self, captions: list[str]) -> list[int]:
+        return chunked_ids(self.tokenizers["text_encoder"], captions, self.max_tokens)[1]
 
     def predict(self, noisy_BCHW: Tensor, timestep_B: Tensor, text: Text) -> Tensor:
-        """Predict, with size conditioning that says: this size, not cropped."""
+        """Predict; without `size_B6`, the size conditioning says: this size, not cropped."""
         caption_BTD = text["caption_BTD"]
-        height, width = (side * vae_scale(self.vae) for side in noisy_BCHW.shape[-2:])
-        size_B6 = caption_BTD.new_tensor([[height, width, 0, 0, height, width]]).repeat(len(noisy_BCHW), 1)
+        if "size_B6" in text:
+            size_B6 = text["size_B6"].to(caption_BTD.device, torch.float32)
+        else:
+            height, width = (side * vae_scale(self.vae) for side in noisy_BCHW.shape[-2:])
+            size_B6 = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
+            size_B6 = size_B6.to(caption_BTD.device).repeat(len(noisy_BCHW), 1)
         conditions = {"text_embeds": text["pooled_BD"], "time_ids": size_B6}
         prediction_BCHW: Tensor = self.unet(
             noisy_BCHW, timestep_B, caption_BTD, added_cond_kwargs=conditions, return_dict=False
@@ -91,6 +110,7 @@ def assemble(base: Base, objective: Objective, pipeline: Any) -> LoadedBase:
         text_encoders=encoders,
         tokenizers=tokenizers,
         clip_skip=base.clip_skip,
+        max_tokens=base.max_token_length,
         force_zeros_for_empty_prompt=bool(pipeline.config.force_zeros_for_empty_prompt),
     )
     return LoadedBase(source=base.source, architecture=architecture, noising=noising, sampler=sampler)

@@ -22,7 +22,7 @@ def attach(base: LoadedBase, spec: Spec) -> Trained:
         case MethodKind.FULL:
             from trainer.models.methods.full import attach_full
 
-            return attach_full(base, spec.method, lambda: load_base(spec.base, spec.objective))
+            return attach_full(base, spec.method, lambda: load_base(spec.base, spec.objective, as_stored=True))
         case MethodKind.TEXTUAL_INVERSION:
             from trainer.models.methods.inversion import attach_inversion
 
@@ -46,10 +46,13 @@ def loaded_back(file: ExportedFile, spec: Spec) -> Iterator[tuple[LoadedBase, Ca
 
         yield load_model(file, spec.base, spec.objective), str
         return
-    fresh = load_base(spec.base, spec.objective)
+    fresh = load_base(spec.base, spec.objective, as_stored=True)
     if spec.method.kind is MethodKind.TEXTUAL_INVERSION:
         from trainer.models.methods.inversion import load_back as load_word
 
+        for encoder in fresh.clip_encoders.values():
+            # diffusers would round the word to the dtype of the table.
+            encoder.float()
         yield fresh, load_word(file, fresh, spec.training.trigger)
         return
     from trainer.models.methods.loading_back import load_back as load_adapter

@@ -25,7 +25,8 @@ from torch import Tensor
 from trainer.models.families.model import LoadedBase
 from trainer.models.methods.checkpoint_file import write_single_file
 from trainer.models.methods.kohya import kohya_state, network_metadata, with_text_model
-from trainer.models.methods.readers import readers_of
+from trainer.models.methods.layers import scale_of
+from trainer.models.methods.readers import adapter_readers, readers_of
 from trainer.models.methods.trained import ExportedFile, Weights
 from trainer.protocol.events import ExportFormat
 from trainer.protocol.settings import Method, MethodKind
@@ -83,7 +84,7 @@ def write_single_adapter(
 def _exported(
     file_format: ExportFormat, path: Path, base: LoadedBase, method: Method, weights: Weights
 ) -> ExportedFile:
-    readers = readers_of(file_format, method.kind, base.family)
+    readers = adapter_readers(file_format, method, base.family)
     return ExportedFile(format=file_format, path=path, readers=readers, modules=tuple(weights))
 
 
@@ -104,12 +105,12 @@ def _for_use(config: PeftConfig) -> Any:
 def _write_lora(folder: Path, base: LoadedBase, method: Method, weights: Weights, configs: Mapping[str, Any]) -> Path:
     """Write one file for `pipeline.load_lora_weights`, with rank and alpha in its metadata.
 
-    alpha / rank is multiplied into B and alpha is the rank: programs that do not read that metadata, such as ComfyUI,
+    The scale is multiplied into B and alpha is the rank: programs that do not read that metadata, such as ComfyUI,
     assume so.
     """
-    scaled = {module: _with_scale(tensors, method) for module, tensors in weights.items()}
+    scaled = {module: _with_scale(base, module, tensors, method) for module, tensors in weights.items()}
     for config in configs.values():
-        config.lora_alpha = method.rank
+        config.lora_alpha, config.alpha_pattern, config.use_rslora = method.rank, dict(config.rank_pattern), False
     layers = {f"{module}_lora_layers": _standard_names(module, tensors) for module, tensors in scaled.items()}
     headers = {f"{module}_lora_adapter_metadata": config.to_dict() for module, config in configs.items()}
     pipeline: Any = type(base.pipeline())
@@ -117,9 +118,14 @@ def _write_lora(folder: Path, base: LoadedBase, method: Method, weights: Weights
     return folder / LORA_FILE
 
 
-def _with_scale(tensors: Mapping[str, Tensor], method: Method) -> dict[str, Tensor]:
-    scale = method.effective_alpha / method.rank
-    return {name: tensor * scale if name.endswith(".lora_B.weight") else tensor for name, tensor in tensors.items()}
+def _with_scale(base: LoadedBase, module: str, tensors: Mapping[str, Tensor], method: Method) -> dict[str, Tensor]:
+    def scaled(name: str, tensor: Tensor) -> Tensor:
+        layer = name.removesuffix(".lora_B.weight")
+        if layer == name:
+            return tensor
+        return tensor * scale_of(method, f"{module}.{layer}", base.module(module).get_submodule(layer))
+
+    return {name: scaled(name, tensor) for name, tensor in tensors.items()}
 
 
 def _standard_names(module: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.tuners.loha.layer import LoHaLayer
+from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
@@ -28,7 +30,8 @@ from trainer.errors import CheckpointError
 from trainer.models.families.model import LoadedBase
 from trainer.models.methods.adapter_files import write_adapter_files, write_single_adapter
 from trainer.models.methods.kohya import kohya_keys
-from trainer.models.methods.layers import blocks_of, denoiser_layers, text_encoder_layers
+from trainer.models.methods.layers import blocks_of, denoiser_layers, size_of, text_encoder_layers
+from trainer.models.methods.starting_files import adapter_weights
 from trainer.models.methods.trained import ExportedFile, Trained, Weights, epoch_file
 from trainer.protocol.settings import Method, MethodKind
 
@@ -81,6 +84,9 @@ class Adapters:
             )
         for name, module in self._modules.items():
             load_adapter_state(module, weights[name])
+
+    def weights_from(self, tensors: Mapping[str, Tensor]) -> Weights:
+        return adapter_weights(self._base, self._method, self.state(), tensors)
 
     @contextmanager
     def base_only(self) -> Iterator[None]:
@@ -147,16 +153,27 @@ def attach_adapter(base: LoadedBase, method: Method, reload: Callable[[], Loaded
     """
     layers = {base.denoiser_name: denoiser_layers(base.denoiser, base.denoiser_name, method)}
     if method.text_encoder:
-        layers = {name: text_encoder_layers(encoder) for name, encoder in base.clip_encoders.items()} | layers
-    configs = {name: adapter_config(base.module(name), method, chosen) for name, chosen in layers.items()}
+        layers = {
+            name: chosen
+            for name, encoder in base.clip_encoders.items()
+            if (chosen := text_encoder_layers(encoder, name, method))
+        } | layers
+    configs = {name: adapter_config(base.module(name), name, method, chosen) for name, chosen in layers.items()}
     for name, config in configs.items():
         inject(base.module(name), config)
     return Adapters(base, method, configs, reload)
 
 
-def adapter_config(module: nn.Module, method: Method, layers: Sequence[str]) -> PeftConfig:
-    """Make peft's configuration of an adapter on `layers` of `module`."""
+def adapter_config(module: nn.Module, name: str, method: Method, layers: Sequence[str]) -> PeftConfig:
+    """Make peft's configuration of an adapter on `layers` of `module`, called `name`."""
     names = list(layers)
+    sizes = {layer: size_of(method, f"{name}.{layer}", module.get_submodule(layer)) for layer in layers}
+    patterns: dict[str, Any] = {
+        "rank_pattern": _by_value({layer: rank for layer, (rank, _alpha) in sizes.items() if rank != method.rank}),
+        "alpha_pattern": _by_value(
+            {layer: alpha for layer, (_rank, alpha) in sizes.items() if alpha != method.effective_alpha}
+        ),
+    }
     match method.kind:
         case MethodKind.LORA | MethodKind.DORA:
             return LoraConfig(
@@ -166,11 +183,17 @@ def adapter_config(module: nn.Module, method: Method, layers: Sequence[str]) -> 
                 target_modules=names,
                 init_lora_weights="gaussian",
                 use_dora=method.kind is MethodKind.DORA,
+                use_rslora=method.rank_stabilized,
+                **patterns,
             )
         case MethodKind.LOHA:
             # Not rank dropout: peft divides by the kept share, which can be zero in narrow layers.
             return LoHaConfig(
-                r=method.rank, alpha=method.effective_alpha, module_dropout=method.dropout, target_modules=names
+                r=method.rank,
+                alpha=method.effective_alpha,
+                module_dropout=method.dropout,
+                target_modules=names,
+                **patterns,
             )
         case MethodKind.LOKR:
             return LoKrConfig(
@@ -180,6 +203,7 @@ def adapter_config(module: nn.Module, method: Method, layers: Sequence[str]) -> 
                 decompose_factor=method.factor or -1,
                 target_modules=names,
                 init_weights="lycoris",
+                **patterns,
             )
         case MethodKind.IA3:
             return IA3Config(target_modules=names, feedforward_modules=_input_scaled(module, names))
@@ -188,6 +212,14 @@ def adapter_config(module: nn.Module, method: Method, layers: Sequence[str]) -> 
             return OFTConfig(oft_block_size=method.block_size, target_modules=names)
         case _:
             raise AssertionError(f"{method.kind} is not an adapter")
+
+
+def _by_value(values: Mapping[str, float]) -> dict[str, float]:
+    """Give each value by one pattern that names all of its layers: peft tries every pattern on every layer."""
+    layers: dict[float, list[str]] = {}
+    for layer, value in values.items():
+        layers.setdefault(value, []).append(re.escape(layer))
+    return {"|".join(names): value for value, names in layers.items()}
 
 
 def _input_scaled(module: nn.Module, layers: Sequence[str]) -> list[str]:
@@ -213,6 +245,19 @@ def inject(module: nn.Module, config: PeftConfig) -> None:
         layer.train(module.training)
         if isinstance(layer, LoHaLayer):
             _initialize_as_lycoris(layer)
+        elif isinstance(layer, LoraLayer) and ADAPTER in layer.lora_magnitude_vector:
+            _initialize_magnitude(layer)
+
+
+@torch.no_grad()
+def _initialize_magnitude(layer: Any) -> None:
+    """Start a DoRA's magnitudes at the norms of the weights in fp32: rounded to half precision, as peft computes those
+    of weights that are stored in it, they would change the model before it is trained."""
+    weight = layer.get_base_layer().weight
+    if weight.dtype is not torch.float32:
+        magnitude = layer.lora_magnitude_vector[ADAPTER].weight
+        norms = torch.linalg.vector_norm(weight.float(), dim=tuple(range(1, weight.ndim)))
+        magnitude.data = norms.reshape(magnitude.shape)
 
 
 @torch.no_grad()

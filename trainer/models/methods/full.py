@@ -75,6 +75,12 @@ class FullTraining:
             for own, parameter in parameters.items():
                 parameter.copy_(weights[name][own])
 
+    def weights_from(self, tensors: Mapping[str, Tensor]) -> Weights:
+        """Raise CheckpointError: a whole model is a base."""
+        raise CheckpointError(
+            "A whole model does not start from a file.", "Set base.source to the model to start from."
+        )
+
     @contextmanager
     def base_only(self) -> Iterator[None]:
         """Swap in the base's weights, reloaded from disk, for a while.
@@ -122,11 +128,11 @@ class FullTraining:
     @contextmanager
     def as_exported(self) -> Iterator[None]:
         """Round the whole model to fp16, as in the files, for a while. A file that is loaded back must equal this model
-        exactly; it differs from the trained one by the rounding."""
+        exactly; it differs from the trained one by the rounding. Run it by `widened_layers`."""
         modules = [self._base.denoiser, *self._base.clip_encoders.values()]
         with ExitStack() as stack:
             for module in modules:
-                stack.enter_context(_with_tensors(module, lambda tensor: tensor.half().float()))
+                stack.enter_context(_with_tensors(module, lambda tensor: tensor.half()))
             yield
 
 
@@ -153,8 +159,8 @@ def attach_full(base: LoadedBase, method: Method, reload: Callable[[], LoadedBas
 def load_back(file: ExportedFile, revision_of: Base, objective: Objective) -> LoadedBase:
     """Load an exported model like any base; a single file takes its configuration from the folder beside it."""
     config = str(file.path.parent / DIFFUSERS_FOLDER) if file.format is ExportFormat.CHECKPOINT else None
-    changes = {"source": str(file.path), "revision": None, "config": config}
-    return load_base(revision_of.model_copy(update=changes), objective)
+    changes = {"source": str(file.path), "revision": None, "config": config, "vae": None}
+    return load_base(revision_of.model_copy(update=changes), objective, as_stored=True)
 
 
 def write_folder(folder: Path, base: LoadedBase) -> Path:
@@ -196,8 +202,8 @@ def _targeted(base: LoadedBase, method: Method) -> dict[str, nn.Parameter]:
 
 
 def _like(data: Tensor, original: Tensor) -> Tensor:
-    """Return `original` on the device and with the strides of `data`; other strides round differently."""
-    moved = original.to(data.device)
+    """Return `original` on the device, in the dtype and with the strides of `data`; other strides round differently."""
+    moved = original.to(data.device, data.dtype)
     return moved if moved.stride() == data.stride() else torch.empty_like(data).copy_(moved)
 
 

@@ -112,6 +112,22 @@ class Inversion:
                 raise CheckpointError(f"The vectors of {name} do not fit this job.", advice)
             word.vectors.copy_(vectors_ND)
 
+    def weights_from(self, tensors: Mapping[str, Tensor]) -> Weights:
+        """Take the vectors of a word's file: `emb_params`, `clip_l` and `clip_g`, or diffusers' file with its token.
+
+        Raises:
+            CheckpointError: it has vectors for other text encoders.
+        """
+        keys = {name: key_of(name, len(self.words)) for name in self.words}
+        if len(self.words) == 1 and len(tensors) == 1:
+            keys = dict.fromkeys(self.words, next(iter(tensors)))
+        if not set(keys.values()) <= tensors.keys():
+            raise CheckpointError(
+                "The file to start from has no vectors for the text encoders of this base.",
+                "Choose the base that the word was trained on.",
+            )
+        return {name: {_VECTORS: tensors[key].float()} for name, key in keys.items()}
+
     @contextmanager
     def base_only(self) -> Iterator[None]:
         """Tokenize the trigger word as the base does, for a while: an honest baseline."""
@@ -237,7 +253,7 @@ def key_of(encoder: str, encoders: int) -> str:
 def _add_word(encoder: Any, tokenizer: Any, method: Method, trigger: str) -> Word:
     text_model = clip_text_model(encoder)
     known: nn.Embedding = text_model.embeddings.token_embedding
-    vectors_ND = known.weight.detach()[_initial_tokens(tokenizer, method, trigger)]
+    vectors_ND = known.weight.detach()[_initial_tokens(tokenizer, method, trigger)].float()
     if not method.initial_word and len(vectors_ND) > method.vectors:
         vectors_ND = vectors_ND.mean(dim=0, keepdim=True)
     # Repeat them if there are fewer than the word has vectors.

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainer.models.families.model import Family, LoadedBase
 from trainer.models.methods.checkpoint_file import unet_name
+from trainer.models.methods.layers import scale_of, size_of
 from trainer.models.methods.trained import Weights
 from trainer.protocol.settings import Method, MethodKind, Targets
 
@@ -35,7 +36,9 @@ def kohya_state(base: LoadedBase, method: Method, weights: Weights) -> dict[str,
         layers = by_layer(tensors)
         keys = kohya_keys(base, module, layers)
         for layer, adapter in layers.items():
-            state |= {f"{keys[layer]}.{name}": tensor for name, tensor in _layer_tensors(method, adapter).items()}
+            name = f"{module}.{layer}"
+            tensors_of_layer = _layer_tensors(method, name, base.module(module).get_submodule(layer), adapter)
+            state |= {f"{keys[layer]}.{suffix}": tensor for suffix, tensor in tensors_of_layer.items()}
     return state
 
 
@@ -48,18 +51,20 @@ def by_layer(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return layers
 
 
-def _layer_tensors(method: Method, adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of one layer, named by the suffix of its key in the file."""
-    alpha = torch.tensor(method.effective_alpha)
+def _layer_tensors(method: Method, name: str, layer: nn.Module, adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of one layer, called `name`, by the suffixes of its key in the file."""
+    rank, scale = size_of(method, name, layer)[0], scale_of(method, name, layer)
+    # Readers scale by alpha / rank.
+    alpha = torch.tensor(rank * scale)
     match method.kind:
         case MethodKind.LORA:
             return {**_lora(adapter), "alpha": alpha}
         case MethodKind.DORA:
             return {**_lora(adapter), "dora_scale": _dora_scale(adapter), "alpha": alpha}
         case MethodKind.LOHA:
-            return _scaled(adapter, method, "hada_w1_a")
+            return _scaled(adapter, rank, scale, "hada_w1_a")
         case MethodKind.LOKR:
-            return _scaled(adapter, method, "lokr_w1")
+            return _scaled(adapter, rank, scale, "lokr_w1")
         case MethodKind.IA3:
             return _ia3(adapter["ia3_l"])
         case _:
@@ -79,10 +84,10 @@ def _dora_scale(adapter: Mapping[str, Tensor]) -> Tensor:
     return adapter["lora_magnitude_vector"].reshape(-1, *ones).float()
 
 
-def _scaled(adapter: Mapping[str, Tensor], method: Method, factor: str) -> dict[str, Tensor]:
-    """Multiply alpha / rank into a factor, and write alpha = rank."""
-    scaled = {**adapter, factor: adapter[factor] * (method.effective_alpha / method.rank)}
-    return {**{name: tensor.half() for name, tensor in scaled.items()}, "alpha": torch.tensor(float(method.rank))}
+def _scaled(adapter: Mapping[str, Tensor], rank: int, scale: float, factor: str) -> dict[str, Tensor]:
+    """Multiply the scale into a factor, and write alpha = rank."""
+    scaled = {**adapter, factor: adapter[factor] * scale}
+    return {**{name: tensor.half() for name, tensor in scaled.items()}, "alpha": torch.tensor(float(rank))}
 
 
 def _ia3(factor: Tensor) -> dict[str, Tensor]:
@@ -110,7 +115,10 @@ def network_metadata(method: Method) -> dict[str, Any]:
     else:
         size = {"ss_network_dim": method.rank, "ss_network_alpha": method.effective_alpha}
         if method.targets in {Targets.CONV, Targets.ALL}:
-            arguments |= {"conv_dim": str(method.rank), "conv_alpha": str(method.effective_alpha)}
+            rank, alpha = method.rank, method.effective_alpha
+            if method.conv_rank is not None:
+                rank, alpha = method.conv_rank, method.conv_alpha or float(method.conv_rank)
+            arguments |= {"conv_dim": str(rank), "conv_alpha": str(alpha)}
     module = "networks.lora" if method.kind is MethodKind.LORA else "lycoris.kohya"
     return {
         "ss_network_module": module,
@@ -149,14 +157,15 @@ def _product(t: Mapping[str, Tensor]) -> Tensor:
     if "hada_w1_a" in t:
         rank = len(t["hada_w1_b"])
         return t["alpha"] / rank * (t["hada_w1_a"] @ t["hada_w1_b"]) * (t["hada_w2_a"] @ t["hada_w2_b"])
-    scale = _lokr_scale(t)
+    scale = lokr_scale(t)
     small = t["lokr_w1"] if "lokr_w1" in t else t["lokr_w1_a"] @ t["lokr_w1_b"]
     large = t["lokr_w2"] if "lokr_w2" in t else t["lokr_w2_a"] @ t["lokr_w2_b"]
     # Kernel pixels are the last axes of the large factor, so its rows may be flattened.
     return scale * torch.kron(small, large.flatten(1))
 
 
-def _lokr_scale(t: Mapping[str, Tensor]) -> Tensor:
+def lokr_scale(t: Mapping[str, Tensor]) -> Tensor:
+    """The factor of a LoKr's update: none where both factors are whole."""
     ranks: Iterable[Tensor] = (t[name] for name in ("lokr_w1_b", "lokr_w2_b") if name in t)
     low_rank = next(iter(ranks), None)
     return torch.tensor(1.0) if low_rank is None else t["alpha"] / len(low_rank)

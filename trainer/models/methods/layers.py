@@ -52,7 +52,11 @@ def denoiser_layers(denoiser: nn.Module, name: str, method: Method) -> list[str]
     else:
         inner = [layer for layer in everything if layer.startswith(_BODIES)]
         chosen = [layer for layer in inner if _ends_with(layer, _ENDINGS[targets])]
-    supported = [layer for layer in chosen if _supports(method.kind, everything[layer])]
+    supported = [
+        layer
+        for layer in chosen
+        if _supports(method.kind, everything[layer]) and size_of(method, f"{name}.{layer}", everything[layer])[0]
+    ]
     if not supported:
         raise BadSpecError(
             f"The {name} has no layer that {method.kind} with the targets {targets} can adapt.",
@@ -61,9 +65,34 @@ def denoiser_layers(denoiser: nn.Module, name: str, method: Method) -> list[str]
     return supported
 
 
-def text_encoder_layers(encoder: nn.Module) -> list[str]:
-    """Names of the attention layers of a CLIP text encoder."""
-    return [layer for layer, _ in _layers(encoder) if _ends_with(layer, _TEXT_ENCODER)]
+def text_encoder_layers(encoder: nn.Module, name: str, method: Method) -> list[str]:
+    """Names of the attention layers of a CLIP text encoder called `name`, except those with the rank 0."""
+    return [
+        layer
+        for layer, module in _layers(encoder)
+        if _ends_with(layer, _TEXT_ENCODER) and size_of(method, f"{name}.{layer}", module)[0]
+    ]
+
+
+def size_of(method: Method, name: str, layer: nn.Module) -> tuple[int, float]:
+    """Return rank and alpha of a layer, called `unet.up_blocks.1.…`; the rank 0 leaves it out.
+
+    `layer` may already have its adapter.
+    """
+    for block in method.block_ranks:
+        if matches(name, block.blocks):
+            return block.rank, block.alpha or float(block.rank)
+    base = getattr(layer, "base_layer", layer)
+    if method.conv_rank is not None and isinstance(base, nn.Conv2d) and base.kernel_size != (1, 1):
+        return method.conv_rank, method.conv_alpha or float(method.conv_rank)
+    return method.rank, method.effective_alpha
+
+
+def scale_of(method: Method, name: str, layer: nn.Module) -> float:
+    """Return the factor of a layer's update: alpha / rank, or alpha / sqrt(rank)."""
+    rank, alpha = size_of(method, name, layer)
+    is_stabilized = method.rank_stabilized and method.kind in {MethodKind.LORA, MethodKind.DORA}
+    return alpha / (rank**0.5 if is_stabilized else rank)
 
 
 def _layers(module: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:

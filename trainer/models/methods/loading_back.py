@@ -17,6 +17,7 @@ from trainer.models.families.model import LoadedBase
 from trainer.models.methods.adapters import remove_adapter
 from trainer.models.methods.kohya import kohya_keys, merged_weight
 from trainer.models.methods.trained import ExportedFile
+from trainer.models.widening import stand_ins
 from trainer.protocol.events import Reader
 
 
@@ -55,7 +56,9 @@ def _reporting(path: Path, loading: AbstractContextManager[None]) -> Iterator[No
 @contextmanager
 def _by_diffusers(path: Path, base: LoadedBase) -> Iterator[None]:
     pipeline = base.pipeline()
-    pipeline.load_lora_weights(path.parent, weight_name=path.name, local_files_only=True)
+    # In fp32, whatever the base is stored in.
+    with stand_ins([base.denoiser, *base.clip_encoders.values()]):
+        pipeline.load_lora_weights(path.parent, weight_name=path.name, local_files_only=True)
     try:
         yield
     finally:
@@ -72,7 +75,8 @@ def _by_peft(folder: Path, base: LoadedBase) -> Iterator[None]:
         # peft 0.21.2 reads a property that transformers 5.23 deprecates.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
         for name, module in modules.items():
-            PeftModel.from_pretrained(module, folder / name).eval()
+            with stand_ins([module]):
+                PeftModel.from_pretrained(module, folder / name).eval()
     try:
         yield
     finally:
@@ -93,7 +97,7 @@ def _by_formulas(path: Path, base: LoadedBase) -> Iterator[None]:
             parameter = known[key].get_parameter("weight")
             before[key] = parameter.data
             with torch.no_grad():
-                parameter.data = merged_weight(parameter.data, tensors).to(parameter.dtype)
+                parameter.data = merged_weight(parameter.data, tensors)
         yield
     finally:
         for key, weight in before.items():

@@ -55,6 +55,13 @@ class Trained(Protocol):
             CheckpointError: the weights do not fit this job.
         """
 
+    def weights_from(self, tensors: Mapping[str, Tensor]) -> Weights:
+        """Convert the tensors of an exported file to weights for `load`.
+
+        Raises:
+            CheckpointError: the file does not fit this job, or the method starts from no file.
+        """
+
     def base_only(self) -> AbstractContextManager[None]:
         """Disable the method for a while: the model is the base again."""
 

@@ -45,6 +45,12 @@ def fold(job: ActiveJob, events: list[Event]) -> tuple[ActiveJob, list[str]]:
     return job, keys
 
 
+def test_an_extended_training_may_stop_early_again() -> None:
+    first = fakes.stopped_early(1)
+    _job, keys = fold(PREPARING, [first, first.model_copy(update={"seq": 2, "epoch": 5})])
+    assert keys == ["job:1:early_stop:3", "job:1:early_stop:5"]
+
+
 @given(runs, st.data())
 def test_batches_give_the_same_as_single_events(events: list[Event], data: st.DataObject) -> None:
     job, keys = fold(PREPARING, events)

@@ -51,7 +51,7 @@ WHOLE_RUN = [
     exported(13),
     finished(14),
 ]
-KEYS = ["base", "epoch:1", "warning:plateau:191c41526181", "epoch:2", "early_stop", "end"]
+KEYS = ["base", "epoch:1", "warning:plateau:191c41526181", "epoch:2", "early_stop:3", "end"]
 
 
 async def put_in_state(db: Database, job_id: int, state: State) -> None:

@@ -1,0 +1,315 @@
+"""Measures memory and speed on models of true size with random weights, one process per contender.
+
+    python -m bench.true_size sd1|sd2|sdxl|sd3 [--method lora] [--resolution 512] [--steps 2] [--only ours,bare,loading]
+
+The model is one fp16 `.safetensors` in the original layout (SD 3: a folder in diffusers layout), as model sites offer
+it; the first call writes it. `loading` is diffusers' own `from_single_file` (or `from_pretrained`) in its default
+dtype; `bare` takes steps as diffusers' LoRA examples do: parts loaded by `from_pretrained`, frozen weights cast to
+bf16, encoders kept. `anonymous` is the memory that a process holds itself, at its peak; `resident` counts the pages of
+memory-mapped files too, which the system takes back when it needs them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.models.pipelines import pipeline_class
+from trainer.models.released_configs import PIPELINES, RELEASED, make_tokenizers, write_configs
+
+_KINDS = {"sd1": "v1", "sd2": "v2", "sdxl": "xl_base", "sd3": "sd3"}
+_IMAGES = 6
+_SAMPLING_S = 0.02
+_CONTENDERS = ("loading", "bare", "ours")
+
+
+# -- the models -------------------------------------------------------------------------------------------------------
+
+
+def true_size_model(family: str) -> Path:
+    """Return the model of a family; the first call writes it (2 to 7 GB)."""
+    folder = Path(tempfile.gettempdir()) / "darkroom-bench" / f"true-{family}-1"
+    path = folder if family == "sd3" else folder / "model.safetensors"
+    if not path.exists():
+        _write(family, folder)
+    return path
+
+
+def _write(family: str, folder: Path) -> None:
+    from trainer.models.methods.checkpoint_file import write_checkpoint
+
+    torch.manual_seed(0)
+    kind = _KINDS[family]
+    with tempfile.TemporaryDirectory() as temporary:
+        configs = write_configs(kind, Path(temporary) / "configs")
+        parts = {name: _random_part(configs, name) for name in RELEASED[kind] if name != "scheduler"}
+        partial = folder.with_suffix(".part")
+        if family == "sd3":
+            pipeline = _with_parts(kind, configs, parts)
+            pipeline.save_pretrained(partial)
+        else:
+            encoders = {name: part for name, part in parts.items() if name.startswith("text_encoder")}
+            write_checkpoint(partial / "model.safetensors", family, parts["unet"], parts["vae"], encoders)
+            _with_parts(kind, configs, parts).save_pretrained(partial / "folder")
+    partial.rename(folder)
+
+
+def _random_part(configs: Path, name: str) -> nn.Module:
+    """Make a part with its initial weights, in fp16 from the start."""
+    import diffusers
+    import transformers
+
+    index = json.loads((configs / "model_index.json").read_text())
+    library, class_name = index[name]
+    torch.set_default_dtype(torch.float16)
+    try:
+        if library == "transformers":
+            part = getattr(transformers, class_name)(transformers.CLIPTextConfig.from_pretrained(configs / name))
+        else:
+            cls = getattr(diffusers, class_name)
+            part = cls.from_config(cls.load_config(configs / name))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    module: nn.Module = part.half()
+    return module
+
+
+def _with_parts(kind: str, configs: Path, parts: dict[str, nn.Module]) -> Any:
+    import diffusers
+
+    cls = pipeline_class(PIPELINES[kind])
+    scheduler = RELEASED[kind]["scheduler"]
+    own = {"scheduler": getattr(diffusers, scheduler["_class_name"]).from_config(dict(scheduler))}
+    names = set(cls._get_signature_keys(cls)[0])
+    return cls(**dict.fromkeys(names) | own | make_tokenizers(kind) | parts)
+
+
+# -- measuring --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def measured_memory(phases: dict[str, float], name: str) -> Iterator[None]:
+    """Add the peak of anonymous memory while the body runs to `phases`, in GB."""
+    peak, stopped = [0.0], threading.Event()
+
+    def sample() -> None:
+        while True:
+            peak[0] = max(peak[0], _status("RssAnon"))
+            if stopped.wait(_SAMPLING_S):
+                return
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+        phases[name] = round(peak[0], 2)
+
+
+def _status(name: str) -> float:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024 / 1e9
+
+
+def _print_result(phases: dict[str, float], steps_s: list[float]) -> None:
+    timed = sorted(steps_s[1:] or steps_s)
+    result = {
+        "anonymous_gb": max(phases.values()),
+        "resident_gb": round(_status("VmHWM"), 2),
+        "step_s": round(timed[len(timed) // 2], 2) if timed else None,
+        "phases_gb": phases,
+    }
+    sys.stdout.write(json.dumps(result) + "\n")
+
+
+# -- contenders -------------------------------------------------------------------------------------------------------
+
+
+def _loading(family: str, options: argparse.Namespace) -> None:
+    """Load everything as diffusers' documentation says, without a dtype."""
+    path, phases = true_size_model(family), dict[str, float]()
+    cls = pipeline_class(PIPELINES[_KINDS[family]])
+    with measured_memory(phases, "load"):
+        if path.is_dir():
+            pipeline = cls.from_pretrained(path, use_safetensors=True, **_no_t5(family))
+        else:
+            config = str(path.parent / "folder")
+            pipeline = cls.from_single_file(str(path), config=config)
+    del pipeline
+    _print_result(phases, [])
+
+
+def _no_t5(family: str) -> dict[str, Any]:
+    return {"text_encoder_3": None, "tokenizer_3": None} if family == "sd3" else {}
+
+
+def _bare(family: str, options: argparse.Namespace) -> None:
+    """Take steps as diffusers' LoRA examples do, on random latents and captions."""
+    from peft import LoraConfig
+
+    path, phases, steps_s = true_size_model(family), dict[str, float](), list[float]()
+    folder = path if path.is_dir() else path.parent / "folder"
+    kind = _KINDS[family]
+    with measured_memory(phases, "load"):
+        cls = pipeline_class(PIPELINES[kind])
+        pipeline = cls.from_pretrained(folder, use_safetensors=True, **_no_t5(family))
+        for part in pipeline.components.values():
+            if isinstance(part, nn.Module):
+                part.requires_grad_(False).to(torch.bfloat16)
+    denoiser = pipeline.transformer if family == "sd3" else pipeline.unet
+    targets = ["to_q", "to_k", "to_v", "to_out.0"]
+    denoiser.add_adapter(LoraConfig(r=8, lora_alpha=8, init_lora_weights="gaussian", target_modules=targets))
+    trained = [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.data = parameter.data.float()
+    if options.checkpointing:
+        denoiser.enable_gradient_checkpointing()
+    denoiser.train()
+    optimizer = torch.optim.AdamW(trained, lr=1e-4)
+    inputs = _random_inputs(family, denoiser, options.resolution // 8)
+    with measured_memory(phases, "steps"):
+        for _step in range(options.steps):
+            started = time.perf_counter()
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                predicted = denoiser(**inputs, return_dict=False)[0]
+            torch.autograd.backward(predicted.float().square().mean())
+            optimizer.step()
+            optimizer.zero_grad()
+            steps_s.append(time.perf_counter() - started)
+    _print_result(phases, steps_s)
+
+
+def _random_inputs(family: str, denoiser: Any, side: int) -> dict[str, Any]:
+    latents = torch.randn(1, denoiser.config.in_channels, side, side)
+    if family == "sd3":
+        captions, pooled = torch.randn(1, 333, 4096), torch.randn(1, 2048)
+        return {
+            "hidden_states": latents,
+            "timestep": torch.tensor([500.0]),
+            "encoder_hidden_states": captions,
+            "pooled_projections": pooled,
+        }
+    captions = torch.randn(1, 77, denoiser.config.cross_attention_dim)
+    inputs = {"sample": latents, "timestep": torch.tensor([500]), "encoder_hidden_states": captions}
+    if family == "sdxl":
+        inputs["added_cond_kwargs"] = {"text_embeds": torch.randn(1, 1280), "time_ids": torch.ones(1, 6)}  # type: ignore[assignment]
+    return inputs
+
+
+def _ours(family: str, options: argparse.Namespace) -> None:
+    """Run a job to the end of its steps, then its test of an exported file."""
+    from trainer.commands.terminal import quieten_libraries
+    from trainer.reporter import Reporter
+    from trainer.training.run import StopRequest, limit_openmp_spin
+
+    logging.disable(logging.WARNING)
+    quieten_libraries()
+    limit_openmp_spin()
+    with tempfile.TemporaryDirectory() as folder:
+        job_dir = _make_job(family, options, Path(folder))
+        with StopRequest() as stop, Reporter(job_dir) as reporter:
+            _train(job_dir, reporter, stop, options)
+
+
+def _train(job_dir: Path, reporter: Any, stop: Any, options: argparse.Namespace) -> None:
+    from trainer.protocol.report import Split
+    from trainer.protocol.run_options import RunOptions
+    from trainer.training.recipe import prepare_session
+    from trainer.training.step import take_step
+
+    phases, steps_s = dict[str, float](), list[float]()
+    with measured_memory(phases, "load, encode, place"):
+        session = prepare_session(reporter, stop, RunOptions(job_dir=job_dir))
+    session.task.train_mode(True)
+    with measured_memory(phases, "steps"):
+        for number in range(options.steps):
+            started = time.perf_counter()
+            take_step(session, session.epoch_views(1)[number % 2], number)
+            steps_s.append(time.perf_counter() - started)
+    if options.finish:
+        examples = session.examples[Split.TRAIN]
+        with measured_memory(phases, "export"):
+            files = session.task.trained.export(job_dir / "output", "bench", {})
+        gc.collect()
+        with measured_memory(phases, "verify"):
+            session.task.verify(files, examples, lambda: None)
+    _print_result(phases, steps_s)
+
+
+def _make_job(family: str, options: argparse.Namespace, folder: Path) -> Path:
+    import numpy as np
+    from PIL import Image
+
+    from trainer.dataset.preparing.prepare import prepare
+    from trainer.exchange.job_dir import write_spec
+    from trainer.protocol.presets import spec_from_preset
+
+    (folder / "images").mkdir()
+    noise = np.random.default_rng(0)
+    for number in range(_IMAGES):
+        pixels = noise.integers(0, 256, (options.resolution // 8, options.resolution // 8, 3), dtype=np.uint8)
+        image = Image.fromarray(pixels).resize((options.resolution, options.resolution), Image.Resampling.BICUBIC)
+        image.save(folder / "images" / f"{number}.png")
+        (folder / "images" / f"{number}.txt").write_text(f"pattern {number}")
+    prepare([folder / "images"], folder / "dataset", resolutions=(options.resolution,))
+    changes = {
+        "training": {
+            "resolution": options.resolution,
+            "batch_size": 1,
+            "learning_rate": 1e-4,
+            "precision": options.precision,
+            "gradient_checkpointing": options.checkpointing,
+            "optimizer": "adamw" if options.method == "lora" else "adafactor",
+        },
+        "method": {"rank": 8, "alpha": 8, "targets": "attention"} if options.method == "lora" else {},
+    }
+    dataset, base = str(folder / "dataset"), str(true_size_model(family))
+    write_spec(folder / "job", spec_from_preset(options.method, dataset=dataset, base=base, changes=changes))
+    return folder / "job"
+
+
+def main() -> None:
+    options = _options()
+    if options.child:
+        {"loading": _loading, "bare": _bare, "ours": _ours}[options.child](options.family, options)
+        return
+    true_size_model(options.family)
+    for contender in options.only.split(","):
+        command = [sys.executable, "-m", "bench.true_size", *sys.argv[1:], "--child", contender]
+        finished = subprocess.run(command, capture_output=True, text=True, check=False)
+        last = finished.stdout.strip().splitlines()[-1:] or finished.stderr.strip().splitlines()[-1:]
+        sys.stdout.write(f"{contender:8} {''.join(last)}\n")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("family", choices=_KINDS)
+    parser.add_argument("--method", default="lora", choices=("lora", "full"))
+    parser.add_argument("--resolution", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--precision", default="bf16", help="auto, bf16 or fp32 (ours)")
+    parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
+    parser.add_argument("--finish", action="store_true", help="export and load the files back (ours)")
+    parser.add_argument("--only", default=",".join(_CONTENDERS))
+    parser.add_argument("--child", choices=_CONTENDERS, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
