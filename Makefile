@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= config.toml
-WORKERS ?= 3
+WORKERS ?= 4
 SOURCES := bot trainer recipes tests bench
-# One process more than cores, because some tests wait; each takes up to 1.5 GiB. A file's tests stay in one process:
+# Twice as many processes as two cores, because many tests wait; each takes up to 1.5 GiB. A file's tests stay in one process:
 # they share what is expensive to make. The longest files start first (tests/durations.json).
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
