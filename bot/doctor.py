@@ -235,7 +235,7 @@ async def check_self_test(config: Config, environ: Mapping[str, str]) -> CheckRe
     again = _("`python -m trainer selftest` prints each check.")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "selftest.json"
-        command = (*config.trainer.command, "selftest", "--quick", "--json", str(file))
+        command = (*config.trainer.command, "selftest", "--json", str(file))
         try:
             child = await run_and_capture(command, config.trainer_environment(environ), timeout_s=_SELF_TEST_S)
         except TimeoutError:

@@ -10,7 +10,7 @@ python -m trainer new --from JOB_DIR --set training.learning_rate=3e-5 --out NEW
 python -m trainer report JOB_DIR
 python -m trainer wait < RUN_OPTIONS
 python -m trainer devices
-python -m trainer selftest --quick
+python -m trainer selftest
 python -m trainer kfold JOB_DIR --folds 5
 python -m trainer compare JOB_DIR --vary training.learning_rate=1e-4,3e-4,1e-3
 python -m trainer study JOB_DIR

@@ -188,8 +188,8 @@ async def test_the_trainer_is_queried_for_gpus(tmp_path: Path, answer: str, mark
 @pytest.mark.parametrize(
     ("script", "mark", "text"),
     [
-        ('echo "$REPORT" > "$6"', Mark.FINE, "self-test: 1 kinds of training are right on RTX 4090"),
-        ('echo "$REPORT" | sed s/passed/failed/ > "$6"; exit 4', Mark.WRONG, "trained on RTX 4090, wrong: bf16 (off)"),
+        ('echo "$REPORT" > "$5"', Mark.FINE, "self-test: 1 kinds of training are right on RTX 4090"),
+        ('echo "$REPORT" | sed s/passed/failed/ > "$5"; exit 4', Mark.WRONG, "trained on RTX 4090, wrong: bf16 (off)"),
         ("echo no torch >&2; exit 1", Mark.WRONG, "the trainer's self-test failed: no torch"),
     ],
 )
@@ -200,7 +200,7 @@ async def test_the_trainer_tests_itself(tmp_path: Path, script: str, mark: Mark,
     )
     report = SelfTestReport(device="RTX 4090", torch="2.13.0", free_bytes=0, results=results)
     python = tmp_path / "python"
-    # The arguments: -m trainer selftest --quick --json FILE.
+    # The arguments: -m trainer selftest --json FILE.
     python.write_text(f"#!/bin/sh\nREPORT='{report.model_dump_json()}'\n{script}\n")
     python.chmod(0o755)
     config = Config(trainer=TrainerSettings(python=str(python)))

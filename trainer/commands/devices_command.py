@@ -12,8 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
-from trainer.commands.terminal import quieten_libraries
-from trainer.errors import first_line
+from trainer.commands.terminal import quieten_libraries, refuse
+from trainer.errors import TrainerError, first_line
 from trainer.exchange.files import write_text
 from trainer.protocol import text
 from trainer.protocol.devices import Devices, Gpu, SelfTestReport, SelfTestResult
@@ -121,7 +121,6 @@ def _has_card(pci: Path) -> bool:
 
 def add_selftest(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `selftest`."""
-    parser.add_argument("--quick", action="store_true", help="only the checks on the tiny base: a minute or two")
     parser.add_argument("--base", action="append", default=[], metavar="MODEL", help="also a step on this model")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
     parser.set_defaults(command=run_selftest)
@@ -140,7 +139,7 @@ def run_selftest(options: argparse.Namespace) -> int:
     import torch
 
     from trainer.device import describe_device, free_memory_bytes
-    from trainer.training.selftest import Workshop, check_of, checks_of_tiny
+    from trainer.training.selftest import SelfTestRunner, check_of, checks_of_tiny
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name, free = describe_device(device), free_memory_bytes(device)
@@ -148,11 +147,14 @@ def run_selftest(options: argparse.Namespace) -> int:
         _("{device}, {free} free, torch {version}", device=name, free=text.size(free), version=torch.__version__) + "\n"
     )
     results = []
-    with Workshop() as workshop:
-        for check in (*checks_of_tiny(), *map(check_of, options.base)):
-            results.append(result := workshop.run(check))
-            sys.stdout.write(f"{_line_of(result)}\n")
-            sys.stdout.flush()
+    try:
+        with SelfTestRunner() as runner:
+            for check in (*checks_of_tiny(), *map(check_of, options.base)):
+                results.append(result := runner.run(check))
+                sys.stdout.write(f"{_line_of(result)}\n")
+                sys.stdout.flush()
+    except TrainerError as error:
+        return refuse(str(error))
     report = SelfTestReport(device=name, torch=torch.__version__, free_bytes=free, results=tuple(results))
     if options.json is not None:
         write_text(options.json, report.model_dump_json(indent=1) + "\n")

@@ -204,7 +204,7 @@ def _is_certain(text: str, encoding: str, scores: Mapping[str, float]) -> bool:
 
 
 def detect_oem_encoding(data: bytes) -> str | None:
-    """The code page that the Windows of some languages uses in zips, and nobody elsewhere; None for all others."""
+    """The DOS code page that only the Windows of some languages writes into zips; None for other code pages."""
     import chardet
 
     known = dict.fromkeys((*_LEGACY, *_OEM, "cp437", "cp850", "cp852"))

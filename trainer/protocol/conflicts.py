@@ -108,7 +108,7 @@ def check_rate(stage: Stage) -> None:
     kind = stage.optimizer or OptimizerKind.ADAMW
     if finds_its_rate(kind):
         return
-    # Of a library's class nobody knows here whether it is like SGD.
+    # A library's class may be like SGD.
     highest = MAX_SGD_RATE if kind == OptimizerKind.SGD or kind not in OWN_OPTIMIZERS else MAX_RATE
     for name in ("learning_rate", "text_encoder_learning_rate", "text_encoder_2_learning_rate"):
         rate = getattr(stage, name)

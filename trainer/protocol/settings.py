@@ -189,7 +189,7 @@ class Prediction(StrEnum):
 
 
 class SizeConditioning(StrEnum):
-    """What SDXL is told about the size of an image."""
+    """The original size and the crop that SDXL is conditioned on."""
 
     #: The image's own size before scaling, and what was cropped: a small image does not teach that images are blurred,
     #: a cropped one not that heads are cut (Podell et al. 2023, arXiv:2307.01952, section 2.2).

@@ -215,7 +215,7 @@ def extended(spec: Spec, *, trained: int, epochs: int) -> Spec:
     """Return the spec of a training of `trained` epochs that goes on for `epochs` more, as a stage of their own.
 
     The stages are cut to what was trained: the training may have stopped early. The new stage is like the last one,
-    with all blocks that it had unfrozen; its optimizer and its schedule start anew, as those of every stage.
+    with all blocks that it had unfrozen; its optimizer and its schedule start from zero, as in every stage.
 
     Raises:
         SpecError: It would have too many epochs or stages.

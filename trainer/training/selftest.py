@@ -29,7 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trainer.dataset.preparing.prepare import prepare
 from trainer.device import choose_precision, is_out_of_memory, peak_memory_bytes
-from trainer.errors import TrainerError, first_line
+from trainer.errors import DatasetError, TrainerError, first_line
 from trainer.exchange.job_dir import write_spec
 from trainer.models.base import TINY
 from trainer.protocol.devices import Outcome, SelfTestResult
@@ -69,7 +69,7 @@ _LOSS_SCALE = 1024.0
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """What a job trains with: its settings, and how torch is told to compute them."""
+    """The settings of a job, and the kernels that torch may use."""
 
     base: str = TINY
     settings: Settings = field(default_factory=dict)
@@ -186,8 +186,8 @@ def _method_check(kind: MethodKind, precision: Precision) -> Check:
 # -- running them ------------------------------------------------------------------------------------------------------
 
 
-class Workshop:
-    """A prepared dataset, and the jobs that were measured on it; a context manager that deletes all of it."""
+class SelfTestRunner:
+    """Runs checks on a dataset that it makes, each job once; a context manager that deletes the files."""
 
     def __init__(self) -> None:
         self._context = multiprocessing.get_context("forkserver")
@@ -197,6 +197,11 @@ class Workshop:
         self._answers: dict[str, Measured | UnavailableError | _FailedError] = {}
 
     def __enter__(self) -> Self:
+        """Make the dataset.
+
+        Raises:
+            DatasetError: It cannot be prepared.
+        """
         self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="selftest-")))
         _write_images(self._folder / "images")
         # Preparing has a forkserver too, and a process has only one: that of another process.
@@ -205,6 +210,11 @@ class Workshop:
         )
         preparing.start()
         preparing.join()
+        if preparing.exitcode:
+            raise DatasetError(
+                _("The images of the self-test cannot be prepared."),
+                _("The log above tells why; `make setup` installs anew."),
+            )
         return self
 
     def __exit__(self, *exc_info: object) -> None:

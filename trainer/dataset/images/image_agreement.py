@@ -52,7 +52,7 @@ _EDGE_SLOPE, _KEPT_SLOPE, _LOST_PX, _LOST_SHARE = 3.0, 0.3, 5, 0.4
 _MAX_LOST, _MAX_LOST_OF_ADDED, _MIN_ADDED = 0.04, 0.15, 0.04
 #: Pixels of edges that shine through an overlay at least, and of its area; share of the width or height that it spans.
 _MIN_CROSSED, _MIN_CROSSED_SHARE, _MIN_ACROSS = 30, 0.02, 0.4
-#: Blocks next to the border, where somebody may have signed.
+#: Blocks next to the border, the place of signatures.
 _RING = 2
 #: Levels next to the darkest and lightest that may be clipped, and the least difference of these.
 _CLIPPED_LEVELS, _MIN_RANGE = 4, 8
@@ -158,7 +158,7 @@ class Agreement:
         return max(_MAX_DRAWING_DIFFERENCE * content, min(_ALWAYS_ALLOWED, _MAX_ALWAYS_ALLOWED * content))
 
     def _painted_over(self, least: float) -> int:
-        """Pixels away from the border that differ by so many levels; near it, somebody may have signed."""
+        """Count the pixels that differ by so many levels, except near the border, the place of signatures."""
         margin = _RING * BLOCK_PX
         changed = _changed(self._one, self._other, self._shown, least, thickness_px=3)
         return int(np.count_nonzero(changed[margin:-margin, margin:-margin]))

@@ -9,6 +9,7 @@ import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,8 @@ from pydantic import ConfigDict
 
 from trainer.console import Progress, ignore_progress
 from trainer.dataset.images.image_registration import content_box, detect_keypoints
+from trainer.errors import DecodersError
+from trainer.protocol.text import _
 
 #: How bytes are written as JSON.
 BYTES_AS_BASE64 = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
@@ -165,6 +168,9 @@ def near_pairs(
         consecutive: Pairs that may be frames of a burst, whatever their hashes.
         progress: Called with the phase "comparing".
         processes: How many compare; the pairs found do not depend on it.
+
+    Raises:
+        DecodersError: One of them died.
     """
     size = max(hashes, default=0) + 1
     possible = candidates(hashes)[: _MOST_COMPARED + len(hashes)]
@@ -199,8 +205,14 @@ def _comparing(
         yield partial(map, partial(_confirmed, difference))
         return
     context = multiprocessing.get_context("forkserver")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=(difference,)) as pool:
-        yield partial(pool.map, _confirmed_here)
+    try:
+        with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=(difference,)) as pool:
+            yield partial(pool.map, _confirmed_here)
+    except BrokenProcessPool as error:
+        raise DecodersError(
+            _("A process that compares images died, for want of memory or because it was killed."),
+            _("The log above may tell why; nothing was written. Prepare the images again with fewer other programs."),
+        ) from error
 
 
 #: Of this process, if it is one of several.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tracemalloc
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -31,6 +32,7 @@ from trainer.dataset.images.near_duplicates import (
     image_hashes,
     near_pairs,
 )
+from trainer.errors import DecodersError
 
 KINDS: dict[str, Callable[[int], Image.Image]] = {"photograph": photograph, "icon": icon}
 CASES = [("photograph", edit) for edit in PHOTO_EDITS] + [("icon", edit) for edit in EDITS]
@@ -175,6 +177,16 @@ def test_pairs_do_not_depend_on_the_number_of_processes() -> None:
     alone = list(near_pairs(hashes, all_the_same))
     assert len(alone) >= len(hashes) - 1
     assert list(near_pairs(hashes, all_the_same, processes=2)) == alone
+
+
+def die(one: int, other: int) -> float:
+    os._exit(9)
+
+
+def test_a_comparison_process_that_dies_is_told_in_a_sentence() -> None:
+    hashes = {index: image_hashes(photograph(1)) for index in range(14)}
+    with pytest.raises(DecodersError, match="compares images died"):
+        list(near_pairs(hashes, die, processes=2))
 
 
 def test_memory_of_the_candidates_does_not_grow_with_the_square_of_a_family() -> None:
