@@ -211,7 +211,7 @@ def _comparing(
     except BrokenProcessPool as error:
         raise DecodersError(
             _("A process that compares images died, for want of memory or because it was killed."),
-            _("The log above may tell why; nothing was written. Prepare the images again with fewer other programs."),
+            _("The log above may tell why; nothing was written. Close other programs and prepare the images again."),
         ) from error
 
 
