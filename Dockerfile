@@ -10,8 +10,9 @@ ARG TORCH_INDEX=
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_EXTRA_INDEX_URL=${TORCH_INDEX}
 
 # make: for `make demo` and `make check` inside the image. tini: forwards SIGTERM and reaps trainers that outlive a bot.
+# fonts-wqy-microhei: Chinese, Japanese and Korean captions on sheets and charts.
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends make tini \
+    && apt-get install --yes --no-install-recommends make tini fonts-wqy-microhei \
     && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /opt/darkroom

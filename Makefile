@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= config.toml
+# Compiled modules are kept, also where the environment forbids it: each test process would compile all modules and tests again.
+export PYTHONDONTWRITEBYTECODE :=
 WORKERS ?= 4
 SOURCES := bot trainer recipes tests bench
 # Twice as many processes as two cores, because many tests wait; each takes up to 1.5 GiB. A file's tests stay in one process:
@@ -61,10 +63,11 @@ format: setup
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
 
-# The sentences that can be translated, for translators: build/darkroom.pot.
+# Brings the catalogs of translations up to date with the sentences in the source; what is new in them is empty.
 messages: setup
 	@mkdir -p build
-	$(BIN)/pybabel extract --mapping-file=pyproject.toml --keyword=_ --keyword=ngettext:1,2 --omit-header --no-location --output=build/darkroom.pot bot trainer
+	$(BIN)/python -m babel.messages.frontend extract --mapping-file=pyproject.toml --keyword=_ --keyword=N_ --keyword=ngettext:1,2 --no-location --sort-output --output=build/darkroom.pot bot trainer
+	$(BIN)/python -m babel.messages.frontend update --input-file=build/darkroom.pot --output-dir=trainer/protocol/locale --domain=darkroom --ignore-obsolete --no-fuzzy-matching --width=120
 
 # Trains the small Stable Diffusion that ships in trainer/models/tiny again (about 85 minutes on two cores).
 tiny: setup

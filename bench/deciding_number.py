@@ -45,7 +45,7 @@ from trainer.reporter import Reporter
 from trainer.tasks.diffusion import DiffusionTask
 from trainer.tasks.sampling import SamplePlan, draw_samples
 from trainer.training.recipe import prepare_session
-from trainer.training.run import StopRequest, limit_openmp_spin
+from trainer.training.run import StopRequest, choose_openmp_spin
 from trainer.training.session import Session
 from trainer.training.step import take_step
 from trainer.training.validation import EvalSet, base_losses, evaluate, frozen_triples
@@ -255,7 +255,7 @@ def main() -> None:
         return
     logging.disable(logging.WARNING)
     quieten_libraries()
-    limit_openmp_spin()
+    choose_openmp_spin()
     features = Features()
     for archive in options.datasets:
         with tempfile.TemporaryDirectory() as folder:

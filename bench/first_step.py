@@ -15,13 +15,13 @@ from trainer.commands import training_commands
 from trainer.commands.terminal import quieten_libraries
 from trainer.protocol.run_options import RunOptions
 from trainer.reporter import Reporter
-from trainer.training.run import StopRequest, limit_openmp_spin
+from trainer.training.run import StopRequest, choose_openmp_spin
 
 
 def main() -> None:
     job_dir, mode, started_at = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
     quieten_libraries()
-    limit_openmp_spin()
+    choose_openmp_spin()
     if mode == "warm":
         training_commands.warm_up()
         started_at = time.time()

@@ -49,12 +49,18 @@ class FileDiscord:
     async def edit(self, channel_id: int, message_id: int, message: str) -> None:
         assert 1 <= message_id <= len(self._texts), f"there is no message {message_id}"
 
-    async def find(self, channel_id: int, marker: str) -> int | None:
-        return next((number for number, text in enumerate(self._texts.values(), 1) if marker in text), None)
+    async def delete(self, channel_id: int, message_id: int) -> None:
+        raise AssertionError("no card is replaced")
+
+    async def find(self, channel_id: int, nonce: str) -> int | None:
+        return next((number for number, known in enumerate(self._texts, 1) if known == nonce), None)
+
+    async def start_thread(self, channel_id: int, message_id: int, name: str) -> int:
+        return message_id
 
 
-async def render(notification: Notification, marker: str, form: MessageForm) -> str:
-    return f"{notification.kind} of #{notification.job_id} · {marker}"
+async def render(notification: Notification, form: MessageForm) -> str:
+    return f"{notification.kind} of #{notification.job_id}"
 
 
 async def work(data_dir: Path) -> None:
@@ -64,7 +70,7 @@ async def work(data_dir: Path) -> None:
             outbox = Outbox(db)
             store = JobStore(db, outbox, data_dir=data_dir, queue=SETTINGS)
             runner = LocalRunner(command=(sys.executable, "-m", "bench.soak_trainer"))
-            cards = CardSettings(edit_interval_s=1)
+            cards = CardSettings(edit_interval_s=1, epoch_interval_s=0)
             sender = Sender(outbox, FileDiscord(data_dir / DISCORD_FILE), render, settings=cards, poll_s=0.2)
             # `bench.soak` kills the bot only after this line.
             log.info("at work")

@@ -220,11 +220,19 @@ async def soak(folder: Path, options: argparse.Namespace) -> list[Finding]:
 def delays(soaked: Soak, messages: dict[str, WireMessage]) -> list[Finding]:
     """Compare when messages were put into the outbox with when they came, in the order of the outbox."""
     with closing(sqlite3.connect(soaked.bot.data_dir / DATABASE_FILE)) as db:
-        rows = db.execute("SELECT channel_id, created_at, nonce FROM outbox WHERE recipient_id = 0 ORDER BY id")
-        spans = [(channel, made, messages[nonce].arrived_at) for channel, made, nonce in rows if nonce in messages]
-    arrivals: dict[int, list[float]] = {}
-    for channel, _made, came in spans:
-        arrivals.setdefault(channel, []).append(came)
+        rows = db.execute(
+            "SELECT channel_id, thread_of, created_at, nonce FROM outbox WHERE recipient_id = 0 ORDER BY id"
+        ).fetchall()
+    arrivals: dict[tuple[int, int], list[float]] = {}
+    for channel, thread, _made, nonce in rows:
+        if nonce in messages:
+            arrivals.setdefault((channel, thread), []).append(messages[nonce].arrived_at)
+    # Posts about short epochs wait for each other in their thread.
+    spans = [
+        (channel, made, messages[nonce].arrived_at)
+        for channel, thread, made, nonce in rows
+        if nonce in messages and not thread
+    ]
     swapped = sum(later < earlier for times in arrivals.values() for earlier, later in pairwise(times))
     undisturbed = [
         came - made

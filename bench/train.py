@@ -1,11 +1,12 @@
 """Compares the trainer with a bare loop: images per second, CPU seconds per image, time to the first step, memory.
 
-    python -m bench.train [--base tiny|small|FOLDER] [--rounds 8] [--steps 5] [--diffusers CHECKOUT]
+    python -m bench.train [--base tiny|small|FOLDER] [--rounds 8] [--steps 5] [--beside 1] [--diffusers CHECKOUT]
 
 The bare loop (`bench/bare.py`) has the same UNet with the same LoRA, and one batch of latents and captions in memory.
-The trainer takes the steps of its recipe and writes events; validation and samples are off. Rounds alternate in one
-run, so that a machine whose speed drifts slows all loops alike; read the ratios (median over the rounds). An A/A pair
-(the bare loop a second time) shows their noise. Each start-up is a separate process; the kinds take turns.
+The trainer takes the steps of its recipe and writes events; validation and samples are off. Each loop is a process of
+its own, with the threads and the environment that it would have alone, and waits asleep while another one runs. Rounds
+alternate, so that a machine whose speed drifts slows all loops alike; read the ratios (median over the rounds). An A/A
+pair (the bare loop a second time) shows their noise. Each start-up is a separate process; the kinds take turns.
 """
 
 from __future__ import annotations
@@ -19,30 +20,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-
-from safetensors.torch import save_file
+from typing import Any
 
 from bench import bare
-from bench.bare import BareLoop
 from bench.small_base import small_base
 from recipes.tiny.demo_dataset import demo_files
-from trainer.commands.terminal import quieten_libraries
 from trainer.dataset.preparing.prepare import prepare
 from trainer.exchange.job_dir import read_spec, write_spec
 from trainer.models.base import tiny_folder
 from trainer.protocol.presets import spec_from_preset
 from trainer.protocol.report import Split
-from trainer.protocol.run_options import RunOptions
-from trainer.reporter import Reporter
-from trainer.tasks.diffusion import DiffusionTask
-from trainer.tasks.examples import ImageView
-from trainer.training.recipe import prepare_session
-from trainer.training.run import StopRequest, limit_openmp_spin
-from trainer.training.session import Session
-from trainer.training.step import EpochProgress, take_step
 
 #: Number of files (images and captions) of the demo dataset to train on.
 _FILES = 25
@@ -79,39 +70,58 @@ class Setting:
         return self.folder / "batch.safetensors"
 
 
-@dataclass(kw_only=True)
-class Timed:
-    """A training loop, and the time of each of its rounds."""
+class Contender:
+    """A training loop in a process of its own, and the time of each of its rounds."""
 
-    run: Callable[[int], None]
-    seconds: list[float] = field(default_factory=list)
-    cpu_s: list[float] = field(default_factory=list)
+    def __init__(self, kind: str, setting: Setting) -> None:
+        job = [str(setting.folder / "job"), str(setting.batch_size)]
+        argv = [sys.executable, "-m", "bench.loop", kind, str(setting.base), str(setting.batch), *job]
+        self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.seconds: list[float] = []
+        self.cpu_s: list[float] = []
+        #: What it says about itself, once it is warm.
+        self.description: str = self._answer()["description"]
 
     def round(self, steps: int) -> None:
-        started, cpu_started = time.perf_counter(), time.process_time()
-        self.run(steps)
-        self.seconds.append(time.perf_counter() - started)
-        self.cpu_s.append(time.process_time() - cpu_started)
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{steps}\n")
+        self._process.stdin.flush()
+        answer = self._answer()
+        self.seconds.append(answer["seconds"])
+        self.cpu_s.append(answer["cpu_s"])
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return answer
 
 
 def main() -> None:
     options = _options()
     logging.disable(logging.WARNING)
-    quieten_libraries()
-    limit_openmp_spin()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _busy_processes(options.beside):
         setting = _setting(options.base, Path(folder))
-        job_dir = setting.make_job("job")
-        with StopRequest() as stop, Reporter(job_dir) as reporter:
-            session = prepare_session(reporter, stop, RunOptions(job_dir=job_dir))
-            _save_batch(session, setting)
-            _print(f"{session.task}, {session.memory_plan}, load {os.getloadavg()[0]:.1f}")
-            _compare_loops(session, setting, rounds=options.rounds, steps=options.steps)
-        precision = session.memory_plan.precision.value
-        del session
+        precision = _compare_loops(setting, rounds=options.rounds, steps=options.steps)
         _compare_starts(setting, precision, rounds=options.starts)
         if options.diffusers:
             _time_example(setting, options.diffusers, options.diffusers_python, steps=options.steps)
+
+
+@contextmanager
+def _busy_processes(number: int) -> Iterator[None]:
+    """Keep other processes busy meanwhile, each on one core."""
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(number)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def _options() -> argparse.Namespace:
@@ -119,6 +129,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--base", default="tiny", help="tiny (64 px, batch 4), small (256 px, batch 2) or a folder")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--steps", type=int, default=5, help="in each round of each loop")
+    parser.add_argument("--beside", type=int, default=0, metavar="N", help="busy processes beside the loops")
     parser.add_argument("--starts", type=int, default=3, help="start-ups of each kind")
     parser.add_argument("--diffusers", type=Path, metavar="CHECKOUT", help="time its LoRA example too")
     parser.add_argument("--diffusers-python", default=sys.executable, help="has what that example imports")
@@ -134,31 +145,18 @@ def _setting(base: str, folder: Path) -> Setting:
     for path, content in list(demo_files().items())[:_FILES]:
         (images / Path(path).name).write_bytes(content)
     prepare([images], folder / "dataset", resolutions=(resolution,))
-    return Setting(base=find(), resolution=resolution, batch_size=batch_size, folder=folder)
+    setting = Setting(base=find(), resolution=resolution, batch_size=batch_size, folder=folder)
+    setting.make_job("job")
+    return setting
 
 
-def _save_batch(session: Session, setting: Setting) -> None:
-    """Save one batch of one size for the bare loops."""
-    examples = session.examples[Split.TRAIN]
-    size = max(set(examples.sizes), key=examples.sizes.count)
-    indices = [place for place, each in enumerate(examples.sizes) if each == size][: setting.batch_size]
-    assert isinstance(session.task, DiffusionTask)
-    captions = session.task.captions.embed([examples.captions[place] for place in indices])["caption_BTD"]
-    save_file(
-        {"latents": examples.inputs([ImageView(index=place) for place in indices]), "captions": captions}, setting.batch
-    )
-
-
-def _compare_loops(session: Session, setting: Setting, *, rounds: int, steps: int) -> None:
-    bare_fp32, bare_bf16 = (BareLoop(setting.base, setting.batch, precision) for precision in ("fp32", "bf16"))
-    loops = {
-        "ours": Timed(run=_ours(session)),
-        "bare fp32": Timed(run=bare_fp32.steps),
-        "bare fp32 again": Timed(run=bare_fp32.steps),
-        "bare bf16": Timed(run=bare_bf16.steps),
-    }
-    for loop in loops.values():
-        loop.run(2)
+def _compare_loops(setting: Setting, *, rounds: int, steps: int) -> str:
+    """Print the table of the loops; return the precision that the trainer has chosen."""
+    # The first one writes the batch of the others.
+    kinds = {"ours": "ours", "bare fp32": "fp32", "bare fp32 again": "fp32", "bare bf16": "bf16"}
+    loops = {name: Contender(kind, setting) for name, kind in kinds.items()}
+    ours, load = loops["ours"].description, os.getloadavg()[0]
+    _print(f"{ours}, load {load:.1f}")
     names = list(loops)
     for number in range(rounds):
         # Rotate the order, so that no loop always follows the same one.
@@ -174,29 +172,14 @@ def _compare_loops(session: Session, setting: Setting, *, rounds: int, steps: in
         ratios += [_ratios(other.cpu_s, loop.cpu_s) for other in others]
         _print(f"{name:18}{speed:12.2f}{cpu_s:15.3f}   {'  '.join(ratios)}")
     _print(f"({rounds} rounds of {steps} steps of {setting.batch_size} images; median, lowest and highest ratio)")
+    for loop in loops.values():
+        loop.close()
+    return ours.split()[0]
 
 
 def _ratios(baseline: Sequence[float], measured: Sequence[float]) -> str:
     ratios = [one / other for one, other in zip(baseline, measured, strict=True)]
     return f"{statistics.median(ratios):.3f} ({min(ratios):.2f}–{max(ratios):.2f})"
-
-
-def _ours(session: Session) -> Callable[[int], None]:
-    """Return a loop over the steps of the recipe, like `_train_epoch`."""
-    session.task.train_mode(True)
-    order = session.epoch_views(1)
-    progress = EpochProgress(session)
-    number = 0
-
-    def run(steps: int) -> None:
-        nonlocal number
-        for _ in range(steps):
-            step = order[number % len(order)]
-            session.stop.check()
-            progress.add(take_step(session, step, number), images=len(step))
-            number += 1
-
-    return run
 
 
 def _compare_starts(setting: Setting, precision: str, *, rounds: int) -> None:

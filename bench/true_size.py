@@ -23,18 +23,21 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
 from trainer.models.pipelines import pipeline_class
-from trainer.models.released_configs import PIPELINES, RELEASED, make_tokenizers, write_configs
+from trainer.models.random_models import write_random_file, write_random_folder
+from trainer.models.released_configs import PIPELINES
 
 _KINDS = {"sd1": "v1", "sd2": "v2", "sdxl": "xl_base", "sd3": "sd3"}
 _IMAGES = 6
 _SAMPLING_S = 0.02
 _CONTENDERS = ("loading", "bare", "ours")
+#: Peaks of memory by the name of a phase, GB.
+Phases: TypeAlias = dict[str, dict[str, float]]
 
 
 # -- the models -------------------------------------------------------------------------------------------------------
@@ -42,73 +45,34 @@ _CONTENDERS = ("loading", "bare", "ours")
 
 def true_size_model(family: str) -> Path:
     """Return the model of a family; the first call writes it (2 to 7 GB)."""
-    folder = Path(tempfile.gettempdir()) / "darkroom-bench" / f"true-{family}-1"
-    path = folder if family == "sd3" else folder / "model.safetensors"
-    if not path.exists():
-        _write(family, folder)
-    return path
+    folder = Path(tempfile.gettempdir()) / "darkroom-bench" / f"true-{family}-2"
+    folder.mkdir(parents=True, exist_ok=True)
+    if family == "sd3":
+        return as_folder(family, folder)
+    path = folder / "model.safetensors"
+    return path if path.exists() else write_random_file(_KINDS[family], path)
 
 
-def _write(family: str, folder: Path) -> None:
-    from trainer.models.methods.checkpoint_file import write_checkpoint
-
-    torch.manual_seed(0)
-    kind = _KINDS[family]
-    with tempfile.TemporaryDirectory() as temporary:
-        configs = write_configs(kind, Path(temporary) / "configs")
-        parts = {name: _random_part(configs, name) for name in RELEASED[kind] if name != "scheduler"}
-        partial = folder.with_suffix(".part")
-        if family == "sd3":
-            pipeline = _with_parts(kind, configs, parts)
-            pipeline.save_pretrained(partial)
-        else:
-            encoders = {name: part for name, part in parts.items() if name.startswith("text_encoder")}
-            write_checkpoint(partial / "model.safetensors", family, parts["unet"], parts["vae"], encoders)
-            _with_parts(kind, configs, parts).save_pretrained(partial / "folder")
-    partial.rename(folder)
-
-
-def _random_part(configs: Path, name: str) -> nn.Module:
-    """Make a part with its initial weights, in fp16 from the start."""
-    import diffusers
-    import transformers
-
-    index = json.loads((configs / "model_index.json").read_text())
-    library, class_name = index[name]
-    torch.set_default_dtype(torch.float16)
-    try:
-        if library == "transformers":
-            part = getattr(transformers, class_name)(transformers.CLIPTextConfig.from_pretrained(configs / name))
-        else:
-            cls = getattr(diffusers, class_name)
-            part = cls.from_config(cls.load_config(configs / name))
-    finally:
-        torch.set_default_dtype(torch.float32)
-    module: nn.Module = part.half()
-    return module
-
-
-def _with_parts(kind: str, configs: Path, parts: dict[str, nn.Module]) -> Any:
-    import diffusers
-
-    cls = pipeline_class(PIPELINES[kind])
-    scheduler = RELEASED[kind]["scheduler"]
-    own = {"scheduler": getattr(diffusers, scheduler["_class_name"]).from_config(dict(scheduler))}
-    names = set(cls._get_signature_keys(cls)[0])
-    return cls(**dict.fromkeys(names) | own | make_tokenizers(kind) | parts)
+def as_folder(family: str, path: Path) -> Path:
+    """Return the model as a folder in diffusers layout; the first call writes it."""
+    folder = path if path.is_dir() else path.parent
+    if not (folder / "folder").exists():
+        write_random_folder(_KINDS[family], folder / "part").rename(folder / "folder")
+    return folder / "folder"
 
 
 # -- measuring --------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def measured_memory(phases: dict[str, float], name: str) -> Iterator[None]:
-    """Add the peak of anonymous memory while the body runs to `phases`, in GB."""
-    peak, stopped = [0.0], threading.Event()
+def measured_memory(phases: Phases, name: str) -> Iterator[None]:
+    """Add the peaks of anonymous and of resident memory while the body runs to `phases`, in GB."""
+    peaks, stopped = {"anonymous": 0.0, "resident": 0.0}, threading.Event()
 
     def sample() -> None:
         while True:
-            peak[0] = max(peak[0], _status("RssAnon"))
+            for key, field in (("anonymous", "RssAnon"), ("resident", "VmRSS")):
+                peaks[key] = max(peaks[key], _status(field))
             if stopped.wait(_SAMPLING_S):
                 return
 
@@ -119,7 +83,7 @@ def measured_memory(phases: dict[str, float], name: str) -> Iterator[None]:
     finally:
         stopped.set()
         thread.join()
-        phases[name] = round(peak[0], 2)
+        phases[name] = {key: round(peak, 2) for key, peak in peaks.items()}
 
 
 def _status(name: str) -> float:
@@ -127,11 +91,11 @@ def _status(name: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024 / 1e9
 
 
-def _print_result(phases: dict[str, float], steps_s: list[float]) -> None:
+def _print_result(phases: Phases, steps_s: list[float]) -> None:
     timed = sorted(steps_s[1:] or steps_s)
     result = {
-        "anonymous_gb": max(phases.values()),
-        "resident_gb": round(_status("VmHWM"), 2),
+        "anonymous_gb": max(each["anonymous"] for each in phases.values()),
+        "resident_gb": max(each["resident"] for each in phases.values()),
         "step_s": round(timed[len(timed) // 2], 2) if timed else None,
         "phases_gb": phases,
     }
@@ -143,13 +107,13 @@ def _print_result(phases: dict[str, float], steps_s: list[float]) -> None:
 
 def _loading(family: str, options: argparse.Namespace) -> None:
     """Load everything as diffusers' documentation says, without a dtype."""
-    path, phases = true_size_model(family), dict[str, float]()
+    path, phases = true_size_model(family), Phases()
     cls = pipeline_class(PIPELINES[_KINDS[family]])
     with measured_memory(phases, "load"):
         if path.is_dir():
             pipeline = cls.from_pretrained(path, use_safetensors=True, **_no_t5(family))
         else:
-            config = str(path.parent / "folder")
+            config = str(as_folder(family, path))
             pipeline = cls.from_single_file(str(path), config=config)
     del pipeline
     _print_result(phases, [])
@@ -163,8 +127,8 @@ def _bare(family: str, options: argparse.Namespace) -> None:
     """Take steps as diffusers' LoRA examples do, on random latents and captions."""
     from peft import LoraConfig
 
-    path, phases, steps_s = true_size_model(family), dict[str, float](), list[float]()
-    folder = path if path.is_dir() else path.parent / "folder"
+    path, phases, steps_s = true_size_model(family), Phases(), list[float]()
+    folder = path if path.is_dir() else as_folder(family, path)
     kind = _KINDS[family]
     with measured_memory(phases, "load"):
         cls = pipeline_class(PIPELINES[kind])
@@ -216,11 +180,11 @@ def _ours(family: str, options: argparse.Namespace) -> None:
     """Run a job to the end of its steps, then its test of an exported file."""
     from trainer.commands.terminal import quieten_libraries
     from trainer.reporter import Reporter
-    from trainer.training.run import StopRequest, limit_openmp_spin
+    from trainer.training.run import StopRequest, choose_openmp_spin
 
     logging.disable(logging.WARNING)
     quieten_libraries()
-    limit_openmp_spin()
+    choose_openmp_spin()
     with tempfile.TemporaryDirectory() as folder:
         job_dir = _make_job(family, options, Path(folder))
         with StopRequest() as stop, Reporter(job_dir) as reporter:
@@ -233,7 +197,7 @@ def _train(job_dir: Path, reporter: Any, stop: Any, options: argparse.Namespace)
     from trainer.training.recipe import prepare_session
     from trainer.training.step import take_step
 
-    phases, steps_s = dict[str, float](), list[float]()
+    phases, steps_s = Phases(), list[float]()
     with measured_memory(phases, "load, encode, place"):
         session = prepare_session(reporter, stop, RunOptions(job_dir=job_dir))
     session.task.train_mode(True)
@@ -248,7 +212,7 @@ def _train(job_dir: Path, reporter: Any, stop: Any, options: argparse.Namespace)
             files = session.task.trained.export(job_dir / "output", "bench", {})
         gc.collect()
         with measured_memory(phases, "verify"):
-            session.task.verify(files, examples, lambda: None)
+            session.task.verify(files, examples, lambda *_: None)
     _print_result(phases, steps_s)
 
 
@@ -276,7 +240,12 @@ def _make_job(family: str, options: argparse.Namespace, folder: Path) -> Path:
             "precision": options.precision,
             "gradient_checkpointing": options.checkpointing,
             "optimizer": "adamw" if options.method == "lora" else "adafactor",
+            "fused_backward": options.fused,
+            "bf16_weights": options.fused,
+            # The average of `full` needs fp32.
+            **({"ema_decay": None} if options.fused else {}),
         },
+        "base": {"quantization": options.quantization},
         "method": {"rank": 8, "alpha": 8, "targets": "attention"} if options.method == "lora" else {},
     }
     dataset, base = str(folder / "dataset"), str(true_size_model(family))
@@ -305,6 +274,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--precision", default="bf16", help="auto, bf16 or fp32 (ours)")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
+    parser.add_argument("--quantization", choices=("int8", "fp8", "nf4"), help="of the frozen base (ours)")
+    parser.add_argument("--fused", action="store_true", help="fused backward pass and weights in bf16 (ours, full)")
     parser.add_argument("--finish", action="store_true", help="export and load the files back (ours)")
     parser.add_argument("--only", default=",".join(_CONTENDERS))
     parser.add_argument("--child", choices=_CONTENDERS, help=argparse.SUPPRESS)

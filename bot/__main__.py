@@ -6,6 +6,7 @@ python -m bot queue [--json | --pause WHY | --drain WHY | --resume]
 python -m bot backup [--to FILE]
 python -m bot restore FILE
 python -m bot sync [--dry-run | --force]
+python -m bot models [check | add LABEL SOURCE]
 python -m bot demo
 """
 
@@ -75,6 +76,12 @@ def _parser() -> argparse.ArgumentParser:
     sync = commands.add_parser("sync", parents=[with_config], help="sync the commands with Discord now")
     sync.add_argument("--dry-run", action="store_true", help="only show what would be synced")
     sync.add_argument("--force", action="store_true", help="write all commands, also those that Discord has")
+    models = commands.add_parser("models", parents=[with_config], help="show the base models, or add one")
+    actions = models.add_subparsers(dest="action", metavar="ACTION")
+    actions.add_parser("check", help="show them, and what is missing (the default)")
+    add = actions.add_parser("add", help="write one into config.toml")
+    add.add_argument("label", metavar="LABEL", help="its name in Discord, such as SDXL")
+    add.add_argument("source", metavar="SOURCE", help="a .safetensors file, a diffusers folder, or a hub name")
     demo = commands.add_parser("demo", help="watch the real bot in a simulated Discord")
     demo.add_argument("--headless", action="store_true", help="no page: print what the channel shows")
     demo.add_argument("--data", type=Path, default=Path("demo-data"), metavar="FOLDER", help="default: demo-data")
@@ -117,6 +124,12 @@ def _run_command(options: argparse.Namespace) -> int:
             )
             _print(report)
             return _EXIT_FINE if is_synced else _EXIT_WRONG
+        case "models":
+            from bot.operations.models_command import add_model, models_text
+
+            if options.action == "add":
+                return _print(add_model(options.config or _CONFIG_FILE, options.label, options.source))
+            return _print(models_text(_config(options.config)))
         case "demo":
             from bot.demo.show import run_demo
 

@@ -41,6 +41,7 @@ JOB_POINTS = (
     "card_sent",
     "card_edited",
     "card_recorded",
+    "thread_started",
     "migrated",
     "backup_written",
 )

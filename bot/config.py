@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from bot.errors import ConfigError
 from bot.log import LogFormat, LogLevel
 from trainer.protocol.frozen import Frozen
+from trainer.protocol.settings import TINY
 from trainer.protocol.text import _
 
 _MIB = 1024 * 1024
@@ -61,6 +62,21 @@ class DiscordSettings(SettingsGroup):
     log_channel: int = Field(default=0, ge=0, le=2**63 - 1)
 
 
+class AccessSettings(SettingsGroup):
+    """Who may do what: IDs of roles, each enough. `/admin settings` replaces all of it for one server."""
+
+    #: Who may train; empty: everyone. Managers of a server may do everything.
+    train: tuple[_Snowflake, ...] = ()
+    #: Who may show results to the whole server.
+    share: tuple[_Snowflake, ...] = ()
+    #: Who may see and add datasets.
+    datasets: tuple[_Snowflake, ...] = ()
+    #: Who manages, in addition to those with Discord's permission Manage Server.
+    manage: tuple[_Snowflake, ...] = ()
+    #: Channels in which the bot works, and their threads; empty: all.
+    channels: tuple[_Snowflake, ...] = ()
+
+
 class StorageSettings(SettingsGroup):
     """Where the bot stores everything."""
 
@@ -80,7 +96,7 @@ class LimitSettings(SettingsGroup):
     #: Datasets of one person, and all their uploaded files together; also over several servers.
     max_datasets_per_user: int = Field(default=50, ge=1, le=100_000)
     max_stored_mib_per_user: int = Field(default=5000, ge=1, le=100_000_000)
-    #: Requests of one person that wait for "Go on".
+    #: Requests of one person that wait for [Start training].
     max_drafts_per_user: int = Field(default=20, ge=1, le=1000)
     #: Jobs of one member that may wait at the same time.
     max_jobs_per_user: int = Field(default=3, ge=1, le=100)
@@ -105,14 +121,19 @@ class LimitSettings(SettingsGroup):
 class ModelSettings(SettingsGroup):
     """Base models that members may choose."""
 
-    #: Label of the default model.
-    default: str = "tiny"
-    #: Label → folder in diffusers layout, `.safetensors` file, hub name, or `tiny`.
+    #: Label of the model that a request without one starts from; empty: the first that is not `tiny`.
+    default: str = ""
+    #: Label → folder in diffusers layout, `.safetensors` file, hub name, or `tiny` (a toy model for the demo, 64 px).
     sources: dict[str, str] = Field(default={"tiny": "tiny"}, min_length=1, max_length=25)
+
+    @property
+    def default_label(self) -> str | None:
+        """Label of the default model; None: only the toy model is there, which is never chosen silently."""
+        return self.default or next((label for label, source in self.sources.items() if source != TINY), None)
 
     @model_validator(mode="after")
     def _default_is_known(self) -> ModelSettings:
-        if self.default not in self.sources:
+        if self.default and self.default not in self.sources:
             known = ", ".join(self.sources)
             raise ValueError(
                 _("default is {name!r}, which is not among the sources ({known})", name=self.default, known=known)
@@ -184,8 +205,10 @@ class CardSettings(SettingsGroup):
 
     #: Shortest time between two edits; a change of state is shown at once.
     edit_interval_s: float = Field(default=10.0, ge=1, le=600)
-    #: Age at which a card is replaced: Discord limits edits of messages older than an hour (error 30046).
-    roll_after_s: float = Field(default=3300.0, ge=60, le=3500)
+    #: The same for a card that is older than 55 minutes: Discord limits edits of messages older than an hour (30046).
+    old_edit_interval_s: float = Field(default=60.0, ge=1, le=3600)
+    #: Epochs that end within this time of the last message about one are posted together; 0: each by itself.
+    epoch_interval_s: float = Field(default=20.0, ge=0, le=3600)
 
 
 class AtClose(StrEnum):
@@ -324,6 +347,7 @@ class Config(SettingsGroup):
     """All settings; `Config()` has the defaults."""
 
     discord: DiscordSettings = DiscordSettings()
+    access: AccessSettings = AccessSettings()
     storage: StorageSettings = StorageSettings()
     limits: LimitSettings = LimitSettings()
     models: ModelSettings = ModelSettings()

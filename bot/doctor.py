@@ -31,7 +31,10 @@ from bot.runners.confinement import IS_LINUX, Barrier, confined
 from bot.runners.local import query_devices
 from bot.ui.admin_pages import problem_text
 from bot.ui.discord_text import invite_url, missing_permissions
+from bot.ui.model_pages import model_words
+from trainer.exchange.base_files import base_facts
 from trainer.protocol.devices import Outcome, SelfTestReport
+from trainer.protocol.settings import Base
 from trainer.protocol.text import _, duration, size
 
 DISCORD_API = "https://discord.com/api/v10"
@@ -177,6 +180,9 @@ def check_models(config: Config, environ: Mapping[str, str]) -> Iterator[CheckRe
     """Check whether each base model is present, or would be downloaded."""
     for label, source in config.models.sources.items():
         yield _check_model(_("model {label} ({source})", label=label, source=source), source, environ)
+    if config.models.default_label is None:
+        advice = _("Add one: python -m bot models add LABEL SOURCE. Until then only the toy model can be trained.")
+        yield _note(_("there is no real base model"), advice)
 
 
 def _check_model(text: str, source: str, environ: Mapping[str, str]) -> CheckResult:
@@ -189,7 +195,11 @@ def _check_model(text: str, source: str, environ: Mapping[str, str]) -> CheckRes
         return _wrong(_("{model}: its weights are missing", model=text), advice)
     path = Path(source).expanduser()
     if path.is_file() or (path / "model_index.json").is_file():
-        return _fine(_("{model}: found", model=text))
+        facts = base_facts(Base(source=source), environ)
+        if facts is not None and facts.family:
+            return _fine(_("{model}: {facts}", model=text, facts=model_words(source, facts)))
+        advice = _("Stable Diffusion 1.x, 2.x, XL and 3 can be trained, as .safetensors or as a folder.")
+        return _wrong(_("{model}: not a model that can be trained", model=text), advice)
     if path.is_dir():
         advice = _("Set a folder in diffusers layout.")
         return _wrong(_("{model}: the folder has no model_index.json", model=text), advice)
@@ -235,7 +245,7 @@ async def check_self_test(config: Config, environ: Mapping[str, str]) -> CheckRe
     again = _("`python -m trainer selftest` prints each check.")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "selftest.json"
-        command = (*config.trainer.command, "selftest", "--json", str(file))
+        command = (*config.trainer.command, "selftest", "--quick", "--json", str(file))
         try:
             child = await run_and_capture(command, config.trainer_environment(environ), timeout_s=_SELF_TEST_S)
         except TimeoutError:

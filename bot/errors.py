@@ -4,38 +4,28 @@ DarkroomError
 ├── ConfigError              the configuration cannot be used; names every problem
 ├── TokenRefused             Discord refuses the bot's token
 ├── DiscordUnreachable       it does not answer a command of the command line
-├── DataFolderError
-│   ├── FolderInUse          another bot uses this data folder
-│   ├── SchemaTooNew         a newer Darkroom wrote this database
-│   ├── SchemaTooOld         an older one wrote it, and this command may not change it
-│   ├── DatabaseUnreadable   there is none, or it cannot be opened
-│   ├── CopyFailed           it could not be copied
-│   ├── CopyRefused          a backup is not restored; nothing was changed
-│   ├── DatabaseDamaged      the database fails its integrity check
-│   └── DatabaseUnwritable   its disk is full, read-only or broken; nothing was changed
+├── DataFolderError          the data folder cannot be used (`bot.db.errors`)
 ├── DatasetRefused           the uploaded files cannot be trained on
 │   ├── DatasetTooLarge
 │   ├── TooFewImages
 │   ├── TooManyDatasets      the person has as many datasets, or bytes of them, as one may have
 │   ├── DiskAlmostFull       the machine takes no uploads
 │   └── PrepareFailed        it could not be prepared (time, memory, crash)
-├── JobRefused               the job is not accepted; nothing was queued
+├── JobRefused               the job is not accepted; nothing was queued (`bot.queue.store.limits` has more)
 │   ├── TooManyWaiting
 │   ├── TooManyDrafts
 │   ├── TooManyEpochs
 │   ├── TooManyRuns          the study has more runs than one may have
-│   ├── OverBudget           it needs more GPU hours than its owner has left this week
-│   ├── UnknownHours         there is no estimate of whether a study fits into the GPU hours of the week
-│   ├── NotEnoughGpus        it asks for more GPUs than there are slots
-│   ├── PriorityNotAllowed   high priority is for managers of the server
 │   ├── JobFilesDeleted      its files were deleted, so it cannot be retried
 │   └── DuplicateJob         the same data and settings wait, run, or have succeeded
-├── AboveCeiling             a limit of a role that would be above the configured one
 ├── DatasetInUse             a training that has not ended needs it
-├── DraftEnded               a request that waited for "Go on" and no longer does
+├── DraftEnded               a request that waited for [Start training] and no longer does
 ├── TooOften                 more uses of a command or button than a person needs
 ├── StaleButton              a button that this version does not know
+├── FormForgotten            a form that cannot be opened again with what was typed
 ├── NotAllowed               another member's job
+│   ├── RoleNeeded           for members of some roles
+│   ├── ChannelNotAllowed    the bot works in other channels of the server
 │   ├── NotYourDataset
 │   ├── NotYourRequest
 │   └── NotAnOperator        the whole machine, which is for its operators
@@ -52,7 +42,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer.protocol.text import _, duration, ngettext, size
+from trainer.protocol.text import _, duration, listed, ngettext, size
 
 _MIB = 1024 * 1024
 
@@ -90,110 +80,6 @@ class DiscordUnreachable(DarkroomError):
     def __init__(self, *, why: str) -> None:
         self.why = why
         super().__init__(_("Discord cannot be reached: {why}. Try again.", why=why))
-
-
-class DataFolderError(DarkroomError):
-    """The data folder cannot be used."""
-
-
-class FolderInUse(DataFolderError):
-    """Another bot uses this data folder."""
-
-    def __init__(self, *, path: Path) -> None:
-        self.path = path
-        super().__init__(
-            _("Another bot already uses {path}. Stop it first, or set another storage.data_dir.", path=path)
-        )
-
-
-class SchemaTooNew(DataFolderError):
-    """A newer Darkroom wrote this database."""
-
-    def __init__(self, *, path: Path, found: int, known: int) -> None:
-        self.path, self.found, self.known = path, found, known
-        super().__init__(
-            _(
-                "{path} was written by a newer Darkroom (schema {found}; this one knows {known}). Nothing was changed; "
-                "update Darkroom, or set another storage.data_dir.",
-                path=path,
-                found=found,
-                known=known,
-            )
-        )
-
-
-class SchemaTooOld(DataFolderError):
-    """An older Darkroom wrote this database, and the caller may only read it."""
-
-    def __init__(self, *, path: Path, found: int, known: int) -> None:
-        self.path, self.found, self.known = path, found, known
-        super().__init__(
-            _(
-                "{path} was written by an older Darkroom (schema {found}; this one needs {known}). Nothing was "
-                "changed; the bot upgrades it when it starts.",
-                path=path,
-                found=found,
-                known=known,
-            )
-        )
-
-
-class DatabaseUnreadable(DataFolderError):
-    """There is no database, or it cannot be opened."""
-
-    def __init__(self, *, path: Path, why: str) -> None:
-        self.path, self.why = path, why
-        super().__init__(
-            _(
-                "{path} cannot be read: {why}. Check storage.data_dir in the config, and run this as the bot's user.",
-                path=path,
-                why=why,
-            )
-        )
-
-
-class CopyFailed(DataFolderError):
-    """The database could not be copied."""
-
-    def __init__(self, *, path: Path, why: str) -> None:
-        self.path, self.why = path, why
-        super().__init__(_("{path} could not be written: {why}. Nothing else was changed.", path=path, why=why))
-
-
-class CopyRefused(DataFolderError):
-    """A backup is not restored."""
-
-    def __init__(self, *, path: Path, why: str) -> None:
-        self.path, self.why = path, why
-        super().__init__(_("{path} is not restored: {why}. Nothing was changed.", path=path, why=why))
-
-
-class DatabaseDamaged(DataFolderError):
-    """The database fails its integrity check."""
-
-    def __init__(self, *, path: Path, finding: str) -> None:
-        self.path, self.finding = path, finding
-        super().__init__(
-            _(
-                "{path} is damaged ({finding}). Restore a backup of it, or set another storage.data_dir.",
-                path=path,
-                finding=finding,
-            )
-        )
-
-
-class DatabaseUnwritable(DataFolderError):
-    """The database takes no changes at the moment; its content is unchanged."""
-
-    def __init__(self, *, path: Path, why: str) -> None:
-        self.path, self.why = path, why
-        super().__init__(
-            _(
-                "I cannot write anything at the moment: {why}. Nothing was changed and nothing is lost. The operator "
-                "of this bot has to free disk space or repair the disk; then try again.",
-                why=why,
-            )
-        )
 
 
 class DatasetRefused(DarkroomError):
@@ -293,14 +179,14 @@ class TooManyWaiting(JobRefused):
 
 
 class TooManyDrafts(JobRefused):
-    """The person has as many requests that wait for "Go on" as one may have."""
+    """The person has as many requests that wait for [Start training] as one may have."""
 
     def __init__(self, *, waiting: int, allowed: int) -> None:
         self.waiting, self.allowed = waiting, allowed
         super().__init__(
             _(
-                "You have {waiting} of {allowed} requests that wait for “Go on”. Confirm or cancel one; each ends "
-                "after a day. The dataset is kept.",
+                "You have {waiting} of {allowed} requests that wait for “Start training”. Press it for one of them, or "
+                "cancel one; each ends after a day. The dataset is kept.",
                 waiting=waiting,
                 allowed=allowed,
             )
@@ -333,84 +219,6 @@ class TooManyRuns(JobRefused):
                 "or take fewer folds.",
                 runs=runs,
                 allowed=allowed,
-            )
-        )
-
-
-class UnknownHours(JobRefused):
-    """The GPU hours of the week are limited, and nothing tells how many a study needs."""
-
-    def __init__(self, *, left_h: float) -> None:
-        self.left_h = left_h
-        super().__init__(
-            _(
-                "You have {left} GPU-h left until Monday. Nothing like this was trained here before, so I cannot "
-                "estimate whether all runs of the study fit. Nothing was queued. Train one job with these settings "
-                "first (`/finetune`).",
-                left=_hours(left_h),
-            )
-        )
-
-
-class AboveCeiling(DarkroomError):
-    """A limit of a role would be above the one that the operator configured."""
-
-    def __init__(self, *, setting: str, wanted: float, ceiling: float) -> None:
-        self.setting, self.wanted, self.ceiling = setting, wanted, ceiling
-        super().__init__(
-            _(
-                "The operator of this bot allows {ceiling} ({setting} in its configuration), and this would be "
-                "{wanted}. Nothing was changed.",
-                ceiling=f"{ceiling:g}",
-                setting=setting,
-                wanted=f"{wanted:g}" if wanted else _("any number"),
-            )
-        )
-
-
-class OverBudget(JobRefused):
-    """The job needs more GPU hours than its owner has left this week."""
-
-    def __init__(self, *, needed_h: float | None, left_h: float, allowed_h: float) -> None:
-        self.needed_h, self.left_h, self.allowed_h = needed_h, left_h, allowed_h
-        if needed_h is None or left_h <= 0:
-            text = _(
-                "Your {allowed} GPU-h of this week are used or reserved by your other jobs. Wait until Monday, or "
-                "cancel one of your waiting jobs; nothing was queued.",
-                allowed=f"{allowed_h:g}",
-            )
-        else:
-            text = _(
-                "This needs ≈ {needed} GPU-h; you have {left} h left until Monday. Take fewer epochs, or wait until "
-                "then; nothing was queued.",
-                needed=_hours(needed_h),
-                left=_hours(left_h),
-            )
-        super().__init__(text)
-
-
-class NotEnoughGpus(JobRefused):
-    """The job needs more GPUs than the machine has."""
-
-    def __init__(self, *, wanted: int, available: int) -> None:
-        self.wanted, self.available = wanted, available
-        super().__init__(
-            _(
-                "This needs {wanted} GPUs, but the machine has {available}. Nothing was queued.",
-                wanted=wanted,
-                available=available,
-            )
-        )
-
-
-class PriorityNotAllowed(JobRefused):
-    """High priority, for a member who may not manage the server."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            _(
-                "Only managers of the server can use high priority. Ask one of them to bump your job; "
-                "nothing was queued."
             )
         )
 
@@ -457,6 +265,25 @@ class NotAllowed(DarkroomError):
         )
 
 
+class RoleNeeded(NotAllowed):
+    """Something that only the members of some roles may do here."""
+
+    def __init__(self, *, role_ids: Sequence[int]) -> None:
+        self.role_ids = tuple(role_ids)
+        named = listed((f"<@&{role_id}>" for role_id in self.role_ids), most=5)
+        text = _("On this server this needs the role {roles}. A manager of the server can give it to you.", roles=named)
+        DarkroomError.__init__(self, text)
+
+
+class ChannelNotAllowed(NotAllowed):
+    """A channel in which the bot does not work."""
+
+    def __init__(self, *, channel_ids: Sequence[int]) -> None:
+        self.channel_ids = tuple(channel_ids)
+        named = listed((f"<#{channel_id}>" for channel_id in self.channel_ids), most=5)
+        DarkroomError.__init__(self, _("I do not work in this channel. Go to {channels}.", channels=named))
+
+
 class NotYourDataset(NotAllowed):
     """Another member's dataset."""
 
@@ -472,7 +299,7 @@ class NotYourDataset(NotAllowed):
 
 
 class NotYourRequest(NotAllowed):
-    """Another member's request that waits for "Go on"."""
+    """Another member's request that waits for [Start training]."""
 
     def __init__(self, *, owner_id: int) -> None:
         self.owner_id = owner_id
@@ -514,7 +341,7 @@ class DatasetInUse(DarkroomError):
 
 
 class DraftEnded(DarkroomError):
-    """A request that no longer waits for "Go on"; nothing was queued."""
+    """A request that no longer waits for [Start training]; nothing was queued."""
 
     def __init__(self, *, is_expired: bool) -> None:
         self.is_expired = is_expired
@@ -534,7 +361,7 @@ class NoSuchJob(NotFound):
 
     def __init__(self, *, job_id: int) -> None:
         self.job_id = job_id
-        super().__init__(_("There is no job #{job} here. /job list shows the jobs of this server.", job=job_id))
+        super().__init__(_("There is no job #{job} here. /job list shows them all.", job=job_id))
 
 
 class NoSuchDataset(NotFound):
@@ -542,7 +369,7 @@ class NoSuchDataset(NotFound):
 
     def __init__(self, *, wanted: str | int) -> None:
         self.wanted = wanted
-        super().__init__(_("There is no dataset {name!r} here. Upload one with /dataset upload.", name=wanted))
+        super().__init__(_("There is no dataset “{name}” here. /dataset list shows them all.", name=wanted))
 
 
 class TooOften(DarkroomError):
@@ -565,6 +392,13 @@ class StaleButton(DarkroomError):
 
     def __init__(self) -> None:
         super().__init__(_("This button belongs to another version of me. Run the command that showed it again."))
+
+
+class FormForgotten(DarkroomError):
+    """A form that cannot be opened again with what was typed: the bot was restarted, or it is another member's."""
+
+    def __init__(self) -> None:
+        super().__init__(_("I no longer have what you typed there. Open the form again, by the command or the button."))
 
 
 class LaunchFailed(DarkroomError):
@@ -595,7 +429,3 @@ class RunnerUnreachable(DarkroomError):
                 why=why,
             )
         )
-
-
-def _hours(hours: float) -> str:
-    return f"{hours:.1f}" if hours >= 1 else f"{hours:.2g}"

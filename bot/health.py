@@ -20,7 +20,7 @@ import aiosqlite
 from bot.clock import SYSTEM_CLOCK, Clock
 from bot.db import Database, Row, integrity_of, open_to_read, schema_of
 from bot.db.database import read_setting
-from bot.errors import DatabaseDamaged
+from bot.db.errors import DatabaseDamaged
 from bot.outbox import HoldReason, NotificationKind
 from bot.queue import QueuePause, Slot, Slots, State
 from bot.queue.domain.job import ActiveJob

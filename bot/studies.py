@@ -18,7 +18,8 @@ from pydantic import ValidationError
 
 from bot.clock import SYSTEM_CLOCK, Clock, backoff_s
 from bot.config import LimitSettings
-from bot.errors import DarkroomError, DatabaseUnwritable, JobRefused, TooManyEpochs, TooManyRuns
+from bot.db.errors import DatabaseUnwritable
+from bot.errors import DarkroomError, JobRefused, TooManyEpochs, TooManyRuns
 from bot.queue import ActiveJob, EndReasonKind, Job, JobStore, State, StopIntent
 from bot.queue.store.history import AuditReason
 from bot.queue.store.study_store import StudyGoal, is_of_earlier_round

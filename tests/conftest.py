@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +18,13 @@ import pytest
 from hypothesis import settings
 
 from tests.golden import REWRITE_VARIABLE
-from tests.trainer.fork_server import ForkServer
+from tests.trainer.fork_server import TRAINER, ForkServer
 
 #: Seconds of the fast and of the slow tests of each file, recorded by `--record-durations`.
 DURATIONS = Path(__file__).parent / "durations.json"
+_WORKER = "tests.pytest_worker:main"
+#: The environment variable with the socket of the server that the workers share.
+_SHARED_SERVER = "DARKROOM_FORK_SERVER"
 
 # Set before torch is imported, and inherited by child processes: runs are compared to the bit, and the threads of
 # several processes would wait for each other on two cores.
@@ -41,12 +45,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--rewrite-golden"):
         os.environ[REWRITE_VARIABLE] = "1"
+    is_whole_run = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    if is_whole_run and config.getoption("tx", None) and not hasattr(config, "workerinput"):
+        _fork_workers(config)
+
+
+def _fork_workers(config: pytest.Config) -> None:
+    """Let pytest-xdist's workers, and the trainers that they start, be forks of one process with all libraries."""
+    # Coverage would miss the lines that were imported before it began.
+    programs = [_WORKER] if config.getoption("cov_source", None) else [_WORKER, TRAINER]
+    server = ForkServer(_WORKER, imports=programs)
+    config.add_cleanup(server.__exit__)
+    config.option.tx = [f"popen//python={shlex.join(server.command)}" for _ in config.option.tx]
+    os.environ[_SHARED_SERVER] = server.socket
 
 
 @pytest.fixture(scope="session")
 def fork_server() -> Iterator[ForkServer]:
     """Start trainers as forks of a process that has imported torch already (tests/trainer/fork_server.py)."""
-    with ForkServer() as server:
+    with ForkServer(socket=os.environ.get(_SHARED_SERVER)) as server:
         yield server
 
 

@@ -1,13 +1,22 @@
-"""Every translated message is a literal whose placeholders are filled."""
+"""Every message is a literal whose placeholders are filled, and has a translation with the same placeholders."""
 
 from __future__ import annotations
 
 import ast
+import re
 import string
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
+import pytest
+from babel.messages.extract import extract_from_dir
+from babel.messages.pofile import read_po
+
+from trainer.protocol.text import ENGLISH, LANGUAGES, LOCALE_DIR, duration, listed, ngettext, rough_duration, speaking
+
 ROOT = Path(__file__).parents[1]
+TRANSLATED = [language for language in LANGUAGES if language != ENGLISH]
 
 
 def calls() -> Iterator[tuple[str, ast.Call, int]]:
@@ -40,9 +49,108 @@ def test_placeholders_are_filled() -> None:
     assert wrong == []
 
 
+@cache
+def messages() -> frozenset[tuple[str, ...]]:
+    """All messages of the source: one string each, or a singular and a plural."""
+    found: set[tuple[str, ...]] = set()
+    for package in ("bot", "trainer"):
+        for _file, _line, message, _comments, _context in extract_from_dir(
+            ROOT / package,
+            method_map=[("**.py", "recipes.messages:extract_python"), ("**.j2", "jinja2")],
+            keywords={"_": None, "N_": None, "ngettext": (1, 2)},
+        ):
+            found.add((message,) if isinstance(message, str) else tuple(message or ()))
+    return frozenset(found)
+
+
+def translations(language: str) -> dict[tuple[str, ...], tuple[str, ...]]:
+    with (LOCALE_DIR / language / "LC_MESSAGES" / "darkroom.po").open("rb") as file:
+        catalog = read_po(file, locale=language)
+    found: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for message in catalog:
+        if message.id:
+            ids = (message.id,) if isinstance(message.id, str) else tuple(message.id)
+            texts = (message.string,) if isinstance(message.string, str) else tuple(message.string)
+            found[ids] = () if message.fuzzy else texts
+    return found
+
+
+@pytest.mark.parametrize("language", TRANSLATED)
+def test_every_message_has_a_translation_and_no_other(language: str) -> None:
+    known = translations(language)
+    assert sorted(messages() - {ids for ids, texts in known.items() if all(texts) and texts}) == []
+    assert sorted(known.keys() - messages()) == []
+
+
+@pytest.mark.parametrize("language", TRANSLATED)
+def test_a_translation_has_the_placeholders_and_the_markup_of_its_message(language: str) -> None:
+    wrong: list[tuple[tuple[str, ...], str]] = []
+    for ids, texts in translations(language).items():
+        wanted = {shape(each) for each in ids}
+        # `{n}` may be left out of a singular.
+        wrong += [(ids, text) for text in texts if shape(text) not in wanted and len(ids) == 1]
+        wrong += [(ids, text) for text in texts if len(ids) == 2 and not fields(text) - {"n"} <= fields(ids[1])]
+    assert wrong == []
+
+
+def test_numbers_and_lists_are_translated() -> None:
+    with speaking("zh_CN"):
+        assert duration(291) == "4 分 51 秒"
+        assert rough_duration(7500) == "2 小时 05 分"
+        assert listed(["a", "b", "c"]) == "a、b和c"
+        assert ngettext("{n} image", "{n} images", 1) == ngettext("{n} image", "{n} images", 1).replace("images", "")
+    assert duration(291) == "4 min 51 s"
+
+
+def fields(message: str) -> set[str]:
+    """The placeholders of a message, with their formats."""
+    if "{" not in message:
+        return set()
+    parsed = [each for each in string.Formatter().parse(message) if each[1] is not None]
+    return {f"{name}{f'!{conversion}' if conversion else ''}:{spec}" for _text, name, spec, conversion in parsed}
+
+
+def shape(message: str) -> tuple[object, ...]:
+    """What a translation must keep: placeholders, Markdown at the begin, bold parts, code and line ends."""
+    begin = re.match(r"(#+ |-# |\n)?", message)
+    return (
+        frozenset(fields(message)),
+        begin.group() if begin else "",
+        message.count("**"),
+        tuple(sorted(re.findall(r"`[^`]+`", message))),
+        message.count("\n"),
+    )
+
+
 def is_literal(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
 def placeholders(message: str) -> set[str]:
     return {name.split(".")[0].split("[")[0] for _, name, _, _ in string.Formatter().parse(message) if name}
+
+
+def test_nothing_is_translated_at_import() -> None:
+    """A module is imported once, and the language differs from task to task."""
+    early = []
+    for package in ("bot", "trainer"):
+        for path in (ROOT / package).rglob("*.py"):
+            early += [
+                f"{path.relative_to(ROOT)}:{node.lineno}"
+                for node in outside_functions(ast.parse(path.read_text(encoding="utf-8")))
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in {"_", "ngettext"}
+            ]
+    assert early == []
+
+
+def outside_functions(node: ast.AST) -> Iterator[ast.AST]:
+    """What runs when a module is imported: its body and those of its classes, decorators and defaults."""
+    if isinstance(node, ast.Lambda):
+        return
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        evaluated: Iterable[ast.AST] = (*node.decorator_list, *node.args.defaults, *filter(None, node.args.kw_defaults))
+    else:
+        yield node
+        evaluated = ast.iter_child_nodes(node)
+    for each in evaluated:
+        yield from outside_functions(each)

@@ -3,16 +3,17 @@
 python -m trainer prepare images.zip --out DATASET_DIR
 python -m trainer caption DATASET_DIR --model MODEL
 python -m trainer preview DATASET_DIR --preset photo --out SHEET.png
-python -m trainer new --dataset DATASET_DIR --base tiny --preset lora --set training.epochs=4 --out JOB_DIR
+python -m trainer new --dataset DATASET_DIR --base tiny --preset lora --set epochs=4 --out JOB_DIR
+python -m trainer new --explain
 python -m trainer run JOB_DIR
 python -m trainer extend JOB_DIR --epochs 10
-python -m trainer new --from JOB_DIR --set training.learning_rate=3e-5 --out NEW_JOB_DIR
+python -m trainer new --from JOB_DIR --set lr=3e-5 --out NEW_JOB_DIR
 python -m trainer report JOB_DIR
 python -m trainer wait < RUN_OPTIONS
 python -m trainer devices
 python -m trainer selftest
 python -m trainer kfold JOB_DIR --folds 5
-python -m trainer compare JOB_DIR --vary training.learning_rate=1e-4,3e-4,1e-3
+python -m trainer compare JOB_DIR --vary lr=1e-4,3e-4,1e-3
 python -m trainer study JOB_DIR
 """
 

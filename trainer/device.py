@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -43,8 +43,11 @@ def require_assigned_gpus(visible: str | None) -> None:
         )
 
 
-def choose_precision(wanted: Precision) -> Precision:
+def choose_precision(wanted: Precision, *, is_half: bool = False) -> Precision:
     """Resolve `auto` to the best precision of the GPU; on a CPU it stays `auto`, for a trial to decide.
+
+    Args:
+        is_half: The weights are in 16 bits or fewer, so that a CPU computes in bf16, too.
 
     Raises:
         BadSpecError: This machine cannot compute in the wanted precision.
@@ -53,8 +56,10 @@ def choose_precision(wanted: Precision) -> Precision:
         raise BadSpecError(
             _("training.precision fp16 needs a GPU, and there is none here."), _("Choose auto, fp32 or bf16.")
         )
-    if wanted is not Precision.AUTO or not torch.cuda.is_available():
+    if wanted is not Precision.AUTO:
         return wanted
+    if not torch.cuda.is_available():
+        return Precision.BF16 if is_half else wanted
     return Precision.BF16 if torch.cuda.is_bf16_supported() else Precision.FP16
 
 
@@ -78,6 +83,13 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 def dtype_of(precision: Precision) -> torch.dtype:
     """Return the dtype of frozen weights."""
     return {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}.get(precision, torch.float32)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to a device; to a GPU from pinned memory, so that neither waits for the other."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 #: From the CPU allocator, from CUDA outside torch's allocator, and from cuBLAS.
@@ -156,9 +168,57 @@ def _linux_peak_bytes() -> int | None:
     return None if line is None else int(line.split()[1]) * 1024
 
 
+def total_memory_bytes(device: torch.device) -> int:
+    """Return the memory in bytes, used or not: of the GPU, or what this process may use on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return min([int(psutil.virtual_memory().total), *(limit for limit, _used in _group_limits())])
+
+
 def free_memory_bytes(device: torch.device) -> int:
-    """Return the free memory in bytes: of the GPU, or of the machine on a CPU."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    """Return the free memory in bytes: of the GPU, or what this process may still use on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return max(0, min([int(psutil.virtual_memory().available), *(limit - used for limit, used in _group_limits())]))
+
+
+def _group_limits(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[tuple[int, int]]:
+    """Return the limit and the use of memory of each control group that this process is in (Linux, containers).
+
+    Files in memory that can be read again do not count as used.
+    """
+    found = []
+    for group, limit_name, used_name, cache_name in _memory_groups(root, own):
+        try:
+            limit = (group / limit_name).read_text(encoding="ascii").strip()
+            used = int((group / used_name).read_text(encoding="ascii"))
+            stat = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+        except (OSError, ValueError):
+            # In a container the groups above its own are not there.
+            continue
+        if limit.isdecimal():
+            found.append((int(limit), used - int(stat.get(cache_name, 0))))
+    return found
+
+
+def _memory_groups(root: Path, own: Path) -> Iterator[tuple[Path, str, str, str]]:
+    """Yield the folders of the control groups of this process, innermost first, and the names of their files."""
+    try:
+        lines = own.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _number, controllers, path = line.split(":", 2)
+        if not controllers:
+            top, names = root, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            top = root / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        relative = Path(path.lstrip("/"))
+        for each in (relative, *relative.parents):
+            yield (top / each, *names)
 
 
 def describe_device(device: torch.device) -> str:

@@ -20,15 +20,20 @@ from bot.cogs.admin_commands import AdminCommands
 from bot.cogs.dataset_buttons import DatasetButtons
 from bot.cogs.dataset_commands import DatasetCommands
 from bot.cogs.finetune_command import FinetuneCommand
-from bot.cogs.interaction_gate import InteractionGate
+from bot.cogs.help_command import HelpCommand
+from bot.cogs.interaction_gate import FormButtons, InteractionGate
 from bot.cogs.job_actions import JobButtons
 from bot.cogs.job_commands import JobCommands, QueueCommand
+from bot.cogs.notify_command import NotifyCommand
+from bot.cogs.preset_commands import PresetCommands
 from bot.cogs.services import Services
 from bot.cogs.study_command import StudyCommands
 from bot.db import Database
 from bot.health import ConnectionMonitor
-from bot.outbox import Outbox
-from bot.ui.buttons import AdminButton, DatasetButton, JobButton
+from bot.languages import CatalogTranslator
+from bot.outbox import Notification, NotificationKind, Outbox
+from bot.ui.buttons import AdminButton, DatasetButton, FormButton, HelpButton, JobButton, NotifyButton, NotifyMenu
+from bot.ui.discord_text import missing_permissions
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +108,7 @@ class Darkroom(commands.Bot):
     async def setup_hook(self) -> None:
         await self.add_commands()
         assert self.application_id is not None
-        self._sync = self.command_sync(self.application_id)
+        self._sync = await self.command_sync(self.application_id)
         self._check_commands(await self._sync.scopes())
         try:
             async with asyncio.timeout(_FIRST_SYNC_S):
@@ -129,10 +134,12 @@ class Darkroom(commands.Bot):
             waiting.cancel()
         await super().close()
 
-    def command_sync(self, application_id: int) -> CommandSync:
-        """Return what syncs the commands of this client; it must be logged in."""
+    async def command_sync(self, application_id: int) -> CommandSync:
+        """Return what syncs the commands of this client, in every language; it must be logged in."""
+        translator = CatalogTranslator()
+        commands = [await each.get_translated_payload(self.tree, translator) for each in self.tree.get_commands()]
         guild_ids = self._services.config.discord.guild_ids
-        return CommandSync(self.http, application_id, self.tree, self._db, guild_ids=guild_ids)
+        return CommandSync(self.http, application_id, commands, self._db, guild_ids=guild_ids)
 
     async def add_commands(self) -> None:
         """Add all commands and buttons; needs no connection."""
@@ -143,11 +150,15 @@ class Darkroom(commands.Bot):
             JobCommands(self._services),
             QueueCommand(self._services),
             JobButtons(self._services),
+            NotifyCommand(self._services),
             StudyCommands(self._services),
             AdminCommands(self._services),
+            PresetCommands(self._services),
+            HelpCommand(self._services),
+            FormButtons(self._services.gate),
         ):
             await self.add_cog(cog)
-        self.add_dynamic_items(JobButton, DatasetButton, AdminButton)
+        self.add_dynamic_items(JobButton, DatasetButton, AdminButton, FormButton, HelpButton, NotifyButton, NotifyMenu)
 
     async def on_connect(self) -> None:
         self._connection_monitor.connected()
@@ -169,7 +180,21 @@ class Darkroom(commands.Bot):
 
     async def on_guild_join(self, guild: discord.Guild) -> None:
         self._check_commands([guild.id])
+        await self._welcome(guild)
         await self._outbox.look_again()
+
+    async def _welcome(self, guild: discord.Guild) -> None:
+        """Introduce the bot to a server that has invited it, in the first channel that it may write in."""
+        channels = filter(None, [guild.system_channel, *guild.text_channels])
+        found = next((each for each in channels if not missing_permissions(each.permissions_for(guild.me))), None)
+        if found is None:
+            return
+        # Once for each time that it joins; discord.py reports a join again after a reconnection.
+        joined_at = guild.me.joined_at
+        key = f"welcome:{guild.id}:{int(joined_at.timestamp()) if joined_at else 0}"
+        notification = Notification(kind=NotificationKind.WELCOME, dedupe_key=key, guild_id=guild.id)
+        async with self._db.transaction() as connection:
+            await self._outbox.put(connection, notification, channel_id=found.id)
 
     async def on_guild_available(self, guild: discord.Guild) -> None:
         # At each start of each server.

@@ -15,7 +15,6 @@ from json import dumps
 from typing import Any, TypeAlias
 
 import discord
-from discord import app_commands
 
 from bot.clock import backoff_s
 from bot.db import Database
@@ -45,7 +44,7 @@ class CommandSync:
         self,
         http: discord.http.HTTPClient,
         application_id: int,
-        tree: app_commands.CommandTree[Any],
+        commands: Iterable[dict[str, Any]],
         db: Database,
         *,
         guild_ids: Sequence[int],
@@ -54,7 +53,7 @@ class CommandSync:
         self._application_id = application_id
         self._db = db
         self._wanted: tuple[Scope, ...] = tuple(guild_ids) or (None,)
-        self.commands = sorted((each.to_dict(tree) for each in tree.get_commands()), key=_key)
+        self.commands = sorted(commands, key=_key)
         self._open: set[Scope] = set()
         self._wake = asyncio.Event()
         #: Set once each scope was tried.

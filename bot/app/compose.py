@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import discord
 
+from bot.access import Access
 from bot.app.client import Darkroom
 from bot.app.poster import Poster
 from bot.cogs.attachments import stream_attachment
@@ -27,14 +28,16 @@ from bot.datasets import DatasetStore, PendingUploads
 from bot.db import DATABASE_FILE, Database, hold_data_folder, open_db
 from bot.errors import DarkroomError, RunnerUnreachable
 from bot.health import ConnectionMonitor, read_health
+from bot.languages import Languages
 from bot.operations.metrics import serve_metrics
 from bot.outbox import MessageForm, Notification, NotificationKind, Outbox, Sender
-from bot.queue import Dispatcher, DraftStore, JobStore, Slot, slots_of
+from bot.queue import Dispatcher, DraftStore, Job, JobStore, Slot, slots_of
 from bot.queue.planning.estimates import Estimates
 from bot.queue.planning.forecast import Forecaster
 from bot.queue.planning.retention import Storage
 from bot.queue.planning.windows import windows_of
 from bot.queue.store.limits import RoleLimits
+from bot.queue.store.preset_store import PresetStore
 from bot.runners import LocalRunner, Runner, WarmTrainer
 from bot.runners.local import query_devices
 from bot.runners.ray import RayRunner, count_cluster_slots
@@ -43,15 +46,20 @@ from bot.scheduled.cleanup import RetentionRunner
 from bot.studies import StudyService
 from bot.ui.admin_news import news_post
 from bot.ui.admin_pages import health_page
+from bot.ui.help_pages import welcome_post
+from bot.ui.job_context import JobContext
 from bot.ui.job_posts import card_message, notification_message, undelivered_post
-from bot.ui.layout import MessageContent, text_form
+from bot.ui.layout import MessageContent, mentioning, stacked, text_form
+from bot.ui.notify_pages import direct_post, thread_linked
 from bot.ui.upload_posts import upload_post
-from trainer.protocol.text import _
+from trainer.protocol.text import _, speak
 
 log = logging.getLogger(__name__)
 
 #: One transition redraws many cards, and each needs a forecast.
 _FORECAST_CACHE_S = 3.0
+#: Messages that are edited.
+_EDITED = frozenset({NotificationKind.CARD, NotificationKind.LATEST})
 #: Largest file in a smaller form of a message, bytes.
 _FILE_LIMITS = {MessageForm.SMALL_FILES: 1024 * 1024, MessageForm.NO_FILES: -1, MessageForm.TEXT: -1}
 
@@ -64,6 +72,8 @@ class Parts:
     data_dir: Path
     db: Database
     outbox: Outbox
+    languages: Languages
+    access: Access
     connection: ConnectionMonitor
     admission: AdmissionControl
     #: How trainer processes are started.
@@ -88,6 +98,8 @@ class Parts:
             data_dir=data_dir,
             db=db,
             outbox=Outbox(db),
+            languages=Languages(db),
+            access=Access(db, config.access),
             connection=ConnectionMonitor(),
             admission=AdmissionControl(windows_of(config.windows), disk),
             command=tuple(trainer or config.trainer.command),
@@ -126,13 +138,16 @@ def make_services(parts: Parts) -> Services:
     uploads, drafts = PendingUploads(db), DraftStore(db, max_waiting=config.limits.max_drafts_per_user)
     return Services(
         config=config,
-        gate=InteractionGate(parts.post),
+        gate=InteractionGate(parts.post, parts.languages, parts.access),
+        languages=parts.languages,
+        access=parts.access,
         jobs=jobs,
         outbox=parts.outbox,
         datasets=datasets,
         uploads=uploads,
         finish_upload=_interrupted_uploads(parts, uploads, datasets, drafts).finish,
         drafts=drafts,
+        presets=PresetStore(db),
         limits=RoleLimits(db, configured=config.limits),
         estimates=estimates,
         forecaster=Forecaster(db, jobs.control, estimates, windows=parts.admission.windows, cache_s=_FORECAST_CACHE_S),
@@ -170,6 +185,7 @@ class App:
             settings=config.queue,
             admission=parts.admission,
             advance=services.studies.advance,
+            language_of=parts.languages.of_server,
         )
         #: Set when Discord refuses the token: no message can be sent, and no connection be kept.
         self.token_refused = asyncio.Event()
@@ -177,6 +193,7 @@ class App:
             outbox,
             Poster(self.client, on_token_refused=self.token_refused.set),
             self.render,
+            name_thread=self.name_thread,
             settings=config.cards,
             log_channel_id=config.discord.log_channel,
         )
@@ -216,32 +233,56 @@ class App:
         self._client = Darkroom(self.services, self.parts.db, self.parts.connection, self.parts.outbox)
         return self._client
 
-    async def render(self, notification: Notification, marker: str, form: MessageForm) -> MessageContent:
+    async def name_thread(self, job_id: int) -> str:
+        """Return the name of a job's thread."""
+        job = await self.services.jobs.get(job_id)
+        return f"#{job.id} {job.name}"
+
+    async def render(self, notification: Notification, form: MessageForm) -> MessageContent:
         """Make the message of a notification from the current state of its job."""
-        content = await self._render_full(notification, marker, file_limit=_FILE_LIMITS.get(form))
+        content = await self._render_full(notification, file_limit=_FILE_LIMITS.get(form))
         if form is not MessageForm.TEXT:
             return content
         job_id = notification.job_id
         hint = _("`/job status id:{job}` shows it, `/job files id:{job}` its files.", job=job_id) if job_id else ""
         text = text_form(content, hint)
         # A card is edited, and Discord turns no message without a layout into one that has one.
-        return replace(text, text="") if notification.kind is NotificationKind.CARD else text
+        return replace(text, text="") if notification.kind in _EDITED else text
 
-    async def _render_full(self, notification: Notification, marker: str, *, file_limit: int | None) -> MessageContent:
-        if notification.kind is NotificationKind.NEWS:
-            return news_post(notification, marker)
-        if notification.kind is NotificationKind.ANSWER:
-            return upload_post(notification, marker)
+    async def _render_full(self, notification: Notification, *, file_limit: int | None) -> MessageContent:
         job = await self.services.jobs.get(notification.job_id) if notification.job_id else None
+        # Each channel's messages are rendered in a task of its own.
+        speak(self._language_of(notification, job))
+        if notification.kind is NotificationKind.NEWS:
+            return news_post(notification)
+        if notification.kind is NotificationKind.WELCOME:
+            return welcome_post()
+        if notification.kind is NotificationKind.ANSWER:
+            return upload_post(notification)
         if notification.kind is NotificationKind.UNDELIVERED:
-            return undelivered_post(notification, job, marker)
+            return undelivered_post(notification, job)
         assert job is not None
-        context = await context_of(self.services, job, self._client, marker)
+        if notification.is_direct:
+            return direct_post(notification, job, await self.services.outbox.cards.of(job.id))
+        context = await context_of(self.services, job, self._client)
         if file_limit is not None:
             context = replace(context, file_limit=min(file_limit, context.file_limit))
         if notification.kind is NotificationKind.CARD:
-            return card_message(job, context)
-        # A post is about the attempt that caused it.
+            card = await self.services.outbox.cards.of(job.id)
+            return thread_linked(card_message(job, context), card)
+        if notification.kind is NotificationKind.LATEST:
+            return stacked([await self._news(part, job, context) for part in notification.parts])
+        content = await self._news(notification, job, context)
+        return mentioning(content, notification.mentions, is_quiet=notification.is_quiet)
+
+    def _language_of(self, notification: Notification, job: Job | None) -> str:
+        languages = self.parts.languages
+        if notification.is_direct and not notification.is_returned:
+            return languages.of_person(notification.mentions[0])
+        return languages.of_server(job.guild_id if job else notification.guild_id)
+
+    async def _news(self, notification: Notification, job: Job, context: JobContext) -> MessageContent:
+        """Make the message of news of a job; a post is about the attempt that caused it."""
         return notification_message(
             notification,
             replace(job, attempt=notification.attempt or job.attempt),
@@ -298,6 +339,8 @@ async def compose(
                 events_ingested=lambda: app.services.jobs.attempts.events_ingested,
             )
         )
+        await parts.languages.load()
+        await parts.access.load()
         await app.startup()
         async with _task_group(app.services_to_run()):
             yield app

@@ -134,7 +134,7 @@ async def sync_commands(config: Config, *, is_dry: bool, is_forced: bool = False
             try:
                 await client.http.static_login(token)
                 application = await client.http.application_info()
-                sync = client.command_sync(int(application["id"]))
+                sync = await client.command_sync(int(application["id"]))
                 lines = {scope: await _sync_scope(sync, scope, is_dry, is_forced) for scope in await sync.scopes()}
             except discord.LoginFailure as error:
                 raise TokenRefused(token_env=config.discord.token_env) from error

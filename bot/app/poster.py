@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Final
 
 import aiohttp
 import discord
@@ -25,12 +26,13 @@ from bot.outbox import (
     MessageGone,
     MessageRefused,
     MessageTooLarge,
+    NoThread,
     RecipientUnreachable,
     SendLater,
-    marker,
 )
-from bot.ui.discord_text import missing_permissions
+from bot.ui.discord_text import missing_permissions, shorten
 from bot.ui.layout import MessageContent
+from trainer.protocol.text import _
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,12 @@ _REQUEST_TIMEOUT_S, _SLOWEST_BYTES_PER_S = 30.0, 125_000
 #: Characters of a refused message that are logged.
 _MAX_LOGGED = 8_000
 _UNAUTHORIZED = 401
+#: No refusals of what was asked for: the token, a time-out, a rate limit.
+_PASSING = frozenset({_UNAUTHORIZED, 408, 429})
+_THREAD_EXISTS = 160004
+#: Minutes without a message after which Discord hides a thread from the channel list; a message brings it back.
+_ARCHIVE_AFTER_MIN: Final = 1440
+_MAX_THREAD_NAME = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +121,21 @@ _OUTCOMES: tuple[tuple[int | None, int | None, Callable[[Refusal], DeliveryFaile
 )
 
 
+def thread_outcome_of(refusal: Refusal) -> DeliveryFailed:
+    """Return what follows an answer to a thread that was to be started: a refusal by Discord itself is final."""
+    if refusal.code == _THREAD_EXISTS:
+        return ThreadExists(str(refusal))
+    outcome = outcome_of(refusal)
+    is_passing = refusal.status >= 500 or refusal.status in _PASSING or not refusal.code
+    if isinstance(outcome, MessageGone) or (isinstance(outcome, SendLater) and is_passing):
+        return outcome
+    return NoThread(str(refusal))
+
+
+class ThreadExists(DeliveryFailed):
+    """The message has a thread already: that of an earlier try."""
+
+
 class Poster:
     """`bot.outbox.Transport` over the current discord.py client.
 
@@ -150,12 +173,14 @@ class Poster:
     async def send(self, channel_id: int, message: MessageContent, nonce: str) -> int:
         """See `Transport.send`."""
         channel = self._channel(channel_id)
+        # Of the message only the IDs of its components come back as they were sent, and nobody sees them.
+        message.layout.children[0].id = component_id(nonce)
         with opened(message.files) as files:
-            async with self._request(channel_id, message, files, reference=marker(nonce)):
+            async with self._request(channel_id, message, files, reference=reference(nonce)):
                 # discord.py sends `enforce_nonce` with each nonce: Discord then returns an existing message.
                 if message.text:
                     sent = await channel.send(
-                        message.text,
+                        f"{message.text}\n{_reference_line(nonce)}",
                         nonce=nonce,
                         silent=message.is_silent,
                         allowed_mentions=message.allowed_mentions,
@@ -204,20 +229,40 @@ class Poster:
         if len(self._file_names) > _MAX_CACHED:
             del self._file_names[next(iter(self._file_names))]
 
-    async def find(self, channel_id: int, marker: str) -> int | None:
+    async def delete(self, channel_id: int, message_id: int) -> None:
+        """See `Transport.delete`."""
+        async with self._request(channel_id):
+            await self._connected().http.delete_message(channel_id, message_id)
+
+    async def find(self, channel_id: int, nonce: str) -> int | None:
         """See `Transport.find`."""
         channel = self._channel(channel_id)
         me = self._connected().user
         try:
             async with self._request(channel_id):
                 async for message in channel.history(limit=_SEARCHED_MESSAGES):
-                    is_mine = me is not None and message.author.id == me.id
-                    if is_mine and any(marker in text for text in (message.content, *_texts(message.components))):
+                    if me is not None and message.author.id == me.id and _has_nonce(message, nonce):
                         return message.id
         except ChannelHeld as error:
             # It may be allowed to write and not to read: then the nonce alone prevents a second message.
             log.info("channel %d cannot be searched: %s", channel_id, error.reason)
         return None
+
+    async def start_thread(self, channel_id: int, message_id: int, name: str) -> int:
+        """See `Transport.start_thread`."""
+        http = self._connected().http
+        try:
+            async with self._request(channel_id, outcome=thread_outcome_of):
+                thread = await http.start_thread_with_message(
+                    channel_id,
+                    message_id,
+                    name=shorten(name, _MAX_THREAD_NAME),
+                    auto_archive_duration=_ARCHIVE_AFTER_MIN,
+                )
+                return int(thread["id"])
+        except ThreadExists:
+            # A thread has the ID of the message that it starts from.
+            return message_id
 
     def _connected(self) -> discord.Client:
         client = self._client()
@@ -236,6 +281,7 @@ class Poster:
         files: Sequence[discord.File] = (),
         *,
         reference: str = "",
+        outcome: Callable[[Refusal], DeliveryFailed] = outcome_of,
     ) -> AsyncIterator[None]:
         """Limit the time of a request, and convert its failures to what follows from them."""
         size = sum(os.fstat(file.fp.fileno()).st_size for file in files)
@@ -246,10 +292,13 @@ class Poster:
         except TimeoutError as error:
             raise SendLater(f"no answer within {self._timeout_s:.0f} s") from error
         except (RefusedByDiscord, discord.HTTPException) as error:
-            outcome = self._outcome(_refusal_of(error), channel_id)
-            if isinstance(outcome, MessageRefused) and message is not None:
-                log.error("ref %s: Discord refuses a message: %s: %s", reference, outcome.reason, _wire(message))  # noqa: TRY400
-            raise outcome from error
+            refusal = _refusal_of(error)
+            failure = self._with_permissions(outcome(refusal), channel_id)
+            if refusal.status == _UNAUTHORIZED and refusal.is_discords:
+                self._on_token_refused()
+            if isinstance(failure, MessageRefused) and message is not None:
+                log.error("ref %s: Discord refuses a message: %s: %s", reference, failure.reason, _wire(message))  # noqa: TRY400
+            raise failure from error
         except discord.RateLimited as error:
             raise SendLater("rate limit", after_s=error.retry_after, is_counted=False, may_exist=False) from error
         except aiohttp.ClientConnectorError as error:
@@ -263,13 +312,11 @@ class Poster:
         finally:
             _raises_refusals.reset(token)
 
-    def _outcome(self, refusal: Refusal, channel_id: int) -> DeliveryFailed:
-        outcome = outcome_of(refusal)
-        if refusal.status == _UNAUTHORIZED and refusal.is_discords:
-            self._on_token_refused()
-        if isinstance(outcome, ChannelHeld) and (lacking := self._lacking(channel_id)):
-            return ChannelHeld(f"{outcome.reason} ({', '.join(lacking)})", kind=outcome.kind)
-        return outcome
+    def _with_permissions(self, failure: DeliveryFailed, channel_id: int) -> DeliveryFailed:
+        """Add to the reason of a held channel which permissions are missing."""
+        if isinstance(failure, ChannelHeld) and (lacking := self._lacking(channel_id)):
+            return ChannelHeld(f"{failure.reason} ({', '.join(lacking)})", kind=failure.kind)
+        return failure
 
     def _lacking(self, channel_id: int) -> list[str]:
         """The permissions that the bot lacks in a channel, as far as the client knows."""
@@ -353,8 +400,24 @@ def _wire(message: MessageContent) -> str:
     return json.dumps(sent, ensure_ascii=False)[:_MAX_LOGGED]
 
 
-def _texts(components: Any) -> Iterator[str]:
-    for component in components:
-        if text := getattr(component, "content", None):
-            yield text
-        yield from _texts(getattr(component, "children", ()))
+# -- how a message is found again ---------------------------------------------------------------------------------
+
+
+def reference(nonce: str) -> str:
+    """Return the name of a message in the log, and at the end of one that Discord takes as plain text only."""
+    return nonce[:8]
+
+
+def component_id(nonce: str) -> int:
+    """Return the ID of the first component of a message: 31 bits, not 0 (0 stands for none)."""
+    return int(hashlib.sha256(nonce.encode()).hexdigest()[:8], 16) % (2**31 - 1) + 1
+
+
+def _reference_line(nonce: str) -> str:
+    return _("-# Reference {reference}", reference=reference(nonce))
+
+
+def _has_nonce(message: discord.Message, nonce: str) -> bool:
+    if message.components:
+        return getattr(message.components[0], "id", None) == component_id(nonce)
+    return message.content.endswith(reference(nonce))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -10,17 +11,20 @@ from discord import app_commands
 from discord.ext import commands
 from pydantic import ValidationError
 
+from bot.access import manages
 from bot.cogs.autocomplete import answered, job_choices
-from bot.cogs.interaction_gate import ButtonHandler
+from bot.cogs.interaction_gate import ButtonHandler, handled
 from bot.cogs.lookups import find_job
-from bot.cogs.replies import reply
+from bot.cogs.replies import Acknowledgement, open_form, reply
 from bot.cogs.services import Services
-from bot.config import DiscordSettings
+from bot.config import AccessSettings, DiscordSettings
 from bot.errors import JobRefused, NotAnOperator
 from bot.queue import PauseKind, Priority, State
 from bot.queue.planning.retention import RetentionPlan
 from bot.queue.store.limits import RoleLimit
 from bot.ui.admin_pages import (
+    AccessForm,
+    access_text,
     bump_text,
     confirm_page,
     deleted_text,
@@ -32,9 +36,11 @@ from bot.ui.admin_pages import (
     slots_page,
     storage_page,
 )
+from bot.ui.dataset_forms import Form
 from bot.ui.layout import text_message
+from bot.ui.model_pages import model_lines, models_page
 from bot.ui.queue_pages import audit_page
-from trainer.protocol.text import _
+from trainer.protocol.text import LANGUAGES, N_, _
 
 # Discord checks these before it sends a command; `RoleLimit` checks them again.
 if TYPE_CHECKING:
@@ -55,15 +61,15 @@ else:
 
 #: Verbs about one server; `health` shows only numbers of others. All other verbs are about the machine that servers
 #: share.
-_OF_ONE_SERVER = frozenset({"bump", "limits", "audit", "health", "resend"})
+_OF_ONE_SERVER = frozenset({"bump", "limits", "settings", "language", "audit", "health", "resend"})
 
 
 @app_commands.guild_only()
 @app_commands.default_permissions(manage_guild=True)
-class AdminCommands(commands.GroupCog, group_name="admin", group_description="Run the machine."):
+class AdminCommands(commands.GroupCog, group_name="admin", group_description=N_("Run the machine.")):
     """The queue's pause, slots, limits, storage, audit and health."""
 
-    limits = app_commands.Group(name="limits", description="Limits for the members of a role.")
+    limits = app_commands.Group(name="limits", description=N_("Limits for the members of a role."))
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -86,15 +92,21 @@ class AdminCommands(commands.GroupCog, group_name="admin", group_description="Ru
 
     # -- the queue ------------------------------------------------------------------------------------------------
 
-    @app_commands.command(description="Start no new training; running ones continue.")
-    @app_commands.describe(why="Shown to those who wait: “driver update, about 16:00”")
+    @app_commands.command(description=N_("Start no new training; running ones continue."))
+    @app_commands.describe(why=N_("Shown to those who wait: “driver update, about 16:00”"))
     async def pause(self, interaction: discord.Interaction, why: Why = "") -> None:
         await self._pause(interaction, PauseKind.PAUSE, why)
 
-    @app_commands.command(description="Free every GPU: running trainings save a checkpoint and wait; none starts.")
-    @app_commands.describe(why="Shown to those who wait: “driver update, about 16:00”")
+    @app_commands.command(description=N_("Free every GPU: running trainings save a checkpoint and wait; none starts."))
+    @app_commands.describe(why=N_("Shown to those who wait: “driver update, about 16:00”"))
     async def drain(self, interaction: discord.Interaction, why: Why = "") -> None:
         await self._pause(interaction, PauseKind.DRAIN, why)
+
+    @app_commands.command(description=N_("The base models that members can choose, and how to add one."))
+    async def models(self, interaction: discord.Interaction) -> None:
+        config = self._services.config
+        lines = await asyncio.to_thread(lambda: list(model_lines(config, config.trainer_environment())))
+        await reply(interaction, models_page(lines, has_default=config.models.default_label is not None))
 
     async def _pause(self, interaction: discord.Interaction, kind: PauseKind, why: str) -> None:
         jobs = self._services.jobs
@@ -102,14 +114,14 @@ class AdminCommands(commands.GroupCog, group_name="admin", group_description="Ru
         running = sum(slot.job_id is not None for slot in await jobs.slots.all())
         await reply(interaction, text_message(pause_text(pause, running)))
 
-    @app_commands.command(description="Let the queue run again.")
+    @app_commands.command(description=N_("Let the queue run again."))
     async def resume(self, interaction: discord.Interaction) -> None:
         was_paused = await self._services.jobs.control.resume(by=interaction.user.id, guild_id=interaction.guild_id)
         text = _("🟢 The queue runs again.") if was_paused else _("The queue runs already.")
         await reply(interaction, text_message(text))
 
-    @app_commands.command(description="Give a waiting job another priority.")
-    @app_commands.describe(job="Number or name of the job", priority="Owners take turns within a priority")
+    @app_commands.command(description=N_("Give a waiting job another priority."))
+    @app_commands.describe(job=N_("Number or name of the job"), priority=N_("Owners take turns within a priority"))
     @app_commands.rename(job="id")
     async def bump(
         self, interaction: discord.Interaction, job: str, priority: Literal["low", "normal", "high"] = "high"
@@ -126,8 +138,8 @@ class AdminCommands(commands.GroupCog, group_name="admin", group_description="Ru
 
     # -- slots ----------------------------------------------------------------------------------------------------
 
-    @app_commands.command(description="Show where trainings run, or switch one of these slots off or on.")
-    @app_commands.describe(slot="Which one", switch="A training that runs there continues either way")
+    @app_commands.command(description=N_("Show where trainings run, or switch one of these slots off or on."))
+    @app_commands.describe(slot=N_("Which one"), switch=N_("A training that runs there continues either way"))
     async def slots(
         self, interaction: discord.Interaction, slot: str | None = None, switch: Literal["on", "off"] | None = None
     ) -> None:
@@ -159,14 +171,16 @@ class AdminCommands(commands.GroupCog, group_name="admin", group_description="Ru
 
     # -- limits ---------------------------------------------------------------------------------------------------
 
-    @limits.command(name="set", description="Set the limits of a role's members; what you leave out is as configured.")
+    @limits.command(
+        name="set", description=N_("Set the limits of a role's members; what you leave out is as configured.")
+    )
     @app_commands.describe(
-        role="A member with several roles gets the most generous of each limit",
-        waiting="Jobs of one member that may wait",
-        running="Jobs of one member that may run at once; 0: any number",
-        epochs="Epochs of one job",
-        dataset_mib="Size of one dataset, MiB",
-        gpu_hours="GPU hours of one member from Monday to Monday; 0: any number",
+        role=N_("A member with several roles gets the most generous of each limit"),
+        waiting=N_("Jobs of one member that may wait"),
+        running=N_("Jobs of one member that may run at once; 0: any number"),
+        epochs=N_("Epochs of one job"),
+        dataset_mib=N_("Size of one dataset, MiB"),
+        gpu_hours=N_("GPU hours of one member from Monday to Monday; 0: any number"),
     )
     async def set_limits(
         self,
@@ -191,14 +205,14 @@ class AdminCommands(commands.GroupCog, group_name="admin", group_description="Ru
         await self._services.limits.set(interaction.guild_id, limit, by=interaction.user.id)
         await self._show_limits(interaction, _("Saved."))
 
-    @limits.command(name="clear", description="Let the configured limits apply to a role again.")
-    @app_commands.describe(role="Whose limits to delete")
+    @limits.command(name="clear", description=N_("Let the configured limits apply to a role again."))
+    @app_commands.describe(role=N_("Whose limits to delete"))
     async def clear_limits(self, interaction: discord.Interaction, role: discord.Role) -> None:
         assert interaction.guild_id is not None
         was_set = await self._services.limits.clear(interaction.guild_id, role.id, by=interaction.user.id)
         await self._show_limits(interaction, _("Cleared.") if was_set else _("It had no limits of its own."))
 
-    @limits.command(name="list", description="The limits of all roles here.")
+    @limits.command(name="list", description=N_("The limits of all roles here."))
     async def list_limits(self, interaction: discord.Interaction) -> None:
         await self._show_limits(interaction)
 
@@ -206,10 +220,37 @@ class AdminCommands(commands.GroupCog, group_name="admin", group_description="Ru
         assert interaction.guild_id is not None
         await reply(interaction, limits_page(await self._services.limits.list(interaction.guild_id), note))
 
+    # -- access and language ------------------------------------------------------------------------------------------
+
+    @app_commands.command(
+        description=N_("Who may train, share, see datasets and manage here, and in which channels I work."),
+        extras=handled(Acknowledgement.NONE),
+    )
+    async def settings(self, interaction: discord.Interaction) -> None:
+        assert interaction.guild_id is not None
+        rules = _existing(interaction, self._services.access.rules_of(interaction.guild_id))
+        await open_form(interaction, AccessForm(self._services.gate.form(self._set_access), rules))
+
+    async def _set_access(self, interaction: discord.Interaction, form: Form) -> None:
+        assert interaction.guild_id is not None
+        assert isinstance(form, AccessForm)
+        require_manager(interaction)
+        await self._services.access.set_rules(interaction.guild_id, form.rules, by=interaction.user.id)
+        await reply(interaction, text_message(access_text(form.rules)))
+
+    @app_commands.command(description=N_("The language of my posts in the channels of this server."))
+    @app_commands.describe(language=N_("Left out: as Discord says; it says English of servers without Community"))
+    @app_commands.choices(language=[app_commands.Choice(name=name, value=code) for code, name in LANGUAGES.items()])
+    async def language(self, interaction: discord.Interaction, language: str = "") -> None:
+        assert interaction.guild_id is not None
+        await self._services.languages.choose(language, server=interaction.guild_id)
+        chosen = LANGUAGES.get(language) or _("the one that Discord says")
+        await reply(interaction, text_message(_("The language of my posts here: {language}.", language=chosen)))
+
     # -- audit and health ---------------------------------------------------------------------------------------------
 
-    @app_commands.command(description="Who did what, when and why; the newest first.")
-    @app_commands.describe(job="Of one job only: its number or name")
+    @app_commands.command(description=N_("Who did what, when and why; the newest first."))
+    @app_commands.describe(job=N_("Of one job only: its number or name"))
     @app_commands.rename(job="id")
     async def audit(self, interaction: discord.Interaction, job: str | None = None) -> None:
         assert interaction.guild_id is not None
@@ -218,14 +259,14 @@ class AdminCommands(commands.GroupCog, group_name="admin", group_description="Ru
         title = _("Audit") if job_id is None else _("Audit of #{job}", job=job_id)
         await reply(interaction, audit_page(title, entries))
 
-    @app_commands.command(description="The state of the database, the disk, the queue and the connection.")
+    @app_commands.command(description=N_("The state of the database, the disk, the queue and the connection."))
     async def health(self, interaction: discord.Interaction) -> None:
         # The names of what belongs to other servers are for operators only.
         is_of_all = is_operator(interaction, self._services.config.discord)
         await reply(interaction, await self._services.health(None if is_of_all else interaction.guild_id))
 
-    @app_commands.command(description="Send messages that could not be delivered again.")
-    @app_commands.describe(job="Only those about this job: its number or name", here="To this channel instead")
+    @app_commands.command(description=N_("Send messages that could not be delivered again."))
+    @app_commands.describe(job=N_("Only those about this job: its number or name"), here=N_("To this channel instead"))
     @app_commands.rename(job="id")
     async def resend(self, interaction: discord.Interaction, job: str | None = None, here: bool = False) -> None:
         assert interaction.guild_id is not None
@@ -242,7 +283,7 @@ class AdminCommands(commands.GroupCog, group_name="admin", group_description="Ru
 
     # -- storage --------------------------------------------------------------------------------------------------
 
-    @app_commands.command(description="The disk space of the jobs, and what is due to be deleted.")
+    @app_commands.command(description=N_("The disk space of the jobs, and what is due to be deleted."))
     async def storage(self, interaction: discord.Interaction) -> None:
         await reply(interaction, storage_page(*await self._services.storage.survey()))
 
@@ -284,13 +325,22 @@ HANDLERS: Mapping[str, ButtonHandler] = {
 }
 
 
+def _existing(interaction: discord.Interaction, rules: AccessSettings) -> AccessSettings:
+    """The rules without roles and channels that were deleted: Discord takes no form that names one."""
+    assert interaction.guild is not None
+    guild = interaction.guild
+    values: dict[str, tuple[int, ...]] = rules.model_dump()
+    find = {name: guild.get_channel if name == "channels" else guild.get_role for name in values}
+    return AccessSettings(**{name: tuple(filter(find[name], ids)) for name, ids in values.items()})
+
+
 def require_manager(interaction: discord.Interaction) -> None:
     """Require the permission to manage the server.
 
     Raises:
         MissingPermissions: The member lacks it.
     """
-    if not interaction.permissions.manage_guild:
+    if not manages(interaction):
         raise app_commands.MissingPermissions(["manage_guild"])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -12,15 +14,20 @@ from bot.bot_failpoints import failpoint
 from bot.cogs.interaction_gate import explain
 from bot.cogs.replies import Acknowledgement, AnswerFailed, acknowledge, reply
 from bot.cogs.services import Services, allowance_of_member
-from bot.datasets import Dataset, PendingUpload, Received, Upload, UploadKind, title_of
+from bot.datasets import Dataset, PendingUpload, Received, Upload, UploadKind, progress_told, title_of
 from bot.errors import DatasetRefused, DatasetTooLarge
 from bot.ui.layout import text_message
-from bot.ui.upload_posts import Unanswered
+from bot.ui.upload_posts import Unanswered, progress_words
+from trainer.protocol.progress import PrepareProgress
 from trainer.protocol.text import _
 
 _CHUNK_BYTES = 256 * 1024
 #: Between two chunks; the whole download may take as long as it needs.
 _SILENCE_S = 30
+#: For one line of progress: the next one is newer.
+_PROGRESS_TIMEOUT_S = 10
+
+log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
@@ -80,6 +87,24 @@ async def tracked_upload(
     await services.uploads.remove(interaction.id)
 
 
+@asynccontextmanager
+async def progress_shown(interaction: discord.Interaction, title: str) -> AsyncIterator[None]:
+    """Show in place of "… is thinking" how far the preparation in the body has come.
+
+    A progress that Discord does not take is left out: the answer follows it.
+    """
+
+    async def show(progress: PrepareProgress) -> None:
+        try:
+            async with asyncio.timeout(_PROGRESS_TIMEOUT_S):
+                await interaction.edit_original_response(view=text_message(progress_words(title, progress)).layout)
+        except (discord.HTTPException, aiohttp.ClientError, OSError, TimeoutError) as error:
+            log.info("interaction %s: the progress was not taken (%r)", interaction.id, error)
+
+    with progress_told(show):
+        yield
+
+
 async def ingest_attachments(
     services: Services, interaction: discord.Interaction, attachments: Sequence[discord.Attachment]
 ) -> Dataset:
@@ -90,7 +115,8 @@ async def ingest_attachments(
     """
     assert interaction.guild_id is not None
     received = await download_attachments(services, interaction, attachments)
-    dataset = await services.datasets.prepare(received, guild_id=interaction.guild_id, owner_id=interaction.user.id)
+    async with progress_shown(interaction, received.title):
+        dataset = await services.datasets.prepare(received, guild_id=interaction.guild_id, owner_id=interaction.user.id)
     failpoint("upload_prepared")
     return dataset
 

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias, TypeVar
 import discord
 from discord import app_commands
 
+from bot.access import manages
 from bot.cogs.lookups import storable
 from bot.cogs.replies import AnswerFailed, offer
 from bot.cogs.services import Services
@@ -18,7 +19,8 @@ from bot.queue import State
 from bot.queue.domain.verbs import Verb, applicable_states, is_applicable
 from bot.ui.dataset_cards import images_words
 from bot.ui.job_card import job_choice
-from trainer.protocol.presets import presets
+from bot.ui.model_pages import base_choice
+from trainer.protocol.settings import TINY
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ async def job_choices(
     """Jobs whose number or name matches; only those in `states`, and those to which the member may apply `verb`."""
     assert interaction.guild_id is not None
     wanted = frozenset(State) if states is None else states
-    is_own = verb is not None and not interaction.permissions.manage_guild
+    is_own = verb is not None and not manages(interaction)
     jobs = await services.jobs.search(
         interaction.guild_id,
         storable(typed),
@@ -84,16 +86,11 @@ async def dataset_choices(
     return [_choice(f"{each.name} · {images_words(each.counts.kept)}", each.name) for each in found]
 
 
-def preset_choices(typed: str) -> list[app_commands.Choice[str]]:
-    """Presets whose name matches, with what each is for."""
-    found = [each for each in presets().values() if typed.lower() in each.name]
-    return [_choice(f"{each.name} · {each.summary}", each.name) for each in found[:_MAX_CHOICES]]
-
-
 def base_choices(config: Config, typed: str) -> list[app_commands.Choice[str]]:
-    """Base models whose label matches."""
-    labels = [label for label in config.models.sources if typed.lower() in label.lower()]
-    return [_choice(label, label[:_MAX_CHOICE_CHARS]) for label in labels[:_MAX_CHOICES]]
+    """Base models whose label matches, the toy model last and marked."""
+    sources = config.models.sources
+    labels = sorted((each for each in sources if typed.lower() in each.lower()), key=lambda each: sources[each] == TINY)
+    return [_choice(base_choice(label, sources[label]), label[:_MAX_CHOICE_CHARS]) for label in labels[:_MAX_CHOICES]]
 
 
 def _choice(name: str, value: str) -> app_commands.Choice[str]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import discord
 from discord.ext import commands
 
+from bot.access import Ability
+from bot.cogs.dataset_captions import open_rules, show_captions, write_captions
 from bot.cogs.dataset_commands import list_page
 from bot.cogs.dataset_review import (
     ask_caption,
@@ -19,23 +21,28 @@ from bot.cogs.dataset_review import (
     turn_page,
 )
 from bot.cogs.drafts import cancel_draft, dataset_card, draft_card, queue_draft
-from bot.cogs.interaction_gate import NUMBER, PAGES, REPORTS, ButtonHandler
+from bot.cogs.interaction_gate import NUMBER, PAGES, REPORTS, UPLOADS, ButtonHandler
+from bot.cogs.job_request import problems_of
 from bot.cogs.lookups import dataset_here, own_dataset, own_draft
 from bot.cogs.replies import Acknowledgement, replace, reply
+from bot.cogs.request_edits import edit_of, open_basics, open_fix, open_page, open_request, show_settings
 from bot.cogs.services import Services
 from bot.datasets import Dataset
 from bot.datasets.decisions import EVERY
-from bot.errors import DuplicateJob, NotFound
+from bot.errors import DarkroomError, DuplicateJob, NotFound
 from bot.queue import Draft, State
-from bot.ui.dataset_cards import report_file, report_reply
+from bot.ui.dataset_cards import report_file, report_reply, shared_page
 from bot.ui.discord_text import escape
 from bot.ui.job_replies import duplicate_notice, queued_already
 from bot.ui.layout import text_message
+from bot.ui.setting_fields import SettingsPage
+from trainer.protocol.spec import SpecError
 from trainer.protocol.text import _
 
 #: A pattern of `ReviewQuestion.key`, and of an image of a question: `ReviewImage.key` before it.
 _QUESTION = "[a-z_]{1,40}"
 _IMAGE = f"[0-9a-f]{{1,40}}-{_QUESTION}"
+_SETTINGS_PAGE = f"{NUMBER}-({'|'.join(SettingsPage)})"
 _DECIDED = f"{_IMAGE}|({EVERY})?{_QUESTION}"
 
 
@@ -72,6 +79,18 @@ async def _show_sheet(interaction: discord.Interaction, press: DatasetPress, arg
 async def _show_review(interaction: discord.Interaction, press: DatasetPress) -> None:
     dataset = await press.dataset(interaction)
     await replace(interaction, await review_content(press.services, interaction, dataset))
+
+
+async def _show_captions(interaction: discord.Interaction, press: DatasetPress) -> None:
+    await show_captions(press.services, interaction, press.dataset_id)
+
+
+async def _open_rules(interaction: discord.Interaction, press: DatasetPress) -> None:
+    await open_rules(press.services, interaction, press.dataset_id)
+
+
+async def _write_captions(interaction: discord.Interaction, press: DatasetPress) -> None:
+    await write_captions(press.services, interaction, press.dataset_id)
 
 
 async def _show_previous(interaction: discord.Interaction, press: DatasetPress, image: str) -> None:
@@ -112,6 +131,9 @@ async def _finish(interaction: discord.Interaction, press: DatasetPress) -> None
 
 async def _send_report(interaction: discord.Interaction, press: DatasetPress) -> None:
     dataset = await press.dataset(interaction)
+    if (page := shared_page(dataset, interaction.filesize_limit)) is not None:
+        await reply(interaction, report_reply(dataset, page))
+        return
     async with press.services.datasets.packed_report(dataset) as packed:
         file = report_file(dataset, packed, interaction.filesize_limit)
         if file is None:
@@ -128,7 +150,7 @@ async def _send_report(interaction: discord.Interaction, press: DatasetPress) ->
 async def _delete(interaction: discord.Interaction, press: DatasetPress) -> None:
     dataset = await own_dataset(press.services, interaction, press.dataset_id, "delete")
     await press.services.datasets.delete(dataset.id)
-    deleted = _("⬛ **{name}** is deleted; its name is free.", name=escape(dataset.name))
+    deleted = _("**{name}** is deleted; its name is free again.", name=escape(dataset.name))
     await replace(interaction, text_message(deleted))
 
 
@@ -161,6 +183,11 @@ async def _queue(interaction: discord.Interaction, press: DatasetPress, draft_id
     except DuplicateJob as error:
         await reply(interaction, duplicate_notice(error, draft))
         return
+    except (DarkroomError, SpecError) as error:
+        if not problems_of(error):
+            raise
+        # A limit or a base has changed since the card was shown.
+        receipt = await draft_card(press.services, interaction, draft)
     await replace(interaction, receipt)
 
 
@@ -169,28 +196,79 @@ async def _cancel(interaction: discord.Interaction, press: DatasetPress, draft_i
     await replace(interaction, await cancel_draft(press.services, draft))
 
 
+async def _edit(interaction: discord.Interaction, press: DatasetPress, draft_id: str) -> None:
+    await open_basics(interaction, await edit_of(press.services, interaction, press.dataset_id, int(draft_id)))
+
+
+async def _fix(interaction: discord.Interaction, press: DatasetPress, draft_id: str) -> None:
+    await open_fix(interaction, await edit_of(press.services, interaction, press.dataset_id, int(draft_id)))
+
+
+async def _show_settings(interaction: discord.Interaction, press: DatasetPress, draft_id: str) -> None:
+    await show_settings(interaction, await edit_of(press.services, interaction, press.dataset_id, int(draft_id)))
+
+
+async def _open_page(interaction: discord.Interaction, press: DatasetPress, arg: str) -> None:
+    draft_id, _separator, page = arg.partition("-")
+    edit = await edit_of(press.services, interaction, press.dataset_id, int(draft_id))
+    await open_page(interaction, edit, SettingsPage(page))
+
+
+async def _back(interaction: discord.Interaction, press: DatasetPress, draft_id: str) -> None:
+    await replace(interaction, await draft_card(press.services, interaction, await press.draft(interaction, draft_id)))
+
+
+async def _train(interaction: discord.Interaction, press: DatasetPress) -> None:
+    await open_request(interaction, press.services, press.dataset_id)
+
+
 _UPDATE, _FORM = Acknowledgement.UPDATE, Acknowledgement.NONE
 
 HANDLERS: Mapping[str, ButtonHandler] = {
-    "list": ButtonHandler(run=_show_list, argument=NUMBER, acknowledgement=_UPDATE, rate=PAGES),
-    "sheet": ButtonHandler(run=_show_sheet, argument=f"{NUMBER}(d{NUMBER})?", acknowledgement=_UPDATE, rate=PAGES),
-    "review": ButtonHandler(run=_show_review, acknowledgement=_UPDATE, rate=PAGES),
-    "prev": ButtonHandler(run=_show_previous, argument=_IMAGE, acknowledgement=_UPDATE, rate=PAGES),
-    "next": ButtonHandler(run=_show_next, argument=_IMAGE, acknowledgement=_UPDATE, rate=PAGES),
-    "question": ButtonHandler(run=_show_question, argument=_QUESTION, acknowledgement=_UPDATE, rate=PAGES),
-    "each": ButtonHandler(run=_show_each, argument=_QUESTION, acknowledgement=_UPDATE, rate=PAGES),
-    "keep": ButtonHandler(run=_keep, argument=_DECIDED, acknowledgement=_UPDATE),
-    "drop": ButtonHandler(run=_drop, argument=_DECIDED, acknowledgement=_UPDATE),
-    "right": ButtonHandler(run=_mark_right, argument=_DECIDED, acknowledgement=_UPDATE),
-    "caption": ButtonHandler(run=_ask_caption, argument=_IMAGE, acknowledgement=_FORM),
-    "done": ButtonHandler(run=_finish, acknowledgement=_UPDATE),
-    "report": ButtonHandler(run=_send_report, rate=REPORTS),
-    "delete": ButtonHandler(run=_delete, acknowledgement=_UPDATE),
-    "spare": ButtonHandler(run=_spare, acknowledgement=_UPDATE),
-    "request": ButtonHandler(run=_show_draft, argument=NUMBER),
-    "go": ButtonHandler(run=_go_on, argument=NUMBER, acknowledgement=_UPDATE),
-    "again": ButtonHandler(run=_go_on_again, argument=NUMBER, acknowledgement=_UPDATE),
+    "list": ButtonHandler(
+        run=_show_list, argument=NUMBER, acknowledgement=_UPDATE, rate=PAGES, ability=Ability.DATASETS
+    ),
+    "sheet": ButtonHandler(
+        run=_show_sheet, argument=f"{NUMBER}(d{NUMBER})?", acknowledgement=_UPDATE, rate=PAGES, ability=Ability.DATASETS
+    ),
+    "review": ButtonHandler(run=_show_review, acknowledgement=_UPDATE, rate=PAGES, ability=Ability.DATASETS),
+    "prev": ButtonHandler(
+        run=_show_previous, argument=_IMAGE, acknowledgement=_UPDATE, rate=PAGES, ability=Ability.DATASETS
+    ),
+    "next": ButtonHandler(
+        run=_show_next, argument=_IMAGE, acknowledgement=_UPDATE, rate=PAGES, ability=Ability.DATASETS
+    ),
+    "question": ButtonHandler(
+        run=_show_question, argument=_QUESTION, acknowledgement=_UPDATE, rate=PAGES, ability=Ability.DATASETS
+    ),
+    "each": ButtonHandler(
+        run=_show_each, argument=_QUESTION, acknowledgement=_UPDATE, rate=PAGES, ability=Ability.DATASETS
+    ),
+    "keep": ButtonHandler(run=_keep, argument=_DECIDED, acknowledgement=_UPDATE, ability=Ability.DATASETS),
+    "drop": ButtonHandler(run=_drop, argument=_DECIDED, acknowledgement=_UPDATE, ability=Ability.DATASETS),
+    "right": ButtonHandler(run=_mark_right, argument=_DECIDED, acknowledgement=_UPDATE, ability=Ability.DATASETS),
+    "captions": ButtonHandler(run=_show_captions, rate=PAGES, ability=Ability.DATASETS),
+    "rules": ButtonHandler(run=_open_rules, acknowledgement=_FORM, rate=PAGES, ability=Ability.DATASETS),
+    "write": ButtonHandler(run=_write_captions, rate=UPLOADS, ability=Ability.DATASETS),
+    "caption": ButtonHandler(run=_ask_caption, argument=_IMAGE, acknowledgement=_FORM, ability=Ability.DATASETS),
+    "done": ButtonHandler(run=_finish, acknowledgement=_UPDATE, ability=Ability.DATASETS),
+    "report": ButtonHandler(run=_send_report, rate=REPORTS, ability=Ability.DATASETS),
+    "delete": ButtonHandler(run=_delete, acknowledgement=_UPDATE, ability=Ability.DATASETS),
+    "spare": ButtonHandler(run=_spare, acknowledgement=_UPDATE, ability=Ability.DATASETS),
+    "request": ButtonHandler(run=_show_draft, argument=NUMBER, ability=Ability.TRAIN),
+    "go": ButtonHandler(run=_go_on, argument=NUMBER, acknowledgement=_UPDATE, ability=Ability.TRAIN),
+    "again": ButtonHandler(run=_go_on_again, argument=NUMBER, acknowledgement=_UPDATE, ability=Ability.TRAIN),
     "cancel": ButtonHandler(run=_cancel, argument=NUMBER, acknowledgement=_UPDATE),
+    "train": ButtonHandler(run=_train, acknowledgement=_FORM, rate=PAGES, ability=Ability.TRAIN),
+    "edit": ButtonHandler(run=_edit, argument=NUMBER, acknowledgement=_FORM, rate=PAGES, ability=Ability.TRAIN),
+    "fix": ButtonHandler(run=_fix, argument=NUMBER, acknowledgement=_FORM, rate=PAGES, ability=Ability.TRAIN),
+    "advanced": ButtonHandler(
+        run=_show_settings, argument=NUMBER, acknowledgement=_UPDATE, rate=PAGES, ability=Ability.TRAIN
+    ),
+    "page": ButtonHandler(
+        run=_open_page, argument=_SETTINGS_PAGE, acknowledgement=_FORM, rate=PAGES, ability=Ability.TRAIN
+    ),
+    "back": ButtonHandler(run=_back, argument=NUMBER, acknowledgement=_UPDATE, rate=PAGES, ability=Ability.TRAIN),
 }
 
 

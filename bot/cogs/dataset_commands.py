@@ -10,9 +10,11 @@ import discord
 from discord import app_commands
 from discord.ext import commands
 
+from bot.access import manages
 from bot.bot_failpoints import failpoint
-from bot.cogs.attachments import download_attachments, tracked_upload
+from bot.cogs.attachments import download_attachments, progress_shown, tracked_upload
 from bot.cogs.autocomplete import answered, dataset_choices
+from bot.cogs.dataset_captions import open_rules
 from bot.cogs.dataset_review import review_content
 from bot.cogs.drafts import dataset_card
 from bot.cogs.interaction_gate import PAGES, UPLOADS, handled
@@ -20,20 +22,19 @@ from bot.cogs.lookups import dataset_here, own_dataset
 from bot.cogs.replies import Acknowledgement, open_form, reply
 from bot.cogs.services import Services
 from bot.datasets import ImportRequest, UploadKind, import_files
-from bot.datasets.decisions import format_rules, parse_rules, with_rules
 from bot.errors import DatasetRefused
 from bot.ui.dataset_cards import LIST_PAGE, dataset_list, delete_question
-from bot.ui.dataset_forms import Form, UploadForm, rules_form
+from bot.ui.dataset_forms import Form, UploadForm
 from bot.ui.layout import MessageContent
 from trainer.protocol.edits import Layout
-from trainer.protocol.text import _, ngettext
+from trainer.protocol.text import N_, _, ngettext
 
 #: File types that the message menu uses; the trainer finds out what they really are.
 _IMAGES = frozenset({"png", "jpg", "jpeg", "webp", "avif", "heic", "heif", "gif", "bmp", "tif", "tiff"})
 _ARCHIVES = frozenset({"zip", "tar", "gz", "tgz", "bz2", "tbz2", "xz", "txz", "zst", "7z"})
 _CAPTIONS = frozenset({"txt", "caption", "json", "jsonl", "csv"})
 
-_OPTIONS = {"dataset": _("The dataset")}
+_OPTIONS = {"dataset": N_("The dataset")}
 
 #: `tracked_upload` acknowledges these, once it has stored the upload.
 _TRACKED = handled(Acknowledgement.NONE, rate=UPLOADS)
@@ -43,7 +44,7 @@ _FORM = handled(Acknowledgement.NONE)
 
 @app_commands.guild_only()
 class DatasetCommands(
-    commands.GroupCog, group_name="dataset", group_description=_("Upload images and manage datasets.")
+    commands.GroupCog, group_name="dataset", group_description=N_("Upload images and manage datasets.")
 ):
     """The `/dataset` commands."""
 
@@ -51,7 +52,7 @@ class DatasetCommands(
         self._services = services
         self._tree = tree
         menu = app_commands.ContextMenu(
-            name=_("Use attachments as dataset"), callback=self.use_attachments, extras=_TRACKED
+            name=N_("Use attachments as dataset"), callback=self.use_attachments, extras=_TRACKED
         )
         self._menu = app_commands.guild_only(menu)
 
@@ -59,22 +60,22 @@ class DatasetCommands(
         # discord.py has no decorator for menus in cogs.
         self._tree.add_command(self._menu)
 
-    @app_commands.command(description=_("Upload images: up to ten files, archives too."), extras=_FORM)
-    @app_commands.describe(folders=_("plain: train on every image, whatever its folder is called"))
+    @app_commands.command(description=N_("Upload images: up to ten files, archives too."), extras=_FORM)
+    @app_commands.describe(folders=N_("plain: train on every image, whatever its folder is called"))
     async def upload(self, interaction: discord.Interaction, folders: Literal["auto", "plain"] = "auto") -> None:
         has_captioner = bool(self._services.config.captions.model)
         uploaded = partial(self._uploaded, layout=Layout(folders))
         submitted = self._services.gate.form(uploaded, UPLOADS, is_tracked=True)
         await open_form(interaction, UploadForm(submitted, has_captioner=has_captioner))
 
-    @app_commands.command(description=_("Add files to a dataset; its images keep their splits."), extras=_TRACKED)
+    @app_commands.command(description=N_("Add images to a dataset; the others stay in their splits."), extras=_TRACKED)
     @app_commands.describe(
         **_OPTIONS,
-        file=_("Images, an archive, or captions"),
-        file2=_("One more …"),
-        file3=_("… and more"),
-        file4=_("… and more"),
-        file5=_("… and more"),
+        file=N_("Images, an archive, or captions"),
+        file2=N_("One more …"),
+        file3=N_("… and more"),
+        file4=N_("… and more"),
+        file5=N_("… and more"),
     )
     async def add(
         self,
@@ -90,51 +91,44 @@ class DatasetCommands(
         files = [each for each in (file, file2, file3, file4, file5) if each is not None]
         async with tracked_upload(self._services, interaction, files, kind=UploadKind.ADD, dataset_id=found.id):
             received = await download_attachments(self._services, interaction, files)
-            grown = await self._services.datasets.add(found.id, received, upload_id=interaction.id)
+            async with progress_shown(interaction, received.title):
+                grown = await self._services.datasets.add(found.id, received, upload_id=interaction.id)
             failpoint("upload_prepared")
             note = ngettext(
-                "{n} more image to train on; those that were there keep their splits.",
-                "{n} more images to train on; those that were there keep their splits.",
+                "{n} more image to train on. The others stay in the split they were in.",
+                "{n} more images to train on. The others stay in the split they were in.",
                 grown.counts.kept - found.counts.kept,
             )
             await reply(interaction, await dataset_card(self._services, interaction, grown, note=note))
 
     @app_commands.command(
-        name="list", description=_("The datasets of this server, newest first."), extras=handled(rate=PAGES)
+        name="list", description=N_("The datasets of this server, newest first."), extras=handled(rate=PAGES)
     )
     async def list_datasets(self, interaction: discord.Interaction) -> None:
         await reply(interaction, await list_page(self._services, interaction, 0))
 
-    @app_commands.command(description=_("What is in a dataset, and what was found."), extras=handled(rate=PAGES))
+    @app_commands.command(description=N_("Show a dataset and what was found in it."), extras=handled(rate=PAGES))
     @app_commands.describe(**_OPTIONS)
     async def inspect(self, interaction: discord.Interaction, dataset: str) -> None:
         found = await dataset_here(self._services, interaction, dataset)
         await reply(interaction, await dataset_card(self._services, interaction, found))
 
-    @app_commands.command(description=_("Review the findings image by image, and decide."), extras=handled(rate=PAGES))
+    @app_commands.command(
+        description=N_("Review the flagged images one by one, or all of a kind at once."), extras=handled(rate=PAGES)
+    )
     @app_commands.describe(**_OPTIONS)
     async def review(self, interaction: discord.Interaction, dataset: str) -> None:
         found = await dataset_here(self._services, interaction, dataset)
         await reply(interaction, await review_content(self._services, interaction, found))
 
     @app_commands.command(
-        description=_("Rules for all captions: trigger, prefix, suffix, words to remove or replace."), extras=_FORM
+        description=N_("Edit all captions at once: trigger, prefix, suffix, remove, replace."), extras=_FORM
     )
     @app_commands.describe(**_OPTIONS)
     async def captions(self, interaction: discord.Interaction, dataset: str) -> None:
-        found = await own_dataset(self._services, interaction, dataset, "change")
+        await open_rules(self._services, interaction, dataset)
 
-        async def submitted(interaction: discord.Interaction, form: Form) -> None:
-            # Again: the dataset, or its member's permissions, may have changed while the form was open.
-            await own_dataset(self._services, interaction, found.id, "change")
-            rules = parse_rules(form.texts)
-            changed = await self._services.datasets.edit(found.id, lambda edits: with_rules(edits, **rules))
-            await reply(interaction, await dataset_card(self._services, interaction, changed))
-
-        form = rules_form(self._services.gate.form(submitted), name=found.name, rules=format_rules(found.edits.rules))
-        await open_form(interaction, form)
-
-    @app_commands.command(description=_("Delete a dataset of yours; trainings that used it are not affected."))
+    @app_commands.command(description=N_("Delete a dataset of yours; trainings that used it are not affected."))
     @app_commands.describe(**_OPTIONS)
     async def delete(self, interaction: discord.Interaction, dataset: str) -> None:
         await reply(interaction, delete_question(await own_dataset(self._services, interaction, dataset, "delete")))
@@ -164,7 +158,7 @@ class DatasetCommands(
             caption_column=texts["caption_column"].strip(),
             layout=layout,
             wants_captions=form.wants_captions,
-            can_manage=interaction.permissions.manage_guild,
+            can_manage=manages(interaction),
         )
         await self._import(interaction, form.attachments, request)
 
@@ -179,14 +173,15 @@ class DatasetCommands(
         ):
             received = await download_attachments(services, interaction, files)
             known = await services.datasets.with_content(interaction.guild_id, received)
-            dataset = await import_files(
-                services.datasets,
-                received,
-                request,
-                guild_id=interaction.guild_id,
-                owner_id=interaction.user.id,
-                captions=services.config.captions,
-            )
+            async with progress_shown(interaction, received.title):
+                dataset = await import_files(
+                    services.datasets,
+                    received,
+                    request,
+                    guild_id=interaction.guild_id,
+                    owner_id=interaction.user.id,
+                    captions=services.config.captions,
+                )
             failpoint("upload_prepared")
             note = _("These files were uploaded before, as {name}.", name=known.name) if known else ""
             await reply(interaction, await dataset_card(services, interaction, dataset, note=note))

@@ -9,15 +9,18 @@ from typing import Self
 
 import discord
 
+from bot.access import manages
 from bot.cogs.drafts import dataset_card, draft_card
 from bot.cogs.lookups import own_dataset
 from bot.cogs.replies import open_form, replace, reply
 from bot.cogs.services import Services
-from bot.datasets import Dataset
+from bot.datasets import Dataset, may_change
 from bot.datasets.decisions import (
+    CAPTIONS,
     EVERY,
     ReviewImage,
     ReviewQuestion,
+    captions_question,
     current_caption,
     review_questions,
     with_caption,
@@ -27,7 +30,7 @@ from bot.datasets.decisions import (
 from bot.errors import NotFound
 from bot.ui.dataset_forms import Form, caption_form
 from bot.ui.layout import MessageContent, text_message
-from bot.ui.review_page import decided_words, image_page, nothing_to_review, question_page
+from bot.ui.review_page import ReviewView, decided_words, image_page, nothing_to_review, question_page
 from trainer.protocol.edits import Edits
 from trainer.protocol.text import _
 
@@ -52,8 +55,9 @@ class Review:
         Raises:
             NotFound: The dataset has changed, and there is no such question or image.
         """
-        questions = review_questions(await services.datasets.report(dataset))
+        report = await services.datasets.report(dataset)
         image_key, _dash, question_key = arg.removeprefix(EVERY).rpartition("-")
+        questions = (captions_question(report),) if question_key == CAPTIONS else review_questions(report)
         for question in questions:
             for image in question.images if question.key == question_key else ():
                 if not image_key or image.key == image_key:
@@ -73,11 +77,17 @@ class Review:
         return self
 
     def content(self, interaction: discord.Interaction, note: str = "") -> MessageContent:
-        """Make the page of the image or question."""
-        limit = interaction.filesize_limit
-        if self.image is None:
-            return question_page(self.dataset, self.questions, self.question, file_limit=limit, note=note)
-        return image_page(self.dataset, self.questions, self.question, self.image, file_limit=limit, note=note)
+        """Make the page of the image or question, with the buttons that the member may press."""
+        can_manage = manages(interaction)
+        view = ReviewView(
+            dataset=self.dataset,
+            questions=self.questions,
+            question=self.question,
+            file_limit=interaction.filesize_limit,
+            note=note,
+            may_change=may_change(self.dataset, user_id=interaction.user.id, can_manage=can_manage),
+        )
+        return question_page(view) if self.image is None else image_page(view, self.image)
 
 
 async def review_content(services: Services, interaction: discord.Interaction, dataset: Dataset) -> MessageContent:
@@ -144,7 +154,10 @@ async def ask_caption(services: Services, interaction: discord.Interaction, data
         await own_dataset(services, interaction, dataset_id, _DECIDE)
         # By pixels and not by index: others may have decided while the form was open.
         decided = await services.datasets.decide(dataset.id, lambda edits: with_caption(edits, each.sha256, caption))
-        await _show(interaction, dataclasses.replace(review, dataset=decided), decided_words([each], "caption"))
+        after = dataclasses.replace(review, dataset=decided)
+        if review.question.is_about_captions:
+            after = after.turned(1)
+        await _show(interaction, after, decided_words([each], "caption"))
 
     caption = current_caption(each.image, dataset.edits)
     form = caption_form(services.gate.form(submitted), number=each.number, caption=caption)
@@ -154,12 +167,12 @@ async def ask_caption(services: Services, interaction: discord.Interaction, data
 async def finish_review(services: Services, interaction: discord.Interaction, dataset: Dataset) -> None:
     """Apply all decisions, and show the card of the dataset or of the member's draft for it.
 
+    A member who may not decide has only looked: the decisions of others stay stored.
+
     Raises:
-        NotYourDataset: Decisions wait, and the member may not decide.
         DatasetRefused: The result cannot be trained on; the decisions stay stored.
     """
-    if dataset.is_pending:
-        await own_dataset(services, interaction, dataset.id, _DECIDE)
+    if dataset.is_pending and may_change(dataset, user_id=interaction.user.id, can_manage=manages(interaction)):
         dataset = await services.datasets.apply(dataset.id)
     draft = await services.drafts.waiting(interaction.user.id, dataset.id)
     if draft is None:

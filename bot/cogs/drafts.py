@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import discord
 
-from bot.cogs.job_request import JobRequest, make_draft
+from bot.access import manages
+from bot.cogs.interaction_gate import sentence_of
+from bot.cogs.job_request import JobRequest, UnknownMixedDataset, make_draft, problems_of
+from bot.cogs.lookups import storable
 from bot.cogs.replies import reply
 from bot.cogs.services import Services, allowance_of_member, context_of, require_hours
-from bot.datasets import Dataset
+from bot.datasets import Dataset, may_change
 from bot.errors import DarkroomError, DuplicateJob, NoSuchDataset
 from bot.queue import Allowance, Draft, Job, NewJob, State
 from bot.queue.domain.job import fingerprint
@@ -19,11 +23,14 @@ from bot.queue.store.limits import require_gpus, require_priority
 from bot.ui.dataset_cards import ReportView, report_card
 from bot.ui.job_replies import duplicate_notice, queued_already, receipt
 from bot.ui.layout import MessageContent, text_message
+from bot.ui.setting_forms import problem_card
 from trainer.exchange.base_files import training_resolution
 from trainer.protocol.bucket_shapes import ResolutionFit
 from trainer.protocol.report import DatasetReport
+from trainer.protocol.setting_problems import SettingProblem
+from trainer.protocol.settings import TaskKind
 from trainer.protocol.spec import Spec, SpecError
-from trainer.protocol.text import _
+from trainer.protocol.text import _, ngettext
 
 
 async def store_draft(
@@ -51,14 +58,17 @@ async def dataset_card(
 ) -> MessageContent:
     """Make the report card of a dataset, with the draft that waits for it if there is one."""
     report = await services.datasets.report(dataset)
-    spec, study, estimate, fit = None, None, None, None
+    spec, study, estimate, fit, runs, study_s = None, None, None, None, list[Spec](), None
     if draft is not None:
         request = JobRequest.model_validate_json(draft.request)
         allowance = await allowance_of_member(services, interaction)
-        spec = _spec(services, allowance, request, dataset)
+        spec = await _spec(services, allowance, request, dataset)
         study = request.study
         fit = await _fit(services, report, spec)
         estimate = await _estimate(services, request, spec, dataset)
+        if study is not None:
+            runs = await services.studies.plan(spec, study, max_epochs=allowance.max_epochs)
+            study_s = await _all_s(services, request, runs, dataset)
     view = ReportView(
         dataset=dataset,
         report=report,
@@ -68,8 +78,11 @@ async def dataset_card(
         draft_id=None if draft is None else draft.id,
         spec=spec,
         study=study,
+        study_runs=len(runs),
+        study_s=study_s,
         fit=fit,
         estimate=estimate,
+        may_change=may_change(dataset, user_id=interaction.user.id, can_manage=manages(interaction)),
     )
     return report_card(view)
 
@@ -77,13 +90,20 @@ async def dataset_card(
 async def draft_card(
     services: Services, interaction: discord.Interaction, draft: Draft, *, sheet: int = 0
 ) -> MessageContent:
-    """Make the card of a draft: what it would train on, and the question whether to go on.
+    """Make the card of a draft: what it would train on, and the question whether to go on; or what has to change first.
 
     Raises:
         NoSuchDataset: The dataset was deleted.
     """
     dataset = await services.datasets.get_in(draft.guild_id, draft.dataset_id)
-    return await dataset_card(services, interaction, dataset, sheet=sheet, draft=draft)
+    try:
+        return await dataset_card(services, interaction, dataset, sheet=sheet, draft=draft)
+    except (DarkroomError, SpecError) as error:
+        problems = problems_of(error)
+        if not problems:
+            raise
+        name = JobRequest.model_validate_json(draft.request).name or dataset.name
+        return problem_card(dataset.id, draft.id, name=name, sentence=sentence_of(error), problems=problems)
 
 
 async def queue_draft(
@@ -116,8 +136,22 @@ async def queue_draft(
     return receipt(job, await context_of(services, job, None), report, fit)
 
 
+async def ask_to_start(services: Services, interaction: discord.Interaction, draft: Draft) -> None:
+    """Answer with the card of a new draft.
+
+    Raises:
+        DarkroomError, SpecError: It can never be queued; the draft is cancelled.
+    """
+    try:
+        content = await draft_card(services, interaction, draft)
+    except (DarkroomError, SpecError):
+        await services.drafts.cancel(draft.id, by=interaction.user.id)
+        raise
+    await reply(interaction, content)
+
+
 async def queue_at_once(services: Services, interaction: discord.Interaction, draft: Draft) -> None:
-    """Queue a draft without a confirmation and answer; only a duplicate waits for "Queue anyway".
+    """Queue a draft without a confirmation and answer; a duplicate waits for "Queue anyway", wrong settings for a form.
 
     Raises:
         DarkroomError, SpecError: It cannot be queued; the draft is cancelled.
@@ -126,7 +160,10 @@ async def queue_at_once(services: Services, interaction: discord.Interaction, dr
         await reply(interaction, await queue_draft(services, interaction, draft))
     except DuplicateJob as error:
         await reply(interaction, duplicate_notice(error, draft))
-    except (DarkroomError, SpecError):
+    except (DarkroomError, SpecError) as error:
+        if problems_of(error):
+            await reply(interaction, await draft_card(services, interaction, draft))
+            return
         # It must not wait for a confirmation that the member was never asked for.
         await services.drafts.cancel(draft.id, by=interaction.user.id)
         raise
@@ -137,7 +174,8 @@ async def _submit(services: Services, interaction: discord.Interaction, draft: D
     request = JobRequest.model_validate_json(draft.request)
     allowance = await require_allowed(services, interaction, request)
     dataset = await services.datasets.apply(draft.dataset_id)
-    spec = _spec(services, allowance, request, dataset)
+    mixed = [await services.datasets.apply(each.id) for each in await _mixed(services, request, dataset)]
+    spec = await _spec(services, allowance, request, dataset)
     seconds = await _needed_s(services, request, spec, dataset, max_epochs=allowance.max_epochs)
     await require_hours(
         services,
@@ -159,7 +197,7 @@ async def _submit(services: Services, interaction: discord.Interaction, draft: D
         run_after=datetime.fromtimestamp(request.queue.run_after, UTC) if request.queue.run_after else None,
         max_running=allowance.max_running,
         max_waiting=allowance.max_waiting,
-        fingerprint=fingerprint(spec, dataset.digest, study=request.study),
+        fingerprint=fingerprint(spec, dataset.digest, [each.digest for each in mixed], study=request.study),
         estimate_s=seconds,
         study=None if request.study is None else request.study.model_dump_json(),
     )
@@ -174,19 +212,88 @@ async def _needed_s(
     Raises:
         JobRefused: The study cannot be run, or one of its runs is not what the member may train.
     """
-    if request.study is None:
-        runs = [spec]
-    else:
+    runs = [spec]
+    if request.study is not None:
         runs = await services.studies.plan(spec, request.study, max_epochs=max_epochs)
+    return await _all_s(services, request, runs, dataset)
+
+
+async def _all_s(services: Services, request: JobRequest, runs: Sequence[Spec], dataset: Dataset) -> float | None:
+    """How long some trainings are expected to take together; None if that is not known of each."""
     # At least one GPU for each run; a study itself holds none.
     estimates = [await services.estimates.of(run, dataset.counts, max(1, request.gpus)) for run in runs]
     found = [estimate.seconds for estimate in estimates if estimate is not None]
     return sum(found) if len(found) == len(runs) else None
 
 
-def _spec(services: Services, allowance: Allowance, request: JobRequest, dataset: Dataset) -> Spec:
+async def _spec(services: Services, allowance: Allowance, request: JobRequest, dataset: Dataset) -> Spec:
+    """Make the spec of a request.
+
+    Raises:
+        DarkroomError, SpecError: It cannot be trained; `problems_of` names the settings that a form can put right.
+    """
     draft = make_draft(request, services.config, max_epochs=allowance.max_epochs)
-    return draft.with_dataset(str(dataset.folder), name=None if request.name else dataset.name)
+    mixed = await _mixed(services, request, dataset)
+    parts = [part.model_copy(update={"dataset": str(each.folder)}) for part, each in zip(draft.mix, mixed, strict=True)]
+    draft = draft.model_copy(update={"mix": tuple(parts)})
+    if draft.task is TaskKind.CLASSIFICATION:
+        _require_classes(await services.datasets.report(dataset))
+    try:
+        return draft.with_dataset(str(dataset.folder), name=None if request.name else dataset.name)
+    except SpecError as error:
+        # Members know datasets by their names, and need not know where they lie.
+        sentence = str(error)
+        for each in (dataset, *mixed):
+            sentence = sentence.replace(str(each.folder), each.name)
+        raise SpecError(sentence, problems=error.problems) from error
+
+
+def _require_classes(report: DatasetReport) -> None:
+    """Raise unless a classifier could learn from these images: each has a class, and there are several.
+
+    Raises:
+        SpecError: They have no classes.
+    """
+    kept = [image for image in report.images if image.status == "kept"]
+    classes = {image.class_name for image in kept if image.class_name}
+    if len(classes) < 2:
+        raise SpecError(
+            _(
+                "This preset sorts images into classes, and these images have none. Put the images of each class into "
+                "a folder of its own and upload them again, or take another preset. Nothing was queued."
+            ),
+            problems=[SettingProblem(name="preset")],
+        )
+    unnamed = sum(not image.class_name for image in kept)
+    if unnamed:
+        raise SpecError(
+            ngettext(
+                "{n} image is in no class. Put it into the folder of a class, or drop it. Nothing was queued.",
+                "{n} images are in no class. Put them into the folders of classes, or drop them. Nothing was queued.",
+                unnamed,
+            ),
+            problems=[SettingProblem(name="preset")],
+        )
+
+
+async def _mixed(services: Services, request: JobRequest, dataset: Dataset) -> list[Dataset]:
+    """Return the datasets that a request mixes in, of the same server.
+
+    Raises:
+        UnknownMixedDataset: There is none of that name, or it is there twice.
+    """
+    found: list[Dataset] = []
+    mix = request.overrides.get("mix")
+    for part in mix if isinstance(mix, list) else ():
+        name = str(part.get("dataset", "")) if isinstance(part, dict) else str(part)
+        try:
+            mixed = await services.datasets.named(dataset.guild_id, storable(name))
+        except NoSuchDataset as error:
+            raise UnknownMixedDataset(name=name) from error
+        if mixed.id in {dataset.id, *(each.id for each in found)}:
+            raise UnknownMixedDataset(name=name, is_twice=True)
+        found.append(mixed)
+    return found
 
 
 async def _fit(services: Services, report: DatasetReport, spec: Spec) -> ResolutionFit | None:
@@ -212,7 +319,7 @@ async def require_allowed(services: Services, interaction: discord.Interaction, 
     Raises:
         JobRefused: It asks for more GPUs than there are, or for a priority that the member may not use.
     """
-    require_priority(request.queue.priority, can_manage=interaction.permissions.manage_guild)
+    require_priority(request.queue.priority, can_manage=manages(interaction))
     require_gpus(request.queue.gpus, sum(slot.is_enabled for slot in await services.jobs.slots.all()))
     return await allowance_of_member(services, interaction)
 

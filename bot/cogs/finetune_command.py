@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import discord
 from discord import app_commands
@@ -11,25 +12,34 @@ from discord.ext import commands
 
 from bot.bot_failpoints import failpoint
 from bot.cogs.attachments import ingest_attachments, tracked_upload
-from bot.cogs.autocomplete import answered, base_choices, dataset_choices, preset_choices
-from bot.cogs.drafts import draft_card, queue_at_once, require_allowed, store_draft
+from bot.cogs.autocomplete import answered, base_choices, dataset_choices
+from bot.cogs.drafts import ask_to_start, queue_at_once, require_allowed, store_draft
 from bot.cogs.interaction_gate import UPLOADS, handled
-from bot.cogs.job_request import JobRequest, QueueOptions, make_draft, overrides, split_prompts
+from bot.cogs.job_request import (
+    MAX_TOML_BYTES,
+    JobRequest,
+    QueueOptions,
+    options_as_settings,
+    request_of_toml,
+    split_prompts,
+)
 from bot.cogs.lookups import dataset_here
-from bot.cogs.replies import Acknowledgement, acknowledge, reply
+from bot.cogs.preset_commands import chosen_preset, preset_choices
+from bot.cogs.replies import Acknowledgement, acknowledge
 from bot.cogs.services import Services
 from bot.datasets import Dataset, UploadKind
 from bot.errors import DatasetRefused, JobRefused
 from bot.queue import Priority
 from bot.queue.planning.delayed import parse_start
 from bot.ui.discord_text import missing_permissions
-from trainer.protocol.presets import presets
+from trainer.protocol.presets import DEFAULT_PRESET
+from trainer.protocol.setting_problems import SHORT_NAMES
 from trainer.protocol.spec import allowed_range
-from trainer.protocol.text import _, listed
+from trainer.protocol.text import N_, _, listed
 
-_EPOCHS, _LR, _RANK, _SEED = (
-    allowed_range(name) for name in ("training.epochs", "training.learning_rate", "method.rank", "training.seed")
-)
+_EPOCHS, _LR, _RANK, _SEED = (allowed_range(SHORT_NAMES[name]) for name in ("epochs", "lr", "rank", "seed"))
+#: Discord waits 3 s for an answer, and the settings are read before the first one.
+_SETTINGS_S = 2.0
 
 # Discord checks these before it sends anything; `make_draft` checks them again: a client may be old or forged.
 if TYPE_CHECKING:
@@ -62,76 +72,87 @@ class FinetuneCommand(commands.Cog):
     def __init__(self, services: Services) -> None:
         self._services = services
 
-    # A new option is added to the signature, with its description, and to `JobRequest(…)` below.
+    # Every other setting is in the forms of the draft's card, and in a `.toml` file.
     # `tracked_upload` acknowledges it, once it has stored the upload.
     @app_commands.command(
-        description=_("Fine-tune a model on your images."), extras=handled(Acknowledgement.NONE, rate=UPLOADS)
+        description=N_("Teach a model your images: a character, an object or a style."),
+        extras=handled(Acknowledgement.NONE, rate=UPLOADS),
     )
     @app_commands.guild_only()
     @app_commands.describe(
-        dataset=_("Images as zip, tar or 7z (with captions as .txt beside them, if you have some)"),
-        from_dataset=_("… or a dataset that was uploaded before"),
-        preset=_("Settings to start from"),
-        base=_("The model to start from"),
-        name=_("Name of the result: lower-case letters, digits, - . _"),
-        epochs=_("How often each image is seen"),
-        lr=_("Learning rate, such as 0.0001"),
-        rank=_("Size of the LoRA: more learns more, and overfits sooner"),
-        prompts=_("Prompts of the samples, | between them"),
-        trigger=_("A word that calls up what is learned"),
-        class_prompt=_("What your subject is one of (“a photo of a dog”), so that the model keeps the others"),
-        seed=_("The same seed and settings make the same LoRA"),
-        early_stop=_("Stop when the validation loss no longer falls"),
-        priority=_("What goes first in line; high is for managers of the server"),
-        gpus=_("GPUs that train it together"),
-        start=_("Not before: 22:00, tomorrow 06:30, in 2 h, 2026-11-25 22:00"),
-        confirm=_("Show the dataset's report before anything is queued (yes, if you leave it out)"),
+        dataset=N_("Your images as zip, tar or 7z (with captions as .txt beside them, if you have some)"),
+        from_dataset=N_("… or an existing dataset"),
+        preset=N_("What you want to teach (default: lora)"),
+        base=N_("The model to start from"),
+        name=N_("Name of the result: lower-case letters, digits, - . _"),
+        trigger=N_("The word you will use in prompts to call it up, such as zkz"),
+        prompts=N_("What to draw after every epoch to see it learn; put | between prompts"),
+        epochs=N_("How many times training goes through your images"),
+        settings=N_("Every other setting, as a .toml file; the lines of /preset show work"),
+        start=N_("Not before: 22:00, tomorrow 06:30, in 2 h, 2026-11-25 22:00"),
+        priority=N_("Place in the queue; high needs Manage Server"),
+        gpus=N_("GPUs that train it together"),
+        confirm=N_("Show the dataset and ask before anything is queued (default: yes)"),
     )
     async def finetune(
         self,
         interaction: discord.Interaction,
         dataset: discord.Attachment | None = None,
         from_dataset: str | None = None,
-        preset: str = next(iter(presets())),
+        preset: str | None = None,
         base: str | None = None,
         name: Name | None = None,
-        epochs: Epochs | None = None,
-        lr: Rate | None = None,
-        rank: Rank | None = None,
-        prompts: Prompts | None = None,
         trigger: Trigger | None = None,
-        class_prompt: ClassPrompt | None = None,
-        seed: Seed | None = None,
-        early_stop: bool | None = None,
+        prompts: Prompts | None = None,
+        epochs: Epochs | None = None,
+        settings: discord.Attachment | None = None,
+        start: Start | None = None,
         priority: Literal["low", "normal", "high"] = "normal",
         gpus: Gpus = 1,
-        start: Start | None = None,
         confirm: bool = True,
     ) -> None:
         zone = self._services.config.windows.zone
-        request = JobRequest(
-            preset=preset,
-            base=base,
-            name=name,
-            overrides=overrides(
-                {
-                    "training.epochs": epochs,
-                    "training.learning_rate": lr,
-                    "training.trigger": trigger and trigger.strip(),
-                    "training.seed": seed,
-                    "method.rank": rank,
-                    "samples.prompts": split_prompts(prompts) if prompts else None,
-                    "prior.class_prompt": class_prompt and class_prompt.strip(),
-                    "early_stopping.enabled": early_stop,
-                }
-            ),
-            queue=QueueOptions(
-                priority=Priority[priority.upper()],
-                gpus=gpus,
-                run_after=None if start is None else parse_start(start, time.time(), zone),
-            ),
+        values = await self._read(settings)
+        # An option counts more than the same setting in the file.
+        given = {"base": base, "name": name, "trigger": trigger, "epochs": epochs}
+        values |= options_as_settings(given)
+        if prompts:
+            values["samples.prompts"] = split_prompts(prompts)
+        chosen = await chosen_preset(self._services, interaction, preset or str(values.pop("preset", DEFAULT_PRESET)))
+        values.pop("preset", None)
+        request = chosen.apply_to(JobRequest(preset=chosen.name, base=values.pop("base", None))).changed(values)
+        queue = QueueOptions(
+            priority=Priority[priority.upper()],
+            gpus=gpus,
+            run_after=None if start is None else parse_start(start, time.time(), zone),
         )
-        await self._start(interaction, request, dataset, from_dataset, confirm=confirm)
+        await self._start(
+            interaction, request.model_copy(update={"queue": queue}), dataset, from_dataset, confirm=confirm
+        )
+
+    async def _read(self, settings: discord.Attachment | None) -> dict[str, Any]:
+        """Return the settings of a `.toml` file, by their dotted names.
+
+        Raises:
+            JobRefused: It is no such file, or Discord does not give it.
+        """
+        if settings is None:
+            return {}
+        if not settings.filename.lower().endswith(".toml") or settings.size > MAX_TOML_BYTES:
+            raise JobRefused(
+                _(
+                    "`settings` takes a .toml file of at most 64 KiB, and {file} is not one. Nothing was queued.",
+                    file=settings.filename,
+                )
+            )
+        try:
+            async with asyncio.timeout(_SETTINGS_S):
+                content = b"".join([chunk async for chunk in self._services.download(settings)])
+        except TimeoutError:
+            raise JobRefused(
+                _("Discord did not give me {file} in time. Nothing was queued; try again.", file=settings.filename)
+            ) from None
+        return request_of_toml(content[:MAX_TOML_BYTES])
 
     async def _start(
         self,
@@ -142,10 +163,9 @@ class FinetuneCommand(commands.Cog):
         *,
         confirm: bool,
     ) -> None:
-        # Before a byte is downloaded: most mistakes are in the settings.
+        # Wrong settings are asked for in a form, once the images are there: they need not be uploaded again.
         require_permissions(interaction)
-        allowance = await require_allowed(self._services, interaction, request)
-        make_draft(request, self._services.config, max_epochs=allowance.max_epochs)
+        await require_allowed(self._services, interaction, request)
         if attachment is None:
             await acknowledge(interaction, Acknowledgement.THINKING)
             if dataset_name is None:
@@ -175,7 +195,7 @@ class FinetuneCommand(commands.Cog):
         draft = await store_draft(self._services, interaction, dataset, request)
         failpoint("upload_drafted")
         if confirm:
-            await reply(interaction, await draft_card(self._services, interaction, draft))
+            await ask_to_start(self._services, interaction, draft)
         else:
             await queue_at_once(self._services, interaction, draft)
 
@@ -187,7 +207,7 @@ class FinetuneCommand(commands.Cog):
     @finetune.autocomplete("preset")
     @answered
     async def choose_preset(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
-        return preset_choices(typed)
+        return await preset_choices(self._services, interaction, typed)
 
     @finetune.autocomplete("base")
     @answered

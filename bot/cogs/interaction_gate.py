@@ -11,21 +11,26 @@ import re
 import secrets
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import discord
 from discord import app_commands
+from discord.ext import commands
 
-from bot.cogs.replies import Acknowledgement, AnswerFailed, acknowledge, is_acknowledged, reply, source_of
-from bot.errors import DarkroomError, NotAllowed, StaleButton, TooOften
+from bot.access import Ability, Access
+from bot.cogs.replies import Acknowledgement, AnswerFailed, acknowledge, is_acknowledged, open_form, reply, source_of
+from bot.errors import DarkroomError, DraftEnded, FormForgotten, NotAllowed, NotFound, StaleButton, TooOften
+from bot.languages import Languages
 from bot.outbox import Notification, NotificationKind
-from bot.ui.dataset_forms import Form, FormCallback
+from bot.ui.dataset_forms import Form, FormCallback, refused_form
 from bot.ui.discord_text import escape, permission_names
 from bot.ui.layout import text_message
 from bot.ui.upload_posts import Unanswered, unanswered_words
+from trainer.protocol.setting_problems import with_short_names
 from trainer.protocol.spec import SpecError
-from trainer.protocol.text import _, listed
+from trainer.protocol.text import _, listed, speak
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +41,12 @@ _MAX_SENTENCE_CHARS = 1500
 _MAX_SEEN = 10_000
 #: Members and rates whose uses are counted.
 _MAX_COUNTED = 10_000
+
+#: Forms that can be opened again with what was typed; those of some hours.
+_MAX_REFUSED_FORMS = 500
+
+#: What the interaction needs that is handled in this task.
+_needed: ContextVar[Ability | None] = ContextVar("needed", default=None)
 
 #: A pattern of numbers in custom ids: SQLite's largest has 19 digits.
 NUMBER = "[0-9]{1,18}"
@@ -68,6 +79,8 @@ class ButtonHandler:
     argument: str = ""
     acknowledgement: Acknowledgement = Acknowledgement.THINKING
     rate: Rate | None = None
+    #: What the member must be allowed to.
+    ability: Ability | None = None
 
 
 def handled(acknowledgement: Acknowledgement = Acknowledgement.THINKING, rate: Rate | None = None) -> dict[str, Any]:
@@ -78,17 +91,25 @@ def handled(acknowledgement: Acknowledgement = Acknowledgement.THINKING, rate: R
 class InteractionGate:
     """Admits interactions to their handlers; outlives the Discord client, whose successor may get an event again."""
 
-    def __init__(self, post: Post) -> None:
+    def __init__(self, post: Post, languages: Languages, access: Access) -> None:
         self._post = post
+        self._languages = languages
+        self._access = access
         self._seen: OrderedDict[int, None] = OrderedDict()
         self._uses: OrderedDict[tuple[str, int], app_commands.Cooldown] = OrderedDict()
+        #: Forms that were refused, with who sent them, by the interaction.
+        self._refused_forms: OrderedDict[int, tuple[int, Form]] = OrderedDict()
 
     async def admits_command(self, interaction: discord.Interaction) -> bool:
         """Whether a command or an autocompletion may go on to its handler; if not, it has its answer."""
+        # discord.py runs each interaction in a task of its own.
+        speak(self._languages.of(interaction))
         if interaction.type is discord.InteractionType.autocomplete:
+            self._access.note(interaction)
             return interaction.guild_id is not None and self._is_new(interaction)
         extras = interaction.command.extras if interaction.command else {}
         try:
+            _needed.set(_needed_for(interaction))
             return await self._admits(
                 interaction, extras.get("acknowledgement", Acknowledgement.THINKING), extras.get("rate")
             )
@@ -104,17 +125,58 @@ class InteractionGate:
         if handler is None or re.fullmatch(handler.argument, arg) is None:
             handler, arg = _STALE, ""
         arguments = (*about, arg) if handler.argument else about
+        _needed.set(handler.ability)
         await self._run(interaction, handler.acknowledgement, handler.rate, handler.run, *arguments)
 
-    def form(self, submitted: FormCallback, rate: Rate | None = None, *, is_tracked: bool = False) -> FormCallback:
-        """Wrap the callback of a form; `is_tracked`: it acknowledges itself, once its upload is stored."""
+    def form(
+        self,
+        submitted: FormCallback,
+        rate: Rate | None = None,
+        *,
+        is_tracked: bool = False,
+        is_answer_new: bool = False,
+    ) -> FormCallback:
+        """Wrap the callback of a form; what was typed into one that is refused comes back in the same form.
+
+        Args:
+            submitted: Handles the form.
+            rate: How often a member may send it.
+            is_tracked: It acknowledges itself, once its upload is stored.
+            is_answer_new: Its answer is a new message, also if a button opened it.
+        """
+
+        # Roles may change between a form's opening and its answer.
+        ability = _needed.get()
+
+        async def handle(interaction: discord.Interaction, form: Form) -> None:
+            try:
+                await submitted(interaction, form)
+            except (DarkroomError, SpecError) as error:
+                if is_tracked or isinstance(error, NotAllowed | NotFound | DraftEnded):
+                    raise
+                self._refused_forms[interaction.id] = (interaction.user.id, form)
+                if len(self._refused_forms) > _MAX_REFUSED_FORMS:
+                    self._refused_forms.popitem(last=False)
+                await reply(interaction, refused_form(sentence_of(error), interaction.id))
 
         async def admitted(interaction: discord.Interaction, form: Form) -> None:
-            how = Acknowledgement.THINKING if interaction.message is None else Acknowledgement.UPDATE
+            is_new = interaction.message is None or is_answer_new
+            how = Acknowledgement.THINKING if is_new else Acknowledgement.UPDATE
             how = Acknowledgement.NONE if is_tracked else how
-            await self._run(interaction, how, rate, submitted, form)
+            _needed.set(ability)
+            await self._run(interaction, how, rate, handle, form)
 
         return admitted
+
+    async def reopen_form(self, interaction: discord.Interaction, key: str) -> None:
+        """Answer [Fix in form] with the form that was refused, filled with what was typed."""
+        await self._run(interaction, Acknowledgement.NONE, None, self._reopen, key)
+
+    async def _reopen(self, interaction: discord.Interaction, key: str) -> None:
+        user_id, form = self._refused_forms.get(int(key) if key else 0, (0, None))
+        if form is None or user_id != interaction.user.id:
+            raise FormForgotten
+        await open_form(interaction, form.refilled())
 
     async def _run(
         self,
@@ -124,6 +186,7 @@ class InteractionGate:
         handler: Callable[..., Awaitable[None]],
         *arguments: Any,
     ) -> None:
+        speak(self._languages.of(interaction))
         try:
             if await self._admits(interaction, how, rate):
                 await handler(interaction, *arguments)
@@ -135,9 +198,12 @@ class InteractionGate:
             return False
         if interaction.guild_id is None:
             raise app_commands.NoPrivateMessage
+        self._access.note(interaction)
+        self._access.require(interaction, _needed.get())
         if rate is not None:
             self._count(interaction.user.id, rate)
         await acknowledge(interaction, how)
+        await self._languages.remember(interaction)
         return True
 
     def _is_new(self, interaction: discord.Interaction) -> bool:
@@ -186,6 +252,25 @@ class InteractionGate:
         await self._post(notification, interaction.channel_id or 0)
 
 
+def _needed_for(interaction: discord.Interaction) -> Ability | None:
+    """What a command needs: the most specific entry of its words."""
+    words = interaction.command.qualified_name.split() if interaction.command else []
+    names = (" ".join(words[:length]) for length in range(len(words), 0, -1))
+    return next((_ABILITIES[name] for name in names if name in _ABILITIES), None)
+
+
+#: What commands need, by their words; the buttons that do the same say so in their `ButtonHandler`.
+_ABILITIES = {
+    "finetune": Ability.TRAIN,
+    "study": Ability.TRAIN,
+    "dataset": Ability.DATASETS,
+    "Use attachments as dataset": Ability.DATASETS,
+    "job share": Ability.SHARE,
+    "job retry": Ability.TRAIN,
+    "job extend": Ability.TRAIN,
+}
+
+
 def explain(interaction: discord.Interaction, error: BaseException) -> str:
     """Return the sentence of an error; a bug is logged under the reference that the sentence carries."""
     sentence = error_sentence(error)
@@ -203,7 +288,7 @@ def error_sentence(error: BaseException) -> str | None:
             # It contains no untrusted text but an escaped name, and a mention that notifies no one.
             return str(error)
         case DarkroomError() | SpecError():
-            return escape(str(error), _MAX_SENTENCE_CHARS)
+            return sentence_of(error)
         case app_commands.NoPrivateMessage():
             return _("This works in a server only.")
         case app_commands.MissingPermissions():
@@ -216,6 +301,11 @@ def error_sentence(error: BaseException) -> str | None:
         case app_commands.CheckFailure():
             return _("You may not use this here.")
     return None
+
+
+def sentence_of(error: DarkroomError | SpecError) -> str:
+    """Return the sentence of an error, with settings by the names that the commands have for them."""
+    return escape(with_short_names(str(error)), _MAX_SENTENCE_CHARS)
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -233,3 +323,14 @@ async def _refuse_stale(interaction: discord.Interaction, *_about: object) -> No
 
 
 _STALE = ButtonHandler(run=_refuse_stale)
+
+
+class FormButtons(commands.Cog):
+    """[Fix in form] below the sentence of a refused form."""
+
+    def __init__(self, gate: InteractionGate) -> None:
+        self._gate = gate
+
+    @commands.Cog.listener()
+    async def on_form_button(self, interaction: discord.Interaction, key: str) -> None:
+        await self._gate.reopen_form(interaction, key)

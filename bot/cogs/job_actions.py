@@ -5,25 +5,47 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import replace as replace_fields
+from datetime import UTC, datetime
 from functools import partial
+from itertools import chain
+from pathlib import Path
 
 import discord
 from discord.ext import commands
 
+from bot.access import Ability, manages
 from bot.cogs.interaction_gate import PAGES, REPORTS, ButtonHandler
 from bot.cogs.lookups import job_here
+from bot.cogs.notify_command import watch
 from bot.cogs.replies import Acknowledgement, AnswerFailed, announce, remove_message, replace, reply
 from bot.cogs.services import Services, allowance_of_member, context_of, require_hours
-from bot.errors import CheckpointsDeleted, JobFilesDeleted, TooManyEpochs
-from bot.queue import Job, StopIntent, require_control
+from bot.errors import CheckpointsDeleted, JobFilesDeleted, StaleButton, TooManyEpochs
+from bot.queue import Job, NewJob, State, StopIntent, require_control
 from bot.queue.domain.job import fingerprint
 from bot.queue.domain.verbs import Verb, is_applicable
 from bot.queue.planning.retention import has_checkpoint
 from bot.ui.job_posts import card_message, files_reply
-from bot.ui.job_replies import no_samples, samples_reply, shared_post, verb_reply
-from bot.ui.layout import text_message
+from bot.ui.job_replies import (
+    CANCEL_NOW,
+    compare_reply,
+    details_reply,
+    log_reply,
+    no_samples,
+    note_reply,
+    receipt,
+    samples_reply,
+    shared_post,
+    spent_s,
+    stop_question,
+    verb_reply,
+)
+from bot.ui.layout import MessageContent, text_message
+from bot.ui.queue_pages import MAX_LISTED, QUEUE_PAGE, BoardSnapshot, history_page, queue_board
+from bot.ui.remedies import RETRY_PIXELS, RETRY_RATE, smaller_side
+from trainer.exchange.job_dir import log_tail
 from trainer.protocol.events import Sampled
-from trainer.protocol.spec import extended
+from trainer.protocol.spec import Spec, at_resolution, extended, with_rates_divided
+from trainer.protocol.text import _
 
 _STOP_INTENTS = {
     Verb.CANCEL: StopIntent.CANCEL,
@@ -34,8 +56,14 @@ _STOP_INTENTS = {
 _TOO_LARGE, _ENTITY_TOO_LARGE = 413, 40005
 
 
-async def perform(services: Services, interaction: discord.Interaction, job: Job, verb: Verb) -> None:
-    """Apply `verb` to a job on behalf of a member, and answer with the result.
+#: Cancelling a training asks once if it has trained for longer.
+_ASK_AFTER_S = 600.0
+
+
+async def perform(
+    services: Services, interaction: discord.Interaction, job: Job, verb: Verb, *, is_sure: bool = False
+) -> None:
+    """Apply `verb` to a job on behalf of a member, and answer with the result; `is_sure`: they were asked already.
 
     Raises:
         NotAllowed: It is another member's job.
@@ -43,9 +71,13 @@ async def perform(services: Services, interaction: discord.Interaction, job: Job
         NoSuchJob: It was deleted.
     """
     user_id = interaction.user.id
-    require_control(job, user_id=user_id, can_manage=interaction.permissions.manage_guild, verb=verb.words)
+    require_control(job, user_id=user_id, can_manage=manages(interaction), verb=verb.words)
     if verb is Verb.SHARE and not job.is_shared:
         await _share(services, interaction, job)
+        return
+    now = datetime.now(UTC)
+    if verb is Verb.CANCEL and not is_sure and is_applicable(verb, job) and spent_s(job, now) > _ASK_AFTER_S:
+        await reply(interaction, stop_question(job, now))
         return
     if verb is Verb.RETRY:
         after = await _retry(services, interaction, job)
@@ -64,7 +96,7 @@ async def extend(services: Services, interaction: discord.Interaction, job: Job,
         NoSuchDataset: Its dataset was deleted.
         SpecError: A training cannot have so many epochs.
     """
-    can_manage = interaction.permissions.manage_guild
+    can_manage = manages(interaction)
     require_control(job, user_id=interaction.user.id, can_manage=can_manage, verb=Verb.EXTEND.words)
     if job.are_files_deleted:
         raise JobFilesDeleted(job_id=job.id)
@@ -91,11 +123,58 @@ async def _extend(services: Services, interaction: discord.Interaction, job: Job
     return await services.jobs.extend(
         job,
         spec,
-        fingerprint=fingerprint(spec, dataset.digest),
+        fingerprint=None if spec.mix else fingerprint(spec, dataset.digest),
         estimate_s=seconds,
         by=interaction.user.id,
         max_waiting=allowance.max_waiting,
     )
+
+
+async def continue_training(services: Services, interaction: discord.Interaction, job: Job) -> None:
+    """[Continue] after an early stop: train the epochs that were planned and not trained.
+
+    Raises:
+        NotAllowed, JobRefused, NoSuchDataset: As `extend`.
+    """
+    left = job.spec.training.epochs - job.progress.kept_epoch
+    await extend(services, interaction, job, left if left > 0 else max(1, job.spec.early_stopping.patience))
+
+
+async def retry_with(services: Services, interaction: discord.Interaction, job: Job, spec: Spec) -> None:
+    """Queue a training again with other settings, as a new job, and answer with its receipt.
+
+    Raises:
+        NotAllowed: It is another member's job.
+        JobRefused: The member has no room or no GPU hours left, or such a job exists.
+        NoSuchDataset: Its dataset was deleted.
+    """
+    can_manage = manages(interaction)
+    require_control(job, user_id=interaction.user.id, can_manage=can_manage, verb=Verb.RETRY.words)
+    allowance = await allowance_of_member(services, interaction)
+    if spec.training.epochs > allowance.max_epochs:
+        raise TooManyEpochs(epochs=spec.training.epochs, allowed=allowance.max_epochs)
+    dataset = await services.datasets.get(job.dataset_id)
+    estimate = await services.estimates.of(spec, dataset.counts, job.gpus)
+    seconds = None if estimate is None else estimate.seconds
+    needed_h = None if seconds is None else job.gpus * seconds / 3600
+    await require_hours(services, allowance, needed_h, guild_id=job.guild_id, owner_id=interaction.user.id)
+    new = NewJob(
+        interaction_id=interaction.id,
+        guild_id=job.guild_id,
+        channel_id=job.channel_id,
+        owner_id=interaction.user.id,
+        dataset_id=job.dataset_id,
+        spec=spec,
+        gpus=job.gpus,
+        max_running=allowance.max_running,
+        max_waiting=allowance.max_waiting,
+        # Of a mix the digests are not at hand; only a duplicate would be found by it.
+        fingerprint=None if spec.mix else fingerprint(spec, dataset.digest),
+        estimate_s=seconds,
+    )
+    queued = await services.jobs.submit(new)
+    report = await services.datasets.report(dataset)
+    await reply(interaction, receipt(queued, await context_of(services, queued, interaction.client), report))
 
 
 async def _retry(services: Services, interaction: discord.Interaction, job: Job) -> Job:
@@ -151,7 +230,7 @@ async def _unshare_message(services: Services, interaction: discord.Interaction,
     Raises:
         NotAllowed: It is another member's job.
     """
-    can_manage = interaction.permissions.manage_guild
+    can_manage = manages(interaction)
     require_control(job, user_id=interaction.user.id, can_manage=can_manage, verb=Verb.UNSHARE)
     if job.is_shared:
         await services.jobs.share(job.id, by=interaction.user.id, is_shared=False)
@@ -214,15 +293,138 @@ async def _perform(verb: Verb, interaction: discord.Interaction, services: Servi
     await perform(services, interaction, await job_here(services, interaction, job_id), verb)
 
 
+async def _cancel_now(interaction: discord.Interaction, services: Services, job_id: int) -> None:
+    job = await job_here(services, interaction, job_id)
+    await perform(services, interaction, job, Verb.CANCEL, is_sure=True)
+
+
+async def _ask_stop(interaction: discord.Interaction, services: Services, job_id: int) -> None:
+    job = await job_here(services, interaction, job_id)
+    can_manage = manages(interaction)
+    require_control(job, user_id=interaction.user.id, can_manage=can_manage, verb=Verb.KEEP_BEST.words)
+    await reply(interaction, stop_question(job, datetime.now(UTC)))
+
+
+async def _details(interaction: discord.Interaction, services: Services, job_id: int) -> None:
+    job = await job_here(services, interaction, job_id)
+    await reply(interaction, details_reply(job, await context_of(services, job, interaction.client)))
+
+
+async def _log(interaction: discord.Interaction, services: Services, job_id: int) -> None:
+    await show_log(services, interaction, await job_here(services, interaction, job_id))
+
+
+async def show_log(services: Services, interaction: discord.Interaction, job: Job) -> None:
+    """Answer with the end of a trainer's log, without the paths of the machine."""
+    if job.are_files_deleted:
+        raise JobFilesDeleted(job_id=job.id)
+    job_dir = services.jobs.job_dir(job)
+    hidden = (str(job_dir), str(services.config.storage.data_dir.absolute()), str(Path.home()))
+    tail = await asyncio.to_thread(log_tail, job_dir, hide=hidden)
+    await reply(interaction, log_reply(job, tail))
+
+
+async def write_note(services: Services, interaction: discord.Interaction, job: Job, text: str) -> None:
+    """Write a note on a job on behalf of a member.
+
+    Raises:
+        NotAllowed: It is another member's job.
+    """
+    can_manage = manages(interaction)
+    require_control(job, user_id=interaction.user.id, can_manage=can_manage, verb=_("write a note on"))
+    after = await services.jobs.write_note(job.id, text.strip(), by=interaction.user.id)
+    await reply(interaction, text_message(note_reply(after)))
+
+
+async def _history(interaction: discord.Interaction, services: Services, job_id: int) -> None:
+    await show_history(services, interaction, await job_here(services, interaction, job_id))
+
+
+async def show_history(services: Services, interaction: discord.Interaction, job: Job) -> None:
+    """Answer with each start of a job, and who changed what."""
+    attempts = await services.jobs.attempt_history(job.id)
+    entries = await services.jobs.audit(guild_id=job.guild_id, job_id=job.id)
+    await reply(interaction, history_page(job, attempts, entries))
+
+
+async def board(services: Services, interaction: discord.Interaction, page: int = 0) -> MessageContent:
+    """Make a page of the queue of a server, as it is now."""
+    assert interaction.guild_id is not None
+    jobs = services.jobs
+    counts = await jobs.count_living(interaction.guild_id)
+    # The queue may have become shorter since the button was made.
+    page = min(page, max(0, counts.get(State.QUEUED, 0) - 1) // MAX_LISTED)
+    shown = await jobs.living(interaction.guild_id, most=MAX_LISTED, skip=page * MAX_LISTED)
+    studies = [job.id for job in shown if job.study is not None and job.state.is_active]
+    runs = {study: [run for run in await jobs.studies.children(study) if not run.state.is_end] for study in studies}
+    positions = await jobs.queue_positions([job.id for job in (*shown, *chain.from_iterable(runs.values()))])
+    snapshot = BoardSnapshot(
+        now=datetime.now(UTC),
+        jobs=shown,
+        counts=counts,
+        runs=runs,
+        page=page,
+        positions=positions,
+        forecasts=await services.forecaster.all(),
+        slots=await jobs.slots.all(with_unused=True),
+        queue_pause=await jobs.control.read(),
+        why_closed=services.why_closed(),
+    )
+    return queue_board(snapshot)
+
+
+async def _show_board(interaction: discord.Interaction, services: Services, page: int) -> None:
+    await replace(interaction, await board(services, interaction, page))
+
+
+async def _compare(interaction: discord.Interaction, services: Services, job_id: int) -> None:
+    job = await job_here(services, interaction, job_id)
+    events = await services.jobs.events(job.id)
+    context = await context_of(services, job, interaction.client)
+    await reply(interaction, compare_reply(job, context, [event for event in events if isinstance(event, Sampled)]))
+
+
+async def _continue(interaction: discord.Interaction, services: Services, job_id: int) -> None:
+    await continue_training(services, interaction, await job_here(services, interaction, job_id))
+
+
+async def _retry_rate(interaction: discord.Interaction, services: Services, job_id: int) -> None:
+    job = await job_here(services, interaction, job_id)
+    await retry_with(services, interaction, job, with_rates_divided(job.spec, 3))
+
+
+async def _retry_pixels(interaction: discord.Interaction, services: Services, job_id: int) -> None:
+    job = await job_here(services, interaction, job_id)
+    side = smaller_side(job)
+    if side is None:
+        raise StaleButton
+    await retry_with(services, interaction, job, at_resolution(job.spec, side))
+
+
 def _verb_handler(verb: Verb) -> ButtonHandler:
     # A shared image is itself the first answer.
     how = Acknowledgement.NONE if verb is Verb.SHARE else Acknowledgement.THINKING
-    return ButtonHandler(run=partial(_perform, verb), acknowledgement=how)
+    return ButtonHandler(run=partial(_perform, verb), acknowledgement=how, ability=_NEEDED.get(verb))
+
+
+_NEEDED = {Verb.RETRY: Ability.TRAIN, Verb.SHARE: Ability.SHARE}
 
 
 HANDLERS: Mapping[str, ButtonHandler] = {
     # An extension needs a number, which a button cannot ask for.
     **{verb: _verb_handler(verb) for verb in Verb if verb is not Verb.EXTEND},
+    CANCEL_NOW: ButtonHandler(run=_cancel_now),
+    "stop": ButtonHandler(run=_ask_stop, rate=PAGES),
+    "continue": ButtonHandler(run=_continue, ability=Ability.TRAIN),
+    RETRY_RATE: ButtonHandler(run=_retry_rate, ability=Ability.TRAIN),
+    RETRY_PIXELS: ButtonHandler(run=_retry_pixels, ability=Ability.TRAIN),
+    "watch": ButtonHandler(run=watch, rate=PAGES),
+    "details": ButtonHandler(run=_details, rate=PAGES),
+    "log": ButtonHandler(run=_log, rate=PAGES),
+    "history": ButtonHandler(run=_history, rate=PAGES),
+    # The number of these is that of a page.
+    QUEUE_PAGE: ButtonHandler(run=_show_board, acknowledgement=Acknowledgement.UPDATE, rate=PAGES),
+    "compare": ButtonHandler(run=_compare, rate=PAGES),
     "open": ButtonHandler(run=_open, rate=PAGES),
     "refresh": ButtonHandler(run=_refresh, acknowledgement=Acknowledgement.UPDATE, rate=PAGES),
     "samples": ButtonHandler(run=_show_samples, rate=PAGES),

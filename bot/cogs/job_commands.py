@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING, TypeAlias
 
 import discord
 from discord import app_commands
@@ -11,29 +12,34 @@ from discord.ext import commands
 from bot.cogs.autocomplete import answered, job_choices
 from bot.cogs.finetune_command import Epochs
 from bot.cogs.interaction_gate import PAGES, REPORTS, handled
-from bot.cogs.job_actions import extend, hand_over_files, perform
+from bot.cogs.job_actions import board, extend, hand_over_files, perform, show_history, show_log, write_note
 from bot.cogs.lookups import find_job
 from bot.cogs.replies import Acknowledgement, reply
 from bot.cogs.services import Services, context_of
 from bot.queue.domain.verbs import Verb
 from bot.ui.job_posts import card_message
-from bot.ui.queue_pages import MAX_LISTED, BoardSnapshot, history_page, job_list, queue_board
-from trainer.protocol.text import _
+from bot.ui.queue_pages import job_list
+from trainer.protocol.text import N_, _
+
+if TYPE_CHECKING:
+    Note: TypeAlias = str
+else:
+    Note = app_commands.Range[str, 0, 300]
 
 _LISTED_JOBS = 15
-_OPTIONS = {"job": _("Number or name of the job")}
+_OPTIONS = {"job": N_("Number or name of the job")}
 
 
 @app_commands.guild_only()
 class JobCommands(
-    commands.GroupCog, group_name="job", group_description=_("Look at trainings, or act on one of yours.")
+    commands.GroupCog, group_name="job", group_description=N_("Look at trainings, or act on one of yours.")
 ):
     """The `/job` commands."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
 
-    @app_commands.command(description=_("The state of a training."), extras=handled(rate=PAGES))
+    @app_commands.command(description=N_("The state of a training."), extras=handled(rate=PAGES))
     @app_commands.describe(**_OPTIONS)
     @app_commands.rename(job="id")
     async def status(self, interaction: discord.Interaction, job: str) -> None:
@@ -41,73 +47,83 @@ class JobCommands(
         await reply(interaction, card_message(found, await context_of(self._services, found, interaction.client)))
 
     @app_commands.command(
-        name="list", description=_("The newest trainings of this server."), extras=handled(rate=PAGES)
+        name="list", description=N_("The newest trainings of this server."), extras=handled(rate=PAGES)
     )
     async def list_jobs(self, interaction: discord.Interaction) -> None:
         assert interaction.guild_id is not None
         jobs = await self._services.jobs.recent(interaction.guild_id, _LISTED_JOBS)
         await reply(interaction, job_list(_("Newest trainings"), jobs, datetime.now(UTC)))
 
-    @app_commands.command(description=_("Each start of a training, and who changed what."), extras=handled(rate=PAGES))
+    @app_commands.command(description=N_("Each start of a training, and who changed what."), extras=handled(rate=PAGES))
     @app_commands.describe(**_OPTIONS)
     @app_commands.rename(job="id")
     async def history(self, interaction: discord.Interaction, job: str) -> None:
         found = await find_job(self._services, interaction, job)
-        attempts = await self._services.jobs.attempt_history(found.id)
-        entries = await self._services.jobs.audit(guild_id=found.guild_id, job_id=found.id)
-        await reply(interaction, history_page(found, attempts, entries))
+        await show_history(self._services, interaction, found)
 
-    @app_commands.command(description=_("The files of a finished training."), extras=handled(rate=REPORTS))
+    @app_commands.command(description=N_("The end of a training's log."), extras=handled(rate=PAGES))
+    @app_commands.describe(**_OPTIONS)
+    @app_commands.rename(job="id")
+    async def logs(self, interaction: discord.Interaction, job: str) -> None:
+        await show_log(self._services, interaction, await find_job(self._services, interaction, job))
+
+    @app_commands.command(description=N_("Write a note on a training of yours; everyone sees it on its card."))
+    @app_commands.describe(**_OPTIONS, text=N_("The note; leave it out to remove the one that is there"))
+    @app_commands.rename(job="id")
+    async def note(self, interaction: discord.Interaction, job: str, text: Note = "") -> None:
+        await write_note(self._services, interaction, await find_job(self._services, interaction, job), text)
+
+    @app_commands.command(description=N_("The files of a finished training."), extras=handled(rate=REPORTS))
     @app_commands.describe(**_OPTIONS)
     @app_commands.rename(job="id")
     async def files(self, interaction: discord.Interaction, job: str) -> None:
         found = await find_job(self._services, interaction, job)
         await hand_over_files(self._services, interaction, found)
 
-    @app_commands.command(description=_("Stop a training of yours; its checkpoint is kept."))
+    @app_commands.command(description=N_("Stop a training of yours; its checkpoint is kept."))
     @app_commands.describe(**_OPTIONS)
     @app_commands.rename(job="id")
     async def cancel(self, interaction: discord.Interaction, job: str) -> None:
         await self._perform(interaction, job, Verb.CANCEL)
 
-    @app_commands.command(description=_("Free the GPU of a training of yours; /job resume continues it."))
+    @app_commands.command(description=N_("Free the GPU of a training of yours; /job resume continues it."))
     @app_commands.describe(**_OPTIONS)
     @app_commands.rename(job="id")
     async def pause(self, interaction: discord.Interaction, job: str) -> None:
         await self._perform(interaction, job, Verb.PAUSE)
 
-    @app_commands.command(description=_("Continue a paused training of yours, before those that never started."))
+    @app_commands.command(description=N_("Continue a paused training of yours, before those that never started."))
     @app_commands.describe(**_OPTIONS)
     @app_commands.rename(job="id")
     async def resume(self, interaction: discord.Interaction, job: str) -> None:
         await self._perform(interaction, job, Verb.RESUME)
 
-    @app_commands.command(description=_("Try a failed or cancelled training of yours again, from its checkpoint."))
+    @app_commands.command(description=N_("Try a failed or cancelled training of yours again, from its checkpoint."))
     @app_commands.describe(**_OPTIONS)
     @app_commands.rename(job="id")
     async def retry(self, interaction: discord.Interaction, job: str) -> None:
         await self._perform(interaction, job, Verb.RETRY)
 
-    @app_commands.command(description=_("Give a finished training of yours more epochs; it continues where it ended."))
-    @app_commands.describe(**_OPTIONS, epochs=_("How many more epochs"))
+    @app_commands.command(description=N_("Give a finished training of yours more epochs; it continues where it ended."))
+    @app_commands.describe(**_OPTIONS, epochs=N_("How many more epochs"))
     @app_commands.rename(job="id")
     async def extend(self, interaction: discord.Interaction, job: str, epochs: Epochs) -> None:
         await extend(self._services, interaction, await find_job(self._services, interaction, job), epochs)
 
-    @app_commands.command(description=_("Keep the files of a training of yours when room is made."))
+    @app_commands.command(description=N_("Keep the files of a training of yours when room is made."))
     @app_commands.describe(**_OPTIONS)
     @app_commands.rename(job="id")
     async def pin(self, interaction: discord.Interaction, job: str) -> None:
         await self._perform(interaction, job, Verb.PIN)
 
-    @app_commands.command(description=_("Stop keeping the files of a training of yours."))
+    @app_commands.command(description=N_("Stop keeping the files of a training of yours."))
     @app_commands.describe(**_OPTIONS)
     @app_commands.rename(job="id")
     async def unpin(self, interaction: discord.Interaction, job: str) -> None:
         await self._perform(interaction, job, Verb.UNPIN)
 
     @app_commands.command(
-        description=_("Show the newest samples of a training of yours to everyone here."),
+        description=N_("Show the newest samples of a training of yours to everyone here."),
         # The shared image is itself the first answer.
         extras=handled(Acknowledgement.NONE),
     )
@@ -116,7 +132,7 @@ class JobCommands(
     async def share(self, interaction: discord.Interaction, job: str) -> None:
         await self._perform(interaction, job, Verb.SHARE)
 
-    @app_commands.command(description=_("Stop sharing; the files may be deleted when room is made."))
+    @app_commands.command(description=N_("Stop sharing; the files may be deleted when room is made."))
     @app_commands.describe(**_OPTIONS)
     @app_commands.rename(job="id")
     async def unshare(self, interaction: discord.Interaction, job: str) -> None:
@@ -128,6 +144,8 @@ class JobCommands(
     @status.autocomplete("job")
     @history.autocomplete("job")
     @files.autocomplete("job")
+    @logs.autocomplete("job")
+    @note.autocomplete("job")
     @answered
     async def choose_any(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
         return await job_choices(self._services, interaction, typed)
@@ -154,21 +172,8 @@ class QueueCommand(commands.Cog):
         self._services = services
 
     @app_commands.command(
-        description=_("Running, waiting and paused trainings, and what holds them up."), extras=handled(rate=PAGES)
+        description=N_("Running, waiting and paused trainings, and what holds them up."), extras=handled(rate=PAGES)
     )
     @app_commands.guild_only()
     async def queue(self, interaction: discord.Interaction) -> None:
-        assert interaction.guild_id is not None
-        jobs = self._services.jobs
-        shown = await jobs.living(interaction.guild_id, most=MAX_LISTED)
-        snapshot = BoardSnapshot(
-            now=datetime.now(UTC),
-            jobs=shown,
-            counts=await jobs.count_living(interaction.guild_id),
-            positions=await jobs.queue_positions([job.id for job in shown]),
-            forecasts=await self._services.forecaster.all(),
-            slots=await jobs.slots.all(with_unused=True),
-            queue_pause=await jobs.control.read(),
-            why_closed=self._services.why_closed(),
-        )
-        await reply(interaction, queue_board(snapshot))
+        await reply(interaction, await board(self._services, interaction))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import discord
 
+from bot.access import manages
 from bot.cogs.services import Services
 from bot.datasets import Dataset, require_change
 from bot.errors import NotFound, NotYourRequest
@@ -22,7 +23,7 @@ async def find_job(services: Services, interaction: discord.Interaction, typed: 
         return await job_here(services, interaction, int(number))
     found = await services.jobs.search(_server(interaction), storable(typed), limit=1)
     if not found:
-        raise NotFound(_('There is no job "{name}" here. /job list shows the jobs of this server.', name=typed[:60]))
+        raise NotFound(_("There is no job “{name}” here. /job list shows them all.", name=typed[:60]))
     return found[0]
 
 
@@ -54,7 +55,7 @@ async def own_dataset(services: Services, interaction: discord.Interaction, whic
         NotYourDataset: It is another member's.
     """
     dataset = await dataset_here(services, interaction, which)
-    can_manage = interaction.permissions.manage_guild
+    can_manage = manages(interaction)
     require_change(dataset, user_id=interaction.user.id, can_manage=can_manage, verb=verb)
     return dataset
 

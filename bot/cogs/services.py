@@ -9,16 +9,19 @@ from typing import TypeAlias
 
 import discord
 
+from bot.access import Access
 from bot.cogs.interaction_gate import InteractionGate
 from bot.config import Config
 from bot.datasets import DatasetStore, PendingUploads
 from bot.errors import NoSuchDataset
+from bot.languages import Languages
 from bot.outbox import Outbox
 from bot.queue import Allowance, DraftStore, Job, JobStore, State
 from bot.queue.planning.estimates import Estimates
 from bot.queue.planning.forecast import Forecaster
 from bot.queue.planning.retention import Deletion, Storage
 from bot.queue.store.limits import RoleLimits, require_budget
+from bot.queue.store.preset_store import PresetStore
 from bot.studies import StudyService
 from bot.ui.job_context import JobContext, StartForecast
 from bot.ui.layout import MessageContent
@@ -46,6 +49,8 @@ class Services:
     config: Config
     #: Admits interactions, and reports their errors.
     gate: InteractionGate
+    languages: Languages
+    access: Access
     jobs: JobStore
     #: Messages that are not delivered yet.
     outbox: Outbox
@@ -53,6 +58,8 @@ class Services:
     #: Uploads whose owners have no answer yet.
     uploads: PendingUploads
     drafts: DraftStore
+    #: Presets that members saved.
+    presets: PresetStore
     limits: RoleLimits
     estimates: Estimates
     forecaster: Forecaster
@@ -70,14 +77,13 @@ class Services:
     why_closed: Callable[[], str] = always_open
 
 
-async def context_of(services: Services, job: Job, client: discord.Client | None, marker: str = "") -> JobContext:
+async def context_of(services: Services, job: Job, client: discord.Client | None) -> JobContext:
     """Collect what a message about a job needs in addition to the job."""
     guild = client.get_guild(job.guild_id) if client else None
     context = JobContext(
         job_dir=services.jobs.job_dir(job),
         now=datetime.now(UTC),
         file_limit=guild.filesize_limit if guild else _DEFAULT_FILE_LIMIT,
-        marker=marker,
     )
     if job.study is not None:
         children = await services.jobs.studies.children(job.id)

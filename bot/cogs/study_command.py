@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import discord
 from discord import app_commands
 from discord.ext import commands
 
-from bot.cogs.autocomplete import answered, base_choices, dataset_choices, preset_choices
-from bot.cogs.drafts import queue_at_once, store_draft
-from bot.cogs.finetune_command import ClassPrompt, Epochs, Name, Rate, Seed, Trigger, require_permissions
+from bot.cogs.autocomplete import answered, base_choices, dataset_choices
+from bot.cogs.drafts import ask_to_start, queue_at_once, store_draft
+from bot.cogs.finetune_command import ClassPrompt, Epochs, Name, Rank, Rate, Seed, Trigger, require_permissions
 from bot.cogs.interaction_gate import UPLOADS, handled
-from bot.cogs.job_request import JobRequest, overrides
+from bot.cogs.job_request import JobRequest, options_as_settings
 from bot.cogs.lookups import dataset_here
+from bot.cogs.preset_commands import chosen_preset, preset_choices
 from bot.cogs.services import Services
 from bot.errors import JobRefused
-from trainer.protocol.presets import presets
+from trainer.protocol.presets import DEFAULT_PRESET
 from trainer.protocol.study import CompareRequest, KfoldRequest, StudyRequest, StudyRequestError, make_study_request
-from trainer.protocol.text import _
+from trainer.protocol.text import N_, _
 
 if TYPE_CHECKING:
     Folds: TypeAlias = int
@@ -28,97 +30,105 @@ else:
     Vary = app_commands.Range[str, 3, 1000]
 
 _OPTIONS = {
-    "from_dataset": _("A dataset that was uploaded before"),
-    "preset": _("Settings to start from"),
-    "base": _("The model to start from"),
-    "name": _("Name of the study: lower-case letters, digits, - . _"),
-    "epochs": _("How often each image is seen, in each run"),
-    "lr": _("Learning rate, such as 0.0001"),
-    "trigger": _("A word that calls up what is learned"),
-    "class_prompt": _("What your subject is one of (“a photo of a dog”), so that the model keeps the others"),
-    "seed": _("The same seed and settings make the same runs"),
-}
-
-
-#: The setting that an option gives.
-_SETTINGS = {
-    "epochs": "training.epochs",
-    "lr": "training.learning_rate",
-    "trigger": "training.trigger",
-    "class_prompt": "prior.class_prompt",
-    "seed": "training.seed",
+    "from_dataset": N_("An existing dataset"),
+    "preset": N_("What you want to teach (default: lora)"),
+    "base": N_("The model to start from"),
+    "name": N_("Name of the study: lower-case letters, digits, - . _"),
+    "epochs": N_("How many times each run goes through your images"),
+    "lr": N_("Learning rate, such as 0.0001"),
+    "rank": N_("Size of the LoRA: larger learns more detail, and copies your images sooner"),
+    "trigger": N_("The word you will use in prompts to call it up, such as zkz"),
+    "class_prompt": N_("What your subject is, such as “a photo of a dog”"),
+    "seed": N_("The same seed and settings give the same runs"),
+    "confirm": N_("Show how many runs it makes and ask before anything is queued (default: yes)"),
 }
 
 
 @app_commands.guild_only()
-class StudyCommands(commands.GroupCog, group_name="study", group_description=_("Cross-validate, or compare settings.")):
+class StudyCommands(
+    commands.GroupCog, group_name="study", group_description=N_("Test how sure a result is, or compare settings.")
+):
     """`/study kfold` and `/study compare`."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
 
     @app_commands.command(
-        description=_("Train on all folds but one, for each fold: how sure is the result?"),
+        description=N_("How far can you trust the result? Trains once for each part of your images."),
         extras=handled(rate=UPLOADS),
     )
-    @app_commands.describe(**_OPTIONS, folds=_("Parts that the images are divided into, a run for each"))
+    @app_commands.describe(**_OPTIONS, folds=N_("Parts that your images are divided into; each makes one run"))
     async def kfold(
         self,
         interaction: discord.Interaction,
         from_dataset: str,
-        preset: str = next(iter(presets())),
+        preset: str = DEFAULT_PRESET,
         base: str | None = None,
         name: Name | None = None,
         epochs: Epochs | None = None,
         lr: Rate | None = None,
+        rank: Rank | None = None,
         trigger: Trigger | None = None,
         class_prompt: ClassPrompt | None = None,
         seed: Seed | None = None,
         folds: Folds = 5,
+        confirm: bool = True,
     ) -> None:
-        request = _request(
-            preset, base, name, epochs=epochs, lr=lr, trigger=trigger, class_prompt=class_prompt, seed=seed
-        )
-        await self._submit(interaction, from_dataset, request, KfoldRequest(folds=folds))
+        options = {"epochs": epochs, "lr": lr, "rank": rank, "trigger": trigger, "seed": seed}
+        values = {"base": base, "name": name, **options, "class_prompt": class_prompt}
+        await self._submit(interaction, from_dataset, preset, values, KfoldRequest(folds=folds), confirm=confirm)
 
     @app_commands.command(
-        description=_("A run for each combination of settings; the worse are ended early."),
+        description=N_("Try every combination of settings; weak ones are stopped early."),
         extras=handled(rate=UPLOADS),
     )
     @app_commands.describe(
         **_OPTIONS,
-        vary=_("Settings and values: training.learning_rate=1e-4,3e-4; method.rank=8,32"),
-        finish=_("Test and export the best too (yes, if you leave it out)"),
+        vary=N_("Settings and values to try: lr=1e-4,3e-4; rank=8,32"),
+        finish=N_("Also test and export the winner (default: yes)"),
     )
     async def compare(
         self,
         interaction: discord.Interaction,
         from_dataset: str,
         vary: Vary,
-        preset: str = next(iter(presets())),
+        preset: str = DEFAULT_PRESET,
         base: str | None = None,
         name: Name | None = None,
         epochs: Epochs | None = None,
         lr: Rate | None = None,
+        rank: Rank | None = None,
         trigger: Trigger | None = None,
         class_prompt: ClassPrompt | None = None,
         seed: Seed | None = None,
         finish: bool = True,
+        confirm: bool = True,
     ) -> None:
+        options = {"epochs": epochs, "lr": lr, "rank": rank, "trigger": trigger, "seed": seed}
+        values = {"base": base, "name": name, **options, "class_prompt": class_prompt}
         study = compare_request(vary, finishes=finish)
-        request = _request(
-            preset, base, name, epochs=epochs, lr=lr, trigger=trigger, class_prompt=class_prompt, seed=seed
-        )
-        await self._submit(interaction, from_dataset, request, study)
+        await self._submit(interaction, from_dataset, preset, values, study, confirm=confirm)
 
     async def _submit(
-        self, interaction: discord.Interaction, dataset_name: str, request: JobRequest, study: StudyRequest
+        self,
+        interaction: discord.Interaction,
+        dataset_name: str,
+        preset: str,
+        values: Mapping[str, Any],
+        study: StudyRequest,
+        *,
+        confirm: bool,
     ) -> None:
         require_permissions(interaction)
         dataset = await dataset_here(self._services, interaction, dataset_name)
-        request = request.model_copy(update={"study": study})
-        draft = await store_draft(self._services, interaction, dataset, request)
-        await queue_at_once(self._services, interaction, draft)
+        chosen = await chosen_preset(self._services, interaction, preset)
+        given = options_as_settings(values)
+        request = chosen.apply_to(JobRequest(preset=chosen.name, base=given.pop("base", None))).changed(given)
+        draft = await store_draft(self._services, interaction, dataset, request.model_copy(update={"study": study}))
+        if confirm:
+            await ask_to_start(self._services, interaction, draft)
+        else:
+            await queue_at_once(self._services, interaction, draft)
 
     @kfold.autocomplete("from_dataset")
     @compare.autocomplete("from_dataset")
@@ -130,7 +140,7 @@ class StudyCommands(commands.GroupCog, group_name="study", group_description=_("
     @compare.autocomplete("preset")
     @answered
     async def choose_preset(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
-        return preset_choices(typed)
+        return await preset_choices(self._services, interaction, typed)
 
     @kfold.autocomplete("base")
     @compare.autocomplete("base")
@@ -139,13 +149,8 @@ class StudyCommands(commands.GroupCog, group_name="study", group_description=_("
         return base_choices(self._services.config, typed)
 
 
-def _request(preset: str, base: str | None, name: str | None, **options: float | str | None) -> JobRequest:
-    values = {_SETTINGS[each]: value.strip() if isinstance(value, str) else value for each, value in options.items()}
-    return JobRequest(preset=preset, base=base, name=name, overrides=overrides(values))
-
-
 def compare_request(vary: str, *, finishes: bool) -> CompareRequest:
-    """Parse `training.learning_rate=1e-4,3e-4; method.rank=8,32`.
+    """Parse `lr=1e-4,3e-4; rank=8,32`.
 
     Raises:
         JobRefused: It names no settings, or too many.

@@ -3,6 +3,7 @@
 from bot.datasets.dataset import Dataset, Received, ReceivedFile, Upload, may_change, require_change, title_of
 from bot.datasets.dataset_store import DatasetStore
 from bot.datasets.pending_uploads import ImportRequest, PendingUpload, PendingUploads, UploadKind, import_files
+from bot.datasets.prepare_runner import progress_told
 
 __all__ = [
     "Dataset",
@@ -16,6 +17,7 @@ __all__ = [
     "UploadKind",
     "import_files",
     "may_change",
+    "progress_told",
     "require_change",
     "title_of",
 ]

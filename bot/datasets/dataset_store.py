@@ -76,7 +76,15 @@ _DELETE = "UPDATE dataset SET deleted_at = ? WHERE id = ?"
 
 _JOB_THAT_NEEDS = """
 SELECT id, name FROM job
-WHERE dataset_id = ? AND state IN ('queued', 'preparing', 'running', 'stopping', 'paused') ORDER BY id LIMIT 1
+WHERE state IN ('queued', 'preparing', 'running', 'stopping', 'paused') AND (
+    dataset_id = :dataset_id
+    -- … or it is mixed in, in whichever revision.
+    OR EXISTS (
+        SELECT 1 FROM json_each(job.spec, '$.mix') AS part
+        WHERE substr(json_extract(part.value, '$.dataset'), 1, length(:folder)) = :folder
+    )
+)
+ORDER BY id LIMIT 1
 """
 
 #: In the transaction of `_MOVE_ON`: the files are in, only their owner has no answer yet.
@@ -361,7 +369,8 @@ class DatasetStore:
         """
         async with self._db.transaction() as connection:
             dataset = self._dataset(_only(await connection.execute_fetchall(_BY_ID, (dataset_id,)), dataset_id))
-            for job in await connection.execute_fetchall(_JOB_THAT_NEEDS, (dataset_id,)):
+            needs = {"dataset_id": dataset_id, "folder": f"{dataset.folder.parent}/"}
+            for job in await connection.execute_fetchall(_JOB_THAT_NEEDS, needs):
                 raise DatasetInUse(name=dataset.name, job_id=job["id"], job_name=job["name"])
             await connection.execute_fetchall(_DELETE, (self._clock.time(), dataset_id))
         await asyncio.to_thread(touch, dataset.folder, dataset.source, dataset.folder.parent)

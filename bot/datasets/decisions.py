@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from bot.errors import DatasetRefused
 from trainer.protocol.edits import CaptionRules, Edits
-from trainer.protocol.finding_labels import LABELS, QUIET, main_kind
+from trainer.protocol.finding_labels import KINDS, QUIET, main_kind
 from trainer.protocol.report import DatasetReport, FindingKind, Image
 from trainer.protocol.text import _
 
@@ -18,6 +18,8 @@ from trainer.protocol.text import _
 KEY_LETTERS = 20
 #: Key of the question about captions that a model wrote; the others are named by their kind of finding.
 AUTOMATIC = "automatic"
+#: Key of all kept images, to read and write their captions one by one.
+CAPTIONS = "captions"
 #: In a button's id before the key of a question: all of its images are meant, also those that are decided.
 EVERY = "every-"
 
@@ -45,11 +47,15 @@ class ReviewQuestion:
     kind: FindingKind | None
     #: The images were dropped.
     is_dropped: bool = False
+    #: Nothing was found: these are all kept images, for their captions.
+    is_about_captions: bool = False
     images: tuple[ReviewImage, ...]
 
     @property
     def key(self) -> str:
         """Part of a button's id, and unique in a report."""
+        if self.is_about_captions:
+            return CAPTIONS
         if self.kind is None:
             return AUTOMATIC
         return f"dropped_{self.kind}" if self.is_dropped else self.kind.value
@@ -57,10 +63,12 @@ class ReviewQuestion:
     @property
     def needs_decision(self) -> bool:
         """False if the images are dropped anyway, or their findings are only counted: both can be overruled."""
-        return not self.is_dropped and self.kind not in QUIET
+        return not self.is_dropped and not self.is_about_captions and self.kind not in QUIET
 
     def is_settled(self, each: ReviewImage, edits: Edits) -> bool:
         """Return whether one of its images is decided: kept, dropped, or with a caption that a person wrote or read."""
+        if self.is_about_captions:
+            return bool(current_caption(each.image, edits))
         if each.sha256 in edits.decisions and (self.kind is not None or edits.decisions[each.sha256] == "drop"):
             return True
         is_written = each.sha256 in edits.captions
@@ -95,8 +103,18 @@ def review_questions(report: DatasetReport) -> tuple[ReviewQuestion, ...]:
         ReviewQuestion(kind=kind, is_dropped=is_dropped, images=tuple(images))
         for (is_dropped, kind), images in found.items()
     ]
-    order = (*LABELS, None)
+    order = (*KINDS, None)
     return tuple(sorted(questions, key=lambda each: (not each.needs_decision, each.is_dropped, order.index(each.kind))))
+
+
+def captions_question(report: DatasetReport) -> ReviewQuestion:
+    """Return all kept images; those without a caption are not settled."""
+    images = tuple(
+        ReviewImage(number=number, image=image, sha256=image.pixels_sha256)
+        for number, image in enumerate(report.images, start=1)
+        if image.status == "kept" and image.pixels_sha256 is not None
+    )
+    return ReviewQuestion(kind=None, is_about_captions=True, images=images)
 
 
 def undecided_images(questions: Sequence[ReviewQuestion], edits: Edits) -> int:
@@ -134,12 +152,26 @@ def with_rules(edits: Edits, **rules: Any) -> Edits:
     try:
         changed = CaptionRules.model_validate({**edits.rules.model_dump(), **rules})
     except ValidationError as error:
-        problem = error.errors()[0]
-        message = _(
-            "{rule}: {problem}. Nothing was changed.", rule=problem["loc"][0], problem=str(problem["msg"]).lower()
-        )
-        raise DatasetRefused(message) from error
+        raise DatasetRefused(_rule_problem(error)) from error
     return edits.model_copy(update={"rules": changed})
+
+
+def _rule_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    names = {
+        "trigger": _("The trigger word"),
+        "prefix": _("The text before each caption"),
+        "suffix": _("The text after each caption"),
+        "strip": _("The list of words to remove"),
+        "replace": _("The list of replacements"),
+    }
+    rule = names.get(str(problem["loc"][0]), str(problem["loc"][0]))
+    most = problem.get("ctx", {}).get("max_length")
+    if problem["type"] == "string_too_long":
+        return _("{rule} is too long: at most {n} characters fit. Nothing was changed.", rule=rule, n=most)
+    if problem["type"] == "too_long":
+        return _("{rule} is too long: at most {n} entries fit. Nothing was changed.", rule=rule, n=most)
+    return _("{rule} cannot be used. Nothing was changed.", rule=rule)
 
 
 def parse_rules(form: Mapping[str, str]) -> dict[str, Any]:
@@ -155,7 +187,10 @@ def parse_rules(form: Mapping[str, str]) -> dict[str, Any]:
         old, arrow, new = (part.strip() for part in line.partition("=>"))
         if not arrow or not old:
             raise DatasetRefused(
-                _('"{line}" is not a replacement; write it as: old => new. Nothing was changed.', line=line.strip())
+                _(
+                    "“{line}” is not a replacement. Write one per line as: old => new. Nothing was changed.",
+                    line=line.strip(),
+                )
             )
         replacements.append({"old": old, "new": new})
     return {

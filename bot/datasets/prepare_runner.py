@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import TypeAlias
 
 from pydantic import ValidationError
 
@@ -17,9 +20,10 @@ from bot.datasets.dataset import Dataset
 from bot.datasets.dataset_files import publish_prepared, remove, touch
 from bot.errors import DatasetRefused, PrepareFailed
 from bot.runners.child_process import run_and_capture
-from trainer.exchange.dataset_dir import read_edits, read_report, write_edits
+from trainer.exchange.dataset_dir import read_edits, read_progress, read_report, write_edits
 from trainer.protocol.edits import Edits, EditsError
 from trainer.protocol.events import EXIT_REFUSED
+from trainer.protocol.progress import PrepareProgress
 from trainer.protocol.report import DatasetReport
 from trainer.protocol.text import _
 
@@ -31,6 +35,25 @@ _MAX_REASON_CHARS = 600
 _CACHED_REPORTS = 4
 #: What an archive may inflate to, as a multiple of the largest upload, and at least: images are compressed already.
 _INFLATION, _MIN_ARCHIVE_BYTES = 4, 256 * 2**20
+
+
+#: How often a preparation is asked how far it has come: Discord takes five edits of a message in five seconds.
+PROGRESS_EVERY_S = 2.0
+
+#: Called with each progress of a preparation.
+ProgressListener: TypeAlias = Callable[[PrepareProgress], Awaitable[None]]
+
+_listener: ContextVar[ProgressListener | None] = ContextVar("progress_listener", default=None)
+
+
+@contextmanager
+def progress_told(listener: ProgressListener) -> Iterator[None]:
+    """Call `listener` with the progress of the preparations in this context, one call at a time."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
 
 
 class Turns:
@@ -221,15 +244,16 @@ class PrepareRunner:
             PrepareFailed: It took too long, or died.
         """
         try:
-            child = await run_and_capture(
-                [*self._command, *arguments],
-                self._env if is_confined else self._download_env,
-                timeout_s=timeout_s,
-                memory_bytes=None if memory_mib is None else memory_mib * 2**20,
-                file_bytes=file_bytes,
-                log_path=log_file,
-                is_confined=is_confined,
-            )
+            async with _progress_reported(log_file) as more:
+                child = await run_and_capture(
+                    [*self._command, *arguments, *(more if is_confined else ())],
+                    self._env if is_confined else self._download_env,
+                    timeout_s=timeout_s,
+                    memory_bytes=None if memory_mib is None else memory_mib * 2**20,
+                    file_bytes=file_bytes,
+                    log_path=log_file,
+                    is_confined=is_confined,
+                )
         except TimeoutError as error:
             raise PrepareFailed(name=title, why=_("it took longer than {limit} s.", limit=f"{timeout_s:g}")) from error
         if child.status == EXIT_REFUSED:
@@ -238,6 +262,34 @@ class PrepareRunner:
         if child.status != 0:
             log.warning("preparing %s ended with status %s; see %s", title, child.status, log_file)
             raise PrepareFailed(name=title, why=_exit_words(child.status, log_file, memory_mib))
+
+
+@asynccontextmanager
+async def _progress_reported(log_file: Path) -> AsyncIterator[Sequence[str]]:
+    """Report the progress of the command that runs in the body to the listener; yield the arguments that ask for it."""
+    listener = _listener.get()
+    if listener is None:
+        yield ()
+        return
+    file = log_file.with_name(f"progress-{secrets.token_hex(4)}.json")
+    is_over = threading.Event()
+    task = asyncio.create_task(_report_progress(file, listener, is_over))
+    try:
+        yield ("--progress", str(file))
+    finally:
+        is_over.set()
+        # To its end, not cancelled: a request that is on its way must not arrive after the answer.
+        await task
+        await asyncio.to_thread(file.unlink, missing_ok=True)
+
+
+async def _report_progress(file: Path, listener: ProgressListener, is_over: threading.Event) -> None:
+    last = None
+    while not await asyncio.to_thread(is_over.wait, PROGRESS_EVERY_S):
+        progress = await asyncio.to_thread(read_progress, file)
+        if progress is not None and progress != last:
+            await listener(progress)
+            last = progress
 
 
 def _is_folder(model: str) -> bool:

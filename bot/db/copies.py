@@ -14,7 +14,7 @@ import aiosqlite
 from bot.bot_failpoints import failpoint
 from bot.clock import SYSTEM_CLOCK, Clock
 from bot.db.database import Database, differing_objects, integrity_of, open_to_read, schema_of
-from bot.errors import CopyFailed, DatabaseDamaged
+from bot.db.errors import CopyFailed, DatabaseDamaged
 from trainer.exchange.files import sync
 
 log = logging.getLogger(__name__)
@@ -82,8 +82,8 @@ async def verify_copy(path: Path, *, is_foreign: bool = False) -> Copy:
 
     Args:
         path: The copy.
-        is_foreign: It may have lain where others write: it must hold exactly what a new database of its version has.
-            A trigger in it would run with each change of the bot.
+        is_foreign: It comes from outside the data folder, where another user may have changed it. Its schema must
+            be exactly that of a new database of its version: an added trigger would run with each change of the bot.
 
     Raises:
         DatabaseUnreadable, DatabaseDamaged, SchemaTooNew: It cannot be used.

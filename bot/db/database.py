@@ -21,8 +21,15 @@ from urllib.parse import quote
 import aiosqlite
 
 from bot.bot_failpoints import failpoint
-from bot.errors import DatabaseDamaged, DatabaseUnreadable, DatabaseUnwritable, FolderInUse, SchemaTooNew, SchemaTooOld
-from trainer.protocol.text import _
+from bot.db.errors import (
+    DatabaseDamaged,
+    DatabaseUnreadable,
+    DatabaseUnwritable,
+    FolderInUse,
+    SchemaTooNew,
+    SchemaTooOld,
+)
+from trainer.protocol.text import N_, translate
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +41,10 @@ _PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000", "forei
 
 #: Why nothing can be written, by SQLite's primary result code. Each ends once the disk is repaired.
 _UNWRITABLE = {
-    sqlite3.SQLITE_FULL: _("the disk that holds the database is full"),
-    sqlite3.SQLITE_READONLY: _("the database is read-only"),
-    sqlite3.SQLITE_IOERR: _("the disk that holds the database reports errors"),
-    sqlite3.SQLITE_CANTOPEN: _("the files of the database cannot be opened for writing"),
+    sqlite3.SQLITE_FULL: N_("the disk that holds the database is full"),
+    sqlite3.SQLITE_READONLY: N_("the database is read-only"),
+    sqlite3.SQLITE_IOERR: N_("the disk that holds the database reports errors"),
+    sqlite3.SQLITE_CANTOPEN: N_("the files of the database cannot be opened for writing"),
 }
 
 #: What was created by a statement; not the indexes and statistics that SQLite makes by itself.
@@ -257,7 +264,7 @@ def _unwritable(path: Path, error: BaseException) -> DatabaseUnwritable | None:
     # The lower byte is the primary code; SQLITE_IOERR_WRITE, for example, is an extended one.
     code = getattr(error, "sqlite_errorcode", None)
     why = None if code is None else _UNWRITABLE.get(code & 0xFF)
-    return None if why is None else DatabaseUnwritable(path=path, why=why)
+    return None if why is None else DatabaseUnwritable(path=path, why=translate(why))
 
 
 async def _connect(stack: AsyncExitStack, path: Path) -> Connection:

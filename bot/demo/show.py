@@ -16,12 +16,13 @@ from simcord.backend.errors import SetupError
 
 from bot.app.compose import App, compose
 from bot.cogs.attachments import read_attachment
-from bot.config import CardSettings, Config, HealthSettings, QueueSettings, StorageSettings
+from bot.config import CardSettings, Config, HealthSettings, ModelSettings, QueueSettings, StorageSettings
 from bot.demo.simulation import Simulation, accept_late_presses, simulate
 from bot.demo.transcript import Transcript, texts
 from bot.errors import DarkroomError
 from bot.log import setup_logging
 from bot.queue import Job, State, StopIntent
+from trainer.protocol.settings import TINY
 
 _TICK_S = 1.0
 #: At the end of the demo a stopped training finishes its step first.
@@ -198,7 +199,9 @@ def _config(data_dir: Path) -> Config:
     return Config(
         storage=StorageSettings(data_dir=data_dir),
         # A simulated Discord has no rate limit.
-        cards=CardSettings(edit_interval_s=1.0),
+        cards=CardSettings(edit_interval_s=1.0, epoch_interval_s=5.0),
         queue=QueueSettings(poll_s=0.3, retry_pause_s=1.0),
         health=HealthSettings(min_free_gib=0.5),
+        # Only here: the toy model is what the demo shows.
+        models=ModelSettings(default=TINY),
     )

@@ -30,8 +30,12 @@ class Simulation:
     ben: Any
 
     def messages(self) -> list[Any]:
-        """The messages of the channel, oldest first, with those that only Ana sees."""
-        return list(self.channel.history(viewer=self.ana))
+        """The messages of the channel and of its threads, oldest first, with those that only Ana sees."""
+        channels = (self.channel, *self.channel.threads)
+        shown = [message for channel in channels for message in channel.history(viewer=self.ana)]
+        # simcord tells the channel of each thread, Discord only of one that starts from an older message.
+        shown = [message for message in shown if message.type is not discord.MessageType.thread_created]
+        return sorted(shown, key=lambda message: message.id)
 
     def version(self) -> int:
         """Rises whenever anything happens in the simulation."""

@@ -32,7 +32,7 @@ from bot.db import (
     open_to_read,
     verify_copy,
 )
-from bot.errors import CopyFailed, CopyRefused, DatabaseDamaged, DatabaseUnreadable, DataFolderError, SchemaTooNew
+from bot.db.errors import CopyFailed, CopyRefused, DatabaseDamaged, DatabaseUnreadable, DataFolderError, SchemaTooNew
 from bot.queue.store.history import write_entry
 from trainer.exchange.attempt import read_attempt
 from trainer.exchange.files import sync

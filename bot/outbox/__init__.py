@@ -1,7 +1,7 @@
 """Messages to users: stored with the change that causes them, sent in order, each once."""
 
 from bot.outbox.notification import Notification, NotificationKind, Undelivered, UndeliveredReason
-from bot.outbox.outbox import Destination, Outbox, marker
+from bot.outbox.outbox import Destination, Outbox
 from bot.outbox.sender import Render, Sender
 from bot.outbox.transport import (
     ChannelGone,
@@ -12,6 +12,7 @@ from bot.outbox.transport import (
     MessageGone,
     MessageRefused,
     MessageTooLarge,
+    NoThread,
     RecipientUnreachable,
     SendLater,
     Transport,
@@ -27,6 +28,7 @@ __all__ = [
     "MessageGone",
     "MessageRefused",
     "MessageTooLarge",
+    "NoThread",
     "Notification",
     "NotificationKind",
     "Outbox",
@@ -37,5 +39,4 @@ __all__ = [
     "Transport",
     "Undelivered",
     "UndeliveredReason",
-    "marker",
 ]

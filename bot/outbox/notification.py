@@ -13,6 +13,11 @@ class NotificationKind(StrEnum):
 
     #: The live card of a job: one message, edited; only its newest state is ever sent.
     CARD = "card"
+    #: Where a job has no thread: one message for all that would be in it, edited; `parts` are what it shows.
+    LATEST = "latest"
+    #: Sent only to those who asked for it (`audience`).
+    QUEUED = "queued"
+    STARTED = "started"
     #: The base's samples and validation loss, before the first step.
     BASE = "base"
     #: The end of an epoch.
@@ -23,6 +28,8 @@ class NotificationKind(StrEnum):
     STAGE = "stage"
     #: A warning of the trainer.
     WARNING = "warning"
+    #: The first warning of a job that costs its owner something as long as nobody acts: the same, in the channel.
+    ALARM = "alarm"
     #: The result; mentions the owner.
     DONE = "done"
     #: Mentions the owner.
@@ -37,8 +44,22 @@ class NotificationKind(StrEnum):
     NEWS = "news"
     #: Of no job: what an interaction could not be answered with; mentions `owner_id`. `detail` is the text.
     ANSWER = "answer"
+    #: Of no job: the bot has joined a server.
+    WELCOME = "welcome"
     #: Another message could not be delivered: tells its owner elsewhere, in a direct message or the log channel.
     UNDELIVERED = "undelivered"
+
+
+#: What a job's channel shows; everything else about a job is in its thread.
+IN_CHANNEL = frozenset(
+    {
+        NotificationKind.CARD,
+        NotificationKind.LATEST,
+        NotificationKind.ALARM,
+        NotificationKind.DONE,
+        NotificationKind.FAILED,
+    }
+)
 
 
 class UndeliveredReason(StrEnum):
@@ -84,5 +105,15 @@ class Notification(Frozen):
     #: Of an upload: the draft and dataset that it became (0: none).
     draft_id: int = 0
     dataset_id: int = 0
+    #: Whom it mentions; `is_quiet`: it makes no sound.
+    mentions: tuple[int, ...] = ()
+    is_quiet: bool = False
+    #: A direct message to the one whom it mentions; `is_returned`: they take none, so it is in the job's thread.
+    is_direct: bool = False
+    is_returned: bool = False
+    #: Epochs that a message about an epoch stands for: its own is the last of them.
+    epochs: int = 1
+    #: Of `LATEST`: the newest samples, and what else is new; oldest first.
+    parts: tuple[Notification, ...] = ()
     #: Of `UNDELIVERED`; `detail` is that of the other message.
     undelivered: Undelivered | None = None

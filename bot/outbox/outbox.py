@@ -1,4 +1,7 @@
-"""The outbox: notifications that are each sent once, and one live card for each job, which shows its newest state.
+"""The outbox: notifications that are each sent once; `cards` has the messages that are edited.
+
+What is not for the channel itself waits for the thread of its job; a job that has none shows it in one message
+(`Cards.show_latest`).
 
 A message that fails keeps its row and its reason. It waits for its next try, for its channel (`Hold`), or, once it is
 dead, for `/admin resend`.
@@ -7,40 +10,38 @@ dead, for `/admin resend`.
 from __future__ import annotations
 
 import asyncio
-import secrets
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import takewhile
 
 from bot.clock import SYSTEM_CLOCK, Clock
 from bot.db import Connection, Database, Row
-from bot.outbox.notification import Notification, NotificationKind
+from bot.outbox.audience import EVENT_OF, Addressee, Audience, NotifyPlace
+from bot.outbox.cards import DELAYED, NO_THREAD, Cards, Failure, failure_values, new_nonce
+from bot.outbox.notification import IN_CHANNEL, Notification, NotificationKind
 from bot.outbox.transport import HoldReason
 
 #: A held channel is looked at again after this long.
 LOOK_EVERY_S = 60.0
 #: So long after the roles or channels of a server changed: changes come in bursts.
 _LOOK_SOON_S = 1.0
+#: Only sent if it calls somebody.
+_ON_DEMAND = frozenset({NotificationKind.QUEUED, NotificationKind.STARTED})
+#: Without a thread, the card alone shows these.
+_ON_CARD = _ON_DEMAND | {NotificationKind.PAUSED, NotificationKind.CANCELLED, NotificationKind.STAGE}
 #: Failures after which a message lets the next ones of its channel pass.
 _MAX_BLOCKING_TRIES = 8
 
 
-def marker(nonce: str) -> str:
-    """Return what a message carries in its footer (`job 42 · 3fa8c1d2`), so that it can be found again."""
-    return nonce[:8]
-
-
-def new_nonce() -> str:
-    """Return 24 random characters; Discord accepts 25."""
-    return secrets.token_hex(12)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Destination:
-    """Where messages go, in order: a channel, or the direct messages to a user (`channel_id` 0)."""
+    """Where messages go, in order: a channel, a job's thread in it, or a user's direct messages (`channel_id` 0)."""
 
     channel_id: int
     recipient_id: int = 0
+    #: The job whose thread it is; 0: the channel itself.
+    thread_of: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,58 +70,6 @@ class Pending:
     retry_at: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Card:
-    """The live card of a job, and how much of the job its message shows."""
-
-    job_id: int
-    channel_id: int
-    version: int
-    shown_version: int
-    urgent_version: int
-    nonce: str
-    may_be_there: bool
-    tries: int
-    errors: int
-    retry_at: float
-    message_id: int | None
-    #: When the message was created, and when it was last sent or edited; seconds since the epoch.
-    sent_at: float
-    shown_at: float
-
-    @property
-    def notification(self) -> Notification:
-        return Notification(kind=NotificationKind.CARD, job_id=self.job_id)
-
-    @property
-    def is_changed(self) -> bool:
-        return self.shown_version < self.version
-
-    @property
-    def is_awaited(self) -> bool:
-        """True until it was sent or refused for the first time: the job's other messages come after it."""
-        return self.message_id is None and self.shown_version == 0
-
-    @property
-    def is_urgent(self) -> bool:
-        return self.message_id is None or self.shown_version < self.urgent_version
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """What is recorded of a failed try."""
-
-    reason: str
-    #: When it is tried again.
-    retry_at: float = 0.0
-    #: It lengthens the back-off.
-    is_counted: bool = True
-    #: The bot itself broke.
-    is_error: bool = False
-    #: The message may exist: it is looked for before it is sent again.
-    may_exist: bool = False
-
-
 class Outbox:
     """Accepts notifications in the transactions that cause them; all other methods serve the `Sender`."""
 
@@ -129,6 +78,8 @@ class Outbox:
         self._clock = clock
         #: Set when there may be something to send.
         self.filled = asyncio.Event()
+        self.cards = Cards(db, self.filled, clock=clock)
+        self.audience = Audience(db)
         #: When roles or channels last changed.
         self._changed_at = 0.0
 
@@ -139,6 +90,7 @@ class Outbox:
         *,
         channel_id: int = 0,
         recipient_id: int = 0,
+        thread_of: int = 0,
     ) -> None:
         """Send a notification once the caller's transaction commits; nothing changes if its key is known.
 
@@ -147,40 +99,72 @@ class Outbox:
             notification: What is sent.
             channel_id: Where to.
             recipient_id: The user who gets it as a direct message, instead of a channel.
+            thread_of: The job in whose thread in the channel it belongs; 0: in the channel itself.
         """
         await connection.execute_fetchall(
             """INSERT INTO outbox
-                   (dedupe_key, job_id, channel_id, recipient_id, guild_id, notification, nonce, created_at)
-               VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (dedupe_key) DO NOTHING""",
+                   (dedupe_key, job_id, channel_id, recipient_id, thread_of, guild_id, notification, nonce, created_at)
+               VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (dedupe_key) DO NOTHING""",
             (
                 notification.dedupe_key,
                 notification.job_id,
                 channel_id,
                 recipient_id,
+                thread_of,
                 notification.guild_id,
-                notification.model_dump_json(exclude_defaults=True),
+                _json(notification),
                 new_nonce(),
                 self._clock.time(),
             ),
         )
         self._db.after_commit(self.filled.set)
 
-    async def touch_card(self, connection: Connection, job_id: int, *, channel_id: int, at_once: bool = False) -> None:
-        """Mark a job's card as stale; `at_once`: its state changed, so the edit is not delayed."""
-        await self.touch_cards(connection, [(job_id, channel_id)], at_once=at_once)
-
-    async def touch_cards(
-        self, connection: Connection, cards: Iterable[tuple[int, int]], *, at_once: bool = False
+    async def put_news(
+        self, connection: Connection, notification: Notification, *, channel_id: int, by: int | None = None
     ) -> None:
-        """As `touch_card`, for jobs and their channels; all of them cost little more than one."""
-        await connection.executemany(
-            """INSERT INTO card (job_id, channel_id, version, urgent_version, nonce) VALUES (?1, ?2, 1, 1, ?3)
-               ON CONFLICT (job_id) DO UPDATE SET
-                   version = version + 1,
-                   urgent_version = CASE WHEN ?4 THEN version + 1 ELSE urgent_version END""",
-            [(job_id, channel_id, new_nonce(), int(at_once)) for job_id, channel_id in cards],
+        """As `put`, for news of a job: in its channel or its thread, with those who want to know, and to them directly.
+
+        Args:
+            connection: The open transaction.
+            notification: The news.
+            channel_id: The job's channel.
+            by: Who did it: they know already.
+        """
+        people = await self._addressees(connection, notification, by)
+        mentioned = [each for each in people if each.place is NotifyPlace.MENTION]
+        if mentioned or notification.kind not in _ON_DEMAND:
+            told = notification.model_copy(
+                update={
+                    "mentions": tuple(each.user_id for each in mentioned),
+                    "is_quiet": any(each.is_quiet for each in mentioned),
+                }
+            )
+            thread_of = 0 if notification.kind in IN_CHANNEL else notification.job_id
+            await self.put(connection, told, channel_id=channel_id, thread_of=thread_of)
+        for each in people:
+            if each.place is NotifyPlace.DIRECT:
+                direct = notification.model_copy(
+                    update={
+                        "dedupe_key": f"{notification.dedupe_key}:to:{each.user_id}",
+                        "mentions": (each.user_id,),
+                        "is_quiet": each.is_quiet,
+                        "is_direct": True,
+                    }
+                )
+                await self.put(connection, direct, recipient_id=each.user_id)
+
+    async def _addressees(self, connection: Connection, notification: Notification, by: int | None) -> list[Addressee]:
+        event = EVENT_OF.get(notification.kind)
+        if event is None:
+            return []
+        people = await self.audience.of(
+            connection,
+            event,
+            job_id=notification.job_id,
+            owner_id=notification.owner_id,
+            at=self._clock.time(),
         )
-        self._db.after_commit(self.filled.set)
+        return [each for each in people if each.user_id != by]
 
     async def depth(self) -> int:
         """Return how many messages wait to be sent, stale cards included."""
@@ -194,33 +178,52 @@ class Outbox:
     async def destinations(self) -> list[Destination]:
         """Return where something may be sent now: a held channel only when it is due, or has a new message."""
         rows = await self._db.all(
-            """SELECT DISTINCT channel_id, recipient_id FROM (
-                   SELECT channel_id, recipient_id, MAX(id) AS newest_id FROM outbox
-                   WHERE state IN ('waiting', 'sending') GROUP BY channel_id, recipient_id
-                   UNION ALL SELECT DISTINCT channel_id, 0, 0 FROM card WHERE shown_version < version)
+            """SELECT DISTINCT channel_id, recipient_id, thread_of FROM (
+                   SELECT channel_id, recipient_id, thread_of, MAX(id) AS newest_id FROM outbox
+                   WHERE state IN ('waiting', 'sending') GROUP BY channel_id, recipient_id, thread_of
+                   UNION ALL SELECT DISTINCT channel_id, 0, 0, 0 FROM card WHERE shown_version < version)
                LEFT JOIN channel_hold USING (channel_id)
-               WHERE look_at IS NULL OR look_at <= ? OR newest_id > seen_id""",
+               WHERE thread_of > 0 OR look_at IS NULL OR look_at <= ? OR newest_id > seen_id""",
             (self._clock.time(),),
         )
-        return [Destination(channel_id=row["channel_id"], recipient_id=row["recipient_id"]) for row in rows]
+        return [_destination(row) for row in rows]
 
     async def next_pending(self, to: Destination) -> Pending | None:
         """Return the oldest unsent notification; one that keeps failing lets others pass until its next try."""
         row = await self._db.one(
-            """SELECT * FROM outbox WHERE channel_id = ? AND recipient_id = ? AND state IN ('waiting', 'sending')
-                   AND (tries < ? OR retry_at <= ?) ORDER BY id LIMIT 1""",
-            (to.channel_id, to.recipient_id, _MAX_BLOCKING_TRIES, self._clock.time()),
+            """SELECT * FROM outbox WHERE channel_id = ? AND recipient_id = ? AND thread_of = ?
+                   AND state IN ('waiting', 'sending') AND (tries < ? OR retry_at <= ?) ORDER BY id LIMIT 1""",
+            (to.channel_id, to.recipient_id, to.thread_of, _MAX_BLOCKING_TRIES, self._clock.time()),
         )
         return _pending(row) if row else None
 
     async def unsent(self, connection: Connection, channel_id: int) -> list[Pending]:
-        """Return all unsent notifications of a channel, in the caller's transaction."""
-        rows = await connection.execute_fetchall(
-            """SELECT * FROM outbox WHERE channel_id = ? AND recipient_id = 0 AND state IN ('waiting', 'sending')
-               ORDER BY id""",
-            (channel_id,),
-        )
-        return [_pending(row) for row in rows]
+        """Return all unsent notifications of a channel, those of threads excluded, in the caller's transaction."""
+        return await _unsent(connection, Destination(channel_id=channel_id))
+
+    async def merge_epochs(self, pending: Pending, *, is_due: bool) -> Pending | None:
+        """Let one message stand for all epochs that wait in a row, `pending` being the first.
+
+        Returns that message; None if it is not due and nothing else waits behind it. What may have been sent already,
+        or is no epoch, stays as it is.
+        """
+        async with self._db.transaction() as connection:
+            waiting = await _unsent(connection, pending.to)
+            epochs = list(takewhile(_may_merge, waiting))
+            if epochs and len(epochs) == len(waiting) and not is_due:
+                return None
+            if len(epochs) < 2:
+                return pending
+            *earlier, last = epochs
+            number = sum(each.notification.epochs for each in epochs)
+            merged = last.notification.model_copy(update={"epochs": number})
+            await connection.executemany(
+                "UPDATE outbox SET state = 'merged' WHERE id = ?", [(each.id,) for each in earlier]
+            )
+            await connection.execute_fetchall(
+                "UPDATE outbox SET notification = ? WHERE id = ?", (_json(merged), last.id)
+            )
+        return replace(last, notification=merged)
 
     async def mark_sending(self, pending: Pending) -> None:
         """Record that the message is about to be sent, for the next bot if this one dies."""
@@ -236,7 +239,7 @@ class Outbox:
 
     async def delay(self, pending: Pending, failure: Failure) -> None:
         """Record a failed try, and when the next one is."""
-        await self._update(f"UPDATE outbox SET {_DELAYED} WHERE id = :id", id=pending.id, **_values(failure))
+        await self._update(f"UPDATE outbox SET {DELAYED} WHERE id = :id", id=pending.id, **failure_values(failure))
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
@@ -252,14 +255,51 @@ class Outbox:
 
     async def redirect(self, pending: Pending, channel_id: int, *, reason: str) -> None:
         """Send a direct message to a channel instead: its receiver does not take it."""
+        await self._redirect(pending, pending.notification, channel_id, reason=reason)
+
+    async def return_to_thread(self, pending: Pending, *, reason: str) -> None:
+        """Send direct news of a job to its thread instead: its receiver does not take it."""
+        job_id = pending.notification.job_id
+        card = await self.cards.of(job_id)
+        assert card is not None
+        returned = pending.notification.model_copy(update={"is_returned": True})
+        await self._redirect(pending, returned, card.channel_id, thread_of=job_id, reason=reason)
+
+    async def _redirect(
+        self, pending: Pending, notification: Notification, channel_id: int, *, thread_of: int = 0, reason: str
+    ) -> None:
         await self._update(
-            """UPDATE outbox SET recipient_id = 0, channel_id = :channel_id, state = 'waiting', tries = 0, errors = 0,
-                   retry_at = 0, reason = :reason WHERE id = :id""",
+            """UPDATE outbox SET recipient_id = 0, channel_id = :channel_id, thread_of = :thread_of,
+                   notification = :notification, state = 'waiting', tries = 0, errors = 0, retry_at = 0,
+                   reason = :reason WHERE id = :id""",
             id=pending.id,
             channel_id=channel_id,
+            thread_of=thread_of,
+            notification=_json(notification),
             reason=reason,
         )
         self.filled.set()
+
+    async def close_thread(self, job_id: int, *, channel_id: int) -> None:
+        """Record that a job has no thread: all that waits for it is shown in one message of the channel instead.
+
+        What calls a person by name is not: an edited message notifies no one.
+        """
+        to = Destination(channel_id=channel_id, thread_of=job_id)
+        async with self._db.transaction() as connection:
+            await connection.execute_fetchall(
+                "UPDATE card SET thread_id = ? WHERE job_id = ? AND kind = 'card'", (NO_THREAD, job_id)
+            )
+            waiting = await _unsent(connection, to)
+            calls = [each for each in waiting if each.notification.is_returned]
+            shown = [each for each in waiting if not each.notification.is_returned]
+            await connection.executemany("UPDATE outbox SET thread_of = 0 WHERE id = ?", [(each.id,) for each in calls])
+            await connection.executemany(
+                "UPDATE outbox SET state = 'merged' WHERE id = ?", [(each.id,) for each in shown]
+            )
+            news = [each.notification for each in shown if each.notification.kind not in _ON_CARD]
+            if news:
+                await self.cards.show_latest(connection, job_id, news, channel_id=channel_id)
 
     async def resend(self, guild_id: int, *, job_id: int | None = None, channel_id: int | None = None) -> int:
         """Send what a server lacks again, now; returns how many messages.
@@ -274,9 +314,12 @@ class Outbox:
             # A dead one may exist, and is looked for.
             rows = await connection.execute_fetchall(
                 """UPDATE outbox SET state = CASE state WHEN 'dead' THEN 'sending' ELSE state END, tries = 0,
-                       errors = 0, retry_at = 0, channel_id =
-                           CASE WHEN recipient_id = 0 AND :channel_id IS NOT NULL THEN :channel_id ELSE channel_id END
-                   WHERE guild_id = :guild_id AND state != 'sent' AND (:job_id IS NULL OR job_id = :job_id)
+                       errors = 0, retry_at = 0,
+                       channel_id =
+                           CASE WHEN recipient_id = 0 AND :channel_id IS NOT NULL THEN :channel_id ELSE channel_id END,
+                       thread_of = CASE WHEN :channel_id IS NOT NULL THEN 0 ELSE thread_of END
+                   WHERE guild_id = :guild_id AND state IN ('waiting', 'sending', 'dead')
+                       AND (:job_id IS NULL OR job_id = :job_id)
                    RETURNING id""",
                 values,
             )
@@ -300,9 +343,10 @@ class Outbox:
     async def hold(
         self, connection: Connection, channel_id: int, reason: HoldReason, detail: str, *, tried_at: float
     ) -> Hold:
-        """Let a channel's messages wait, in the caller's transaction; called again with each look that fails.
+        """Hold a channel's messages back, in the caller's transaction; called again each time that Discord refuses one.
 
-        What changed after the try began (`tried_at`) may not be in its answer: then the next look is soon.
+        If the channel's permissions changed after the refused try began (`tried_at`), the next try is soon: the
+        refusal may be older than the change.
         """
         now = self._clock.time()
         look_at = now + (_LOOK_SOON_S if self._changed_at > tried_at else LOOK_EVERY_S)
@@ -316,87 +360,46 @@ class Outbox:
         return _hold(next(iter(rows)))
 
     async def release(self, channel_id: int) -> None:
-        """Let a channel's messages go: one was accepted, or the channel is gone."""
+        """Send a channel's messages again: one was accepted, or the channel is gone."""
         await self._update("DELETE FROM channel_hold WHERE channel_id = :channel_id", channel_id=channel_id)
 
     async def look_again(self) -> None:
-        """Look at the held channels soon: roles or channels have changed."""
+        """Look at the held channels and threads soon: roles or channels have changed."""
         self._changed_at = self._clock.time()
+        soon = self._changed_at + _LOOK_SOON_S
         if await self._db.one("SELECT 1 FROM channel_hold") is not None:
-            soon = self._changed_at + _LOOK_SOON_S
             await self._update("UPDATE channel_hold SET look_at = MIN(look_at, :soon)", soon=soon)
-
-    # -- cards ------------------------------------------------------------------------------------------------------
-
-    async def card(self, job_id: int) -> Card | None:
-        """Return the card of a job; None if it has none."""
-        row = await self._db.one("SELECT * FROM card WHERE job_id = ?", (job_id,))
-        return _card(row) if row else None
-
-    async def changed_cards(self, channel_id: int) -> list[Card]:
-        """Return the stale cards of a channel."""
-        rows = await self._db.all(
-            "SELECT * FROM card WHERE channel_id = ? AND shown_version < version ORDER BY job_id", (channel_id,)
-        )
-        return [_card(row) for row in rows]
-
-    async def mark_card_sending(self, card: Card) -> None:
-        """Record that the card's message is about to be sent, for the next bot if this one dies."""
-        await self._update_card(card, "state = 'sending'")
-
-    async def mark_card_shown(self, card: Card, message_id: int, *, is_new: bool, is_newest: bool = True) -> None:
-        """Record that the message shows `card.version`; not `is_newest`: it is of an earlier try, and may be old."""
-        created = ", sent_at = :now" if is_new else ""
-        shown = "MAX(shown_version, :version)" if is_newest else "shown_version"
-        await self._update_card(
-            card,
-            f"""state = 'sent', message_id = :message_id, shown_at = :now, tries = 0, errors = 0, retry_at = 0,
-                reason = NULL, shown_version = {shown}{created}""",
-            message_id=message_id,
-        )
-
-    async def forget_card_message(self, card: Card) -> Card:
-        """Let the card get a new message (deleted, or too old to be edited); returns the card after that."""
-        await self._update_card(card, "state = 'waiting', message_id = NULL, nonce = :nonce", nonce=new_nonce())
-        found = await self.card(card.job_id)
-        assert found is not None
-        return found
-
-    async def delay_card(self, card: Card, failure: Failure) -> None:
-        """Record a failed try, and when the next one is."""
-        await self._update_card(card, _DELAYED_CARD, **_values(failure))
-
-    async def skip_card_version(self, card: Card, failure: Failure) -> None:
-        """Leave this version of the card out: it is refused; the next change is tried again."""
-        await self._update_card(
-            card, f"{_DELAYED_CARD}, shown_version = MAX(shown_version, :version)", **_values(failure)
-        )
-
-    async def _update_card(self, card: Card, changes: str, **values: float | str | None) -> None:
-        # The pieces of SQL are this module's own.
-        await self._update(
-            f"UPDATE card SET {changes} WHERE job_id = :job_id", version=card.version, job_id=card.job_id, **values
-        )
+        if await self._db.one(f"SELECT 1 FROM outbox WHERE {_WAITS_FOR_THREAD}", {"soon": soon}) is not None:
+            await self._update(f"UPDATE outbox SET retry_at = :soon WHERE {_WAITS_FOR_THREAD}", soon=soon)
 
     async def _update(self, statement: str, **values: float | str | None) -> None:
         async with self._db.transaction() as connection:
             await connection.execute_fetchall(statement, {"now": self._clock.time(), **values})
 
 
-#: What a failed try changes in a row of either table.
-_DELAYED = """state = CASE WHEN :may_exist THEN state ELSE 'waiting' END, reason = :reason, retry_at = :retry_at,
-    tries = tries + :counted, errors = errors + :errors"""
-_DELAYED_CARD = _DELAYED.replace("state = CASE", "state = CASE WHEN message_id IS NOT NULL THEN 'sent'")
+#: Messages of threads that are tried again later than soon.
+_WAITS_FOR_THREAD = "state IN ('waiting', 'sending') AND thread_of > 0 AND retry_at > :soon"
 
 
-def _values(failure: Failure) -> dict[str, float | str | None]:
-    return {
-        "reason": failure.reason,
-        "retry_at": failure.retry_at,
-        "may_exist": failure.may_exist,
-        "counted": int(failure.is_counted),
-        "errors": int(failure.is_error),
-    }
+async def _unsent(connection: Connection, to: Destination) -> list[Pending]:
+    rows = await connection.execute_fetchall(
+        """SELECT * FROM outbox WHERE channel_id = ? AND recipient_id = ? AND thread_of = ?
+               AND state IN ('waiting', 'sending') ORDER BY id""",
+        (to.channel_id, to.recipient_id, to.thread_of),
+    )
+    return [_pending(row) for row in rows]
+
+
+def _may_merge(pending: Pending) -> bool:
+    return pending.notification.kind is NotificationKind.EPOCH and not pending.may_be_there
+
+
+def _json(notification: Notification) -> str:
+    return notification.model_dump_json(exclude_defaults=True)
+
+
+def _destination(row: Row) -> Destination:
+    return Destination(channel_id=row["channel_id"], recipient_id=row["recipient_id"], thread_of=row["thread_of"])
 
 
 def _hold(row: Row) -> Hold:
@@ -409,28 +412,10 @@ def _pending(row: Row) -> Pending:
     return Pending(
         id=row["id"],
         notification=Notification.model_validate_json(row["notification"]),
-        to=Destination(channel_id=row["channel_id"], recipient_id=row["recipient_id"]),
+        to=_destination(row),
         nonce=row["nonce"],
         may_be_there=row["state"] == "sending",
         tries=row["tries"],
         errors=row["errors"],
         retry_at=row["retry_at"],
-    )
-
-
-def _card(row: Row) -> Card:
-    return Card(
-        job_id=row["job_id"],
-        channel_id=row["channel_id"],
-        version=row["version"],
-        shown_version=row["shown_version"],
-        urgent_version=row["urgent_version"],
-        nonce=row["nonce"],
-        may_be_there=row["state"] == "sending",
-        tries=row["tries"],
-        errors=row["errors"],
-        retry_at=row["retry_at"],
-        message_id=row["message_id"],
-        sent_at=row["sent_at"] or 0.0,
-        shown_at=row["shown_at"] or 0.0,
     )

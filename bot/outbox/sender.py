@@ -3,7 +3,9 @@
 A notification is marked `sending` before and `sent` after. A bot that dies in between leaves `sending` behind: the next
 one looks for the message, or sends it again with the same nonce, for which Discord returns the message that exists.
 
-Each channel has a worker of its own, so that none waits for another. What follows a failure depends on its type alone
+Each channel and each thread has a worker of its own, so that none waits for another. A job's thread starts from its
+card, as soon as that exists: of an older message, Discord would tell the channel. Where there can be none, one message
+of the channel shows the newest of what belongs in it (docs/adr/0015). What follows a failure depends on its type alone
 (`bot.outbox.transport`): try later, keep the channel's messages until it takes them, tell the owner elsewhere, or send
 a smaller form.
 """
@@ -13,32 +15,32 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 from bot.bot_failpoints import failpoint
 from bot.clock import SYSTEM_CLOCK, Clock, backoff_s, jittered
 from bot.config import CardSettings
 from bot.db import Connection
-from bot.errors import DatabaseUnwritable
+from bot.db.errors import DatabaseUnwritable
+from bot.outbox.cards import NO_THREAD, Card, Failure
 from bot.outbox.notification import Notification, NotificationKind, Undelivered, UndeliveredReason
-from bot.outbox.outbox import LOOK_EVERY_S, Card, Destination, Failure, Hold, Outbox, Pending, marker
+from bot.outbox.outbox import LOOK_EVERY_S, Destination, Hold, Outbox, Pending
 from bot.outbox.transport import (
     ChannelGone,
     ChannelHeld,
     DeliveryFailed,
+    HoldReason,
     MessageForm,
     MessageGone,
-    MessageRefused,
-    MessageTooLarge,
     RecipientUnreachable,
     SendLater,
     Transport,
+    in_smaller_forms,
 )
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 #: Back-off between tries.
 _FIRST_BACKOFF_S, _MAX_BACKOFF_S = 2.0, 60.0
@@ -46,14 +48,23 @@ _FIRST_BACKOFF_S, _MAX_BACKOFF_S = 2.0, 60.0
 _MAX_OFFLINE_PAUSE_S = 10.0
 #: Errors of the bot itself (not of Discord) after which a message is given up.
 _MAX_ERRORS = 5
+#: Age from which a card is edited seldom.
+_OLD_S = 3300.0
+#: Tries to write into a thread without the permission, a minute apart, before it is done without.
+_MAX_THREAD_TRIES = 3
 #: Their owner is told at once if they cannot be delivered.
 _AWAITED = frozenset({NotificationKind.DONE, NotificationKind.FAILED, NotificationKind.ANSWER})
 
 _Route: TypeAlias = tuple[Destination, bool]
 
-#: `render(notification, marker, form)` returns the message of a notification, with the marker in its footer; it is
-#: passed to `Transport` unchanged.
-Render: TypeAlias = Callable[[Notification, str, MessageForm], Awaitable[Any]]
+#: `render(notification, form)` returns the message of a notification; it is passed to `Transport` unchanged.
+Render: TypeAlias = Callable[[Notification, MessageForm], Awaitable[Any]]
+#: Returns the name of a job's thread.
+NameThread: TypeAlias = Callable[[int], Awaitable[str]]
+
+
+async def _number(job_id: int) -> str:
+    return f"#{job_id}"
 
 
 class Sender:
@@ -65,6 +76,7 @@ class Sender:
         transport: Transport,
         render: Render,
         *,
+        name_thread: NameThread = _number,
         settings: CardSettings | None = None,
         log_channel_id: int = 0,
         poll_s: float = 1.0,
@@ -73,6 +85,7 @@ class Sender:
         self._outbox = outbox
         self._transport = transport
         self._render = render
+        self._name_thread = name_thread
         self._settings = settings or CardSettings()
         #: Gets what a user does not take as a direct message; 0: none.
         self._log_channel_id = log_channel_id
@@ -81,6 +94,8 @@ class Sender:
         self._busy: set[Destination] = set()
         #: When Discord takes requests again: new messages or edits (True) of a destination, and all requests (None).
         self._open_at: dict[_Route | None, float] = {}
+        #: When a job's thread got its last message about an epoch.
+        self._epoch_sent_at: dict[int, float] = {}
         #: Requests that did not reach Discord since one did.
         self._misses = 0
 
@@ -111,7 +126,7 @@ class Sender:
         for to in await self._outbox.destinations():
             if to not in self._busy:
                 self._busy.add(to)
-                group.create_task(self._work(to), name=f"outbox {to.channel_id or to.recipient_id}")
+                group.create_task(self._work(to), name=f"outbox {to}")
 
     async def _work(self, to: Destination) -> None:
         """Send what is due in one channel."""
@@ -129,19 +144,26 @@ class Sender:
             return False
         pending = await self._outbox.next_pending(to)
         if pending is not None and pending.retry_at <= self._clock.time() and self._is_open((to, False)):
-            card = await self._outbox.card(pending.notification.job_id)
+            card = await self._outbox.cards.of(to.thread_of or pending.notification.job_id)
+            if to.thread_of:
+                return card is not None and await self._send_to_thread(pending, card)
             if card is None or card.channel_id != to.channel_id or not card.is_awaited:
-                return await self._send(pending)
+                return await self._send(pending, to.channel_id)
             if self._is_due(card):
                 return await self._show(card)
-        for card in await self._outbox.changed_cards(to.channel_id):
+        if to.thread_of or to.recipient_id:
+            return False
+        for card in await self._outbox.cards.changed(to.channel_id):
             if self._is_due(card):
                 return await self._show(card)
         return False
 
     def _is_due(self, card: Card) -> bool:
         now = self._clock.time()
-        is_ripe = now >= card.shown_at + self._settings.edit_interval_s
+        is_old = now >= card.sent_at + _OLD_S
+        is_ripe = now >= card.shown_at + (
+            self._settings.old_edit_interval_s if is_old else self._settings.edit_interval_s
+        )
         return self._is_open(_route_of(card)) and card.retry_at <= now and (card.is_urgent or is_ripe)
 
     def _is_open(self, route: _Route | None) -> bool:
@@ -149,12 +171,12 @@ class Sender:
 
     # -- messages ---------------------------------------------------------------------------------------------------
 
-    async def _send(self, pending: Pending) -> bool:
+    async def _send(self, pending: Pending, channel_id: int) -> bool:
         """Send one notification; False if the channel has to wait."""
         job_id, kind = pending.notification.job_id, pending.notification.kind
         tried_at = self._clock.time()
         try:
-            message_id = await self._deliver(pending)
+            message_id = await self._deliver(pending, channel_id)
         except SendLater as error:
             log.info("#%d: %s waits: %s", job_id, kind, error.reason)
             failure = self._failure_of(error, pending.tries, (pending.to, False))
@@ -173,11 +195,11 @@ class Sender:
         else:
             await self._outbox.mark_sent(pending, message_id)
             failpoint("post_recorded")
-            await self._release(pending.to.channel_id)
+            await self._release(channel_id)
         return True
 
-    async def _deliver(self, pending: Pending) -> int:
-        channel_id = pending.to.channel_id or await self._transport.open_dm(pending.to.recipient_id)
+    async def _deliver(self, pending: Pending, channel_id: int) -> int:
+        channel_id = channel_id or await self._transport.open_dm(pending.to.recipient_id)
         message_id = await self._make(
             pending.notification,
             channel_id,
@@ -200,7 +222,7 @@ class Sender:
         """Send a message exactly once, and return its ID."""
         if may_be_there:
             try:
-                found = await self._transport.find(channel_id, marker(nonce))
+                found = await self._transport.find(channel_id, nonce)
             except DeliveryFailed as error:
                 # Whatever became of this request: the message of the earlier one may exist.
                 error.may_exist = True
@@ -209,46 +231,102 @@ class Sender:
                 return found
 
         async def send(form: MessageForm) -> int:
-            message = await self._render(notification, marker(nonce), form)
+            message = await self._render(notification, form)
             await before()
             return await self._transport.send(channel_id, message, nonce)
 
-        return await _in_smaller_forms(send)
+        return await in_smaller_forms(send)
 
     async def _mark_sending(self, pending: Pending) -> None:
         await self._outbox.mark_sending(pending)
         failpoint("post_marked")
 
+    # -- threads ----------------------------------------------------------------------------------------------------
+
+    async def _send_to_thread(self, pending: Pending, card: Card) -> bool:
+        """Send one notification to the thread of its job; False if it has to wait."""
+        if card.is_awaited:
+            return False
+        if card.thread_id is None:
+            try:
+                card = await self._start_thread(card)
+            except SendLater as error:
+                failure = self._failure_of(error, pending.tries, (pending.to, False))
+                # Nothing was sent yet.
+                await self._outbox.delay(pending, replace(failure, may_exist=pending.may_be_there))
+                return False
+            if card.message_id is None:
+                return False
+        if card.thread_id == NO_THREAD or card.thread_id is None:
+            await self._outbox.close_thread(card.job_id, channel_id=card.channel_id)
+            return False
+        due_at = self._epoch_sent_at.get(card.job_id, 0.0) + self._settings.epoch_interval_s
+        if pending.notification.kind is NotificationKind.EPOCH and self._settings.epoch_interval_s:
+            merged = await self._outbox.merge_epochs(pending, is_due=self._clock.time() >= due_at)
+            if merged is None:
+                return False
+            pending = merged
+        is_sent = await self._send(pending, card.thread_id)
+        if is_sent and pending.notification.kind is NotificationKind.EPOCH:
+            self._epoch_sent_at[card.job_id] = self._clock.time()
+        return is_sent
+
+    async def _start_thread(self, card: Card) -> Card:
+        """Start the thread of a job from its card, or record that it gets none; returns the card after that."""
+        if card.message_id is None:
+            thread_id = NO_THREAD
+        else:
+            name = await self._name_thread(card.job_id)
+            try:
+                thread_id = await self._transport.start_thread(card.channel_id, card.message_id, name)
+            except MessageGone:
+                return await self._outbox.cards.forget_message(card)
+            except SendLater:
+                raise
+            except DeliveryFailed as error:
+                log.info("#%d gets no thread: %s", card.job_id, error.reason)
+                thread_id = NO_THREAD
+        failpoint("thread_started")
+        await self._outbox.cards.set_thread(card, thread_id)
+        return replace(card, thread_id=thread_id)
+
+    async def _leave_thread(self, pending: Pending, error: DeliveryFailed) -> None:
+        """Do without a thread that takes no messages: at once if a person closed it, later if it may be a role."""
+        is_closed = not isinstance(error, ChannelHeld) or error.kind in {HoldReason.ARCHIVED, HoldReason.LOCKED}
+        if is_closed or pending.tries + 1 >= _MAX_THREAD_TRIES:
+            log.info("#%d does without its thread: %s", pending.to.thread_of, error.reason)
+            await self._outbox.close_thread(pending.to.thread_of, channel_id=pending.to.channel_id)
+            return
+        retry_at = self._clock.time() + LOOK_EVERY_S
+        await self._outbox.delay(pending, Failure(reason=error.reason, retry_at=retry_at, may_exist=error.may_exist))
+
     # -- cards ------------------------------------------------------------------------------------------------------
 
     async def _show(self, card: Card) -> bool:
         """Send or edit a card; False if it has to wait."""
-        if card.message_id is not None and self._clock.time() >= card.sent_at + self._settings.roll_after_s:
-            log.info("#%d: the card is too old to be edited; sending a new one", card.job_id)
-            card = await self._outbox.forget_card_message(card)
         tried_at = self._clock.time()
         try:
             await self._send_or_edit(card)
         except SendLater as error:
             failure = self._failure_of(error, card.tries, _route_of(card))
-            await self._outbox.delay_card(card, failure)
+            await self._outbox.cards.delay(card, failure)
             return False
         except ChannelHeld as error:
-            await self._outbox.delay_card(card, _held(error))
+            await self._outbox.cards.delay(card, _held(error))
             await self._hold(card.channel_id, error, tried_at)
             return False
         except DatabaseUnwritable:
             raise
         except DeliveryFailed as error:
             log.warning("#%d: no card: %s", card.job_id, error.reason)
-            await self._outbox.skip_card_version(card, self._failure_of(error, card.tries))
+            await self._outbox.cards.skip_version(card, self._failure_of(error, card.tries))
         except Exception as error:
             log.exception("#%d: the card could not be sent", card.job_id)
             failure = self._failure_of(error, card.errors)
             if card.errors + 1 < _MAX_ERRORS:
-                await self._outbox.delay_card(card, failure)
+                await self._outbox.cards.delay(card, failure)
             else:
-                await self._outbox.skip_card_version(card, failure)
+                await self._outbox.cards.skip_version(card, failure)
         else:
             await self._release(card.channel_id)
         return True
@@ -256,12 +334,13 @@ class Sender:
     async def _send_or_edit(self, card: Card) -> None:
         if (shown_id := card.message_id) is not None:
             try:
-                await _in_smaller_forms(partial(self._edit, card, shown_id))
+                await in_smaller_forms(partial(self._edit, card, shown_id))
             except MessageGone as error:
                 log.info("#%d: sending a new card: %s", card.job_id, error.reason)
-                card = await self._outbox.forget_card_message(card)
+                await self._delete(card.channel_id, shown_id)
+                card = await self._outbox.cards.forget_message(card)
             else:
-                await self._outbox.mark_card_shown(card, shown_id, is_new=False)
+                await self._outbox.cards.mark_shown(card, shown_id, is_new=False)
                 return
         message_id = await self._make(
             card.notification,
@@ -272,16 +351,29 @@ class Sender:
         )
         failpoint("card_sent")
         # What was found is of an earlier try, and shows an old state: it is edited next.
-        await self._outbox.mark_card_shown(card, message_id, is_new=True, is_newest=not card.may_be_there)
+        await self._outbox.cards.mark_shown(card, message_id, is_new=True, is_newest=not card.may_be_there)
         failpoint("card_recorded")
+        if card.kind is NotificationKind.CARD and card.thread_id is None:
+            try:
+                await self._start_thread(replace(card, message_id=message_id))
+            except SendLater as error:
+                # The first message for the thread tries again.
+                log.info("#%d: no thread yet: %s", card.job_id, error.reason)
+
+    async def _delete(self, channel_id: int, message_id: int) -> None:
+        """Remove a card that a new one replaces; it may be gone, or another bot's."""
+        try:
+            await self._transport.delete(channel_id, message_id)
+        except DeliveryFailed as error:
+            log.info("the message %d stays: %s", message_id, error.reason)
 
     async def _edit(self, card: Card, message_id: int, form: MessageForm) -> None:
-        message = await self._render(card.notification, marker(card.nonce), form)
+        message = await self._render(card.notification, form)
         await self._transport.edit(card.channel_id, message_id, message)
         failpoint("card_edited")
 
     async def _mark_card_sending(self, card: Card) -> None:
-        await self._outbox.mark_card_sending(card)
+        await self._outbox.cards.mark_sending(card)
         failpoint("card_marked")
 
     # -- failures ---------------------------------------------------------------------------------------------------
@@ -306,6 +398,9 @@ class Sender:
 
     async def _keep_or_give_up(self, pending: Pending, error: DeliveryFailed, tried_at: float) -> bool:
         """Return False if the message waits for its channel."""
+        if pending.to.thread_of and isinstance(error, ChannelHeld | ChannelGone):
+            await self._leave_thread(pending, error)
+            return False
         if pending.to.recipient_id and isinstance(error, ChannelHeld | ChannelGone | RecipientUnreachable):
             await self._send_elsewhere(pending, error.reason)
             return True
@@ -370,16 +465,20 @@ class Sender:
             update={
                 "kind": NotificationKind.UNDELIVERED,
                 "dedupe_key": f"undelivered:{other.dedupe_key if is_awaited else of_all}",
+                "mentions": (),
                 "undelivered": undelivered,
             }
         )
         await self._outbox.put(connection, notification, recipient_id=other.owner_id)
 
     async def _send_elsewhere(self, pending: Pending, reason: str) -> None:
-        """Send a direct message that its receiver does not take to the log channel, if there is one."""
+        """Send a direct message that its receiver does not take to the job's thread or the log channel."""
         log.info(
             "#%d: user %d takes no direct messages: %s", pending.notification.job_id, pending.to.recipient_id, reason
         )
+        if pending.notification.is_direct:
+            await self._outbox.return_to_thread(pending, reason=reason)
+            return
         if self._log_channel_id:
             await self._outbox.redirect(pending, self._log_channel_id, reason=reason)
             return
@@ -394,16 +493,3 @@ def _route_of(card: Card) -> _Route:
 def _held(error: ChannelHeld) -> Failure:
     """What to record of a message whose channel is held: the hold says when it is tried again."""
     return Failure(reason=error.reason, is_counted=False, may_exist=error.may_exist)
-
-
-async def _in_smaller_forms(request: Callable[[MessageForm], Awaitable[T]]) -> T:
-    """Make a request with the whole message, and again with a smaller form of it each time it is refused."""
-    form = MessageForm.FULL
-    while True:
-        try:
-            return await request(form)
-        except (MessageTooLarge, MessageRefused) as error:
-            smaller = form.smaller if isinstance(error, MessageTooLarge) else MessageForm.TEXT
-            if smaller is None or smaller is form:
-                raise
-            form = smaller

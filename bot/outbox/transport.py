@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
 
 
 class MessageForm(StrEnum):
@@ -86,6 +89,10 @@ class RecipientUnreachable(DeliveryFailed):
     """The user takes no direct messages of the bot."""
 
 
+class NoThread(DeliveryFailed):
+    """Discord starts no thread there: the kind of the channel, a permission, too many threads."""
+
+
 class MessageGone(DeliveryFailed):
     """The message to edit was deleted, is another bot's, or may not be edited any more: send a new one."""
 
@@ -121,9 +128,35 @@ class Transport(Protocol):
         """
         ...
 
-    async def find(self, channel_id: int, marker: str) -> int | None:
-        """Return the bot's own recent message with this marker in its text; None if not found.
+    async def delete(self, channel_id: int, message_id: int) -> None:
+        """Delete one of the bot's messages; one that is gone already is fine."""
+        ...
+
+    async def find(self, channel_id: int, nonce: str) -> int | None:
+        """Return the bot's own recent message that was sent with this nonce; None if not found.
 
         Called only for messages that may exist: the bot died while it sent them, or the answer was lost.
         """
         ...
+
+    async def start_thread(self, channel_id: int, message_id: int, name: str) -> int:
+        """Start a public thread from a message, and return its ID: that of the message, also if it exists already.
+
+        Raises:
+            NoThread: There can be none.
+            MessageGone: The message was deleted.
+        """
+        ...
+
+
+async def in_smaller_forms(request: Callable[[MessageForm], Awaitable[T]]) -> T:
+    """Make a request with the whole message, and again with a smaller form of it each time it is refused."""
+    form = MessageForm.FULL
+    while True:
+        try:
+            return await request(form)
+        except (MessageTooLarge, MessageRefused) as error:
+            smaller = form.smaller if isinstance(error, MessageTooLarge) else MessageForm.TEXT
+            if smaller is None or smaller is form:
+                raise
+            form = smaller

@@ -15,7 +15,8 @@ from pathlib import Path
 from bot.bot_failpoints import failpoint
 from bot.clock import SYSTEM_CLOCK, Clock
 from bot.config import QueueSettings
-from bot.errors import DatabaseUnwritable, JobFolderUnwritable, LaunchFailed, RunnerUnreachable
+from bot.db.errors import DatabaseUnwritable
+from bot.errors import JobFolderUnwritable, LaunchFailed, RunnerUnreachable
 from bot.queue.domain.job import ActiveJob, State
 from bot.queue.liveness import LivenessMonitor
 from bot.queue.store.history import AuditReason
@@ -28,6 +29,7 @@ from trainer.exchange.job_dir import read_spec, write_spec
 from trainer.protocol.events import Failed, Finished, Stopped
 from trainer.protocol.run_options import RunOptions
 from trainer.protocol.spec import Spec, SpecError
+from trainer.protocol.text import ENGLISH
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,7 @@ class Dispatcher:
         settings: Poll interval, grace times, limits.
         admission: Whether jobs may start now (training windows, disk space).
         advance: Advances a running study; it must not wait for the trainer.
+        language_of: The language of a server, for what its trainings write.
         clock: Wall-clock time for grace times.
         monitor: Detects hung processes.
     """
@@ -59,6 +62,7 @@ class Dispatcher:
         settings: QueueSettings | None = None,
         admission: Callable[[], Admission] = lambda: Admission.ALLOW,
         advance: Callable[[ActiveJob], Awaitable[None]] = _no_studies,
+        language_of: Callable[[int], str] = lambda _guild_id: ENGLISH,
         clock: Clock = SYSTEM_CLOCK,
         monitor: LivenessMonitor | None = None,
     ) -> None:
@@ -68,6 +72,7 @@ class Dispatcher:
         self._settings = settings or QueueSettings()
         self._admission = admission
         self._advance = advance
+        self._language_of = language_of
         self._clock = clock
         self._monitor = monitor or LivenessMonitor(clock=clock)
         self._stepping = asyncio.Lock()
@@ -164,6 +169,7 @@ class Dispatcher:
             gpus=job.gpus if job.devices else 0,
             devices=job.devices,
             micro_batch=job.micro_batch,
+            language=self._language_of(job.guild_id),
         )
         try:
             await asyncio.to_thread(_ensure_spec, job_dir, job.spec)

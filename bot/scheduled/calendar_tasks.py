@@ -128,7 +128,7 @@ class DigestSender:
         self._clock = clock
 
     async def check(self) -> None:
-        """Send it if it is due."""
+        """Send the digest of the last week if it is due and was not sent."""
         until = last_weekly(self._clock.time(), _WEEKDAY, _DIGEST_AT, self._windows.zone)
         label = f"{until:%G-W%V}"
         if not await is_due(self._db, _DIGEST_SETTING, label):

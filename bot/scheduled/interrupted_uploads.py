@@ -18,7 +18,8 @@ from bot.datasets import (
     import_files,
 )
 from bot.db import Database
-from bot.errors import DarkroomError, DatabaseUnwritable
+from bot.db.errors import DatabaseUnwritable
+from bot.errors import DarkroomError
 from bot.outbox import Notification, NotificationKind, Outbox
 from bot.queue import DraftStore, State
 from bot.ui.discord_text import escape

@@ -135,10 +135,10 @@ def parse_news(detail: str) -> News:
     return _NEWS.validate_json(detail)
 
 
-def news_post(notification: Notification, marker: str) -> MessageContent:
+def news_post(notification: Notification) -> MessageContent:
     """The message of stored news; it mentions no one."""
     text = news_text(parse_news(notification.detail))
-    body = box(Color.NOTE, text, f"-# Darkroom · {marker}")
+    body = box(Color.NOTE, text)
     return MessageContent(layout=layout(body), is_silent=True)
 
 

@@ -12,8 +12,12 @@ from typing import Any, Self
 import discord
 from discord import ui
 
+from trainer.protocol.text import _
+
 _JOB = re.compile(r"job:([0-9]{1,18}):([a-z_]{1,20})")
 _DATASET = re.compile(r"ds:([0-9]{1,18}):([a-z_]{1,20})(?::([0-9a-z_-]{1,64}))?")
+_FORM = re.compile(r"form:([0-9]{1,19})")
+_HELP = re.compile(r"help:([a-z]{1,20})")
 _ADMIN = re.compile(r"admin:([a-z_]{1,20}):([0-9a-z]{1,40})")
 
 
@@ -56,6 +60,57 @@ class AdminButton(_PersistentButton, template=r"(?s:admin:.*)"):
         interaction.client.dispatch("admin_button", interaction, verb, arg)
 
 
+class FormButton(_PersistentButton, template=r"(?s:form:.*)"):
+    """[Fix in form]; a press is dispatched as `form_button` with the key of the form."""
+
+    async def callback(self, interaction: discord.Interaction[Any]) -> None:
+        found = _FORM.fullmatch(self.custom_id)
+        interaction.client.dispatch("form_button", interaction, found[1] if found else "")
+
+
+class HelpButton(_PersistentButton, template=r"(?s:help:.*)"):
+    """A page of `/help`; a press is dispatched as `help_button` with the page."""
+
+    async def callback(self, interaction: discord.Interaction[Any]) -> None:
+        found = _HELP.fullmatch(self.custom_id)
+        interaction.client.dispatch("help_button", interaction, found[1] if found else "")
+
+
+def form_button(key: int) -> FormButton:
+    """Make the button that opens a refused form again."""
+    style = discord.ButtonStyle.primary
+    return FormButton(ui.Button(custom_id=f"form:{key}", label=_("Fix in form"), style=style))
+
+
+def help_button(page: str, label: str, *, is_disabled: bool = False) -> HelpButton:
+    """Make the button of a page of `/help`."""
+    return HelpButton(
+        ui.Button(custom_id=f"help:{page}", label=label, style=discord.ButtonStyle.secondary, disabled=is_disabled)
+    )
+
+
+class NotifyButton(_PersistentButton, template=r"(?s:notify:quiet)"):
+    """A button of `/notify`; a press is dispatched as `notify_menu` with its verb."""
+
+    async def callback(self, interaction: discord.Interaction[Any]) -> None:
+        interaction.client.dispatch("notify_menu", interaction, "quiet", "")
+
+
+class NotifyMenu(ui.DynamicItem[ui.Select[ui.LayoutView]], template=r"notify:at:(?P<event>[a-z_]{1,20})"):
+    """A menu of `/notify`; a choice is dispatched as `notify_menu` with `event-place`."""
+
+    @classmethod
+    async def from_custom_id(
+        cls, interaction: discord.Interaction[Any], item: ui.Item[Any], match: re.Match[str], /
+    ) -> Self:
+        assert isinstance(item, ui.Select)
+        return cls(item)
+
+    async def callback(self, interaction: discord.Interaction[Any]) -> None:
+        event = self.custom_id.rpartition(":")[2]
+        interaction.client.dispatch("notify_menu", interaction, "at", f"{event}-{''.join(self.item.values[:1])}")
+
+
 def job_button(
     job_id: int,
     verb: str,
@@ -65,7 +120,7 @@ def job_button(
     style: discord.ButtonStyle = discord.ButtonStyle.secondary,
 ) -> JobButton:
     """Make a button about a job."""
-    return JobButton(ui.Button(custom_id=f"job:{job_id}:{verb}", label=label, emoji=emoji, style=style))
+    return JobButton(ui.Button(custom_id=f"job:{job_id}:{verb}", label=label or None, emoji=emoji, style=style))
 
 
 def dataset_button(

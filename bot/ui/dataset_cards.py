@@ -11,19 +11,20 @@ import discord
 from discord import ui
 
 from bot.datasets import Dataset
-from bot.datasets.decisions import review_questions, undecided_images
+from bot.datasets.decisions import CAPTIONS, review_questions, undecided_images
 from bot.queue.planning.estimates import Estimate
 from bot.ui.buttons import DatasetButton, dataset_button
 from bot.ui.discord_text import escape, mention, relative_time
-from bot.ui.job_card import rank_words, rates_words
 from bot.ui.layout import Color, FileToSend, MessageContent, box, image_gallery, layout, row, sendable
 from bot.ui.study_card import request_words
+from bot.ui.training_plan import estimate_line, plan_lines, study_lines
+from trainer.exchange.dataset_dir import SHARED_PAGE
 from trainer.protocol.bucket_shapes import ResolutionFit
 from trainer.protocol.finding_labels import main_kind, tally
 from trainer.protocol.report import Counts, DatasetReport
 from trainer.protocol.spec import Spec
 from trainer.protocol.study import StudyRequest
-from trainer.protocol.text import _, ngettext, rough_duration, size
+from trainer.protocol.text import _, ngettext, size
 
 LIST_PAGE = 10
 #: Most frequent words of the captions, and sentences of the summary.
@@ -48,17 +49,58 @@ class ReportView:
     draft_id: int | None = None
     spec: Spec | None = None
     study: StudyRequest | None = None
+    #: Trainings that the study makes, and how long all of them take; None: nothing like them has run yet.
+    study_runs: int = 0
+    study_s: float | None = None
     #: What the draft's resolution means for the images; None if its base does not tell.
     fit: ResolutionFit | None = None
     #: None: no comparable job has run yet.
     estimate: Estimate | None = None
+    #: The member who sees it may change the dataset.
+    may_change: bool = True
+
+
+def confirm_card(view: ReportView, spec: Spec) -> MessageContent:
+    """What a draft would train, and on which images; nothing is queued before its owner says so."""
+    dataset = view.dataset
+    sheet, alt = _sheet(view)
+    body = box(
+        Color.NOTE if _undecided(view) else Color.DONE,
+        escape(view.note, 300) or None,
+        f"### {_('Train “{name}”?', name=escape(spec.name))}\n-# {_('Nothing is queued yet.')}",
+        _plan(view, spec),
+        "\n".join([_("**Images**: {images}", images=dataset_words(view.report)), *skipped_lines(view.report)]),
+        _pending_words(dataset),
+        _decision_words(view),
+        _answers(dataset.id, view.draft_id) if view.draft_id is not None else None,
+        image_gallery(sheet, alt) if sheet else None,
+        *_rows(view, has_sheet=sheet is not None),
+    )
+    return MessageContent(layout=layout(body), files=(sheet,) if sheet else ())
+
+
+def _pending_words(dataset: Dataset) -> str | None:
+    if not dataset.is_pending:
+        return None
+    return _("✏️ Decisions are stored and not applied yet; the numbers are from before.")
+
+
+def _answers(dataset_id: int, draft_id: int) -> ui.ActionRow[ui.LayoutView]:
+    style = discord.ButtonStyle.success
+    return row(
+        dataset_button(dataset_id, "go", _("Start training"), arg=draft_id, style=style),
+        dataset_button(dataset_id, "edit", _("Edit"), arg=draft_id),
+        dataset_button(dataset_id, "advanced", _("Advanced…"), arg=draft_id),
+        dataset_button(dataset_id, "cancel", _("Cancel"), arg=draft_id),
+    )
 
 
 def report_card(view: ReportView) -> MessageContent:
-    """What is in a dataset, what was found and done, and its contact sheets."""
+    """What is in a dataset, what was found and done, and its contact sheets; of a draft, also what it would train."""
+    if view.spec is not None:
+        return confirm_card(view, view.spec)
     dataset, report = view.dataset, view.report
     sheet, alt = _sheet(view)
-    pending = _("✏️ Decisions are stored and not applied yet; the numbers are from before.")
     body = box(
         Color.NOTE if _undecided(view) else Color.DONE,
         escape(view.note, 300) or None,
@@ -66,14 +108,19 @@ def report_card(view: ReportView) -> MessageContent:
         f"-# {_('of {owner}', owner=mention(dataset.owner_id))}"
         f" · {_('uploaded {when}', when=relative_time(dataset.created_at))}",
         "\n".join(escape(line, 300) for line in dataset.summary.splitlines()[:_SHOWN_SENTENCES]),
-        pending if dataset.is_pending else None,
+        _pending_words(dataset),
         _decision_words(view),
         _caption_words(report) or None,
         image_gallery(sheet, alt) if sheet else None,
-        _question(view),
         *_rows(view, has_sheet=sheet is not None),
     )
     return MessageContent(layout=layout(body), files=(sheet,) if sheet else ())
+
+
+def shared_page(dataset: Dataset, file_limit: int) -> FileToSend | None:
+    """The report as one page that opens anywhere; None if it is too large for that."""
+    file = FileToSend(folder=dataset.folder, path=SHARED_PAGE, name=f"{dataset.name}-report.html")
+    return next(iter(sendable([file], file_limit)), None)
 
 
 def report_file(dataset: Dataset, packed: Path, file_limit: int) -> FileToSend | None:
@@ -86,7 +133,7 @@ def report_file(dataset: Dataset, packed: Path, file_limit: int) -> FileToSend |
 
 def report_reply(dataset: Dataset, file: FileToSend) -> MessageContent:
     """The report as a file."""
-    words = _("The full report of **{name}**: every image, findings, and actions.", name=escape(dataset.name))
+    words = _("The report of **{name}**: every image, what was found, and what was done.", name=escape(dataset.name))
     if file.name.endswith(".zip"):
         words += " " + _("Unpack it and open report.html.")
     return MessageContent(layout=layout(words, ui.File[ui.LayoutView](file.url)), files=(file,))
@@ -121,6 +168,44 @@ def _list_line(dataset: Dataset) -> str:
     return " · ".join(parts)
 
 
+def captions_card(dataset: Dataset, *, can_write: bool) -> MessageContent:
+    """How many images have a caption, and the ways to change them.
+
+    Args:
+        dataset: As it is.
+        can_write: A model for captions is set up.
+    """
+    missing = dataset.counts.kept - dataset.counts.captioned
+    lines = [f"### {_('Captions of {name}', name=escape(dataset.name))}"]
+    if missing:
+        lines.append(
+            ngettext(
+                "{n} of {all} images has no caption. Only the image is learned then, not its name.",
+                "{n} of {all} images have no caption. Only the images are learned then, not their names.",
+                missing,
+                all=dataset.counts.kept,
+            )
+        )
+    else:
+        lines.append(_("Each image has a caption."))
+    if dataset.counts.automatic:
+        lines.append(
+            ngettext(
+                "{n} caption was written by a model and not read by anyone yet.",
+                "{n} captions were written by a model and not read by anyone yet.",
+                dataset.counts.automatic,
+            )
+        )
+    buttons = [
+        dataset_button(dataset.id, "each", _("One by one"), arg=CAPTIONS, style=discord.ButtonStyle.primary),
+        dataset_button(dataset.id, "rules", _("Change all at once")),
+    ]
+    if can_write and missing:
+        label = ngettext("Let a model write {n}", "Let a model write {n}", missing)
+        buttons.append(dataset_button(dataset.id, "write", label))
+    return MessageContent(layout=layout(box(Color.WAITING, "\n".join(lines), row(*buttons))))
+
+
 def delete_question(dataset: Dataset) -> MessageContent:
     """Asked once before a dataset is deleted."""
     text = _(
@@ -140,34 +225,6 @@ def delete_question(dataset: Dataset) -> MessageContent:
 def images_words(count: int) -> str:
     """`37 images`."""
     return ngettext("{n} image", "{n} images", count)
-
-
-def spec_words(spec: Spec) -> str:
-    """What a draft would train, in one line."""
-    epochs = ngettext("{n} epoch", "{n} epochs", spec.training.epochs)
-    if spec.early_stopping.enabled:
-        epochs += ", " + _("early stop")
-    parts = (
-        f"**{escape(spec.name)}**",
-        epochs,
-        _("base {name}", name=escape(spec.base.source, 60)),
-        _("preset {name}", name=escape(spec.preset, 40)),
-        rank_words(spec),
-        f"lr {rates_words(spec)}",
-    )
-    return " · ".join(part for part in parts if part)
-
-
-def estimate_words(estimate: Estimate) -> str:
-    """`runs about 48 min (4 of 5 like it: 41 min to 1 h 02 min; usually ±15 %)`."""
-    runs = _("runs about {duration}", duration=rough_duration(estimate.seconds))
-    asides = []
-    if estimate.high_s > estimate.low_s * 1.05:
-        low, high = rough_duration(estimate.low_s), rough_duration(estimate.high_s)
-        asides.append(_("4 of 5 like it: {low} to {high}", low=low, high=high))
-    if estimate.usual_error is not None:
-        asides.append(_("usually ±{error}", error=f"{estimate.usual_error:.0%}"))
-    return f"{runs} ({'; '.join(asides)})" if asides else runs
 
 
 # -- parts of the card --------------------------------------------------------------------------------------------
@@ -195,38 +252,15 @@ def _undecided(view: ReportView) -> int:
 
 
 def _caption_words(report: DatasetReport) -> str:
-    """`Captions: 22 distinct · 2 tokens, the longest 4 · fox ×12`: what the summary does not tell."""
+    """`22 different captions · most frequent words: fox (12), snow (7)`: what the summary does not tell."""
     captions = report.captions
     if captions is None or not report.counts.captioned:
         return ""
-    words = _(
-        "Captions: {distinct} distinct · {median} tokens, the longest {longest}",
-        distinct=captions.distinct,
-        median=f"{captions.median_tokens:g}",
-        longest=captions.longest_tokens,
-    )
-    common = ", ".join(f"{escape(each.word, 30)} ×{each.images}" for each in captions.words[:_SHOWN_WORDS])
-    return f"-# {words} · {common}" if common else f"-# {words}"
-
-
-def size_words(fit: ResolutionFit) -> str:
-    """`trained at 1024 px: 41 of 60 images are enlarged, up to 3.4 times; 4% is cropped on average`."""
-    if fit.enlarged:
-        enlarged = ngettext(
-            "{n} of {all} images is enlarged, {times} times",
-            "{n} of {all} images are enlarged, up to {times} times",
-            fit.enlarged,
-            all=len(fit.images),
-            times=f"{fit.most_enlarged:.1f}",
-        )
-    else:
-        enlarged = _("no image is enlarged")
-    return _(
-        "trained at {px} px: {enlarged}; {share} is cropped on average",
-        px=fit.resolution,
-        enlarged=enlarged,
-        share=f"{fit.mean_cropped:.0%}",
-    )
+    words = ngettext("{n} different caption", "{n} different captions", captions.distinct)
+    common = _(", ").join(f"{escape(each.word, 30)} ({each.images})" for each in captions.words[:_SHOWN_WORDS])
+    if common:
+        words += " · " + _("most frequent words: {words}", words=common)
+    return f"-# {words}"
 
 
 def _sheet(view: ReportView) -> tuple[FileToSend | None, str]:
@@ -251,45 +285,44 @@ def _sheet(view: ReportView) -> tuple[FileToSend | None, str]:
     return file, alt
 
 
-def _question(view: ReportView) -> str | None:
-    if view.spec is None:
-        return None
-    words = spec_words(view.spec)
-    if view.study is not None:
-        words = _("{study} of {spec}", study=request_words(view.study), spec=words)
-    lines = [words]
-    if view.fit:
-        lines.append(size_words(view.fit))
-    if view.estimate:
-        lines.append(estimate_words(view.estimate))
-    lines.append(_("Nothing is queued yet. **Go on** with this dataset?"))
+def _plan(view: ReportView, spec: Spec) -> str:
+    lines = plan_lines(spec, view.report, view.fit)
+    if view.study is None:
+        lines.append(estimate_line(view.estimate))
+    else:
+        lines[:0] = [
+            _("**Study**: {study}", study=request_words(view.study)),
+            *study_lines(view.study_runs, view.study_s),
+        ]
     return "\n".join(lines)
 
 
 def _rows(view: ReportView, *, has_sheet: bool) -> list[ui.ActionRow[ui.LayoutView]]:
     dataset, draft = view.dataset, view.draft_id
-    review: list[DatasetButton] = []
+    first: list[DatasetButton] = []
+    second = [dataset_button(dataset.id, "report", _("Report"))]
+    if draft is None:
+        style = discord.ButtonStyle.success
+        first.append(dataset_button(dataset.id, "train", _("Fine-tune with this"), style=style))
     if review_questions(view.report):
-        review.append(dataset_button(dataset.id, "review", _review_label(_undecided(view), draft)))
-    if dataset.is_pending:
-        review.append(dataset_button(dataset.id, "done", _("Apply decisions")))
-    review.append(dataset_button(dataset.id, "report", _("Download report")))
-    rows = [row(*review)]
+        undecided = _undecided(view) if view.may_change else 0
+        first.append(dataset_button(dataset.id, "review", _review_label(undecided)))
+    if view.may_change:
+        second.insert(0, dataset_button(dataset.id, "captions", _("Captions")))
+        if dataset.is_pending:
+            second.append(dataset_button(dataset.id, "done", _("Apply decisions")))
+    # On a phone three buttons fit beside each other.
+    rows = [row(*first, *second)] if len(first) + len(second) <= 3 else [row(*first), row(*second)]
     if has_sheet and len(view.report.sheets) > 1:
         tail = "" if draft is None else f"d{draft}"
         rows.insert(0, row(*_page_buttons(dataset.id, "sheet", view.sheet, len(view.report.sheets), tail)))
-    if draft is not None:
-        go = dataset_button(dataset.id, "go", _("Go on"), arg=draft, style=discord.ButtonStyle.success)
-        rows.append(row(go, dataset_button(dataset.id, "cancel", _("Cancel"), arg=draft)))
     return rows
 
 
-def _review_label(undecided: int, draft_id: int | None) -> str:
+def _review_label(undecided: int) -> str:
     if not undecided:
-        return _("Review the findings")
-    if draft_id is None:
-        return ngettext("Review {n} image", "Review {n} images", undecided)
-    return ngettext("Fix: review {n} image", "Fix: review {n} images", undecided)
+        return _("What was found")
+    return ngettext("Review {n} image", "Review {n} images", undecided)
 
 
 def _page_buttons(

@@ -8,13 +8,15 @@ from typing import Any, TypeAlias
 import discord
 from discord import ui
 
+from bot.ui.buttons import form_button
 from bot.ui.discord_text import shorten
+from bot.ui.layout import Color, MessageContent, box, layout, row
 from trainer.protocol.edits import CaptionRules
 from trainer.protocol.text import _
 
 #: Discord's limit for one form.
 MAX_FILES = 10
-_MAX_TITLE_CHARS = 45
+_MAX_TITLE_CHARS, _MAX_PLACEHOLDER_CHARS = 45, 100
 _MAX_CAPTION_CHARS, _MAX_LIST_CHARS = 2000, 4000
 #: A form that was closed without an answer is forgotten after this time.
 _TIMEOUT_S = 3600
@@ -33,6 +35,15 @@ class Form(ui.Modal):
         super().__init__(title=shorten(title, _MAX_TITLE_CHARS), timeout=_TIMEOUT_S)
         self._submitted = submitted
         self._texts: dict[str, ui.TextInput[Any]] = {}
+        #: Add each field to another form, with what was typed.
+        self._refills: list[Callable[[Any], None]] = []
+
+    def refilled(self) -> Form:
+        """Return the same form, filled with what was typed."""
+        again = type(self)(self.title, self._submitted)
+        for refill in self._refills:
+            refill(again)
+        return again
 
     @property
     def texts(self) -> dict[str, str]:
@@ -51,17 +62,38 @@ class Form(ui.Modal):
         value: str = "",
         max_length: int = 200,
         is_long: bool = False,
+        placeholder: str = "",
     ) -> None:
         """Add an optional line, or a paragraph."""
-        style = discord.TextStyle.paragraph if is_long else discord.TextStyle.short
         field: ui.TextInput[Any] = ui.TextInput(
-            custom_id=name, style=style, required=False, max_length=max_length, default=value[:max_length] or None
+            custom_id=name,
+            style=discord.TextStyle.paragraph if is_long else discord.TextStyle.short,
+            required=False,
+            max_length=max_length,
+            default=value[:max_length] or None,
+            placeholder=shorten(placeholder, _MAX_PLACEHOLDER_CHARS) or None,
         )
         self._texts[name] = field
         self.add_item(ui.Label(text=label, description=description, component=field))
+        self._refills.append(
+            lambda form: form.add_text(
+                name,
+                label,
+                description,
+                value=field.value,
+                max_length=max_length,
+                is_long=is_long,
+                placeholder=placeholder,
+            )
+        )
 
 
 FormCallback: TypeAlias = Callable[[discord.Interaction[Any], Form], Awaitable[None]]
+
+
+def refused_form(sentence: str, key: int) -> MessageContent:
+    """Why a form was refused, and the way back to it with everything that was typed."""
+    return MessageContent(layout=layout(box(Color.NOTE, f"✏️ {sentence}", row(form_button(key)))))
 
 
 class UploadForm(Form):
@@ -78,7 +110,7 @@ class UploadForm(Form):
             )
         )
         self.add_text(
-            "name", _("Name"), _("Lower-case letters, digits, - . _ · left out: that of the first file"), max_length=36
+            "name", _("Name"), _("Lowercase letters, digits, - . _ (default: the first file's name)"), max_length=36
         )
         self._mode: ui.RadioGroup[Any] | None = None
         if has_captioner:
@@ -110,7 +142,14 @@ class UploadForm(Form):
 def caption_form(submitted: FormCallback, *, number: int, caption: str) -> Form:
     """The caption of one image."""
     form = Form(_("Caption of image {number}", number=number), submitted)
-    form.add_text("caption", _("Caption"), _("Empty: none"), value=caption, max_length=_MAX_CAPTION_CHARS, is_long=True)
+    form.add_text(
+        "caption",
+        _("Caption"),
+        _("Leave empty for no caption"),
+        value=caption,
+        max_length=_MAX_CAPTION_CHARS,
+        is_long=True,
+    )
     return form
 
 
@@ -135,5 +174,5 @@ def rules_form(submitted: FormCallback, *, name: str, rules: dict[str, str]) -> 
 
 
 def _add_trigger(form: Form, value: str = "") -> None:
-    description = _("Put in front of each caption that does not contain it")
+    description = _("Added to the start of every caption that doesn't contain it")
     form.add_text("trigger", _("Trigger word"), description, value=value, max_length=_RULE_CHARS["trigger"])

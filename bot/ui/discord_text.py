@@ -1,18 +1,16 @@
-"""Discord's own text: escaping, mentions, timestamps, bars and sparklines; and the permissions that the bot needs."""
+"""Discord's own text: escaping, mentions, timestamps and bars; and the permissions that the bot needs."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
-from math import isfinite
 
 import discord
 
 from bot.outbox.transport import HoldReason
 from trainer.protocol.text import _, ngettext
 
-_SPARKS = "▁▂▃▄▅▆▇█"
 #: `<@1>`, `<#1>`, `<:emoji:1>`, `<t:1>`, `</command:1>`, `<id:customize>`: everything that Discord renders from a `<`.
 _RENDERED_BY_DISCORD = re.compile(r"<(?=[@#:/at]|id:)")
 #: Not `discord.utils.escape_markdown`: it leaves a `[…](…` whose end comes from the surrounding text.
@@ -30,7 +28,13 @@ _WITHIN_A_DAY = timedelta(hours=12)
 _ZERO_WIDTH_SPACE = "\u200b"
 
 NEEDED_PERMISSIONS = discord.Permissions(
-    view_channel=True, send_messages=True, attach_files=True, embed_links=True, read_message_history=True
+    view_channel=True,
+    send_messages=True,
+    create_public_threads=True,
+    send_messages_in_threads=True,
+    attach_files=True,
+    embed_links=True,
+    read_message_history=True,
 )
 
 
@@ -58,28 +62,10 @@ def mention(user_id: int) -> str:
     return f"<@{user_id}>" if user_id else _("an operator at the command line")
 
 
-def progress_bar(share: float, width: int = 16) -> str:
-    """A progress bar of `width` characters; full only at 1."""
-    filled = min(width, int(max(0.0, share) * width))
-    return "▰" * filled + "▱" * (width - filled)
-
-
-def sparkline(values: Sequence[float], width: int = 16) -> str:
-    """The last `width` values as block characters, scaled between their minimum and maximum; without non-numbers."""
-    shown = [value for value in values if isfinite(value)][-width:]
-    if not shown:
-        return ""
-    low, high = min(shown), max(shown)
-    span = (high - low) or 1.0
-    return "".join(_SPARKS[round((value - low) / span * (len(_SPARKS) - 1))] for value in shown)
-
-
-def trend(now: float, before: float | None) -> str:
-    """ " ▼" if a loss fell by more than half a percent, " ▲" if it rose; empty if there is no value before it."""
-    if before is None or before <= 0:
-        return ""
-    change = now / before - 1
-    return " ▼" if change < -0.005 else " ▲" if change > 0.005 else " ▬"
+def progress_bar(share: float, width: int = 12) -> str:
+    """A progress bar of `width` blocks: one from the start on, all only at 1."""
+    filled = min(width, max(int(share * width), 1 if share > 0 else 0))
+    return "█" * filled + "░" * (width - filled)
 
 
 def relative_time(moment: datetime) -> str:
@@ -100,12 +86,6 @@ def date_time(moment: datetime) -> str:
 def time_or_date(moment: datetime, now: datetime) -> str:
     """Only the time if it is within half a day of now, else date and time."""
     return clock_time(moment) if abs(moment - now) < _WITHIN_A_DAY else date_time(moment)
-
-
-def ordinal(number: int) -> str:
-    """`1st`, `2nd`, `3rd`, `11th`."""
-    suffix = "th" if 10 <= number % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
-    return f"{number}{suffix}"
 
 
 def first_lines(lines: Sequence[str], *, most: int = 20, characters: int = 1200, total: int | None = None) -> list[str]:

@@ -98,11 +98,11 @@ def _what_follows(reason: EndReason) -> str:
     )
     if reason.kept_epoch:
         kept = _(
-            "The checkpoint of epoch {epoch} and the log (trainer.log in its folder) are kept.",
+            "What it learned up to epoch {epoch} is kept. Its log is below [Details].",
             epoch=reason.kept_epoch,
         )
     else:
-        kept = _("Its log is kept (trainer.log in its folder).")
+        kept = _("Its log is below [Details].")
     return f"{failed} {kept}"
 
 

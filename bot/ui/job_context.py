@@ -39,8 +39,6 @@ class JobContext:
     position: int | None = None
     #: Largest file that the server accepts, bytes.
     file_limit: int = 10 * 1024 * 1024
-    #: The sender finds the message again by it after a crash.
-    marker: str = ""
     #: When it came into its state, if known.
     since: datetime | None = None
     #: None: the queue runs.
@@ -57,9 +55,10 @@ class JobContext:
     children: tuple[Job, ...] = ()
     step: StudyStep | None = None
 
-    def footer(self, job: Job) -> str:
-        """The last line of each message about a job: `job 42·a1 · 3fa8c1d2`."""
-        return f"job {job.id}·a{job.attempt}" + (f" · {self.marker}" if self.marker else "")
+
+def position_words(position: int) -> str:
+    """A place in line: `next in line`, `number 3 in line`."""
+    return _("next in line") if position == 1 else _("number {n} in line", n=position)
 
 
 def waiting_lines(job: Job, context: JobContext) -> list[str]:
@@ -80,18 +79,22 @@ def _starts_as_requested(job: Job, context: JobContext) -> bool:
 def why_waiting(job: Job, context: JobContext) -> str:
     """Why a job does not start although it may be its turn; empty if it only waits for a slot."""
     if context.queue_pause is not None:
-        return _("{reason} The job is saved as #{job}.", reason=pause_line(context.queue_pause), job=job.id)
+        return _(
+            "{reason} This training keeps its place in line as #{job}.",
+            reason=pause_line(context.queue_pause),
+            job=job.id,
+        )
     if job.run_after is not None and job.run_after > context.now:
         when = relative_time(job.run_after)
         if job.attempt:
-            return _("It is started again {when}, in case the problem has passed by then.", when=when)
-        return _("It was asked to start at {time} ({when}).", time=date_time(job.run_after), when=when)
+            return _("It tries again {when}, in case the problem was temporary.", when=when)
+        return _("It will not start before {time} ({when}).", time=date_time(job.run_after), when=when)
     if context.why_closed:
         return escape(context.why_closed, 300)
     if context.owner_may_run is not None and context.owner_runs >= context.owner_may_run:
         return ngettext(
-            "{owner} has {n} training running and may have {allowed} at once; this one starts when that one ends.",
-            "{owner} has {n} trainings running and may have {allowed} at once; this one starts when one of them ends.",
+            "{owner} may run {allowed} training at a time and has {n} running. This one starts when that one ends.",
+            "{owner} may run {allowed} trainings at a time and has {n} running. This one starts when one of them ends.",
             context.owner_runs,
             owner=mention(job.owner_id),
             allowed=context.owner_may_run,
@@ -108,28 +111,31 @@ def why_waiting(job: Job, context: JobContext) -> str:
 
 
 def pause_line(queue_pause: QueuePause) -> str:
-    """`Queue is paused by @ana: “driver update”.`"""
+    """`@ana has paused the queue: “driver update”.`"""
     by = mention(queue_pause.by)
     is_pause = queue_pause.kind is PauseKind.PAUSE
     if not queue_pause.why:
-        return _("Queue is paused by {by}.", by=by) if is_pause else _("Queue is drained by {by}.", by=by)
+        return _("{by} has paused the queue.", by=by) if is_pause else _("{by} is emptying the queue.", by=by)
     why = escape(queue_pause.why, 300)
     if is_pause:
-        return _("Queue is paused by {by}: “{why}”.", by=by, why=why)
-    return _("Queue is drained by {by}: “{why}”.", by=by, why=why)
+        return _("{by} has paused the queue: “{why}”.", by=by, why=why)
+    return _("{by} is emptying the queue: “{why}”.", by=by, why=why)
 
 
 def forecast_line(forecast: StartForecast, now: datetime, *, hides_start: bool = False) -> str:
-    """`starts about 14:20 (in 35 minutes) · runs about 48 min (usually ±15 %)`; unknown parts are left out."""
+    """`Starts about 14:20 (in 35 minutes) · takes about 48 min (usually ±15 %)`; unknown parts are left out."""
     parts = []
     if forecast.starts_at is not None and not hides_start:
         parts.append(start_words(forecast.starts_at, now, with_distance=True))
     if forecast.seconds is not None:
-        runs = _("runs about {duration}", duration=rough_duration(forecast.seconds))
-        if forecast.usual_error is not None:
-            runs += " " + _("(usually ±{error})", error=f"{forecast.usual_error:.0%}")
-        parts.append(runs)
-    return " · ".join(parts)
+        time = rough_duration(forecast.seconds)
+        if forecast.usual_error is None:
+            parts.append(_("takes about {duration}", duration=time))
+        else:
+            error = f"{forecast.usual_error:.0%}"
+            parts.append(_("takes about {duration} (usually ±{error})", duration=time, error=error))
+    line = " · ".join(parts)
+    return line[:1].upper() + line[1:]
 
 
 def start_words(starts_at: datetime, now: datetime, *, with_distance: bool = False) -> str:

@@ -6,20 +6,30 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
-import discord
 from discord import ui
 
 from bot.queue.domain.job import Job, State
-from bot.queue.domain.verbs import Verb
-from bot.ui.buttons import job_button
+from bot.queue.domain.verbs import Verb, is_applicable
+from bot.ui.buttons import JobButton, job_button
 from bot.ui.discord_text import escape, inline_code, mention
-from bot.ui.job_card import files_button, result_verdict, settings_line
+from bot.ui.job_card import files_button, finished_words, metric_words, settings_line
 from bot.ui.job_context import JobContext
 from bot.ui.layout import Color, FileToSend, MessageContent, box, image_gallery, layout, row, sendable, text_message
-from trainer.protocol.events import Event, Exported, ExportFormat, Failed, Finished, Reader, Stopped, Tested
+from bot.ui.remedies import failure_buttons, remedy_buttons
+from trainer.protocol.events import (
+    Event,
+    Exported,
+    ExportFormat,
+    Failed,
+    FailureKind,
+    Finished,
+    Reader,
+    Stopped,
+    Tested,
+)
 from trainer.protocol.exported_files import loading_code, newest_files
-from trainer.protocol.settings import MethodKind, SplitKind, TaskKind
-from trainer.protocol.text import _, duration, ngettext, noise_levels, size, verdict
+from trainer.protocol.settings import TINY, MethodKind, SplitKind, TaskKind
+from trainer.protocol.text import _, ngettext, noise_levels, size, verdict
 
 _LIBRARIES = {Reader.DIFFUSERS, Reader.PEFT, Reader.TRANSFORMERS}
 #: What a finished job hands over; names of methods are not translated.
@@ -34,16 +44,25 @@ _PRODUCTS = {
 
 
 def files_messages(job: Job, context: JobContext, events: Sequence[Event]) -> list[MessageContent]:
-    """The exported files of a job for one person, in as many messages as they need; empty if there are none."""
+    """All files of a job for one person, the report last, in as many messages as they need; empty if there are none."""
     files = [_exported_file(job, context, event) for event in newest_files(events)]
     # Of the files of epochs only the newest are kept.
     files = [each for each in files if each.exported.epoch is None or each.is_there]
+    report = _report_file(job, context, events)
     return split_files(
-        [each.file for each in files if not each.is_folder],
+        [each.file for each in files if not each.is_folder] + ([report] if report and files else []),
         context.file_limit,
         lambda sent: _how_to_use(job, files, sent),
         title=_("**#{job} {name}**", job=job.id, name=escape(job.name)),
     )
+
+
+def _report_file(job: Job, context: JobContext, events: Sequence[Event]) -> FileToSend | None:
+    """The report of a training (one page with its pictures in it); None if there is none."""
+    finished = next((event for event in events if isinstance(event, Finished)), None)
+    if finished is None or finished.shared_report is None:
+        return None
+    return FileToSend(folder=context.job_dir, path=finished.shared_report, name=f"{job.name}-report.html")
 
 
 def split_files(
@@ -68,65 +87,75 @@ def split_files(
 
 
 def done_post(job: Job, context: JobContext, events: Sequence[Event]) -> MessageContent:
-    """The result: its numbers, base and best side by side, the files, and how to use them."""
+    """The result: base and best side by side, then the verdict, then the file that most people need."""
     finished = next((event for event in events if isinstance(event, Finished)), None)
     tested = next((event for event in events if isinstance(event, Tested)), None)
     weights = [_exported_file(job, context, event) for event in newest_files(events)]
-    best = [each.file for each in weights if each.exported.epoch is None and not each.is_folder]
+    main = _main_file(weights)
     comparison = None
     if finished:
         comparison = FileToSend(folder=context.job_dir, path=finished.comparison, name=f"{job.name}-base-and-best.png")
-    sent = sendable(
-        [*([comparison] if comparison else []), *best],
-        context.file_limit,
-    )
+    report = _report_file(job, context, events)
+    wanted = [comparison, None if main is None or main.is_folder else main.file, report]
+    sent = sendable([file for file in wanted if file is not None], context.file_limit)
     shown = image_gallery(comparison, finished.comparison_alt) if finished and comparison in sent else None
-    is_no_better = finished is not None and finished.best_ratio >= 1
+    is_no_better = finished is not None and not finished.best_ratio < 1
     sign, color = ("⚠️", Color.NOTE) if is_no_better else ("✅", Color.DONE)
     body = box(
         color,
-        f"## {sign} {_('#{job} {name} is done', job=job.id, name=escape(job.name))}\n"
-        f"{mention(job.owner_id)} {_result(job, finished, tested)}{_ended_by(job)}",
+        f"## {sign} {_('#{job} {name} is done', job=job.id, name=escape(job.name))} · {mention(job.owner_id)}",
         shown,
-        _how_to_use(job, weights, sent, files_hint(job)),
-        f"-# {settings_line(job)} · {context.footer(job)}",
-        row(job_button(job.id, "samples", _("Samples"), emoji="🖼️"), files_button(job.id)),
+        "\n".join(_result_lines(job, finished, tested)),
+        _main_file_words(job, main, sent),
+        f"-# {settings_line(job)}",
+        row(*_done_buttons(job, finished, is_no_better=is_no_better)),
     )
-    carried = [ui.File[ui.LayoutView](file.url) for file in best if file in sent]
-    return MessageContent(layout=layout(body, *carried), files=sent, mentions=job.owner_id)
+    carried = [ui.File[ui.LayoutView](file.url) for file in sent if file is not comparison]
+    return MessageContent(layout=layout(body, *carried), files=sent, mentions=(job.owner_id,))
+
+
+def _done_buttons(job: Job, finished: Finished | None, *, is_no_better: bool) -> list[JobButton]:
+    found = [
+        files_button(job.id),
+        job_button(job.id, "samples", "", emoji="🖼️"),
+        job_button(job.id, "details", _("Details")),
+    ]
+    if is_no_better:
+        found = [*remedy_buttons(job, FailureKind.DIVERGED), *found[:-1]]
+    elif finished and finished.stopped_early and is_applicable(Verb.EXTEND, job):
+        found.append(job_button(job.id, "continue", _("Continue")))
+    return found
 
 
 def failed_post(job: Job, context: JobContext, failed: Failed | None, detail: str) -> MessageContent:
     """What happened, why, and what to do; the log stays in the log."""
-    what = failed.message if failed else detail or _("The trainer ended without a reason.")
+    what = failed.message if failed else detail or _("The trainer stopped without saying why.")
     lines = [
-        f"### ❌ {_('#{job} {name} failed', job=job.id, name=escape(job.name))}",
-        f"{mention(job.owner_id)} {escape(what, 1200)}",
+        f"### ❌ {_('#{job} {name} failed', job=job.id, name=escape(job.name))} · {mention(job.owner_id)}",
+        escape(what, 1200),
     ]
     if failed and failed.hint:
-        lines.append(f"→ {escape(failed.hint, 800)}")
+        lines.append(f"**{_('What you can do')}**: {escape(failed.hint, 800)}")
     if failed and detail:
         lines.append(escape(detail, 400))
     if failed and job.progress.epochs:
         epoch = job.progress.epochs[-1].epoch
-        lines.append(_("The checkpoints up to epoch {epoch} are kept on the machine.", epoch=epoch))
-    retry = row(job_button(job.id, Verb.RETRY, _("Retry"), emoji="🔁", style=discord.ButtonStyle.primary))
-    body = box(Color.FAILED, "\n".join(lines), f"-# {settings_line(job)} · {context.footer(job)}", retry)
-    return MessageContent(layout=layout(body), mentions=job.owner_id)
+        lines.append(_("What it learned up to epoch {epoch} is kept.", epoch=epoch))
+    buttons = [*failure_buttons(job.changed(terminal_event=failed)), job_button(job.id, "details", _("Details"))]
+    body = box(Color.FAILED, "\n".join(lines), f"-# {settings_line(job)}", row(*buttons))
+    return MessageContent(layout=layout(body), mentions=(job.owner_id,))
 
 
 def cancelled_post(job: Job, context: JobContext, stopped: Stopped | None, detail: str = "") -> MessageContent:
     """Who cancelled a job, and what is left of it."""
     if detail:
         left = escape(detail, 400)
-    elif stopped and stopped.checkpoint:
-        left = _(
-            "It had reached epoch {epoch}, step {step}; the checkpoint is kept on the machine.",
-            epoch=stopped.epoch,
-            step=f"{stopped.step:,}",
-        )
     elif job.progress.epochs:
-        left = _("Its checkpoints are kept on the machine.")
+        left = _(
+            "What it learned up to epoch {epoch} is kept: Retry continues from there.", epoch=job.progress.kept_epoch
+        )
+    elif stopped and stopped.checkpoint:
+        left = _("What it has learned so far is kept: Retry continues from there.")
     else:
         left = _("Nothing had been trained yet.")
     name = f"**#{job.id} {escape(job.name)}**"
@@ -134,16 +163,7 @@ def cancelled_post(job: Job, context: JobContext, stopped: Stopped | None, detai
         cancelled = _("{job} was cancelled by {by}.", job=name, by=mention(job.stopped_by))
     else:
         cancelled = _("{job} was cancelled.", job=name)
-    body = box(Color.WAITING, f"⬛ {cancelled} {left}", f"-# {context.footer(job)}")
-    return MessageContent(layout=layout(body), is_silent=True)
-
-
-def _ended_by(job: Job) -> str:
-    if job.state is not State.STOPPED:
-        return ""
-    if job.stopped_by:
-        return "\n" + _("It was ended early by {by}.", by=mention(job.stopped_by))
-    return "\n" + _("It was ended early by a person.")
+    return MessageContent(layout=layout(box(Color.WAITING, f"🚫 {cancelled} {left}")), is_silent=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,25 +197,62 @@ def _exported_file(job: Job, context: JobContext, event: Exported) -> _ExportedF
     return _ExportedFile(exported=event, file=FileToSend(folder=context.job_dir, path=event.path, name=name))
 
 
-def _how_to_use(job: Job, weights: Sequence[_ExportedFile], sent: Sequence[FileToSend], hint: str = "") -> str | None:
-    """The files and how to load each; `hint`: a line if some are not in the message."""
+def _main_file(weights: Sequence[_ExportedFile]) -> _ExportedFile | None:
+    """The file that most people need: of the best epoch, one that the most programs read; a folder only if alone."""
+    best = [each for each in weights if each.exported.epoch is None]
+    # Of two that as many programs read, not the one for libraries.
+    return max(
+        best,
+        key=lambda each: (
+            not each.is_folder,
+            len(each.exported.readers),
+            each.exported.format is not ExportFormat.DIFFUSERS,
+        ),
+        default=None,
+    )
+
+
+def _main_file_words(job: Job, main: _ExportedFile | None, sent: Sequence[FileToSend]) -> str | None:
+    """The file, how to load it, and the trigger word."""
+    if main is None:
+        return None
+    lines = list(_file_lines(main, sent))
+    if not main.is_folder and main.file not in sent:
+        lines.append(f"-# {files_hint(job)}")
+    if trigger := trigger_line(job):
+        lines.append(trigger)
+    return "\n".join(lines)
+
+
+def trigger_line(job: Job) -> str:
+    """How to call up what was learned; empty if there is no trigger word."""
+    trigger = job.spec.training.trigger
+    return (
+        _("Use **{trigger}** in your prompt: it is the trigger word.", trigger=escape(trigger, 60)) if trigger else ""
+    )
+
+
+def _file_lines(each: _ExportedFile, sent: Sequence[FileToSend]) -> Iterator[str]:
+    name = PurePath(each.file.path).name if each.is_folder else each.file.name
+    yield f"📦 `{name}` · {each.size}"
+    yield from (f"-# {use}" for use in _uses(each.exported, name))
+    if each.is_folder:
+        yield "-# " + _("A folder, on the machine: `{path}`", path=each.file.public_path)
+    elif each.file not in sent:
+        yield "-# " + _not_sent(each)
+
+
+def _how_to_use(job: Job, weights: Sequence[_ExportedFile], sent: Sequence[FileToSend]) -> str | None:
+    """All files and how to load each."""
     if not weights:
         return None
-    lines = [_("**Your files**")]
-    best = [each for each in weights if each.exported.epoch is None]
-    for each in best:
-        name = PurePath(each.file.path).name if each.is_folder else each.file.name
-        lines.append(f"• `{name}` · {each.size}")
-        lines += [f"-# {use}" for use in _uses(each.exported, name)]
-        if each.is_folder:
-            lines.append("-# " + _("A folder, on the machine: `{path}`", path=each.file.public_path))
-        elif each.file not in sent:
-            lines.append("-# " + _not_sent(each))
+    lines: list[str] = []
+    for each in weights:
+        if each.exported.epoch is None:
+            lines += _file_lines(each, sent)
     lines += _epoch_lines(job, [each for each in weights if each.exported.epoch is not None], sent)
-    if hint and any(not each.is_folder and each.file not in sent for each in best):
-        lines.append(f"-# {hint}")
-    if trigger := job.spec.training.trigger:
-        lines.append("• " + _("Use **{trigger}** in the prompt: it is the trigger word.", trigger=escape(trigger, 60)))
+    if trigger := trigger_line(job):
+        lines.append(trigger)
     return "\n".join(lines)
 
 
@@ -266,7 +323,7 @@ def _not_sent(each: _ExportedFile) -> str:
 
 def files_hint(job: Job) -> str:
     """Where to get what a post does not carry: the limit for a member's own answer may be larger."""
-    return _("`/job files id:{job}` tries to hand over what is missing here.", job=job.id)
+    return _("[All files] tries to hand it over to you alone: your own limit may be larger.")
 
 
 def _product(job: Job) -> str:
@@ -277,30 +334,41 @@ def _product(job: Job) -> str:
     return _PRODUCTS.get(job.spec.method.kind) or _("model")
 
 
-def _result(job: Job, finished: Finished | None, tested: Tested | None) -> str:
+def _result_lines(job: Job, finished: Finished | None, tested: Tested | None) -> list[str]:
+    """The verdict first, then what it rests on."""
     if finished is None:
-        return _("your {product} is ready.", product=_product(job))
-    epoch = _("epoch {epoch} of {epochs}", epoch=finished.best_epoch, epochs=finished.epochs)
-    if finished.stopped_early:
-        epoch += _(", stopped early")
-    ready = (
-        _("your {product} is trained, but it is **{verdict}** ({epoch}, {duration}).")
-        if finished.best_ratio >= 1
-        else _("your {product} is ready: **{verdict}** ({epoch}, {duration}).")
-    )
-    values = {"product": _product(job), "verdict": result_verdict(job, finished), "epoch": epoch}
-    sentences = [ready.format(**values, duration=duration(finished.seconds))]
-    if finished.best_ratio >= 1:
-        sentences.append(_("Try a third of the learning rate, and check that the captions say what the images show."))
+        return [_("Your {product} is ready.", product=_product(job)), *_ended_by(job)]
+    lines = [finished_words(job, finished), *_ended_by(job)]
+    if not finished.best_ratio < 1:
+        lines.append(
+            _(
+                "Look at the samples before you use it. A third of the learning rate often helps; so do captions that "
+                "say what the images show."
+            )
+        )
+    if job.spec.base.source == TINY:
+        lines.append(
+            _(
+                "This is the toy model of the demo: it draws simple shapes at 64 px. For photos or drawings of your "
+                "own, use a real base model."
+            )
+        )
     if job.spec.split.kind is SplitKind.ALL:
-        sentences.append(_("It was measured on its own training images, as none are held out."))
+        lines.append(_("It was measured on its own training images, because none are held out."))
     best = next((ended for ended in job.progress.epochs if ended.epoch == finished.best_epoch), None)
     if best and (levels := noise_levels([band.ratio for band in best.validation.bands])):
-        sentences.append(_("By level: {levels}.", levels=levels))
+        lines.append("-# " + _("In layout, shapes and detail: {levels}.", levels=levels))
     if tested:
         test = tested.test
         on_test = verdict(test.ratio, test.ratio_low, test.ratio_high)
-        sentences.append(_("On the test images, never seen before: {verdict}.", verdict=on_test))
-        for name, value in tested.metrics.items():
-            sentences.append(f"{escape(name.replace('_', ' '), 30).capitalize()} {value:.1%}.")
-    return " ".join(sentences)
+        lines.append("-# " + _("On the test images, which it never saw: {verdict}.", verdict=on_test))
+        lines += [f"-# {words}" for words in metric_words(tested.metrics)]
+    return lines
+
+
+def _ended_by(job: Job) -> list[str]:
+    if job.state is not State.STOPPED:
+        return []
+    return [
+        _("Stopped early by {by}.", by=mention(job.stopped_by)) if job.stopped_by else _("Stopped early by a person.")
+    ]

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import discord
+from discord import ui
 
 from bot.outbox.notification import Notification, NotificationKind, Undelivered, UndeliveredReason
 from bot.queue.domain.job import LIVING, EndReason, Job, State
 from bot.queue.domain.verbs import Verb
 from bot.ui.buttons import job_button
-from bot.ui.discord_text import escape, hold_words, mention, sparkline, trend
+from bot.ui.discord_text import escape, hold_words, mention
 from bot.ui.end_reasons import end_reason_text
-from bot.ui.job_card import best_of, job_card, paused_line, state_words, validation_words
+from bot.ui.job_card import base_name, best_of, in_sentence, job_card, metric_words, paused_line, state_words
 from bot.ui.job_context import JobContext
 from bot.ui.job_endings import cancelled_post, done_post, failed_post, files_messages
 from bot.ui.layout import Color, FileToSend, MessageContent, box, image_gallery, layout, row, sendable, text_message
+from bot.ui.notify_pages import called_post
+from bot.ui.remedies import remedy_buttons
 from bot.ui.study_card import study_card, study_files, study_post
 from trainer.protocol.events import (
     BaseValidated,
@@ -30,10 +32,13 @@ from trainer.protocol.events import (
     StoppedEarly,
     Warned,
 )
-from trainer.protocol.text import _, duration, listed, ngettext, rough_duration, verdict
+from trainer.protocol.text import _, listed, ngettext, rough_duration, verdict
 
 #: Blocks of the model that a post names.
 _MAX_BLOCKS = 8
+#: How much better a training is on its own images than on others before that is worth a warning, and by how much that
+#: must have grown since its best epoch.
+_MEMORIZING_GAP, _GROWN_GAP = 0.25, 0.05
 
 _E = TypeVar("_E")
 
@@ -51,12 +56,12 @@ def files_reply(job: Job, context: JobContext, events: Sequence[Event]) -> list[
     if found:
         return found
     if job.state in LIVING:
-        state = state_words(job)[1].lower()
-        why = _("#{job} has no files yet ({state}): it exports them at its end.", job=job.id, state=state)
+        state = in_sentence(state_words(job)[1])
+        why = _("#{job} has no files yet ({state}). It saves them at its end.", job=job.id, state=state)
     elif job.state in {State.SUCCEEDED, State.STOPPED}:
-        why = _("#{job} has exported no files. `/job status id:{job}` shows what it did.", job=job.id)
+        why = _("#{job} has saved no files. `/job status id:{job}` shows what it did.", job=job.id)
     else:
-        why = _("#{job} has no files: it ended before it exported any.", job=job.id)
+        why = _("#{job} has no files: it ended before it saved any.", job=job.id)
     return [text_message(why)]
 
 
@@ -91,22 +96,27 @@ def notification_message(
             return lost_post(job, context, detail)
         case NotificationKind.PAUSED:
             return paused_post(job, context, detail)
+        case NotificationKind.QUEUED | NotificationKind.STARTED:
+            return called_post(notification, job)
         case _:
-            return _progress_message(notification.kind, job, context, events)
+            return _progress_message(notification, job, context, events)
 
 
-def _progress_message(kind: NotificationKind, job: Job, context: JobContext, events: Sequence[Event]) -> MessageContent:
-    match kind:
+def _progress_message(
+    notification: Notification, job: Job, context: JobContext, events: Sequence[Event]
+) -> MessageContent:
+    match notification.kind:
         case NotificationKind.BASE:
             return base_post(job, context, _first(events, Sampled), _first(events, BaseValidated))
         case NotificationKind.EPOCH:
-            return epoch_post(job, context, _first(events, Sampled), [e for e in events if isinstance(e, EpochEnded)])
+            ended = [event for event in events if isinstance(event, EpochEnded)]
+            return epoch_post(job, context, _first(events, Sampled), ended, notification.epochs)
         case NotificationKind.EARLY_STOP:
             return early_stop_post(job, context, _required(events, StoppedEarly))
         case NotificationKind.STAGE:
             return stage_post(job, context, _required(events, StageBegan))
         case _:
-            return warning_post(job, context, _required(events, Warned).message)
+            return warning_post(job, context, _required(events, Warned))
 
 
 def _first(events: Sequence[Event], kind: type[_E]) -> _E | None:
@@ -122,103 +132,132 @@ def _required(events: Sequence[Event], kind: type[_E]) -> _E:
 def base_post(
     job: Job, context: JobContext, sampled: Sampled | None, validated: BaseValidated | None
 ) -> MessageContent:
-    """The base model before the first step: its samples, and the loss that everything is measured by."""
-    parts = [
-        _("**before training**"),
-        _("base {name}", name=escape(Path(job.spec.base.source).name, 60)),
-    ]
+    """The base model before the first step: its samples, which everything is compared with."""
+    text = _("**Before training** · {base}", base=base_name(job.spec))
     if validated:
-        parts.append(_("every epoch is compared with it"))
-    return _with_sheet(job, context, _line(job, *parts), sampled)
+        text += "\n" + _("This is what the base model draws. Every epoch is compared with it.")
+    return _with_sheet(job, context, text, sampled)
 
 
-def epoch_post(job: Job, context: JobContext, sampled: Sampled | None, epochs: Sequence[EpochEnded]) -> MessageContent:
-    """One epoch, the last of `epochs`, as one line and one image."""
+def epoch_post(
+    job: Job, context: JobContext, sampled: Sampled | None, epochs: Sequence[EpochEnded], count: int = 1
+) -> MessageContent:
+    """One epoch, the last of `epochs`, as one line and one image; `count`: it stands for so many, as they are short."""
     ended = epochs[-1]
     # The job may be epochs further; of what it keeps, the best may be older than all of `epochs`.
     by_number = {epoch.epoch: epoch for epoch in (*job.progress.epochs, *epochs) if epoch.epoch < ended.epoch}
-    known = tuple(by_number[number] for number in sorted(by_number))
-    history = (*known, ended)
-    before = known[-1].train_loss if known else None
-    line = _line(
-        job,
-        _("**epoch {epoch}/{epochs}**", epoch=ended.epoch, epochs=job.spec.training.epochs),
-        _("training loss {loss}", loss=f"{ended.train_loss:.4f}") + trend(ended.train_loss, before),
-        validation_words(ended, best_of(history)),
-        *_measures(ended),
-        duration(ended.seconds),
-        sparkline([epoch.validation.ratio for epoch in history]),
-    )
+    history = (*(by_number[number] for number in sorted(by_number)), ended)
+    values = {"epoch": ended.epoch, "epochs": job.spec.training.epochs}
+    if count > 1:
+        head = _("**Epochs {first} to {epoch} of {epochs}**", first=ended.epoch - count + 1, **values)
+    else:
+        head = _("**Epoch {epoch} of {epochs}**", **values)
+    line = " · ".join([head, epoch_words(ended, history, count), *metric_words(_shown(ended.metrics))])
+    if warning := memorizing_words(ended, history):
+        line += f"\n⚠️ {warning}"
     return _with_sheet(job, context, line, sampled)
 
 
-def _measures(ended: EpochEnded) -> list[str]:
-    """`gap 4 %`, `accuracy 92 %`."""
-    gap = [] if ended.gap is None else [_("gap {share}", share=f"{ended.gap:.0%}")]
-    return gap + [f"{escape(name.replace('_', ' '), 30)} {share:.0%}" for name, share in ended.metrics.items()]
+def epoch_words(ended: EpochEnded, history: Sequence[EpochEnded], count: int = 1) -> str:
+    """How good an epoch is: `42 % better than the base model ★ new best`.
+
+    A star is for the first epoch that is better than the base model, and for each that is better than all before it.
+    """
+    words = verdict(ended.validation.ratio)
+    best = best_of(tuple(history))
+    if best is None or not best.validation.ratio < 1:
+        return words
+    if best.epoch > ended.epoch - count:
+        return _("{words} ★ new best", words=verdict(best.validation.ratio))
+    return _("{words}; epoch {epoch} is still the best", words=words, epoch=best.epoch)
+
+
+def memorizing_words(ended: EpochEnded, history: Sequence[EpochEnded]) -> str:
+    """A warning if the training only gets better on its own images; empty if it does not."""
+    best = best_of(tuple(history))
+    if best is None or best.epoch == ended.epoch or ended.gap is None or best.gap is None:
+        return ""
+    if ended.gap < _MEMORIZING_GAP or ended.gap < best.gap + _GROWN_GAP:
+        return ""
+    return _(
+        "It begins to memorize its training images: new ones do not get better. Epoch {epoch} is kept.",
+        epoch=best.epoch,
+    )
+
+
+def _shown(metrics: Mapping[str, float]) -> Mapping[str, float]:
+    """Of several measures, the one that counts all classes alike."""
+    name = "balanced_accuracy"
+    return {name: metrics[name]} if name in metrics else metrics
 
 
 def early_stop_post(job: Job, context: JobContext, stopped: StoppedEarly) -> MessageContent:
-    """Why a training ends before its last epoch, what is kept, and what that saved."""
-    head = _("**early stop at epoch {epoch}/{epochs}**", epoch=stopped.epoch, epochs=job.spec.training.epochs)
-    kept = _("Kept: epoch {epoch}, {verdict}", epoch=stopped.best_epoch, verdict=verdict(stopped.best_ratio))
-    saved = ngettext(
-        "saved {n} epoch, about {duration}",
-        "saved {n} epochs, about {duration}",
-        stopped.epochs_saved,
-        duration=rough_duration(stopped.seconds_saved),
+    """Why a training ends before its last epoch, what is kept, and what that saved; with what else may follow."""
+    lines = [
+        _("### ⏹ Stopped early after epoch {epoch} of {epochs}", epoch=stopped.epoch, epochs=job.spec.training.epochs),
+        escape(stopped.reason, 400),
+        _("**Kept: epoch {epoch}**, {verdict}.", epoch=stopped.best_epoch, verdict=verdict(stopped.best_ratio)),
+        ngettext(
+            "That saves {n} epoch, about {duration}.",
+            "That saves {n} epochs, about {duration}.",
+            stopped.epochs_saved,
+            duration=rough_duration(stopped.seconds_saved),
+        ),
+    ]
+    buttons = row(
+        job_button(job.id, "files", _("Use epoch {epoch}", epoch=stopped.best_epoch), emoji="📦"),
+        job_button(job.id, "compare", _("Compare")),
+        job_button(job.id, "continue", _("Continue")),
     )
-    text = f"⏹ {_line(job, head)}\n{escape(stopped.reason, 400)}\n{kept} · {saved}"
-    return _boxed(job, context, Color.STOPPING, text)
+    return _boxed(Color.WORKING, "\n".join(lines), buttons)
 
 
 def stage_post(job: Job, context: JobContext, began: StageBegan) -> MessageContent:
     """What is trained from this epoch on, and how fast."""
-    name = f" “{escape(began.name, 40)}”" if began.name else ""
+    values = {"number": began.stage, "first": began.first_epoch, "last": began.last_epoch}
+    if began.name:
+        name = escape(began.name, 40)
+        head = _("🔓 **Stage {number}, “{name}”**: epochs {first} to {last}", name=name, **values)
+    else:
+        head = _("🔓 **Stage {number}**: epochs {first} to {last}", **values)
     rate = _(
-        "{weights} weights at lr {rate} ({optimizer}, {schedule})",
+        "{weights} weights are trained at {px} px, learning rate {rate} ({optimizer}, {schedule}).",
         weights=f"{began.trainable_parameters:,}",
+        px=began.resolution,
         rate=f"{began.learning_rate:g}",
         optimizer=escape(began.optimizer, 40),
         schedule=escape(began.schedule, 40),
     )
-    head = _(
-        "**stage {number}{name}**, epochs {first}–{last}",
-        number=began.stage,
-        name=name,
-        first=began.first_epoch,
-        last=began.last_epoch,
-    )
     blocks = listed([escape(part.name, 60) for part in began.parts if part.trainable], most=_MAX_BLOCKS)
-    text = f"🔓 {_line(job, head, rate, f'{began.resolution} px')}\n-# {blocks}"
-    return MessageContent(layout=layout(f"{text}\n-# {context.footer(job)}"), is_silent=True)
+    return MessageContent(layout=layout(f"{head}\n-# {rate}\n-# {blocks}"), is_silent=True)
 
 
-def warning_post(job: Job, context: JobContext, message: str) -> MessageContent:
-    """A warning of the trainer."""
-    return _boxed(job, context, Color.NOTE, f"⚠️ {_line(job, escape(message, 1000))}")
+def warning_post(job: Job, context: JobContext, warned: Warned) -> MessageContent:
+    """A warning of the trainer, with a button for what helps against it."""
+    buttons = remedy_buttons(job, warned.kind)
+    text = f"⚠️ {_job_name(job)}: {escape(warned.message, 1000)}"
+    return _boxed(Color.NOTE, text, row(*buttons) if buttons else None)
 
 
 def lost_post(job: Job, context: JobContext, detail: str) -> MessageContent:
     """An attempt ended (its process died, or it failed in a way that may pass), and the job continues."""
-    happened = detail or _("This attempt was lost; the job continues.")
-    return _boxed(job, context, Color.NOTE, f"🔌 {_line(job, escape(happened, 1000))}")
+    happened = escape(detail, 1000) if detail else _("This attempt was lost. The training continues.")
+    return _boxed(Color.NOTE, f"🔌 {_job_name(job)}: {happened}")
 
 
 def paused_post(job: Job, context: JobContext, detail: str) -> MessageContent:
     """Who paused a job, and how it continues; with buttons, because the card may be far up."""
-    text = f"⏸️ {_line(job, paused_line(job, None))}"
+    text = f"⏸️ {_job_name(job)}: {paused_line(job, None)}"
     if detail:
         text += f" {escape(detail, 400)}"
     buttons = row(
         job_button(job.id, Verb.RESUME, _("Resume"), style=discord.ButtonStyle.success),
         job_button(job.id, Verb.CANCEL, _("Cancel"), style=discord.ButtonStyle.danger),
     )
-    body = box(Color.WAITING, text, f"-# {context.footer(job)}", buttons)
-    return MessageContent(layout=layout(body), is_silent=True)
+    return _boxed(Color.WAITING, text, buttons)
 
 
-def undelivered_post(notification: Notification, job: Job | None, marker: str) -> MessageContent:
+def undelivered_post(notification: Notification, job: Job | None) -> MessageContent:
     """Tells the owner, elsewhere, what could not be said in its channel, and where to find it meanwhile."""
     undelivered = notification.undelivered
     assert undelivered is not None
@@ -237,8 +276,8 @@ def undelivered_post(notification: Notification, job: Job | None, marker: str) -
             news = _("There is news of {job}.", job=name)
             commands = _("`/job status id:{job}` shows it.", job=notification.job_id)
     lines = [f"{mention(notification.owner_id)} {news}", _why_undelivered(undelivered), commands]
-    body = box(Color.NOTE, "\n".join(line for line in lines if line), f"-# Darkroom · {marker}")
-    return MessageContent(layout=layout(body), mentions=notification.owner_id)
+    body = box(Color.NOTE, "\n".join(line for line in lines if line))
+    return MessageContent(layout=layout(body), mentions=(notification.owner_id,))
 
 
 def _why_undelivered(undelivered: Undelivered) -> str:
@@ -269,24 +308,21 @@ def samples_alt(sampled: Sampled) -> str:
     return f"{when}, {count}: {samples}"
 
 
-def _line(job: Job, *parts: str) -> str:
-    """`**#42 fox** · …`."""
-    return " · ".join([f"**#{job.id} {escape(job.name)}**", *parts])
+def _job_name(job: Job) -> str:
+    return f"**#{job.id} {escape(job.name)}**"
 
 
-def _boxed(job: Job, context: JobContext, color: Color, text: str) -> MessageContent:
-    return MessageContent(layout=layout(box(color, text, f"-# {context.footer(job)}")), is_silent=True)
+def _boxed(color: Color, *parts: ui.Item[Any] | str | None) -> MessageContent:
+    return MessageContent(layout=layout(box(color, *parts)), is_silent=True)
 
 
-def _with_sheet(job: Job, context: JobContext, line: str, sampled: Sampled | None) -> MessageContent:
-    footer = f"-# {context.footer(job)}"
+def _with_sheet(job: Job, context: JobContext, text: str, sampled: Sampled | None) -> MessageContent:
+    text = f"{_job_name(job)} · {text}"
     if sampled is None:
-        return MessageContent(layout=layout(f"{line}\n{footer}"), is_silent=True)
+        return MessageContent(layout=layout(text), is_silent=True)
     file = FileToSend(folder=context.job_dir, path=sampled.sheet, name=f"samples-e{sampled.epoch}.png")
     if not sendable([file], context.file_limit):
-        note = _(
-            "The sample sheet is missing or larger than this server accepts: {path}", path=escape(file.public_path)
-        )
-        return MessageContent(layout=layout(f"{line}\n-# {note}\n{footer}"), is_silent=True)
-    body = layout(line, image_gallery(file, samples_alt(sampled)), footer)
+        note = _("The samples are missing, or too large for this server: {path}", path=escape(file.public_path))
+        return MessageContent(layout=layout(f"{text}\n-# {note}"), is_silent=True)
+    body = layout(text, image_gallery(file, samples_alt(sampled)))
     return MessageContent(layout=body, files=(file,), is_silent=True)

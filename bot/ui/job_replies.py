@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import datetime
+
 import discord
 
 from bot.errors import DuplicateJob
 from bot.queue import Draft
 from bot.queue.domain.job import Job, State, StopIntent
-from bot.queue.domain.verbs import Verb
+from bot.queue.domain.verbs import Verb, is_applicable
 from bot.ui.buttons import dataset_button, job_button
-from bot.ui.dataset_cards import dataset_words, size_words, skipped_lines
-from bot.ui.discord_text import escape, mention, ordinal
-from bot.ui.job_card import priority_words, settings_line, state_words
-from bot.ui.job_context import JobContext, waiting_lines
+from bot.ui.dataset_cards import dataset_words, skipped_lines
+from bot.ui.discord_text import escape, mention
+from bot.ui.job_card import (
+    best_of,
+    has_checkpoint,
+    in_sentence,
+    priority_words,
+    rank_words,
+    rates_words,
+    settings_line,
+    state_words,
+)
+from bot.ui.job_context import JobContext, position_words, waiting_lines
 from bot.ui.job_posts import samples_alt
 from bot.ui.layout import (
     Color,
@@ -20,55 +32,53 @@ from bot.ui.layout import (
     MessageContent,
     box,
     image_gallery,
+    images_gallery,
     layout,
     row,
     sendable,
     text_message,
 )
+from bot.ui.training_plan import plan_lines
 from trainer.protocol.bucket_shapes import ResolutionFit
 from trainer.protocol.events import Sampled
 from trainer.protocol.report import DatasetReport
-from trainer.protocol.text import _, ngettext
+from trainer.protocol.text import _, duration, listed, ngettext, rough_duration, size, verdict
+
+#: Verb of the button that cancels without a further question.
+CANCEL_NOW = "cancel_now"
+#: Epochs that the details list.
+_SHOWN_EPOCHS = 8
 
 
 def receipt(job: Job, context: JobContext, report: DatasetReport, fit: ResolutionFit | None = None) -> MessageContent:
-    """What was queued, its place in line, when it will start, and which images are used."""
-    line = " · " + _("{ordinal} in line", ordinal=ordinal(context.position)) if context.position else ""
-    lines = [
-        f"✅ {_('**Queued #{job} “{name}”**', job=job.id, name=escape(job.name))}{line}",
-        dataset_words(report),
-        *([size_words(fit)] if fit else []),
-        f"{_epochs_words(job)} · {settings_line(job)}",
-    ]
+    """What was queued, its place in line, when it will start, what it trains, and on which images."""
+    line = " · " + position_words(context.position) if context.position else ""
     outlook = [*waiting_lines(job, context), *_queue_options(job)]
     body = box(
         Color.DONE,
-        "\n".join(lines),
+        f"✅ {_('**Queued #{job} “{name}”**', job=job.id, name=escape(job.name))}{line}",
         "\n".join(outlook) or None,
-        "\n".join(skipped_lines(report)) or None,
-        row(job_button(job.id, Verb.CANCEL, _("Cancel"))),
+        "\n".join(plan_lines(job.spec, report, fit)),
+        "\n".join([dataset_words(report), *skipped_lines(report)]),
+        row(
+            job_button(job.id, "open", _("Open card")),
+            job_button(job.id, "details", _("Details")),
+            job_button(job.id, Verb.CANCEL, _("Cancel"), style=discord.ButtonStyle.danger),
+        ),
     )
     return MessageContent(layout=layout(body))
 
 
-def _epochs_words(job: Job) -> str:
-    epochs = ngettext("{n} epoch", "{n} epochs", job.spec.training.epochs)
-    stopping = job.spec.early_stopping
-    if not stopping.enabled:
-        return epochs
-    return _("{epochs}, early stop after {patience} without gain", epochs=epochs, patience=stopping.patience)
-
-
 def _queue_options(job: Job) -> list[str]:
-    """`low priority · 2 GPUs`: what differs from the usual."""
+    """`Low priority · 2 GPUs`: what differs from the usual."""
     words = [priority_words(job), ngettext("{n} GPU", "{n} GPUs", job.gpus) if job.gpus > 1 else ""]
     line = " · ".join(part for part in words if part)
-    return [line] if line else []
+    return [line[:1].upper() + line[1:]] if line else []
 
 
 def queued_already(job_id: int) -> str:
     """The answer to a button of a request that is a job."""
-    return _("This request is job #{job} already. /job status shows it.", job=job_id)
+    return _("This request is already queued as #{job}. /job status shows it.", job=job_id)
 
 
 def duplicate_notice(error: DuplicateJob, draft: Draft) -> MessageContent:
@@ -76,9 +86,9 @@ def duplicate_notice(error: DuplicateJob, draft: Draft) -> MessageContent:
     job_id = error.job_id
     body = box(
         Color.NOTE,
-        _("Same data and settings as **#{job}** ({state}). Nothing is queued.", job=job_id, state=error.state)
+        _("**#{job}** has the same images and settings ({state}). Nothing was queued.", job=job_id, state=error.state)
         + "\n-# "
-        + _("It would give the same result. With another seed, other settings or other images it would not."),
+        + _("Running it again would give the same result. Change the seed, a setting or the images for something new."),
         row(
             job_button(job_id, "open", _("Open #{job}", job=job_id)),
             dataset_button(
@@ -96,15 +106,12 @@ def samples_reply(job: Job, context: JobContext, sampled: Sampled | None) -> Mes
     """The newest sample sheet, for one person."""
     if sampled is None:
         return text_message(_("#{job} has drawn no samples yet.", job=job.id))
-    if sampled.epoch == 0:
-        when = _("samples before training (base model)")
-    else:
-        when = _("samples after epoch {epoch}", epoch=sampled.epoch)
+    when = _("what the base model draws") if sampled.epoch == 0 else _("epoch {epoch}", epoch=sampled.epoch)
     file = FileToSend(folder=context.job_dir, path=sampled.sheet, name=f"samples-e{sampled.epoch}.png")
     if not sendable([file], context.file_limit):
         return text_message(
             _(
-                "The sample sheet of #{job} is missing or larger than this server accepts: {path}",
+                "The samples of #{job} are missing, or too large for this server: {path}",
                 job=job.id,
                 path=escape(file.public_path),
             )
@@ -159,9 +166,9 @@ def verb_reply(verb: Verb, before: Job, after: Job, position: int | None = None)
         case Verb.RESUME | Verb.RETRY | Verb.EXTEND:
             return _restart_reply(verb, before, after, position)
         case Verb.PIN if before.is_pinned:
-            return _("📌 #{job} is pinned already: its files are kept, whatever the limits say.", job=job)
+            return _("📌 #{job} is already pinned: its files are never cleaned up.", job=job)
         case Verb.PIN:
-            return _("📌 #{job} is pinned: its files are kept, whatever the limits say.", job=job)
+            return _("📌 #{job} is pinned: its files will never be cleaned up.", job=job)
         case Verb.UNPIN if before.is_pinned:
             return _("#{job} is no longer pinned.", job=job)
         case Verb.UNPIN:
@@ -169,7 +176,7 @@ def verb_reply(verb: Verb, before: Job, after: Job, position: int | None = None)
         case Verb.SHARE:
             return _("#{job} is shared already; its files are kept.", job=job)
         case Verb.UNSHARE if before.is_shared:
-            return _("#{job} is no longer shared. To remove its images, press [Unshare] below them.", job=job)
+            return _("#{job} is no longer shared. To remove its images too, press [Unshare] below them.", job=job)
         case Verb.UNSHARE:
             return _("#{job} is not shared.", job=job)
 
@@ -182,13 +189,13 @@ def stop_reply(verb: Verb, before: Job, after: Job) -> str:
     if after.state is State.STOPPING:
         return _stopping_reply(before, after)
     if after.state is State.CANCELLED:
-        return _("⬛ #{job} is cancelled; it no longer waits.", job=job)
+        return _("🚫 #{job} is cancelled and no longer waits.", job=job)
     if after.state is State.PAUSED and before.state is State.PAUSED:
-        return _("⏸️ #{job} is paused already. /job resume continues it.", job=job)
+        return _("⏸️ #{job} is already paused. /job resume continues it.", job=job)
     if after.state is State.PAUSED:
         return _("⏸️ #{job} is paused. /job resume continues it.", job=job)
     if verb is Verb.KEEP_BEST and after.stop_intent is StopIntent.KEEP_BEST:
-        return _("🟠 #{job} will test and export its best epoch as soon as there is room.", job=job)
+        return _("🟠 #{job} will test and save its best epoch as soon as there is room.", job=job)
     return _("#{job} continues: {state}.", job=job, state=_state(after))
 
 
@@ -198,11 +205,13 @@ def _stopping_reply(before: Job, after: Job) -> str:
         return _("#{job} is already {state}.", job=job, state=_state(after))
     match after.stop_intent:
         case StopIntent.KEEP_BEST:
-            return _("🟠 #{job} stops here; its best epoch is tested and exported.", job=job)
+            return _("🟠 #{job} stops here. Its best epoch is tested and saved.", job=job)
         case StopIntent.PAUSE:
-            return _("🟠 #{job} pauses after this step and keeps its checkpoint; its GPU is free then.", job=job)
+            return _("🟠 #{job} pauses after this step and keeps what it has learned. Then its GPU is free.", job=job)
         case _:
-            return _("🟠 #{job} stops after this step and keeps its checkpoint.", job=job)
+            return _(
+                "🟠 #{job} stops after this step. What it has learned is kept, so Retry continues from there.", job=job
+            )
 
 
 def _restart_reply(verb: Verb, before: Job, after: Job, position: int | None) -> str:
@@ -212,16 +221,15 @@ def _restart_reply(verb: Verb, before: Job, after: Job, position: int | None) ->
     if before.state is after.state and verb is Verb.RESUME:
         return _("#{job} is not paused: {state}.", job=job, state=_state(after))
     if before.state is after.state:
-        return _("#{job} is not failed or cancelled: {state}.", job=job, state=_state(after))
-    has_checkpoint = bool(after.progress.epochs)
-    if verb is Verb.RESUME and has_checkpoint:
-        reply = _("🕓 #{job} continues from its checkpoint", job=job)
-    elif verb is Verb.RESUME:
-        reply = _("🕓 #{job} continues from its start", job=job)
-    elif has_checkpoint:
-        reply = _("🕓 #{job} is tried again from its checkpoint", job=job)
+        return _(
+            "Only a failed or cancelled training can be retried, and #{job} is not: {state}.",
+            job=job,
+            state=_state(after),
+        )
+    if has_checkpoint(before):
+        reply = _("🕓 #{job} continues where it stopped", job=job)
     else:
-        reply = _("🕓 #{job} is tried again from its start", job=job)
+        reply = _("🕓 #{job} starts again from the beginning", job=job)
     return _in_line(reply, position)
 
 
@@ -230,9 +238,9 @@ def _extend_reply(before: Job, after: Job, position: int | None) -> str:
     if after.study is not None:
         return _("#{job} is a study: its runs are compared with each other, so they are not extended.", job=job)
     if before.round == after.round:
-        return _("Only a finished training is extended, and #{job} is not: {state}.", job=job, state=_state(after))
+        return _("Only a finished training can be extended, and #{job} is not: {state}.", job=job, state=_state(after))
     reply = _(
-        "🕓 #{job} goes on from epoch {epoch} to epoch {epochs}",
+        "🕓 #{job} continues from epoch {epoch} to epoch {epochs}",
         job=job,
         epoch=after.progress.kept_epoch,
         epochs=after.spec.training.epochs,
@@ -241,9 +249,169 @@ def _extend_reply(before: Job, after: Job, position: int | None) -> str:
 
 
 def _in_line(reply: str, position: int | None) -> str:
-    return f"{reply}, {_('{ordinal} in line', ordinal=ordinal(position))}." if position else f"{reply}."
+    if not position:
+        return f"{reply}."
+    return _("{reply}, {position}.", reply=reply, position=position_words(position))
 
 
 def _state(job: Job) -> str:
-    words = state_words(job)[1]
-    return words[:1].lower() + words[1:]
+    return in_sentence(state_words(job)[1])
+
+
+# -- details, and questions before something is stopped -------------------------------------------------------------
+
+
+def details_reply(job: Job, context: JobContext) -> MessageContent:
+    """The numbers of a training, for those who want them; and its log."""
+    body = box(
+        state_words(job)[2],
+        f"### {_('#{job} {name} in numbers', job=job.id, name=escape(job.name))}",
+        "\n".join(_number_lines(job)) or None,
+        "\n".join(_epoch_lines(job)) or None,
+        "\n".join(f"-# {line}" for line in _setting_lines(job)),
+        row(job_button(job.id, "log", _("Log")), job_button(job.id, "history", _("History"))),
+    )
+    return MessageContent(layout=layout(body))
+
+
+def _number_lines(job: Job) -> list[str]:
+    step, newest = job.progress.step, job.progress.epoch
+    lines = []
+    if step:
+        lines.append(
+            _(
+                "Step {step} of {steps}, training loss {loss}, {rate} steps a second",
+                step=f"{step.step:,}",
+                steps=f"{job.progress.total_steps:,}",
+                loss=f"{step.loss:.4f}",
+                rate=f"{step.steps_per_s:.2g}",
+            )
+        )
+        memory, batch = size(step.peak_memory_bytes), job.progress.micro_batch_size
+        lines.append(
+            ngettext(
+                "{memory} of memory at most, {n} image in memory at once",
+                "{memory} of memory at most, {n} images in memory at once",
+                batch,
+                memory=memory,
+            )
+            if batch
+            else _("{memory} of memory at most", memory=memory)
+        )
+    if newest:
+        measured = newest.validation
+        lines.append(
+            _(
+                "Epoch {epoch} on images held back: {verdict}",
+                epoch=newest.epoch,
+                verdict=verdict(measured.ratio, measured.ratio_low, measured.ratio_high),
+            )
+        )
+        if newest.gap is not None:
+            lines.append(_("Gap to its own training images: {gap} %", gap=f"{100 * newest.gap:.0f}"))
+    if job.slots:
+        lines.append(_("Runs or ran on {slots}", slots=listed([escape(name, 60) for name in job.slots], most=4)))
+    return lines
+
+
+def _epoch_lines(job: Job) -> list[str]:
+    """The newest epochs, a line each."""
+    lines = [
+        _(
+            "-# Epoch {epoch}: training loss {loss}, {verdict}, {duration}",
+            epoch=each.epoch,
+            loss=f"{each.train_loss:.4f}",
+            verdict=verdict(each.validation.ratio),
+            duration=duration(each.seconds),
+        )
+        for each in job.progress.epochs[-_SHOWN_EPOCHS:]
+    ]
+    return [_("**Newest epochs**"), *lines] if lines else []
+
+
+def _setting_lines(job: Job) -> list[str]:
+    spec = job.spec
+    parts = (
+        settings_line(job),
+        " · ".join(
+            part
+            for part in (
+                _("method {method}", method=spec.method.kind),
+                rank_words(spec),
+                _("learning rate {rate}", rate=rates_words(spec)),
+                ngettext("{n} image a step", "{n} images a step", spec.training.batch_size),
+                _("seed {seed}", seed=spec.training.seed),
+            )
+            if part
+        ),
+    )
+    return list(parts)
+
+
+def stop_question(job: Job, now: datetime) -> MessageContent:
+    """How to stop a job: what each way keeps. The buttons act at once."""
+    lines, buttons = [_trained_words(job, now)], []
+    if is_applicable(Verb.KEEP_BEST, job):
+        lines.append(_("**Stop early**: test the best epoch so far and save its files."))
+        buttons.append(job_button(job.id, Verb.KEEP_BEST, _("Stop early"), style=discord.ButtonStyle.primary))
+    if is_applicable(Verb.PAUSE, job):
+        lines.append(_("**Pause**: free its place, and continue later with /job resume."))
+        buttons.append(job_button(job.id, Verb.PAUSE, _("Pause")))
+    if is_applicable(Verb.CANCEL, job):
+        lines.append(
+            _("**Cancel**: end it without files. What it has learned is kept for a retry.")
+            if spent_s(job, now)
+            else _("**Cancel**: take it out of the queue.")
+        )
+        buttons.append(job_button(job.id, CANCEL_NOW, _("Cancel"), style=discord.ButtonStyle.danger))
+    if not buttons:
+        return text_message(stop_reply(Verb.CANCEL, job, job))
+    return MessageContent(layout=layout(box(Color.STOPPING, "\n".join(lines), row(*buttons))))
+
+
+def _trained_words(job: Job, now: datetime) -> str:
+    name, spent = escape(job.name), spent_s(job, now)
+    if not spent:
+        return _("**#{job} {name}** has not trained yet.", job=job.id, name=name)
+    return _("**#{job} {name}** has trained for {duration}.", job=job.id, name=name, duration=rough_duration(spent))
+
+
+def spent_s(job: Job, now: datetime) -> float:
+    """Seconds that a job has trained; of a study, since its first run began."""
+    if job.study is not None:
+        return (now - job.started_at).total_seconds() if job.started_at and not job.state.is_end else 0.0
+    return job.progress.step.elapsed_s if job.progress.step else 0.0
+
+
+def compare_reply(job: Job, context: JobContext, sampled: Sequence[Sampled]) -> MessageContent:
+    """The samples of the base model, of the best epoch and of the last one, for one person."""
+    best, newest = best_of(job.progress.epochs), job.progress.epoch
+    wanted = [0, *([best.epoch] if best else []), *([newest.epoch] if newest else [])]
+    drawn = {each.epoch: each for each in sampled}
+    shown = [drawn[epoch] for epoch in dict.fromkeys(wanted) if epoch in drawn]
+    files = [
+        (each, FileToSend(folder=context.job_dir, path=each.sheet, name=f"samples-e{each.epoch}.png")) for each in shown
+    ]
+    kept = sendable([file for _each, file in files], context.file_limit)
+    images = [(file, samples_alt(each)) for each, file in files if file in kept]
+    if not images:
+        return text_message(_("#{job} has drawn no samples yet.", job=job.id))
+    names = [_("the base model") if each.epoch == 0 else _("epoch {epoch}", epoch=each.epoch) for each, _file in files]
+    title = _("**#{job} {name}**, one below the other: {names}", job=job.id, name=escape(job.name), names=listed(names))
+    return MessageContent(layout=layout(title, images_gallery(images)), files=kept)
+
+
+def note_reply(job: Job) -> str:
+    """What the card of a job says from now on."""
+    if not job.note:
+        return _("The note on #{job} is removed.", job=job.id)
+    return _("📝 The card of #{job} now says: “{note}”", job=job.id, note=escape(job.note, 300))
+
+
+def log_reply(job: Job, tail: str) -> MessageContent:
+    """The end of a trainer's log."""
+    if not tail:
+        return text_message(_("#{job} has no log yet.", job=job.id))
+    title = _("The end of the log of **#{job} {name}**:", job=job.id, name=escape(job.name))
+    # A fence in the log must not end the block.
+    return text_message(f"{title}\n```\n{tail.replace('```', '` ` `')}\n```")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import discord
 from discord import ui
 
-from bot.ui.discord_text import shorten
+from bot.ui.discord_text import mention, shorten
 from trainer.exchange.files import locate
 
 #: Discord refuses more than 40 parts and 4,000 characters, and answers 500 above ~10,170 bytes (discord-api-docs#8554).
@@ -20,8 +20,8 @@ MAX_PARTS, MAX_CHARACTERS, MAX_BYTES = 40, 3_500, 9_000
 MAX_ALT_TEXT = 900
 #: Discord's limits for one message: files, and bytes of the whole request (25 MiB, with room for the form).
 MAX_FILES, MAX_REQUEST_BYTES = 10, 24 * 1024 * 1024
-#: Characters of a message without a layout.
-MAX_TEXT = 2_000
+#: Characters of a message without a layout: Discord's 2,000, with room for the reference that it is found by.
+MAX_TEXT = 1_960
 #: Texts of up to this many characters are never shortened to make a layout fit.
 _MIN_TEXT = 40
 
@@ -30,12 +30,13 @@ class Color(IntEnum):
     """Accent colors; a state differs by word and sign too, never by color alone."""
 
     WAITING = 0x80848E
-    PREPARING = 0xF0B232
+    #: It loads, tests or exports.
+    WORKING = 0x3B82F6
     TRAINING = 0x23A55A
-    ENDING = 0x3B82F6
     STOPPING = 0xE67E22
     DONE = 0x2ECC71
     FAILED = 0xDA373C
+    #: Somebody should look at this.
     NOTE = 0xF0B232
 
 
@@ -77,8 +78,8 @@ class MessageContent:
 
     layout: ui.LayoutView
     files: tuple[FileToSend, ...] = ()
-    #: The only user that this message may notify.
-    mentions: int | None = None
+    #: The only users that this message may notify.
+    mentions: tuple[int, ...] = ()
     #: No sound and no badge: for routine posts.
     is_silent: bool = False
     #: Sent instead of the layout, where Discord refuses that.
@@ -86,11 +87,10 @@ class MessageContent:
 
     @property
     def allowed_mentions(self) -> discord.AllowedMentions:
-        if self.mentions is None:
+        if not self.mentions:
             return discord.AllowedMentions.none()
-        return discord.AllowedMentions(
-            everyone=False, roles=False, replied_user=False, users=[discord.Object(self.mentions)]
-        )
+        users = [discord.Object(user_id) for user_id in self.mentions]
+        return discord.AllowedMentions(everyone=False, roles=False, replied_user=False, users=users)
 
 
 def text_message(text: str) -> MessageContent:
@@ -103,15 +103,32 @@ def text_form(content: MessageContent, hint: str = "") -> MessageContent:
 
     Args:
         content: The message that Discord refuses.
-        hint: A line before the last one: how to see what is left out.
+        hint: The last line: how to see what is left out.
     """
-    texts = [item.content for item in content.layout.walk_children() if isinstance(item, ui.TextDisplay)]
-    # The last line is kept: it has the marker by which the message is found.
-    body, _newline, footer = "\n".join(texts).rpartition("\n")
-    end = "\n".join(part for part in (hint, footer[-200:]) if part)
-    room = MAX_TEXT - len(end) - 2
-    text = f"{body[:room]}{'…' if len(body) > room else ''}\n{end}".strip()
+    body = "\n".join(item.content for item in content.layout.walk_children() if isinstance(item, ui.TextDisplay))
+    room = MAX_TEXT - len(hint) - 2
+    text = f"{body[:room]}{'…' if len(body) > room else ''}\n{hint}".strip()
     return MessageContent(layout=layout(text), mentions=content.mentions, is_silent=content.is_silent, text=text)
+
+
+def stacked(contents: Sequence[MessageContent]) -> MessageContent:
+    """Several messages as one, the last one last; it notifies no one."""
+    parts = [item for content in contents for item in content.layout.children]
+    files = tuple(file for content in contents for file in content.files)
+    return MessageContent(layout=layout(*parts), files=files, is_silent=True)
+
+
+def mentioning(content: MessageContent, user_ids: tuple[int, ...], *, is_quiet: bool) -> MessageContent:
+    """The same message, with a sound for these users and no others; `is_quiet`: it only waits for them to look."""
+    texts = [item.content for item in content.layout.walk_children() if isinstance(item, ui.TextDisplay)]
+    unnamed = [mention(user_id) for user_id in user_ids if not any(mention(user_id) in text for text in texts)]
+    content = with_line(content, f"-# {' '.join(unnamed)}") if unnamed else content
+    return replace(content, mentions=user_ids, is_silent=is_quiet or not user_ids)
+
+
+def with_line(content: MessageContent, line: str) -> MessageContent:
+    """The same message with one more text below it."""
+    return replace(content, layout=layout(*content.layout.children, line))
 
 
 def image_gallery(file: FileToSend, alt_text: str) -> ui.MediaGallery[Any]:

@@ -4,26 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from bot.queue.domain.job import ACTIVE, Job, State
 from bot.queue.planning.forecast import Forecast
 from bot.queue.store.history import AttemptRecord, AuditEntry
 from bot.queue.store.queue_control import QueuePause
 from bot.queue.store.slots import Slot
+from bot.ui.buttons import JobButton, job_button
 from bot.ui.discord_text import date_time, escape, first_lines, mention, relative_time, time_or_date
 from bot.ui.end_reasons import audit_reason_text, end_reason_text
-from bot.ui.job_card import job_line, priority_words
-from bot.ui.job_context import pause_line, start_words
-from bot.ui.layout import Color, MessageContent, box, layout
-from trainer.protocol.text import _, duration, listed
+from bot.ui.job_card import (
+    in_sentence,
+    job_line,
+    percent_words,
+    priority_words,
+    share_done,
+    state_words,
+    time_left,
+)
+from bot.ui.job_context import pause_line, position_words, start_words
+from bot.ui.layout import Color, MessageContent, box, layout, row
+from trainer.protocol.text import _, duration, listed, ngettext
 
 #: Characters for all jobs of the board: those of a layout, less the most that stands above and below the jobs.
 _MAX_JOB_CHARS = 2_200
 #: Running and paused jobs get a third each at most; waiting ones get the rest.
 _SHARE = _MAX_JOB_CHARS // 3
-#: Jobs that a section of the board lists.
-MAX_LISTED = 20
+#: Jobs that a section of the board lists; further ones of the queue are on further pages.
+MAX_LISTED = 15
+#: Runs of a study that are named below it.
+_SHOWN_RUNS = 6
+#: Verb of the buttons that show a page of the queue.
+QUEUE_PAGE = "queue_page"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +48,10 @@ class BoardSnapshot:
     jobs: Sequence[Job]
     #: How many there are in each state, where `jobs` has only the first of them.
     counts: Mapping[State, int] = field(default_factory=dict)
+    #: The unfinished runs of studies, by study.
+    runs: Mapping[int, Sequence[Job]] = field(default_factory=dict)
+    #: Page of the queue, from 0; running and paused jobs are on the first.
+    page: int = 0
     #: Positions in the line of all servers, by job.
     positions: Mapping[int, int] = field(default_factory=dict)
     forecasts: Mapping[int, Forecast] = field(default_factory=dict)
@@ -56,27 +73,41 @@ def queue_board(snapshot: BoardSnapshot) -> MessageContent:
     """Running, waiting and paused jobs, below what holds them up."""
     running, waiting, paused = snapshot.of(*ACTIVE), snapshot.of(State.QUEUED), snapshot.of(State.PAUSED)
     color = Color.STOPPING if snapshot.queue_pause else Color.TRAINING if running else Color.WAITING
-    lines = [_running_line(job) for job in running]
-    now_running = _section(_("Training"), lines, _SHARE, snapshot.count(*ACTIVE))
-    now_paused = _section(_("Paused"), [job_line(job) for job in paused], _SHARE, snapshot.count(State.PAUSED))
+    now_running = now_paused = ""
+    if snapshot.page == 0:
+        lines = [_running_line(job, snapshot) for job in running]
+        now_running = _section(_("Training"), lines, _SHARE, snapshot.count(*ACTIVE))
+        lines = [job_line(job) for job in paused]
+        now_paused = _section(_("Paused"), lines, _SHARE, snapshot.count(State.PAUSED))
     room = _MAX_JOB_CHARS - len(now_running) - len(now_paused)
     lines = [_waiting_line(job, snapshot) for job in waiting]
-    now_waiting = _section(_("Waiting"), lines, room, snapshot.count(State.QUEUED))
+    count = snapshot.count(State.QUEUED)
+    pages = max(1, -(-count // MAX_LISTED))
+    rest = count - snapshot.page * MAX_LISTED
+    now_waiting = _section(_("Waiting"), lines, room, count, rest=min(rest, MAX_LISTED) if pages > 1 else rest)
     body = box(
         color,
         "\n".join(_head(snapshot)),
-        now_running or _nothing_runs(snapshot),
+        now_running or (_nothing_runs(snapshot) if snapshot.page == 0 else None),
         now_waiting or _nothing_waits(snapshot),
         now_paused or None,
-        f"-# {_('updated {when}', when=relative_time(snapshot.now))}",
+        "-# " + _("updated {when}", when=relative_time(snapshot.now)),
+        row(*_page_buttons(snapshot.page, pages)),
     )
     return MessageContent(layout=layout(body))
+
+
+def _page_buttons(page: int, pages: int) -> list[JobButton]:
+    """◀ ▶ where there are pages, and Refresh; the number in the id of a button is that of its page."""
+    turns = [(page - 1, "◀️"), (page + 1, "▶️")]
+    found = [job_button(turned, QUEUE_PAGE, "", emoji=sign) for turned, sign in turns if 0 <= turned < pages]
+    return [*found, job_button(page, QUEUE_PAGE, _("Refresh"), emoji="🔄")]
 
 
 def job_list(title: str, jobs: Sequence[Job], now: datetime) -> MessageContent:
     """Jobs in the given order, a line each."""
     lines = first_lines([_dated_line(job, now) for job in jobs], characters=3000)
-    text = "\n".join(lines) or _("No jobs yet: `/finetune` makes the first.")
+    text = "\n".join(lines) or _("No trainings yet: `/finetune` starts the first one.")
     return MessageContent(layout=layout(box(Color.WAITING, f"### {title}\n{text}")))
 
 
@@ -110,36 +141,57 @@ def _slot_words(slot: Slot) -> str:
     return used if slot.is_enabled else used + ", " + _("then switched off")
 
 
-def _section(title: str, lines: Sequence[str], room: int, total: int) -> str:
+def _section(title: str, lines: Sequence[str], room: int, total: int, *, rest: int | None = None) -> str:
+    """A section of `total` jobs; `rest`: so many of them belong to this page."""
     if not lines:
         return ""
-    shown = first_lines(lines, most=MAX_LISTED, characters=room, total=total)
+    shown = first_lines(lines, most=MAX_LISTED, characters=room, total=total if rest is None else rest)
     return "\n".join([f"**{title}** ({total})", *shown])
 
 
 def _nothing_runs(snapshot: BoardSnapshot) -> str:
     if any(slot.job_id is not None for slot in snapshot.slots):
-        return _("Nothing of this server is training.")
-    return _("Nothing is training.")
+        return _("No training of this server is running.")
+    return _("No training is running.")
 
 
 def _nothing_waits(snapshot: BoardSnapshot) -> str:
     is_held = snapshot.queue_pause or snapshot.why_closed
     if is_held or not any(slot.is_enabled and slot.job_id is None for slot in snapshot.slots):
-        return _("No job is waiting.")
-    return _("No job is waiting: `/finetune` starts at once.")
+        return _("Nothing is waiting.")
+    return _("Nothing is waiting: `/finetune` would start right away.")
 
 
-def _running_line(job: Job) -> str:
-    step = job.progress.step
-    line = job_line(job)
+def _running_line(job: Job, snapshot: BoardSnapshot) -> str:
+    if job.study is not None:
+        return "\n".join([_study_line(job, snapshot), *_run_lines(job, snapshot)])
+    line = job_line(job, now=snapshot.now)
     # The full names are shown above, beside the job that holds them.
     if names := [escape(name.partition(" · ")[0], 30) for name in job.slots]:
         line += " · " + _("on {slots}", slots=listed(names))
-    if step is None or step.eta_s is None or job.last_event_at is None:
-        return line
-    ends_at = job.last_event_at + timedelta(seconds=step.eta_s)
-    return line + " · " + _("ends {when}", when=relative_time(ends_at))
+    left = time_left(job, snapshot.now)
+    return f"{line} · {left}" if left else line
+
+
+def _study_line(job: Job, snapshot: BoardSnapshot) -> str:
+    runs = snapshot.runs.get(job.id, ())
+    words = ngettext("{n} run is left", "{n} runs are left", len(runs)) if runs else _("creating its runs")
+    return f"🔬 **#{job.id} {escape(job.name)}** · {mention(job.owner_id)} · {_('study')}, {words}"
+
+
+def _run_lines(job: Job, snapshot: BoardSnapshot) -> list[str]:
+    """The runs of a study that run or wait, with their own places in the line."""
+    runs = sorted(snapshot.runs.get(job.id, ()), key=lambda run: (not run.state.is_active, run.id))
+    lines = []
+    for run in runs:
+        sign, words, _color = state_words(run)
+        if run.state.is_active:
+            words = f"{in_sentence(words)} · {percent_words(share_done(run, snapshot.now))}"
+        else:
+            position = snapshot.positions.get(run.id)
+            words = position_words(position) if position else in_sentence(words)
+        lines.append(f"-# {sign} {escape(run.child_name or run.name, 60)} · {words}")
+    return first_lines(lines, most=_SHOWN_RUNS)
 
 
 def _waiting_line(job: Job, snapshot: BoardSnapshot) -> str:
@@ -178,30 +230,90 @@ def history_page(job: Job, attempts: Sequence[AttemptRecord], entries: Sequence[
 
 
 def attempt_line(attempt: AttemptRecord) -> str:
-    """`**2** · <t:…:f>, 12 min · GPU 0 · RTX 4090 · then queued: the machine went down`."""
+    """`**2** · <t:…:f>, 12 min · GPU 0 · RTX 4090 · it waits to continue: the machine went down`."""
     # Not "2.": Discord makes a list of that and numbers it itself.
     number, started = f"**{attempt.number}**", date_time(attempt.started_at)
     slots = [escape(", ".join(attempt.slots), 80)] if attempt.slots else []
     if attempt.ended_at is None:
-        return " · ".join([number, started, *slots, _("running")])
+        return " · ".join([number, started, *slots, _("still running")])
     took = duration((attempt.ended_at - attempt.started_at).total_seconds())
-    end = _("then {state}", state=attempt.outcome)
+    end = _outcome_words(attempt.outcome or "")
     why = f": {escape(end_reason_text(attempt.reason), 160)}" if attempt.reason else ""
     return " · ".join([number, f"{started}, {took}", *slots, end + why])
 
 
+def _outcome_words(outcome: str) -> str:
+    words = {
+        State.QUEUED: _("back in line"),
+        State.PAUSED: _("paused"),
+        State.SUCCEEDED: _("done"),
+        State.STOPPED: _("stopped early"),
+        State.FAILED: _("failed"),
+        State.CANCELLED: _("cancelled"),
+    }
+    return words.get(State(outcome), outcome) if outcome in set(State) else escape(outcome, 60)
+
+
 def entry_line(entry: AuditEntry, *, names_job: bool) -> str:
-    """`<t:…:f> · <@1> · cancel #42 · running → stopping · why`."""
+    """`<t:…:f> · <@1> cancelled #42: too slow`."""
     who = "Darkroom" if entry.actor_id is None else mention(entry.actor_id)
-    what = escape(entry.verb, 60) + (f" #{entry.job_id}" if names_job and entry.job_id is not None else "")
-    parts = [date_time(entry.at), who, what, _change(entry), escape(audit_reason_text(entry.why or ""), 160)]
-    return " · ".join(part for part in parts if part)
+    job = f"#{entry.job_id}" if names_job and entry.job_id is not None else _("this training")
+    line = f"{date_time(entry.at)} · {_deed(entry).format(who=who, job=job, after=escape(entry.after or '', 80))}"
+    why = _bumped_words(entry.why or "") if entry.verb == "bump" else audit_reason_text(entry.why or "")
+    return f"{line}: {escape(why, 160)}" if why else line
 
 
-def _change(entry: AuditEntry) -> str:
-    before, after = escape(entry.before or "", 120), escape(entry.after or "", 120)
-    if before == after:
-        return ""
-    if not after:
-        return f"{before} → {_('gone')}"
-    return f"{before} → {after}" if before else after
+def _deed(entry: AuditEntry) -> str:
+    """What was done, as a sentence with places for `who`, `job` and `after`."""
+    if entry.verb == "settle":
+        return _ended(entry)
+    if entry.verb.startswith("delete "):
+        return _("{who} deleted files of {job} to make room")
+    deeds = {
+        "draft": _("{who} asked for {job}"),
+        "submit": _("{who} queued {job}"),
+        "claim": _("{who} gave {job} a place and began to load"),
+        "begin": _("{job} began to train"),
+        "cancel": _("{who} cancelled {job}"),
+        "keep_best": _("{who} stopped {job} early, to keep its best epoch"),
+        "pause": _("{who} paused {job}"),
+        "requeue": _("{who} put {job} back in line"),
+        "resume": _("{who} resumed {job}"),
+        "retry": _("{who} retried {job}"),
+        "extend": _("{who} gave {job} more epochs"),
+        "bump": _("{who} changed the priority of {job}"),
+        "pin": _("{who} pinned {job}"),
+        "unpin": _("{who} unpinned {job}"),
+        "share": _("{who} shared {job}"),
+        "unshare": _("{who} stopped sharing {job}"),
+        "note": _("{who} wrote a note on {job}"),
+        "queue pause": _("{who} paused the queue"),
+        "queue drain": _("{who} began to empty the queue"),
+        "queue resume": _("{who} resumed the queue"),
+        "limit role": _("{who} changed the limits of a role"),
+        "slot on": _("{who} switched a GPU on"),
+        "slot off": _("{who} switched a GPU off"),
+    }
+    return deeds.get(entry.verb) or f"{{who}}: {_without_braces(entry.verb)}, {{job}}"
+
+
+def _ended(entry: AuditEntry) -> str:
+    """What an attempt led to."""
+    ends = {
+        State.QUEUED: _("{job} was interrupted and waits to continue"),
+        State.PAUSED: _("{job} is paused"),
+        State.SUCCEEDED: _("{job} is done"),
+        State.STOPPED: _("{job} was stopped early and is done"),
+        State.FAILED: _("{job} failed"),
+        State.CANCELLED: _("{job} is cancelled"),
+    }
+    return ends.get(State(entry.after)) or _("{job} ended") if entry.after in set(State) else _("{job} ended")
+
+
+def _without_braces(verb: str) -> str:
+    return escape(verb, 60).replace("{", "").replace("}", "")
+
+
+def _bumped_words(priority: str) -> str:
+    names = {"LOW": _("low"), "NORMAL": _("normal"), "HIGH": _("high")}
+    return names.get(priority, priority)

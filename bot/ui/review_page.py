@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import PurePath
 
 import discord
@@ -10,7 +11,7 @@ import discord
 from bot.datasets import Dataset
 from bot.datasets.decisions import EVERY, ReviewImage, ReviewQuestion, current_caption, undecided_images
 from bot.ui.buttons import DatasetButton, dataset_button
-from bot.ui.discord_text import escape
+from bot.ui.discord_text import escape, mention
 from bot.ui.layout import (
     MAX_FILES,
     Color,
@@ -23,7 +24,7 @@ from bot.ui.layout import (
     row,
     sendable,
 )
-from trainer.protocol.finding_labels import LABELS
+from trainer.protocol.finding_labels import label
 from trainer.protocol.report import CAPTION_BY_HAND, Finding
 from trainer.protocol.text import _, listed, ngettext
 
@@ -32,22 +33,37 @@ _SHOWN_FINDINGS = 8
 _SHOWN_NUMBERS = 12
 
 
-def question_page(
-    dataset: Dataset, questions: Sequence[ReviewQuestion], question: ReviewQuestion, *, file_limit: int, note: str = ""
-) -> MessageContent:
+@dataclass(frozen=True, kw_only=True)
+class ReviewView:
+    """A review as its pages show it."""
+
+    dataset: Dataset
+    questions: Sequence[ReviewQuestion]
+    question: ReviewQuestion
+    #: Largest file that the server accepts, bytes.
+    file_limit: int
+    #: What was decided by the press before.
+    note: str = ""
+    #: The member may decide; others may look.
+    may_change: bool = True
+
+
+def question_page(view: ReviewView) -> MessageContent:
     """A question about all of its images; about the image itself if there is only one."""
+    dataset, questions, question = view.dataset, view.questions, view.question
     if len(question.images) == 1:
-        return image_page(dataset, questions, question, question.images[0], file_limit=file_limit, note=note)
-    shown = [(each, file) for each in question.images[:MAX_FILES] if (file := _file(dataset, each, file_limit))]
+        return image_page(view, question.images[0])
+    shown = [(each, file) for each in question.images[:MAX_FILES] if (file := _file(dataset, each, view.file_limit))]
     index = questions.index(question)
+    turns = (("◀️", index - 1, index == 0), ("▶️", index + 1, index == len(questions) - 1))
     body = box(
         Color.NOTE if question.needs_decision and question.undecided(dataset.edits) else Color.DONE,
-        note or None,
-        f"### {_title(dataset, questions, question)}\n{_question_words(question)}",
+        view.note or None,
+        f"### {_title(view)}\n{_question_words(question)}",
         images_gallery((file, _alt(dataset, each)) for each, file in shown) if shown else None,
         "\n".join(_decided_lines(dataset, question)),
-        _left_words(dataset, questions),
-        row(*_all_buttons(dataset, question)),
+        _left_words(view),
+        row(*_all_buttons(view)),
         row(
             *(
                 dataset_button(
@@ -57,7 +73,7 @@ def question_page(
                     arg=questions[min(max(to, 0), len(questions) - 1)].key,
                     is_disabled=is_end,
                 )
-                for emoji, to, is_end in (("◀️", index - 1, index == 0), ("▶️", index + 1, index == len(questions) - 1))
+                for emoji, to, is_end in turns
                 if len(questions) > 1
             ),
             dataset_button(dataset.id, "done", _("Done")),
@@ -66,35 +82,30 @@ def question_page(
     return MessageContent(layout=layout(body), files=tuple(file for _each, file in shown))
 
 
-def image_page(
-    dataset: Dataset,
-    questions: Sequence[ReviewQuestion],
-    question: ReviewQuestion,
-    each: ReviewImage,
-    *,
-    file_limit: int,
-    note: str = "",
-) -> MessageContent:
+def image_page(view: ReviewView, each: ReviewImage) -> MessageContent:
     """One image of a question, with all decisions so far."""
-    file = _file(dataset, each, file_limit)
+    dataset, questions, question = view.dataset, view.questions, view.question
+    file = _file(dataset, each, view.file_limit)
     number, count = question.images.index(each) + 1, len(question.images)
     position = " · " + _("{number} of {count}", number=number, count=count) if count > 1 else ""
     is_first = question is questions[0] and number == 1
     is_last = question is questions[-1] and number == count
     arg = f"{each.key}-{question.key}"
+    has_overview = count > 1 and not question.is_about_captions
+    decisions = _decision_buttons(dataset, question, arg) if view.may_change else []
     body = box(
         Color.DONE if question.is_settled(each, dataset.edits) or not question.needs_decision else Color.NOTE,
-        note or None,
-        f"### {_title(dataset, questions, question)}{position}\n"
+        view.note or None,
+        f"### {_title(view)}{position}\n"
         f"{_('**Image {number}**', number=each.number)} · {escape(each.image.source, 120)}",
         image_gallery(file, _alt(dataset, each)) if file else None,
         "\n".join([*map(_finding_line, each.image.findings[:_SHOWN_FINDINGS]), *_state_lines(dataset, each)]),
-        _left_words(dataset, questions),
-        row(*_decision_buttons(dataset, question, arg)),
+        _left_words(view),
+        row(*decisions) if decisions else None,
         row(
             dataset_button(dataset.id, "prev", emoji="◀️", arg=arg, is_disabled=is_first),
             dataset_button(dataset.id, "next", emoji="▶️", arg=arg, is_disabled=is_last),
-            *([dataset_button(dataset.id, "question", _("All together"), arg=question.key)] if count > 1 else []),
+            *([dataset_button(dataset.id, "question", _("All together"), arg=question.key)] if has_overview else []),
             dataset_button(dataset.id, "done", _("Done")),
         ),
     )
@@ -126,8 +137,11 @@ def _image_words(images: Sequence[ReviewImage]) -> str:
     return ngettext("Image {numbers}", "Images {numbers}", len(images), numbers=_numbers(images))
 
 
-def _title(dataset: Dataset, questions: Sequence[ReviewQuestion], question: ReviewQuestion) -> str:
-    title = _("Review of {name}", name=escape(dataset.name))
+def _title(view: ReviewView) -> str:
+    name, questions, question = escape(view.dataset.name), view.questions, view.question
+    if question.is_about_captions:
+        return _("Captions of {name}", name=name)
+    title = _("Review of {name}", name=name)
     if len(questions) > 1:
         title += " · " + _("{number} of {count}", number=questions.index(question) + 1, count=len(questions))
     return f"{title} · {_heading(question)}"
@@ -136,12 +150,12 @@ def _title(dataset: Dataset, questions: Sequence[ReviewQuestion], question: Revi
 def _heading(question: ReviewQuestion) -> str:
     if question.kind is None:
         return _("Captions by a model")
-    heading = LABELS[question.kind].heading
+    heading = label(question.kind).heading
     return _("Dropped: {finding}", finding=heading) if question.is_dropped else heading
 
 
 def _question_words(question: ReviewQuestion) -> str:
-    meaning = _("Written by a model and not reviewed yet.") if question.kind is None else LABELS[question.kind].meaning
+    meaning = _("Written by a model and not reviewed yet.") if question.kind is None else label(question.kind).meaning
     which = _("{n} images: no. {numbers}.", n=len(question.images), numbers=_numbers(question.images))
     return f"{meaning}\n{which}"
 
@@ -161,16 +175,27 @@ def _decided_lines(dataset: Dataset, question: ReviewQuestion) -> list[str]:
     return lines
 
 
-def _left_words(dataset: Dataset, questions: Sequence[ReviewQuestion]) -> str:
-    if left := undecided_images(questions, dataset.edits):
+def _left_words(view: ReviewView) -> str:
+    dataset = view.dataset
+    if view.question.is_about_captions:
+        left = len(view.question.undecided(dataset.edits))
+        words = ngettext("{n} image has no caption", "{n} images have no caption", left) if left else ""
+        pending = _("**Done** applies what you wrote.") if dataset.is_pending else ""
+        return "-# " + " · ".join(filter(None, (words, pending))) if words or pending else ""
+    if not view.may_change:
+        return "-# " + _("Only {owner} or a manager of the server can decide.", owner=mention(dataset.owner_id))
+    if left := undecided_images(view.questions, dataset.edits):
         return "-# " + ngettext("{n} image left to decide", "{n} images left to decide", left)
     if dataset.is_pending:
         return "-# " + _("All decided: **Done** applies it.")
     return "-# " + _("Nothing needs a decision; any can be overruled.")
 
 
-def _all_buttons(dataset: Dataset, question: ReviewQuestion) -> list[DatasetButton]:
-    styles = discord.ButtonStyle
+def _all_buttons(view: ReviewView) -> list[DatasetButton]:
+    dataset, question, styles = view.dataset, view.question, discord.ButtonStyle
+    one_by_one = dataset_button(dataset.id, "each", _("One by one"), arg=question.key)
+    if not view.may_change:
+        return [one_by_one]
     undecided, count = len(question.undecided(dataset.edits)), len(question.images)
     if 0 < undecided < count:
         keep, drop = _("Keep the other {n}", n=undecided), _("Drop the other {n}", n=undecided)
@@ -182,12 +207,15 @@ def _all_buttons(dataset: Dataset, question: ReviewQuestion) -> list[DatasetButt
     return [
         dataset_button(dataset.id, verb, label, arg=arg, style=styles.success),
         dataset_button(dataset.id, "drop", drop, arg=arg, style=styles.danger),
-        dataset_button(dataset.id, "each", _("One by one"), arg=question.key),
+        one_by_one,
     ]
 
 
 def _decision_buttons(dataset: Dataset, question: ReviewQuestion, arg: str) -> list[DatasetButton]:
     styles = discord.ButtonStyle
+    if question.is_about_captions:
+        written = dataset_button(dataset.id, "caption", _("Write caption"), arg=arg, style=styles.primary)
+        return [written, dataset_button(dataset.id, "drop", _("Drop image"), arg=arg)]
     verb, label = ("right", _("Looks right")) if question.kind is None else ("keep", _("Keep"))
     return [
         dataset_button(dataset.id, verb, label, arg=arg, style=styles.success),
@@ -198,7 +226,7 @@ def _decision_buttons(dataset: Dataset, question: ReviewQuestion, arg: str) -> l
 
 def _finding_line(finding: Finding) -> str:
     """`• Perhaps blurred: the edges are blurred (measured 1.32, limit 1.00)`."""
-    words = f"• **{LABELS[finding.kind].heading}**: {escape(finding.message, 250)}"
+    words = f"• **{label(finding.kind).heading}**: {escape(finding.message, 250)}"
     if finding.measure is not None and finding.threshold is not None:
         measure, limit = f"{finding.measure:.3g}", f"{finding.threshold:.3g}"
         words += " " + _("(measured {measure}, limit {limit})", measure=measure, limit=limit)
@@ -246,7 +274,7 @@ def _file(dataset: Dataset, each: ReviewImage, file_limit: int) -> FileToSend | 
 def _alt(dataset: Dataset, each: ReviewImage) -> str:
     parts = [_("Image {number}, {source}.", number=each.number, source=each.image.source)]
     if each.image.findings:
-        kinds = ", ".join(LABELS[finding.kind].heading for finding in each.image.findings)
+        kinds = ", ".join(label(finding.kind).heading for finding in each.image.findings)
         parts.append(_("Found: {kinds}.", kinds=kinds))
     parts.append(_("Caption: {caption}", caption=current_caption(each.image, dataset.edits) or _("none")))
     return " ".join(parts)

@@ -8,9 +8,21 @@ from collections.abc import Sequence
 from discord import ui
 
 from bot.queue.domain.job import Job, State
+from bot.ui.buttons import job_button
 from bot.ui.discord_text import escape, first_lines, mention, relative_time
 from bot.ui.end_reasons import end_reason_text
-from bot.ui.job_card import best_of, best_words, card_buttons, paused_line, settings_line, share_done, state_words
+from bot.ui.job_card import (
+    best_of,
+    best_words,
+    card_buttons,
+    files_button,
+    in_sentence,
+    paused_line,
+    percent_words,
+    settings_line,
+    share_done,
+    state_words,
+)
 from bot.ui.job_context import JobContext, waiting_lines
 from bot.ui.job_endings import files_hint, split_files
 from bot.ui.layout import Color, FileToSend, MessageContent, box, image_gallery, layout, public_path, row, sendable
@@ -39,7 +51,7 @@ def study_card(job: Job, context: JobContext) -> MessageContent:
         "\n".join(run_lines(context.children, context.step)) or None,
         _verdict(context.step),
         image_gallery(chart, context.step.chart_alt) if chart and context.step else None,
-        f"-# {_settings(job)}\n-# {_('updated {when}', when=relative_time(context.now))} · {context.footer(job)}",
+        f"-# {_settings(job)}\n-# {_('updated {when}', when=relative_time(context.now))}",
         row(*buttons) if (buttons := card_buttons(job)) else None,
     )
     return MessageContent(layout=layout(body), files=(chart,) if chart else (), is_silent=True)
@@ -51,18 +63,19 @@ def study_post(job: Job, context: JobContext) -> MessageContent:
     chart = _chart(context)
     results = _results(job, context)
     sent = sendable([*([chart] if chart else []), *results], context.file_limit)
-    verdict = _verdict(step) or _("It ended without a result.")
+    verdict = _verdict(step) or _("Finished, but without a result.")
     body = box(
         Color.DONE,
-        f"## ✅ {_('#{job} {name} is done', job=job.id, name=escape(job.name))}\n"
-        f"{mention(job.owner_id)} {_('your {study} is over.', study=kind_words(job))}\n{verdict}",
+        f"## ✅ {_('#{job} {name} is done', job=job.id, name=escape(job.name))} · {mention(job.owner_id)}\n"
+        f"{_('Your {study} is finished.', study=kind_words(job))}\n{verdict}",
         "\n".join(run_lines(context.children, step)) or None,
         image_gallery(chart, step.chart_alt) if chart and step and chart in sent else None,
-        _locations(context, results, sent, files_hint(job)),
-        f"-# {_settings(job)} · {context.footer(job)}",
+        f"-# {files_hint(job)}" if any(file not in sent for file in results) else None,
+        f"-# {_settings(job)}",
+        row(files_button(job.id), job_button(job.id, "details", _("Details"))),
     )
     carried = [ui.File[ui.LayoutView](file.url) for file in results if file in sent]
-    return MessageContent(layout=layout(body, *carried), files=sent, mentions=job.owner_id)
+    return MessageContent(layout=layout(body, *carried), files=sent, mentions=(job.owner_id,))
 
 
 def study_files(job: Job, context: JobContext) -> list[MessageContent]:
@@ -110,21 +123,21 @@ def _state_words(job: Job, context: JobContext) -> tuple[str, str, Color]:
     if job.state not in {State.PREPARING, State.RUNNING}:
         return state_words(job, context.position)
     if not context.children:
-        return "🟡", _("Creating its runs"), Color.PREPARING
+        return "🔵", _("Creating its runs"), Color.WORKING
     rows = context.step.table if context.step else ()
     ended_early = {row.name for row in rows if row.state is ChildState.ENDED_EARLY}
     over = sum(child.state.is_end or child.child_name in ended_early for child in context.children)
     # Some may not be in the queue yet: their owner may have so many jobs there.
     runs = max(len(context.children), len(rows))
-    words = ngettext("{over} of {n} run over", "{over} of {n} runs over", runs, over=over)
+    words = ngettext("{over} of {n} run is done", "{over} of {n} runs are done", runs, over=over)
     return "🟢", words, Color.TRAINING
 
 
 def _run_line(child: Job, known: StudyRow | None) -> str:
     sign, words, _color = state_words(child)
-    words = f"{words[:1].lower()}{words[1:]}"
+    words = in_sentence(words)
     if child.progress.step and not child.state.is_end:
-        words += f" {share_done(child):.0%}"
+        words += f" · {percent_words(share_done(child))}"
     if known is not None and not child.state.is_active:
         sign, words = _row_words(known.state) or (sign, words)
     parts = [f"{sign} **{escape(child.child_name or child.name, 60)}**"]
@@ -142,17 +155,17 @@ def _row_words(state: ChildState) -> tuple[str, str] | None:
     """Sign and words of a run that its job's state does not tell."""
     match state:
         case ChildState.ENDED_EARLY:
-            return "⏹", _("ended early: others were better")
+            return "⏹", _("stopped early: others were better")
         case ChildState.WAITING:
             return "⏸️", _("waits for the others")
         case ChildState.HALTED:
-            return "⬛", _("halted")
+            return "🚫", _("stopped")
         case _:
             return None
 
 
 def _verdict(step: StudyStep | None) -> str | None:
-    return "\n".join(f"→ {escape(sentence, 400)}" for sentence in step.verdict[:_SHOWN_SENTENCES]) if step else None
+    return "\n".join(escape(sentence, 400) for sentence in step.verdict[:_SHOWN_SENTENCES]) if step else None
 
 
 def _chart(context: JobContext) -> FileToSend | None:
@@ -171,12 +184,13 @@ def _results(job: Job, context: JobContext) -> list[FileToSend]:
         return []
     output = context.job_dir / step.result / "output"
     names = sorted(path.name for path in output.glob("*.safetensors"))
-    return [FileToSend(folder=output, path=name, name=f"{job.name}-{name}") for name in names]
+    return [
+        FileToSend(folder=output, path=name, name=name if name.startswith(job.name) else f"{job.name}-{name}")
+        for name in names
+    ]
 
 
-def _locations(
-    context: JobContext, results: Sequence[FileToSend], sent: Sequence[FileToSend], hint: str = ""
-) -> str | None:
+def _locations(context: JobContext, results: Sequence[FileToSend], sent: Sequence[FileToSend]) -> str | None:
     step = context.step
     if step is None:
         return None
@@ -186,5 +200,4 @@ def _locations(
         lines.append(_("The resulting model, on the machine: `{path}`", path=path))
     if any(file not in sent for file in results):
         lines.append(_("Some of its files are too large to send here."))
-        lines += [hint] if hint else []
     return "\n".join(f"-# {line}" for line in lines)

@@ -11,6 +11,7 @@ from bot.outbox.notification import Notification
 from bot.ui.buttons import dataset_button
 from bot.ui.discord_text import escape, mention
 from bot.ui.layout import Color, MessageContent, box, layout, row
+from trainer.protocol.progress import PreparePhase, PrepareProgress
 from trainer.protocol.text import _, ngettext
 
 
@@ -29,7 +30,7 @@ class Unanswered(StrEnum):
     RESTARTED = "restarted"
 
 
-def upload_post(notification: Notification, marker: str) -> MessageContent:
+def upload_post(notification: Notification) -> MessageContent:
     """The outcome of an upload for its owner, with a button if a draft of theirs waits."""
     show = None
     if notification.draft_id:
@@ -43,8 +44,24 @@ def upload_post(notification: Notification, marker: str) -> MessageContent:
             )
         )
     text = f"{mention(notification.owner_id)} {notification.detail}"
-    body = box(Color.NOTE, text, show, f"-# Darkroom · {marker}")
-    return MessageContent(layout=layout(body), mentions=notification.owner_id)
+    body = box(Color.NOTE, text, show)
+    return MessageContent(layout=layout(body), mentions=(notification.owner_id,))
+
+
+def progress_words(title: str, progress: PrepareProgress) -> str:
+    """How far the preparation of an upload has come, in place of "… is thinking"."""
+    name, n, total = escape(title, 100), progress.done, progress.total
+    match progress.phase:
+        case PreparePhase.READING:
+            step = _("reading the images: {n} of {total}", n=n, total=total)
+        case PreparePhase.COMPARING:
+            share = f"{n / total:.0%}" if total else "100%"
+            step = _("looking for duplicates: {share}", share=share)
+        case PreparePhase.DRAWING:
+            step = _("drawing the overview")
+        case PreparePhase.CAPTIONING:
+            step = _("writing captions: {n} of {total}", n=n, total=total)
+    return f"⏳ **{name}** · {step}"
 
 
 def unanswered_words(what: str, why: Unanswered, sentence: str, *, is_carried_out: bool) -> str:
@@ -81,7 +98,7 @@ def upload_prepared(upload: PendingUpload, dataset: Dataset, why: Unanswered) ->
             done = _("It is ready now: dataset **{name}**, {kept}. `/dataset inspect` shows it.", name=name, kept=kept)
         case UploadKind.FINETUNE if upload.is_at_once:
             done = _(
-                "It is ready now (dataset **{name}**, {kept}), and your request waits for **Go on**: "
+                "It is ready now (dataset **{name}**, {kept}), and your request waits for **Start training**: "
                 "what you may queue is checked when you press it.",
                 name=name,
                 kept=kept,

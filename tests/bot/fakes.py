@@ -20,23 +20,7 @@ from bot.outbox import MessageForm, MessageGone, Notification, NotificationKind
 from bot.runners import Handle, RunStatus
 from trainer.exchange.attempt import HEARTBEAT_FILE
 from trainer.protocol.events import (
-    BandLoss,
-    BaseValidated,
-    EpochEnded,
     Event,
-    Exported,
-    Failed,
-    FailureKind,
-    Finished,
-    Sample,
-    Sampled,
-    Started,
-    StepDone,
-    Stopped,
-    StoppedEarly,
-    Tested,
-    ValidationLoss,
-    Warned,
 )
 from trainer.protocol.run_options import RunOptions
 
@@ -89,110 +73,6 @@ async def stream(data: bytes, size: int = 1000) -> AsyncIterator[bytes]:
 def uploads(files: Mapping[str, bytes]) -> list[Upload]:
     """Uploads of these contents by file name."""
     return [Upload(name=name, chunks=stream(data)) for name, data in files.items()]
-
-
-# -- events of trainers ------------------------------------------------------------------------------------------
-
-_LOSS = ValidationLoss(loss=0.1, ratio=0.9, bands=(BandLoss(first_timestep=0, last_timestep=999, loss=0.1, ratio=0.9),))
-
-
-def started(seq: int, at: float = 0.0) -> Event:
-    return Started(
-        seq=seq,
-        time=at,
-        pid=1,
-        device="cpu",
-        precision="fp32",
-        epochs=3,
-        total_steps=30,
-        train_images=10,
-        validation_images=2,
-        test_images=2,
-        resolution=64,
-        trainable_parameters=1,
-    )
-
-
-def step_done(seq: int, epoch: int, step: int = 1, at: float = 0.0) -> Event:
-    return StepDone(
-        seq=seq,
-        time=at,
-        step=step,
-        epoch=epoch,
-        loss=0.2,
-        learning_rate=1e-4,
-        steps_per_s=1.0,
-        eta_s=None,
-        peak_memory_bytes=0,
-    )
-
-
-def sampled(seq: int, epoch: int, at: float = 0.0) -> Event:
-    return Sampled(seq=seq, time=at, epoch=epoch, samples=(Sample(path="a.png", prompt="a", seed=1),), sheet="s.png")
-
-
-def base_validated(seq: int, at: float = 0.0) -> Event:
-    return BaseValidated(seq=seq, time=at, validation=_LOSS)
-
-
-def epoch_ended(seq: int, epoch: int, at: float = 0.0) -> Event:
-    return EpochEnded(
-        seq=seq,
-        time=at,
-        epoch=epoch,
-        step=epoch * 10,
-        train_loss=0.2,
-        validation=_LOSS,
-        learning_rate=1e-4,
-        seconds=1.0,
-        is_best=True,
-        best_epoch=epoch,
-        chart="c.png",
-    )
-
-
-def warned(seq: int, kind: str, at: float = 0.0) -> Event:
-    return Warned(seq=seq, time=at, kind=kind, message="careful")
-
-
-def stopped_early(seq: int, at: float = 0.0) -> Event:
-    return StoppedEarly(
-        seq=seq, time=at, epoch=3, best_epoch=2, best_ratio=0.9, reason="no better", epochs_saved=1, seconds_saved=1.0
-    )
-
-
-def was_tested(seq: int, at: float = 0.0) -> Event:
-    return Tested(seq=seq, time=at, test=_LOSS, base_loss=0.2)
-
-
-def exported(seq: int, at: float = 0.0) -> Event:
-    return Exported(
-        seq=seq, time=at, format="kohya", path="l.safetensors", bytes=1, sha256="0" * 64, max_difference=0.0
-    )
-
-
-def finished(seq: int, at: float = 0.0) -> Event:
-    return Finished(
-        seq=seq,
-        time=at,
-        epochs=3,
-        best_epoch=3,
-        stopped_early=False,
-        base_loss=0.2,
-        best_loss=0.1,
-        best_ratio=0.5,
-        seconds=1.0,
-        comparison="c.png",
-        comparison_alt="base and best",
-    )
-
-
-def stopped(seq: int, epoch: int = 1, checkpoint: str | None = "checkpoints/last", at: float = 0.0) -> Event:
-    return Stopped(seq=seq, time=at, epoch=epoch, step=1, checkpoint=checkpoint)
-
-
-def failed(seq: int, kind: FailureKind = FailureKind.BAD_DATASET, at: float = 0.0) -> Event:
-    return Failed(seq=seq, time=at, kind=kind, message="It broke.", hint="Fix it.")
 
 
 # -- kills ---------------------------------------------------------------------------------------------------------
@@ -312,10 +192,15 @@ class FakePost:
     enforces_nonce: bool = True
     can_find: bool = True
     messages: list[Message] = field(default_factory=list)
+    _last_id: int = 0
     #: Raised by the next sends or edits, one each.
     failures: list[Exception] = field(default_factory=list)
     finds: int = 0
     is_connected: bool = True
+    #: Names of the threads that were started, by ID: that of their message.
+    threads: dict[int, str] = field(default_factory=dict)
+    #: Raised instead of starting one.
+    thread_error: Exception | None = None
 
     def is_ready(self) -> bool:
         return self.is_connected
@@ -330,9 +215,10 @@ class FakePost:
         known = [one for one in self.messages if one.nonce == nonce]
         if known and self.enforces_nonce:
             return known[0].id
-        self.messages.append(Message(len(self.messages) + 1, channel_id, nonce, message))
+        self._last_id += 1
+        self.messages.append(Message(self._last_id, channel_id, nonce, message))
         self.kill_switch.point()
-        return len(self.messages)
+        return self._last_id
 
     async def edit(self, channel_id: int, message_id: int, message: Any) -> None:
         if self.failures:
@@ -344,18 +230,30 @@ class FakePost:
                 return
         raise MessageGone("deleted")
 
-    async def find(self, channel_id: int, marker: str) -> int | None:
+    async def delete(self, channel_id: int, message_id: int) -> None:
+        self.messages = [one for one in self.messages if one.id != message_id]
+
+    async def find(self, channel_id: int, nonce: str) -> int | None:
         self.finds += 1
-        found = [one.id for one in self.messages if one.channel_id == channel_id and marker in one.text]
+        found = [one.id for one in self.messages if one.channel_id == channel_id and one.nonce == nonce]
         return found[0] if found and self.can_find else None
 
+    async def start_thread(self, channel_id: int, message_id: int, name: str) -> int:
+        if self.thread_error is not None:
+            raise self.thread_error
+        if all(one.id != message_id for one in self.messages):
+            raise MessageGone("404 10008 Unknown Message")
+        self.threads[message_id] = name
+        self.kill_switch.point()
+        return message_id
+
     def texts(self, channel_id: int) -> list[str]:
-        """The messages of a channel, without their markers."""
-        return [one.text.partition(" · ")[0] for one in self.messages if one.channel_id == channel_id]
+        """The messages of a channel or a thread."""
+        return [one.text for one in self.messages if one.channel_id == channel_id]
 
 
-async def render(notification: Notification, marker: str, form: MessageForm = MessageForm.FULL) -> str:
-    """A message as one line: `job 1 epoch 2 · 3fa8c1d2`."""
+async def render(notification: Notification, form: MessageForm = MessageForm.FULL) -> str:
+    """A message as one line: `job 1 epoch 2`."""
     is_epoch = notification.kind is NotificationKind.EPOCH
     number = f" {notification.dedupe_key.rpartition(':')[2]}" if is_epoch else ""
-    return f"job {notification.job_id} {notification.kind}{number} · {marker}"
+    return f"job {notification.job_id} {notification.kind}{number}"

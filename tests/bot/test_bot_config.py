@@ -55,11 +55,11 @@ def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
         [models]
         default = "sdxl"
         [cards]
-        roll_after_s = 1e9
+        old_edit_interval_s = 1e9
         """,
     )
     assert sorted(problems) == [
-        "cards.roll_after_s is 1000000000.0; it must be 3500 or less.",
+        "cards.old_edit_interval_s is 1000000000.0; it must be 3600 or less.",
         "discord.guild_ids.0 is 'x'; it must be a valid integer.",
         "discord.token does not belong in a file. Set the environment variable DARKROOM_TOKEN.",
         "models: default is 'sdxl', which is not among the sources (tiny).",

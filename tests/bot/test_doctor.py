@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -110,22 +111,28 @@ async def test_several_servers_without_operators_are_noted(discord_api: FakeDisc
 def test_each_model_is_searched_where_it_would_come_from(tmp_path: Path) -> None:
     folder, cache = tmp_path / "sd15", tmp_path / "hub"
     folder.mkdir()
-    (folder / "model_index.json").touch()
-    (tmp_path / "xl.safetensors").touch()
+    (folder / "model_index.json").write_text('{"_class_name": "StableDiffusion3Pipeline"}')
+    for name, tensor in (("xl", "conditioner.embedders.0.a"), ("lora", "lora_unet_a.lora_up.weight")):
+        header = json.dumps({tensor: {"dtype": "F16", "shape": [0], "data_offsets": [0, 0]}}).encode()
+        (tmp_path / f"{name}.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     (tmp_path / "hollow").mkdir()
     (cache / "models--owner--cached").mkdir(parents=True)
     sources = {
         "tiny": "tiny",
         "folder": str(folder),
         "file": str(tmp_path / "xl.safetensors"),
+        "lora": str(tmp_path / "lora.safetensors"),
         "hollow": str(tmp_path / "hollow"),
         "gone": str(tmp_path / "gone.safetensors"),
         "cached": "owner/cached",
         "hub": "owner/other",
     }
     config = Config(models=ModelSettings(sources=sources))
-    found = [finding.mark for finding in check_models(config, {"HF_HUB_CACHE": str(cache)})]
-    assert found == [Mark.FINE, Mark.FINE, Mark.FINE, Mark.WRONG, Mark.WRONG, Mark.FINE, Mark.NOTE]
+    found = list(check_models(config, {"HF_HUB_CACHE": str(cache)}))
+    wrong = [Mark.WRONG] * 3
+    assert [finding.mark for finding in found] == [*[Mark.FINE] * 3, *wrong, Mark.FINE, Mark.NOTE]
+    assert "SDXL, 1024 px" in found[2].text
+    assert "9.0 GiB of GPU memory" in found[2].text
 
 
 def test_an_unwritable_data_folder_is_found(tmp_path: Path) -> None:
@@ -188,8 +195,8 @@ async def test_the_trainer_is_queried_for_gpus(tmp_path: Path, answer: str, mark
 @pytest.mark.parametrize(
     ("script", "mark", "text"),
     [
-        ('echo "$REPORT" > "$5"', Mark.FINE, "self-test: 1 kinds of training are right on RTX 4090"),
-        ('echo "$REPORT" | sed s/passed/failed/ > "$5"; exit 4', Mark.WRONG, "trained on RTX 4090, wrong: bf16 (off)"),
+        ('echo "$REPORT" > "$6"', Mark.FINE, "self-test: 1 kinds of training are right on RTX 4090"),
+        ('echo "$REPORT" | sed s/passed/failed/ > "$6"; exit 4', Mark.WRONG, "trained on RTX 4090, wrong: bf16 (off)"),
         ("echo no torch >&2; exit 1", Mark.WRONG, "the trainer's self-test failed: no torch"),
     ],
 )
@@ -200,10 +207,17 @@ async def test_the_trainer_tests_itself(tmp_path: Path, script: str, mark: Mark,
     )
     report = SelfTestReport(device="RTX 4090", torch="2.13.0", free_bytes=0, results=results)
     python = tmp_path / "python"
-    # The arguments: -m trainer selftest --json FILE.
+    # The arguments: -m trainer selftest --quick --json FILE.
     python.write_text(f"#!/bin/sh\nREPORT='{report.model_dump_json()}'\n{script}\n")
     python.chmod(0o755)
     config = Config(trainer=TrainerSettings(python=str(python)))
     found = await check_self_test(config, {"PATH": "/bin:/usr/bin"})
     assert found.mark is mark
     assert text in found.text
+
+
+def test_a_bot_with_only_the_toy_model_is_told_to_add_a_real_one() -> None:
+    *_, note = check_models(Config(), {})
+    assert (note.mark, "models add" in str(note)) == (Mark.NOTE, True)
+    named = Config(models=ModelSettings(default="tiny"))
+    assert [result.mark for result in check_models(named, {})] == [Mark.FINE]

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from bot.db import Database, open_to_read
-from bot.errors import DatabaseDamaged, DatabaseUnreadable, DatabaseUnwritable, SchemaTooOld
+from bot.db.errors import DatabaseDamaged, DatabaseUnreadable, DatabaseUnwritable, SchemaTooOld
 from bot.health import ConnectionMonitor, HealthSnapshot, ProblemKind, read_health
 from bot.outbox import Destination, HoldReason, Notification, NotificationKind, Outbox
 from bot.queue import JobStore, State

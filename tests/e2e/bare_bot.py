@@ -52,7 +52,7 @@ async def work(data_dir: Path, archive: Path, base: Path, trainer: Sequence[str]
     setattr(composition, "Poster", lambda client, **_callbacks: discord)  # noqa: B010 - the name is imported there, not exported
     config = Config(
         storage=StorageSettings(data_dir=data_dir),
-        cards=CardSettings(edit_interval_s=1.0),
+        cards=CardSettings(edit_interval_s=1.0, epoch_interval_s=0),
         queue=QueueSettings(poll_s=0.1),
         # tests/e2e/test_warm.py has one. Here each bot would load another one that gets no job.
         trainer=TrainerSettings(warm=False),

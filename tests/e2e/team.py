@@ -112,9 +112,9 @@ class Team:
             db.row_factory = sqlite3.Row
             return db.execute(query).fetchall()
 
-    def texts(self) -> list[str]:
+    def messages(self) -> list[dict[str, str]]:
         lines = self.data_dir.with_suffix(".discord").read_text().splitlines()
-        return [json.loads(line)["text"] for line in lines]
+        return [json.loads(line) for line in lines]
 
     @property
     def clashes(self) -> str:
@@ -150,12 +150,13 @@ def assert_audit_is_whole(team: Team) -> None:
 
 
 def assert_sent_once(team: Team, *, trainers_lived: bool) -> None:
-    texts = team.texts()
-    sent = Counter(text.partition(" · ")[0] for text in texts)
+    messages = team.messages()
+    sent = Counter(message["text"] for message in messages)
+    nonces = Counter(message["nonce"] for message in messages)
     assert set(sent.values()) == {1}, sent
     for row in team.rows("SELECT state, nonce FROM outbox UNION ALL SELECT state, nonce FROM card"):
         assert row["state"] == "sent"
-        assert sum(row["nonce"][:8] in text for text in texts) == 1
+        assert nonces[row["nonce"]] == 1
     for number, (name, _) in enumerate(JOBS, 1):
         epochs = [int(text.split()[2]) for text in sent if text.startswith(f"#{number} epoch ")]
         assert epochs == list(range(1, len(epochs) + 1))

@@ -23,7 +23,7 @@ from bot.db.copies import back_up
 from bot.outbox import MessageForm, Notification, NotificationKind, Outbox, Sender
 from bot.queue import Dispatcher, Job, JobStore, NewJob, State, StopIntent, slots_of
 from bot.runners import LocalRunner
-from tests.bot import fakes
+from tests.bot import fake_events
 from tests.bot.conftest import CHANNEL, GUILD, add_dataset
 from trainer.protocol.devices import Devices, Gpu
 from trainer.protocol.spec import make_spec
@@ -62,26 +62,32 @@ class FileDiscord:
     async def edit(self, channel_id: int, message_id: int, message: Any) -> None:
         assert 1 <= message_id <= len(self._lines())
 
-    async def find(self, channel_id: int, marker: str) -> int | None:
-        return next((number for number, each in enumerate(self._lines(), 1) if marker in each["text"]), None)
+    async def delete(self, channel_id: int, message_id: int) -> None:
+        raise AssertionError("no card is replaced")
+
+    async def find(self, channel_id: int, nonce: str) -> int | None:
+        return next((number for number, each in enumerate(self._lines(), 1) if each["nonce"] == nonce), None)
+
+    async def start_thread(self, channel_id: int, message_id: int, name: str) -> int:
+        return message_id
 
 
-async def render(notification: Notification, marker: str, form: MessageForm) -> str:
-    """One line that is unique to its notification: `#1 epoch 2 · 3fa8c1d2`."""
+async def render(notification: Notification, form: MessageForm) -> str:
+    """One line that is unique to its notification: `#1 epoch 2`."""
     number = ""
     match notification.kind:
         case NotificationKind.EPOCH:
             number = f" {notification.dedupe_key.rpartition(':')[2]}"
         case NotificationKind.LOST | NotificationKind.PAUSED:
             number = f" {notification.attempt}"
-    return f"#{notification.job_id} {notification.kind}{number} · {marker}"
+    return f"#{notification.job_id} {notification.kind}{number}"
 
 
 def write_event_samples(path: Path) -> Path:
     """Write the events that `quick_trainer.py` emits."""
     events = (
-        fakes.started(1), fakes.step_done(1, 1), fakes.epoch_ended(1, 1), fakes.failed(1), fakes.stopped(1),
-        fakes.finished(1),
+        fake_events.started(1), fake_events.step_done(1, 1), fake_events.epoch_ended(1, 1),
+        fake_events.failed(1), fake_events.stopped(1), fake_events.finished(1),
     )  # fmt: skip
     path.write_text(json.dumps({event.type: event.model_dump(mode="json") for event in events}))
     return path
@@ -111,7 +117,12 @@ class Services:
         self.dispatcher = Dispatcher(self.store, self.runner, settings=settings, clock=clock)
         post = FileDiscord(data_dir.with_suffix(".discord"))
         self.sender = Sender(
-            self.outbox, post, render, settings=CardSettings(edit_interval_s=1.0), poll_s=0.05, clock=clock
+            self.outbox,
+            post,
+            render,
+            settings=CardSettings(edit_interval_s=1.0, epoch_interval_s=0),
+            poll_s=0.05,
+            clock=clock,
         )
 
 

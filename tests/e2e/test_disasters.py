@@ -20,7 +20,7 @@ import pytest
 
 from bot.clock import SYSTEM_CLOCK, Clock
 from bot.db import Database, hold_data_folder, open_db
-from bot.errors import DatabaseUnwritable
+from bot.db.errors import DatabaseUnwritable
 from bot.queue import EndReasonKind, Job, State, StopIntent, slots_of
 from tests.bot.conftest import add_dataset
 from tests.bot.fakes import eventually
@@ -248,7 +248,7 @@ def test_a_bot_that_was_frozen_catches_up(tmp_path: Path) -> None:
     team = Team(tmp_path)
     bot = team.start_bot()
     deadline = time.monotonic() + 60
-    while not (team.data_dir.with_suffix(".discord").exists() and len(team.texts()) > 3):
+    while not (team.data_dir.with_suffix(".discord").exists() and len(team.messages()) > 3):
         assert time.monotonic() < deadline, team.log.read_text()
         time.sleep(0.02)
     bot.send_signal(signal.SIGSTOP)

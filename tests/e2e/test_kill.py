@@ -46,7 +46,7 @@ class Stage:
         return [json.loads(line)["text"] for line in lines]
 
     def epochs_posted(self) -> list[int]:
-        return [int(found[1]) for post in self.posts() if (found := re.search(r"\*\*epoch (\d+)/4\*\*", post))]
+        return [int(found[1]) for post in self.posts() if (found := re.search(r"\*\*Epoch (\d+) of 4\*\*", post))]
 
     def trainer(self) -> ProcessIdentity:
         identity = read_process_file(self.data_dir / "jobs" / "1")

@@ -62,7 +62,11 @@ SMALL: dict[str, Any] = {
 def job_maker(dataset: Path, random_base: Path, folder: Path) -> MakeJob:
     """Return a function that writes job folders; its keywords are groups of settings that override SMALL."""
 
-    def make(name: str = "job", base: str | None = None, **changes: Any) -> Path:
+    def make(
+        name: str = "job", base: str | None = None, base_settings: dict[str, Any] | None = None, **changes: Any
+    ) -> Path:
+        if base_settings is not None:
+            changes["base"] = base_settings
         settings = {
             group: changes[group]
             if isinstance(changes.get(group), list)

@@ -4,6 +4,7 @@
     trainer = server.start("run", str(job_dir))                      # pid, poll, wait, send_signal, terminate, kill
     subprocess.run([*server.command, "run", str(job_dir)])           # for code that starts the trainer itself
     ForkServer("tests.wire.run_bot:main")                            # forks of another program
+    ForkServer(socket=server.socket)                                 # the same server, from another process
 
 A fork has the arguments, environment, working directory, standard streams, exit status and signals of a fresh process.
 `command` is a small client (fork_client.py) that passes on SIGTERM and SIGINT; if the client is killed, the fork is
@@ -81,30 +82,46 @@ class ForkedProcess:
 
 
 class ForkServer:
-    """Starts the server process, which imports `program`; a context manager."""
+    """Starts the server process, which imports `program`; a context manager.
 
-    def __init__(self, program: str = TRAINER) -> None:
+    With a `socket`, uses the server that another process started, whatever that one has imported.
+    """
+
+    def __init__(self, program: str = TRAINER, *, imports: Sequence[str] = (), socket: str | None = None) -> None:
+        self._program = program
+        self._process: subprocess.Popen[bytes] | None = None
+        self._is_ready = socket is not None
+        if socket is not None:
+            self._socket = socket
+            return
         self._folder = tempfile.TemporaryDirectory(prefix="fork-")
         self._socket = str(Path(self._folder.name) / "socket")
         # Its standard input is the server's lifeline: it exits when this process does.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.trainer.fork_server", self._socket, program],
+            [sys.executable, "-m", "tests.trainer.fork_server", self._socket, *(imports or [program])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=ROOT,
         )
-        self._is_ready = False
+
+    @property
+    def socket(self) -> str:
+        """What another process needs to use this server."""
+        self._wait_until_ready()
+        return self._socket
 
     @property
     def command(self) -> tuple[str, ...]:
         """The command line to use in place of `python -m trainer` (or of the other program)."""
         self._wait_until_ready()
-        return (sys.executable, "-S", "-E", str(_CLIENT), self._socket)
+        return (sys.executable, "-S", "-E", str(_CLIENT), self._program, self._socket)
 
     def __enter__(self) -> ForkServer:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        if self._process is None:
+            return
         if not self._is_ready:
             self._process.kill()
         # Its input ends, and so does the server.
@@ -127,7 +144,13 @@ class ForkServer:
         """
         self._wait_until_ready()
         environment = {**os.environ, **(env or {})}
-        request = {"argv": argv, "env": environment, "cwd": str(cwd or Path.cwd()), "hook": hook}
+        request = {
+            "program": self._program,
+            "argv": argv,
+            "env": environment,
+            "cwd": str(cwd or Path.cwd()),
+            "hook": hook,
+        }
         with open(log or os.devnull, "ab") as output, open(os.devnull, "rb") as nothing:  # noqa: PTH123
             descriptors = [nothing.fileno(), *(streams or (output.fileno(), output.fileno()))]
             return ForkedProcess(send(self._socket, request, descriptors), argv)
@@ -145,14 +168,14 @@ class ForkServer:
 
     def _wait_until_ready(self) -> None:
         if not self._is_ready:
+            assert self._process is not None
             assert self._process.stdout is not None
             assert self._process.stdout.readline(), "the fork server did not start"
             self._is_ready = True
 
 
 class _Server:
-    def __init__(self, path: str, program: str) -> None:
-        self._program = program
+    def __init__(self, path: str) -> None:
         self._selector = selectors.DefaultSelector()
         self._connections: dict[int, socket.socket] = {}
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -197,7 +220,7 @@ class _Server:
             request = json.loads(body)
             pid = os.fork()
             if pid == 0:
-                _become(self._program, request, descriptors)
+                _become(request, descriptors)
         finally:
             # Also if the client was killed as it wrote: whoever reads its output waits for the end of it.
             for descriptor in descriptors:
@@ -222,9 +245,9 @@ class _Server:
             connection.close()
 
 
-def _become(program: str, request: Mapping[str, Any], descriptors: Sequence[int]) -> None:
+def _become(request: Mapping[str, Any], descriptors: Sequence[int]) -> None:
     """In the fork: run the program and leave."""
-    code = 1
+    code, program = 1, request["program"]
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -273,13 +296,14 @@ def _function(name: str) -> Callable[..., Any]:
     return found
 
 
-def _main(path: str, program: str) -> None:
-    if program == TRAINER:
-        from trainer.commands.training_commands import warm_up
+def _main(path: str, *programs: str) -> None:
+    for program in programs:
+        if program == TRAINER:
+            from trainer.commands.training_commands import warm_up
 
-        warm_up()
-    _function(program)
-    server = _Server(path, program)
+            warm_up()
+        _function(program)
+    server = _Server(path)
     # A fork copies each page that it writes to, and the garbage collector writes to every object that it looks at.
     gc.collect()
     gc.freeze()

@@ -174,6 +174,22 @@ def test_a_warm_up_that_is_longer_than_the_training_is_refused_by_new(
     assert not Path(out).exists()
 
 
+def test_new_reads_settings_from_a_file_and_the_command_line_counts_more(
+    capsys: pytest.CaptureFixture[str], dataset: Path, tmp_path: Path
+) -> None:
+    file, out = tmp_path / "settings.toml", tmp_path / "out"
+    file.write_text('preset = "style"\nname = "ink"\nlr = 3e-5\nrank = 8\n[training]\nepochs = 3\n')
+    arguments = ["new", "--dataset", str(dataset), "--out", str(out), "--settings", str(file)]
+    assert main([*arguments, "--set", "rank=4"]) == 0
+    spec = read_spec(out)
+    assert (spec.preset, spec.name, spec.method.rank) == ("style", "ink", 4)
+    assert (spec.training.learning_rate, spec.training.epochs) == (3e-5, 3)
+
+    file.write_text("lr = = 3")
+    capsys.readouterr()
+    assert "is not a .toml file that can be read" in refused(capsys, *arguments)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can do it")
 def test_a_precision_that_this_machine_lacks_is_refused_by_new(
     capsys: pytest.CaptureFixture[str], dataset: Path, tmp_path: Path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 
 import pytest
@@ -12,7 +13,7 @@ from tests.wire.wire_bot import WireBot
 from tests.wire.wire_discord import WireDiscord, WireInteraction
 from tests.wire.wire_faults import Fault, cut, hang, lose_answer, rate_limit, refuse, refuse_html
 from tests.wire.wire_people import Person, person
-from tests.wire.wire_state import WireChannel, WireMessage, bits
+from tests.wire.wire_state import VOICE, WireChannel, WireMessage, bits
 
 pytestmark = pytest.mark.slow
 
@@ -99,7 +100,7 @@ async def test_the_result_of_a_deleted_channel_is_told_and_handed_over_elsewhere
         assert any(name.endswith(".safetensors") for name in asked.message.file_names)
     shown = await answered(ana, "job status", second, id="1")
     assert shown.message is not None
-    pressed = await ana.click(shown.message, "Files")
+    pressed = await ana.click(shown.message, "All files")
     await discord.until(lambda: pressed.is_settled)
     assert pressed.message is not None
     assert any(name.endswith(".safetensors") for name in pressed.message.file_names)
@@ -130,8 +131,13 @@ async def test_what_passes_within_six_seconds_loses_and_doubles_nothing(
     assert rule.hits
     assert any(name.endswith(".safetensors") for name in done.file_names)
     await asyncio.sleep(3)
-    kinds = ("#1 fox** · **before training", "#1 fox** · **epoch 1/1", "is done")
-    assert [len(discord.channel.posts(kind)) for kind in kinds] == [1, 1, 1]
+    # The card and the result; the base model and the epoch are in the thread.
+    assert len(discord.channel.texts) == 2
+    (thread,) = discord.threads
+    await discord.until(lambda: len(thread.texts) >= 2)
+    assert len(thread.texts) == 2
+    # What may have been sent is found by the ID of its first component, and not sent again.
+    assert discord.repeated_nonces == []
     assert not discord.dm_of(ana.user).messages
 
 
@@ -145,7 +151,7 @@ async def test_being_away_costs_no_tries(discord: WireDiscord, bot: WireBot, ana
     with discord.faults.on("POST", POSTS, refuse(503), times=1):
         await discord.until_posted("is done")
     assert bot.rows(bot_rows)[0]["tries"] <= 1
-    await discord.until(lambda: len(discord.channel.messages) >= 4)
+    await discord.until(lambda: len(discord.channel.messages) + len(discord.threads[0].messages) >= 4)
 
 
 # -- smaller forms ------------------------------------------------------------------------------------------------
@@ -242,6 +248,70 @@ async def test_an_edit_that_is_not_allowed_any_more_costs_a_new_card_and_no_time
         assert new[0].arrived_at - rule.hits[0] < 2
         await discord.until(lambda: "**Done**" in new[0].text)
         assert len(_cards_after(discord, old)) == 1
+        # The old one is deleted; the thread that started from it stays.
+        assert old not in discord.channel.messages
+        assert [thread.id for thread in discord.threads] == [old.id]
+        assert f"<#{old.id}>" in new[0].text
+
+
+# -- threads ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_job_has_two_messages_in_its_channel_and_the_rest_in_its_thread(
+    discord: WireDiscord, bot: WireBot, ana: Person
+) -> None:
+    await finetune(ana, epochs=6)
+    await discord.until_posted("is done")
+    (thread,) = discord.threads
+    assert thread.name == "#1 fox"
+    assert (thread.id, thread.parent) == (discord.channel.posts("fox")[0].id, discord.channel)
+    await discord.until(lambda: bot.rows("SELECT 1 FROM outbox WHERE state IN ('waiting', 'sending')") == [])
+    assert len(discord.channel.texts) == 2
+    # Six epochs of less than a second are not six posts.
+    assert 2 <= len(thread.texts) <= 4
+    assert not [text for text in (*discord.channel.texts, *thread.texts) if re.search(r"\b[0-9a-f]{8}\b", text)]
+
+
+async def test_a_channel_without_threads_gets_one_message_with_the_newest_samples(
+    discord: WireDiscord, offline_bot: WireBot, ana: Person
+) -> None:
+    voice = discord.add_channel("voice", type=VOICE)
+    await offline_bot.start()
+    await offline_bot.until_online()
+    await finetune(ana, voice, epochs=6)
+    await discord.until_posted("is done", voice)
+    unsent = "SELECT 1 FROM outbox WHERE state IN ('waiting', 'sending')"
+    await discord.until(lambda: offline_bot.rows(unsent) == [])
+    assert len(voice.texts) == 3
+    assert discord.threads == []
+
+
+@pytest.mark.parametrize("how", ["archived", "locked", "deleted"])
+async def test_an_archived_thread_opens_again_and_a_locked_or_deleted_one_is_left(
+    discord: WireDiscord, offline_bot: WireBot, ana: Person, how: str
+) -> None:
+    offline_bot.env["FAKE_STEP_S"] = "0.3"
+    await offline_bot.start()
+    await offline_bot.until_online()
+    await finetune(ana, epochs=2)
+    await discord.until(lambda: any(thread.texts for thread in discord.threads))
+    (thread,) = discord.threads
+    if how == "deleted":
+        await discord.delete_channel(thread)
+    else:
+        await discord.set_thread(thread, archived=True, locked=how == "locked")
+    before = len(thread.texts)
+    await discord.until_posted("is done")
+    unsent = "SELECT 1 FROM outbox WHERE state IN ('waiting', 'sending')"
+    await discord.until(lambda: offline_bot.rows(unsent) == [])
+    if how == "archived":
+        assert not thread.is_archived
+        assert len(thread.texts) > before
+        assert len(discord.channel.texts) == 2
+    else:
+        assert len(thread.texts) == before
+        assert len(discord.channel.texts) == 3
+    assert not discord.dm_of(ana.user).messages
 
 
 def _cards_after(discord: WireDiscord, old: WireMessage) -> list[WireMessage]:

@@ -16,7 +16,7 @@ async def test_a_job_goes_from_the_command_to_its_files(discord: WireDiscord, bo
     asked = await ana.slash("finetune", dataset=archive(), epochs=1)
     await discord.until(lambda: asked.is_settled)
     assert asked.message is not None
-    confirmed = await ana.click(asked.message, "Go on")
+    confirmed = await ana.click(asked.message, "Start training")
     await discord.until(lambda: confirmed.is_settled)
     done = await discord.until_posted("is done")
     assert any(name.endswith(".safetensors") for name in done.file_names)

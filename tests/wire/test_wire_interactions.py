@@ -42,10 +42,12 @@ async def settled(discord: WireDiscord, asked: WireInteraction, seconds: float =
 
 
 async def requested(discord: WireDiscord, ana: Person, name: str) -> WireMessage:
-    """A card with [Go on]."""
+    """A card with [Start training]."""
     asked = await settled(
         discord,
-        await ana.slash("finetune", dataset=archive(salt=name), name=name, epochs=1, seed=len(discord.interactions)),
+        await ana.slash(
+            "finetune", dataset=archive(salt=name), name=name, epochs=1, trigger=f"zk{len(discord.interactions)}"
+        ),
     )
     assert asked.message is not None, asked.text
     return asked.message
@@ -75,7 +77,7 @@ async def test_a_later_answer_in_trouble_is_given_once(discord: WireDiscord, bot
     for number, (name, (fault, times)) in enumerate(TROUBLES.items(), 1):
         card = await requested(discord, ana, f"job-{number}")
         with discord.faults.on("PATCH", ORIGINAL, fault, times=times) as rule:
-            pressed = await ana.click(card, "Go on")
+            pressed = await ana.click(card, "Start training")
             await discord.until(lambda: "Queued" in card.text)  # noqa: B023
         assert len(rule.hits) == times, name
         with discord.faults.on("PATCH", ORIGINAL, fault, times=times):
@@ -90,9 +92,9 @@ async def test_a_late_command_changes_nothing(discord: WireDiscord, offline_bot:
     bot.configure({"trainer.env": {"FAKE_STEP_S": "5"}})
     await bot.start()
     await bot.until_online()
-    await settled(discord, await ana.click(await requested(discord, ana, "one"), "Go on"))
+    await settled(discord, await ana.click(await requested(discord, ana, "one"), "Start training"))
     card = await discord.until_posted("one")
-    await discord.until(lambda: any("Pause" in label for label in card.buttons))
+    await discord.until(lambda: any("Stop" in label for label in card.buttons))
     typed = await ana.complete("job status", "id", "o")
     await discord.until(lambda: typed.callbacks)
 
@@ -138,7 +140,7 @@ async def test_what_is_delivered_twice_is_done_once(discord: WireDiscord, bot: W
     await ana.send(shown)
     await settled(discord, shown)
     done = await discord.until_posted("is done")
-    pressed = await ana.click(done, "Samples")
+    pressed = await ana.click(done, "job:1:samples")
     await ana.send(pressed)
     await settled(discord, pressed)
     typed = await ana.complete("job status", "id", "fo")
@@ -171,7 +173,7 @@ async def test_who_cannot_be_answered_is_told_in_the_channel(
     assert "restarted" not in post.text
     card = await settled(discord, await ana.click(post, "Show my request"))
     assert card.message is not None
-    assert "Go on" in card.message.buttons
+    assert "Start training" in card.message.buttons
 
     # An error too.
     refused = await ana.slash("dataset add", dataset="fox", file=("empty.zip", b"PK"))

@@ -10,7 +10,7 @@ from tests.wire.wire_faults import refuse, refuse_html
 
 pytestmark = pytest.mark.slow
 
-COMMANDS = ["admin", "dataset", "finetune", "job", "queue", "study"]
+COMMANDS = ["admin", "dataset", "finetune", "help", "job", "notify", "preset", "queue", "study"]
 
 
 def assert_listed_once(discord: WireDiscord) -> None:

@@ -70,6 +70,7 @@ class WireBot:
             # A full disk of the test machine must not stop the queue.
             "health": {"min_free_gib": 0.0, "gpu_check_minutes": 0},
             "limits": {"max_jobs_per_user": 100},
+            "models": {"default": "tiny"},
         }
         for table, values in settings.items():
             tables.setdefault(table, {}).update(values)

@@ -21,6 +21,7 @@ from tests.wire.wire_state import (
     EPHEMERAL,
     JSON,
     PUBLIC_THREAD,
+    TEXT,
     WireChannel,
     WireFile,
     WireGuild,
@@ -192,9 +193,20 @@ class WireDiscord:
         self.guilds[guild.id] = guild
         return guild
 
-    def add_channel(self, name: str, guild: WireGuild | None = None) -> WireChannel:
-        """Add a text channel (before the bot connects: it is not told)."""
-        return self._added(WireChannel(name, guild=guild or self.guild))
+    def add_channel(self, name: str, guild: WireGuild | None = None, *, type: int = TEXT) -> WireChannel:  # noqa: A002
+        """Add a text channel, or a voice channel with its chat (before the bot connects: it is not told)."""
+        return self._added(WireChannel(name, type=type, guild=guild or self.guild))
+
+    def start_thread(self, channel: WireChannel, message: WireMessage, name: str) -> WireChannel:
+        """Start a thread from a message of the bot's: it has the message's ID."""
+        thread = WireChannel(name, id=message.id, type=PUBLIC_THREAD, guild=channel.guild, parent=channel)
+        thread.owner_id = self.bot.id
+        return self._added(thread)
+
+    @property
+    def threads(self) -> list[WireChannel]:
+        """All threads that were not deleted."""
+        return [channel for channel in self.channels.values() if channel.parent is not None]
 
     def add_thread(self, name: str, parent: WireChannel | None = None) -> WireChannel:
         """Add a public thread (before the bot connects: it is not told)."""

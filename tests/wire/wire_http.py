@@ -19,6 +19,7 @@ from tests.wire.wire_payloads import (
     check_commands,
     check_message,
     check_modal,
+    check_thread,
 )
 from tests.wire.wire_state import (
     COMPONENTS_V2,
@@ -27,6 +28,7 @@ from tests.wire.wire_state import (
     JSON,
     LOADING,
     PERMISSIONS,
+    TEXT,
     WireChannel,
     WireFile,
     WireMessage,
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 
 API = "/api/v10"
 _NONCE_S = 300.0
+#: Discord's own numbers are not documented.
+_MAX_THREADS = 1000
 _KEPT_FLAGS = (1 << 2) | EPHEMERAL | (1 << 12) | COMPONENTS_V2
 PONG, MESSAGE, DEFER_MESSAGE, DEFER_UPDATE, UPDATE, CHOICES, MODAL = 1, 4, 5, 6, 7, 8, 9
 
@@ -88,6 +92,7 @@ class WireApi:
             ("GET", "/channels/{channel}/messages/{message}", self._get_message),
             ("PATCH", "/channels/{channel}/messages/{message}", self._edit),
             ("DELETE", "/channels/{channel}/messages/{message}", self._delete),
+            ("POST", "/channels/{channel}/messages/{message}/threads", self._start_thread),
             ("POST", "/interactions/{id}/{token}/callback", self._callback),
             ("POST", "/webhooks/{app}/{token}", self._follow_up),
             ("GET", "/webhooks/{app}/{token}/messages/{message}", self._get_answer),
@@ -264,7 +269,8 @@ class WireApi:
         channel.is_archived = False
         message = self.post(channel, self.discord.bot, payload, files)
         message.nonce = nonce
-        return reply(message.to_json(self.discord.url))
+        # Only this answer repeats the nonce.
+        return reply(message.to_json(self.discord.url) | {"nonce": nonce})
 
     async def _history(self, request: web.Request) -> web.Response:
         channel = self._require(request, "read_message_history")
@@ -301,6 +307,22 @@ class WireApi:
             self._require(request, "attach_files")
         self.change(message, payload, files)
         return reply(message.to_json(self.discord.url))
+
+    async def _start_thread(self, request: web.Request) -> web.Response:
+        payload = await request.json()
+        channel = self._require(request, "create_public_threads")
+        if channel.type != TEXT:
+            raise Refused(400, 50024, "Cannot execute action on this channel type")
+        message = self._message_of(channel, request.match_info["message"])
+        check_thread(payload)
+        assert channel.guild is not None
+        if message.id in self.discord.channels:
+            raise Refused(400, 160004, "A thread has already been created for this message")
+        if sum(each.parent is not None and not each.is_archived for each in channel.guild.channels) >= _MAX_THREADS:
+            raise Refused(400, 160006, "Maximum number of active threads reached")
+        thread = self.discord.start_thread(channel, message, payload["name"])
+        await self.discord.gateway.dispatch("THREAD_CREATE", thread.to_json() | {"newly_created": True})
+        return reply(thread.to_json())
 
     async def _delete(self, request: web.Request) -> web.Response:
         channel = self._require(request)

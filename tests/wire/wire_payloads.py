@@ -122,6 +122,15 @@ def _modal_input(item: JSON, path: tuple[str, ...]) -> Iterator[Problem]:
         yield from _select(item, path)
 
 
+def check_thread(payload: JSON) -> None:
+    """Raise `Refused` unless a thread may be started with this payload."""
+    problems = list(_length(payload.get("name"), ("name",), 1, 100))
+    if payload.get("auto_archive_duration", 60) not in {60, 1440, 4320, 10080}:
+        problems.append((("auto_archive_duration",), "BASE_TYPE_CHOICES", "Value must be one of (60, 1440, ...)"))
+    if problems:
+        raise invalid_form(problems)
+
+
 def check_choices(choices: list[JSON]) -> None:
     """Raise `Refused` unless these may answer an autocomplete."""
     problems: list[Problem] = []
@@ -259,6 +268,11 @@ def _unique_ids(components: list[JSON]) -> Iterator[Problem]:
             yield ("components",), "COMPONENT_CUSTOM_ID_DUPLICATED", f"Component custom id {custom_id} is duplicated"
         if custom_id is not None:
             seen.add(custom_id)
+    numbers = [each["id"] for each in walk(components) if each.get("id")]
+    if len(numbers) != len(set(numbers)):
+        yield ("components",), "COMPONENT_ID_DUPLICATED", "Component ids must be unique"
+    if any(not -(2**31) <= number < 2**31 for number in numbers):
+        yield ("components",), "NUMBER_TYPE_MAX", "id must be a 32 bit integer"
 
 
 def _component(item: JSON, path: tuple[str, ...], names: set[str]) -> Iterator[Problem]:

@@ -37,7 +37,7 @@ BOT_PERMISSIONS = sum(
     )
 )  # fmt: skip
 
-TEXT, DM, PUBLIC_THREAD = 0, 1, 11
+TEXT, DM, VOICE, PUBLIC_THREAD = 0, 1, 2, 11
 EPHEMERAL, LOADING, COMPONENTS_V2 = 1 << 6, 1 << 7, 1 << 15
 
 
@@ -177,8 +177,6 @@ class WireMessage:
             "timestamp": _iso(self.arrived_at), "edited_timestamp": self.edited_at and _iso(self.edited_at),
             "mentions": [], "mention_roles": [], "mention_everyone": False, "tts": False, "pinned": False, "type": 0,
         }  # fmt: skip
-        if self.nonce is not None:
-            made["nonce"] = self.nonce
         if self.webhook_id is not None:
             made |= {"webhook_id": str(self.webhook_id), "application_id": str(self.webhook_id)}
         return made
@@ -194,6 +192,8 @@ class WireChannel:
     guild: WireGuild | None = None
     parent: WireChannel | None = None
     recipient: WireUser | None = None
+    #: Of a thread: who started it; 0: the owner of the server.
+    owner_id: int = 0
     #: Role or user ID → (allowed, denied).
     overwrites: dict[int, tuple[int, int]] = field(default_factory=dict)
     is_archived: bool = False
@@ -225,13 +225,15 @@ class WireChannel:
         }  # fmt: skip
         if self.parent is not None:
             return made | {
-                "parent_id": str(self.parent.id), "owner_id": str(self.guild.owner_id), "message_count": 0,
-                "member_count": 1, "total_message_sent": 0,
+                "parent_id": str(self.parent.id), "owner_id": str(self.owner_id or self.guild.owner_id),
+                "message_count": 0, "member_count": 1, "total_message_sent": 0,
                 "thread_metadata": {
                     "archived": self.is_archived, "locked": self.is_locked, "auto_archive_duration": 1440,
                     "archive_timestamp": _iso(time.time()), "create_timestamp": _iso(time.time()),
                 },
             }  # fmt: skip
+        if self.type == VOICE:
+            made |= {"bitrate": 64_000, "user_limit": 0, "rtc_region": None}
         return made | {
             "position": 0, "topic": None, "nsfw": False, "parent_id": None,
             "permission_overwrites": [

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from trainer.commands.terminal import ProgressBar, not_prepared, quieten_libraries, refuse
+from trainer.commands.terminal import ProgressBar, ProgressFile, not_prepared, quieten_libraries, refuse
 from trainer.dataset.dataset_folder import EDITS_NAME
 from trainer.dataset.input_files import Limits
 from trainer.dataset.split.group_split import Shares
@@ -72,7 +72,12 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--background", type=_color, help="background of transparent images: white, #rrggbb")
     limits = "a limit for untrusted files: " + ", ".join(_plain_limits())
     parser.add_argument("--limit", action="append", default=[], metavar="NAME=VALUE", help=limits)
+    _add_progress(parser)
     parser.set_defaults(command=run_prepare)
+
+
+def _add_progress(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--progress", type=Path, metavar="FILE", help="write how far it has come to this file, as JSON")
 
 
 def run_prepare(options: argparse.Namespace) -> int:
@@ -96,7 +101,7 @@ def run_prepare(options: argparse.Namespace) -> int:
                 earlier=options.earlier,
                 draw_sheets=draw_sheets,
                 write_pages=write_pages,
-                progress=bar,
+                progress=ProgressFile(options.progress, bar),
             )
     except (TrainerError, EditsError) as error:
         return refuse(str(error))
@@ -227,6 +232,7 @@ def add_caption(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=4, metavar="N")
     parser.add_argument("--device", help="cpu or cuda (default: the GPU if there is one)")
     parser.add_argument("--download-only", action="store_true", help="download the model and end")
+    _add_progress(parser)
     parser.set_defaults(command=run_caption)
 
 
@@ -250,7 +256,7 @@ def run_caption(options: argparse.Namespace) -> int:
                 batch_size=options.batch_size,
                 device=options.device,
                 detail=Detail(options.detail),
-                progress=bar,
+                progress=ProgressFile(options.progress, bar),
             )
     except (TrainerError, EditsError) as error:
         return refuse(str(error))

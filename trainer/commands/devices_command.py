@@ -6,8 +6,10 @@ import argparse
 import importlib
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
@@ -19,12 +21,15 @@ from trainer.protocol import text
 from trainer.protocol.devices import Devices, Gpu, SelfTestReport, SelfTestResult
 from trainer.protocol.events import EXIT_FAILED, EXIT_FINISHED
 from trainer.protocol.text import _
-from trainer.training.run import limit_openmp_spin
+from trainer.training.run import choose_openmp_spin
 
 T = TypeVar("T")
 
 _PCI = Path("/sys/bus/pci/devices")
 _NVIDIA, _DISPLAY = "0x10de", "0x03"
+_TABLE = "{:28} {:12} {:>9} {:>9} {:>9} {:>18}  {}"
+#: Seconds after which the self-test begins or goes on with no model of true size.
+_LONG_S = 540.0
 
 
 def add_devices(parser: argparse.ArgumentParser) -> None:
@@ -121,36 +126,42 @@ def _has_card(pci: Path) -> bool:
 
 def add_selftest(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `selftest`."""
+    parser.add_argument("--quick", action="store_true", help="the tiny model only, in a minute or two")
     parser.add_argument("--base", action="append", default=[], metavar="MODEL", help="also a step on this model")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
     parser.set_defaults(command=run_selftest)
 
 
 def run_selftest(options: argparse.Namespace) -> int:
-    """Try each precision, option and method on this machine and print a line for each.
+    """Try each precision, option and method on this machine, and models of true size, and print a line for each.
 
     Returns:
         0 if nothing is wrong; what this machine has no means for is not wrong.
     """
     quieten_libraries()
-    limit_openmp_spin()
+    choose_openmp_spin()
     # Jobs are forks of a process in which a library may ask for GPUs: it must not touch them.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     import torch
 
     from trainer.device import describe_device, free_memory_bytes
-    from trainer.training.selftest import SelfTestRunner, check_of, checks_of_tiny
+    from trainer.training.selftest import TRUE_SIZES, SelfTestRunner, check_of, checks_of_tiny
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name, free = describe_device(device), free_memory_bytes(device)
     sys.stdout.write(
         _("{device}, {free} free, torch {version}", device=name, free=text.size(free), version=torch.__version__) + "\n"
     )
+    deadline = time.monotonic() + _LONG_S
     results = []
+    sys.stdout.write(_TABLE.format(*_columns()).rstrip() + "\n")
     try:
         with SelfTestRunner() as runner:
-            for check in (*checks_of_tiny(), *map(check_of, options.base)):
-                results.append(result := runner.run(check))
+            works = [partial(runner.run, check) for check in (*checks_of_tiny(), *map(check_of, options.base))]
+            if not options.quick:
+                works += [partial(runner.run_true_size, kind, deadline) for kind in TRUE_SIZES]
+            for work in works:
+                results.append(result := work())
                 sys.stdout.write(f"{_line_of(result)}\n")
                 sys.stdout.flush()
     except TrainerError as error:
@@ -161,9 +172,16 @@ def run_selftest(options: argparse.Namespace) -> int:
     return EXIT_FINISHED if report.is_right else EXIT_FAILED
 
 
+def _columns() -> tuple[str, ...]:
+    return _("check"), _("result"), _("a step"), _("memory"), _("predicted"), _("difference (limit)"), ""
+
+
 def _line_of(result: SelfTestResult) -> str:
     """Return a result as a line of a table."""
     seconds = "–" if result.step_s is None else f"{result.step_s:.3g} s"
-    peak = "–" if result.peak_bytes is None else text.size(result.peak_bytes)
+    peak, predicted = (
+        "–" if number is None else text.size(number) for number in (result.peak_bytes, result.predicted_bytes)
+    )
     distance = "–" if result.distance is None else f"{result.distance:.1g} (≤ {result.limit:g})"
-    return f"{result.name:28} {result.outcome:12} {seconds:>9} {peak:>9} {distance:>16}  {result.note}".rstrip()
+    cells = result.name, result.outcome, seconds, peak, predicted, distance, result.note
+    return _TABLE.format(*cells).rstrip()

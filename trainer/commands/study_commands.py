@@ -38,7 +38,7 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
         "--vary",
         action="append",
         required=True,
-        metavar="GROUP.NAME=VALUE,VALUE",
+        metavar="NAME=VALUE,VALUE",
         help="a setting and the values to try; several make a grid",
     )
     parser.add_argument("--all", action="store_true", help="end no candidate early")

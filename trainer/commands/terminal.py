@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import sys
+import time
 from pathlib import Path
 
 from tqdm import tqdm
 
+from trainer.console import Progress
+from trainer.exchange.dataset_dir import write_progress
 from trainer.protocol.events import EXIT_REFUSED
+from trainer.protocol.progress import PreparePhase, PrepareProgress
 from trainer.protocol.text import _
+
+#: Between two lines of a progress file.
+_PROGRESS_EVERY_S = 0.3
 
 
 def quieten_libraries() -> None:
@@ -18,6 +27,8 @@ def quieten_libraries() -> None:
         os.environ.setdefault(name, "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # torchao tells which of its CUDA kernels cannot be loaded.
+    logging.getLogger("torchao").setLevel(logging.ERROR)
 
 
 def refuse(sentence: str) -> int:
@@ -52,3 +63,22 @@ class ProgressBar:
             self._bar.desc = phase
         self._bar.total = total
         self._bar.update(done - self._bar.n)
+
+
+class ProgressFile:
+    """Writes the progress to a file for another process, a few times a second, and passes it on."""
+
+    def __init__(self, path: Path | None, shown: Progress) -> None:
+        self._path = path
+        self._shown = shown
+        self._phase = ""
+        self._next_at = 0.0
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        self._shown(phase, done, total)
+        if self._path is None or (phase == self._phase and time.monotonic() < self._next_at):
+            return
+        self._phase, self._next_at = phase, time.monotonic() + _PROGRESS_EVERY_S
+        # It is only shown: a full disk must not end the work here.
+        with contextlib.suppress(OSError):
+            write_progress(self._path, PrepareProgress(phase=PreparePhase(phase), done=done, total=total))

@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from trainer.commands.explain_settings import settings_as_toml
 from trainer.commands.terminal import not_prepared, quieten_libraries, refuse
 from trainer.errors import FencedError, JobFolderBusyError, TrainerError, is_disk_full
 from trainer.exchange.dataset_dir import read_report
@@ -22,11 +23,12 @@ from trainer.exchange.job_dir import LOG_FILE, SPEC_FILE, read_spec, write_spec
 from trainer.protocol.events import EXIT_BUSY, EXIT_FAILED, EXIT_FENCED, EXIT_FINISHED
 from trainer.protocol.presets import presets, spec_from_preset
 from trainer.protocol.run_options import NEEDS_GPU_VARIABLE, READY, TAKEN, RunOptions
+from trainer.protocol.setting_problems import SHORT_NAMES, by_dotted_names
 from trainer.protocol.settings import MethodKind
 from trainer.protocol.spec import Spec, SpecError, changed_settings, extended, make_spec, merge
-from trainer.protocol.text import _
+from trainer.protocol.text import _, speak
 from trainer.protocol.training_settings import Precision
-from trainer.training.run import limit_openmp_spin
+from trainer.training.run import choose_openmp_spin
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +56,8 @@ def add_new(parser: argparse.ArgumentParser) -> None:
         help="start with the settings and the best weights of a finished job, instead of --preset and --base",
     )
     parser.add_argument("--name", help="name of the LoRA (default: lora, or that of the job)")
-    parser.add_argument("--set", action="append", default=[], metavar="GROUP.NAME=VALUE", dest="settings")
+    parser.add_argument("--settings", type=Path, metavar="FILE", help="a .toml file with settings; see --explain")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument(
         "--mix",
         action="append",
@@ -63,12 +66,24 @@ def add_new(parser: argparse.ArgumentParser) -> None:
         metavar="DATASET_DIR:NAME=VALUE",
         help="another dataset, with :repeats=N or :weight=SHARE, :trigger=WORD, or :role=regularization",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="JOB_DIR")
+    parser.add_argument("--out", type=Path, metavar="JOB_DIR", help="the folder of the new job")
+    parser.add_argument(
+        "--explain", action="store_true", help="print every setting with its meaning, default and range, as TOML"
+    )
     parser.set_defaults(command=run_new)
 
 
 def run_new(arguments: argparse.Namespace) -> int:
-    """Write `spec.json` and print its path."""
+    """Write `spec.json` and print its path; or explain the settings."""
+    if arguments.explain:
+        sys.stdout.write(settings_as_toml())
+        return 0
+    return _make_job(arguments)
+
+
+def _make_job(arguments: argparse.Namespace) -> int:
+    if arguments.out is None:
+        return refuse(_("Name a folder for the job: --out JOB_DIR."))
     mix = [{**part, "dataset": str(Path(part["dataset"]).resolve())} for part in arguments.mix]
     given = [arguments.dataset] if arguments.dataset is not None else []
     for folder in (*given, *(Path(part["dataset"]) for part in mix)):
@@ -77,7 +92,7 @@ def run_new(arguments: argparse.Namespace) -> int:
         except (OSError, ValueError):
             return refuse(not_prepared(folder))
     try:
-        changes = {**_parse_settings(arguments.settings), **({"mix": mix} if mix else {})}
+        changes = _changes(arguments, mix)
         spec = _spec_from_arguments(arguments, changes)
         if "epochs" not in changes.get("training", {}):
             spec = _with_epochs_for_steps(spec)
@@ -95,6 +110,20 @@ def run_new(arguments: argparse.Namespace) -> int:
         return refuse(str(error))
     sys.stdout.write(f"{write_spec(arguments.out, spec)}\n")
     return 0
+
+
+def _changes(arguments: argparse.Namespace, mix: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the settings of the file and of the command line, which counts more.
+
+    Raises:
+        SpecError: The file cannot be read, or an assignment has no value.
+    """
+    read = _read_settings(arguments.settings) if arguments.settings else {}
+    for name in ("preset", "base", "name"):
+        if isinstance(read.get(name), str):
+            value = read.pop(name)
+            setattr(arguments, name, getattr(arguments, name) or value)
+    return merge(read, _parse_settings(arguments.set), {"mix": mix} if mix else {})
 
 
 def _spec_from_arguments(arguments: argparse.Namespace, changes: dict[str, Any]) -> Spec:
@@ -295,13 +324,30 @@ def _parse_settings(assignments: Sequence[str]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
-        group, dot, key = name.strip().partition(".")
+        group, dot, key = SHORT_NAMES.get(name.strip(), name.strip()).partition(".")
         if not (equals and dot and key):
-            examples = "training.epochs=4, method.rank=8"
+            examples = "lr=1e-4, method.targets=all"
             raise SpecError(
-                _("--set {text} is not GROUP.NAME=VALUE, such as {examples}.", text=assignment, examples=examples)
+                _("--set {text} is not NAME=VALUE, such as {examples}.", text=assignment, examples=examples)
             )
         settings.setdefault(group, {})[key] = _parse_value(text.strip())
+    return settings
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """Read the settings of a `.toml` file.
+
+    Raises:
+        SpecError: It cannot be read, or is not TOML.
+    """
+    try:
+        values = by_dotted_names(tomllib.loads(path.read_text(encoding="utf-8-sig")))
+    except (OSError, ValueError) as error:
+        raise SpecError(_("{path} is not a .toml file that can be read: {error}", path=path, error=error)) from error
+    settings: dict[str, Any] = {}
+    for dotted, value in values.items():
+        group, dot, name = dotted.partition(".")
+        settings = merge(settings, {group: {name: value} if dot else value})
     return settings
 
 
@@ -323,6 +369,7 @@ def run_job(options: RunOptions) -> int:
     # Imported here: tqdm and the training take time that the other commands do not need.
     from trainer.console import Console
 
+    speak(options.language)
     if not options.job_dir.is_dir():
         return refuse(
             _("There is no job folder {folder}. Make one with `python -m trainer new`.", folder=options.job_dir)
@@ -387,7 +434,7 @@ def run_wait(arguments: argparse.Namespace) -> int:
 def warm_up() -> None:
     """Import what a diffusion training needs."""
     quieten_libraries()
-    limit_openmp_spin()
+    choose_openmp_spin()
     try:
         for name in WARM_MODULES:
             importlib.import_module(name)

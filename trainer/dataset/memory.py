@@ -39,7 +39,7 @@ class SharedMemoryBudget:
                 yield
         finally:
             if share >= _LARGE_BYTES:
-                _release_memory()
+                release_memory()
             with self._changed:
                 self._free.value += share
                 self._changed.notify_all()
@@ -61,7 +61,7 @@ def private_memory_limited(more: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
-def _release_memory() -> None:
+def release_memory() -> None:
     """Give freed memory back to the system, where the C library would keep it (glibc)."""
     if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
         trim(0)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from trainer.protocol.settings import Base
+from trainer.protocol.settings import TINY, Base
 from trainer.protocol.spec import Spec
 
 #: Longest header of a `.safetensors` file that is read, bytes: that of SDXL has 0.3 MB.
@@ -21,6 +22,62 @@ _SINGLE_FILES = (
     ("conditioner.embedders.", 1024),
     ("cond_stage_model.transformer.", 512),
 )
+#: Families by the marks of single files, and by the pipelines of folders.
+_FAMILIES = {
+    "joint_blocks.": "SD 3",
+    "conditioner.embedders.": "SDXL",
+    "cond_stage_model.transformer.": "SD 1.x",
+    "cond_stage_model.model.": "SD 2.x",
+    "StableDiffusion3Pipeline": "SD 3",
+    "StableDiffusionXLPipeline": "SDXL",
+}
+#: Memory of a LoRA of a released model, in bytes: one image of its own resolution at once in bf16, gradient
+#: checkpointing, samples, and 0.7 GB of libraries. Computed (docs/families.md). That of an SD 3 depends on its size.
+_LORA_MEMORY = {"SD 1.x": 3.4 * 2**30, "SDXL": 9.0 * 2**30}
+#: Width of the text embeddings of SD 2.x; that of SD 1.x is 768.
+_SD2_WIDTH = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseFacts:
+    """What the files of a base model tell without loading it."""
+
+    #: Such as `SDXL`; empty: not one that can be trained, or not known.
+    family: str
+    #: None: its files do not tell.
+    resolution: int | None
+    bytes: int
+
+    @property
+    def lora_bytes(self) -> int | None:
+        """The memory that a LoRA takes at least, as computed for the family; None if it is not known."""
+        return int(_LORA_MEMORY[self.family]) if self.family in _LORA_MEMORY else None
+
+
+def base_facts(base: Base, environ: Mapping[str, str] = os.environ) -> BaseFacts | None:
+    """Return what the files of a base tell; None if they are not on this machine."""
+    path = _path(base, environ)
+    if not path.exists():
+        return None
+    files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
+    try:
+        family = _family_of_file(path) if path.is_file() else _family_of_folder(path)
+    except (OSError, ValueError, LookupError, TypeError):
+        family = ""
+    size = sum(each.stat().st_size for each in files)
+    return BaseFacts(family=family, resolution=base_resolution(base, environ), bytes=size)
+
+
+def _family_of_folder(folder: Path) -> str:
+    pipeline = str(_json(folder / "model_index.json")["_class_name"])
+    if pipeline != "StableDiffusionPipeline":
+        return _FAMILIES.get(pipeline, "")
+    return "SD 2.x" if _json(folder / "unet" / "config.json")["cross_attention_dim"] == _SD2_WIDTH else "SD 1.x"
+
+
+def _family_of_file(path: Path) -> str:
+    names = _tensor_names(path)
+    return next((family for mark, family in _FAMILIES.items() if any(mark in name for name in names)), "")
 
 
 def training_resolution(spec: Spec, environ: Mapping[str, str] = os.environ) -> int | None:
@@ -33,16 +90,22 @@ def base_resolution(base: Base, environ: Mapping[str, str] = os.environ) -> int 
 
     None if its files are not on this machine or do not tell; `environ` names the cache of the hub.
     """
-    path = Path(base.config or base.source).expanduser()
-    if base.source == "tiny":
-        path = Path(str(resources.files("trainer") / "models" / "tiny"))
-    elif not path.exists() and base.source.count("/") == 1:
-        path = _cached(base, environ)
+    path = _path(base, environ)
     try:
         return _of_single_file(path) if path.is_file() else _of_folder(path)
     except (OSError, ValueError, LookupError, TypeError):
         # Missing, damaged, or of a kind that training will refuse.
         return None
+
+
+def _path(base: Base, environ: Mapping[str, str]) -> Path:
+    """The file or folder of a base, or of its configs; it may not exist."""
+    path = Path(base.config or base.source).expanduser()
+    if base.source == TINY:
+        return Path(str(resources.files("trainer") / "models" / "tiny"))
+    if not path.exists() and base.source.count("/") == 1:
+        return _cached(base, environ)
+    return path
 
 
 def _cached(base: Base, environ: Mapping[str, str]) -> Path:
@@ -72,12 +135,15 @@ def _of_classifier(processor: Mapping[str, Any]) -> int:
 
 
 def _of_single_file(path: Path) -> int | None:
+    names = _tensor_names(path)
+    return next((side for mark, side in _SINGLE_FILES if any(mark in name for name in names)), None)
+
+
+def _tensor_names(path: Path) -> list[str]:
+    """The names in the header of a `.safetensors` file; none if it is longer than any that is known."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if length > _MAX_HEADER:
-            return None
-        names = list(json.loads(file.read(length)))
-    return next((side for mark, side in _SINGLE_FILES if any(mark in name for name in names)), None)
+        return list(json.loads(file.read(length))) if length <= _MAX_HEADER else []
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Reads and writes the files of a prepared dataset: `report.json` and its edits."""
+"""Reads and writes the files of a prepared dataset: `report.json`, its edits, and the progress of its preparation."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from pydantic import ValidationError
 
 from trainer.exchange.files import write_text
 from trainer.protocol.edits import Edits, EditsError
+from trainer.protocol.progress import PrepareProgress
 from trainer.protocol.report import DatasetReport
 from trainer.protocol.text import _
 
 REPORT_FILE = "report.json"
+#: The report as one page with its images in it, so that it can be sent alone; missing for large datasets.
+SHARED_PAGE = "report-shared.html"
 
 
 def read_report(dataset_dir: Path) -> DatasetReport:
@@ -42,3 +45,16 @@ def read_edits(path: Path) -> Edits:
     except ValidationError as error:
         why = error.errors()[0]["msg"].lower()
         raise EditsError(_("{path} does not hold edits ({why}).", path=path, why=why)) from error
+
+
+def write_progress(path: Path, progress: PrepareProgress) -> None:
+    """Write how far a preparation has come, atomically."""
+    write_text(path, progress.model_dump_json() + "\n")
+
+
+def read_progress(path: Path) -> PrepareProgress | None:
+    """Read how far a preparation has come; None if it has not said yet."""
+    try:
+        return PrepareProgress.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from trainer.exchange.files import write_text
+from trainer.exchange.files import locate, write_text
 from trainer.protocol.spec import SPEC_VERSION, Spec, SpecError, make_spec
 from trainer.protocol.text import _
 
@@ -73,3 +74,30 @@ def read_dataset_paths(environ: Mapping[str, str]) -> dict[str, str]:
 def dataset_paths_environment(paths: Mapping[str, str]) -> dict[str, str]:
     """Return the environment variable that passes `paths` to a trainer."""
     return {DATASETS_VARIABLE: _paths.dump_json(dict(paths)).decode()}
+
+
+#: What is read of a log's end, and what of that is shown.
+_TAIL_BYTES, _TAIL_CHARS = 64 * 1024, 1500
+#: Colors and cursor moves of a terminal, and other characters without a shape.
+_TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def log_tail(job_dir: Path, *, hide: Iterable[str] = ()) -> str:
+    """Return the last lines of a trainer's log as a person can read them; empty if there is none.
+
+    Args:
+        job_dir: The job's folder.
+        hide: Paths of the machine, which are shown as `…`.
+    """
+    try:
+        with locate(job_dir, LOG_FILE).open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+    # Of a progress bar, which writes over itself, its newest state.
+    lines = [_TERMINAL_CODES.sub("", line.rstrip("\r").rpartition("\r")[2]).rstrip() for line in text.split("\n")]
+    shown = "\n".join(line for line in lines if line)
+    for path in sorted(filter(None, hide), key=len, reverse=True):
+        shown = shown.replace(path, "…")
+    return shown if len(shown) <= _TAIL_CHARS else shown[-_TAIL_CHARS:].partition("\n")[2]

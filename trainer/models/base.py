@@ -25,14 +25,13 @@ from trainer.models.pipelines import (
     stored_dtype,
 )
 from trainer.models.single_file import as_marked, open_single_file
-from trainer.protocol.settings import Base, Objective
+from trainer.protocol.settings import TINY, Base, Objective
 
 if TYPE_CHECKING:
     from torch import nn
 
 __all__ = ["TINY", "Family", "LoadedBase", "digest_of", "fingerprint", "load_base", "tiny_folder"]
 
-TINY = "tiny"
 _AS_TRAINED = Objective()
 
 

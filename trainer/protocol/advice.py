@@ -122,6 +122,14 @@ def _idle_training(spec: Spec) -> Iterator[str]:
         yield _("training.text_encoder_2_learning_rate has no effect without method.text_encoder.")
     if training.lora_plus_ratio != 1 and spec.method.kind not in {MethodKind.LORA, MethodKind.DORA}:
         yield _("training.lora_plus_ratio has no effect for {kind}; it is for lora and dora.", kind=spec.method.kind)
+    is_full = spec.method.kind is MethodKind.FULL
+    if training.fused_backward and not is_full:
+        yield _(
+            "training.fused_backward saves nothing for {kind}: its gradients are small. It is for full.",
+            kind=spec.method.kind,
+        )
+    if training.bf16_weights and (not is_full or spec.task is TaskKind.CLASSIFICATION):
+        yield _("training.bf16_weights has no effect here; it is for full fine-tunes that draw images.")
     if training.warmup_steps is not None and training.warmup_share != Training().warmup_share:
         yield _("training.warmup_share has no effect beside training.warmup_steps, which takes precedence.")
     if objective.huber_delta != Objective().huber_delta and objective.loss not in {"huber", "smooth_l1"}:

@@ -4,12 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trainer.protocol.settings import Method, MethodKind, MixPart, Objective, Prediction, Targets, TaskKind
+from trainer.protocol.settings import Base, Method, MethodKind, MixPart, Objective, Prediction, Targets, TaskKind
 from trainer.protocol.text import _
-from trainer.protocol.training_settings import OWN_OPTIMIZERS, OptimizerKind, Stage, Training, finds_its_rate
+from trainer.protocol.training_settings import (
+    OWN_OPTIMIZERS,
+    OptimizerKind,
+    Precision,
+    Stage,
+    Training,
+    finds_its_rate,
+)
 
 #: The highest rate of optimizers that do not find their own.
 MAX_RATE, MAX_SGD_RATE = 0.01, 1.0
+#: Those that keep nothing for several weights together, and count steps for each.
+FUSABLE_OPTIMIZERS = frozenset(
+    {
+        OptimizerKind.ADAMW,
+        OptimizerKind.ADAM,
+        OptimizerKind.SGD,
+        OptimizerKind.ADAMW_8BIT,
+        OptimizerKind.ADAFACTOR,
+    }
+)
+
+
+class ConflictError(ValueError):
+    """A value that another setting does not allow."""
+
+    def __init__(self, message: str, *, setting: str, nearest: float) -> None:
+        #: Its dotted name, and the nearest value that is allowed.
+        self.setting, self.nearest = setting, nearest
+        super().__init__(message)
 
 
 def check_method(method: Method, task: TaskKind, training: Training) -> None:
@@ -23,6 +49,39 @@ def check_method(method: Method, task: TaskKind, training: Training) -> None:
         raise ValueError(_("textual_inversion teaches a word; set training.trigger to it."))
     if kind is MethodKind.TEXTUAL_INVERSION and method.text_encoder:
         raise ValueError(_("textual_inversion does not train the text encoder; set method.text_encoder to false."))
+
+
+def check_memory_settings(
+    base: Base, method: Method, task: TaskKind, training: Training, plan: Sequence[Stage]
+) -> None:
+    """Raise ValueError, with what to set instead, if settings that save memory contradict the others."""
+    if base.quantization is not None and (method.kind is MethodKind.FULL or task is TaskKind.CLASSIFICATION):
+        raise ValueError(
+            _(
+                "base.quantization is for weights that are not trained, and full trains them; set "
+                "training.fused_backward and training.bf16_weights instead, or method.kind to lora."
+            )
+        )
+    if training.bf16_weights and not training.fused_backward:
+        raise ValueError(_("training.bf16_weights needs training.fused_backward; set it to true, too."))
+    if training.bf16_weights and training.precision in {Precision.FP32, Precision.FP16}:
+        raise ValueError(_("training.bf16_weights needs bf16; set training.precision to bf16 or auto."))
+    if training.bf16_weights and training.ema_decay is not None:
+        raise ValueError(_("training.ema_decay needs weights in fp32; leave it out, or training.bf16_weights."))
+    if not training.fused_backward:
+        return
+    if training.precision is Precision.FP16:
+        raise ValueError(_("training.fused_backward cannot scale the loss of fp16; set training.precision to bf16."))
+    for kind in (stage.optimizer or OptimizerKind.ADAMW for stage in plan):
+        if kind not in FUSABLE_OPTIMIZERS and not kind.startswith("torch."):
+            raise ValueError(
+                _(
+                    "training.fused_backward needs an optimizer that changes each weight by itself, and {kind} does "
+                    "not; choose {known}.",
+                    kind=kind,
+                    known=", ".join(sorted(FUSABLE_OPTIMIZERS)),
+                )
+            )
 
 
 def check_objective(objective: Objective) -> None:
@@ -103,8 +162,13 @@ def check_stages(stages: Sequence[Stage], training: Training, *, datasets: int) 
             )
 
 
-def check_rate(stage: Stage) -> None:
-    """Raise ValueError if a learning rate of a resolved stage is too high for its optimizer."""
+def check_rate(stage: Stage, group: str) -> None:
+    """Raise ConflictError if a learning rate of a resolved stage is too high for its optimizer.
+
+    Args:
+        stage: A stage with its open values filled.
+        group: The group of settings that its rates stand in: `training`, or `stages.0`.
+    """
     kind = stage.optimizer or OptimizerKind.ADAMW
     if finds_its_rate(kind):
         return
@@ -113,12 +177,14 @@ def check_rate(stage: Stage) -> None:
     for name in ("learning_rate", "text_encoder_learning_rate", "text_encoder_2_learning_rate"):
         rate = getattr(stage, name)
         if rate is not None and rate > highest:
-            raise ValueError(
+            raise ConflictError(
                 _(
                     "{name} {rate:g} is too high for {kind}; use {highest:g} at most.",
-                    name=name,
+                    name=f"{group}.{name}",
                     rate=rate,
                     kind=kind,
                     highest=highest,
-                )
+                ),
+                setting=f"{group}.{name}",
+                nearest=highest,
             )

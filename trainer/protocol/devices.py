@@ -48,6 +48,9 @@ class SelfTestResult(Frozen):
     note: str = ""
     step_s: float | None = None
     peak_bytes: int | None = None
+    #: What the memory was predicted to be, and what was free before.
+    predicted_bytes: int | None = None
+    free_bytes: int | None = None
     #: Relative distance of the update to the reference's, and the largest that is right.
     distance: float | None = None
     limit: float | None = None

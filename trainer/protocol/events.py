@@ -107,6 +107,8 @@ class Phase(StrEnum):
     SAMPLING = "sampling"
     TRAINING = "training"
     TESTING = "testing"
+    #: Looks for memorized images, for drift of other prompts, and for images that were never learned.
+    DIAGNOSING = "diagnosing"
     EXPORTING = "exporting"
 
 
@@ -115,6 +117,16 @@ class PhaseBegan(_Event):
 
     type: Literal["phase_began"] = "phase_began"
     phase: Phase
+
+
+class PhaseProgress(_Event):
+    """How far the current phase is; emitted about once a second, and not stored by the bot."""
+
+    type: Literal["phase_progress"] = "phase_progress"
+    phase: Phase
+    #: Parts that are done (images, files), and how many there are.
+    done: int = Field(ge=0)
+    total: int = Field(ge=1)
 
 
 class KeepAlive(_Event):
@@ -136,8 +148,11 @@ class StepDone(_Event):
     loss: float
     learning_rate: float
     steps_per_s: float
-    #: Estimated seconds to the end of the training, samples and validation included; None while unknown.
+    #: Estimated seconds to the end of the job, from validation and samples to test, diagnosis and export; None while
+    #: unknown.
     eta_s: float | None
+    #: Seconds trained so far, those of earlier attempts, validation and samples included.
+    elapsed_s: float = 0.0
     #: Peak memory of the device (GPU) or of the process (CPU), bytes.
     peak_memory_bytes: int
 
@@ -331,8 +346,9 @@ class Finished(_Event):
     #: Base and best samples side by side; a classifier's confusion matrix.
     comparison: RelativePath
     comparison_alt: str
-    #: Report with curves, samples and settings (HTML).
+    #: Report with curves, samples and settings (HTML), and the same as one file, with its images in it.
     report: RelativePath | None = None
+    shared_report: RelativePath | None = None
 
 
 class Stopped(_Event):
@@ -374,6 +390,7 @@ Event = Annotated[
     Started
     | PhaseBegan
     | StageBegan
+    | PhaseProgress
     | KeepAlive
     | StepDone
     | Validated

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from trainer.protocol.report import FileRole, FindingKind, Image, RefusalKind
-from trainer.protocol.text import _, ngettext
+from trainer.protocol.text import N_, _, ngettext, translate
 
 K = FindingKind
 
@@ -23,74 +23,87 @@ class FindingLabel:
     meaning: str
 
 
-LABELS: Mapping[FindingKind, FindingLabel] = {
+_LABELS: Mapping[FindingKind, FindingLabel] = {
     kind: FindingLabel(heading=heading, short=short, meaning=meaning)
     for kind, heading, short, meaning in (
-        (K.BY_HAND, _("Dropped by hand"), _("by hand"), _("A person dropped these, whatever was measured.")),
-        (K.CORRUPT, _("Damaged"), _("damaged"), _("The file ends too early, or holds no image.")),
-        (K.UNSUPPORTED, _("Read in part or not at all"), _("format"), _("Something in the file could not be used.")),
-        (K.TOO_MANY_PIXELS, _("Too many pixels"), _("too many pixels"), _("Opening it would take too much memory.")),
-        (K.TOO_SMALL, _("Too small"), _("too small"), _("Enlarged this far, only blocks and blur would be learned.")),
+        (K.BY_HAND, N_("Dropped by hand"), N_("by hand"), N_("A person dropped these, whatever was measured.")),
+        (K.CORRUPT, N_("Damaged"), N_("damaged"), N_("The file ends too early, or holds no image.")),
+        (K.UNSUPPORTED, N_("Read in part or not at all"), N_("format"), N_("Something in the file could not be used.")),
+        (K.TOO_MANY_PIXELS, N_("Too many pixels"), N_("too many pixels"), N_("Opening it would take too much memory.")),
+        (
+            K.TOO_SMALL,
+            N_("Too small"),
+            N_("too small"),
+            N_("Enlarged this far, only blocks and blur would be learned."),
+        ),
         (
             K.EXTREME_ASPECT,
-            _("Very long or very wide"),
-            _("extreme aspect"),
-            _("Much of it is cropped in training."),
+            N_("Very long or very wide"),
+            N_("extreme aspect"),
+            N_("Much of it is cropped in training."),
         ),
-        (K.EXACT_DUPLICATE, _("Exact duplicates"), _("duplicate"), _("The same pixels twice: one copy is enough.")),
+        (K.EXACT_DUPLICATE, N_("Exact duplicates"), N_("duplicate"), N_("The same pixels twice: one copy is enough.")),
         (
             K.NEAR_DUPLICATE,
-            _("Near duplicates"),
-            _("near duplicate"),
-            _("Almost the same: kept, in one split."),
+            N_("Near duplicates"),
+            N_("near duplicate"),
+            N_("Almost the same: kept, in one split."),
         ),
-        (K.BLANK, _("Blank"), _("blank"), _("Nearly a single color: there is nothing to learn.")),
-        (K.TOO_DARK, _("Too dark"), _("too dark"), _("Almost all of it is black.")),
-        (K.WASHED_OUT, _("Washed out"), _("washed out"), _("Bright all over and without contrast.")),
+        (K.BLANK, N_("Blank"), N_("blank"), N_("Nearly a single color: there is nothing to learn.")),
+        (K.TOO_DARK, N_("Too dark"), N_("too dark"), N_("Almost all of it is black.")),
+        (K.WASHED_OUT, N_("Washed out"), N_("washed out"), N_("Bright all over and without contrast.")),
         (
             K.BLUR,
-            _("Perhaps blurred"),
-            _("blur"),
-            _("Even its sharpest edges are soft: so will samples be."),
+            N_("Perhaps blurred"),
+            N_("blur"),
+            N_("Even its sharpest edges are soft: so will samples be."),
         ),
-        (K.SCREENSHOT, _("Screenshots and text"), _("text"), _("The model draws text as scribble.")),
-        (K.OUTLIER, _("Unlike the rest"), _("outlier"), _("It looks like nothing else here: does it belong?")),
+        (K.SCREENSHOT, N_("Screenshots and text"), N_("text"), N_("The model draws text as scribble.")),
+        (K.OUTLIER, N_("Unlike the rest"), N_("outlier"), N_("It looks like nothing else here: does it belong?")),
         (
             K.CAPTION_CONTRADICTORY,
-            _("Contradictory captions"),
-            _("contradicts"),
-            _("Captions of similar images differ."),
+            N_("Contradictory captions"),
+            N_("contradicts"),
+            N_("Captions of similar images differ."),
         ),
-        (K.CAPTION_MOJIBAKE, _("Garbled captions"), _("garbled"), _("Letters of one encoding were read as another.")),
+        (
+            K.CAPTION_MOJIBAKE,
+            N_("Garbled captions"),
+            N_("garbled"),
+            N_("Letters of one encoding were read as another."),
+        ),
         (
             K.CAPTION_UNREADABLE,
-            _("Unreadable captions"),
-            _("unreadable caption"),
-            _("Trained without a caption."),
+            N_("Unreadable captions"),
+            N_("unreadable caption"),
+            N_("Trained without a caption."),
         ),
-        (K.CAPTION_EMPTY, _("Empty captions"), _("empty caption"), _("The caption file exists and is empty.")),
+        (K.CAPTION_EMPTY, N_("Empty captions"), N_("empty caption"), N_("The caption file exists and is empty.")),
         (
             K.CAPTION_TOO_LONG,
-            _("Captions over the limit"),
-            _("long caption"),
-            _("The rest is never read."),
+            N_("Captions over the limit"),
+            N_("long caption"),
+            N_("The rest is never read."),
         ),
-        (K.CAPTION_IDENTICAL, _("Identical captions"), _("same caption"), _("Different images with one caption.")),
+        (K.CAPTION_IDENTICAL, N_("Identical captions"), N_("same caption"), N_("Different images with one caption.")),
         (
             K.CAPTION_WITHOUT_TRIGGER,
-            _("Captions without the trigger"),
-            _("no trigger"),
-            _("They do not teach it."),
+            N_("Captions without the trigger"),
+            N_("no trigger"),
+            N_("They do not teach it."),
         ),
         (
             K.CAPTION_MISSING,
-            _("Without a caption"),
-            _("no caption"),
-            _("Only the image is learned, not its name."),
+            N_("Without a caption"),
+            N_("no caption"),
+            N_("Only the image is learned, not its name."),
         ),
-        (K.MASK, _("Doubtful masks"), _("mask"), _("In a masked loss the wrong part may count.")),
+        (K.MASK, N_("Doubtful masks"), N_("mask"), N_("In a masked loss the wrong part may count.")),
     )
 }
+
+#: In the order of a report.
+KINDS = tuple(_LABELS)
 
 #: Found in many images of most sets, and nothing to decide about one of them: they are counted.
 QUIET = frozenset(
@@ -104,6 +117,14 @@ QUIET = frozenset(
         K.CAPTION_WITHOUT_TRIGGER,
     }
 )
+
+
+def label(kind: FindingKind) -> FindingLabel:
+    """Return the texts of a kind of finding."""
+    found = _LABELS[kind]
+    return FindingLabel(
+        heading=translate(found.heading), short=translate(found.short), meaning=translate(found.meaning)
+    )
 
 
 def role_count(role: FileRole, n: int) -> str:
@@ -125,7 +146,7 @@ def role_count(role: FileRole, n: int) -> str:
 def short_labels(image: Image) -> tuple[str, ...]:
     """Return the short labels of all findings in an image, those that need a look first."""
     found = sorted(image.findings, key=lambda finding: finding.kind in QUIET)
-    return tuple(dict.fromkeys(LABELS[finding.kind].short for finding in found))
+    return tuple(dict.fromkeys(label(finding.kind).short for finding in found))
 
 
 def needs_a_look(image: Image) -> bool:

@@ -249,6 +249,12 @@ class DatasetReport(Frozen):
     shares: tuple[float, float] | None = None
     split_seed: int = 0
 
+    @property
+    def title(self) -> str:
+        """The names of the archives that the images came in; empty if there are none, or many."""
+        archives = dict.fromkeys(image.source.partition("!")[0] for image in self.images if "!" in image.source)
+        return ", ".join(archives) if len(archives) <= 3 else ""
+
     def fit(self, resolution: int) -> ResolutionFit:
         """Return what training at `resolution` px does to the kept images."""
         kept = (image for image in self.images if image.status == "kept")

@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic import Field
 
 from trainer.protocol.frozen import Frozen
+from trainer.protocol.text import ENGLISH, LANGUAGES, current_language
 
 READY, TAKEN = b"ready\n", b"taken\n"
 
@@ -38,6 +39,8 @@ class RunOptions(Frozen):
     gpus: int = Field(default=0, ge=0)
     #: The GPUs, as in CUDA_VISIBLE_DEVICES; empty: those that the machine (or the cluster) gives.
     devices: tuple[str, ...] = ()
+    #: Of warnings, charts and the report: that of the server which asked for the job.
+    language: str = Field(default_factory=current_language)
 
     def to_line(self) -> bytes:
         """Return the options as one line of JSON."""
@@ -52,6 +55,8 @@ class RunOptions(Frozen):
             argv.append(f"--micro-batch={self.micro_batch}")
         if self.gpus > 1:
             argv.append(f"--gpus={self.gpus}")
+        if self.language != ENGLISH:
+            argv.append(f"--language={self.language}")
         return tuple(argv)
 
     @staticmethod
@@ -69,6 +74,7 @@ class RunOptions(Frozen):
         parser.add_argument(
             "--gpus", type=_at_least(1), default=0, metavar="N", help="refuse to train unless N processes share the job"
         )
+        parser.add_argument("--language", choices=tuple(LANGUAGES), default=current_language(), help="of the report")
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> RunOptions:
@@ -79,6 +85,7 @@ class RunOptions(Frozen):
             finish=arguments.finish,
             micro_batch=arguments.micro_batch,
             gpus=arguments.gpus,
+            language=arguments.language,
         )
 
 

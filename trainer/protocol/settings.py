@@ -18,6 +18,10 @@ Prompt = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, m
 BlockPattern = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
 
 
+#: The small model that ships: 64 px, simple shapes, for the demo and for tests.
+TINY = "tiny"
+
+
 class TaskKind(StrEnum):
     """What kind of model is trained."""
 
@@ -28,12 +32,23 @@ class TaskKind(StrEnum):
 # -- the model and what is trained of it ---------------------------------------------------------------------------
 
 
+class Quantization(StrEnum):
+    """How frozen weights are kept in memory: in fewer bits, a little less exact, somewhat slower. Needs torchao."""
+
+    #: 8 bits, with a scale for each output.
+    INT8 = "int8"
+    #: 8 bits of floating point (e4m3), with a scale for each output.
+    FP8 = "fp8"
+    #: 4 bits (Dettmers et al. 2023, arXiv:2305.14314).
+    NF4 = "nf4"
+
+
 class Base(Frozen):
     """The pretrained model to start from."""
 
     #: A folder in diffusers layout, a single `.safetensors` file, a hub name (`owner/name`), or `tiny`.
     #: For a classifier: a folder or hub name of `transformers`, such as `microsoft/resnet-18`.
-    source: str = Field(default="tiny", min_length=1, max_length=500)
+    source: str = Field(default=TINY, min_length=1, max_length=500)
     #: Hub revision (branch, tag or commit); only for hub names.
     revision: str | None = None
     #: A folder in diffusers layout (or hub name) whose configs and tokenizers describe a single-file `source`; None
@@ -47,6 +62,9 @@ class Base(Frozen):
     #: Tokens of a caption that CLIP reads, in chunks of 75, as A1111, ComfyUI and kohya's scripts do. SD 3 reads 75 by
     #: CLIP whatever it says, and 256 by T5.
     max_token_length: Literal[75, 150, 225] = 225
+    #: Keep the frozen weights of the UNet (or transformer) in fewer bits, to save memory; the exported files are for
+    #: the base as it is. None: 16 bits, or 32. Not for full.
+    quantization: Quantization | None = None
 
 
 class MethodKind(StrEnum):

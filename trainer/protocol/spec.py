@@ -6,16 +6,29 @@ name; every number has a range; settings that contradict each other are refused.
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, Self, TypeAlias, TypeVar, get_args
+from typing import Any, Literal, Self, TypeAlias, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from trainer.protocol.augmentation import Augmentation
-from trainer.protocol.conflicts import check_method, check_mix, check_objective, check_rate, check_stages
+from trainer.protocol.conflicts import (
+    check_memory_settings,
+    check_method,
+    check_mix,
+    check_objective,
+    check_rate,
+    check_stages,
+)
 from trainer.protocol.frozen import Frozen
+from trainer.protocol.setting_problems import (
+    SettingProblem,
+    dotted_names,
+    problem_sentences,
+    range_of,
+    setting_problems,
+)
 from trainer.protocol.settings import (
     Base,
     Classifier,
@@ -30,7 +43,6 @@ from trainer.protocol.settings import (
     TaskKind,
     Validation,
 )
-from trainer.protocol.text import _
 from trainer.protocol.training_settings import Stage, Training, resolved
 
 SPEC_VERSION: Literal[1] = 1
@@ -39,50 +51,15 @@ Settings: TypeAlias = Mapping[str, Any]
 
 #: Beginnings of the names of settings that do not change what is trained.
 _OUTPUT_SETTINGS = ("samples.", "exports.", "validation.test")
-#: Our settings by the names that kohya's scripts give them.
-_KOHYA_NAMES: Mapping[str, str] = {
-    "caption_dropout_rate": "training.caption_dropout",
-    "caption_tag_dropout_rate": "training.tag_dropout",
-    "debiased_estimation_loss": "objective.debiased",
-    "dim": "method.rank",
-    "huber_c": "objective.huber_delta",
-    "ip_noise_gamma": "objective.input_perturbation",
-    "keep_tokens": "training.keep_tags",
-    "loss_type": "objective.loss",
-    "lr": "training.learning_rate",
-    "lr_scheduler": "training.schedule",
-    "lr_scheduler_args": "training.schedule_arguments",
-    "lr_warmup_steps": "training.warmup_steps",
-    "masked_loss": "objective.masked",
-    "max_train_epochs": "training.epochs",
-    "loraplus_lr_ratio": "training.lora_plus_ratio",
-    "max_train_steps": "training.max_steps",
-    "min_snr_gamma": "objective.snr_gamma",
-    "mixed_precision": "training.precision",
-    "multires_noise_discount": "objective.pyramid_noise",
-    "network_alpha": "method.alpha",
-    "network_dim": "method.rank",
-    "network_dropout": "method.dropout",
-    "network_module": "method.kind",
-    "num_repeats": "training.repeats",
-    "optimizer_args": "training.optimizer_arguments",
-    "optimizer_type": "training.optimizer",
-    "pretrained_model_name_or_path": "base.source",
-    "prior_loss_weight": "training.regularization_weight",
-    "sample_prompts": "samples.prompts",
-    "save_every_n_epochs": "training.keep_every_epochs",
-    "shuffle_caption": "training.tag_shuffle",
-    "text_encoder_lr": "training.text_encoder_learning_rate",
-    "train_batch_size": "training.batch_size",
-    "unet_lr": "training.learning_rate",
-    "v_parameterization": "objective.prediction",
-}
-
 _S = TypeVar("_S", bound="SpecDraft")
 
 
 class SpecError(ValueError):
     """Settings that cannot be trained with; the message is a sentence for the user."""
+
+    def __init__(self, message: str, *, problems: Sequence[SettingProblem] = ()) -> None:
+        self.problems = tuple(problems)
+        super().__init__(message)
 
 
 class SpecDraft(Frozen):
@@ -118,10 +95,13 @@ class SpecDraft(Frozen):
     @model_validator(mode="after")
     def _check(self) -> Self:
         check_method(self.method, self.task, self.training)
+        check_memory_settings(self.base, self.method, self.task, self.training, self.plan)
         check_objective(self.objective)
         check_stages(self.stages, self.training, datasets=1 + len(self.mix))
-        for stage in self.plan:
-            check_rate(stage)
+        for number, stage in enumerate(self.plan):
+            # A stage without a rate of its own has that of `training`.
+            is_own = self.stages and self.stages[number].learning_rate is not None
+            check_rate(stage, f"stages.{number}" if is_own else "training")
         return self
 
     @property
@@ -183,7 +163,7 @@ def _validated(model: type[_S], settings: Settings) -> _S:
     try:
         return model.model_validate_json(json.dumps(settings))
     except ValidationError as error:
-        raise SpecError(" ".join(problem_sentences(error, model))) from error
+        raise SpecError(" ".join(problem_sentences(error, model)), problems=setting_problems(error, model)) from error
 
 
 def merge(settings: Settings, *overrides: Settings) -> dict[str, Any]:
@@ -235,6 +215,30 @@ def extended(spec: Spec, *, trained: int, epochs: int) -> Spec:
     return make_spec({**settings, "stages": [stage.model_dump(mode="json") for stage in stages]})
 
 
+#: Settings that are learning rates, of a training and of each stage.
+_RATES = ("learning_rate", "text_encoder_learning_rate", "text_encoder_2_learning_rate")
+
+
+def with_rates_divided(spec: Spec, by: float) -> Spec:
+    """Return the spec with all its learning rates divided, to two digits.
+
+    Raises:
+        SpecError: One would be below what is allowed.
+    """
+    settings = spec.model_dump(mode="json")
+    for group in (settings["training"], *settings["stages"]):
+        group |= {name: float(f"{group[name] / by:.1e}") for name in _RATES if group[name] is not None}
+    return make_spec(settings)
+
+
+def at_resolution(spec: Spec, side: int) -> Spec:
+    """Return the spec with training images of this side, px, in all its stages."""
+    settings = spec.model_dump(mode="json")
+    for group in (settings["training"], *settings["stages"]):
+        group["resolution"] = side
+    return make_spec(settings)
+
+
 def _flat(settings: Settings, prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in settings.items():
@@ -244,7 +248,7 @@ def _flat(settings: Settings, prefix: str = "") -> dict[str, Any]:
 
 def known_settings() -> Iterator[str]:
     """Yield every dotted name that a spec knows: `training.epochs`, `method.rank`, …"""
-    return _dotted_names(Spec)
+    return dotted_names(Spec)
 
 
 def allowed_range(dotted_name: str) -> tuple[float, float]:
@@ -252,105 +256,4 @@ def allowed_range(dotted_name: str) -> tuple[float, float]:
 
     An item of a list is named by its index: `mix.0.repeats`.
     """
-    return _range_of(Spec, dotted_name)
-
-
-def problem_sentences(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
-    """Yield a sentence for each problem: the nearest known name, the allowed range or the choices."""
-    for problem in error.errors():
-        name = ".".join(str(part) for part in problem["loc"])
-        match problem["type"]:
-            case "extra_forbidden":
-                if near := _nearest(name, list(_siblings(model, name.split(".")))):
-                    yield _("{name} is not a setting; did you mean {near}?", name=name, near=near)
-                else:
-                    yield _("{name} is not a setting.", name=name)
-            case "missing":
-                yield _("{name} is missing.", name=name)
-            case "tuple_type":
-                yield _(
-                    '{name} {value!r} is not a list; write one in brackets, such as ["a", "b"].',
-                    name=name,
-                    value=problem["input"],
-                )
-            case "greater_than_equal" | "less_than_equal" | "greater_than" | "less_than":
-                yield _range_sentence(name, problem["input"], *_range_of(model, name))
-            case "enum" | "literal_error":
-                expected = (problem.get("ctx") or {})["expected"]
-                yield _(
-                    "{name} {value!r} is not one of {expected}.", name=name, value=problem["input"], expected=expected
-                )
-            case "value_error":
-                yield _conflict_sentence(name, str((problem.get("ctx") or {})["error"]))
-            case "string_pattern_mismatch" if name == "name":
-                yield _(
-                    "name {value!r} must be 1–40 lower-case letters, digits, '.', '-' or '_', and begin with a letter "
-                    "or digit.",
-                    value=problem["input"],
-                )
-            case _:
-                yield _("{name} {value!r}: {why}.", name=name, value=problem["input"], why=problem["msg"].lower())
-
-
-def _nearest(name: str, known: Sequence[str]) -> str | None:
-    """Return the setting that an unknown name stands for: by kohya's name, of another group, or of a similar name."""
-    last = name.rpartition(".")[2]
-    of_kohya = _KOHYA_NAMES.get(last)
-    if of_kohya in known:
-        return of_kohya
-    same = [each for each in known if each.rpartition(".")[2] == last]
-    return next(iter(same or difflib.get_close_matches(name, known, n=1, cutoff=0.4)), None)
-
-
-def _range_sentence(name: str, value: Any, low: float, high: float) -> str:
-    # A limit that is refused itself is no part of the range.
-    if value == low:
-        return _("{name} must be more than {low:g}, up to {high:g}.", name=name, low=low, high=high)
-    if value == high:
-        return _("{name} must be less than {high:g}, from {low:g}.", name=name, low=low, high=high)
-    return _("{name} {value} is outside {low:g} – {high:g}.", name=name, value=value, low=low, high=high)
-
-
-def _conflict_sentence(name: str, message: str) -> str:
-    """Return the message of a validator, in upper case unless it begins with the name of a setting."""
-    first = message.split()[0]
-    begins_with_setting = "." in first or "_" in first
-    return f"{name}: {message}" if name else message if begins_with_setting else message[0].upper() + message[1:]
-
-
-def _dotted_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _dotted_names(field.annotation, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
-def _siblings(model: type[BaseModel], path: Sequence[str]) -> Iterator[str]:
-    """Yield the known names that an unknown one may stand for: of its list item, or of the whole model."""
-    groups = path[:-1]
-    if any(group.isdigit() for group in groups):
-        return _dotted_names(_model_at(model, groups), ".".join([*groups, ""]))
-    return _dotted_names(model)
-
-
-def _range_of(model: type[BaseModel], dotted_name: str) -> tuple[float, float]:
-    *groups, name = dotted_name.split(".")
-    bounds: dict[str, float] = {}
-    for constraint in _model_at(model, groups).model_fields[name].metadata:
-        for key in ("ge", "gt", "le", "lt"):
-            if (value := getattr(constraint, key, None)) is not None:
-                bounds["low" if key in {"ge", "gt"} else "high"] = value
-    return bounds["low"], bounds["high"]
-
-
-def _model_at(model: type[BaseModel], groups: Sequence[str]) -> type[BaseModel]:
-    """Return the model at a dotted path; an index leads to the model of the list's items."""
-    for group in groups:
-        if not group.isdigit():
-            annotation = model.model_fields[group].annotation
-            found = next((kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)), None)
-            assert found is not None
-            assert issubclass(found, BaseModel)
-            model = found
-    return model
+    return range_of(Spec, dotted_name)

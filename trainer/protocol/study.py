@@ -23,7 +23,7 @@ from typing import Any, Literal, TypeAlias
 from pydantic import Field, ValidationError
 
 from trainer.protocol.frozen import Frozen, RelativePath
-from trainer.protocol.spec import problem_sentences
+from trainer.protocol.setting_problems import problem_sentences
 from trainer.protocol.text import _
 
 STUDY_VERSION: Literal[1] = 1

@@ -5,48 +5,113 @@ Every sentence for a user goes through `_` or `ngettext`, with named placeholder
     _("#{job} is queued.", job=job.id)
     ngettext("{n} image", "{n} images", len(images))
 
-Babel extracts them, from Python and from the templates (`make messages`).
+They translate when they are called, so never at import time: a table of texts is a function, and what Discord
+translates itself (descriptions of commands) is only marked, by `N_`. Babel extracts all of them, from Python and from
+the templates; `make messages` brings the catalogs up to date.
 """
 
 from __future__ import annotations
 
 import gettext
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from io import BytesIO
 from math import isfinite
 from pathlib import Path
 from statistics import fmean
+from typing import TypeVar
 
-_LOCALE_DIR = Path(__file__).parent / "locale"
-_catalog = gettext.translation("darkroom", _LOCALE_DIR, [os.environ.get("DARKROOM_LANGUAGE", "en")], fallback=True)
+LOCALE_DIR = Path(__file__).parent / "locale"
+ENGLISH = "en"
+#: What a user can choose, in its own words. English is in the source, the others have a catalog each.
+LANGUAGES = {ENGLISH: "English", "zh_CN": "简体中文"}
+#: The language of a process: what its parent sets, in the environment.
+LANGUAGE_VARIABLE = "DARKROOM_LANGUAGE"
+
+T = TypeVar("T")
+
+_PROCESS_LANGUAGE = os.environ.get(LANGUAGE_VARIABLE, ENGLISH)
+_language: ContextVar[str] = ContextVar("language", default=_PROCESS_LANGUAGE)
 
 
 def _(message: str, /, **values: object) -> str:
     """The translation of `message`; `{name}` placeholders are filled if values are given."""
-    translated = _catalog.gettext(message)
+    translated = catalog(_language.get()).gettext(message)
     return translated.format_map(values) if values else translated
 
 
 def ngettext(one: str, many: str, n: int, /, **values: object) -> str:
     """The translation of `one` or `many`, whichever `n` asks for; `{n}` is the number with thousands separators."""
-    return _catalog.ngettext(one, many, n).format_map({"n": f"{n:,}", **values})
+    return catalog(_language.get()).ngettext(one, many, n).format_map({"n": f"{n:,}", **values})
+
+
+def N_(message: str) -> str:  # noqa: N802 - gettext's name for it
+    """Return `message` as it is; it is only marked for the catalogs, and translated where it is shown."""
+    return message
+
+
+def translate(message: str) -> str:
+    """The translation of a message that `N_` marked."""
+    return catalog(_language.get()).gettext(message)
+
+
+@contextmanager
+def speaking(language: str) -> Iterator[None]:
+    """Translate into `language` in this context, and in tasks and threads that begin in it."""
+    token = _language.set(language)
+    try:
+        yield
+    finally:
+        _language.reset(token)
+
+
+def speak(language: str) -> None:
+    """Translate into `language` for the rest of this task."""
+    _language.set(language)
+
+
+def current_language() -> str:
+    """The language that `_` translates into now."""
+    return _language.get()
+
+
+@cache
+def catalog(language: str) -> gettext.NullTranslations:
+    """Return the messages of a language; English and unknown ones have none, and stay as they are in the source."""
+    path = LOCALE_DIR / language / "LC_MESSAGES" / "darkroom.po"
+    if language not in LANGUAGES or not path.exists():
+        return gettext.NullTranslations()
+    from babel.messages.mofile import write_mo
+    from babel.messages.pofile import read_po
+
+    compiled = BytesIO()
+    with path.open("rb") as file:
+        write_mo(compiled, read_po(file, locale=language))
+    compiled.seek(0)
+    return gettext.GNUTranslations(compiled)
 
 
 def duration(seconds: float) -> str:
     """`42 s`, `4 min 51 s`, `48 min`, `2 h 05 min`: to about two digits."""
     whole = max(0, round(seconds))
     if whole < 60:
-        return f"{whole} s"
+        return _("{s} s", s=whole)
     minutes, rest = divmod(whole, 60)
     if minutes < 10:
-        return f"{minutes} min {rest:02} s"
+        return _("{min} min {s} s", min=minutes, s=f"{rest:02}")
     hours, minutes = divmod(round(whole / 60), 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min"
+    return _("{h} h {min} min", h=hours, min=f"{minutes:02}") if hours else _("{min} min", min=minutes)
 
 
 def rough_duration(seconds: float) -> str:
     """An estimate, in whole minutes from one minute on: `40 s`, `5 min`, `2 h 05 min`."""
-    return duration(seconds) if seconds < 59.5 else duration(round(seconds / 60) * 60).removesuffix(" 00 s")
+    minutes = round(seconds / 60)
+    return (
+        duration(seconds) if seconds < 59.5 else _("{min} min", min=minutes) if minutes < 60 else duration(60 * minutes)
+    )
 
 
 def size(count: float) -> str:
@@ -65,7 +130,7 @@ def listed(words: Iterable[str], *, most: int | None = None) -> str:
         items = [*items[:most], _("{n} more", n=len(items) - most)]
     if len(items) < 2:
         return "".join(items)
-    return _("{items} and {last}", items=", ".join(items[:-1]), last=items[-1])
+    return _("{items} and {last}", items=_(", ").join(items[:-1]), last=items[-1])
 
 
 def percent(share: float) -> str:
@@ -116,15 +181,15 @@ def noise_levels(ratios: Sequence[float]) -> str:
         ratios: The loss over the base model's in each band of timesteps, from little noise to much. Fewer than three
             say nothing.
     """
-    ends = len(ratios) // 3
+    return _(", ").join(level_change(name, fmean(level)) for name, level in by_level(ratios).items())
+
+
+def by_level(bands: Sequence[T]) -> dict[str, Sequence[T]]:
+    """Divide bands, from little noise to much, into layout, shapes and detail; into nothing if fewer than three."""
+    ends = len(bands) // 3
     if not ends:
-        return ""
-    levels = {
-        _("layout"): fmean(ratios[-ends:]),
-        _("shapes"): fmean(ratios[ends:-ends]),
-        _("detail"): fmean(ratios[:ends]),
-    }
-    return ", ".join(level_change(name, ratio) for name, ratio in levels.items())
+        return {}
+    return {_("layout"): bands[-ends:], _("shapes"): bands[ends:-ends], _("detail"): bands[:ends]}
 
 
 def level_change(name: str, ratio: float) -> str:
@@ -135,6 +200,16 @@ def level_change(name: str, ratio: float) -> str:
     if ratio < 1:
         return _("{level} {share} % better", level=name, share=share)
     return _("{level} {share} % worse", level=name, share=share)
+
+
+def gain(ratio: float) -> str:
+    """A loss beside the base model's, where it is clear what it is compared with: `51 % better`."""
+    if not isfinite(ratio):
+        return _("not comparable")
+    share = share_off(ratio)
+    if share == "0.0":
+        return _("no better")
+    return _("{share} % better", share=share) if ratio < 1 else _("{share} % worse", share=share)
 
 
 def share_off(ratio: float) -> str:

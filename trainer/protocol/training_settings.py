@@ -48,7 +48,7 @@ def _check_optimizer(name: str) -> str:
     if _LIBRARY_OPTIMIZER.fullmatch(name) is None:
         raise ValueError(
             _(
-                "{name!r} is not one of {known}; name another with its library: torch.RAdam, "
+                "“{name}” is not one of {known}; name another with its library: torch.RAdam, "
                 "pytorch_optimizer.AdaBelief, bitsandbytes.Lion8bit.",
                 name=name,
                 known=", ".join(OptimizerKind),
@@ -153,7 +153,15 @@ class Training(Frozen):
     tf32: bool = True
     #: Recompute activations in the backward pass: about half the speed, a fraction of the memory.
     gradient_checkpointing: bool = False
-    #: `torch.compile` the denoiser: minutes before the first step. On two CPU cores it never finished.
+    #: Step each weight as soon as its gradient is known, so that the gradients of a full fine-tune are never in memory
+    #: together. Gradients are then limited one by one: `max_grad_norm` applies to each weight instead of to all. On one
+    #: GPU, with adamw, adam, sgd, adamw_8bit or adafactor; saves memory only if `batch_size` images fit at once.
+    fused_backward: bool = False
+    #: Keep the weights that full trains in bf16, rounded at random so that small steps are not lost: half the memory.
+    #: Needs `fused_backward`; not with `ema_decay`.
+    bf16_weights: bool = False
+    #: `torch.compile` the equal blocks of the denoiser, once for all of them (SD 3: the whole one): a minute or more
+    #: before the first step. Not seen on a GPU.
     compile: bool = False
     #: Keep the checkpoint of every n-th epoch, beside the last and the best; None: only those.
     keep_every_epochs: int | None = Field(default=None, ge=1, le=1000)

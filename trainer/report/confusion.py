@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from trainer.protocol.text import _, ngettext
-from trainer.report.charts import BACKGROUND, save_figure
+from trainer.report.charts import plain, save_figure
+from trainer.report.gallery import BACKGROUND, drawn
 from trainer.report.templating import sanitize
 
 _EMPTY, _TEXT, _DIM = "#313338", "#f2f3f5", "#949ba4"
@@ -24,6 +24,7 @@ _LONGEST_NAME = 20
 ConfusionMatrix = Sequence[Sequence[int]]
 
 
+@drawn
 def draw_confusion(path: Path, *, title: str, class_names: Sequence[str], counts: ConfusionMatrix) -> Path:
     """Draw the true classes in rows and the predicted ones in columns; each cell has a count and its share of the row.
 
@@ -48,11 +49,8 @@ def draw_confusion(path: Path, *, title: str, class_names: Sequence[str], counts
             _write_cell(axes, counts, row, column, cell)
     _label(axes, names, is_turned=is_turned)
     # Class names come from users: `$` must not begin a formula.
-    axes.set_title(_escaped(f"{title}\n{_accuracy(counts)}"), color=_TEXT, loc="left", fontsize=12, fontweight="bold")
-    with warnings.catch_warnings():
-        # Characters that the font lacks are drawn as boxes, which is better than no chart.
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        return save_figure(figure, path)
+    axes.set_title(plain(f"{title}\n{_accuracy(counts)}"), color=_TEXT, loc="left", fontsize=12, fontweight="bold")
+    return save_figure(figure, path)
 
 
 def correct_of(counts: ConfusionMatrix) -> tuple[int, int]:
@@ -122,7 +120,7 @@ def _write_cell(axes: Axes, counts: ConfusionMatrix, row: int, column: int, cell
 def _label(axes: Axes, names: Sequence[str], *, is_turned: bool) -> None:
     indexes = range(len(names))
     size = 9 if len(names) > 12 else 10
-    shown = [_escaped(name) for name in names]
+    shown = [plain(name) for name in names]
     axes.set_yticks(indexes, shown, color=_TEXT, fontsize=size)
     turn: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if is_turned else {}
     axes.set_xticks(indexes, shown, color=_TEXT, fontsize=size, **turn)
@@ -139,7 +137,3 @@ def _label(axes: Axes, names: Sequence[str], *, is_turned: bool) -> None:
 def _short(name: str) -> str:
     name = sanitize(name)
     return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("$", r"\$")

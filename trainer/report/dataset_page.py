@@ -11,11 +11,13 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from trainer.exchange.dataset_dir import SHARED_PAGE
 from trainer.exchange.files import write_text
 from trainer.protocol.bucket_shapes import ImageFit, ResolutionFit
-from trainer.protocol.finding_labels import LABELS, QUIET, FindingLabel, main_kind, role_count, short_labels
+from trainer.protocol.finding_labels import KINDS, QUIET, FindingLabel, label, main_kind, role_count, short_labels
 from trainer.protocol.report import DatasetReport, Finding, FindingKind, Image, Split
-from trainer.report.templating import markdown_template, read_template_file, render_html
+from trainer.protocol.text import _
+from trainer.report.templating import markdown_template, read_template_file, render_html, self_contained
 
 IMAGES_PER_PAGE = 500
 #: What a page shows at most; the rest is counted.
@@ -85,7 +87,7 @@ class FoundImage:
     def also(self) -> Sequence[str]:
         """What else was found in the image that needs a look."""
         others = (each for each in self.at.image.findings if each.kind not in {self.finding.kind, *QUIET})
-        return [LABELS[each.kind].short for each in others]
+        return [label(each.kind).short for each in others]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,10 +135,11 @@ class FindingSection:
 def write_pages(report: DatasetReport, folder: Path) -> list[Path]:
     """Write `report.md`, `report.html` and, past 500 images, `report-2.html` and so on into the dataset folder.
 
-    Sheets and thumbnails are linked by their paths in the report, relative to `folder`.
+    Sheets and thumbnails are linked by their paths in the report, relative to `folder`. A report of one page is also
+    written with its images in it, as `SHARED_PAGE`.
 
     Returns:
-        The files.
+        The files, without `SHARED_PAGE`.
     """
     pages = _paginate(report.images)
     images = sorted((image for page in pages.values() for image in page), key=lambda image: image.number)
@@ -146,7 +149,7 @@ def write_pages(report: DatasetReport, folder: Path) -> list[Path]:
     script = read_template_file("report.js")
     values = {
         "report": report,
-        "title": _title(report.images),
+        "title": report.title or _("Dataset"),
         "pages": pages,
         "totals": Counter(image.side for image in images),
         "sides": _SIDES,
@@ -176,12 +179,9 @@ def write_pages(report: DatasetReport, folder: Path) -> list[Path]:
         )
         files.append(folder / name)
         write_text(files[-1], html)
+    if len(pages) == 1:
+        write_text(folder / SHARED_PAGE, self_contained(html, folder))
     return files
-
-
-def _title(images: Sequence[Image]) -> str:
-    archives = list(dict.fromkeys(image.source.partition("!")[0] for image in images if "!" in image.source))
-    return ", ".join(archives) if 1 <= len(archives) <= 3 else "Dataset"
 
 
 def _paginate(images: Sequence[Image]) -> dict[str, list[NumberedImage]]:
@@ -211,7 +211,7 @@ def _sections(images: Sequence[NumberedImage]) -> list[FindingSection]:
             if kind is main or (kind in QUIET and kind is not FindingKind.NEAR_DUPLICATE and not is_dropped):
                 other = by_source.get(finding.other or "")
                 found.setdefault((is_dropped, kind), []).append(FoundImage(at=image, finding=finding, other=other))
-    sections = [_section(kind, found[key]) for kind in LABELS for key in ((False, kind), (True, kind)) if key in found]
+    sections = [_section(kind, found[key]) for kind in KINDS for key in ((False, kind), (True, kind)) if key in found]
     return sorted(sections, key=lambda section: (section.is_quiet, section.is_dropped))
 
 
@@ -227,7 +227,7 @@ def _section(kind: FindingKind, found: Sequence[FoundImage]) -> FindingSection:
     numbers = [] if captions else rest[:_MAX_NUMBERS]
     return FindingSection(
         kind=kind,
-        label=LABELS[kind],
+        label=label(kind),
         is_dropped=images[0].side == "dropped",
         images=images,
         shown=shown,

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache, lru_cache, wraps
 from importlib.util import find_spec
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from PIL import Image, ImageDraw, ImageFont
 
 from trainer.exchange.files import atomic_write
-from trainer.protocol.text import _, ngettext
+from trainer.protocol.text import ENGLISH, _, current_language, ngettext, speaking
 from trainer.report.templating import sanitize
+from trainer.trigger import has_trigger
 
 #: Discord's dark theme, as in the charts.
-BACKGROUND, _TEXT, _DIM = "#2b2d31", "#dbdee1", "#949ba4"
+BACKGROUND, _TEXT, _DIM = "#2b2d31", "#f2f3f5", "#b5bac1"
 _GAP = 12
 #: Side of a tile, px: small images are enlarged to be seen in a channel, large ones made smaller.
 _TILE = 256
-#: A channel shows a sheet at about half its width, and the text must stay readable.
-_CAPTION_SIZE, _CAPTION_HEIGHT = 21, 54
-_HEADING_SIZE, _HEADING_HEIGHT = 26, 40
+#: Images this many times smaller than a tile are shown with their pixels: blurred, they would look like bad samples.
+_PIXEL_ART = 3
+#: A phone shows a sheet 285 px wide, whatever its own width is; letters have 11 px there.
+_PHONE_WIDTH, _PHONE_LETTERS = 285, 11
+_CAPTION_LINES = 3
+#: Prompts in a comparison: a higher image would not be seen at once.
+MAX_COMPARED = 4
 
 #: Originals on a sheet of variants: enough to judge the settings.
 MAX_ROWS = 8
@@ -34,44 +43,123 @@ _RIGHT, _WRONG = "#3f94d6", "#d9663f"
 #: Of a prediction, px: the strip with its text, and the frame.
 _STRIP, _FRAME, _LETTERS = 38, 6, 20
 
+#: Chinese, Japanese and Korean, and fonts that have them, if one of them is installed.
+_CJK = re.compile("[\u2e80-\uffef]")
+_CJK_FONTS = (
+    "NotoSansCJK-Regular.ttc",
+    "wqy-microhei.ttc",
+    "PingFang.ttc",
+    "Arial Unicode.ttf",
+    "msyh.ttc",
+    "msgothic.ttc",
+)
+_CJK_LANGUAGES = frozenset({"zh_CN"})
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-def draw_gallery(path: Path, images: Sequence[Image.Image], captions: Sequence[str], *, columns: int = 4) -> Path:
-    """Draw all images with their prompts below, at most `columns` in a row."""
-    columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    cell_height = _TILE + _CAPTION_HEIGHT
-    sheet = _blank(columns, rows * (cell_height + _GAP) + _GAP)
-    for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        row, column = divmod(index, columns)
-        corner = (_GAP + column * (_TILE + _GAP), _GAP + row * (cell_height + _GAP))
-        _paste(sheet, image, corner)
-        _write(sheet, caption, (corner[0], corner[1] + _TILE + 4), _TILE, lines=2)
+@dataclass(frozen=True, kw_only=True)
+class SampleCaption:
+    """What stands below an image: a text, and a fainter line."""
+
+    text: str
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedColumn:
+    """One column of a comparison: a heading, a fainter line below it, and an image for each prompt."""
+
+    heading: str
+    note: str
+    images: Sequence[Image.Image]
+
+
+def drawn(draw: Callable[P, T]) -> Callable[P, T]:
+    """Draw in English where no font with the letters of the current language is installed."""
+
+    @wraps(draw)
+    def drawing(*arguments: P.args, **options: P.kwargs) -> T:
+        is_drawable = current_language() not in _CJK_LANGUAGES or _has_cjk_font()
+        with speaking(current_language() if is_drawable else ENGLISH):
+            return draw(*arguments, **options)
+
+    return drawing
+
+
+@cache
+def _has_cjk_font() -> bool:
+    for name in _CJK_FONTS:
+        with suppress(OSError):
+            ImageFont.truetype(name, 12)
+            return True
+    return False
+
+
+@drawn
+def sample_captions(samples: Sequence[tuple[str, int]], trigger: str = "") -> list[SampleCaption]:
+    """Return the captions of samples, given as (prompt, seed): a prompt stands once, and its further seeds follow.
+
+    Args:
+        samples: In order.
+        trigger: A prompt without this word is a control: it shows what else the training has changed.
+    """
+    captions = []
+    several_seeds = len({seed for _prompt, seed in samples}) > 1
+    for index, (prompt, seed) in enumerate(samples):
+        is_again = index > 0 and samples[index - 1][0] == prompt
+        notes = [_("seed {seed}", seed=seed)] if several_seeds else []
+        if trigger and not is_again and not has_trigger(prompt, trigger):
+            notes.append(_("control, without “{trigger}”", trigger=trigger))
+        text = _("the same prompt") if is_again else prompt or _("(no prompt)")
+        captions.append(SampleCaption(text=text, note=_(" · ").join(notes)))
+    return captions
+
+
+@drawn
+def draw_gallery(path: Path, images: Sequence[Image.Image], captions: Sequence[SampleCaption]) -> Path:
+    """Draw all images with their captions below: two in a row, three if there are more than four."""
+    columns = min(len(images), 2 if len(images) <= 4 else 3)
+    rows = [range(start, min(start + columns, len(images))) for start in range(0, len(images), columns)]
+    size = _letters(_width(columns))
+    heights = [_TILE + max(_caption_height(captions[index], size) for index in row) + _GAP for row in rows]
+    sheet = _blank(columns, sum(heights) + _GAP)
+    top = _GAP
+    for row, height in zip(rows, heights, strict=True):
+        for column, index in enumerate(row):
+            corner = (_GAP + column * (_TILE + _GAP), top)
+            _paste(sheet, images[index], corner)
+            _write_caption(sheet, captions[index], (corner[0], top + _TILE + 4), size)
+        top += height
     return save_png(sheet, path)
 
 
-def draw_comparison(
-    path: Path,
-    *,
-    base: Sequence[Image.Image],
-    best: Sequence[Image.Image],
-    captions: Sequence[str],
-    headings: tuple[str, str],
-) -> Path:
-    """Draw the base model's samples in the upper row and the trained model's below, same prompts and seeds."""
-    row_height = _HEADING_HEIGHT + _TILE + _GAP
-    sheet = _blank(len(base), 2 * row_height + _CAPTION_HEIGHT + _GAP)
-    for row, (heading, images) in enumerate(zip(headings, (base, best), strict=True)):
-        top = _GAP + row * row_height
-        _write(sheet, heading, (_GAP, top), sheet.width, lines=1, size=_HEADING_SIZE, color=_TEXT)
-        for column, image in enumerate(images):
-            _paste(sheet, image, (_GAP + column * (_TILE + _GAP), top + _HEADING_HEIGHT))
-    for column, caption in enumerate(captions):
-        _write(sheet, caption, (_GAP + column * (_TILE + _GAP), 2 * row_height + 4), _TILE, lines=2)
+@drawn
+def draw_comparison(path: Path, columns: Sequence[ComparedColumn], captions: Sequence[str]) -> Path:
+    """Draw images beside each other, a row for each prompt, at most `MAX_COMPARED`, and its prompt above the row."""
+    size = _letters(_width(len(columns)))
+    line, room = size + 6, _width(len(columns)) - 2 * _GAP
+    prompts = [_wrap(text, text_font(text, size), room, 2) for text in captions[:MAX_COMPARED]]
+    heights = [len(lines) * line + _TILE + 2 * _GAP for lines in prompts]
+    sheet = _blank(len(columns), 2 * line + 2 * _GAP + sum(heights))
+    for number, column in enumerate(columns):
+        left = _GAP + number * (_TILE + _GAP)
+        _write_line(sheet, column.heading, (left, _GAP), size, is_bold=True)
+        _write_line(sheet, column.note, (left, _GAP + line), size, color=_DIM)
+    top = 2 * line + 2 * _GAP
+    for row, (lines, height) in enumerate(zip(prompts, heights, strict=True)):
+        for number, text in enumerate(lines):
+            _write_line(sheet, text, (_GAP, top + number * line), size, width=room)
+        for number, column in enumerate(columns):
+            _paste(sheet, column.images[row], (_GAP + number * (_TILE + _GAP), top + len(lines) * line + 4))
+        top += height
     return save_png(sheet, path)
 
 
+@drawn
 def draw_variants(path: Path, rows: Sequence[tuple[Image.Image, Sequence[Image.Image]]]) -> Path:
     """Draw each original and its variants in a row, at most `MAX_ROWS`, and as many variants as fit the width.
 
@@ -90,9 +178,9 @@ def draw_variants(path: Path, rows: Sequence[tuple[Image.Image, Sequence[Image.I
     width = 2 * _VARIANTS_MARGIN + columns * (tile + _VARIANTS_GAP) - _VARIANTS_GAP
     height = _VARIANTS_HEADING + sum(heights) + _VARIANTS_GAP * len(heights) + _VARIANTS_MARGIN
     sheet = Image.new("RGB", (width, height), BACKGROUND)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
-    draw.text((_VARIANTS_MARGIN, _VARIANTS_HEADING / 2), _("original"), fill=_ORIGINAL, font=font, anchor="lm")
-    heading = ngettext("variant", "variants", columns - 1)
+    original, heading = _("original"), ngettext("variant", "variants", columns - 1)
+    draw, font = ImageDraw.Draw(sheet), text_font(original + heading, 15)
+    draw.text((_VARIANTS_MARGIN, _VARIANTS_HEADING / 2), original, fill=_ORIGINAL, font=font, anchor="lm")
     left = _VARIANTS_MARGIN + tile + _VARIANTS_GAP
     draw.text((left, _VARIANTS_HEADING / 2), heading, fill=_DIM, font=font, anchor="lm")
     top = _VARIANTS_HEADING
@@ -104,6 +192,7 @@ def draw_variants(path: Path, rows: Sequence[tuple[Image.Image, Sequence[Image.I
     return save_png(sheet, path)
 
 
+@drawn
 def draw_prediction(path: Path, image: Image.Image, *, label: str, confidence: float, is_right: bool) -> Path:
     """Draw an image in a colored frame, and below it `✓ cat 97%` or `✗ dog 61%`; `confidence` is 0 to 1."""
     color = _RIGHT if is_right else _WRONG
@@ -114,7 +203,7 @@ def draw_prediction(path: Path, image: Image.Image, *, label: str, confidence: f
     sheet.paste(tile, (_FRAME + (room[0] - tile.width) // 2, _FRAME + (room[1] - tile.height) // 2))
     text, share = f"{'✓' if is_right else '✗'} {sanitize(label)}", f"{confidence:.0%}"
     # Pillow's own font has no check marks.
-    font = load_font("DejaVuSans-Bold.ttf", _LETTERS)
+    font = text_font(text, _LETTERS, is_bold=True)
     draw, middle = ImageDraw.Draw(sheet), _TILE - _STRIP // 2
     text = shorten(text, font, _TILE - 3 * _FRAME - 8 - font.getlength(share))
     draw.text((_FRAME + 2, middle), text, font=font, fill="#ffffff", anchor="lm")
@@ -131,13 +220,24 @@ def save_png(sheet: Image.Image, path: Path) -> Path:
     return path
 
 
+def text_font(text: str, size: int, *, is_bold: bool = False) -> Font:
+    """Return a font that has the letters of a text, as far as one is installed."""
+    names = _CJK_FONTS if _CJK.search(text) else ()
+    return _load_font((*names, "DejaVuSans-Bold.ttf" if is_bold else "DejaVuSans.ttf"), size)
+
+
 @lru_cache
-def load_font(name: str, size: int) -> Font:
-    """Load one of matplotlib's fonts, which know more scripts and signs than Pillow's own."""
+def _load_font(names: tuple[str, ...], size: int) -> Font:
+    """Load the first font that is installed; the last one is matplotlib's, which knows more scripts than Pillow's."""
+    for name in names[:-1]:
+        try:
+            return ImageFont.truetype(name, size)
+        except OSError:
+            continue
     spec = find_spec("matplotlib")  # Not imported: that takes half a second.
     folder = Path(spec.origin if spec and spec.origin else "").parent / "mpl-data" / "fonts" / "ttf"
     try:
-        return ImageFont.truetype(str(folder / name), size)
+        return ImageFont.truetype(str(folder / names[-1]), size)
     except OSError:
         return ImageFont.load_default(size)
 
@@ -151,8 +251,17 @@ def shorten(text: str, font: Font, width: float) -> str:
     return text[: max(length, 0)].rstrip() + "…"
 
 
+def _width(columns: int) -> int:
+    return columns * (_TILE + _GAP) + _GAP
+
+
+def _letters(width: int) -> int:
+    """The height of letters that a phone shows large enough, on a sheet of this width."""
+    return max(16, -(-_PHONE_LETTERS * width // _PHONE_WIDTH))
+
+
 def _blank(columns: int, height: int) -> Image.Image:
-    return Image.new("RGB", (columns * (_TILE + _GAP) + _GAP, height), BACKGROUND)
+    return Image.new("RGB", (_width(columns), height), BACKGROUND)
 
 
 def _fit(image: Image.Image, room: tuple[int, int]) -> tuple[int, int]:
@@ -161,7 +270,9 @@ def _fit(image: Image.Image, room: tuple[int, int]) -> tuple[int, int]:
 
 
 def _paste(sheet: Image.Image, image: Image.Image, corner: tuple[int, int]) -> None:
-    tile = image.resize(_fit(image, (_TILE, _TILE)), Image.Resampling.BICUBIC)
+    is_small = max(image.size) * _PIXEL_ART <= _TILE
+    way = Image.Resampling.NEAREST if is_small else Image.Resampling.BICUBIC
+    tile = image.resize(_fit(image, (_TILE, _TILE)), way)
     sheet.paste(tile, (corner[0] + (_TILE - tile.width) // 2, corner[1] + (_TILE - tile.height) // 2))
 
 
@@ -176,31 +287,55 @@ def _paste_variant(
         ImageDraw.Draw(sheet).rectangle(frame, outline=_ORIGINAL, width=2)
 
 
-def _write(
+def _caption_lines(caption: SampleCaption, size: int) -> list[str]:
+    return _wrap(caption.text, text_font(caption.text, size), _TILE, _CAPTION_LINES)
+
+
+def _note_lines(caption: SampleCaption, size: int) -> list[str]:
+    return _wrap(caption.note, text_font(caption.note, size), _TILE, _CAPTION_LINES) if caption.note else []
+
+
+def _caption_height(caption: SampleCaption, size: int) -> int:
+    return (len(_caption_lines(caption, size)) + len(_note_lines(caption, size))) * (size + 5) + 6
+
+
+def _write_caption(sheet: Image.Image, caption: SampleCaption, at: tuple[int, int], size: int) -> None:
+    lines = [(line, _TEXT) for line in _caption_lines(caption, size)]
+    lines += [(line, _DIM) for line in _note_lines(caption, size)]
+    for number, (line, color) in enumerate(lines):
+        _write_line(sheet, line, (at[0], at[1] + number * (size + 5)), size, color=color)
+
+
+def _write_line(
     sheet: Image.Image,
     text: str,
     at: tuple[int, int],
-    width: int,
+    size: int,
     *,
-    lines: int,
-    size: int = _CAPTION_SIZE,
-    color: str = _DIM,
+    width: int = _TILE,
+    color: str = _TEXT,
+    is_bold: bool = False,
 ) -> None:
-    font = ImageFont.load_default(size)
-    draw = ImageDraw.Draw(sheet)
-    for number, line in enumerate(_wrap(text, font, width, lines)):
-        draw.text((at[0], at[1] + number * (size + 3)), line, font=font, fill=color)
+    line = sanitize(text)
+    font = text_font(line, size, is_bold=is_bold)
+    ImageDraw.Draw(sheet).text(at, shorten(line, font, width), font=font, fill=color)
 
 
 def _wrap(text: str, font: Font, width: int, lines: int) -> list[str]:
     """Wrap `text` to at most `lines` lines of `width` px, ending in `…` if it is longer."""
     wrapped = [""]
-    for word in text.split():
-        longer = f"{wrapped[-1]} {word}".strip()
-        if not wrapped[-1] or font.getlength(longer) <= width:
+    for piece in _pieces(sanitize(text)):
+        longer = wrapped[-1] + piece
+        if not wrapped[-1] or font.getlength(longer.rstrip()) <= width:
             wrapped[-1] = longer
+        elif len(wrapped) == lines:
+            wrapped[-1] += "…"
+            break
         else:
-            wrapped.append(word)
-    if len(wrapped) > lines:
-        wrapped = [*wrapped[: lines - 1], wrapped[lines - 1] + " …"]
-    return [shorten(line, font, width) for line in wrapped]
+            wrapped.append(piece)
+    return [shorten(line.rstrip(), font, width) for line in wrapped]
+
+
+def _pieces(text: str) -> Iterable[str]:
+    """Split a text where a line may break: after a word, and at each Chinese or Japanese character."""
+    return (found.group() for found in re.finditer(rf"{_CJK.pattern}\s*|(?:(?!{_CJK.pattern})\S)+\s*", text))

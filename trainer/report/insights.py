@@ -43,7 +43,7 @@ class Memorization(Frozen):
     """How near the samples are to the training images."""
 
     sentence: str
-    #: The samples above, the nearest training images below (PNG).
+    #: The samples on the left, the nearest training images on the right (PNG).
     sheet: str
     images: tuple[NearImage, ...]
 
@@ -58,8 +58,12 @@ class PromptLikeness(Frozen):
 class Forgetting(Frozen):
     """How samples of prompts that are unrelated to the data changed, with the same prompts and seeds."""
 
+    #: What happened in one sentence, and how that was measured.
     sentence: str
-    #: The base model above, the trained one below (PNG).
+    measured: str = ""
+    #: What was learned shows up in prompts that do not ask for it.
+    leaks: bool = False
+    #: The base model on the left, the trained one on the right (PNG).
     sheet: str
     prompts: tuple[str, ...]
     #: Mean absolute difference of the pixels, as a share of their range.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from statistics import median
 from typing import Any, TypeVar
 
@@ -38,13 +38,19 @@ from trainer.protocol.events import (
 from trainer.protocol.exported_files import loading_code, newest_files
 from trainer.protocol.settings import SplitKind, TaskKind
 from trainer.protocol.spec import Spec
-from trainer.protocol.text import _, ngettext, noise_levels, share_off, verdict
+from trainer.protocol.text import _, by_level, ngettext, noise_levels, share_off, verdict
 from trainer.report.insights import Insight, NeverLearned, read_insight
-from trainer.report.templating import render_html
+from trainer.report.templating import light_variant, render_html, self_contained
 
-PAGE_NAME = "report.html"
-#: Ratios in each band of timesteps, drawn for the page.
-BANDS_CHART = "charts/bands.png"
+#: The page, and the same with its images in it, to be sent alone.
+PAGE_NAME, SHARED_PAGE_NAME = "report.html", "report-shared.html"
+#: Drawn for the page, in its two themes: the loss, and the loss for layout, shapes and detail.
+LOSS_CHART, LEVELS_CHART = "charts/loss.png", "charts/levels.png"
+
+#: Frames of a filmstrip: more would hide the best epoch behind a scroll bar.
+_MAX_FRAMES = 12
+#: Warnings that explain something and need no decision; all others are about the result.
+_EXPLAINING = frozenset({"idle_setting", "no_similarity_model", "mix_overlap", "diagnostics_failed"})
 
 E = TypeVar("E", bound=Event)
 
@@ -56,6 +62,16 @@ class ChangedSetting:
     name: str
     value: str
     default: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _LossPoint:
+    """An epoch as a loss chart needs it."""
+
+    epoch: int
+    ratio: float
+    interval: tuple[float, float] | None
+    train_ratio: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,21 +97,49 @@ class RatioCurve:
 def write_run_page(job_dir: Path, spec: Spec, events: Sequence[Event]) -> Path:
     """Write `report.html` of a job, also one that is running or failed, and return its path.
 
-    Images are linked by their paths in the folder. The chart of the bands of timesteps is drawn beside it.
+    Images are linked by their paths in the folder. The charts are drawn beside it.
     """
-    ended = all_of(events, EpochEnded)
-    if ended and len(ended[0].validation.bands) > 1:
-        # matplotlib takes 0.4 s to load.
-        from trainer.report.charts import draw_bands_chart
-
-        title = _("Where it learned")
-        draw_bands_chart(job_dir / BANDS_CHART, ended, title=title, total_epochs=spec.training.epochs)
-    write_text(job_dir / PAGE_NAME, render_html("run.html.j2", **_page_values(job_dir, spec, events)))
+    if ended := all_of(events, EpochEnded):
+        _draw_charts(job_dir, spec, events, ended)
+    page = render_html("run.html.j2", **_page_values(job_dir, spec, events))
+    write_text(job_dir / PAGE_NAME, page)
+    write_text(job_dir / SHARED_PAGE_NAME, self_contained(page, job_dir))
     return job_dir / PAGE_NAME
+
+
+def _draw_charts(job_dir: Path, spec: Spec, events: Sequence[Event], ended: Sequence[EpochEnded]) -> None:
+    # matplotlib takes 0.4 s to load.
+    from trainer.report.charts import DARK, LIGHT, draw_levels_chart, draw_loss_chart
+
+    stages, stopped = all_of(events, StageBegan), last_of(events, StoppedEarly)
+    for theme, name_of in ((DARK, str), (LIGHT, light_variant)):
+        draw_loss_chart(
+            job_dir / name_of(LOSS_CHART),
+            [_loss_point(each) for each in ended],
+            best_epoch=ended[-1].best_epoch,
+            total_epochs=spec.training.epochs,
+            stages=[(stage.first_epoch, stage.name) for stage in stages],
+            stopped_at=stopped.epoch if stopped else None,
+            theme=theme,
+        )
+        if by_level(ended[0].validation.bands):
+            draw_levels_chart(job_dir / name_of(LEVELS_CHART), ended, total_epochs=spec.training.epochs, theme=theme)
+
+
+def _loss_point(ended: EpochEnded) -> _LossPoint:
+    loss = ended.validation
+    return _LossPoint(
+        epoch=ended.epoch,
+        ratio=loss.ratio,
+        interval=None if loss.ratio_low is None or loss.ratio_high is None else (loss.ratio_low, loss.ratio_high),
+        train_ratio=ended.train_validation.ratio if ended.train_validation else None,
+    )
 
 
 def _page_values(job_dir: Path, spec: Spec, events: Sequence[Event]) -> dict[str, Any]:
     last = events[-1] if events else None
+    data = _read_data(job_dir)
+    dataset = _(", ").join(row["dataset"] for row in data) or spec.name
     ended, insight = all_of(events, EpochEnded), read_insight(job_dir)
     finished, steps = last_of(events, Finished), all_of(events, StepDone)
     return {
@@ -114,21 +158,30 @@ def _page_values(job_dir: Path, spec: Spec, events: Sequence[Event]) -> dict[str
         # Of the files of epochs only the newest are kept.
         "exported": [file for file in newest_files(events) if file.epoch is None or (job_dir / file.path).is_file()],
         "sheets": [event for event in all_of(events, Sampled) if event.sheet and (job_dir / event.sheet).is_file()],
-        "strips": _strips(all_of(events, Sampled)),
-        "warnings": tuple(dict.fromkeys(event.message for event in all_of(events, Warned))),
+        "strips": _strips(all_of(events, Sampled), best_of(ended).epoch if ended else 0),
+        #: The serious ones first.
+        "warnings": sorted(
+            {event.message: event.kind not in _EXPLAINING for event in all_of(events, Warned)}.items(),
+            key=lambda warning: not warning[1],
+        ),
         "metrics": tuple(dict.fromkeys(name for event in ended for name in event.metrics)),
         # What was lost between runs does not count.
         "seconds": finished.seconds if finished else sum(event.seconds for event in ended),
         "comparison": finished.comparison if finished else "output/comparison.png",
-        "bands_chart": BANDS_CHART,
+        "loss_chart": LOSS_CHART,
+        "levels_chart": LEVELS_CHART,
         "steps_per_s": median(step.steps_per_s for step in steps) if steps else None,
         "peak_memory": max((step.peak_memory_bytes for step in steps), default=0),
         "insight": insight,
         "curves": tuple(_curve(image, insight) for image in insight.never_learned),
-        "data": _read_data(job_dir),
+        "data": data,
+        "dataset": dataset,
+        "base_name": _public(spec.base.source),
         "settings": tuple(changed_settings(spec)),
         # ASCII: it keeps its line breaks and has no characters that affect the text around them.
-        "spec_json": Markup.escape(json.dumps(spec.model_dump(mode="json"), indent=2)),
+        "spec_json": Markup.escape(
+            json.dumps({**_without_paths(spec.model_dump(mode="json")), "dataset": dataset}, indent=2)
+        ),
         "exists": lambda path: bool(path) and (job_dir / path).is_file(),
         "share_off": share_off,
         "how_to_load": how_to_load,
@@ -222,17 +275,45 @@ def format_setting(value: Any) -> str:
         return "–"
     if isinstance(value, float):
         return f"{value:g}"
+    value = _without_paths(value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _strips(sampled: Sequence[Sampled]) -> tuple[SampleStrip, ...]:
-    """Group the samples by their index, which is one prompt and seed in every epoch."""
+def _public(text: str) -> str:
+    """Return a path of this machine as its last part only: a page is passed on to others."""
+    is_path = PurePosixPath(text).is_absolute() or PureWindowsPath(text).is_absolute()
+    return PureWindowsPath(text).name if is_path else text
+
+
+def _without_paths(value: Any) -> Any:
+    match value:
+        case str():
+            return _public(value)
+        case dict():
+            return {key: _without_paths(each) for key, each in value.items()}
+        case list():
+            return [_without_paths(each) for each in value]
+    return value
+
+
+def _strips(sampled: Sequence[Sampled], best_epoch: int) -> tuple[SampleStrip, ...]:
+    """Group the samples by their index, which is one prompt and seed in every epoch; choose some of many epochs."""
+    shown = _some([event.epoch for event in sampled], best_epoch)
+    sampled = [event for event in sampled if event.epoch in shown]
     strips = []
     for index in range(max((len(event.samples) for event in sampled), default=0)):
         with_it = [event for event in sampled if index < len(event.samples)]
         frames = tuple((event.epoch, event.samples[index].path) for event in with_it)
         strips.append(SampleStrip(prompt=with_it[-1].samples[index].prompt, frames=frames))
     return tuple(strips)
+
+
+def _some(epochs: Sequence[int], best_epoch: int) -> set[int]:
+    """Choose at most `_MAX_FRAMES` epochs: the first, the best and the last, and others evenly."""
+    if len(epochs) <= _MAX_FRAMES:
+        return set(epochs)
+    room = _MAX_FRAMES - 1
+    return {epochs[index * (len(epochs) - 1) // (room - 1)] for index in range(room)} | {best_epoch}
 
 
 def _curve(image: NeverLearned, insight: Insight) -> RatioCurve:

@@ -5,25 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from trainer.protocol.finding_labels import LABELS, needs_a_look, short_labels
+from trainer.protocol.finding_labels import label, needs_a_look, short_labels
 from trainer.protocol.report import DatasetReport, FindingKind, Split
 from trainer.protocol.report import Image as ReportImage
 from trainer.protocol.text import _, ngettext
-from trainer.report.gallery import BACKGROUND, Font, load_font, shorten
+from trainer.report.gallery import BACKGROUND, drawn, shorten, text_font
 from trainer.report.templating import sanitize
 
-IMAGES_PER_SHEET = 64
-_COLUMNS = 8
+IMAGES_PER_SHEET = 25
+_COLUMNS = 5
 #: Hundreds of sheets are of no use: of a large set some images stand for the others. Two rows are left free for the
-#: ends of splits, so that the kept images never take more than ten sheets.
-_MOST_KEPT, _MOST_DROPPED = 10 * IMAGES_PER_SHEET - 2 * _COLUMNS, 4 * IMAGES_PER_SHEET
-_CELL, _GAP, _MARGIN = 168, 12, 20
-_LABEL_HEIGHT, _HEADING_HEIGHT = 38, 40
+#: ends of splits, so that the kept images never take more than 16 sheets.
+_MOST_KEPT, _MOST_DROPPED = 16 * IMAGES_PER_SHEET - 2 * _COLUMNS, 6 * IMAGES_PER_SHEET
+_CELL, _GAP, _MARGIN = 200, 12, 20
+#: Letters, px: a channel shows a sheet at half its width on a desktop (550 px), and at a quarter on a phone (285 px),
+#: where the numbers still have 11 px.
+_NUMBER_SIZE, _LINE_SIZE, _HEADING_SIZE = 42, 23, 30
+_LABEL_HEIGHT, _HEADING_HEIGHT = 62, 52
 
 #: Discord's dark theme, as in the charts.
 _CARD, _EDGE, _INK, _FAINT = "#383a40", "#4a4d55", "#f2f3f5", "#a4a9b3"
@@ -33,15 +35,13 @@ _DROPPED_COLOR = "#ed6a6a"
 _MARK = "#f5c451"
 #: Of a JPEG with full colors: letters stay sharp, for half the bytes of a PNG and a tenth of its time.
 _QUALITY = 88
-#: For captions in Chinese, Japanese or Korean, if one of them is installed.
-_CJK_FONTS = ("NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "Arial Unicode.ttf", "msgothic.ttc")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Tile:
     number: int
     thumbnail: Path | None
-    #: The line below the image, and the fainter one below that.
+    #: The line below the image, and the one below that: what was found in it, or its size.
     line: str
     note: str
     #: A person should look at it.
@@ -61,10 +61,11 @@ class _Section:
         return math.ceil(len(self.tiles) / _COLUMNS)
 
 
+@drawn
 def draw_sheets(report: DatasetReport, thumbnails: Mapping[int, Path], folder: Path) -> list[Path]:
     """Draw the sheets of a prepared dataset as JPEG files into `folder`: the kept images, then the dropped ones.
 
-    At most ten sheets of kept images and four of dropped ones are drawn; images that need a look come first.
+    At most 16 sheets of kept images and six of dropped ones are drawn; images that need a look come first.
 
     Args:
         report: The report of the dataset.
@@ -140,14 +141,14 @@ def _tile(number: int, image: ReportImage, thumbnail: Path | None) -> _Tile:
         number=number,
         thumbnail=thumbnail,
         line=image.caption or _("(no caption)"),
-        note=" · ".join(part for part in (_signs(image), f"{image.width}×{image.height}") if part),
+        note=_signs(image) or f"{image.width}×{image.height}",
         is_marked=needs_a_look(image),
     )
 
 
 def _signs(image: ReportImage) -> str:
     """The short labels of its findings; that a caption is missing is in the line above already."""
-    near, missing = LABELS[FindingKind.NEAR_DUPLICATE].short, LABELS[FindingKind.CAPTION_MISSING].short
+    near, missing = label(FindingKind.NEAR_DUPLICATE).short, label(FindingKind.CAPTION_MISSING).short
     labels = (
         _("near no. {n}", n=image.group) if label == near else label
         for label in short_labels(image)
@@ -157,7 +158,7 @@ def _signs(image: ReportImage) -> str:
 
 
 def _reasons(image: ReportImage) -> str:
-    return ", ".join(LABELS[finding.kind].short for finding in image.findings if finding.action == "dropped")
+    return ", ".join(label(finding.kind).short for finding in image.findings if finding.action == "dropped")
 
 
 def _count(shown: int, total: int) -> str:
@@ -190,16 +191,17 @@ def _pages(sections: Sequence[_Section]) -> Iterator[list[_Section]]:
 
 
 def _draw_page(sections: Sequence[_Section]) -> Image.Image:
-    columns = max(min(_COLUMNS, len(section.tiles)) for section in sections)
-    width = 2 * _MARGIN + max(columns, 3) * (_CELL + _GAP) - _GAP
+    # Always as wide: a narrower sheet would be enlarged, and a heading would not fit above one image.
+    width = 2 * _MARGIN + _COLUMNS * (_CELL + _GAP) - _GAP
     row_height = _CELL + _LABEL_HEIGHT + _GAP
     height = 2 * _MARGIN + sum(_HEADING_HEIGHT + section.rows * row_height for section in sections) - _GAP
     page = Image.new("RGB", (width, height), BACKGROUND)
     draw = ImageDraw.Draw(page)
     y = _MARGIN
     for section in sections:
-        draw.rounded_rectangle((_MARGIN, y + 3, _MARGIN + 6, y + 25), radius=3, fill=section.color)
-        draw.text((_MARGIN + 16, y + 14), section.heading, fill=_INK, font=_font(20, False), anchor="lm")
+        draw.rounded_rectangle((_MARGIN, y + 3, _MARGIN + 8, y + 35), radius=4, fill=section.color)
+        font = text_font(section.heading, _HEADING_SIZE)
+        draw.text((_MARGIN + 20, y + 19), section.heading, fill=_INK, font=font, anchor="lm")
         y += _HEADING_HEIGHT
         for index, tile in enumerate(section.tiles):
             row, column = divmod(index, _COLUMNS)
@@ -211,18 +213,27 @@ def _draw_page(sections: Sequence[_Section]) -> Image.Image:
 def _draw_tile(page: Image.Image, draw: ImageDraw.ImageDraw, tile: _Tile, at: tuple[int, int], color: str) -> None:
     x, y = at
     frame = (x, y, x + _CELL - 1, y + _CELL + _LABEL_HEIGHT - 1)
-    draw.rounded_rectangle(frame, radius=6, fill=_CARD, outline=_EDGE)
+    draw.rounded_rectangle(frame, radius=8, fill=_CARD, outline=_MARK if tile.is_marked else _EDGE, width=3)
     if tile.thumbnail is None:
-        draw.text((x + _CELL / 2, y + _CELL / 2), _("cannot be shown"), fill=_FAINT, font=_font(13, False), anchor="mm")
+        words = _("cannot be shown")
+        draw.text((x + _CELL / 2, y + _CELL * 0.7), words, fill=_FAINT, font=text_font(words, 22), anchor="mm")
     else:
         image = _thumbnail(tile.thumbnail)
         page.paste(image, (x + (_CELL - image.width) // 2, y + (_CELL - image.height) // 2))
-    _draw_text(draw, f"{tile.number} · {tile.line}", (x + 7, y + _CELL + 3), 13, _INK)
-    _draw_text(draw, tile.note, (x + 7, y + _CELL + 20), 11, _MARK if tile.is_marked else _FAINT)
-    if tile.is_marked:
-        draw.ellipse((x + _CELL - 27, y + 7, x + _CELL - 8, y + 26), fill=_MARK, outline=_CARD, width=2)
-        draw.text((x + _CELL - 17, y + 17), "!", fill=BACKGROUND, font=_font(13, False), anchor="mm")
-    draw.rectangle((x + 1, frame[3] - 2, frame[2] - 1, frame[3] - 1), fill=color)
+    _draw_number(draw, tile, (x, y))
+    _draw_text(draw, tile.line, (x + 9, y + _CELL + 1), _INK)
+    _draw_text(draw, tile.note, (x + 9, y + _CELL + 28), _MARK if tile.is_marked else _FAINT)
+    draw.rectangle((x + 3, frame[3] - 4, frame[2] - 3, frame[3] - 2), fill=color)
+
+
+def _draw_number(draw: ImageDraw.ImageDraw, tile: _Tile, at: tuple[int, int]) -> None:
+    """Draw the image's number in its corner, in yellow with a `!` if a person should look at it."""
+    text = f"{tile.number} !" if tile.is_marked else str(tile.number)
+    font = text_font(text, _NUMBER_SIZE, is_bold=True)
+    fill, ink = (_MARK, BACKGROUND) if tile.is_marked else (BACKGROUND, _INK)
+    box = (at[0], at[1], at[0] + font.getlength(text) + 18, at[1] + _NUMBER_SIZE + 8)
+    draw.rounded_rectangle(box, radius=8, fill=fill)
+    draw.text((at[0] + 9, at[1] + (_NUMBER_SIZE + 8) / 2), text, fill=ink, font=font, anchor="lm")
 
 
 def _thumbnail(path: Path) -> Image.Image:
@@ -233,20 +244,9 @@ def _thumbnail(path: Path) -> Image.Image:
     return image
 
 
-def _draw_text(draw: ImageDraw.ImageDraw, text: str, at: tuple[int, int], size: int, color: str) -> None:
-    room = _CELL - 14
+def _draw_text(draw: ImageDraw.ImageDraw, text: str, at: tuple[int, int], color: str) -> None:
+    room = _CELL - 18
     # A caption may be long; no more than this could fit. Pillow refuses to measure a line break.
     line = sanitize(text[: 2 * room])
-    font = _font(size, any("\u2e80" <= char <= "\uffef" for char in line))
+    font = text_font(line, _LINE_SIZE)
     draw.text(at, shorten(line, font, room), fill=color, font=font)
-
-
-@lru_cache
-def _font(size: int, is_cjk: bool) -> Font:
-    """Load the font of the charts, which covers Latin, Greek, Cyrillic, Hebrew and Arabic, or one for CJK."""
-    for name in _CJK_FONTS if is_cjk else ():
-        try:
-            return ImageFont.truetype(name, size)
-        except OSError:
-            continue
-    return load_font("DejaVuSans.ttf", size)

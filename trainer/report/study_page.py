@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from trainer.exchange.files import write_text
-from trainer.report.templating import escape_markdown, render_html
+from trainer.report.templating import escape_markdown, light_variant, render_html
 
 MARKDOWN_NAME, HTML_NAME = "results.md", "results.html"
 
@@ -87,9 +87,10 @@ def write_study_pages(page: StudyPage, folder: Path) -> list[Path]:
     """Write `results.md`, `results.html` and the chart into the study's folder; return the two pages."""
     if page.curves:
         # matplotlib takes half a second to load; a step without curves does not need it.
-        from trainer.report.charts import draw_study_chart
+        from trainer.report.charts import DARK, LIGHT, draw_study_chart
 
-        draw_study_chart(folder / page.chart_path, title=page.chart_title, curves=page.curves, mean=page.mean)
+        for path, theme in ((page.chart_path, DARK), (light_variant(page.chart_path), LIGHT)):
+            draw_study_chart(folder / path, title=page.chart_title, curves=page.curves, mean=page.mean, theme=theme)
     html = render_html("study.html.j2", page=page)
     for name, text in ((MARKDOWN_NAME, study_markdown(page)), (HTML_NAME, html)):
         write_text(folder / name, text)

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from base64 import b64encode
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
-from urllib.parse import quote
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from urllib.parse import quote, unquote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
+from PIL import Image
 
 from trainer.protocol.text import _, duration, ngettext, size
 
@@ -48,6 +51,12 @@ def code(text: object) -> Markup:
     return Markup(f"{fence}{pad}{shown}{pad}{fence}")
 
 
+def light_variant(path: str) -> str:
+    """Return the path of a chart in light colors, which lies beside the dark one: `charts/loss-light.png`."""
+    file = PurePosixPath(path)
+    return str(file.with_name(f"{file.stem}-light{file.suffix}"))
+
+
 def read_template_file(name: str) -> str:
     """Return the text of a style sheet or script."""
     return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
@@ -70,6 +79,42 @@ def render_html(name: str, **values: object) -> str:
     return html_template(name).render(style=Markup(read_template_file("report.css")), **values)
 
 
+#: Width and quality of images that a page carries in itself; a sheet of samples takes about 60 KB.
+_EMBEDDED_WIDTH, _EMBEDDED_QUALITY = 1200, 80
+#: Thumbnails are embedded as they are.
+_SMALL_BYTES = 40_000
+_IMAGE_SOURCE = re.compile(r'(?<=\b)(src|srcset)="([^":]+)"')
+_FILE_LINK = re.compile(r'(<a\b[^>]*?) href="(?!#)[^":]*"')
+
+
+def self_contained(page: str, folder: Path) -> str:
+    """Return an HTML page with its images in it and without links to files, so that it can be sent alone.
+
+    Args:
+        page: Its images are linked by their paths in `folder`; those that are missing stay linked.
+        folder: Where the page lies.
+    """
+
+    def embedded(match: re.Match[str]) -> str:
+        path = folder / unquote(match[2])
+        return f'{match[1]}="{_data_url(path)}"' if path.is_file() else match[0]
+
+    page = page.replace("img-src 'self' file:", "img-src data:")
+    return _FILE_LINK.sub(r"\1", _IMAGE_SOURCE.sub(embedded, page))
+
+
+def _data_url(path: Path) -> str:
+    if path.suffix == ".jpg" and path.stat().st_size <= _SMALL_BYTES:
+        return f"data:image/jpeg;base64,{b64encode(path.read_bytes()).decode()}"
+    buffer = BytesIO()
+    with Image.open(path) as image:
+        shown = image.convert("RGB")
+        if shown.width > _EMBEDDED_WIDTH:
+            shown = shown.resize((_EMBEDDED_WIDTH, round(shown.height * _EMBEDDED_WIDTH / shown.width)))
+        shown.save(buffer, "WEBP", quality=_EMBEDDED_QUALITY)
+    return f"data:image/webp;base64,{b64encode(buffer.getvalue()).decode()}"
+
+
 def _template(name: str, *, autoescape: bool, finalize: Callable[[object], object]) -> Template:
     environment = Environment(
         loader=PackageLoader("trainer.report"),
@@ -85,6 +130,7 @@ def _template(name: str, *, autoescape: bool, finalize: Callable[[object], objec
         code=code,
         duration=duration,
         href=quote,
+        light=light_variant,
         number=_number,
         path=lambda path: Markup(quote(path)),
         percent=_percent,

@@ -12,6 +12,7 @@ from fractions import Fraction
 from typing import Any
 
 from trainer.errors import UsageError
+from trainer.protocol.setting_problems import SHORT_NAMES
 from trainer.protocol.settings import EarlyStopping, SplitChoice, SplitKind
 from trainer.protocol.spec import Spec, SpecError, make_spec
 from trainer.protocol.text import _
@@ -66,7 +67,7 @@ class Candidate:
 
 
 def parse_axis(text: str) -> Axis:
-    """Parse `training.learning_rate=1e-4,3e-4`; values are TOML, bare words are strings.
+    """Parse `lr=1e-4,3e-4` or `method.targets=attention,all`; values are TOML, bare words are strings.
 
     Raises:
         UsageError: it has another form, or the setting may not be varied.
@@ -74,8 +75,9 @@ def parse_axis(text: str) -> Axis:
     setting, equals, values_text = (part.strip() for part in text.partition("="))
     if not (equals and setting and values_text):
         raise UsageError(
-            _("{text} is not GROUP.NAME=VALUE,VALUE.", text=text), _("Such as training.learning_rate=1e-4,3e-4,1e-3.")
+            _("“{text}” is not a setting with its values.", text=text), _("Write it like lr=1e-4,3e-4 or rank=8,32.")
         )
+    setting = SHORT_NAMES.get(setting, setting)
     if any(fnmatchcase(setting, pattern) for pattern in _MEASURING):
         raise UsageError(
             _(
@@ -93,7 +95,7 @@ def parse_axis(text: str) -> Axis:
         # A table would replace a whole group, and with it settings that may not be varied.
         raise UsageError(
             _("{setting} has a group of settings as a value.", setting=setting),
-            _("Vary each setting by its own name, such as method.rank=8,32."),
+            _("Vary each setting by its own name, such as rank=8,32."),
         )
     if len(values) < 2:
         raise UsageError(_("{setting} has one value.", setting=setting), _("Give at least two."))
@@ -121,16 +123,23 @@ def make_candidates(spec: Spec, axes: Sequence[Axis]) -> tuple[Candidate, ...]:
             _("These are {n} candidates.", n=len(combinations)), _("Vary less: {most} at most.", most=MAX_CANDIDATES)
         )
     content = spec.model_dump(mode="json")
-    found, problems = [], dict[str, None]()
+    found, problems = [], dict[str, list[str]]()
     for number, values in enumerate(combinations, 1):
         chosen = dict(zip(settings, values, strict=True))
         try:
             found.append(Candidate(name=f"c{number:02d}", values=chosen, spec=_spec_with(content, chosen)))
         except SpecError as error:
             named = ", ".join(f"{setting} {format_value(value)}" for setting, value in chosen.items())
-            problems[_("With {values}: {problem}", values=named, problem=error)] = None
+            problems.setdefault(str(error), []).append(named)
     if problems:
-        raise UsageError(" ".join(problems), _("Nothing was started."))
+        sentences = [
+            # A problem of every combination is not one of these values.
+            problem
+            if 1 < len(named) == len(combinations)
+            else _("With {values}: {problem}", values=named[0], problem=problem)
+            for problem, named in problems.items()
+        ]
+        raise UsageError(" ".join(sentences), _("Nothing was started."))
     return tuple(found)
 
 

@@ -81,7 +81,13 @@ class ClassificationTask:
         return sum(parameter.numel() for parameter in self.classifier.model.parameters())
 
     def predict_memory(
-        self, precision: Precision, *, resolution: int, state_bytes: float, is_checkpointed: bool
+        self,
+        precision: Precision,
+        *,
+        resolution: int,
+        state_bytes: float,
+        is_checkpointed: bool,
+        with_samples: bool = True,
     ) -> None:
         """Return None: classifiers are small."""
 
@@ -144,7 +150,7 @@ class ClassificationTask:
         return self.trained.base_only()
 
     def draw(
-        self, examples: Examples, folder: Path, *, shard: slice, between_steps: Callable[[], None]
+        self, examples: Examples, folder: Path, *, shard: slice, progress: Callable[[int, int], None]
     ) -> list[DrawnSample]:
         """Draw images of all classes with the predicted class; the prompt is the true class."""
         chosen = _spread(examples)
@@ -152,7 +158,7 @@ class ClassificationTask:
             DrawnSample(path=folder / f"{number}.png", prompt=examples.captions[index], seed=0)
             for number, index in enumerate(chosen)
         ]
-        probabilities_NK = self._probabilities(examples, chosen[shard], between_steps)
+        probabilities_NK = self._probabilities(examples, chosen[shard], lambda: progress(0, len(shown)))
         for index, each, probability_K in zip(chosen[shard], shown[shard], probabilities_NK, strict=True):
             predicted = self.class_names[int(probability_K.argmax())]
             draw_prediction(
@@ -165,7 +171,7 @@ class ClassificationTask:
         return shown
 
     def draw_prompts(
-        self, prompts: Sequence[str], folder: Path, *, shard: slice, between_steps: Callable[[], None]
+        self, prompts: Sequence[str], folder: Path, *, shard: slice, progress: Callable[[int, int], None]
     ) -> list[DrawnSample]:
         """Return nothing: a classifier draws no images."""
         return []
@@ -205,6 +211,7 @@ class ClassificationTask:
         samples: Callable[[], tuple[Sequence[DrawnSample], Sequence[DrawnSample]]],
         *,
         title: str,
+        gain: str,
         between_batches: Callable[[], None],
     ) -> str:
         """Draw the confusion matrix of the trained classifier; the untrained head is no useful comparison."""
@@ -215,7 +222,7 @@ class ClassificationTask:
         return {"classes": list(self.class_names)}
 
     def verify(
-        self, files: Sequence[ExportedFile], examples: Examples, between_files: Callable[[], None]
+        self, files: Sequence[ExportedFile], examples: Examples, progress: Callable[[int, int], None]
     ) -> list[Verified]:
         """Load each folder with transformers and compare its logits with the trained classifier's.
 

@@ -22,6 +22,7 @@ from trainer.dataset.images.augment import METHOD_VERSION, make_variants, may_fl
 from trainer.dataset.images.decoding import UnreadableFiles, open_for_bucket
 from trainer.dataset.split.mixing import Mixture
 from trainer.dataset.split.overlap import JobImage
+from trainer.device import to_device
 from trainer.models.base import LoadedBase
 from trainer.models.families.model import encoders_running, stack_captions
 from trainer.models.widening import widened
@@ -198,7 +199,7 @@ class CaptionEmbeddings:
         text = {"caption_BTD": stack_captions([row["caption_BTD"] for row in rows])}
         if "pooled_BD" in rows[0]:
             text["pooled_BD"] = torch.stack([row["pooled_BD"] for row in rows])
-        return {name: tensor.to(self.device) for name, tensor in text.items()}
+        return {name: to_device(tensor, self.device) for name, tensor in text.items()}
 
     @torch.no_grad()
     def _embed_all(self, by_length: Mapping[int, list[str]], progress: Callable[[int, int], None]) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
 
 import torch
@@ -15,17 +16,19 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from trainer.dataset.seeds import derive_seed
-from trainer.dataset.split.mixing import MixSource
+from trainer.dataset.split.mixing import MixSource, Mixture
+from trainer.dataset.split.overlap import thumbnail_path
 from trainer.exchange.files import atomic_write
 from trainer.models.base import LoadedBase
 from trainer.models.widening import stand_ins, widened
 from trainer.protocol.report import Counts, DatasetReport, Image, Split
 from trainer.protocol.settings import MixRole, Prior, Samples
+from trainer.tasks.task import DrawnSample
 
 #: A contact sheet with fewer images says too little: short prompt lists are drawn with several seeds.
 MIN_SAMPLES = 4
 #: Images drawn in one call of the pipeline; a kill loses at most these.
-_BATCH = 4
+BATCH = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,23 +57,27 @@ def draw_samples(
     resolution: int,
     embed: Callable[[list[str]], Mapping[str, Tensor]],
     device: torch.device,
-    between_steps: Callable[[], None] = lambda: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[PILImage.Image]:
     """Draw the images of `plan` by the base's sampler with classifier-free guidance.
 
-    An image's noise depends on its seed only, not on the rest of the batch.
+    An image's noise depends on its seed only, not on the rest of the batch. `progress` is called after each step with
+    the images that are done (those of a batch one after another, as its steps pass) and all.
     """
     pipeline = base.pipeline()
     pipeline.set_progress_bar_config(disable=True)
 
-    def after_step(_pipeline: Any, _step: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
-        between_steps()
+    def after_step(_pipeline: Any, step: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        batch = min(BATCH, len(plan) - len(images))
+        progress(len(images) + batch * (step + 1) // settings.steps, len(plan))
         return values
 
     images: list[PILImage.Image] = []
+    # Decoded one at a time: at 1024 px an image takes some GB in fp32.
+    base.vae.enable_slicing()
     with widened(base.vae, device):
-        for start in range(0, len(plan), _BATCH):
-            part = plan[start : start + _BATCH]
+        for start in range(0, len(plan), BATCH):
+            part = plan[start : start + BATCH]
             arguments = base.sampling_arguments(
                 embed([sample.prompt for sample in part]), embed([settings.negative_prompt] * len(part))
             )
@@ -118,9 +125,9 @@ def prior_source(
     names = [f"{_IMAGES}/{number:04d}.png" for number in range(1, prior.images + 1)]
     images = [_read(own, name, prior) for name in names]
     missing = [index for index, image in enumerate(images) if image is None]
-    for start in range(0, len(missing), _BATCH):
+    for start in range(0, len(missing), BATCH):
         between_batches(prior.images - len(missing) + start, prior.images)
-        indices = missing[start : start + _BATCH]
+        indices = missing[start : start + BATCH]
         pil_images = draw([(prior.class_prompt, derive_seed("prior", prior.seed, index)) for index in indices])
         for index, pil_image in zip(indices, pil_images, strict=True):
             # Durable: a file that exists is whole, also after a power cut.
@@ -172,3 +179,23 @@ def _report(prior: Prior, images: Sequence[Image]) -> DatasetReport:
         summary=f"{number} images of “{prior.class_prompt}”, drawn by the base model.",
         images=tuple(images),
     )
+
+
+def one_of_each_prompt(drawn: Sequence[DrawnSample]) -> list[DrawnSample]:
+    """Order samples so that each prompt comes once before further seeds."""
+    first = {each.prompt: each for each in reversed(drawn)}.values()
+    return [*(each for each in drawn if each in first), *(each for each in drawn if each not in first)]
+
+
+def learned_images(mixture: Mixture, prompts: Sequence[str]) -> list[PILImage.Image]:
+    """Return a training image for each prompt: one with this caption if there is one, else evenly chosen."""
+    learned = [each for each in mixture.of(Split.TRAIN) if mixture.source_of(each).role is MixRole.TRAIN]
+    images = []
+    for index, prompt in enumerate(prompts):
+        spread = learned[index * len(learned) // len(prompts)]
+        member = next((each for each in learned if prompt and each.image.caption == prompt), spread)
+        with TemporaryDirectory() as scratch:
+            folder = mixture.source_of(member).folder
+            with PILImage.open(thumbnail_path(member.image, folder, Path(scratch) / "small.png")) as opened:
+                images.append(opened.convert("RGB"))
+    return images

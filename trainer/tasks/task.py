@@ -92,13 +92,20 @@ class Task(Protocol):
         """Number of the model's weights."""
 
     def predict_memory(
-        self, precision: Precision, *, resolution: int, state_bytes: float, is_checkpointed: bool
+        self,
+        precision: Precision,
+        *,
+        resolution: int,
+        state_bytes: float,
+        is_checkpointed: bool,
+        with_samples: bool = True,
     ) -> MemoryNeed | None:
-        """Predict the memory of a step with one image of `resolution` px; None: it is small, or not known.
+        """Predict the memory of a training with one image of `resolution` px at once; None: it is small, or not known.
 
         Args:
             state_bytes: What the optimizer keeps for each trained weight.
             is_checkpointed: With gradient checkpointing.
+            with_samples: Images are drawn between the epochs.
         """
 
     def place(self, precision: Precision) -> None:
@@ -122,16 +129,17 @@ class Task(Protocol):
         """Disable the method for a while: the model is the base again."""
 
     def draw(
-        self, examples: Examples, folder: Path, *, shard: slice, between_steps: Callable[[], None]
+        self, examples: Examples, folder: Path, *, shard: slice, progress: Callable[[int, int], None]
     ) -> list[DrawnSample]:
         """Draw this process's share of the samples into `folder` as `0.png`, `1.png`, …; returns all of them.
 
         Args:
             examples: The validation split, or the training split if validation is empty.
+            progress: Called between the steps with the images that are done, and all; it may raise to stop.
         """
 
     def draw_prompts(
-        self, prompts: Sequence[str], folder: Path, *, shard: slice, between_steps: Callable[[], None]
+        self, prompts: Sequence[str], folder: Path, *, shard: slice, progress: Callable[[int, int], None]
     ) -> list[DrawnSample]:
         """As `draw`, for prompts of `samples.unrelated_prompts`; empty if the model draws no images."""
 
@@ -148,6 +156,7 @@ class Task(Protocol):
         samples: Callable[[], tuple[Sequence[DrawnSample], Sequence[DrawnSample]]],
         *,
         title: str,
+        gain: str,
         between_batches: Callable[[], None],
     ) -> str:
         """Draw what the training changed into `path`, and describe it in a sentence; every rank must call this.
@@ -157,16 +166,22 @@ class Task(Protocol):
             path: None on ranks that do not draw.
             samples: Returns the samples of the base model and of the best epoch, drawing those that are missing;
                 either every rank calls it or none.
-            title: Names the trained model, for a heading.
+            title: Names the trained model, for the description.
+            gain: How much better it is, for a heading.
         """
 
     def describe(self) -> Mapping[str, Any]:
         """Metadata of base and task for exported files (`ss_base_model_version`, `modelspec.architecture`)."""
 
     def verify(
-        self, files: Sequence[ExportedFile], examples: Examples, between_files: Callable[[], None]
+        self, files: Sequence[ExportedFile], examples: Examples, progress: Callable[[int, int], None]
     ) -> list[Verified]:
-        """Load each exported file into a fresh model and compare predictions; calls `between_files` before each.
+        """Load each exported file into a fresh model and compare predictions.
+
+        Args:
+            files: Exported with the current weights.
+            examples: As in `draw`.
+            progress: Called before each file with those that are done, and all; it may raise to stop.
 
         Raises:
             ExportError: a file cannot be loaded, or predicts something else than the trained model.

@@ -38,18 +38,20 @@ def verify_exports(
     *,
     caption: str,
     device: torch.device,
-    between_files: Callable[[], None] = lambda: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Verified]:
     """Load each file into a fresh base as users would, and compare predictions in fp32 with those of `weights`.
+
+    `progress` is called before each file with those that are done, and all.
 
     Raises:
         ExportError: a file cannot be loaded, or predicts something else.
     """
     trained, untrained = _references(spec, weights, caption, device)
     effect = _distance(trained, untrained)
-    verified = []
+    verified: list[Verified] = []
     for file in files:
-        between_files()
+        progress(len(verified), len(files))
         with loaded_back(file, spec) as (model, written):
             difference = _distance(_predict(model, written(caption), device), trained)
         if not difference <= TOLERANCE * effect + 1e-5:

@@ -8,17 +8,19 @@ from __future__ import annotations
 import gc
 import hashlib
 import platform
+import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import torch
 from pydantic import Field, ValidationError
-from torch import nn
+from torch import Tensor, nn
 
-from trainer.device import is_out_of_memory, peak_memory_bytes
+from trainer.device import free_memory_bytes, is_out_of_memory, peak_memory_bytes
 from trainer.errors import BadSpecError, OutOfMemoryError
 from trainer.exchange.files import write_text
 from trainer.protocol.frozen import Frozen
@@ -39,8 +41,8 @@ MAX_TRIAL_WEIGHTS = 500_000_000
 MEMORY_SHARE = 0.8
 #: More was not faster on a CPU.
 MAX_CPU_MICRO_BATCH = 4
-#: Steps per precision in the trial.
-_TRIAL_STEPS = 2
+#: Steps per precision in the trial: it ends once all of them agree, or with the median.
+_MIN_TRIAL_STEPS, _MAX_TRIAL_STEPS = 3, 9
 
 
 class MemoryPlan(Frozen):
@@ -70,21 +72,57 @@ def write_memory_plan(job_dir: Path, plan: MemoryPlan) -> None:
     write_text(job_dir / MEMORY_PLAN_FILE, plan.model_dump_json() + "\n")
 
 
-def dry_run(task: Task, candidates: Iterable[Examples], images: int, *, in_bf16: bool) -> None:
-    """Run forward and backward on `images` copies of the largest image in `candidates`; discard the gradients."""
-    examples = max(candidates, key=lambda each: max(width * height for width, height in each.sizes))
-    largest = max(range(len(examples.sizes)), key=lambda index: examples.sizes[index][0] * examples.sizes[index][1])
-    precision = task.precision
-    if in_bf16:
-        task.precision = Precision.BF16
-    try:
-        task.train_mode(True)
-        loss_B = task.train_loss(examples, [ImageView(index=largest)] * images, list(range(images)))
-        torch.autograd.backward(loss_B.sum())
-    finally:
-        task.precision = precision
-        for _name, parameter in task.trained.named_parameters():
-            parameter.grad = None
+class DryRun:
+    """Forward and backward passes whose gradients are discarded, on copies of the largest image of all `candidates`."""
+
+    def __init__(self, task: Task, candidates: Iterable[Examples]) -> None:
+        self._task = task
+        self._examples = max(candidates, key=lambda each: max(width * height for width, height in each.sizes))
+        sizes = [width * height for width, height in self._examples.sizes]
+        self._largest = sizes.index(max(sizes))
+        #: The frozen weights in bf16, while a trial compares the precisions.
+        self._rounded: dict[nn.Parameter, Tensor] = {}
+
+    def run(self, images: int, in_bf16: bool) -> None:
+        """Run `images` copies; `in_bf16` only with the weights in fp32."""
+        task = self._task
+        with self._in_bf16() if in_bf16 else nullcontext():
+            try:
+                task.train_mode(True)
+                views = [ImageView(index=self._largest)] * images
+                loss_B = task.train_loss(self._examples, views, list(range(images)))
+                torch.autograd.backward(loss_B.sum())
+            finally:
+                for _name, parameter in task.trained.named_parameters():
+                    parameter.grad = None
+
+    def release(self) -> None:
+        """Free what a trial of bf16 needed."""
+        self._rounded.clear()
+
+    @contextmanager
+    def _in_bf16(self) -> Iterator[None]:
+        """Compute in bf16 for a while, with the weights that a training would have: not converted at each step."""
+        if not self._rounded:
+            self._rounded = {parameter: parameter.data.bfloat16() for parameter in self._frozen_weights()}
+        precision, weights = self._task.precision, {parameter: parameter.data for parameter in self._rounded}
+        try:
+            self._task.precision = Precision.BF16
+            for parameter, rounded in self._rounded.items():
+                parameter.data = rounded
+            yield
+        finally:
+            self._task.precision = precision
+            for parameter, data in weights.items():
+                parameter.data = data
+
+    def _frozen_weights(self) -> Iterator[nn.Parameter]:
+        """Yield the frozen weights of what is trained, except text encoders, which stay in fp32 (`Task.place`)."""
+        trained = self._task.trained
+        ids = {id(parameter) for _name, parameter in trained.named_parameters()}
+        for name, module in trained.modules.items():
+            if not name.startswith("text_encoder"):
+                yield from (each for each in module.parameters() if each.is_floating_point() and id(each) not in ids)
 
 
 def known_precision(wanted: Precision, weights: int) -> Precision | None:
@@ -170,7 +208,7 @@ def _largest_that_fits(most: int, trial: Trial) -> int:
 
 def _estimate_by_one(most: int, trial: Trial) -> int:
     """On a CPU, which swaps or is killed where a GPU refuses: measure one image and divide the free memory by it."""
-    free = psutil.virtual_memory().available
+    free = free_memory_bytes(trial.device)
     # Resident size, not the peak so far: if encoding peaked higher, the peak would hide what one image takes.
     before = psutil.Process().memory_info().rss
     trial.run(1, False)
@@ -179,17 +217,25 @@ def _estimate_by_one(most: int, trial: Trial) -> int:
 
 
 def _is_faster_in_bf16(trial: Trial) -> bool:
-    """Compare the fastest of a few one-image steps in each precision, after one warm-up step each.
+    """Compare one-image steps that take turns in the two precisions, after one warm-up step each.
 
-    In CPU seconds: wall-clock time would depend on what else runs on the machine.
+    By the time on the clock, which is what a user waits for: the threads of a step do not use all cores all the time.
+    Neighboring steps are compared, in changing order, so that what else runs on the machine slows both alike.
     """
-    seconds: dict[bool, list[float]] = {True: [], False: []}
-    for _step in range(1 + _TRIAL_STEPS):
-        for in_bf16 in (True, False):
-            began = time.process_time()
+    for in_bf16 in (True, False):
+        trial.run(1, in_bf16)
+    ratios: list[float] = []
+    for number in range(_MAX_TRIAL_STEPS):
+        seconds: dict[bool, float] = {}
+        for in_bf16 in (True, False) if number % 2 else (False, True):
+            began = time.perf_counter()
             trial.run(1, in_bf16)
-            seconds[in_bf16].append(time.process_time() - began)
-    return min(seconds[True][1:]) < min(seconds[False][1:])
+            seconds[in_bf16] = time.perf_counter() - began
+        ratios.append(seconds[True] / seconds[False])
+        is_clear = all(ratio < 1 for ratio in ratios) or all(ratio > 1 for ratio in ratios)
+        if is_clear and len(ratios) >= _MIN_TRIAL_STEPS:
+            break
+    return statistics.median(ratios) < 1
 
 
 # -- does it fit at all ------------------------------------------------------------------------------------------------
@@ -249,13 +295,6 @@ def check_fits(task: Task, stage: Stage, training: Training, precision: Precisio
         ),
         hint,
     )
-
-
-def device_memory(device: torch.device) -> int:
-    """Return the memory that a device has, in bytes, used or not."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    return int(psutil.virtual_memory().total)
 
 
 def _state_bytes_per_weight(optimizer: str, arguments: Arguments) -> float:

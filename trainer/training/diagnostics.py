@@ -22,7 +22,7 @@ from trainer.protocol.events import Finished, Phase, Warned
 from trainer.protocol.report import Split
 from trainer.protocol.settings import MixRole, TaskKind
 from trainer.protocol.text import _, listed, ngettext
-from trainer.report.gallery import draw_comparison
+from trainer.report.gallery import MAX_COMPARED, ComparedColumn, draw_comparison
 from trainer.report.insights import (
     Forgetting,
     Insight,
@@ -32,7 +32,7 @@ from trainer.report.insights import (
     PromptLikeness,
     write_insight,
 )
-from trainer.report.run_page import PAGE_NAME, write_run_page
+from trainer.report.run_page import PAGE_NAME, SHARED_PAGE_NAME, write_run_page
 from trainer.tasks.sample_similarity import Album, NearestImage, clip_score, feature_distance, pixel_difference
 from trainer.tasks.task import DrawnSample
 from trainer.training.epoch_end import sample_folder
@@ -78,6 +78,7 @@ def run_diagnostics(session: Session) -> None:
     """
     if not session.spec.validation.test:
         return
+    session.begin_phase(Phase.DIAGNOSING)
     unrelated = _try(session, _("The drift of unrelated prompts"), lambda: _draw_unrelated(session)) or []
     session.processes.barrier()
     if not session.processes.is_main:
@@ -94,20 +95,21 @@ def run_diagnostics(session: Session) -> None:
         session.reporter.emit(Warned, kind="never_learned", message=insight.never_learned_sentence)
 
 
-def write_report_page(session: Session, finished: Mapping[str, Any]) -> str | None:
-    """Write the report page as it will be after `Finished` (with these fields); return its path in the job folder.
+def write_report_page(session: Session, finished: Mapping[str, Any]) -> dict[str, str]:
+    """Write the report page as it will be after `Finished` (with these fields); return the fields that name it.
 
-    None if it fails.
+    None of them if it fails.
 
     Raises:
         StopRequestedError: This process was asked to stop.
     """
     events = session.reporter.history
-    event = Finished(seq=events[-1].seq + 1, time=time.time(), **finished, report=PAGE_NAME)
+    named = {"report": PAGE_NAME, "shared_report": SHARED_PAGE_NAME}
+    event = Finished(seq=events[-1].seq + 1, time=time.time(), **finished, **named)
     if not session.processes.is_main:
-        return PAGE_NAME
+        return named
     page = _try(session, _("The report page"), lambda: write_run_page(session.job_dir, session.spec, (*events, event)))
-    return None if page is None else PAGE_NAME
+    return {} if page is None else named
 
 
 def _try(session: Session, part: str, find: Callable[[], T]) -> T | None:
@@ -128,12 +130,11 @@ def _draw_unrelated(session: Session) -> list[SamplePair]:
     prompts = session.spec.samples.unrelated_prompts
     if not prompts or session.spec.task is not TaskKind.DIFFUSION:
         return []
-    session.begin_phase(Phase.SAMPLING)
     folder = session.job_dir / "samples" / "unrelated"
-    shard, check_stop = session.processes.shard, session.check_stop
+    shard, count = session.processes.shard, session.count
     with session.task.base_only():
-        before = session.task.draw_prompts(prompts, folder / "base", shard=shard, between_steps=check_stop)
-    after = session.task.draw_prompts(prompts, folder / "best", shard=shard, between_steps=check_stop)
+        before = session.task.draw_prompts(prompts, folder / "base", shard=shard, progress=count)
+    after = session.task.draw_prompts(prompts, folder / "best", shard=shard, progress=count)
     return [SamplePair(before=one, after=other) for one, other in zip(before, after, strict=True)]
 
 
@@ -206,7 +207,7 @@ def _sample_pairs(session: Session) -> list[SamplePair]:
             sample_folder(session.job_dir, epoch),
             # An empty shard draws nothing; it returns where the samples lie.
             shard=slice(0, 0),
-            between_steps=session.check_stop,
+            progress=session.count,
         )
         for epoch in (0, session.state.stop_memory.best_epoch)
     )
@@ -261,16 +262,20 @@ def _draw_nearest(
         else _("no. {n}: {distance:.2f} away", n=each.number, distance=near.distance)
         for each, near in zip(found, nearest, strict=True)
     ]
-    draw_comparison(
-        path,
-        base=[pair.after.open() for pair in pairs],
-        best=[_open(session.job_dir / each.thumbnail) for each in found],
-        captions=captions,
-        headings=(
-            _("samples, epoch {epoch}", epoch=session.state.stop_memory.best_epoch),
-            _("nearest training images"),
+    best_epoch = session.state.stop_memory.best_epoch
+    columns = [
+        ComparedColumn(
+            heading=_("sample"),
+            note=_("epoch {epoch}", epoch=best_epoch),
+            images=[pair.after.open() for pair in pairs[:MAX_COMPARED]],
         ),
-    )
+        ComparedColumn(
+            heading=_("most similar"),
+            note=_("training image"),
+            images=[_open(session.job_dir / each.thumbnail) for each in found[:MAX_COMPARED]],
+        ),
+    ]
+    draw_comparison(path, columns, captions)
     return str(path.relative_to(session.job_dir))
 
 
@@ -303,15 +308,10 @@ def describe_memorization(found: Sequence[NearImage]) -> str:
         )
     base, after = _median_distances(found)
     if after < _NEARER * base:
-        change = _("nearer than before")
-    else:
-        change = _("farther than before") if has_moved_away(found) else _("no nearer than before")
-    return f"{text} " + _(
-        "The nearest training image is {after:.2f} away by its features (median; base model: {base:.2f}), {change}.",
-        after=after,
-        base=base,
-        change=change,
-    )
+        return text + " " + _("The samples are closer to your images than those of the base model.")
+    if has_moved_away(found):
+        return text + " " + _("The samples are less like your images than those of the base model.")
+    return text + " " + _("The samples are no closer to your images than those of the base model.")
 
 
 def has_moved_away(found: Sequence[NearImage]) -> bool:
@@ -342,13 +342,17 @@ def _measure_forgetting(
     prompts = [pair.before.prompt for pair in pairs]
     path = session.job_dir / "output" / "unrelated.png"
     best_epoch = session.state.stop_memory.best_epoch
-    draw_comparison(
-        path,
-        base=[pair.before.open() for pair in pairs],
-        best=[pair.after.open() for pair in pairs],
-        captions=prompts,
-        headings=(_("base model"), _("{name}, epoch {epoch}", name=session.spec.name, epoch=best_epoch)),
-    )
+    columns = [
+        ComparedColumn(
+            heading=_("before"), note=_("base model"), images=[pair.before.open() for pair in pairs[:MAX_COMPARED]]
+        ),
+        ComparedColumn(
+            heading=_("after"),
+            note=_("epoch {epoch}", epoch=best_epoch),
+            images=[pair.after.open() for pair in pairs[:MAX_COMPARED]],
+        ),
+    ]
+    draw_comparison(path, columns, prompts)
     other_seeds = [
         feature_distance(one.before.path, other.before.path)
         for index, one in enumerate(pairs)
@@ -366,35 +370,48 @@ def _measure_forgetting(
         distance_after=fmean(album.distance(pair.after.path) for pair in pairs),
         likeness=None if embedder is None else _prompt_likeness(embedder, pairs),
     )
-    return forgetting.model_copy(update={"sentence": describe_forgetting(forgetting)})
+    words = {
+        "sentence": describe_forgetting(forgetting),
+        "measured": measured_forgetting(forgetting),
+        "leaks": has_leaked(forgetting),
+    }
+    return forgetting.model_copy(update=words)
+
+
+def has_leaked(found: Forgetting) -> bool:
+    """True if samples of unrelated prompts moved towards the training images."""
+    return found.distance_after < _NEARER * found.distance_before
 
 
 def describe_forgetting(found: Forgetting) -> str:
-    """Describe to the user how far unrelated samples moved, and whether towards the training images."""
+    """Describe to the user whether what was learned shows up in unrelated prompts, or how far these samples moved."""
+    if has_leaked(found):
+        return _(
+            "Your images show up in prompts that do not ask for them. Fewer epochs, a lower rank, or class images "
+            "(prior.class_prompt) help."
+        )
+    share = found.moved_features / found.another_seed if found.another_seed else None
+    if share is None:
+        return _("Unrelated prompts changed; look at the images to see how much.")
+    if share < _UNCHANGED:
+        return _("Unrelated prompts are nearly unchanged: the model still knows what it knew.")
+    if share > _DIFFERENT:
+        return _("Unrelated prompts give different images now: check whether the model still knows these subjects.")
+    return _("Unrelated prompts changed, but less than another seed changes them.")
+
+
+def measured_forgetting(found: Forgetting) -> str:
+    """Return the numbers behind `describe_forgetting`."""
     text = _(
-        "Samples of unrelated prompts changed by {pixels:.0%} of the pixel range, and by {features:.2f} in their "
-        "features.",
+        "Measured: {pixels:.0%} of the pixel range, {features:.2f} in features; distance to the training images "
+        "{before:.2f} before, {after:.2f} after.",
         pixels=found.moved_pixels,
         features=found.moved_features,
+        before=found.distance_before,
+        after=found.distance_after,
     )
     if found.another_seed:
-        share = found.moved_features / found.another_seed
-        if share < _UNCHANGED:
-            verdict = _("they are nearly unchanged")
-        elif share > _DIFFERENT:
-            verdict = _("they are different images now; check whether the model still knows these subjects")
-        else:
-            verdict = _("they changed, but less than that")
-        text += " " + _(
-            "Another seed changes the base model's by {seed:.2f}: {verdict}.", seed=found.another_seed, verdict=verdict
-        )
-    if found.distance_after < _NEARER * found.distance_before:
-        text += " " + _(
-            "They moved towards the training images ({before:.2f} → {after:.2f}): the training shows up in prompts "
-            "that do not ask for it.",
-            before=found.distance_before,
-            after=found.distance_after,
-        )
+        text += " " + _("Another seed moves the base model's samples by {seed:.2f}.", seed=found.another_seed)
     return text
 
 

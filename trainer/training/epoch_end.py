@@ -25,8 +25,8 @@ from trainer.protocol.events import (
 )
 from trainer.protocol.report import Split
 from trainer.protocol.settings import SplitKind
-from trainer.protocol.text import _
-from trainer.report.gallery import draw_gallery
+from trainer.protocol.text import _, verdict
+from trainer.report.gallery import draw_gallery, sample_captions
 from trainer.trainer_failpoints import failpoint
 from trainer.training.checkpoints import BetweenPoint, EpochPoint, TrainingState
 from trainer.training.early_stopping import StopMemory
@@ -42,6 +42,9 @@ from trainer.training.validation import (
     write_losses,
 )
 
+#: A validation loss of so many times the base model's is no detour on the way down.
+_DIVERGING_RATIO = 1.5
+
 _PENDING_TYPES: dict[str, type[Event]] = {
     kind.model_fields["type"].default: kind for kind in (Warned, Sampled, EpochEnded, StoppedEarly, Exported)
 }
@@ -49,6 +52,7 @@ _PENDING_TYPES: dict[str, type[Event]] = {
 
 def measure_base(session: Session) -> None:
     """Validate and sample the base model before the first step; a resumed run has the results already."""
+    began = time.monotonic()
     for eval_set in epoch_eval_sets(session):
         base_losses(session, eval_set)
     if not session.processes.broadcast(any(isinstance(event, Sampled) for event in session.reporter.history)):
@@ -66,6 +70,9 @@ def measure_base(session: Session) -> None:
             _("Set training.precision to fp32, or to bf16 on a GPU that has it."),
         )
     session.reporter.emit(BaseValidated, validation=validation)
+    if session.state.step == 0:
+        # The end of an epoch does the same: the first estimate counts it.
+        session.state = session.state.model_copy(update={"epoch_end_seconds": time.monotonic() - began})
 
 
 def measure_between(session: Session, *, position: float) -> None:
@@ -90,6 +97,8 @@ def end_epoch(session: Session) -> None:
         pending: list[tuple[str, dict[str, Any]]] = []
         if not isfinite(validation.ratio):
             pending.append(("warned", _not_a_number(session)))
+        elif validation.ratio > _DIVERGING_RATIO:
+            pending.append(("warned", _diverging(session, validation)))
         if session.state.epoch % session.spec.samples.every_epochs == 0 or is_last or stop_reason is not None:
             pending.append(("sampled", draw_epoch_samples(session, session.state.epoch)))
         exported = export_epoch(
@@ -179,6 +188,15 @@ def _not_a_number(session: Session) -> dict[str, Any]:
     return {"kind": "validation_not_a_number", "message": message}
 
 
+def _diverging(session: Session, validation: ValidationLoss) -> dict[str, Any]:
+    message = _(
+        "After epoch {epoch} the model is {verdict}: it unlearns. The learning rate is probably too high.",
+        epoch=session.state.epoch,
+        verdict=verdict(validation.ratio),
+    )
+    return {"kind": "diverging", "message": message}
+
+
 def _point(session: Session, validation: ValidationLoss, train: ValidationLoss | None) -> EpochPoint:
     state = session.state
     return EpochPoint(
@@ -230,7 +248,6 @@ def _draw_chart(session: Session, curve: tuple[EpochPoint, ...], memory: StopMem
         draw_loss_chart(
             path,
             curve,
-            title=_("{name}: epoch {epoch} of {total}", name=session.spec.name, epoch=epoch, total=total),
             best_epoch=memory.best_epoch,
             total_epochs=total,
             between=[(point.at, point.ratio) for point in state.between],
@@ -273,13 +290,12 @@ def draw_epoch_samples(session: Session, epoch: int) -> dict[str, Any]:
     session.begin_phase(Phase.SAMPLING)
     folder = sample_folder(session.job_dir, epoch)
     folder.mkdir(parents=True, exist_ok=True)
-    samples = session.task.draw(
-        session.preview_examples, folder, shard=session.processes.shard, between_steps=session.check_stop
-    )
+    samples = session.task.draw(session.preview_examples, folder, shard=session.processes.shard, progress=session.count)
     session.processes.barrier()
     sheet = folder / "sheet.png"
     if session.processes.is_main:
-        draw_gallery(sheet, [each.open() for each in samples], [each.prompt for each in samples])
+        captions = sample_captions([(each.prompt, each.seed) for each in samples], session.spec.training.trigger)
+        draw_gallery(sheet, [each.open() for each in samples], captions)
     return {
         "epoch": epoch,
         "samples": [

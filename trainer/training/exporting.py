@@ -21,12 +21,18 @@ def export_best(session: Session, *, sample: Path) -> None:
         sample: An image that they drew.
     """
     session.begin_phase(Phase.EXPORTING)
+
+    def count(done: int, total: int) -> None:
+        # Not `session.count`: a stop request must not end a job whose files are about to be complete.
+        session.report_count(done, total)
+        session.reporter.keep_alive()
+
     if session.processes.is_main:
         epoch, step = session.state.stop_memory.best_epoch, session.state.best_step
         metadata = file_metadata(session, epoch=epoch, step=step, sample=sample)
         files = session.task.trained.export(session.job_dir / "output", session.spec.name, metadata)
         failpoint("export_written")
-        for verified in session.task.verify(files, session.preview_examples, session.reporter.keep_alive):
+        for verified in session.task.verify(files, session.preview_examples, count):
             fields = _exported(session, verified.file)
             session.reporter.emit(Exported, **fields, max_difference=verified.max_difference)
     session.processes.barrier()

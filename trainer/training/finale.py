@@ -10,7 +10,7 @@ from typing import Any
 from trainer.errors import CheckpointError, DivergedError
 from trainer.protocol.events import BaseValidated, Finished, Tested, Warned
 from trainer.protocol.report import Split
-from trainer.protocol.text import _
+from trainer.protocol.text import _, gain
 from trainer.tasks.task import DrawnSample
 from trainer.training.checkpoints import is_intact
 from trainer.training.epoch_end import draw_epoch_samples, sample_folder
@@ -53,7 +53,7 @@ def export_and_finish(session: Session) -> None:
         "comparison": comparison,
         "comparison_alt": alt_text,
     }
-    session.reporter.emit(Finished, **finished, report=write_report_page(session, finished))
+    session.reporter.emit(Finished, **finished, **write_report_page(session, finished))
 
 
 def _replace_damaged_best(session: Session) -> None:
@@ -112,6 +112,7 @@ def _compare(session: Session) -> tuple[str, str]:
         path if session.processes.is_main else None,
         lambda: (_epoch_samples(session, 0), _epoch_samples(session, best_epoch)),
         title=_("{name}, epoch {epoch}", name=session.spec.name, epoch=best_epoch),
+        gain=gain(session.state.stop_memory.best_ratio),
         between_batches=session.check_stop,
     )
     return str(path.relative_to(session.job_dir)), session.processes.broadcast(alt_text)
@@ -127,4 +128,4 @@ def _epoch_samples(session: Session, epoch: int) -> Sequence[DrawnSample]:
         else:
             draw_epoch_samples(session, epoch)
     # An empty shard draws nothing; it returns where the samples lie.
-    return session.task.draw(session.preview_examples, folder, shard=slice(0, 0), between_steps=session.check_stop)
+    return session.task.draw(session.preview_examples, folder, shard=slice(0, 0), progress=session.count)

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from trainer.errors import BadSpecError, MissingLibraryError, first_line
 from trainer.protocol.settings import Arguments
-from trainer.protocol.text import _, ngettext
+from trainer.protocol.text import N_, _, ngettext, translate
 from trainer.protocol.training_settings import OWN_OPTIMIZERS, OptimizerKind, finds_its_rate
 
 _CLASSES: Mapping[str, tuple[str, str]] = {
@@ -48,16 +48,16 @@ _FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}
 _COUNTS_STEPS_PER_GROUP = {OptimizerKind.PRODIGY, OptimizerKind.DADAPT_ADAM, OptimizerKind.SCHEDULE_FREE_ADAMW}
 #: Constructor parameters that a spec may not set, with what to do instead.
 _RESERVED: Mapping[str, str] = {
-    "params": _("Stages decide what is trained."),
-    "lr": _("Set training.learning_rate."),
-    "weight_decay": _("Set training.weight_decay."),
-    "maximize": _("The loss is minimized; remove it."),
-    "differentiable": _("Nothing is differentiated through the optimizer; remove it."),
-    "capturable": _("Steps are not captured as CUDA graphs; remove it."),
-    "relative_step": _("The schedule sets the rate; remove it."),
-    "warmup_init": _("Set training.warmup_steps."),
-    "warmup_steps": _("Set training.warmup_steps."),
-    "is_paged": _("Remove it."),
+    "params": N_("Stages decide what is trained."),
+    "lr": N_("Set training.learning_rate."),
+    "weight_decay": N_("Set training.weight_decay."),
+    "maximize": N_("The loss is minimized; remove it."),
+    "differentiable": N_("Nothing is differentiated through the optimizer; remove it."),
+    "capturable": N_("Steps are not captured as CUDA graphs; remove it."),
+    "relative_step": N_("The schedule sets the rate; remove it."),
+    "warmup_init": N_("Set training.warmup_steps."),
+    "warmup_steps": N_("Set training.warmup_steps."),
+    "is_paged": N_("Remove it."),
 }
 #: The modules that hold the classes of a library.
 _MODULES = {"torch": "torch.optim", "pytorch_optimizer": "pytorch_optimizer", "bitsandbytes": "bitsandbytes.optim"}
@@ -196,7 +196,7 @@ def check_library_arguments(
     Args:
         owner: Name of the optimizer or schedule.
         setting: Name of the setting that holds the arguments.
-        reserved: Parameters that a spec may not set, each with what to do instead.
+        reserved: Parameters that a spec may not set, each with what to do instead, marked by `N_`.
 
     Raises:
         BadSpecError: An argument is unknown, reserved, or of the wrong type.
@@ -208,7 +208,9 @@ def check_library_arguments(
     }
     for name, value in arguments.items():
         if name in reserved:
-            raise BadSpecError(_("{setting}.{name} cannot be set.", setting=setting, name=name), reserved[name])
+            raise BadSpecError(
+                _("{setting}.{name} cannot be set.", setting=setting, name=name), translate(reserved[name])
+            )
         if name not in known:
             raise _unknown_argument(f"{setting}.{name}", name, list(known), owner)
         if not _has_type_of(value, known[name]):

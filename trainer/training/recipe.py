@@ -37,6 +37,7 @@ from trainer.device import (
     is_out_of_memory,
     make_accelerator,
     require_assigned_gpus,
+    total_memory_bytes,
 )
 from trainer.errors import (
     BadSpecError,
@@ -51,6 +52,7 @@ from trainer.errors import (
 )
 from trainer.exchange.files import write_text
 from trainer.exchange.job_dir import read_spec
+from trainer.models.quantization import check_quantization
 from trainer.protocol.advice import doubtful_settings, idle_settings
 from trainer.protocol.events import (
     EXIT_FAILED,
@@ -74,12 +76,11 @@ from trainer.tasks import make_task
 from trainer.tasks.variant_preview import draw_preview
 from trainer.training.averaging import Ema
 from trainer.training.batch_size_finder import (
+    DryRun,
     MemoryPlan,
     Trial,
     cached_precision,
     check_fits,
-    device_memory,
-    dry_run,
     find_micro_batch,
     find_precision,
     known_precision,
@@ -89,6 +90,7 @@ from trainer.training.batch_size_finder import (
 from trainer.training.checkpoints import Checkpoints, TrainingState, find_checkpoint
 from trainer.training.epoch_end import emit_pending, end_epoch, measure_base, measure_between
 from trainer.training.finale import export_and_finish
+from trainer.training.fused_backward import check_machine
 from trainer.training.optimizers import check_optimizer_arguments
 from trainer.training.run import StopRequest, StopRequestedError
 from trainer.training.schedules import check_schedule_arguments, check_warmup
@@ -130,7 +132,8 @@ def prepare_session(reporter: Reporter, stop: StopRequest, options: RunOptions) 
     latest = find_checkpoint(checkpoints, spec, reporter)
     if os.environ.get(NEEDS_GPU_VARIABLE):
         require_assigned_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
-    precision = choose_precision(spec.training.precision)
+    is_half = spec.base.quantization is not None or spec.training.bf16_weights
+    precision = choose_precision(spec.training.precision, is_half=is_half)
     accelerator = make_accelerator(precision, tf32=spec.training.tf32)
     torch.manual_seed(derive_seed("init", spec.training.seed))
     task = make_task(spec, mixture, accelerator.device)
@@ -147,7 +150,7 @@ def prepare_session(reporter: Reporter, stop: StopRequest, options: RunOptions) 
         options=options,
         state=TrainingState(spec=spec.model_dump(mode="json")),
     )
-    _check_process_count(options.gpus, session.processes.count)
+    _check_processes(options.gpus, session.processes, spec)
     stop.is_shared = session.processes.count > 1
     check_patterns(task.trained, session.stages)
     stop.check()
@@ -155,7 +158,7 @@ def prepare_session(reporter: Reporter, stop: StopRequest, options: RunOptions) 
         session.load_start()
         _warn_about_settings(spec, mixture, reporter)
     if read_memory_plan(job_dir) is None:
-        memory = device_memory(task.device)
+        memory = total_memory_bytes(task.device)
         for stage in session.stages:
             check_fits(task, stage.settings, spec.training, precision, memory)
     _encode(session)
@@ -189,6 +192,8 @@ def _read(job_dir: Path) -> tuple[Spec, Mixture]:
         check_optimizer_arguments(stage.optimizer, stage.optimizer_arguments or {})
         rate = stage.learning_rate or 0.0
         check_schedule_arguments(stage.schedule, stage.schedule_arguments or {}, learning_rate=rate)
+    if spec.base.quantization is not None:
+        check_quantization(spec.base.quantization)
     mixture = read_mixture(spec)
     if not spec.prior.is_on:
         # Class images, which are counted once they are drawn, make an epoch longer.
@@ -196,8 +201,12 @@ def _read(job_dir: Path) -> tuple[Spec, Mixture]:
     return spec, mixture
 
 
-def _check_process_count(wanted: int, found: int) -> None:
-    """Raise BadSpecError unless the launcher started as many processes as this start was given GPUs."""
+def _check_processes(wanted: int, processes: Processes, spec: Spec) -> None:
+    """Raise BadSpecError unless the launcher started as many processes as this start was given GPUs, and the job can be
+    trained by them."""
+    found = processes.count
+    if spec.training.fused_backward:
+        check_machine(processes)
     if wanted > 1 and wanted != found:
         raise BadSpecError(
             _("{wanted} processes should share this training, but there are {found}.", wanted=wanted, found=found),
@@ -210,10 +219,10 @@ def _check_process_count(wanted: int, found: int) -> None:
 
 def _warn_about_settings(spec: Spec, mixture: Mixture, reporter: Reporter) -> None:
     """Warn about settings without effect, unusual settings, and images left out because of overlapping datasets."""
-    for sentence in idle_settings(spec):
-        reporter.emit(Warned, kind="idle_setting", message=sentence)
-    for sentence in doubtful_settings(spec):
-        reporter.emit(Warned, kind="doubtful_setting", message=sentence)
+    # One of each kind, as each is a message.
+    for kind, sentences in (("idle_setting", idle_settings(spec)), ("doubtful_setting", doubtful_settings(spec))):
+        if message := " ".join(sentences):
+            reporter.emit(Warned, kind=kind, message=message)
     model = spec.samples.similarity_model
     if model is not None and not Path(model).expanduser().is_dir():
         message = _(
@@ -230,14 +239,11 @@ def _encode(session: Session) -> None:
     session.begin_phase(Phase.CACHING)
     task = session.task
 
-    def progress(done: int, total: int) -> None:
-        session.check_stop()
-
     def encode_all() -> None:
-        session.examples = task.encode(task.resolution, progress)
+        session.examples = task.encode(task.resolution, session.count)
         session.train_by_resolution = {task.resolution: session.examples[Split.TRAIN]}
         for resolution in {session.resolution_of(stage) for stage in session.stages} - {task.resolution}:
-            session.train_by_resolution[resolution] = task.encode(resolution, progress)[Split.TRAIN]
+            session.train_by_resolution[resolution] = task.encode(resolution, session.count)[Split.TRAIN]
 
     with session.accelerator.main_process_first():
         while True:
@@ -250,8 +256,8 @@ def _encode(session: Session) -> None:
 
 def _leave_out(session: Session, error: UnreadableFilesError) -> None:
     """Go on without the images whose files cannot be read; raises if too few are left."""
-    for sentence in unreadable_sentences(session.mixture, error):
-        session.reporter.emit(Warned, kind="unreadable_image", message=sentence)
+    message = " ".join(unreadable_sentences(session.mixture, error))
+    session.reporter.emit(Warned, kind="unreadable_image", message=message)
     is_validated = session.spec.split.kind is not SplitKind.ALL
     session.task.mixture = without_files(session.mixture, error, needs_validation=is_validated)
 
@@ -262,10 +268,10 @@ def _plan_memory(session: Session) -> None:
     plan = session.processes.broadcast(read_memory_plan(session.job_dir))
     if plan is None:
         candidates = session.train_by_resolution.values()
-        trial = Trial(
-            run=lambda images, in_bf16: dry_run(task, candidates, images, in_bf16=in_bf16), device=task.device
-        )
+        dry_run = DryRun(task, candidates)
+        trial = Trial(run=dry_run.run, device=task.device)
         precision = _find_precision(session, trial)
+        dry_run.release()
         task.place(precision)
         sizes = [size for train in candidates for size in train.sizes]
         largest = max(map(sizes.count, set(sizes)), default=1) * training.repeats

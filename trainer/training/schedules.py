@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from trainer.errors import BadSpecError
 from trainer.protocol.settings import Arguments
-from trainer.protocol.text import _
+from trainer.protocol.text import N_, _
 from trainer.protocol.training_settings import ScheduleKind
 from trainer.training.optimizers import check_library_arguments
 
@@ -31,21 +31,21 @@ _DIFFUSERS: Mapping[ScheduleKind, Callable[..., LRScheduler]] = {
     ScheduleKind.COSINE_WITH_RESTARTS: diffusers_schedules.get_cosine_with_hard_restarts_schedule_with_warmup,
     ScheduleKind.POLYNOMIAL: diffusers_schedules.get_polynomial_decay_schedule_with_warmup,
 }
-_SET_EPOCHS = _("Set training.epochs, or the epochs of a stage.")
+_SET_EPOCHS = N_("Set training.epochs, or the epochs of a stage.")
 #: Parameters that a spec may not set, with what to do instead.
 _RESERVED: Mapping[str, str] = {
-    "optimizer": _("Set training.optimizer."),
-    "num_warmup_steps": _("Set training.warmup_steps."),
+    "optimizer": N_("Set training.optimizer."),
+    "num_warmup_steps": N_("Set training.warmup_steps."),
     "num_training_steps": _SET_EPOCHS,
-    "last_epoch": _("Resuming needs no setting."),
-    "max_lr": _("Set training.learning_rate."),
+    "last_epoch": N_("Resuming needs no setting."),
+    "max_lr": N_("Set training.learning_rate."),
     "total_steps": _SET_EPOCHS,
     "epochs": _SET_EPOCHS,
     "steps_per_epoch": _SET_EPOCHS,
-    "three_phase": _("Use three stages."),
+    "three_phase": N_("Use three stages."),
     "step": _SET_EPOCHS,
     "steps": _SET_EPOCHS,
-    "warmup_steps": _("Set training.warmup_steps."),
+    "warmup_steps": N_("Set training.warmup_steps."),
 }
 
 

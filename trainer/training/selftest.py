@@ -1,5 +1,7 @@
 """Tries on this machine what a training may use: is it right, how fast is it, how much memory does it take.
 
+The quick form trains the tiny base; the long one also a model of true size and random weights of each family.
+
 Each check is a real job of a few steps in a process of its own, so that its peak memory is its own, and the crash of a
 driver ends nothing else. It is compared with a reference job that starts from the same weights and draws the same
 noise: the distance between the two updates of the weights, relative to the reference's (0: the same, 1: unrelated or
@@ -9,43 +11,44 @@ rounding of a tiny gradient.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import shutil
-import statistics
 import tempfile
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field, replace
-from multiprocessing.connection import Connection
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trainer.dataset.preparing.prepare import prepare
-from trainer.device import choose_precision, is_out_of_memory, peak_memory_bytes
-from trainer.errors import DatasetError, TrainerError, first_line
-from trainer.exchange.job_dir import write_spec
-from trainer.models.base import TINY
+from trainer.device import choose_precision
+from trainer.errors import DatasetError
+from trainer.models.random_models import random_model_bytes, write_random_model
 from trainer.protocol.devices import Outcome, SelfTestResult
-from trainer.protocol.run_options import RunOptions
-from trainer.protocol.settings import MethodKind, SplitKind
-from trainer.protocol.spec import SpecError, make_spec, merge
-from trainer.protocol.text import _, duration
-from trainer.protocol.training_settings import OptimizerKind, Precision
-from trainer.reporter import Reporter
-from trainer.tasks.diffusion import DiffusionTask
-from trainer.training.recipe import prepare_session
-from trainer.training.run import StopRequest
-from trainer.training.session import Session
-from trainer.training.step import take_step
+from trainer.protocol.settings import MethodKind
+from trainer.protocol.text import _, duration, size
+from trainer.protocol.training_settings import OptimizerKind, Precision, ScheduleKind
+from trainer.training.selftest_job import (
+    DATASET,
+    ONE_IMAGE,
+    FailedError,
+    Measured,
+    UnavailableError,
+    Variant,
+    answer_with,
+    measure,
+    predict,
+)
 
-Settings: TypeAlias = Mapping[str, Any]
+T = TypeVar("T")
 
 #: Modules that are imported late, when a model is loaded and a method attached.
 _PRELOADED = (
@@ -56,27 +59,18 @@ _PRELOADED = (
     "transformers.models.clip.modeling_clip",
     "transformers.models.clip.tokenization_clip",
 )
-#: Steps whose update is compared; further steps whose time is taken.
-_COMPARED_STEPS, _TIMED_STEPS = 2, 3
 _IMAGES, _IMAGE_PX = 6, 512
 #: Seconds for one job. Compiling a model takes minutes.
 _TIMEOUT_S = 900.0
 #: Of an update that is the same but for the order of additions.
 _ROUNDING = 1e-3
-#: A loss scale that no step on the tiny base overflows.
-_LOSS_SCALE = 1024.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Variant:
-    """The settings of a job, and the kernels that torch may use."""
-
-    base: str = TINY
-    settings: Settings = field(default_factory=dict)
-    #: The only implementation of attention that is allowed (`SDPBackend`); empty: torch chooses.
-    attention: str = ""
-    #: Not channels last.
-    is_contiguous: bool = False
+#: A peak of memory may exceed the predicted one by this much.
+_MEMORY_TOLERANCE = 1.15
+#: Models of true size by their kind in `RELEASED`. At its own resolution, SDXL takes minutes a step on a CPU.
+TRUE_SIZES = {"v1": "SD 1.5", "xl_base": "SDXL", "sd3": "SD 3 medium"}
+_CPU_RESOLUTION = 512
+#: Of an update in half precision; nobody has measured it on a GPU.
+_LARGE_LIMIT = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,20 +83,6 @@ class Check:
     limit: float = 0.0
     #: Why this machine cannot do it, if it cannot.
     unavailable: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """One job of a few steps."""
-
-    step_s: float
-    peak_bytes: int
-    #: Of all trained weights, by the compared steps.
-    update: NDArray[np.float32]
-
-
-class UnavailableError(Exception):
-    """This machine has no means for the variant, or not the memory."""
 
 
 def checks_of_tiny() -> list[Check]:
@@ -156,11 +136,29 @@ def checks_of_tiny() -> list[Check]:
     ]
 
 
-def check_of(base: str) -> Check:
-    """Return the check of a model: a LoRA at its own resolution, one image at a time."""
-    precision = choose_precision(Precision.AUTO) if torch.cuda.is_available() else Precision.BF16
-    settings = {"training": {"precision": precision, "batch_size": 1, "micro_batch_size": 1, "learning_rate": 1e-3}}
-    return Check(name=f"{Path(base).name}, {precision}", variant=Variant(base=base, settings=settings))
+def check_of(base: str, name: str = "") -> Check:
+    """Return the check of a model of true size: a LoRA, one image at a time, at its own resolution on a GPU.
+
+    It is compared with fp32 on a GPU; on a CPU that would take minutes.
+    """
+    has_gpu = torch.cuda.is_available()
+    precision = choose_precision(Precision.AUTO) if has_gpu else Precision.BF16
+
+    def variant(precision: Precision) -> Variant:
+        training: dict[str, Any] = {"precision": precision, "tf32": False, "batch_size": 1, "micro_batch_size": 1}
+        # The first step is the one that is compared.
+        training |= {"schedule": ScheduleKind.CONSTANT, "warmup_steps": 0}
+        if not has_gpu:
+            training["resolution"] = _CPU_RESOLUTION
+        return Variant(base=base, settings={"training": training}, is_large=True)
+
+    name = f"{name or Path(base).name}, {precision}" + ("" if has_gpu else f", {_CPU_RESOLUTION} px")
+    return Check(
+        name=name,
+        variant=variant(precision),
+        reference=variant(Precision.FP32) if has_gpu else None,
+        limit=_LARGE_LIMIT if has_gpu else 0.0,
+    )
 
 
 def _variant(method: MethodKind = MethodKind.LORA, **training: Any) -> Variant:
@@ -194,7 +192,9 @@ class SelfTestRunner:
         # Forks of a process that has imported what a job needs: only the first one takes seconds to start.
         self._context.set_forkserver_preload([__name__, *_PRELOADED])
         self._stack = ExitStack()
-        self._answers: dict[str, Measured | UnavailableError | _FailedError] = {}
+        self._answers: dict[str, Measured | UnavailableError | FailedError] = {}
+        self._jobs = count()
+        self._deadline = math.inf
 
     def __enter__(self) -> Self:
         """Make the dataset.
@@ -205,9 +205,7 @@ class SelfTestRunner:
         self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="selftest-")))
         _write_images(self._folder / "images")
         # Preparing has a forkserver too, and a process has only one: that of another process.
-        preparing = multiprocessing.get_context("spawn").Process(
-            target=_prepare, args=(self._folder / "images", self._folder / "dataset")
-        )
+        preparing = multiprocessing.get_context("spawn").Process(target=_prepare, args=(self._folder,))
         preparing.start()
         preparing.join()
         if preparing.exitcode:
@@ -224,89 +222,129 @@ class SelfTestRunner:
         """Measure the variant of a check, and its reference unless an earlier check did."""
         if check.unavailable:
             return SelfTestResult(name=check.name, outcome=Outcome.UNAVAILABLE, note=check.unavailable)
+        predicted = None
         try:
+            if check.variant.is_large:
+                predicted = self._ask(predict, check.variant)
             found = self._measure(check.variant)
             reference = None if check.reference is None else self._measure(check.reference)
         except UnavailableError as error:
-            return SelfTestResult(name=check.name, outcome=Outcome.UNAVAILABLE, note=str(error))
-        except _FailedError as error:
-            return SelfTestResult(name=check.name, outcome=Outcome.FAILED, note=str(error))
-        result = SelfTestResult(
-            name=check.name, outcome=Outcome.PASSED, step_s=found.step_s, peak_bytes=found.peak_bytes
+            return SelfTestResult(
+                name=check.name, outcome=Outcome.UNAVAILABLE, note=str(error), predicted_bytes=predicted
+            )
+        except FailedError as error:
+            return SelfTestResult(name=check.name, outcome=Outcome.FAILED, note=str(error), predicted_bytes=predicted)
+        is_finite = np.isfinite(found.update).all()
+        distance = None if reference is None or not is_finite else _distance(found.update, reference.update)
+        fault = _fault(check, found, distance, predicted)
+        return SelfTestResult(
+            name=check.name,
+            outcome=Outcome.FAILED if fault else Outcome.PASSED,
+            note=fault,
+            step_s=found.step_s,
+            peak_bytes=found.peak_bytes,
+            predicted_bytes=predicted,
+            free_bytes=found.free_bytes,
+            distance=distance,
+            limit=None if distance is None else check.limit,
         )
-        if not np.isfinite(found.update).all() or not found.update.any():
-            note = _("the weights did not change") if not found.update.any() else _("the weights are no longer numbers")
-            return result.model_copy(update={"outcome": Outcome.FAILED, "note": note})
-        if reference is None:
-            return result
-        distance = _distance(found.update, reference.update)
-        is_right = distance <= check.limit
-        return result.model_copy(
-            update={
-                "distance": distance,
-                "limit": check.limit,
-                "outcome": Outcome.PASSED if is_right else Outcome.FAILED,
-                "note": "" if is_right else _("its result is not that of the reference"),
-            }
-        )
+
+    def run_true_size(self, kind: str, deadline: float) -> SelfTestResult:
+        """Write a model with random weights, and check it; it is left out if time, disk or memory do not suffice.
+
+        Args:
+            kind: A key of `TRUE_SIZES`.
+            deadline: By `time.monotonic`; a check that is not done then is stopped.
+        """
+        folder = self._folder / "model"
+        check = check_of(str(folder / ("model" if kind.startswith("sd3") else "model.safetensors")), TRUE_SIZES[kind])
+        needed, free = random_model_bytes(kind), shutil.disk_usage(self._folder).free
+        self._deadline = deadline
+        if needed > free:
+            note = _("its file needs {needed} of disk, and {free} are free", needed=size(needed), free=size(free))
+            return self.run(replace(check, unavailable=note))
+        if time.monotonic() > deadline:
+            return self.run(replace(check, unavailable=_out_of_time()))
+        try:
+            folder.mkdir()
+            write_random_model(kind, Path(check.variant.base))
+            return self.run(check)
+        finally:
+            shutil.rmtree(folder)
 
     def _measure(self, variant: Variant) -> Measured:
         """Return what a job measured; each is run once.
 
         Raises:
             UnavailableError: This machine cannot do it.
-            _FailedError: It failed.
+            FailedError: It failed.
         """
         answer = self._answers.get(repr(variant))
         if answer is None:
-            answer = self._answers[repr(variant)] = self._ask(variant)
+            try:
+                answer = self._ask(measure, variant)
+            except (UnavailableError, FailedError) as error:
+                answer = error
+            self._answers[repr(variant)] = answer
         if isinstance(answer, Measured):
             return answer
         raise answer
 
-    def _ask(self, variant: Variant) -> Measured | UnavailableError | _FailedError:
-        """Run a job in a process of its own."""
+    def _ask(self, work: Callable[[Variant, Path, Path], T], variant: Variant) -> T:
+        """Return the result of `work` in a process of its own.
+
+        Raises:
+            UnavailableError: This machine cannot do it.
+            FailedError: It failed.
+        """
         ours, theirs = self._context.Pipe()
-        job_dir = self._folder / f"job-{len(self._answers)}"
-        process = self._context.Process(target=_answer, args=(theirs, variant, self._folder / "dataset", job_dir))
+        job_dir = self._folder / f"job-{next(self._jobs)}"
+        process = self._context.Process(target=answer_with, args=(theirs, work, variant, self._folder, job_dir))
         process.start()
         theirs.close()
         try:
-            if not ours.poll(_TIMEOUT_S):
-                return _FailedError(_("it took longer than {limit}", limit=duration(_TIMEOUT_S)))
-            answer: Measured | UnavailableError | _FailedError = ours.recv()
+            if not ours.poll(min(_TIMEOUT_S, max(0.0, self._deadline - time.monotonic()))):
+                if time.monotonic() >= self._deadline:
+                    raise UnavailableError(_out_of_time())
+                raise FailedError(_("it took longer than {limit}", limit=duration(_TIMEOUT_S)))
+            answer: T | Exception = ours.recv()
         except EOFError:
             process.join()
-            return _FailedError(_("its process died (exit status {status})", status=process.exitcode))
+            raise FailedError(_("its process died (exit status {status})", status=process.exitcode)) from None
         finally:
             process.kill()
             process.join()
             ours.close()
             shutil.rmtree(job_dir, ignore_errors=True)
+        if isinstance(answer, Exception):
+            raise answer
         return answer
 
 
-class _FailedError(Exception):
-    """A job failed; the message says why."""
-
-
-def _fault(update: NDArray[np.float32], distance: float | None, limit: float) -> str:
-    """Say what is wrong with an update; empty if nothing is."""
-    if not np.isfinite(update).all():
-        return _("its weights are no longer numbers")
-    if not update.any():
-        return _("its weights did not change")
-    if distance is not None and not distance <= limit:
-        return _("its weights changed otherwise than those of the reference")
+def _fault(check: Check, found: Measured, distance: float | None, predicted: int | None) -> str:
+    """Return what is wrong with a result; empty if nothing is."""
+    if not np.isfinite(found.update).all():
+        return _("the weights are no longer numbers")
+    if not found.update.any():
+        return _("the weights did not change")
+    if distance is not None and not distance <= check.limit:
+        return _("its result is not that of the reference")
+    if predicted is not None and found.peak_bytes > _MEMORY_TOLERANCE * predicted:
+        return _("it takes more memory than was predicted")
     return ""
+
+
+def _out_of_time() -> str:
+    return _("left out: the self-test would take too long")
 
 
 def _distance(update: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
     return float(np.linalg.norm(update - reference) / np.linalg.norm(reference))
 
 
-def _prepare(images: Path, dataset: Path) -> None:
-    prepare([images], dataset)
+def _prepare(folder: Path) -> None:
+    prepare([folder / "images"], folder / DATASET)
+    prepare([folder / "images" / "0.png"], folder / ONE_IMAGE)
 
 
 def _write_images(folder: Path) -> None:
@@ -317,81 +355,3 @@ def _write_images(folder: Path) -> None:
         coarse = Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8))
         coarse.resize((_IMAGE_PX, _IMAGE_PX), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(f"a pattern of colors, number {number}", encoding="utf-8")
-
-
-# -- in the process of a job -------------------------------------------------------------------------------------------
-
-
-def _answer(connection: Connection, variant: Variant, dataset: Path, job_dir: Path) -> None:
-    """Measure a job and send the result."""
-    answer: Measured | UnavailableError | _FailedError
-    try:
-        answer = measure(variant, dataset, job_dir)
-    except Exception as error:  # noqa: BLE001 - any failure is a result
-        if is_out_of_memory(error):
-            answer = UnavailableError(_("does not fit into the memory"))
-        elif "No viable backend" in str(error) or "No available kernel" in str(error):
-            answer = UnavailableError(_("torch has none for this device"))
-        else:
-            is_ours = isinstance(error, TrainerError | SpecError)
-            answer = _FailedError(str(error) if is_ours else first_line(error))
-    connection.send(answer)
-
-
-def measure(variant: Variant, dataset: Path, job_dir: Path) -> Measured:
-    """Train a job for a few steps.
-
-    Raises:
-        TrainerError, RuntimeError: It cannot be trained.
-    """
-    defaults = {
-        "training": {
-            "batch_size": 2,
-            "micro_batch_size": 2,
-            "optimizer": OptimizerKind.SGD,
-            "learning_rate": 0.5,
-            "weight_decay": 0.0,
-            "trigger": "xyz",
-        }
-    }
-    fixed = {
-        "base": {"source": variant.base},
-        "dataset": str(dataset),
-        "name": "selftest",
-        "split": {"kind": SplitKind.ALL},
-        "training": {"repeats": _COMPARED_STEPS + _TIMED_STEPS},
-    }
-    write_spec(job_dir, make_spec(merge(defaults, variant.settings, fixed)))
-    allowed = sdpa_kernel([getattr(SDPBackend, variant.attention)]) if variant.attention else nullcontext()
-    with StopRequest() as stop, Reporter(job_dir) as reporter, allowed:
-        session = prepare_session(reporter, stop, RunOptions(job_dir=job_dir))
-        if variant.is_contiguous:
-            assert isinstance(session.task, DiffusionTask)
-            session.task.base.denoiser.to(memory_format=torch.contiguous_format)
-        if (scaler := session.accelerator.scaler) is not None:
-            # It starts so high that the first steps of a job are skipped, which is no fault.
-            scaler.load_state_dict({**scaler.state_dict(), "scale": _LOSS_SCALE})
-        return _measure_steps(session)
-
-
-def _measure_steps(session: Session) -> Measured:
-    steps = session.epoch_views(1)
-    before = _weights(session)
-    session.task.train_mode(True)
-    for number in range(_COMPARED_STEPS):
-        take_step(session, steps[number], number)
-    update = _weights(session) - before
-    seconds = []
-    for number in range(_COMPARED_STEPS, _COMPARED_STEPS + _TIMED_STEPS):
-        began = time.perf_counter()
-        # Reading the loss waits for the device.
-        take_step(session, steps[number], number).item()
-        seconds.append(time.perf_counter() - began)
-    return Measured(step_s=statistics.median(seconds), peak_bytes=peak_memory_bytes(session.task.device), update=update)
-
-
-def _weights(session: Session) -> NDArray[np.float32]:
-    """Return all trained weights as one vector."""
-    parameters = [parameter for _name, parameter in session.task.trained.named_parameters()]
-    flat: NDArray[np.float32] = torch.cat([each.detach().float().flatten().cpu() for each in parameters]).numpy().copy()
-    return flat

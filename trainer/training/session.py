@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from torch import Tensor
 from trainer.dataset.split.mixing import Mixture, Repeats, plan_repeats
 from trainer.device import Processes
 from trainer.errors import CheckpointError
-from trainer.protocol.events import Phase, PhaseBegan
+from trainer.protocol.events import Phase, PhaseBegan, PhaseProgress
 from trainer.protocol.report import Split
 from trainer.protocol.run_options import RunOptions
 from trainer.protocol.spec import Spec
@@ -29,6 +30,7 @@ from trainer.training.averaging import Ema, averages_weights, evaluation_mode
 from trainer.training.batch_size_finder import MemoryPlan
 from trainer.training.batches import assign_views, epoch_steps
 from trainer.training.checkpoints import EVALUATED, Checkpoints, TrainingState, continued, load_start
+from trainer.training.fused_backward import state_in_fp32
 from trainer.training.optimizers import make_optimizer
 from trainer.training.run import StopRequest
 from trainer.training.schedules import make_schedule
@@ -41,6 +43,10 @@ from trainer.training.stages import (
     steps_per_epoch,
     warmup_steps,
 )
+
+#: Seconds between two events that count steps, or the parts of a phase: reading the loss synchronizes with the device,
+#: too slow for every step.
+PROGRESS_INTERVAL_S = 1.0
 
 
 @dataclass(kw_only=True)
@@ -71,6 +77,8 @@ class Session:
     built_stage: int = field(init=False, default=0)
     #: Learning rate of each parameter group in the last step; the optimizer has that of the next one.
     step_rates: Sequence[float] = ()
+    _phase: Phase = Phase.LOADING
+    _counted_at: float = 0.0
 
     # -- the plan -----------------------------------------------------------------------------------------------------
 
@@ -164,7 +172,24 @@ class Session:
     # -- events and stop requests -------------------------------------------------------------------------------------
 
     def begin_phase(self, phase: Phase) -> None:
+        self._phase = phase
         self.reporter.emit(PhaseBegan, phase=phase)
+
+    def count(self, done: int, total: int) -> None:
+        """Report how far the current phase is; also `check_stop`.
+
+        Raises:
+            StopRequestedError: This process was asked to stop.
+        """
+        self.report_count(done, total)
+        self.check_stop()
+
+    def report_count(self, done: int, total: int) -> None:
+        """Emit how far the current phase is, about once a second."""
+        now = time.monotonic()
+        if total and now - self._counted_at >= PROGRESS_INTERVAL_S:
+            self._counted_at = now
+            self.reporter.emit(PhaseProgress, phase=self._phase, done=min(done, total), total=total)
 
     def check_stop(self) -> None:
         """Emit a keep-alive if due, and leave if a stop was requested. Call this between two pieces of long work.
@@ -263,7 +288,8 @@ class Session:
             self.accelerator.scaler.load_state_dict(saved["scaler"])
         # At the end of a stage the saved optimizer is that of the stage; the next stage makes its own.
         self._make_optimizer(self.stages[saved["stage"] - 1])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        with state_in_fp32(self.parameters):
+            self.optimizer.load_state_dict(saved["optimizer"])
         self.schedule.load_state_dict(saved["schedule"])
 
     def load_best(self) -> None:

@@ -12,6 +12,8 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,13 +25,15 @@ from trainer.protocol.events import StepDone, Warned
 from trainer.protocol.text import _
 from trainer.tasks.examples import ImageView
 from trainer.training.batches import split_step
+from trainer.training.fused_backward import stepping_in_backward
 from trainer.training.optimizers import effective_rate
-from trainer.training.session import Session
+from trainer.training.session import PROGRESS_INTERVAL_S, Session
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two progress events: reading the loss synchronizes with the device, too slow for every step.
-PROGRESS_INTERVAL_S = 1.0
+#: What follows the last epoch takes about as long as the ends of so many epochs: a test, a diagnosis that draws twice
+#: as many samples, and the export.
+_FINALE_EPOCH_ENDS = 3
 #: The training diverges if the mean loss of `MIN_WINDOW` images is `MAX_RISE` times what it was at first. The loss of
 #: one image scatters by about its mean, so that of 32 by a fifth.
 MIN_WINDOW, MAX_RISE = 32, 5.0
@@ -47,8 +51,8 @@ def take_step(session: Session, step: Sequence[ImageView], number: int) -> Tenso
             break
         session.optimizer.zero_grad()
         _halve_micro_batches(session)
-    session.accelerator.clip_grad_norm_(session.parameters, session.spec.training.max_grad_norm)
-    has_stepped = _step_optimizer(session)
+    # A fused backward pass has changed the weights.
+    has_stepped = session.spec.training.fused_backward or _step_optimizer(session)
     session.step_rates = [group["lr"] for group in session.optimizer.param_groups]
     # A skipped step changes no weights, so it does not count, as in accelerate's schedules.
     if has_stepped:
@@ -60,7 +64,8 @@ def take_step(session: Session, step: Sequence[ImageView], number: int) -> Tenso
 
 
 def _step_optimizer(session: Session) -> bool:
-    """Change the weights, unless the gradients overflowed in fp16; return whether they changed."""
+    """Clip the gradients and change the weights, unless they overflowed in fp16; return whether the weights changed."""
+    session.accelerator.clip_grad_norm_(session.parameters, session.spec.training.max_grad_norm)
     scaler = session.accelerator.scaler
     if scaler is None:
         session.optimizer.step()
@@ -75,18 +80,22 @@ def _accumulate(session: Session, step: Sequence[ImageView], number: int) -> tup
     """Accumulate the gradients of a step; return the sum of the loss, and whether any rank ran out of memory."""
     processes = session.processes
     most = min(session.micro_batch_size, math.ceil(len(step) / processes.count))
-    micro_batches = list(split_step(step, session.train_examples(session.stage).sizes, most))
+    micro_batches = list(split_step(step, session.train_examples(session.stage).sizes, most))[processes.shard]
     loss_sum = torch.zeros((), device=session.task.device)
     is_too_large = False
     try:
-        for first, views in micro_batches[processes.shard]:
+        for position, (first, views) in enumerate(micro_batches, 1):
             # No check for a stop request: a step is taken completely or not at all.
             session.reporter.keep_alive()
-            loss_sum += _backward(session, views, first, number, image_count=len(step))
+            with _changing_weights(session, is_last=position == len(micro_batches)):
+                loss_sum += _backward(session, views, first, number, image_count=len(step))
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         log.warning("out of memory in step %d", number)
+        if session.spec.training.fused_backward:
+            # Some weights have changed: the step cannot be taken again in smaller parts.
+            raise
         is_too_large = True
     if processes.count == 1:
         return loss_sum, is_too_large
@@ -95,6 +104,16 @@ def _accumulate(session: Session, step: Sequence[ImageView], number: int) -> tup
     # A signal may reach one process before the others; all stop after the same step.
     session.stop.is_agreed = bool(stopping)
     return loss_sum, bool(too_large)
+
+
+def _changing_weights(session: Session, *, is_last: bool) -> AbstractContextManager[None]:
+    """Change the weights during the backward pass of the last micro-batch, if the job has a fused one."""
+    training = session.spec.training
+    if not (training.fused_backward and is_last):
+        return nullcontext()
+    # Within accelerate's wrapper, which is for steps after the pass.
+    optimizer: Any = session.optimizer
+    return stepping_in_backward(optimizer.optimizer, max_grad_norm=training.max_grad_norm)
 
 
 def _backward(session: Session, views: Sequence[ImageView], first: int, number: int, *, image_count: int) -> Tensor:
@@ -230,6 +249,7 @@ class EpochProgress:
             loss=state.loss_sum / state.loss_count,
             learning_rate=state.learning_rate,
             steps_per_s=steps_per_s,
-            eta_s=steps_left / steps_per_s + epochs_left * state.epoch_end_seconds,
+            eta_s=steps_left / steps_per_s + (epochs_left + _FINALE_EPOCH_ENDS) * state.epoch_end_seconds,
+            elapsed_s=state.seconds + state.epoch_seconds,
             peak_memory_bytes=peak_memory_bytes(session.task.device),
         )

@@ -112,7 +112,6 @@ def measure_losses(
     size_of: Mapping[int, Hashable] | Sequence[Hashable],
     batch_size: int,
     losses: Callable[[Sequence[Triple]], list[FrozenLoss]],
-    between_batches: Callable[[], None] = lambda: None,
     shard: slice = slice(None),
 ) -> dict[int, FrozenLoss]:
     """Measure the triples in batches of images of one size; return the losses by index of the triple.
@@ -127,7 +126,6 @@ def measure_losses(
     batches = [chunk for indices in by_size.values() for chunk in chunks(indices, batch_size)]
     measured: dict[int, FrozenLoss] = {}
     for batch in batches[shard]:
-        between_batches()
         measured.update(zip(batch, losses([triples[index] for index in batch]), strict=True))
     return measured
 
@@ -281,8 +279,13 @@ def evaluate(session: Session, eval_set: EvalSet) -> list[FrozenLoss]:
 
 def _evaluate(session: Session, eval_set: EvalSet, batch_size: int) -> list[FrozenLoss]:
     examples, triples = eval_examples(session, eval_set), frozen_triples(session, eval_set)
+    own = len(triples[session.processes.shard])
+    done = 0
 
     def losses(batch: Sequence[Triple]) -> list[FrozenLoss]:
+        nonlocal done
+        session.count(done, own)
+        done += len(batch)
         return session.task.frozen_losses(
             examples,
             [triple.image for triple in batch],
@@ -295,7 +298,6 @@ def _evaluate(session: Session, eval_set: EvalSet, batch_size: int) -> list[Froz
         size_of=examples.sizes,
         batch_size=batch_size,
         losses=losses,
-        between_batches=session.check_stop,
         shard=session.processes.shard,
     )
     return merge_shards(session.processes.gather([measured]), len(triples))

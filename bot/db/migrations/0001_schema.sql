@@ -104,6 +104,8 @@ CREATE TABLE job (
     -- Of a study: `StudyRequest` and the newest `StudyStep`.
     study             TEXT,
     study_step        TEXT,
+    -- What a person wrote on it.
+    note              TEXT    NOT NULL DEFAULT '',
     pinned_at         REAL,
     shared_at         REAL,
     files_deleted_at  REAL,
@@ -130,6 +132,19 @@ CREATE INDEX job_study_queue ON job (is_front DESC, priority DESC, turn, id) WHE
 CREATE INDEX job_turns ON job (owner_id, priority, turn) WHERE state = 'queued' AND gpus > 0 AND NOT is_front;
 CREATE INDEX job_claims ON job (claim_number) WHERE claim_number IS NOT NULL;
 CREATE INDEX job_active ON job (owner_id, gpus) WHERE state IN ('preparing', 'running', 'stopping');
+
+-- Presets that members saved; `content` is `trainer.protocol.presets.Preset`.
+CREATE TABLE preset (
+    id         INTEGER PRIMARY KEY,
+    guild_id   INTEGER NOT NULL,
+    owner_id   INTEGER NOT NULL,
+    name       TEXT    NOT NULL,
+    -- Label of its base model; empty: it brings its own.
+    base       TEXT    NOT NULL,
+    content    TEXT    NOT NULL,
+    created_at REAL    NOT NULL,
+    UNIQUE (guild_id, name)
+) STRICT;
 
 -- The last served turn of each owner, by priority; it never goes back, whatever becomes of the job.
 CREATE TABLE served (
@@ -181,7 +196,8 @@ CREATE TABLE attempt (
 CREATE INDEX attempt_by_owner ON attempt (owner_id, started_at);
 CREATE INDEX attempt_by_start ON attempt (started_at);
 
--- The events of trainers, all but `step_done` (one a second for hours; only the newest matters) and `keep_alive`.
+-- The events of trainers, all but `step_done` and `phase_progress` (one a second; only the newest matters) and
+-- `keep_alive`.
 CREATE TABLE job_event (
     job_id  INTEGER NOT NULL REFERENCES job (id),
     seq     INTEGER NOT NULL,
@@ -199,12 +215,15 @@ CREATE TABLE outbox (
     channel_id    INTEGER NOT NULL,
     -- The receiver of a direct message; 0: it goes to the channel.
     recipient_id  INTEGER NOT NULL DEFAULT 0,
+    -- The job in whose thread in the channel it belongs; 0: it goes to the channel itself.
+    thread_of     INTEGER NOT NULL DEFAULT 0,
     -- The server whose matter it is; 0: none.
     guild_id      INTEGER NOT NULL DEFAULT 0,
     notification  TEXT    NOT NULL,
     -- Sent to Discord, which returns the message that already has it. Random, so that no other database uses it.
     nonce         TEXT    NOT NULL UNIQUE,
-    state         TEXT    NOT NULL DEFAULT 'waiting' CHECK (state IN ('waiting', 'sending', 'sent', 'dead')),
+    -- merged: shown by a later message (epochs that end within seconds; all of a job without a thread).
+    state         TEXT    NOT NULL DEFAULT 'waiting' CHECK (state IN ('waiting', 'sending', 'sent', 'merged', 'dead')),
     -- Failed requests that lengthen the back-off, and errors of the bot itself.
     tries         INTEGER NOT NULL DEFAULT 0,
     errors        INTEGER NOT NULL DEFAULT 0,
@@ -215,7 +234,7 @@ CREATE TABLE outbox (
     sent_at       REAL
 ) STRICT;
 
-CREATE INDEX outbox_unsent ON outbox (channel_id, recipient_id, id) WHERE state IN ('waiting', 'sending');
+CREATE INDEX outbox_unsent ON outbox (channel_id, recipient_id, thread_of, id) WHERE state IN ('waiting', 'sending');
 CREATE INDEX outbox_dead ON outbox (created_at) WHERE state = 'dead';
 
 -- Channels that take no messages for now: theirs wait. One is looked at again after a while, with each new message,
@@ -231,10 +250,16 @@ CREATE TABLE channel_hold (
     seen_id    INTEGER NOT NULL
 ) STRICT;
 
--- The live card of a job: one row, however often it changes.
+-- The messages of a job that are edited, however often they change: its live card, and, where it has no thread, one with
+-- the newest of what would be there.
 CREATE TABLE card (
-    job_id         INTEGER PRIMARY KEY,
+    job_id         INTEGER NOT NULL,
+    kind           TEXT    NOT NULL DEFAULT 'card' CHECK (kind IN ('card', 'latest')),
     channel_id     INTEGER NOT NULL,
+    -- Of a card: its thread; NULL: none yet; 0: there can be none.
+    thread_id      INTEGER,
+    -- Of the other one: the notifications that it shows (JSON).
+    parts          TEXT,
     -- Rises with each change; the version that is shown; the last one that must be shown at once.
     version        INTEGER NOT NULL,
     shown_version  INTEGER NOT NULL DEFAULT 0,
@@ -248,12 +273,39 @@ CREATE TABLE card (
     sent_at        REAL,
     shown_at       REAL,
     -- Why the newest version is not shown; a version that is refused is left out, and the next one is tried.
-    reason         TEXT
+    reason         TEXT,
+    PRIMARY KEY (job_id, kind),
+    CHECK ((kind = 'latest') = (parts IS NOT NULL))
 ) STRICT;
 
+CREATE INDEX card_by_thread ON card (thread_id) WHERE thread_id > 0;
 CREATE INDEX card_failed ON card (job_id) WHERE reason IS NOT NULL;
 
 CREATE INDEX card_changed ON card (channel_id) WHERE shown_version < version;
+
+-- Where a person is told of an event of a job (`bot.outbox.audience`): what differs from the default.
+CREATE TABLE notify_choice (
+    user_id INTEGER NOT NULL,
+    event   TEXT    NOT NULL,
+    place   TEXT    NOT NULL,
+    PRIMARY KEY (user_id, event)
+) STRICT, WITHOUT ROWID;
+
+-- Hours in which a person's messages make no sound; minutes of the day, in their time zone.
+CREATE TABLE quiet_hours (
+    user_id INTEGER PRIMARY KEY,
+    begins  INTEGER NOT NULL CHECK (begins BETWEEN 0 AND 1439),
+    ends    INTEGER NOT NULL CHECK (ends BETWEEN 0 AND 1439),
+    zone    TEXT    NOT NULL
+) STRICT;
+
+-- Who is told of a job: others than its owner (1), or not even its owner (0).
+CREATE TABLE watcher (
+    job_id      INTEGER NOT NULL,
+    user_id     INTEGER NOT NULL,
+    is_watching INTEGER NOT NULL,
+    PRIMARY KEY (job_id, user_id)
+) STRICT, WITHOUT ROWID;
 
 -- Who did what, when, and why; never changed and never deleted.
 CREATE TABLE audit (

@@ -22,6 +22,7 @@ from trainer.protocol.events import (
     Finished,
     Phase,
     PhaseBegan,
+    PhaseProgress,
     Started,
     StepDone,
     Stopped,
@@ -119,6 +120,9 @@ class Progress(Frozen):
 
     #: What the trainer is doing; None before its first `phase_began`.
     phase: Phase | None = None
+    #: Parts of the phase that are done, and how many there are; 0: they are not counted.
+    phase_done: int = 0
+    phase_total: int = 0
     #: Optimizer steps of the whole training; 0 before the trainer has planned it.
     total_steps: int = 0
     #: Images in memory at once, as the newest attempt found; 0 before that.
@@ -152,7 +156,9 @@ class Progress(Frozen):
                     "micro_batch_size": event.micro_batch_size,
                 }
             case PhaseBegan():
-                changes = {"phase": event.phase}
+                changes = {"phase": event.phase, "phase_done": 0, "phase_total": 0}
+            case PhaseProgress() if event.phase is self.phase:
+                changes = {"phase_done": event.done, "phase_total": event.total}
             case BaseValidated():
                 changes = {"base": event}
             case EpochEnded():
@@ -300,6 +306,8 @@ class Job(_Requested):
     round: int = 1
     #: Names of the slots that it holds or held last: `GPU 0 · RTX 4090`.
     slots: tuple[str, ...] = ()
+    #: What a person wrote on it.
+    note: str = ""
     is_pinned: bool = False
     is_shared: bool = False
     #: Its files were deleted to make room (retention).
@@ -362,7 +370,7 @@ def _job_values(row: Mapping[str, Any]) -> dict[str, Any]:
 _AS_STORED = (
     *("id", "interaction_id", "guild_id", "channel_id", "owner_id", "dataset_id", "name", "dataset_name", "gpus"),
     *("max_running", "max_waiting", "fingerprint", "estimate_s", "study", "parent_id", "child_name", "until_epoch"),
-    *("stopped_by", "attempt", "round"),
+    *("stopped_by", "attempt", "round", "note"),
 )
 _stored_values = itemgetter(*_AS_STORED)
 

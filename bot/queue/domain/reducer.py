@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from trainer.protocol.events import (
     Failed,
     Finished,
     KeepAlive,
+    PhaseBegan,
+    PhaseProgress,
     Sampled,
     StageBegan,
     Started,
@@ -30,6 +31,9 @@ from trainer.protocol.exported_files import newest_files
 
 log = logging.getLogger(__name__)
 
+#: Kinds of warnings that the owner should see before the end: the training may not be worth its time as it is.
+_ALARMS = frozenset({"diverging", "doubtful_setting", "memorized", "mix_overlap"})
+
 
 @dataclass(frozen=True, kw_only=True)
 class IngestResult:
@@ -38,8 +42,10 @@ class IngestResult:
     job: ActiveJob
     #: In the order of their events.
     notifications: tuple[Notification, ...] = ()
-    #: New events that are stored: all but `step_done` and `keep_alive`.
+    #: New events that are stored: all but `step_done`, `phase_progress` and `keep_alive`.
     stored: tuple[Event, ...] = ()
+    #: The newest `phase_progress`.
+    counted: PhaseProgress | None = None
     #: The terminal event, if the batch ends in one; one in its middle was followed by another run.
     terminal_event: TerminalEvent | None = None
 
@@ -55,17 +61,22 @@ def ingest_events(job: ActiveJob, events: Iterable[Event]) -> IngestResult:
     if not new:
         return IngestResult(job=job)
     steps = [event for event in new if isinstance(event, StepDone)]
-    stored = tuple(event for event in new if not isinstance(event, (StepDone, KeepAlive)))
+    # Of the phase that the batch ends in: one that began again counts anew.
+    phase_began = max((event.seq for event in new if isinstance(event, PhaseBegan | Started)), default=0)
+    counted = [event for event in new if isinstance(event, PhaseProgress) and event.seq > phase_began]
+    stored = tuple(event for event in new if not isinstance(event, (StepDone, PhaseProgress, KeepAlive)))
     notifications: list[Notification] = []
     for event in stored:
         job, caused = apply(job, event)
         notifications += caused
-    # Of the steps only the newest matters; there may be hundreds.
+    # Of the steps and counts only the newest matter; there may be hundreds.
     progress = job.progress.after(steps[-1]) if steps else job.progress
+    progress = progress.after(counted[-1]) if counted else progress
     return IngestResult(
         job=job.changed(last_seq=last_seq, progress=progress),
         notifications=tuple(notifications),
         stored=stored,
+        counted=counted[-1] if counted else None,
         terminal_event=new[-1] if isinstance(new[-1], Finished | Stopped | Failed) else None,
     )
 
@@ -82,8 +93,7 @@ def apply(job: ActiveJob, event: Event) -> tuple[ActiveJob, tuple[Notification, 
         job = job.changed(state=State.RUNNING)
     if _reaches_goal(job, event):
         job = job.changed(state=State.STOPPING, stop_intent=StopIntent.PAUSE, stopped_by=None)
-    notification = notification_of(job, event)
-    return job, () if notification is None else (notification,)
+    return job, notifications_of(job, event)
 
 
 def is_new(job: ActiveJob, event: Event, *, last_seq: int) -> bool:
@@ -108,26 +118,31 @@ def _reaches_goal(job: ActiveJob, event: Event) -> bool:
     )
 
 
-def notification_of(job: ActiveJob, event: Event) -> Notification | None:
-    """Return the notification that an event causes, if it gets a message of its own; a child of a study has none."""
+def notifications_of(job: ActiveJob, event: Event) -> tuple[Notification, ...]:
+    """Return the notifications that an event causes; a child of a study has none."""
     if job.parent_id is not None:
-        return None
+        return ()
     match event:
+        case Started():
+            return (_notification(job, event, NotificationKind.STARTED, "started"),)
         case BaseValidated():
-            return _notification(job, event, NotificationKind.BASE, "base")
+            return (_notification(job, event, NotificationKind.BASE, "base"),)
         case EpochEnded():
-            return _notification(job, event, NotificationKind.EPOCH, f"epoch:{event.epoch}")
+            return (_notification(job, event, NotificationKind.EPOCH, f"epoch:{event.epoch}"),)
         case StoppedEarly():
-            return _notification(job, event, NotificationKind.EARLY_STOP, f"early_stop:{event.epoch}")
+            return (_notification(job, event, NotificationKind.EARLY_STOP, f"early_stop:{event.epoch}"),)
         case Warned():
-            # Two warnings of one kind may differ: each is sent once.
-            digest = hashlib.sha256(event.message.encode()).hexdigest()[:12]
-            return _notification(job, event, NotificationKind.WARNING, f"warning:{event.kind}:{digest}")
+            # Once per kind: that it diverges, or halves its memory again, is the same news.
+            warning = _notification(job, event, NotificationKind.WARNING, f"warning:{event.kind}")
+            if event.kind not in _ALARMS:
+                return (warning,)
+            # One key: the channel shows the first of them only.
+            return _notification(job, event, NotificationKind.ALARM, "alarm"), warning
         case StageBegan() if event.name or event.first_epoch > 1:
             # A training of one stage has nothing to report.
-            return _notification(job, event, NotificationKind.STAGE, f"stage:{event.stage}:{event.first_epoch}")
+            return (_notification(job, event, NotificationKind.STAGE, f"stage:{event.stage}:{event.first_epoch}"),)
         case _:
-            return None
+            return ()
 
 
 def end_notification(

@@ -31,7 +31,7 @@ def parse_start(text: str, now: float, timezone: ZoneInfo) -> float:
     if moment is None:
         raise JobRefused(
             _(
-                '"{text}" is not a time I understand. Examples: {examples}. Nothing was queued.',
+                "I can't read “{text}” as a time. Try {examples}. Nothing was queued.",
                 text=text,
                 examples=_EXAMPLES,
             )
@@ -39,14 +39,18 @@ def parse_start(text: str, now: float, timezone: ZoneInfo) -> float:
     if moment > now + MAX_DELAY_DAYS * _DAY_S:
         raise JobRefused(
             _(
-                '"{text}" is more than {days} days away. Nothing was queued; choose an earlier time.',
+                "“{text}” is more than {days} days away. Pick an earlier time. Nothing was queued.",
                 text=text,
                 days=MAX_DELAY_DAYS,
             )
         )
     if moment <= now:
         raise JobRefused(
-            _('"{text}" is past. Nothing was queued; choose a later time, or none to start at once.', text=text)
+            _(
+                "“{text}” is in the past. Pick a later time, or leave `start` out to start right away. Nothing was "
+                "queued.",
+                text=text,
+            )
         )
     return moment
 
@@ -75,7 +79,7 @@ def _at(words: str, now: float, zone: ZoneInfo) -> float | None:
         raise JobRefused(
             _(
                 "{clock} does not exist on {day} in {zone}: the clocks go forward. "
-                "Nothing was queued; choose another time.",
+                "Pick another time. Nothing was queued.",
                 clock=f"{clock:%H:%M}",
                 day=days[0],
                 zone=zone,

@@ -117,7 +117,7 @@ class AttemptStore:
                 outcome = after_terminal_event(ended, result.terminal_event, self._settings)
                 await self._transitions.settle(connection, ended, outcome, result.terminal_event)
             elif events:
-                await self._transitions.outbox.touch_card(connection, job.card_id, channel_id=job.channel_id)
+                await self._transitions.outbox.cards.touch(connection, job.card_id, channel_id=job.channel_id)
                 await self._record_changes(connection, job, result.job)
             failpoint("ingest_open")
         failpoint("ingest_committed")
@@ -132,9 +132,11 @@ class AttemptStore:
                 (job.id, event.seq, job.attempt, event.type, event.model_dump_json()),
             )
         for notification in result.notifications:
-            await self._transitions.outbox.put(connection, notification, channel_id=job.channel_id)
+            await self._transitions.outbox.put_news(connection, notification, channel_id=job.channel_id)
         step, progress = job.progress.step, None
-        if any(isinstance(event, Started | PhaseBegan | BaseValidated | EpochEnded) for event in result.stored):
+        if result.counted or any(
+            isinstance(event, Started | PhaseBegan | BaseValidated | EpochEnded) for event in result.stored
+        ):
             progress = job.progress.model_dump_json(exclude={"step"}, exclude_defaults=True, exclude_none=True)
         values = {
             "id": job.id,

@@ -1,4 +1,4 @@
-"""Drafts: requests that show their dataset and wait for "Go on". A draft is a row of `job` that is not queued yet."""
+"""Drafts: requests that wait for [Start training]. A draft is a row of `job` that is not queued yet."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ UPDATE job SET state = 'cancelled', stop_intent = 'cancel', stopped_by = :by, en
 WHERE id = :id AND state = 'draft' AND state IN {job_sql.states_before(State.CANCELLED)}
 RETURNING *
 """
+
+_CHANGE = "UPDATE job SET request = ? WHERE id = ? AND state = 'draft' RETURNING *"
 
 _IN_SERVER = "SELECT * FROM job WHERE id = ? AND request IS NOT NULL AND guild_id = ? AND dataset_id = ?"
 
@@ -145,6 +147,18 @@ class DraftStore:
         if row["state"] == State.CANCELLED and not is_queued:
             raise DraftEnded(is_expired=False)
         return Draft.from_row(row)
+
+    async def change(self, draft_id: int, request: str) -> Draft:
+        """Replace the request of a draft.
+
+        Raises:
+            DraftEnded: It no longer waits.
+        """
+        async with self._db.transaction() as connection:
+            row = await first(connection, _CHANGE, (request, draft_id))
+        if row is None:
+            raise DraftEnded(is_expired=False)
+        return self._waiting(row)
 
     async def waiting(self, owner_id: int, dataset_id: int) -> Draft | None:
         """Return a member's newest draft with this dataset that still waits; None if there is none."""

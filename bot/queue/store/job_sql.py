@@ -191,7 +191,7 @@ WITH shown (id) AS (
     SELECT * FROM (SELECT id {_LIVING} IN {_ACTIVE} ORDER BY id LIMIT :most)
     UNION ALL
     SELECT * FROM (SELECT id FROM job INDEXED BY job_queue
-        WHERE state = 'queued' AND guild_id = :guild_id AND parent_id IS NULL ORDER BY {ORDER} LIMIT :most)
+        WHERE state = 'queued' AND guild_id = :guild_id AND parent_id IS NULL ORDER BY {ORDER} LIMIT :most OFFSET :skip)
     UNION ALL
     SELECT * FROM (SELECT id {_LIVING} = 'paused' ORDER BY id LIMIT :most)
 )
@@ -335,6 +335,8 @@ PIN = f"""
 UPDATE job SET pinned_at = CASE WHEN :is_pinned THEN COALESCE(pinned_at, :now) END
 WHERE id = :id AND state IN {listed(ENDS | LIVING)} RETURNING *
 """
+
+NOTE = "UPDATE job SET note = :note WHERE id = :id AND spec IS NOT NULL RETURNING *"
 
 SHARE = "UPDATE job SET shared_at = CASE WHEN :is_shared THEN COALESCE(shared_at, :now) END WHERE id = :id RETURNING *"
 

@@ -99,14 +99,16 @@ class JobStore:
             raise NoSuchJob(job_id=job_id)
         return job
 
-    async def living(self, guild_id: int, *, most: int = 1000) -> list[Job]:
+    async def living(self, guild_id: int, *, most: int = 1000, skip: int = 0) -> list[Job]:
         """Return jobs of a server that have not ended: running and paused ones, then the queue in its order.
 
         Args:
             guild_id: The server.
             most: How many that run, are paused, and are queued, of each.
+            skip: Leave out so many of the queue's first.
         """
-        return [Job.from_row(row) for row in await self._db.all(job_sql.BOARD, {"guild_id": guild_id, "most": most})]
+        values = {"guild_id": guild_id, "most": most, "skip": skip}
+        return [Job.from_row(row) for row in await self._db.all(job_sql.BOARD, values)]
 
     async def count_living(self, guild_id: int) -> dict[State, int]:
         """Return how many jobs of a server have not ended, by state."""
@@ -163,7 +165,7 @@ class JobStore:
         return {row["id"]: row["position"] for row in rows}
 
     async def events(self, job_id: int) -> tuple[Event, ...]:
-        """Return the stored events of a job, oldest first: all but `step_done` and `keep_alive`."""
+        """Return the stored events of a job, oldest first: all but `step_done`, `phase_progress` and `keep_alive`."""
         rows = await self._db.all("SELECT body FROM job_event WHERE job_id = ? ORDER BY seq", (job_id,))
         return tuple(parse_event(row[0]) for row in rows)
 
@@ -269,6 +271,7 @@ class JobStore:
         assert row is not None
         before = State.DRAFT if is_draft else None
         await self._transitions.record(connection, row, verb="submit", before=before, by=new.owner_id)
+        await self._transitions.notify_queued(connection, row)
         log.info("#%d queued (%s, %s)", row["id"], new.spec.name, new.spec.base.source)
         return row
 
@@ -352,7 +355,14 @@ class JobStore:
         return await self.get(job_id)
 
     async def extend(
-        self, job: Job, spec: Spec, *, fingerprint: str, estimate_s: float | None, by: int, max_waiting: int | None
+        self,
+        job: Job,
+        spec: Spec,
+        *,
+        fingerprint: str | None,
+        estimate_s: float | None,
+        by: int,
+        max_waiting: int | None,
     ) -> Job:
         """Queue a finished job again, to go on from its checkpoint with more epochs; other jobs are unchanged.
 
@@ -399,6 +409,14 @@ class JobStore:
         """
         values = {"id": job_id, "is_pinned": is_pinned, "now": self._clock.time()}
         return await self._change(job_sql.PIN, values, verb="pin" if is_pinned else "unpin", by=by)
+
+    async def write_note(self, job_id: int, text: str, *, by: int) -> Job:
+        """Write a note on a job, in place of the one that is there; empty: remove it.
+
+        Raises:
+            NoSuchJob: There is no such job.
+        """
+        return await self._change(job_sql.NOTE, {"id": job_id, "note": text}, verb="note", by=by, why=text)
 
     async def share(self, job_id: int, *, by: int, is_shared: bool = True) -> Job:
         """Record that a job's samples were shared with the team (its files are then kept), or no longer are.

@@ -13,12 +13,13 @@ from pydantic import Field
 from bot.clock import SYSTEM_CLOCK, Clock
 from bot.config import LimitSettings
 from bot.db import Database
-from bot.errors import AboveCeiling, NotEnoughGpus, OverBudget, PriorityNotAllowed, UnknownHours
+from bot.errors import DarkroomError, JobRefused
 from bot.queue.domain.job import LIVING, Priority
 from bot.queue.store.history import write_entry
 from bot.queue.store.job_sql import listed
 from bot.queue.store.transitions import first
 from trainer.protocol.frozen import Frozen
+from trainer.protocol.text import _
 
 _MIB = 1024 * 1024
 _HOUR_S = 3600.0
@@ -54,6 +55,84 @@ SELECT COALESCE(SUM({_REMAINING}), 0) AS seconds
 FROM job INDEXED BY job_by_owner
 WHERE owner_id = :owner_id AND state IN {listed(LIVING)} AND guild_id = :guild_id AND estimate_s IS NOT NULL
 """
+
+
+class NotEnoughGpus(JobRefused):
+    """The job needs more GPUs than the machine has."""
+
+    def __init__(self, *, wanted: int, available: int) -> None:
+        self.wanted, self.available = wanted, available
+        super().__init__(
+            _(
+                "You asked for {wanted} GPUs; this machine has {available}. Nothing was queued.",
+                wanted=wanted,
+                available=available,
+            )
+        )
+
+
+class PriorityNotAllowed(JobRefused):
+    """High priority, for a member who may not manage the server."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            _(
+                "Only managers of the server can use high priority. Ask one of them to bump your job; "
+                "nothing was queued."
+            )
+        )
+
+
+class UnknownHours(JobRefused):
+    """The GPU hours of the week are limited, and nothing tells how many a study needs."""
+
+    def __init__(self, *, left_h: float) -> None:
+        self.left_h = left_h
+        super().__init__(
+            _(
+                "You have {left} GPU-h left until Monday. Nothing like this was trained here before, so I cannot "
+                "estimate whether all runs of the study fit. Nothing was queued. Train one job with these settings "
+                "first (`/finetune`).",
+                left=_hours(left_h),
+            )
+        )
+
+
+class AboveCeiling(DarkroomError):
+    """A limit of a role would be above the one that the operator configured."""
+
+    def __init__(self, *, setting: str, wanted: float, ceiling: float) -> None:
+        self.setting, self.wanted, self.ceiling = setting, wanted, ceiling
+        super().__init__(
+            _(
+                "The operator of this bot allows {ceiling} ({setting} in its configuration), and this would be "
+                "{wanted}. Nothing was changed.",
+                ceiling=f"{ceiling:g}",
+                setting=setting,
+                wanted=f"{wanted:g}" if wanted else _("any number"),
+            )
+        )
+
+
+class OverBudget(JobRefused):
+    """The job needs more GPU hours than its owner has left this week."""
+
+    def __init__(self, *, needed_h: float | None, left_h: float, allowed_h: float) -> None:
+        self.needed_h, self.left_h, self.allowed_h = needed_h, left_h, allowed_h
+        if needed_h is None or left_h <= 0:
+            text = _(
+                "Your {allowed} GPU-h of this week are used or reserved by your other jobs. Wait until Monday, or "
+                "cancel one of your waiting jobs; nothing was queued.",
+                allowed=f"{allowed_h:g}",
+            )
+        else:
+            text = _(
+                "This needs ≈ {needed} GPU-h; you have {left} h left until Monday. Take fewer epochs, or wait until "
+                "then; nothing was queued.",
+                needed=_hours(needed_h),
+                left=_hours(left_h),
+            )
+        super().__init__(text)
 
 
 class RoleLimit(Frozen):
@@ -254,3 +333,7 @@ class RoleLimits:
 
 def _limit_of(row: Any) -> RoleLimit:
     return RoleLimit(**{name: row[name] for name in RoleLimit.model_fields})
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.1f}" if hours >= 1 else f"{hours:.2g}"

@@ -82,5 +82,5 @@ class QueueControl:
         at = self._transitions.clock.time()
         await write_entry(connection, at=at, verb=f"queue {verb}", guild_id=guild_id, by=by, why=why)
         for row in await connection.execute_fetchall(job_sql.NEXT_QUEUED, (0,)):
-            await self._transitions.outbox.touch_card(connection, row["id"], channel_id=row["channel_id"])
+            await self._transitions.outbox.cards.touch(connection, row["id"], channel_id=row["channel_id"])
         self._db.after_commit(self._transitions.changed.set)

@@ -9,7 +9,7 @@ from typing import Any
 
 from bot.clock import SYSTEM_CLOCK, Clock
 from bot.db import Connection, Database, Row
-from bot.outbox import NotificationKind, Outbox
+from bot.outbox import Notification, NotificationKind, Outbox
 from bot.queue.domain.job import ActiveJob, State
 from bot.queue.domain.reducer import end_notification
 from bot.queue.domain.rules import AttemptOutcome
@@ -55,14 +55,25 @@ class Transitions:
         await self.touch(connection, row, at_once=True)
         # Queued jobs may have another position now.
         others = await connection.execute_fetchall(job_sql.NEXT_QUEUED, (row["id"],))
-        await self.outbox.touch_cards(connection, [(other["id"], other["channel_id"]) for other in others])
+        await self.outbox.cards.touch_all(connection, [(other["id"], other["channel_id"]) for other in others])
         self.db.after_commit(self.changed.set)
 
     async def touch(self, connection: Connection, row: Row, *, at_once: bool = False) -> None:
         """Mark the job's card as stale; a child of a study is on its study's card."""
         if row["spec"] is not None:
             job_id = row["parent_id"] or row["id"]
-            await self.outbox.touch_card(connection, job_id, channel_id=row["channel_id"], at_once=at_once)
+            await self.outbox.cards.touch(connection, job_id, channel_id=row["channel_id"], at_once=at_once)
+
+    async def notify_queued(self, connection: Connection, row: Row) -> None:
+        """Notify those who want to know that a job is queued."""
+        notification = Notification(
+            kind=NotificationKind.QUEUED,
+            job_id=row["id"],
+            dedupe_key=f"job:{row['id']}:queued",
+            guild_id=row["guild_id"],
+            owner_id=row["owner_id"],
+        )
+        await self.outbox.put_news(connection, notification, channel_id=row["channel_id"])
 
     async def settle(
         self, connection: Connection, job: ActiveJob, outcome: AttemptOutcome, event: TerminalEvent | None
@@ -117,4 +128,5 @@ class Transitions:
                 attempt=row["attempt"],
                 round_=row["round"],
             )
-            await self.outbox.put(connection, notification, channel_id=row["channel_id"])
+            by = row["stopped_by"] if kind is NotificationKind.CANCELLED else None
+            await self.outbox.put_news(connection, notification, channel_id=row["channel_id"], by=by)

@@ -17,7 +17,8 @@ from bot.app import connection
 from bot.app.client import ReconnectBackoff
 from bot.app.compose import App, _task_group, compose
 from bot.app.connection import stay_connected
-from bot.errors import DatabaseDamaged, FolderInUse, TokenRefused
+from bot.db.errors import DatabaseDamaged, FolderInUse
+from bot.errors import TokenRefused
 from tests.bot.cogs.conftest import config_for
 
 

@@ -23,6 +23,7 @@ from bot.outbox import (
     MessageGone,
     MessageRefused,
     MessageTooLarge,
+    NoThread,
     RecipientUnreachable,
     SendLater,
 )
@@ -155,7 +156,7 @@ async def poster(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[P
 def content(tmp_path: Path) -> MessageContent:
     (tmp_path / "a.png").write_bytes(b"image")
     file = FileToSend(folder=tmp_path, path="a.png", name="loss-e1.png")
-    return MessageContent(layout=layout("Hello", image_gallery(file, "loss"), "-# 3fa8c1d2"), files=(file,), mentions=7)
+    return MessageContent(layout=layout("Hello", image_gallery(file, "loss")), files=(file,), mentions=(7,))
 
 
 async def test_the_same_nonce_makes_one_message(wire: Wire, poster: Poster, content: MessageContent) -> None:
@@ -186,10 +187,26 @@ async def test_an_image_that_discord_lost_is_sent_again(wire: Wire, poster: Post
     assert wire.requests[-1][2] == ["files[0]"]
 
 
-async def test_a_message_is_found_by_its_marker(wire: Wire, poster: Poster, content: MessageContent) -> None:
-    message_id = await poster.send(CHANNEL, content, "n")
-    assert await poster.find(CHANNEL, "3fa8c1d2") == message_id
-    assert await poster.find(CHANNEL, "ffffffff") is None
+@pytest.mark.parametrize("is_text", [False, True])
+async def test_a_message_is_found_by_its_nonce(
+    wire: Wire, poster: Poster, content: MessageContent, is_text: bool
+) -> None:
+    content = text_form(content) if is_text else content
+    await poster.send(CHANNEL, content, "0" * 24)
+    message_id = await poster.send(CHANNEL, content, "3fa8c1d2" + "0" * 16)
+    await poster.send(CHANNEL, content, "1" * 24)
+    assert await poster.find(CHANNEL, "3fa8c1d2" + "0" * 16) == message_id
+    assert await poster.find(CHANNEL, "f" * 24) is None
+
+
+async def test_a_layout_shows_nothing_of_its_nonce(wire: Wire, poster: Poster, content: MessageContent) -> None:
+    await poster.send(CHANNEL, content, "3fa8c1d2" + "0" * 16)
+    components = wire.requests[0][1]["components"]
+    texts = [each["content"] for each in components if "content" in each]
+    assert texts == ["Hello"]
+    # Discord takes 32 bits, and makes an ID of its own of 0.
+    assert 0 < components[0]["id"] < 2**31
+    assert not [each for each in components[1:] if "id" in each]
 
 
 # -- the table: what follows an answer ----------------------------------------------------------------------------
@@ -290,6 +307,44 @@ async def test_each_refusal_has_its_consequence(
 
 
 @pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        # A kind of channel without threads, a missing permission, the channel, too many threads, a form, a proxy …
+        (Fault(status=400, code=50024), NoThread),
+        (Fault(status=400, code=50068), NoThread),
+        (Fault(status=403, code=50013), NoThread),
+        (Fault(status=404, code=10003), NoThread),
+        (Fault(status=400, code=160006), NoThread),
+        (Fault(status=400, code=50035), NoThread),
+        (Fault(status=404, code=10008), MessageGone),
+        (Fault(status=403, html=_HTML), SendLater),
+        (Fault(status=500), SendLater),
+        (Fault(status=401), SendLater),
+        (Fault(status=429, retry_after=20.0), SendLater),
+        (Fault(is_hanging=True), SendLater),
+    ],
+    ids=str,
+)
+async def test_each_refusal_of_a_thread_has_its_consequence(
+    wire: Wire, poster: Poster, fault: Fault, expected: type[DeliveryFailed]
+) -> None:
+    wire.failures = [fault]
+    with pytest.raises(expected) as raised:
+        await poster.start_thread(CHANNEL, 1000, "#1 fox")
+    assert type(raised.value) is expected
+
+
+async def test_a_thread_that_an_earlier_try_started_is_the_one_of_its_message(wire: Wire, poster: Poster) -> None:
+    wire.failures = [Fault(status=400, code=160004)]
+    assert await poster.start_thread(CHANNEL, 1000, "#1 fox") == 1000
+
+
+async def test_the_name_of_a_thread_is_within_discords_limit(wire: Wire, poster: Poster) -> None:
+    await poster.start_thread(CHANNEL, 1000, f"#1 {'很长的名字' * 40}")
+    assert 1 <= len(wire.requests[0][1]["name"]) <= 100
+
+
+@pytest.mark.parametrize(
     ("status", "code", "kind"),
     [
         (403, 50001, HoldReason.NO_ACCESS),
@@ -330,15 +385,14 @@ async def test_a_refused_message_is_logged_with_its_payload_and_a_reference(
     assert "Hello" in caplog.text
 
 
-async def test_a_message_in_text_form_has_neither_layout_nor_files_and_is_found(
+async def test_a_message_in_text_form_has_neither_layout_nor_files_but_a_reference(
     wire: Wire, poster: Poster, content: MessageContent
 ) -> None:
-    message_id = await poster.send(CHANNEL, text_form(content, "See /job status."), "n")
+    await poster.send(CHANNEL, text_form(content, "See /job status."), "3fa8c1d2" + "0" * 16)
     _, body, files = wire.requests[0]
-    assert body["content"] == "Hello\nSee /job status.\n-# 3fa8c1d2"
+    assert body["content"] == "Hello\nSee /job status.\n-# Reference 3fa8c1d2"
     assert not body.get("components")
     assert not files
-    assert await poster.find(CHANNEL, "3fa8c1d2") == message_id
 
 
 async def test_a_channel_that_may_not_be_read_is_not_held_for_that(

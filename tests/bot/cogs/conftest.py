@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import functools
 import io
+import json
 import os
 import signal
 import sys
@@ -22,7 +23,7 @@ import simcord
 
 from bot.app.compose import App, compose
 from bot.cogs.attachments import read_attachment
-from bot.config import Config
+from bot.config import Config, ModelSettings
 from bot.queue import Job, JobStore
 from tests.trainer.fork_server import ForkServer
 from trainer.exchange.process import read_process_file
@@ -53,6 +54,18 @@ def archive(images: int = 6, **others: bytes) -> tuple[str, bytes]:
     return "fox.zip", file.getvalue()
 
 
+def settings_file(**settings: Any) -> tuple[str, bytes]:
+    """A `.toml` file with these settings, an option of `/finetune`."""
+    lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
+    return "settings.toml", "\n".join(lines).encode()
+
+
+def with_settings_file(options: dict[str, Any]) -> dict[str, Any]:
+    """Put settings that are no options of `/finetune` into its `.toml` file."""
+    others = {name: options.pop(name) for name in ("seed", "early_stop", "lr", "rank") if name in options}
+    return {**options, "settings": settings_file(**others)} if others else options
+
+
 @dataclass
 class World:
     """One server with two members and the bot."""
@@ -74,13 +87,20 @@ class World:
     async def finetune(self, actor: Any = None, **options: Any) -> Any:
         """Run `/finetune` as Ana or `actor`, on six images unless `from_dataset` is given, without confirmation."""
         images = {} if "from_dataset" in options else {"dataset": archive()}
-        asked = {"confirm": False, "epochs": 1, **images, **options}
+        asked = with_settings_file({"confirm": False, "epochs": 1, **images, **options})
         return await (actor or self.ana).slash(self.channel, "finetune", **asked)
+
+    async def until_sent(self) -> None:
+        """Wait until no message waits: those of a thread may come after the result in the channel."""
+        async with asyncio.timeout(60):
+            while await self.app.outbox.depth():  # noqa: ASYNC110 - no event is set.
+                await asyncio.sleep(0.02)
 
     async def train(self, **options: Any) -> None:
         """Run a training of Ana's to its end."""
         await self.finetune(**options)
         await self.until_shown("is done")
+        await self.until_sent()
 
     def add_manager(self) -> Any:
         """Add a member who may manage the server."""
@@ -92,8 +112,17 @@ class World:
         """The exceptions that ended slash commands, oldest first; not those of buttons and uploads."""
         return [type(getattr(error, "original", error)) for error in self.env.errors]
 
+    def messages(self) -> list[discord.Message]:
+        """The messages of the channel and then those of its threads, oldest first."""
+        return [message for channel in (self.channel, *self.channel.threads) for message in _messages_in(channel)]
+
     def texts(self) -> list[str]:
-        return ["\n".join(texts(message.components)) for message in self.channel.history(viewer=None)]
+        """The texts of the channel's messages, those of its threads excluded; oldest first."""
+        return list(map(text_of, _messages_in(self.channel)))
+
+    def thread_texts(self) -> list[str]:
+        """The texts of the messages in the threads of the channel."""
+        return [text_of(message) for thread in self.channel.threads for message in _messages_in(thread)]
 
     def mentions(self) -> list[list[int]]:
         """The users that each message notifies, oldest first."""
@@ -101,8 +130,8 @@ class World:
         return [sorted(stored[message_id].ping_user_ids) for message_id in sorted(stored)]
 
     def posts(self, part: str) -> list[str]:
-        """The messages that contain `part`."""
-        return [text for text in self.texts() if part in text]
+        """The messages that contain `part`, in the channel and its threads."""
+        return [text for text in map(text_of, self.messages()) if part in text]
 
     async def until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
         """Wait in real time: the services are not simulated."""
@@ -111,12 +140,19 @@ class World:
                 while not condition():  # noqa: ASYNC110 - no event is set.
                     await asyncio.sleep(0.02)
         except TimeoutError:
-            raise AssertionError("timed out; the channel shows:\n" + "\n---\n".join(self.texts())) from None
+            raise AssertionError(
+                "timed out; the channel and its threads show:\n" + "\n---\n".join(self.posts(""))
+            ) from None
 
     async def until_shown(self, part: str, seconds: float = 60) -> str:
         """Wait for a message that contains `part`; return the first one."""
         await self.until(lambda: bool(self.posts(part)), seconds)
         return self.posts(part)[0]
+
+
+def _messages_in(channel: Any) -> list[discord.Message]:
+    # simcord tells the channel of each thread; Discord only of one that starts from an older message.
+    return [each for each in channel.history(viewer=None) if each.type is not discord.MessageType.thread_created]
 
 
 def texts(components: Any) -> list[str]:
@@ -153,12 +189,15 @@ def config_for(folder: Path, **trainer_env: str) -> Config:
                 # A full disk of the test machine must not stop the queue.
                 "health": Config().health.model_copy(update={"min_free_gib": 0.0}),
                 "trainer": Config().trainer.model_copy(update={"env": trainer_env}),
+                "models": ModelSettings(default="tiny"),
             }
         )
         .model_dump_json()
     )
     # Shorter than a configuration may say; else each test would wait for a second or two.
-    return config.model_copy(update={"cards": config.cards.model_copy(update={"edit_interval_s": 0.1})})
+    return config.model_copy(
+        update={"cards": config.cards.model_copy(update={"edit_interval_s": 0.1, "epoch_interval_s": 0.0})}
+    )
 
 
 def _populate(app: App, env: Any) -> World:

@@ -56,4 +56,4 @@ async def press_forged(lab: World, custom_id: str, user: Any = None, channel: An
     result = await (user or lab.ana).click(message, custom_id=custom_id)
     if result.response is None or result.response.id != message.id:
         await message.delete()
-    return answer(result)
+    return str(result.modal["title"]) if result.modal else answer(result)

@@ -29,12 +29,13 @@ if sys.argv[1:] == ["devices"]:
     sys.exit()
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
-from trainer.exchange.dataset_dir import read_edits, read_report, write_edits
+from trainer.exchange.dataset_dir import read_edits, read_report, write_edits, write_progress
 from trainer.exchange.job_dir import read_spec, write_spec
 from trainer.exchange.process import PROCESS_FILE, identify
 from trainer.exchange.study_dir import read_study_request
 from trainer.protocol import events
 from trainer.protocol.edits import Edits
+from trainer.protocol.progress import PreparePhase, PrepareProgress
 from trainer.protocol.report import Counts, DatasetReport, Finding, FindingKind, Image, Split
 from trainer.protocol.spec import Spec
 from trainer.protocol.study import ChildGoal, ChildState, KfoldRequest, StudyRow, StudyStep
@@ -53,7 +54,7 @@ def main(arguments: list[str]) -> int:
             return prepare(Path(source), Path(out), **{name.strip("-"): Path(path) for name, path in options.items()})
         case ["caption", *_rest, "--download-only"]:
             return 0
-        case ["caption", dataset_dir, "--model", model, "--edits", edits]:
+        case ["caption", dataset_dir, "--model", model, "--edits", edits, *_progress]:
             return caption(Path(dataset_dir), model, Path(edits))
         case ["study", folder]:
             return study(Path(folder))
@@ -68,9 +69,17 @@ def refuse(message: str) -> int:
 
 
 def prepare(
-    source: Path, out: Path, *, edits: Path | None = None, earlier: Path | None = None, limit: Path | None = None
+    source: Path,
+    out: Path,
+    *,
+    edits: Path | None = None,
+    earlier: Path | None = None,
+    limit: Path | None = None,
+    progress: Path | None = None,
 ) -> int:
     """The name of an image decides its findings: `corrupt`, `blur` (kept), `twin` (dropped)."""
+    if progress is not None:
+        write_progress(progress, PrepareProgress(phase=PreparePhase.READING, done=2, total=6))
     time.sleep(float(os.environ.get("FAKE_PREPARE_S", "0")))
     files = sorted(source.iterdir())
     for file in files:
@@ -255,6 +264,7 @@ class Run:
                 events.StepDone, step=(epoch - 1) * STEPS + step, epoch=epoch, loss=0.1 * 0.97**epoch,
                 learning_rate=1e-4, steps_per_s=1 / self.step_s, peak_memory_bytes=2**30,
                 eta_s=self.step_s * STEPS * (self.spec.training.epochs - epoch),
+                elapsed_s=self.step_s * ((epoch - 1) * STEPS + step),
             )  # fmt: skip
         self.sample(epoch)
         best = min(epoch, BEST)
@@ -268,8 +278,12 @@ class Run:
         return None
 
     def fail(self) -> int | None:
-        if self.failure == "oom":
-            kind = events.FailureKind.OUT_OF_MEMORY
+        kinds = {
+            "oom": events.FailureKind.OUT_OF_MEMORY,
+            "diverged": events.FailureKind.DIVERGED,
+            "missing_model": events.FailureKind.MISSING_MODEL,
+        }
+        if kind := kinds.get(self.failure):
             self.emit(events.Failed, kind=kind, message="It ran out of memory at step 9.", hint="Take rank 8.")
             return events.EXIT_FAILED
         mark = self.job_dir / "died"

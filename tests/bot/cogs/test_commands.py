@@ -28,8 +28,11 @@ async def test_every_command_is_within_the_limits_of_discord(data_dir: Path) -> 
             "dataset",
             "job",
             "queue",
+            "notify",
             "study",
             "admin",
+            "preset",
+            "help",
             "Use attachments as dataset",
         ]
         for part in parts(commands):
@@ -69,9 +72,9 @@ async def test_commands_are_synced_only_when_they_change(data_dir: Path) -> None
     async with world(data_dir) as lab:
         client: Any = lab.env.bot
         assert len([r for r in lab.env.http_requests if r.method == "PUT"]) == 1
-        assert await client.command_sync(client.application_id).is_current(None)
+        assert await (await client.command_sync(client.application_id)).is_current(None)
         client.tree.get_command("queue").description = "Something new."
-        sync = client.command_sync(client.application_id)
+        sync = await client.command_sync(client.application_id)
         assert not await sync.is_current(None)
         await sync.write(None)
         assert await sync.is_current(None)

@@ -9,9 +9,14 @@ from typing import Any
 
 import pytest
 
+from bot.cogs import attachments
+from bot.datasets import prepare_runner
+from bot.ui.upload_posts import progress_words
 from tests.bot.cogs.conftest import PNG, World, answer, archive, text_of, world
-from tests.bot.cogs.dataset_helpers import buttons, press, press_forged, upload_dataset
+from tests.bot.cogs.dataset_helpers import buttons, press, press_forged, shown_again, upload_dataset
+from trainer.exchange.dataset_dir import SHARED_PAGE
 from trainer.protocol.edits import Layout
+from trainer.protocol.progress import PrepareProgress
 
 
 async def names(lab: World) -> list[str]:
@@ -36,7 +41,7 @@ async def test_an_upload_is_answered_with_its_report_card(data_dir: Path) -> Non
         text = text_of(card)
         assert "🖼️ fox · 7 images" in text
         assert "**1 image needs a decision**: 1 perhaps blurred" in text
-        assert set(buttons(card)) == {"▶️", "Review 1 image", "Download report"}
+        assert set(buttons(card)) == {"▶️", "Fine-tune with this", "Review 1 image", "Captions", "Report"}
         assert card.flags.ephemeral
         assert lab.channel.history() == []
 
@@ -159,8 +164,8 @@ async def test_contact_sheets_are_turned_and_the_report_is_sent(data_dir: Path) 
         turned = await press(lab.ben, card, "▶️")
         second = turned.response.message
         assert [file.filename for file in second.attachments] == ["fox-prepared-2.png"]
-        assert set(buttons(second)) == {"◀️", "Review 1 image", "Download report"}
-        report = await press(lab.ben, second, "Download report")
+        assert set(buttons(second)) == {"◀️", "Fine-tune with this", "What was found", "Report"}
+        report = await press(lab.ben, second, "Report")
         assert [file.filename for file in report.response.attachments] == ["fox-report.zip"]
         packed = zipfile.ZipFile(io.BytesIO(await report.response.attachments[0].read()))
         thumbnails = [f"thumbnails/{number}.png" for number in range(1, 9)]
@@ -172,6 +177,11 @@ async def test_contact_sheets_are_turned_and_the_report_is_sent(data_dir: Path) 
             *thumbnails,
         }
         assert list((data_dir / "incoming").iterdir()) == []
+        # One page that opens on a phone too is better than an archive.
+        dataset = await lab.app.services.datasets.named(lab.channel.guild.id, "fox")
+        (dataset.folder / SHARED_PAGE).write_text("<p>7 images</p>")
+        report = await press(lab.ben, second, "Report")
+        assert [file.filename for file in report.response.attachments] == ["fox-report.html"]
 
 
 @pytest.mark.slow
@@ -236,10 +246,80 @@ async def test_the_form_for_caption_rules_shows_the_current_ones(data_dir: Path)
         assert known["strip"] == "blurry, masterpiece"
         assert known["replace"] == "dog => fox\ncat =>"
         refused = answer(await lab.ana.submit_modal(again, {"replace": "no arrow here"}))
-        assert "write it as: old =" in refused
+        assert "Write one per line as: old =" in refused
         other = await lab.ben.slash(lab.channel, "dataset captions", dataset="fox")
         assert "can change the dataset `fox`" in answer(other)
         assert lab.env.errors
+
+
+async def test_a_model_writes_the_missing_captions_in_one_press(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(data_dir) as lab:
+        files = [*loose(5), ("bare.png", PNG + b"bare")]
+        card = (await upload(lab, lab.ana, files, name="fox")).response.message
+        overview = (await press(lab.ana, card, "Captions")).response.message
+        assert "1 of 6 images has no caption" in text_of(overview)
+        # No model is set up.
+        assert set(buttons(overview)) == {"One by one", "Change all at once"}
+        forged = await press_forged(lab, "ds:1:write", user=lab.ben)
+        assert "can change the dataset `fox`" in forged
+
+        captions = lab.app.services.config.captions.model_copy(update={"model": "blip"})
+        object.__setattr__(lab.app.services.config, "captions", captions)
+        overview = (await press(lab.ana, card, "Captions")).response.message
+        written = await press(lab.ana, overview, "Let a model write 1")
+
+        assert "1 caption was written. Read it before you train" in answer(written)
+        assert "1 caption by a model" in answer(written)
+
+
+async def test_captions_are_written_image_by_image_and_those_without_one_come_first(data_dir: Path) -> None:
+    async with world(data_dir) as lab:
+        files = [*loose(5), ("bare.png", PNG + b"bare")]
+        card = (await upload(lab, lab.ana, files, name="fox")).response.message
+        overview = (await press(lab.ana, card, "Captions")).response.message
+        page = (await press(lab.ana, overview, "One by one")).response.message
+        assert "Captions of fox · 6 of 6" in text_of(page)
+        assert "1 image has no caption" in text_of(page)
+        page = (await press(lab.ana, page, "◀️")).response.message
+        assert "Captions of fox · 5 of 6" in text_of(page)
+        form = await press(lab.ana, page, "Write caption")
+        assert form.modal["components"][0]["component"]["value"] == "a fox"
+
+        await lab.ana.submit_modal(form, {"caption": "a fox in snow"})
+
+        # The next image follows, and so on to the last.
+        page = shown_again(lab, page)
+        assert "has its new caption" in text_of(page)
+        assert "6 of 6" in text_of(page)
+        form = await press(lab.ana, page, "Write caption")
+        await lab.ana.submit_modal(form, {"caption": "a bare fox"})
+        await press(lab.ana, shown_again(lab, page), "Done")
+        report = await lab.app.services.datasets.report(
+            await lab.app.services.datasets.named(lab.channel.guild.id, "fox")
+        )
+        assert [image.caption for image in report.images[4:]] == ["a fox in snow", "a bare fox"]
+
+
+async def test_an_upload_shows_how_far_it_has_come_and_then_its_card(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(prepare_runner, "PROGRESS_EVERY_S", 0.02)
+
+    def recorded(title: str, progress: PrepareProgress) -> str:
+        shown.append(progress_words(title, progress))
+        return shown[-1]
+
+    monkeypatch.setattr(attachments, "progress_words", recorded)
+    async with world(data_dir, FAKE_PREPARE_S="1") as lab:
+        card = await upload_dataset(lab)
+
+        assert shown == ["⏳ **fox.zip** · reading the images: 2 of 6"]
+        # The same message, and not one more.
+        assert "🖼️ fox · 7 images" in text_of(shown_again(lab, card))
+        assert len([each for each in lab.channel.history(viewer=lab.ana) if each.flags.ephemeral]) == 1
 
 
 # -- delete --------------------------------------------------------------------------------------------------------
@@ -256,7 +336,7 @@ async def test_a_dataset_is_deleted_by_its_owner_after_a_confirmation(data_dir: 
         ids = buttons(message)
         assert "is deleted; its name is free" in answer(await lab.ana.click(message, custom_id=ids["Delete"]))
         assert await names(lab) == []
-        for label in ("Review 1 image", "Download report", "▶️"):
+        for label in ("Review 1 image", "Report", "Captions", "▶️"):
             reply = await press(lab.ana, card, label)
             assert "There is no dataset" in answer(reply), label
 

@@ -1,4 +1,4 @@
-"""`/finetune` shows the dataset first; the job is queued after "Go on", and once."""
+"""`/finetune` shows the dataset first; the job is queued after "Start training", and once."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tests.bot.cogs.conftest import (
     first_bot,
     next_bot,
     text_of,
+    with_settings_file,
     world,
 )
 from tests.bot.cogs.dataset_helpers import DEFECTIVE, buttons, press, press_forged, shown_again
@@ -23,26 +24,28 @@ from tests.bot.cogs.dataset_helpers import DEFECTIVE, buttons, press, press_forg
 
 async def ask(lab: World, **options: Any) -> Any:
     """Ana's `/finetune`; the card that she gets."""
-    result = await lab.ana.slash(lab.channel, "finetune", **{"dataset": DEFECTIVE, "epochs": 2, **options})
+    asked = with_settings_file({"dataset": DEFECTIVE, "epochs": 2, **options})
+    result = await lab.ana.slash(lab.channel, "finetune", **asked)
     return result.response.message
 
 
 async def refused_go_on(lab: World, card: Any) -> str:
-    """Press "Go on"; return why it is refused."""
-    return text_of((await press(lab.ana, card, "Go on")).followups[-1])
+    """Press "Start training"; return why it is refused."""
+    return text_of((await press(lab.ana, card, "Start training")).followups[-1])
 
 
 async def test_nothing_is_queued_before_go_on(data_dir: Path) -> None:
     async with world(data_dir) as lab:
         card = await ask(lab, prompts="a fox", name="Red One")
-        assert "🖼️ fox · 7 images" in text_of(card)
-        assert "**red-one** · 2 epochs" in text_of(card)
-        assert list(buttons(card)) == ["▶️", "Fix: review 1 image", "Download report", "Go on", "Cancel"]
+        assert "**Images**: 7 images" in text_of(card)
+        assert "Train “red-one”?" in text_of(card)
+        asked = ["Start training", "Edit", "Advanced…", "Cancel"]
+        assert list(buttons(card)) == [*asked, "▶️", "Review 1 image", "Captions", "Report"]
         assert card.flags.ephemeral
         assert await lab.recent() == []
         assert lab.channel.history() == []
 
-        receipt = (await press(lab.ana, card, "Go on")).response.message
+        receipt = (await press(lab.ana, card, "Start training")).response.message
 
         assert "✅ **Queued #1 “red-one”**" in text_of(receipt)
         (job,) = await lab.recent()
@@ -54,7 +57,7 @@ async def test_nothing_is_queued_before_go_on(data_dir: Path) -> None:
 async def test_go_on_pressed_twice_is_one_job(data_dir: Path) -> None:
     async with world(data_dir) as lab:
         card = await ask(lab)
-        draft = buttons(card)["Go on"]
+        draft = buttons(card)["Start training"]
         await lab.ana.click(card, custom_id=draft)
         for _ in range(2):
             await press_forged(lab, draft)
@@ -76,20 +79,20 @@ async def test_sheets_can_be_turned_on_the_card_of_a_draft(data_dir: Path) -> No
         card = await ask(lab)
         turned = (await press(lab.ana, card, "▶️")).response.message
         assert [file.filename for file in turned.attachments] == ["fox-prepared-2.png"]
-        assert "Go on" in buttons(turned)
-        await press(lab.ana, turned, "Go on")
+        assert "Start training" in buttons(turned)
+        await press(lab.ana, turned, "Start training")
         assert [job.id for job in await lab.recent()] == [1]
 
 
 async def test_fix_leads_to_the_review_and_back_to_the_draft(data_dir: Path) -> None:
     async with world(data_dir) as lab:
         card = await ask(lab)
-        page = (await press(lab.ana, card, "Fix")).response.message
+        page = (await press(lab.ana, card, "Review")).response.message
         page = (await press(lab.ana, page, "Drop")).response.message
         back = (await press(lab.ana, page, "Done")).response.message
-        assert "🖼️ fox · 6 images" in text_of(back)
-        assert "Go on" in buttons(back)
-        await press(lab.ana, back, "Go on")
+        assert "**Images**: 6 images" in text_of(back)
+        assert "Start training" in buttons(back)
+        await press(lab.ana, back, "Start training")
         (job,) = await lab.recent()
         dataset = await lab.app.services.datasets.get(job.dataset_id)
         assert job.spec.dataset == str(dataset.folder)
@@ -101,14 +104,14 @@ async def test_go_on_applies_pending_decisions(data_dir: Path) -> None:
         card = await ask(lab)
         page = (await lab.ana.slash(lab.channel, "dataset review", dataset="fox")).response.message
         await press(lab.ana, page, "Drop")
-        assert "6 images, 2 skipped" in answer(await press(lab.ana, shown_again(lab, card), "Go on"))
+        assert "6 images, 2 skipped" in answer(await press(lab.ana, shown_again(lab, card), "Start training"))
         (job,) = await lab.recent()
         assert not job.spec.dataset.endswith("prepared")
 
 
 async def test_a_job_keeps_its_revision_when_the_dataset_changes(data_dir: Path) -> None:
     async with world(data_dir, FAKE_STEP_S="9") as lab:
-        await press(lab.ana, await ask(lab), "Go on")
+        await press(lab.ana, await ask(lab), "Start training")
         (job,) = await lab.recent()
         page = (await lab.ana.slash(lab.channel, "dataset review", dataset="fox")).response.message
         page = (await press(lab.ana, page, "Drop")).response.message
@@ -127,32 +130,32 @@ async def test_a_draft_waits_after_a_refused_go_on(data_dir: Path) -> None:
         assert "You have 3 of 3 jobs waiting" in await refused_go_on(lab, card)
         assert await lab.app.services.drafts.waiting(lab.ana.id, 5)
         await lab.ana.slash(lab.channel, "job cancel", id="2")
-        assert "Queued #5" in answer(await press(lab.ana, shown_again(lab, card), "Go on"))
+        assert "Queued #5" in answer(await press(lab.ana, shown_again(lab, card), "Start training"))
 
 
 async def test_a_duplicate_needs_a_second_confirmation_and_the_draft_waits(data_dir: Path) -> None:
     async with world(data_dir, FAKE_STEP_S="9") as lab:
-        await press(lab.ana, await ask(lab), "Go on")
+        await press(lab.ana, await ask(lab), "Start training")
         card = await ask(lab, name="twin")
-        reply = await press(lab.ana, card, "Go on")
+        reply = await press(lab.ana, card, "Start training")
         notification = reply.followups[-1].message
-        assert "Same data and settings as **#1**" in text_of(notification)
-        assert "Go on" in buttons(shown_again(lab, card))
+        assert "**#1** has the same images and settings" in text_of(notification)
+        assert "Start training" in buttons(shown_again(lab, card))
         refused = await press_forged(lab, "ds:1:again:2", user=lab.ben)
         assert "can continue with this request" in refused
         assert "Queued #2 “twin”" in answer(await press(lab.ana, notification, "Queue anyway"))
         # The button of the card shows the result.
-        assert "Queued #2 “twin”" in answer(await press(lab.ana, shown_again(lab, card), "Go on"))
+        assert "Queued #2 “twin”" in answer(await press(lab.ana, shown_again(lab, card), "Start training"))
         assert len(await lab.recent()) == 2
 
 
 async def test_a_draft_shows_an_estimate_once_there_is_one(data_dir: Path) -> None:
     async with world(data_dir) as lab:
         card = await ask(lab, early_stop=False)
-        assert "runs about" not in text_of(card)
-        await press(lab.ana, card, "Go on")
+        assert "no estimate yet" in text_of(card)
+        await press(lab.ana, card, "Start training")
         await lab.until_shown("is done")
-        assert "runs about" in text_of(await ask(lab, seed=7, early_stop=False))
+        assert "**Time**: about" in text_of(await ask(lab, seed=7, early_stop=False))
 
 
 async def test_limits_are_checked_again_at_go_on(data_dir: Path) -> None:
@@ -160,7 +163,9 @@ async def test_limits_are_checked_again_at_go_on(data_dir: Path) -> None:
         card = await ask(lab)
         guild_id = lab.channel.guild.id
         await lab.app.services.limits.set(guild_id, RoleLimit(role_id=guild_id, max_epochs=1), by=1)
-        assert "2 epochs are more than the 1" in await refused_go_on(lab, card)
+        card = (await press(lab.ana, card, "Start training")).response.message
+        assert "2 epochs are more than the 1" in text_of(card)
+        assert "Fix in form" in buttons(card)
         assert await lab.recent() == []
 
 
@@ -176,7 +181,7 @@ async def test_another_member_may_train_on_a_dataset(data_dir: Path) -> None:
     async with world(data_dir) as lab:
         await press(lab.ana, await ask(lab), "Cancel")
         card = (await lab.ben.slash(lab.channel, "finetune", from_dataset="fox", epochs=1)).response.message
-        assert "Queued #2" in answer(await press(lab.ben, card, "Go on"))
+        assert "Queued #2" in answer(await press(lab.ben, card, "Start training"))
         assert [job.owner_id for job in await lab.recent()] == [lab.ben.id]
 
 
@@ -193,7 +198,7 @@ async def test_a_draft_survives_a_restart_and_is_one_job(data_dir: Path) -> None
     async with first_bot(data_dir) as lab:
         card = await ask(lab)
     async with next_bot(lab, data_dir):
-        await press(lab.ana, card, "Go on")
+        await press(lab.ana, card, "Start training")
         await lab.until_shown("is done")
         assert len(await lab.recent()) == 1
 
@@ -212,18 +217,18 @@ async def test_a_dataset_that_is_deleted_during_go_on_gets_no_job(
             return found
 
         monkeypatch.setattr(datasets, "apply", apply_and_lose)
-        assert "There is no dataset" in answer(await press(lab.ana, card, "Go on"))
+        assert "There is no dataset" in answer(await press(lab.ana, card, "Start training"))
         assert await lab.recent() == []
 
 
 async def test_go_on_for_a_job_whose_dataset_was_deleted_later(data_dir: Path) -> None:
     async with world(data_dir) as lab:
         card = await ask(lab)
-        go_on = buttons(card)["Go on"]
-        await press(lab.ana, card, "Go on")
+        go_on = buttons(card)["Start training"]
+        await press(lab.ana, card, "Start training")
         await lab.until_shown("is done")
         await lab.app.services.datasets.delete(1)
-        assert "This request is job #1 already." in await press_forged(lab, go_on)
+        assert "already queued as #1" in await press_forged(lab, go_on)
 
 
 async def test_a_request_is_settled_in_its_own_server_only(data_dir: Path) -> None:
@@ -236,4 +241,4 @@ async def test_a_request_is_settled_in_its_own_server_only(data_dir: Path) -> No
         for verb in ("go", "again", "request", "cancel"):
             assert "no longer waits" in await press_forged(lab, f"ds:1:{verb}:1", there, channel), verb
         assert await lab.recent() == []
-        assert "Queued #1" in answer(await press(here, card, "Go on"))
+        assert "Queued #1" in answer(await press(here, card, "Start training"))

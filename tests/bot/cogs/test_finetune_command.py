@@ -8,7 +8,7 @@ from typing import Any
 import discord
 import pytest
 
-from bot.errors import DarkroomError, TooManyEpochs
+from bot.errors import DarkroomError
 from bot.queue import Priority, RoleLimit, Slot, State
 from bot.queue.planning.forecast import Forecaster
 from tests.bot.cogs.conftest import World, answer, archive, world
@@ -26,23 +26,23 @@ async def limit_everyone(lab: World, **limits: float) -> None:
     await lab.app.services.limits.set(guild_id, limit, by=1)
 
 
-async def test_a_zip_becomes_a_lora_with_a_post_per_epoch(data_dir: Path) -> None:
+async def test_a_zip_becomes_a_lora_with_two_messages_and_a_thread_with_a_post_per_epoch(data_dir: Path) -> None:
     async with world(data_dir) as lab:
         result = await lab.finetune(epochs=3, prompts="a fox | a red fox")
         assert result.response.ephemeral
         await lab.until_shown("is done")
-        assert len(lab.posts("before training")) == 1
-        assert [f"epoch {n}/3" in text for n, text in enumerate(lab.posts("**epoch "), start=1)] == [True] * 3
+        await lab.until(lambda: len(lab.thread_texts()) == 4)
+        assert "Before training" in lab.thread_texts()[0]
+        epochs = lab.thread_texts()[1:]
+        assert [f"Epoch {n} of 3" in text for n, text in enumerate(epochs, start=1)] == [True] * 3
         await lab.until(lambda: "**Done**" in lab.texts()[0])
+        assert len(lab.texts()) == 2
         message = lab.channel.history()[-1]
-        assert [file.filename for file in message.attachments] == [
-            "fox-base-and-best.png",
-            "fox-diffusers.safetensors",
-            "fox-kohya.safetensors",
-        ]
+        # One file for most people; the other is below [All files].
+        assert [file.filename for file in message.attachments] == ["fox-base-and-best.png", "fox-kohya.safetensors"]
         # Only the result makes a sound.
         assert lab.mentions() == [[]] * (len(lab.mentions()) - 1) + [[lab.ana.id]]
-        assert [each.flags.suppress_notifications for each in lab.channel.history()].count(False) == 1
+        assert [each.flags.suppress_notifications for each in lab.messages()].count(False) == 1
         job = await lab.jobs.get(1)
         assert (job.state, job.spec.samples.prompts) == (State.SUCCEEDED, ("a fox", "a red fox"))
 
@@ -70,11 +70,6 @@ REFUSED: dict[str, dict[str, Any]] = {
     "no images": {"dataset": archive(0, readme__txt=b"?")},
     "too few images": {"dataset": archive(3)},
     "empty file": {"dataset": ("empty.zip", b"")},
-    "unknown preset": {"dataset": archive(), "preset": "lorra"},
-    "unknown base": {"dataset": archive(), "base": "sd9"},
-    "too many epochs": {"dataset": archive(), "epochs": 500},
-    "invalid name": {"dataset": archive(), "name": "!!!"},
-    "too many prompts": {"dataset": archive(), "prompts": "|".join("abcdefghij")},
     "two datasets": {"dataset": archive(), "from_dataset": "fox"},
     "unknown dataset": {"from_dataset": "unknown"},
     "no dataset": {},
@@ -101,6 +96,33 @@ async def test_invalid_options_get_one_sentence_and_nothing_is_queued(data_dir: 
         assert all(issubclass(each, DarkroomError | SpecError) for each in lab.refusals())
 
 
+#: Options that a form puts right.
+WRONG: dict[str, dict[str, Any]] = {
+    "unknown preset": {"preset": "lorra"},
+    "unknown base": {"base": "sd9"},
+    "too many epochs": {"epochs": 500},
+    "invalid name": {"name": "!!!"},
+    "too many prompts": {"prompts": "|".join("abcdefghij")},
+    "missing words": {"preset": "dreambooth"},
+    "several": {"settings": ("s.toml", b"lr = 3\nrank = 'many'\nseeed = 4")},
+    "a file of the machine": {"settings": ("s.toml", b"base.source = '/etc'")},
+    "a preset for classes": {"preset": "classifier"},
+}
+
+
+async def test_wrong_options_are_asked_for_again_in_a_form(data_dir: Path) -> None:
+    async with world(data_dir) as lab:
+        sentences = {}
+        for name, options in WRONG.items():
+            result = await lab.ana.slash(lab.channel, "finetune", dataset=archive(), **options)
+            assert "Fix in form" in buttons(result.response), name
+            sentences[name] = answer(result).replace("\\", "")
+
+        check_messages(GOLDEN / "finetune_wrong_options.txt", sentences)
+        assert lab.channel.history() == []
+        assert await lab.recent() == []
+
+
 async def test_a_file_that_is_too_large_is_refused_before_its_download(data_dir: Path) -> None:
     async with world(data_dir) as lab:
         downloads: list[str] = []
@@ -123,8 +145,10 @@ async def test_limits_of_a_role_apply_to_its_members(data_dir: Path) -> None:
         cleo = guild.add_member(lab.env.create_user("cleo"), roles=[role])
         await limit_everyone(lab, max_epochs=3)
         await lab.app.services.limits.set(guild.id, RoleLimit(role_id=role.id, max_epochs=50), by=1)
-        await lab.finetune(epochs=4, early_stop=False)
-        assert (lab.refusals(), await lab.recent()) == ([TooManyEpochs], [])
+        result = await lab.finetune(epochs=4, early_stop=False)
+        assert "4 epochs are more than the 3" in answer(result)
+        assert list(buttons(result.response)) == ["Fix in form", "All settings…", "Cancel"]
+        assert await lab.recent() == []
         await lab.finetune(epochs=3, early_stop=False)
         await lab.finetune(cleo, epochs=4, early_stop=False)
         assert [job.owner_id for job in await lab.recent()] == [cleo.id, lab.ana.id]
@@ -137,7 +161,7 @@ async def test_priority_gpus_and_a_delayed_start_are_stored_and_shown(data_dir: 
         assert (job.priority, job.gpus) == (Priority.LOW, 1)
         assert job.run_after is not None
         assert 7100 < (job.run_after - job.created_at).total_seconds() <= 7200
-        assert "low priority" in reply
+        assert "Low priority" in reply
         assert f"<t:{int(job.run_after.timestamp())}:f>" in reply
 
 
@@ -158,13 +182,13 @@ async def test_a_job_that_starts_while_it_is_answered_shows_its_estimate(
             return None
 
         monkeypatch.setattr(Forecaster, "of", gone)
-        assert "runs about" in answer(await lab.finetune(seed=2))
+        assert "akes about" in answer(await lab.finetune(seed=2))
 
 
 async def test_estimates_are_shown_and_the_gpu_hours_of_a_week_are_limited(data_dir: Path) -> None:
     async with world(data_dir) as lab:
         await lab.train()
-        assert "runs about" in answer(await lab.finetune(seed=2))
+        assert "akes about" in answer(await lab.finetune(seed=2))
         assert [job.estimate_s is not None for job in await lab.recent()] == [True, False]
         await lab.until(lambda: len(lab.posts("is done")) == 2)
         await limit_everyone(lab, gpu_hours_per_week=1e-9)
@@ -229,4 +253,6 @@ async def test_autocomplete_offers_presets_and_models(data_dir: Path) -> None:
         presets = await lab.ana.autocomplete(lab.channel, "finetune", "preset", "lo")
         assert presets[0]["value"] == "lora"
         assert presets[0]["name"].startswith("lora · ")
-        assert await lab.ana.autocomplete(lab.channel, "finetune", "base", "") == [{"name": "tiny", "value": "tiny"}]
+        assert await lab.ana.autocomplete(lab.channel, "finetune", "base", "") == [
+            {"name": "tiny · toy model for the demo, 64 px, simple shapes only", "value": "tiny"}
+        ]

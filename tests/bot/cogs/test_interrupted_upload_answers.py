@@ -91,11 +91,11 @@ async def test_an_interrupted_request_waits_behind_a_button_for_its_owner(data_d
         assert f"Only <@{lab.ana.id}> can continue with this request." in reply
 
         card = (await press(lab.ana, post, "Show my request")).response.message
-        assert "**red-one** · 1 epoch" in text_of(card)
+        assert "Train “red-one”?" in text_of(card)
         assert card.flags.ephemeral
-        assert "Queued #1 “red-one”" in answer(await press(lab.ana, card, "Go on"))
+        assert "Queued #1 “red-one”" in answer(await press(lab.ana, card, "Start training"))
         await lab.until_shown("is done")
-        assert "This request is job #1 already." in answer(await press(lab.ana, post, "Show my request"))
+        assert "already queued as #1" in answer(await press(lab.ana, post, "Show my request"))
         assert len(lab.posts("I was restarted")) == 1
         assert len(await lab.recent()) == 1
 

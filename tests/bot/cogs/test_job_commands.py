@@ -10,7 +10,7 @@ from bot.queue import Job, PauseKind, State
 from tests.bot.cogs.conftest import World, answer, world
 from tests.bot.cogs.dataset_helpers import buttons, press
 from tests.bot.cogs.test_finetune_command import limit_everyone
-from tests.bot.cogs.test_job_buttons import SLOW, start, state
+from tests.bot.cogs.test_job_buttons import SLOW, start, state, stop_menu
 from trainer.exchange.job_dir import read_spec
 
 
@@ -26,17 +26,17 @@ async def test_a_paused_training_frees_its_gpu_and_is_resumed_from_its_card(data
     async with world(data_dir, FAKE_STEP_S=SLOW) as lab:
         shown = await start(lab)
         assert "Only" in answer(await lab.ben.slash(lab.channel, "job pause", id="1"))
-        assert "pauses after this step" in answer(await press(lab.ana, shown, "Pause"))
+        assert "pauses after this step" in answer(await press(lab.ana, await stop_menu(lab, shown), "Pause"))
         assert f"Paused by <@{lab.ana.id}>" in await lab.until_shown("⏸️ **#1")
         assert await state(lab) is State.PAUSED
         assert [slot.job_id for slot in await lab.jobs.slots.all()] == [None]
         await lab.until(lambda: "**Paused**" in lab.texts()[0])
         assert f"Paused by <@{lab.ana.id}> <t:" in lab.texts()[0]
-        assert list(buttons(card(lab))) == ["Resume", "Cancel", "Samples", "Refresh"]
-        assert "#1 is paused already" in answer(await lab.ana.slash(lab.channel, "job pause", id="1"))
+        assert list(buttons(card(lab))) == ["Resume", "🖼️", "Details", "Cancel"]
+        assert "#1 is already paused" in answer(await lab.ana.slash(lab.channel, "job pause", id="1"))
         assert "Only" in answer(await press(lab.ben, card(lab), "Resume"))
-        assert "#1 continues from its checkpoint" in answer(await press(lab.ana, card(lab), "Resume"))
-        await lab.until(lambda: "attempt 2" in lab.texts()[0])
+        assert "#1 continues where it stopped" in answer(await press(lab.ana, card(lab), "Resume"))
+        await lab.until(lambda: "Attempt 2" in lab.texts()[0])
         assert "is not paused" in answer(await lab.ana.slash(lab.channel, "job resume", id="1"))
         assert lab.env.errors
 
@@ -46,9 +46,10 @@ async def test_a_manager_may_pause_resume_and_cancel_any_job(data_dir: Path) -> 
         await start(lab)
         manager = lab.add_manager()
         assert "pauses" in answer(await manager.slash(lab.channel, "job pause", id="1"))
-        await lab.until_shown(f"· Paused by <@{manager.id}>")
+        await lab.until_shown(f"Paused by <@{manager.id}>")
         assert "continues" in answer(await manager.slash(lab.channel, "job resume", id="1"))
-        await manager.click(card(lab), custom_id="job:1:cancel")
+        await lab.until(lambda: "Stop…" in buttons(card(lab)))
+        await manager.click(await stop_menu(lab, card(lab), manager), custom_id="job:1:cancel_now")
         await lab.until_shown(f"was cancelled by <@{manager.id}>")
 
 
@@ -63,14 +64,14 @@ async def test_a_queued_job_is_paused_and_cancelled(data_dir: Path) -> None:
 
 
 async def test_only_the_owner_or_a_manager_retries_a_failed_job(data_dir: Path) -> None:
-    async with world(data_dir, FAKE_TROUBLE="oom:2") as lab:
+    async with world(data_dir, FAKE_TROUBLE="missing_model:2") as lab:
         await lab.finetune(epochs=3)
         await lab.until_shown("❌ #1 fox failed")
         post = lab.channel.history()[-1]
         assert f"Only <@{lab.ana.id}>" in answer(await press(lab.ben, post, "Retry"))
-        assert "#1 is tried again from its checkpoint" in answer(await press(lab.ana, post, "Retry"))
+        assert "#1 continues where it stopped" in answer(await press(lab.ana, post, "Retry"))
         await lab.until(lambda: len(lab.posts("❌ #1 fox failed")) == 2)
-        assert "is tried again" in answer(await lab.add_manager().slash(lab.channel, "job retry", id="1"))
+        assert "continues where it stopped" in answer(await lab.add_manager().slash(lab.channel, "job retry", id="1"))
         assert (await job(lab)).round == 3
         await lab.until(lambda: len(lab.posts("❌ #1 fox failed")) == 3)
 
@@ -85,7 +86,7 @@ async def test_a_retry_needs_gpu_hours_like_a_new_job(data_dir: Path) -> None:
         reply = answer(await lab.ana.slash(lab.channel, "job retry", id="2"))
         assert "1e-09 GPU-h of this week are used or reserved" in reply
         # A job that cannot be retried is refused for that reason.
-        assert "#1 is not failed or cancelled: done." in answer(await lab.ana.slash(lab.channel, "job retry", id="1"))
+        assert "and #1 is not: done." in answer(await lab.ana.slash(lab.channel, "job retry", id="1"))
         # Some hours are left, but fewer than the estimate.
         needed_h = await lab.app.services.limits.needed_h(2)
         budget = await lab.app.services.limits.budget(lab.channel.guild.id, lab.ana.id, 1)
@@ -94,7 +95,7 @@ async def test_a_retry_needs_gpu_hours_like_a_new_job(data_dir: Path) -> None:
         assert "This needs ≈" in answer(await lab.ana.slash(lab.channel, "job retry", id="2"))
         assert await state(lab, 2) is State.CANCELLED
         await limit_everyone(lab, gpu_hours_per_week=budget.used_h + needed_h * 2)
-        assert "#2 is tried again" in answer(await lab.ana.slash(lab.channel, "job retry", id="2"))
+        assert "#2 starts again from the beginning" in answer(await lab.ana.slash(lab.channel, "job retry", id="2"))
         assert lab.env.errors
 
 
@@ -107,7 +108,7 @@ async def test_a_finished_training_goes_on_with_more_epochs(data_dir: Path) -> N
 
         reply = answer(await lab.ana.slash(lab.channel, "job extend", id="1", epochs=2))
 
-        assert "#1 goes on from epoch 3 to epoch 5" in reply
+        assert "#1 continues from epoch 3 to epoch 5" in reply
         await lab.until(lambda: len(lab.posts("is done")) == 2)
         extended = await job(lab)
         assert (extended.state, extended.round, extended.attempt) == (State.SUCCEEDED, 2, 2)
@@ -152,7 +153,7 @@ async def test_only_the_owner_pins_a_job_and_a_second_pin_changes_nothing(data_d
         assert "Only" in answer(await lab.ben.slash(lab.channel, "job pin", id="1"))
         assert not (await job(lab)).is_pinned
         assert "#1 is pinned: " in answer(await lab.ana.slash(lab.channel, "job pin", id="1"))
-        assert "#1 is pinned already: " in answer(await lab.ana.slash(lab.channel, "job pin", id="1"))
+        assert "#1 is already pinned: " in answer(await lab.ana.slash(lab.channel, "job pin", id="1"))
         assert (await job(lab)).is_pinned
         pins = [e for e in await lab.jobs.audit(guild_id=lab.channel.guild.id) if e.verb == "pin"]
         assert len(pins) == 1
@@ -207,19 +208,19 @@ async def test_the_history_lists_attempts_and_changes(data_dir: Path) -> None:
         shown = await lab.ben.slash(lab.channel, "job history", id="1")
         assert shown.response.ephemeral
         reply = answer(shown)
-        assert "then queued: " in reply
-        assert "then succeeded" in reply
-        assert f"<@{lab.ana.id}> · submit" in reply
+        assert "back in line: " in reply
+        assert " · done" in reply
+        assert f"<@{lab.ana.id}> queued this training" in reply
 
 
 async def test_whoever_sees_a_finished_job_gets_its_files_at_any_time(data_dir: Path) -> None:
     async with world(data_dir) as lab:
         await lab.train()
-        await lab.until(lambda: "Files" in buttons(card(lab)))
+        await lab.until(lambda: "All files" in buttons(card(lab)))
         for shown in (
             await lab.ana.slash(lab.channel, "job files", id="1"),
             await lab.ben.slash(lab.channel, "job files", id="1"),
-            await press(lab.ben, card(lab), "Files"),
+            await press(lab.ben, card(lab), "All files"),
         ):
             names = {file.filename for file in shown.response.attachments}
             assert names == {"fox-diffusers.safetensors", "fox-kohya.safetensors"}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bot.cogs.job_request import JobRequest, QueueOptions, make_draft, overrides, slug, split_prompts
-from bot.config import Config
+from bot.config import Config, ModelSettings
 from bot.errors import JobRefused
 from bot.queue import Priority
 from trainer.protocol.settings import TaskKind
@@ -20,7 +20,7 @@ def request(preset: str = "lora", **changes: Any) -> JobRequest:
 
 
 def draft(asked: JobRequest, max_epochs: int = 1000) -> SpecDraft:
-    return make_draft(asked, Config(), max_epochs=max_epochs)
+    return make_draft(asked, Config(models=ModelSettings(default="tiny")), max_epochs=max_epochs)
 
 
 def test_overrides_replace_settings_of_the_preset() -> None:

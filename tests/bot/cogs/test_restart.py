@@ -13,25 +13,26 @@ EPOCHS = 6
 
 
 def assert_epochs_in_order(lab: World, epochs: int) -> None:
-    """Assert that the channel has one post for each epoch, in order."""
-    posts = lab.posts("**epoch ")
+    """Assert that the thread has one post for each epoch, in order."""
+    posts = lab.posts("**Epoch ")
     assert len(posts) == epochs
-    assert all(f"**epoch {number}/{epochs}" in text for number, text in enumerate(posts, 1))
+    assert all(f"**Epoch {number} of {epochs}" in text for number, text in enumerate(posts, 1))
 
 
 async def test_a_restart_misses_and_repeats_no_post(data_dir: Path) -> None:
     async with first_bot(data_dir, FAKE_STEP_S="0.15") as lab:
         await lab.finetune(epochs=EPOCHS, early_stop=False)
-        await lab.until_shown("**epoch 2/")
+        await lab.until_shown("**Epoch 2 of")
     # The services have ended; the training has not.
-    shown = len(lab.posts("**epoch "))
+    shown = len(lab.posts("**Epoch "))
     await asyncio.sleep(1.5)
-    assert len(lab.posts("**epoch ")) == shown
+    assert len(lab.posts("**Epoch ")) == shown
     async with next_bot(lab, data_dir, FAKE_STEP_S="0.15"):
         await lab.until_shown("is done")
+        await lab.until_sent()
         assert_epochs_in_order(lab, EPOCHS)
         assert len(lab.posts("is done")) == 1
-        assert len(lab.posts("before training")) == 1
+        assert len(lab.posts("Before training")) == 1
         assert (await lab.jobs.get(1)).attempt == 1
         # A button that the first bot made.
         result = await lab.ana.click(lab.channel.history()[0], custom_id="job:1:samples")
@@ -43,6 +44,7 @@ async def test_a_killed_trainer_is_reported_and_its_job_continues(data_dir: Path
         await lab.finetune(epochs=3)
         await lab.until_shown("🔌")
         await lab.until_shown("is done")
+        await lab.until_sent()
         assert_epochs_in_order(lab, 3)
         assert (await lab.jobs.get(1)).attempt == 2
 
@@ -61,14 +63,15 @@ async def test_a_failure_is_posted_with_its_hint(data_dir: Path) -> None:
         await lab.finetune(epochs=3)
         failed = await lab.until_shown("❌ #1 fox failed")
         assert "It ran out of memory at step 9." in failed
-        assert "→ Take rank 8." in failed
+        assert "**What you can do**: Take rank 8." in failed
 
 
 async def test_posts_wait_while_discord_is_down_and_keep_their_order(data_dir: Path) -> None:
     async with world(data_dir) as lab:
         lab.env.inject_error("POST", "/channels/*/messages", status=503, times=2)
         await lab.finetune(epochs=2)
-        await lab.until_shown("is done", 40)
+        await lab.until_shown("is done")
+        await lab.until_sent()
         assert_epochs_in_order(lab, 2)
 
 
@@ -79,6 +82,7 @@ async def test_news_is_posted_once_and_notifies_no_one(data_dir: Path) -> None:
         for _attempt in range(2):
             async with lab.app.db.transaction() as connection:
                 await lab.app.outbox.put(connection, notification, channel_id=lab.channel.id)
-        assert "-# Darkroom · " in await lab.until_shown("No space")
+        await lab.until_shown("No space")
+        await lab.until_sent()
         assert len(lab.posts("No space")) == 1
         assert lab.mentions()[-1] == []

@@ -19,7 +19,7 @@ import pytest
 from discord import AppCommandOptionType as OptionType
 from discord import app_commands
 
-from bot.cogs import admin_commands, dataset_buttons, job_actions
+from bot.cogs import admin_commands, dataset_buttons, help_command, job_actions, notify_command
 from bot.cogs.interaction_gate import ButtonHandler
 from bot.datasets.decisions import review_questions
 from bot.ui import buttons, dataset_forms
@@ -34,11 +34,17 @@ HANDLERS: Mapping[type, Mapping[str, ButtonHandler]] = {
     buttons.JobButton: job_actions.HANDLERS,
     buttons.DatasetButton: dataset_buttons.HANDLERS,
     buttons.AdminButton: admin_commands.HANDLERS,
+    buttons.HelpButton: help_command.HANDLERS,
+    buttons.NotifyButton: notify_command.HANDLERS,
+    # Its choices are the member's own: tests/bot/cogs/test_notify_command.py.
+    buttons.NotifyMenu: notify_command.HANDLERS,
+    # It opens a form that its member sent; tests/bot/cogs/test_request_edits.py presses it.
+    buttons.FormButton: {},
 }
 #: Options that name something; a stranger names what is Ana's.
 NAMES = {"id": "secret-job", "dataset": "secret-fox", "from_dataset": "secret-fox", "slot": "cpu:0"}
 #: Values of other options that a command requires.
-REQUIRED = {"vary": "training.epochs=1,2", "epochs": 1}
+REQUIRED = {"vary": "epochs=1,2", "epochs": 1, "name": "some-preset"}
 FORGED_NAMES = ("#" + "9" * 18, "9" * 40, "x" * 3000 + "\x00\x1b[31m\u202e' OR 1=1 -- half a pair: \ud83e")
 FORGED_ARGUMENTS = ("9" * 40, "0d" + "9" * 26)
 FORGED_IDS = ("9" * 18, "9" * 40)
@@ -199,7 +205,16 @@ async def test_autocompletions(data_dir: Path, caplog: pytest.LogCaptureFixture)
 
 def arguments_of(handler: ButtonHandler, both: Servers) -> list[str]:
     """Arguments as the bot makes them for what is Ana's."""
-    made = ["", "0", str(both.draft_id), f"0d{both.draft_id}", f"1d{both.draft_id}", both.image, "blur"]
+    made = [
+        "",
+        "0",
+        str(both.draft_id),
+        f"{both.draft_id}-size",
+        f"0d{both.draft_id}",
+        f"1d{both.draft_id}",
+        both.image,
+        "blur",
+    ]
     found = [each for each in made if re.fullmatch(handler.argument, each)]
     assert found, f"no example for the argument {handler.argument!r}"
     return found
@@ -217,6 +232,7 @@ def custom_ids(both: Servers) -> Iterator[str]:
         yield from (f"ds:{each}:{verb}:{made[0] or 1}" for each in FORGED_IDS)
     for verb, handler in admin_commands.HANDLERS.items():
         yield from (f"admin:{verb}:{each}" for each in (*arguments_of(handler, both), *FORGED_ARGUMENTS))
+    yield from ("help:start", "help:", "help:dance", "form:1", "form:", "form:x", "form:" + "9" * 40)
     yield from ("job:", "ds:", "admin:", "job:1:dance", "ds:1:dance", "admin:dance:1", "ds:1:list:zz:1", "job:٣:open")
 
 

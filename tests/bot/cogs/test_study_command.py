@@ -3,25 +3,56 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bot.cogs.study_command import compare_request
-from bot.errors import JobRefused, OverBudget, UnknownHours
+from bot.errors import JobRefused
 from bot.queue import PauseKind, RoleLimit, State
+from bot.queue.store.limits import OverBudget, UnknownHours
 from tests.bot.cogs.conftest import World, answer, text_of, world
 from tests.bot.cogs.dataset_helpers import DEFECTIVE, buttons, press, shown_again
 from tests.bot.cogs.test_job_buttons import state
+
+#: A study that is queued without a question.
+KFOLD: dict[str, Any] = {"from_dataset": "fox", "epochs": 1, "confirm": False}
+
+
+async def test_a_study_says_how_many_trainings_it_makes_and_waits(data_dir: Path) -> None:
+    async with world(data_dir) as lab:
+        await lab.train()
+        await lab.jobs.control.pause(PauseKind.PAUSE, by=1)
+        asked = {"from_dataset": "fox", "epochs": 1, "rank": 8, "lr": 1e-5}
+        card = (await lab.ana.slash(lab.channel, "study kfold", **asked, folds=3)).response.message
+        # Three folds, and the run on all images.
+        assert "**Runs**: 4 trainings" in text_of(card)
+        assert len(await lab.recent()) == 1
+
+        await press(lab.ana, card, "Start training")
+
+        (study, _) = await lab.recent()
+        assert study.study is not None
+        assert (study.spec.method.rank, study.spec.training.learning_rate) == (8, 1e-5)
+
+
+async def test_a_study_that_cannot_be_made_leaves_no_request_behind(data_dir: Path) -> None:
+    async with world(data_dir) as lab:
+        await lab.train()
+        reply = answer(await lab.ana.slash(lab.channel, "study compare", from_dataset="fox", vary="method.rank=8,32"))
+        assert "Nothing was queued." in reply
+        assert await lab.app.services.drafts.waiting(lab.ana.id, 1) is None
+        assert lab.env.errors
 
 
 @pytest.mark.slow
 async def test_a_cross_validation_is_one_card_and_one_result(data_dir: Path) -> None:
     async with world(data_dir) as lab:
         await lab.train()
-        reply = answer(await lab.ana.slash(lab.channel, "study kfold", from_dataset="fox", epochs=1, folds=2))
+        reply = answer(await lab.ana.slash(lab.channel, "study kfold", **KFOLD, folds=2))
         assert "Queued #2 “fox”" in reply
         done = await lab.until_shown("#2 fox is done")
-        assert "your 2-fold cross-validation is over.\n→ All folds agree." in done
+        assert "Your 2-fold cross-validation is finished.\nAll folds agree." in done
         assert "**fold 1**" in done
         assert await state(lab, 2) is State.SUCCEEDED
         assert lab.posts("#3") == []
@@ -45,16 +76,16 @@ async def test_a_study_that_the_trainer_refuses_is_not_queued(data_dir: Path) ->
 async def test_a_duplicate_study_is_queued_only_after_a_confirmation(data_dir: Path) -> None:
     async with world(data_dir) as lab:
         await lab.train()
-        asked = {"from_dataset": "fox", "epochs": 1, "folds": 2}
+        asked = {**KFOLD, "folds": 2}
         await lab.ana.slash(lab.channel, "study kfold", **asked)
         # Its own runs are no duplicates of it.
         result = await lab.ben.slash(lab.channel, "study kfold", **asked, name="another")
-        assert "Same data and settings as **#2**" in answer(result)
+        assert "**#2** has the same images and settings" in answer(result)
         assert list(buttons(result.response)) == ["Open #2", "Queue anyway"]
         assert "2-fold cross-validation" in answer(await press(lab.ben, result.response.message, "Open #2"))
         await lab.until_shown("#2 fox is done")
         assert [await state(lab, child) for child in await runs_of(lab, 2)] == [State.SUCCEEDED] * 2
-        assert "Same data" in answer(await lab.ana.slash(lab.channel, "study kfold", **asked))
+        assert "has the same images and settings" in answer(await lab.ana.slash(lab.channel, "study kfold", **asked))
 
         again = await press(lab.ben, result.response.message, "Queue anyway")
 
@@ -75,11 +106,11 @@ async def test_the_request_of_a_study_is_part_of_its_fingerprint(data_dir: Path)
         await lab.jobs.control.pause(PauseKind.PAUSE, by=1)
         # The training with the same settings has succeeded, as #1.
         for folds in (2, 3):
-            reply = answer(await lab.ana.slash(lab.channel, "study kfold", from_dataset="fox", epochs=1, folds=folds))
+            reply = answer(await lab.ana.slash(lab.channel, "study kfold", **KFOLD, folds=folds))
             assert "Queued" in reply
-        reply = answer(await lab.ana.slash(lab.channel, "study kfold", from_dataset="fox", epochs=1, folds=3))
-        assert "Same data" in reply
-        seeded = answer(await lab.ana.slash(lab.channel, "study kfold", from_dataset="fox", epochs=1, folds=3, seed=7))
+        reply = answer(await lab.ana.slash(lab.channel, "study kfold", **KFOLD, folds=3))
+        assert "has the same images and settings" in reply
+        seeded = answer(await lab.ana.slash(lab.channel, "study kfold", **KFOLD, folds=3, seed=7))
         assert "Queued" in seeded
 
 
@@ -90,7 +121,7 @@ async def test_all_runs_of_a_study_count_in_the_gpu_hours_of_the_week(data_dir: 
         measured = await lab.app.db.one("SELECT seconds FROM measure")
         assert measured is not None
         guild_id = lab.channel.guild.id
-        kfold = {"from_dataset": "fox", "epochs": 1, "folds": 2}
+        kfold = {**KFOLD, "folds": 2}
 
         async def allow(trainings: float) -> None:
             # The role of everyone. A training took as long as it is estimated to take, and is in the used hours.
@@ -117,12 +148,12 @@ async def test_the_draft_of_a_study_is_shown_as_a_study(data_dir: Path) -> None:
     async with world(data_dir) as lab:
         await lab.train(dataset=DEFECTIVE)
         for _ in range(2):
-            await lab.ana.slash(lab.channel, "study kfold", from_dataset="fox", epochs=1, folds=2)
+            await lab.ana.slash(lab.channel, "study kfold", **KFOLD, folds=2)
         page = (await lab.ana.slash(lab.channel, "dataset review", dataset="fox")).response.message
         await press(lab.ana, page, "Done")
         card = shown_again(lab, page)
-        assert "2-fold cross-validation of **fox** · 1 epoch" in text_of(card)
-        await press(lab.ana, card, "Go on")
+        assert "2-fold cross-validation" in text_of(card)
+        await press(lab.ana, card, "Start training")
         assert len(await lab.recent()) == 2, "it is a duplicate still"
 
 
@@ -136,8 +167,8 @@ async def test_datasets_presets_and_bases_are_offered(data_dir: Path) -> None:
 
 
 def test_varied_settings_are_separated_by_semicolons() -> None:
-    request = compare_request(" training.learning_rate=1e-4,3e-4; method.rank=8,32; ", finishes=False)
-    assert request.vary == ("training.learning_rate=1e-4,3e-4", "method.rank=8,32")
+    request = compare_request(" lr=1e-4,3e-4; method.rank=8,32; ", finishes=False)
+    assert request.vary == ("lr=1e-4,3e-4", "method.rank=8,32")
     assert not request.finishes
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bot.config import LimitSettings, PrepareSettings
-from bot.datasets import Dataset, DatasetStore, Received, Upload
+from bot.datasets import Dataset, DatasetStore, Received, Upload, prepare_runner, progress_told
 from bot.datasets.dataset_files import dataset_name, plain_name
 from bot.datasets.prepare_runner import Turns
 from bot.db import Database
@@ -30,6 +30,7 @@ from tests.bot.conftest import GUILD
 from tests.bot.fakes import eventually, uploads
 from trainer.exchange.dataset_dir import read_report
 from trainer.exchange.process import identify
+from trainer.protocol.progress import PreparePhase, PrepareProgress
 from trainer.protocol.report import DatasetReport
 
 MakeStore = Callable[..., DatasetStore]
@@ -87,6 +88,41 @@ async def prepared(store: DatasetStore, data: bytes = b"zip", name: str = "Momo.
 
 def files_below(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+#: It says how far it has come, and goes on once the listener was told: `sys.argv[-1]` is the progress file.
+_TELLING = (
+    """
+import pathlib, sys, time
+progress = pathlib.Path(sys.argv[sys.argv.index("--progress") + 1])
+for done in (14, 60):
+    part = progress.with_suffix(".part")
+    part.write_text('{"phase": "reading", "done": %d, "total": 60}' % done)
+    part.rename(progress)
+    while not pathlib.Path(sys.argv[1]).with_name(f"told-{done}").exists():
+        time.sleep(0.01)
+"""
+    + _GOOD
+)
+
+
+async def test_a_preparation_tells_how_far_it_has_come(
+    make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare_runner, "PROGRESS_EVERY_S", 0.01)
+    told: list[PrepareProgress] = []
+
+    async def listen(progress: PrepareProgress) -> None:
+        told.append(progress)
+        (tmp_path / f"told-{progress.done}").touch()
+
+    store = make_store(_TELLING)
+    with progress_told(listen):
+        dataset = await prepared(store)
+
+    assert told == [PrepareProgress(phase=PreparePhase.READING, done=done, total=60) for done in (14, 60)]
+    # The file is gone.
+    assert not list(dataset.folder.parent.glob("progress-*"))
 
 
 # -- receiving -----------------------------------------------------------------------------------------------------

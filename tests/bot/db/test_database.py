@@ -12,7 +12,7 @@ import pytest
 
 from bot.db import Database, hold_data_folder, open_db
 from bot.db.database import migrations, read_setting, write_setting
-from bot.errors import DatabaseDamaged, FolderInUse, SchemaTooNew
+from bot.db.errors import DatabaseDamaged, FolderInUse, SchemaTooNew
 
 ROOT = Path(__file__).parents[3]
 

@@ -16,7 +16,7 @@ from bot.bot_failpoints import FAILPOINT_VARIABLE
 from bot.db import database as module
 from bot.db import open_db, open_to_read, schema_of
 from bot.db.database import migrations
-from bot.errors import SchemaTooNew, SchemaTooOld
+from bot.db.errors import SchemaTooNew, SchemaTooOld
 from tests.bot.conftest import add_dataset
 
 ROOT = Path(__file__).parents[3]

@@ -16,7 +16,7 @@ import pytest
 from bot.config import BackupSettings, Config
 from bot.db import DATABASE_FILE, Database, back_up, copy_database, open_db, verify_copy
 from bot.db.database import write_setting
-from bot.errors import CopyFailed, DatabaseDamaged, DatabaseUnreadable
+from bot.db.errors import CopyFailed, DatabaseDamaged, DatabaseUnreadable
 from bot.operations.backup import run_backup
 from tests.bot.conftest import Submit
 from tests.bot.fakes import FakeClock

@@ -19,7 +19,8 @@ from bot.operations.metrics import serve_metrics
 from bot.outbox import Outbox
 from bot.queue import JobStore
 from tests.bot.conftest import Submit, claim
-from tests.bot.fakes import FakeClock, finished
+from tests.bot.fake_events import finished
+from tests.bot.fakes import FakeClock
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from bot.__main__ import main
 from bot.config import Config
 from bot.db import Database
-from bot.errors import DatabaseUnreadable
+from bot.db.errors import DatabaseUnreadable
 from bot.operations.queue_command import COMMAND_LINE, pause_queue, queue_json, queue_text, read_queue, resume_queue
 from bot.queue import Dispatcher, JobStore, PauseKind, Priority, State, StopIntent
 from tests.bot.conftest import Submit, claim, set_slots

@@ -11,7 +11,7 @@ import pytest
 
 from bot.db import DATABASE_FILE, Database, copy_database, hold_data_folder, open_db
 from bot.db.database import migrations
-from bot.errors import CopyRefused, FolderInUse
+from bot.db.errors import CopyRefused, FolderInUse
 from bot.operations.backup import OrphanProcess, restored_text, run_restore
 from bot.outbox import Destination, Outbox
 from bot.queue import JobStore, State

@@ -35,9 +35,9 @@ class ScriptedPost(FakePost):
         return await super().send(channel_id, message, nonce)
 
 
-async def render(notification: Notification, marker: str, form: MessageForm) -> str:
+async def render(notification: Notification, form: MessageForm) -> str:
     about = "" if notification.undelivered is None else f" {notification.undelivered.reason}"
-    return f"{notification.kind}{about} {form} · {marker}"
+    return f"{notification.kind}{about} {form}"
 
 
 def make_sender(outbox: Outbox, post: FakePost, clock: FakeClock, *, log_channel_id: int = 0) -> Sender:
@@ -54,7 +54,7 @@ async def put(db: Database, outbox: Outbox, key: str, *, channel: int = CHANNEL,
 
 async def touch(db: Database, outbox: Outbox, job: int = 1) -> None:
     async with db.transaction() as connection:
-        await outbox.touch_card(connection, job, channel_id=CHANNEL, at_once=True)
+        await outbox.cards.touch(connection, job, channel_id=CHANNEL, at_once=True)
 
 
 async def state_of(db: Database, key: str) -> tuple[str, str | None, int]:

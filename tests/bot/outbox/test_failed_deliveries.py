@@ -268,12 +268,14 @@ async def test_a_refused_card_is_drawn_again_at_its_next_change(
     assert await outbox.depth() == 0
 
 
-async def test_a_card_that_may_not_be_edited_any_more_is_sent_anew_at_once(
+async def test_a_card_that_may_not_be_edited_any_more_is_replaced_at_once(
     db: Database, outbox: Outbox, post: ScriptedPost, sender: Sender
 ) -> None:
     await touch(db, outbox)
     await sender.step()
+    old = post.messages[0]
     await touch(db, outbox)
     post.failures = [MessageGone("429 30046")]
     await sender.step()
-    assert post.texts(CHANNEL) == ["card full"] * 2
+    assert [(message.text, message.id != old.id) for message in post.messages] == [("card full", True)]
+    assert post.messages[0].nonce != old.nonce

@@ -13,28 +13,12 @@ import pytest
 from bot.config import CardSettings, QueueSettings
 from bot.db import Connection, Database, database, open_db
 from bot.errors import LaunchFailed
-from bot.outbox import Outbox, Sender
+from bot.outbox import NoThread, Outbox, Sender
 from bot.queue import Dispatcher, EndReason, EndReasonKind, JobStore, State, StopIntent
 from bot.runners import Handle, RunStatus
 from tests.bot.conftest import CHANNEL, Submit, add_dataset, make_store, notifications, set_slots, submitter
-from tests.bot.fakes import (
-    FakeClock,
-    FakePost,
-    FakeRunner,
-    Killed,
-    KillSwitch,
-    Training,
-    base_validated,
-    epoch_ended,
-    eventually,
-    failed,
-    finished,
-    render,
-    sampled,
-    started,
-    step_done,
-    stopped,
-)
+from tests.bot.fake_events import base_validated, epoch_ended, failed, finished, sampled, started, step_done, stopped
+from tests.bot.fakes import FakeClock, FakePost, FakeRunner, Killed, KillSwitch, Training, eventually, render
 from trainer.protocol.events import Event, FailureKind
 
 Maker = Callable[[int], Event]
@@ -210,7 +194,8 @@ async def a_bot(
         outbox = Outbox(db, clock=clock)
         store = make_store(db, outbox, clock, tmp_path)
         await set_slots(store, 1)
-        sender = Sender(outbox, post, render, settings=CardSettings(edit_interval_s=1), clock=clock)
+        cards = CardSettings(edit_interval_s=1, epoch_interval_s=0)
+        sender = Sender(outbox, post, render, settings=cards, clock=clock)
         yield store, Dispatcher(store, runner, clock=clock), sender
 
 
@@ -254,7 +239,7 @@ async def live(tmp_path: Path, clock: FakeClock, runner: FakeRunner, machine: Ma
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["nonce", "find"])
+@pytest.mark.parametrize("way", ["nonce", "find", "no thread"])
 async def test_a_bot_killed_at_any_point_loses_and_repeats_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
@@ -276,7 +261,8 @@ async def test_a_bot_killed_at_any_point_loses_and_repeats_nothing(
         kill_switch = KillSwitch(kill_at)
         clock, runner = FakeClock(), FakeRunner(kill_switch)
         machine = Machine(runner)
-        post = FakePost(kill_switch=kill_switch, enforces_nonce=way == "nonce", can_find=way == "find")
+        post = FakePost(kill_switch=kill_switch, enforces_nonce=way != "find", can_find=way == "find")
+        post.thread_error = NoThread("403 50013") if way == "no thread" else None
         folder = tmp_path / str(kill_at)
         try:
             await live(folder, clock, runner, machine, post)
@@ -286,14 +272,12 @@ async def test_a_bot_killed_at_any_point_loses_and_repeats_nothing(
             kill_switch.has_killed = False
             await live(folder, clock, runner, machine, post)
             kill_switch.has_killed = True
-        assert post.texts(CHANNEL) == [
-            "job 1 card",
-            "job 1 base",
-            "job 1 epoch 1",
-            "job 1 lost",
-            "job 1 epoch 2",
-            "job 1 done",
-        ], f"killed at point {kill_at}"
+        in_thread = ["job 1 base", "job 1 epoch 1", "job 1 lost", "job 1 epoch 2"]
+        channel, thread = ["job 1 card", "job 1 done"], in_thread
+        if way == "no thread":
+            channel, thread = ["job 1 card", "job 1 latest", "job 1 done"], []
+        assert sorted(post.texts(CHANNEL)) == sorted(channel), f"killed at point {kill_at}"
+        assert [text for each in post.threads for text in post.texts(each)] == thread, f"killed at point {kill_at}"
         assert len(runner.trainings) == 2
     assert kill_at > 40
 

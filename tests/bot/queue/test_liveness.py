@@ -10,11 +10,12 @@ from pydantic import ValidationError
 
 from bot.config import QueueSettings
 from bot.db import Database
-from bot.errors import DatabaseUnwritable
+from bot.db.errors import DatabaseUnwritable
 from bot.queue import Dispatcher, EndReasonKind, JobStore, State, StopIntent
 from bot.queue.liveness import MAX_POLL_S, LivenessMonitor
 from tests.bot.conftest import Submit, notifications
-from tests.bot.fakes import FakeClock, FakeRunner, epoch_ended, finished, started, step_done
+from tests.bot.fake_events import epoch_ended, finished, started, step_done
+from tests.bot.fakes import FakeClock, FakeRunner
 from trainer.protocol.events import Event, KeepAlive, Phase, PhaseBegan
 
 #: Of a training without progress; the default is an hour, which would take three times as many polls.

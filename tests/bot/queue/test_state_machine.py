@@ -21,7 +21,7 @@ from bot.config import LimitSettings, QueueSettings
 from bot.db import Database, database, open_db
 from bot.outbox import Outbox
 from bot.queue import ACTIVE, TRANSITIONS, JobStore, NewJob, PauseKind, Priority, State, StopIntent
-from tests.bot import fakes
+from tests.bot import fake_events, fakes
 from tests.bot.conftest import CHANNEL, GUILD, add_dataset, notifications, set_slots
 from tests.bot.queue.queue_model import MAX_ATTEMPTS, RETRY_PAUSE_S, Model, ModelJob
 from trainer.protocol.events import Event, FailureKind
@@ -222,7 +222,7 @@ class QueueMachine(RuleBasedStateMachine):
         job.seq += 1
         if job.state is State.PREPARING:
             job.enter(State.RUNNING)
-        self.ingest(job, fakes.started(job.seq))
+        self.ingest(job, fake_events.started(job.seq))
 
     @precondition(lambda self: self.model.active())
     @rule(pick=PICK)
@@ -230,7 +230,7 @@ class QueueMachine(RuleBasedStateMachine):
         job = self.active_job(pick)
         job.seq += 1
         job.kept_epoch += 1
-        self.ingest(job, fakes.epoch_ended(job.seq, job.kept_epoch))
+        self.ingest(job, fake_events.epoch_ended(job.seq, job.kept_epoch))
 
     @precondition(lambda self: self.model.active())
     @rule(pick=PICK)
@@ -238,7 +238,7 @@ class QueueMachine(RuleBasedStateMachine):
         job = self.active_job(pick)
         job.seq += 1
         self.model.finished(job)
-        self.ingest(job, fakes.finished(job.seq))
+        self.ingest(job, fake_events.finished(job.seq))
 
     @precondition(lambda self: self.model.active())
     @rule(pick=PICK, has_checkpoint=st.booleans())
@@ -246,7 +246,7 @@ class QueueMachine(RuleBasedStateMachine):
         job = self.active_job(pick)
         job.seq += 1
         self.model.stopped(job, has_checkpoint=has_checkpoint)
-        self.ingest(job, fakes.stopped(job.seq, checkpoint="checkpoints/last" if has_checkpoint else None))
+        self.ingest(job, fake_events.stopped(job.seq, checkpoint="checkpoints/last" if has_checkpoint else None))
 
     @precondition(lambda self: self.model.active())
     @rule(pick=PICK, kind=st.sampled_from([FailureKind.BAD_DATASET, FailureKind.DEVICE_LOST, FailureKind.BUG]))
@@ -254,7 +254,7 @@ class QueueMachine(RuleBasedStateMachine):
         job = self.active_job(pick)
         job.seq += 1
         self.model.failed(job, kind, self.clock.at)
-        self.ingest(job, fakes.failed(job.seq, kind))
+        self.ingest(job, fake_events.failed(job.seq, kind))
 
     @precondition(lambda self: self.model.active())
     @rule(pick=PICK, is_node_lost=st.sampled_from([False, False, True]))
@@ -267,7 +267,9 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(pick=PICK)
     def a_superseded_attempt_sends_events(self, pick: int) -> None:
         job = self.job(pick)
-        assert not self.run(self.store.attempts.ingest(job.id, job.attempt - 1, [fakes.finished(job.seq + 1)], 10**9))
+        assert not self.run(
+            self.store.attempts.ingest(job.id, job.attempt - 1, [fake_events.finished(job.seq + 1)], 10**9)
+        )
         assert not self.run(self.store.attempts.lost(job.id, job.attempt - 1))
 
     # -- what must always hold ---------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tests.bot import fakes
+from tests.bot import fake_events
 from trainer.errors import FencedError, JobFolderBusyError
 from trainer.exchange.job_dir import DATASETS_VARIABLE, LOG_FILE
 from trainer.protocol.events import EXIT_BUSY, EXIT_FENCED, EXIT_FINISHED, EXIT_STOPPED, Event
@@ -66,12 +66,12 @@ def newest(job_dir: Path) -> int:
 
 def train(reporter: Reporter, plan: dict[str, Any], options: RunOptions) -> int:
     job_dir, done = reporter.job_dir, newest(reporter.job_dir)
-    emit(reporter, fakes.started(1), resumed_from_step=done * 10, pid=os.getpid())
+    emit(reporter, fake_events.started(1), resumed_from_step=done * 10, pid=os.getpid())
     for epoch in range(done + 1, 0 if options.finish else plan.get("epochs", 3) + 1):
         time.sleep(plan.get("pause_s", 0.05))
         if _must_stop and not plan.get("ignores_stop"):
             kept = save(job_dir, 0) if epoch == 1 else f"checkpoints/step-{(epoch - 1) * 10:08d}"
-            emit(reporter, fakes.stopped(1, epoch), step=(epoch - 1) * 10, checkpoint=kept)
+            emit(reporter, fake_events.stopped(1, epoch), step=(epoch - 1) * 10, checkpoint=kept)
             return EXIT_STOPPED
         if plan.get("dies_at") == epoch and plan.get("in_attempt") in {None, options.attempt}:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -79,10 +79,10 @@ def train(reporter: Reporter, plan: dict[str, Any], options: RunOptions) -> int:
         (job_dir / "charts" / f"{epoch}.png").write_text(f"chart of epoch {epoch}")
         save(job_dir, epoch)
         sys.stderr.write(f"attempt {options.attempt} printed this in epoch {epoch}\n")
-        emit(reporter, fakes.epoch_ended(1, epoch), chart=f"charts/{epoch}.png")
+        emit(reporter, fake_events.epoch_ended(1, epoch), chart=f"charts/{epoch}.png")
     (job_dir / "output").mkdir(exist_ok=True)
     (job_dir / "output" / "comparison.png").write_text(os.environ.get(DATASETS_VARIABLE, ""))
-    emit(reporter, fakes.finished(1), comparison="output/comparison.png")
+    emit(reporter, fake_events.finished(1), comparison="output/comparison.png")
     return EXIT_FINISHED
 
 

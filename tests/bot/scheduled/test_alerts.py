@@ -16,7 +16,8 @@ from bot.scheduled.admission_control import DiskMonitor
 from bot.scheduled.alerts import AdminNotifier, DiskAlerts, HangAlerts
 from bot.ui.admin_news import BackupFailed, DiskSpace, JobSilent, JobUnkillable
 from tests.bot.conftest import CHANNEL, Submit, claim
-from tests.bot.fakes import FakeClock, started, step_done
+from tests.bot.fake_events import started, step_done
+from tests.bot.fakes import FakeClock
 from tests.bot.scheduled.conftest import LOG_CHANNEL, ReadNews
 
 GIB = 1024**3

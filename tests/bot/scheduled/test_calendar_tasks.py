@@ -17,7 +17,8 @@ from bot.scheduled.alerts import AdminNotifier
 from bot.scheduled.calendar_tasks import DigestSender, NightlyBackup, is_due, last_daily, last_weekly
 from bot.ui.admin_news import BackupFailed
 from tests.bot.conftest import Submit
-from tests.bot.fakes import FakeClock, finished
+from tests.bot.fake_events import finished
+from tests.bot.fakes import FakeClock
 from tests.bot.scheduled.conftest import ReadNews
 
 BERLIN = ZoneInfo("Europe/Berlin")

@@ -25,7 +25,7 @@ from bot.datasets import (
 )
 from bot.datasets.upload_limits import UploadLimits
 from bot.db import Database
-from bot.errors import DatabaseUnwritable
+from bot.db.errors import DatabaseUnwritable
 from bot.outbox import Notification, NotificationKind, Outbox
 from bot.queue import Draft, DraftStore, JobStore, NewJob
 from bot.scheduled import InterruptedUploads
@@ -142,7 +142,7 @@ async def test_a_request_without_confirmation_waits_for_one(place: Place) -> Non
     await place.receive_upload(is_at_once=True)
     await place.start()
     (notification,) = await place.answers()
-    assert "**Go on**" in notification.detail
+    assert "**Start training**" in notification.detail
     assert await place.requests() == [(1, ANA, REQUEST)]
 
 

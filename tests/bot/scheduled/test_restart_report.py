@@ -10,7 +10,8 @@ from bot.scheduled.alerts import AdminNotifier
 from bot.scheduled.restart_report import RestartReport
 from bot.ui.admin_news import BotRestarted
 from tests.bot.conftest import Submit, claim
-from tests.bot.fakes import FakeClock, epoch_ended, finished, started
+from tests.bot.fake_events import epoch_ended, finished, started
+from tests.bot.fakes import FakeClock
 from tests.bot.scheduled.conftest import LOG_CHANNEL, ReadNews
 
 

@@ -57,8 +57,8 @@ def epoch_ended(epoch: int, ratio: float = 0.9, *, best_epoch: int | None = None
 
 def step_done(step: int = 35, epoch: int = 4, **changes: Any) -> StepDone:
     known = {
-        "seq": 1, "time": 0, "step": step, "epoch": epoch, "loss": 0.0841, "learning_rate": 1e-4,
-        "steps_per_s": 2.4, "eta_s": 600, "peak_memory_bytes": 19 * 2**30,
+        "seq": 1, "time": NOW.timestamp(), "step": step, "epoch": epoch, "loss": 0.0841, "learning_rate": 1e-4,
+        "steps_per_s": 2.4, "eta_s": 600, "elapsed_s": 300, "peak_memory_bytes": 19 * 2**30,
     }  # fmt: skip
     return StepDone(**{**known, **changes})
 
@@ -92,7 +92,7 @@ def job(spec: Spec | None = None, **changes: Any) -> Job:
 
 
 def context(folder: Path, **changes: Any) -> JobContext:
-    return JobContext(**{"job_dir": folder, "now": NOW, "file_limit": LIMIT, "marker": "3fa8c1d2", **changes})
+    return JobContext(**{"job_dir": folder, "now": NOW, "file_limit": LIMIT, **changes})
 
 
 def finished(**changes: object) -> Finished:

@@ -23,7 +23,8 @@ def render(content: MessageContent, folder: Path | None = None) -> str:
     lines = list(_lines(content.layout.children, ""))
     lines += [f"[file] {file.name}" for file in content.files]
     sound = "silent" if content.is_silent else "with sound"
-    lines.append(f"[{sound}, notifies {'no one' if content.mentions is None else content.mentions}]")
+    notified = ", ".join(map(str, content.mentions)) or "no one"
+    lines.append(f"[{sound}, notifies {notified}]")
     text = "\n".join(lines)
     if folder is None:
         return text
@@ -51,6 +52,9 @@ def _lines(items: Any, indent: str) -> Any:
 
 def _button(item: Any) -> str:
     button = item.item if isinstance(item, ui.DynamicItem) else item
+    if isinstance(button, ui.Select):
+        options = " | ".join(f"[{each.label}]" if each.default else each.label for each in button.options)
+        return f"({options} → {button.custom_id})"
     label = " ".join(str(part) for part in (button.emoji, button.label) if part)
     return f"({label}{' ✗' if button.disabled else ''} → {button.custom_id})"
 
@@ -96,6 +100,9 @@ def check_limits(content: MessageContent) -> None:
     assert all(len(alt or "") <= 1024 for alt in alt_texts(content))
     assert len(set(ids(content))) == len(ids(content))
     assert all(len(custom_id) <= 100 for custom_id in ids(content))
+    # Discord refuses an empty label, also beside an emoji, and a button without either.
+    pressed = [each for each in buttons(content) if isinstance(each, ui.Button)]
+    assert all(button.label or (button.label is None and button.emoji) for button in pressed)
     rows = [item for item in content.layout.walk_children() if isinstance(item, ui.ActionRow)]
     assert all(len(row.children) <= 5 for row in rows)
     text = text_of(content).replace(f"<@{OWNER}>", "")

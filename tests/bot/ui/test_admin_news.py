@@ -68,9 +68,9 @@ def test_a_busy_week_fits_into_a_message() -> None:
     week = WEEK.model_copy(update={"ends": ends, "gpu_seconds": gpu_seconds, "best": best})
     assert len(news_text(week)) <= 1500
     assert "195 more" in news_text(week)
-    post = news_post(Notification(kind=NotificationKind.NEWS, detail=week.model_dump_json()), "3fa8c1d2")
+    post = news_post(Notification(kind=NotificationKind.NEWS, detail=week.model_dump_json()))
     assert post.is_silent
-    assert post.mentions is None
+    assert post.mentions == ()
     long = BackupFailed(error=HOSTILE * 10).model_dump_json()
-    parts, characters, size = weight(news_post(Notification(kind=NotificationKind.NEWS, detail=long), "1").layout)
+    parts, characters, size = weight(news_post(Notification(kind=NotificationKind.NEWS, detail=long)).layout)
     assert (parts <= MAX_PARTS, characters <= MAX_CHARACTERS, size <= MAX_BYTES) == (True, True, True)

@@ -19,9 +19,17 @@ from bot.datasets.decisions import (
 )
 from bot.outbox import Notification, NotificationKind
 from bot.queue.planning.estimates import Estimate
-from bot.ui.dataset_cards import ReportView, dataset_list, delete_question, report_card, report_file, report_reply
+from bot.ui.dataset_cards import (
+    ReportView,
+    captions_card,
+    dataset_list,
+    delete_question,
+    report_card,
+    report_file,
+    report_reply,
+)
 from bot.ui.layout import FileToSend, MessageContent
-from bot.ui.review_page import image_page, question_page
+from bot.ui.review_page import ReviewView, image_page, question_page
 from bot.ui.upload_posts import (
     Unanswered,
     unanswered_words,
@@ -80,6 +88,7 @@ def test_the_report_card(dataset_dir: Path) -> None:
     cards = {
         "with findings": view(dataset_dir, rich_report(), note="These files were uploaded before, as fox."),
         "without findings": view(dataset_dir, report(image(1))),
+        "of another member": view(dataset_dir, rich_report(), may_change=False),
         "decided": view(dataset_dir, one, edits=kept, is_pending=True),
         "with a draft": view(dataset_dir, one, draft_id=7, spec=spec, estimate=estimate, fit=one.fit(64)),
         "with a draft of a larger base": view(
@@ -97,8 +106,9 @@ def test_sheets_are_turned_within_their_number(dataset_dir: Path) -> None:
     spec = make_spec({"name": "fox", "dataset": "x"})
     last = report_card(view(dataset_dir, found, sheet=2, draft_id=7, spec=spec))
 
-    assert ids(last)[:2] == ["ds:12:sheet:1d7", "ds:12:sheet:3d7"]
-    assert [button.disabled for button in buttons(last)[:2]] == [False, True]
+    assert ids(last)[:4] == ["ds:12:go:7", "ds:12:edit:7", "ds:12:advanced:7", "ds:12:cancel:7"]
+    assert ids(last)[4:6] == ["ds:12:sheet:1d7", "ds:12:sheet:3d7"]
+    assert [button.disabled for button in buttons(last)[4:6]] == [False, True]
     assert (alt_texts(last)[0] or "").startswith("Contact sheet 3 of 3 of fox")
     assert report_card(view(dataset_dir, found, sheet=99)).files == ()
 
@@ -122,6 +132,11 @@ def test_the_other_pages_about_a_dataset(dataset_dir: Path) -> None:
         "list": dataset_list([of], page=0, count=11),
         "empty list": dataset_list([], page=0, count=0),
         "delete": delete_question(of),
+        "captions": captions_card(
+            dataclasses.replace(of, counts=of.counts.model_copy(update={"captioned": 1, "automatic": 1})),
+            can_write=True,
+        ),
+        "captions without a model": captions_card(of, can_write=False),
         "report as zip": report_reply(of, FileToSend(folder=dataset_dir, path="report.zip", name="fox-report.zip")),
         "report as text": report_reply(of, FileToSend(folder=dataset_dir, path="report.md", name="fox-report.md")),
     }
@@ -171,7 +186,7 @@ def test_the_pages_of_a_question(dataset_dir: Path) -> None:
 
     def page(edits: Edits, question: ReviewQuestion = blur) -> MessageContent:
         of = dataset(dataset_dir, found, edits=edits, is_pending=edits != Edits())
-        return question_page(of, (blur, automatic), question, file_limit=LIMIT)
+        return question_page(ReviewView(dataset=of, questions=(blur, automatic), question=question, file_limit=LIMIT))
 
     pages = {
         "open": page(Edits()),
@@ -198,7 +213,7 @@ def test_the_pages_of_an_image(dataset_dir: Path) -> None:
     def page(edits: Edits, index: int) -> MessageContent:
         # A question about one image shows the image.
         of = dataset(dataset_dir, found, edits=edits, is_pending=True)
-        return question_page(of, questions, questions[index], file_limit=LIMIT)
+        return question_page(ReviewView(dataset=of, questions=questions, question=questions[index], file_limit=LIMIT))
 
     pages = {
         "dropped": page(dropped, 0),
@@ -216,7 +231,10 @@ def test_the_pages_of_an_image(dataset_dir: Path) -> None:
 def test_an_image_without_a_file_has_distinct_ids(dataset_dir: Path) -> None:
     found = report(*(image(n, finding(), thumbnail=None, is_caption_automatic=True) for n in (1, 2)))
     questions = review_questions(found)
-    page = image_page(dataset(dataset_dir, found), questions, questions[0], questions[0].images[0], file_limit=LIMIT)
+    of = dataset(dataset_dir, found)
+    page = image_page(
+        ReviewView(dataset=of, questions=questions, question=questions[0], file_limit=LIMIT), questions[0].images[0]
+    )
     assert len(set(ids(page))) == len(ids(page)) == 7
     assert page.files == ()
 
@@ -293,6 +311,6 @@ def test_an_upload_post_notifies_its_owner_and_shows_a_waiting_draft(draft_id: i
     notification = Notification(
         kind=NotificationKind.ANSWER, detail="It is ready.", owner_id=OWNER, draft_id=draft_id, dataset_id=12
     )
-    post = upload_post(notification, "3fa8c1d2")
-    assert post.mentions == OWNER
+    post = upload_post(notification)
+    assert post.mentions == (OWNER,)
     assert ids(post) == expected

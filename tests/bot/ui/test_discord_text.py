@@ -1,10 +1,10 @@
-"""Escaping, bars and trends as they are shown in a message."""
+"""Escaping and bars as they are shown in a message."""
 
 from __future__ import annotations
 
 import pytest
 
-from bot.ui.discord_text import escape, ordinal, progress_bar, shorten, sparkline, trend
+from bot.ui.discord_text import escape, progress_bar, shorten
 
 
 @pytest.mark.parametrize(
@@ -40,17 +40,6 @@ def test_long_text_ends_in_an_ellipsis() -> None:
     assert shorten("a" * 10, 10) == "a" * 10
 
 
-def test_a_progress_bar_is_full_only_at_the_end() -> None:
-    assert [progress_bar(share, 4) for share in (0.999, 1, 7)] == ["▰▰▰▱", "▰▰▰▰", "▰▰▰▰"]
-
-
-def test_a_sparkline_follows_the_values() -> None:
-    assert [sparkline(values) for values in ([1.0, 0.5, 0.0], [3.0, 3.0], [])] == ["█▅▁", "▁▁", ""]
-
-
-def test_a_trend_needs_half_a_percent() -> None:
-    assert [trend(1.0, None), trend(0.9, 1.0), trend(1.1, 1.0), trend(1.001, 1.0)] == ["", " ▼", " ▲", " ▬"]
-
-
-def test_ordinals() -> None:
-    assert [ordinal(number) for number in (1, 2, 3, 11, 23)] == ["1st", "2nd", "3rd", "11th", "23rd"]
+def test_a_progress_bar_shows_the_first_percents_and_is_full_only_at_the_end() -> None:
+    shares = (0, 0.02, 0.5, 0.999, 1, 7)
+    assert [progress_bar(share, 4) for share in shares] == ["░░░░", "█░░░", "██░░", "███░", "████", "████"]

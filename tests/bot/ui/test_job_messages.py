@@ -13,7 +13,7 @@ from bot.outbox import HoldReason, Notification, NotificationKind, Undelivered, 
 from bot.queue.domain.job import EndReason, EndReasonKind, Job, Priority, Progress, State, StopIntent
 from bot.queue.domain.verbs import Verb, is_applicable
 from bot.queue.store.queue_control import PauseKind, QueuePause
-from bot.ui.job_card import job_card
+from bot.ui.job_card import job_card, share_done, time_left
 from bot.ui.job_context import StartForecast
 from bot.ui.job_endings import cancelled_post, done_post, failed_post
 from bot.ui.job_posts import (
@@ -27,8 +27,19 @@ from bot.ui.job_posts import (
     undelivered_post,
     warning_post,
 )
-from bot.ui.job_replies import receipt, samples_reply, shared_post, verb_reply
-from bot.ui.layout import text_form
+from bot.ui.job_replies import (
+    compare_reply,
+    details_reply,
+    log_reply,
+    note_reply,
+    receipt,
+    samples_reply,
+    shared_post,
+    stop_question,
+    verb_reply,
+)
+from bot.ui.layout import MessageContent, text_form
+from bot.ui.remedies import remedy_buttons, smaller_side
 from tests.bot.ui.examples import (
     NOW,
     OWNER,
@@ -42,9 +53,10 @@ from tests.bot.ui.examples import (
     progress,
     report,
     sampled,
+    step_done,
     validation,
 )
-from tests.bot.ui.rendering import alt_texts, check_messages, file_names, text_of, verbs
+from tests.bot.ui.rendering import alt_texts, buttons, check_messages, file_names, text_of, verbs
 from trainer.protocol import events
 from trainer.protocol.bucket_shapes import fit_images
 from trainer.protocol.events import (
@@ -59,6 +71,7 @@ from trainer.protocol.events import (
     Stopped,
     StoppedEarly,
     TrainedPart,
+    Warned,
 )
 from trainer.protocol.report import FindingKind
 from trainer.protocol.spec import make_spec
@@ -83,7 +96,9 @@ def test_the_card_of_each_state(job_dir: Path) -> None:
         "running": job(),
         "running, the best epoch is not the last": job(progress=progress(epochs=better_before)),
         "running again, unusual": job(slots=("GPU 0 · RTX 4090",), attempt=2, priority=Priority.LOW),
-        "exporting": job(progress=progress(phase=Phase.EXPORTING)),
+        "drawing samples": job(progress=progress(phase=Phase.SAMPLING, phase_done=3, phase_total=8)),
+        "looking for memorized images": job(progress=progress(phase=Phase.DIAGNOSING)),
+        "exporting": job(progress=progress(phase=Phase.EXPORTING, phase_done=2, phase_total=3)),
         "preparing": job(state=State.PREPARING, progress=progress(0, step=None, phase=None)),
         "queued": queued(),
         "queued again": job(state=State.QUEUED),
@@ -94,7 +109,19 @@ def test_the_card_of_each_state(job_dir: Path) -> None:
         "stopping, to pause": job(state=State.STOPPING, stop_intent=StopIntent.PAUSE),
         "stopping, to requeue": job(state=State.STOPPING, stop_intent=StopIntent.REQUEUE),
         "paused": job(state=State.PAUSED, stopped_by=7),
+        "paused in its first epoch": job(
+            state=State.PAUSED,
+            stopped_by=7,
+            progress=progress(0),
+            terminal_event=Stopped(seq=1, time=0, epoch=1, step=5, checkpoint="checkpoints/step-5"),
+        ),
+        "with a note": job(note="for the @everyone poster"),
         "succeeded": job(state=State.SUCCEEDED, terminal_event=finished()),
+        "succeeded, no better than the base": job(
+            state=State.SUCCEEDED,
+            terminal_event=finished(best_ratio=1.02),
+            progress=progress(epochs=(epoch_ended(5, 1.02, best_epoch=5),)),
+        ),
         "stopped": job(state=State.STOPPED, stopped_by=7),
         "failed": job(state=State.FAILED, end_reason=died),
         "cancelled": job(state=State.CANCELLED, stopped_by=7),
@@ -107,30 +134,83 @@ def test_the_card_of_each_state(job_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, "cancel pause keep_best samples refresh"),
-        ({"state": State.SUCCEEDED}, "samples files"),
-        ({"state": State.SUCCEEDED, "are_files_deleted": True}, ""),
-        ({"state": State.STOPPED}, "samples files"),
-        ({"state": State.FAILED}, "retry samples"),
-        ({"state": State.CANCELLED}, "retry samples"),
-        ({"state": State.FAILED, "are_files_deleted": True}, ""),
-        ({"state": State.PAUSED}, "resume cancel samples refresh"),
-        ({"state": State.QUEUED}, "cancel pause samples refresh"),
-        ({"state": State.PREPARING}, "cancel pause samples refresh"),
-        ({"state": State.STOPPING, "stop_intent": StopIntent.CANCEL}, "samples refresh"),
-        ({"state": State.STOPPING, "stop_intent": StopIntent.PAUSE}, "cancel samples refresh"),
-        ({"state": State.RUNNING, "stop_intent": StopIntent.KEEP_BEST}, "cancel samples refresh"),
+        ({}, "samples details watch stop"),
+        ({"state": State.SUCCEEDED}, "files samples details"),
+        ({"state": State.SUCCEEDED, "are_files_deleted": True}, "details"),
+        ({"state": State.STOPPED}, "files samples details"),
+        ({"state": State.FAILED}, "retry samples details"),
+        ({"state": State.CANCELLED}, "retry samples details"),
+        ({"state": State.FAILED, "are_files_deleted": True}, "details"),
+        ({"state": State.PAUSED}, "resume samples details cancel"),
+        ({"state": State.QUEUED}, "samples details watch stop"),
+        ({"state": State.PREPARING}, "samples details watch stop"),
+        ({"state": State.STOPPING, "stop_intent": StopIntent.CANCEL}, "samples details watch"),
+        ({"state": State.STOPPING, "stop_intent": StopIntent.PAUSE}, "samples details watch cancel"),
+        ({"state": State.RUNNING, "stop_intent": StopIntent.KEEP_BEST}, "samples details watch cancel"),
     ],
 )
 def test_a_card_has_the_buttons_that_apply(job_dir: Path, changes: dict[str, Any], expected: str) -> None:
-    assert verbs(job_card(job(**changes), context(job_dir))) == expected.split()
+    card = job_card(job(**changes), context(job_dir))
+    assert verbs(card) == expected.split()
+    # One row on a phone: about 285 px, of which a letter takes 8 and a button 32 around them and 8 beside it.
+    width = sum(8 * len(each.label or "xx") + 40 for each in buttons(card))
+    assert width <= 330
+
+
+#: A failure of each kind, and the buttons that can help against it: no retry where the next start would fail likewise.
+REMEDIES = {
+    FailureKind.BAD_SPEC: [],
+    FailureKind.BAD_DATASET: [],
+    FailureKind.MISSING_MODEL: ["retry"],
+    FailureKind.OUT_OF_MEMORY: ["retry_px"],
+    FailureKind.DEVICE_LOST: ["retry"],
+    FailureKind.DIVERGED: ["retry_rate"],
+    FailureKind.DISK_FULL: ["retry"],
+    FailureKind.MISSING_LIBRARY: ["retry"],
+    FailureKind.BAD_CHECKPOINT: [],
+    FailureKind.BAD_EXPORT: [],
+    FailureKind.BUG: ["retry"],
+}
+
+
+def test_a_failure_offers_only_what_can_help(job_dir: Path) -> None:
+    for kind in FailureKind:
+        failed = FAILED.model_copy(update={"kind": kind})
+        ended = job(state=State.FAILED, terminal_event=failed)
+        assert verbs(failed_post(ended, context(job_dir), failed, "")) == [*REMEDIES[kind], "details"], kind
+        assert [each for each in verbs(job_card(ended, context(job_dir))) if "retry" in each] == REMEDIES[kind], kind
+
+
+@pytest.mark.parametrize(("side", "smaller"), [(None, 512), (1024, 768), (512, 384), (256, None)])
+def test_out_of_memory_offers_the_next_smaller_size(side: int | None, smaller: int | None) -> None:
+    spec = make_spec({"name": "fox-lora", "dataset": "x", "training": {"resolution": side}})
+    assert smaller_side(job(spec)) == smaller
+    assert len(remedy_buttons(job(spec), FailureKind.OUT_OF_MEMORY)) == (smaller is not None)
+
+
+def test_the_share_counts_time_and_grows_between_the_steps(job_dir: Path) -> None:
+    later = NOW + timedelta(seconds=90)
+    # 300 s of 900 s are over; 90 s later, of samples, 390 s are.
+    assert [share_done(job(), NOW), share_done(job())] == [pytest.approx(1 / 3)] * 2
+    assert share_done(job(progress=progress(phase=Phase.SAMPLING)), later) == pytest.approx(390 / 900)
+    # Steps arrive each second: without them nothing grows.
+    assert share_done(job(), later) == pytest.approx(1 / 3)
+    assert share_done(job(progress=progress(phase=Phase.EXPORTING)), NOW + timedelta(days=1)) == 0.99
+    unknown = progress(step=step_done(50, 5, eta_s=None))
+    assert share_done(job(progress=unknown), NOW) == 0.5
+
+
+def test_the_time_that_is_left_shrinks_and_never_ends_in_the_past() -> None:
+    drawing = job(progress=progress(phase=Phase.SAMPLING), last_event_at=NOW + timedelta(minutes=5))
+    left = [time_left(drawing, NOW + timedelta(minutes=minutes)) for minutes in (0, 5, 11)]
+    assert left == ["about 10 min left", "about 5 min left", "almost done"]
 
 
 def test_a_card_carries_the_chart_and_notifies_no_one(job_dir: Path) -> None:
     card = job_card(job(), context(job_dir))
 
     assert file_names(card) == ["loss-e3.png"]
-    assert (card.is_silent, card.mentions) == (True, None)
+    assert (card.is_silent, card.mentions) == (True, ())
     assert "epoch 3: training loss 0.0900, 15 % better than the base model" in (alt_texts(card)[0] or "")
 
 
@@ -160,12 +240,18 @@ def test_why_a_queued_job_waits(job_dir: Path) -> None:
     check_messages(GOLDEN / "waiting_cards.txt", cards, job_dir)
 
 
+def warned(kind: str, message: str) -> Warned:
+    return Warned(seq=1, time=0, kind=kind, message=message)
+
+
 # -- posts --------------------------------------------------------------------------------------------------------
 
 
 def test_the_posts_of_a_running_job(job_dir: Path) -> None:
     here = context(job_dir)
     history = progress(4)
+    better_before = (epoch_ended(1, 0.88, best_epoch=1), epoch_ended(2, 0.91, best_epoch=1))
+    memorizing = [each.model_copy(update={"gap": 0.2 * each.epoch}) for each in better_before]
     validated = BaseValidated(seq=1, time=0, validation=validation())
     classified = epoch_ended(3).model_copy(update={"gap": 0.04, "metrics": {"balanced_accuracy": 0.917}})
     early = StoppedEarly(
@@ -183,14 +269,20 @@ def test_the_posts_of_a_running_job(job_dir: Path) -> None:
         "base, sheet too large": base_post(job(), context(job_dir, file_limit=10), sampled(0), validated),
         "epoch": epoch_post(job(progress=history), here, sampled(3, ("a red fox",)), history.epochs[:3]),
         "epoch of a classifier": epoch_post(job(), here, None, [classified]),
+        "epochs, short ones": epoch_post(job(progress=history), here, sampled(3, ("a red fox",)), history.epochs, 3),
+        "epoch, a later one is worse": epoch_post(job(), here, None, better_before),
+        "epoch, memorizing": epoch_post(job(), here, None, memorizing),
+        "epoch, worse than the base": epoch_post(job(), here, None, [epoch_ended(1, 1.08)]),
         "early stop": early_stop_post(job(), here, early),
         "stage": stage_post(job(), here, began),
-        "warning": warning_post(job(), here, "Three captions are too long."),
+        "warning": warning_post(job(), here, warned("mix_overlap", "Three captions are too long.")),
+        "warning, it diverges": warning_post(job(), here, warned("diverging", "The learning rate is too high.")),
+        "warning, memory": warning_post(job(), here, warned("micro_batch_halved", "It ran out of memory.")),
         "lost": lost_post(job(state=State.QUEUED), here, "The disk was full. It starts again."),
         "paused": paused_post(job(state=State.PAUSED, stopped_by=7), here, ""),
     }
     check_messages(GOLDEN / "job_posts.txt", posts, job_dir)
-    assert all(post.is_silent and post.mentions is None for post in posts.values())
+    assert all(post.is_silent and post.mentions == () for post in posts.values())
     assert file_names(posts["base, sheet too large"]) == []
     assert "unet.up_blocks.0" not in text_of(posts["stage"])
 
@@ -198,17 +290,29 @@ def test_the_posts_of_a_running_job(job_dir: Path) -> None:
 def test_the_posts_at_the_end_of_a_job(job_dir: Path) -> None:
     here = context(job_dir)
     spec = make_spec({"name": "fox-lora", "dataset": "x", "training": {"trigger": "mfox"}})
+    real = make_spec({"name": "fox-lora", "dataset": "x", "base": {"source": "/models/sd15.safetensors"}})
     tested = events.Tested(seq=7, time=0, test=validation(0.9), base_loss=0.1)
     files = (exported(), finished())
     stopped = Stopped(seq=1, time=0, epoch=3, step=31, checkpoint="c")
     no_better = (exported(), finished(best_ratio=1.02, stopped_early=False))
+    worse = progress(epochs=(epoch_ended(5, 1.02, best_epoch=5),))
+    reported = finished(shared_report="report-shared.html")
+    (job_dir / "report-shared.html").write_text("<html>")
     posts = {
         "done": done_post(job(state=State.SUCCEEDED, spec=spec), here, (tested, *files)),
-        "done, no better than the base": done_post(job(state=State.SUCCEEDED), here, no_better),
+        "done, with several files": done_post(
+            job(state=State.SUCCEEDED, spec=real),
+            here,
+            (exported(), exported("diffusers", "output/b.safetensors", readers=["diffusers"]), reported),
+        ),
+        "done, no better than the base": done_post(job(state=State.SUCCEEDED, progress=worse), here, no_better),
         "done, ended early by a person": done_post(job(state=State.STOPPED, stopped_by=7), here, files),
         "failed": failed_post(job(state=State.FAILED), here, FAILED, ""),
         "failed, by the queue": failed_post(job(state=State.FAILED), here, None, "It died three times."),
         "cancelled": cancelled_post(job(state=State.CANCELLED, stopped_by=7), here, stopped),
+        "cancelled in its first epoch": cancelled_post(
+            job(state=State.CANCELLED, stopped_by=7, progress=progress(0)), here, stopped
+        ),
         "cancelled before it started": cancelled_post(queued(state=State.CANCELLED), here, None),
     }
     check_messages(GOLDEN / "job_endings.txt", posts, job_dir)
@@ -225,7 +329,7 @@ def test_the_result_tells_layout_shapes_and_detail_of_the_best_epoch(job_dir: Pa
 
     post = done_post(job(state=State.SUCCEEDED, progress=progress), context(job_dir), (exported(), done))
 
-    assert "By level: layout 10 % worse, shapes 25 % better, detail 50 % better." in text_of(post)
+    assert "In layout, shapes and detail: layout 10 % worse, shapes 25 % better, detail 50 % better." in text_of(post)
 
 
 def test_the_result_carries_its_files_and_notifies_only_its_owner(job_dir: Path) -> None:
@@ -340,18 +444,15 @@ def test_what_could_not_be_posted_is_told_elsewhere() -> None:
         "an upload, no access": notice(held, upload, HoldReason.NO_ACCESS),
         "a result, refused": notice(UndeliveredReason.FAILED, done),
     }
-    posts = {
-        name: undelivered_post(each, None if "upload" in name else job(), "3fa8c1d2") for name, each in notices.items()
-    }
+    posts = {name: undelivered_post(each, None if "upload" in name else job()) for name, each in notices.items()}
     check_messages(GOLDEN / "undelivered.txt", posts)
 
 
-def test_the_text_form_keeps_the_marker_and_fits(job_dir: Path) -> None:
-    post = failed_post(job(state=State.FAILED), context(job_dir, marker="3fa8c1d2"), FAILED, "x" * 5000)
+def test_the_text_form_ends_with_the_hint_and_fits(job_dir: Path) -> None:
+    post = failed_post(job(state=State.FAILED), context(job_dir), FAILED, "x" * 5000)
     text = text_form(post, "`/job status id:42` shows it.").text
     assert len(text) <= 2000
-    assert text.splitlines()[-2:] == ["`/job status id:42` shows it.", text_of(post).splitlines()[-1]]
-    assert "3fa8c1d2" in text.splitlines()[-1]
+    assert text.splitlines()[-1] == "`/job status id:42` shows it."
 
 
 # -- answers ------------------------------------------------------------------------------------------------------
@@ -379,6 +480,26 @@ def test_the_receipt_of_a_queued_job(job_dir: Path) -> None:
     check_messages(GOLDEN / "receipts.txt", receipts, job_dir)
 
 
+def test_details_and_what_follows_a_press(job_dir: Path) -> None:
+    here = context(job_dir)
+    (job_dir / "trainer.log").write_text("x")
+    long = job(progress=progress(step=step_done(35, 4, elapsed_s=2040)))
+    replies: dict[str, MessageContent | str] = {
+        "details": details_reply(job(slots=("GPU 0 · RTX 4090",)), here),
+        "details of a queued job": details_reply(queued(), here),
+        "stop": stop_question(long, NOW),
+        "stop a queued job": stop_question(queued(), NOW),
+        "stop, ended meanwhile": stop_question(job(state=State.FAILED), NOW),
+        "compare": compare_reply(job(), here, [sampled(0), sampled(3)]),
+        "compare, no samples": compare_reply(job(), here, []),
+        "log": log_reply(job(), "step 1\n```\nstep 2"),
+        "log, none": log_reply(job(), ""),
+        "note": note_reply(job(note="for the poster")),
+        "note, removed": note_reply(job()),
+    }
+    check_messages(GOLDEN / "job_replies.txt", replies, job_dir)
+
+
 def test_samples_for_one_person_and_for_the_channel(job_dir: Path) -> None:
     here = context(job_dir)
     shared = shared_post(job(), here, sampled(3, ("a red fox",)))
@@ -396,7 +517,7 @@ def test_samples_for_one_person_and_for_the_channel(job_dir: Path) -> None:
 
 
 def test_the_answer_to_each_verb() -> None:
-    stopping, state = {"state": State.STOPPING}, State
+    stopping, state, new = {"state": State.STOPPING}, State, {"progress": progress(0, step=None)}
     cases: list[tuple[Verb, dict[str, Any], dict[str, Any]]] = [
         (Verb.PAUSE, {}, {**stopping, "stop_intent": StopIntent.PAUSE}),
         (Verb.PAUSE, {"state": state.QUEUED}, {"state": state.PAUSED}),
@@ -411,7 +532,7 @@ def test_the_answer_to_each_verb() -> None:
         (Verb.RESUME, {"state": state.PAUSED}, {"state": state.QUEUED}),
         (Verb.RESUME, {"state": state.RUNNING}, {"state": state.RUNNING}),
         (Verb.RETRY, {"state": state.FAILED}, {"state": state.QUEUED}),
-        (Verb.RETRY, {"state": state.FAILED}, {"state": state.QUEUED, "progress": progress(0, step=None)}),
+        (Verb.RETRY, {"state": state.FAILED, **new}, {"state": state.QUEUED, **new}),
         (Verb.RETRY, {"state": state.SUCCEEDED}, {"state": state.SUCCEEDED}),
         (Verb.EXTEND, {"state": state.SUCCEEDED}, {"state": state.QUEUED, "round": 2}),
         (Verb.EXTEND, {"state": state.RUNNING}, {"state": state.RUNNING}),

@@ -46,7 +46,7 @@ from bot.ui.layout import (
     weight,
 )
 from bot.ui.queue_pages import BoardSnapshot, audit_page, history_page, job_list, queue_board
-from bot.ui.review_page import image_page, question_page
+from bot.ui.review_page import ReviewView, image_page, question_page
 from bot.ui.upload_posts import (
     Unanswered,
     upload_failed,
@@ -72,11 +72,10 @@ from tests.bot.ui.examples import (
     step_done,
 )
 from tests.bot.ui.rendering import HOSTILE, buttons, check_limits
-from trainer.protocol.events import Failed, FailureKind, StoppedEarly
+from trainer.protocol.events import Failed, FailureKind, StoppedEarly, Warned
 from trainer.protocol.report import CaptionStatistics, FindingKind, RefusalKind, Refused, WordCount
 from trainer.protocol.spec import Spec, make_spec
 
-MARKER = "3fa8c1d2"
 PAUSE = QueuePause(kind=PauseKind.DRAIN, by=OWNER, at=NOW, why=HOSTILE)
 
 
@@ -117,7 +116,7 @@ def job_messages(folder: Path) -> Iterator[MessageContent]:
     yield base_post(worst, here, sampled(0, prompts), None)
     yield epoch_post(worst, here, sampled(3, prompts), worst.progress.epochs)
     yield early_stop_post(worst, here, early)
-    yield warning_post(worst, here, HOSTILE * 50)
+    yield warning_post(worst, here, Warned(seq=1, time=0, kind="diverging", message=HOSTILE * 50))
     yield lost_post(worst, here, HOSTILE * 20)
     yield paused_post(dataclasses.replace(worst, state=State.PAUSED), here, HOSTILE)
     yield done_post(worst, here, (exported(), exported("diffusers"), finished(comparison_alt=HOSTILE)))
@@ -129,7 +128,7 @@ def job_messages(folder: Path) -> Iterator[MessageContent]:
         notification = Notification(
             kind=NotificationKind.UNDELIVERED, job_id=1, owner_id=OWNER, detail="x" * 3000, undelivered=undelivered
         )
-        yield undelivered_post(notification, worst, MARKER)
+        yield undelivered_post(notification, worst)
     yield receipt(worst, dataclasses.replace(here, position=10**6), skipped)
 
 
@@ -148,7 +147,7 @@ def pages() -> Iterator[MessageContent]:
     yield history_page(worst, [attempt] * 99, [entry] * 99)
     yield slots_page(slots, "A note.")
     detail = BackupFailed(error="long " * 3000).model_dump_json()
-    yield news_post(Notification(kind=NotificationKind.NEWS, detail=detail), MARKER)
+    yield news_post(Notification(kind=NotificationKind.NEWS, detail=detail))
 
 
 def dataset_messages(folder: Path) -> Iterator[MessageContent]:
@@ -176,8 +175,11 @@ def dataset_messages(folder: Path) -> Iterator[MessageContent]:
     yield report_card(view)
     yield report_card(dataclasses.replace(view, dataset=dataclasses.replace(of, is_pending=True)))
     for question in review_questions(found):
-        yield question_page(of, review_questions(found), question, file_limit=LIMIT, note="✓")
-        yield image_page(of, review_questions(found), question, question.images[0], file_limit=LIMIT, note="✓")
+        review = ReviewView(
+            dataset=of, questions=review_questions(found), question=question, file_limit=LIMIT, note="✓"
+        )
+        yield question_page(review)
+        yield image_page(review, question.images[0])
     yield dataset_list([dataclasses.replace(of, bytes=10**12)] * 10, page=3, count=10**6)
     yield delete_question(of)
     for kind in UploadKind:
@@ -192,7 +194,7 @@ def dataset_messages(folder: Path) -> Iterator[MessageContent]:
             notification = Notification(
                 kind=NotificationKind.ANSWER, detail=text, owner_id=OWNER, draft_id=10**17, dataset_id=10**17
             )
-            yield upload_post(notification, MARKER)
+            yield upload_post(notification)
 
 
 def test_messages_about_jobs_are_safe_with_the_worst_content(job_dir: Path) -> None:

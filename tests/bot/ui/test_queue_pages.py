@@ -7,19 +7,41 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from bot.queue.domain.job import EndReason, EndReasonKind, Job, Priority, State
+import pytest
+
+from bot.queue.domain.job import EndReason, EndReasonKind, Job, Priority, Progress, State
 from bot.queue.planning.forecast import Forecast
 from bot.queue.store.history import AttemptRecord, AuditEntry
 from bot.queue.store.queue_control import PauseKind, QueuePause
 from bot.queue.store.slots import Slot
-from bot.ui.queue_pages import BoardSnapshot, audit_page, history_page, job_list, queue_board
+from bot.ui.queue_pages import BoardSnapshot, audit_page, entry_line, history_page, job_list, queue_board
 from tests.bot.ui.examples import NOW, job
-from tests.bot.ui.rendering import check_messages, text_of
+from tests.bot.ui.rendering import check_messages, ids, text_of
 from tests.bot.ui.test_job_messages import queued
 
 GOLDEN = Path(__file__).parent / "golden"
 PAUSE = QueuePause(kind=PauseKind.PAUSE, by=7, at=NOW, why="driver update")
 LATER = NOW + timedelta(minutes=35)
+#: What is written into the audit.
+VERBS = {
+    *(
+        "begin",
+        "bump",
+        "cancel",
+        "claim",
+        "draft",
+        "extend",
+        "keep_best",
+        "note",
+        "pause",
+        "pin",
+        "requeue",
+        "resume",
+        "retry",
+    ),
+    *("settle", "share", "submit", "unpin", "unshare", "delete files", "limit role", "queue drain", "queue pause"),
+    *("queue resume", "slot off", "slot on"),
+}
 
 
 def board(**changes: Any) -> BoardSnapshot:
@@ -85,20 +107,57 @@ def test_a_full_board_is_cut_between_jobs() -> None:
     assert not [line for line in job_lines(text) if line.endswith("…")]
 
 
-def test_jobs_that_do_not_fit_are_counted() -> None:
-    text = text_of(queue_board(board(jobs=[queued(id=number) for number in range(1, 301)])))
+def test_jobs_that_do_not_fit_on_their_page_are_counted() -> None:
+    long = [queued(id=10**12 + number, name="x" * 90, run_after=LATER, priority=Priority.HIGH) for number in range(15)]
+    text = text_of(queue_board(board(jobs=long, counts={State.QUEUED: 2000})))
 
     shown = job_lines(text)
-    assert f"… and {300 - len(shown)} more" in text
+    assert "(2000)" in text
+    assert f"… and {15 - len(shown)} more" in text
     assert all("<@555>" in line for line in shown)
 
 
-def test_jobs_that_were_not_read_are_counted_too() -> None:
-    jobs = [queued(id=number) for number in range(1, 21)]
-    text = text_of(queue_board(board(jobs=jobs, counts={State.QUEUED: 2000})))
+def test_a_study_shows_its_runs_and_their_places() -> None:
+    study = job(id=10, study='{"kind": "kfold", "folds": 5}', gpus=0, progress=Progress())
+    runs = [
+        queued(id=13, parent_id=10, child_name="fold-3"),
+        job(id=11, parent_id=10, child_name="fold-1"),
+        queued(id=12, parent_id=10, child_name="fold-2"),
+    ]
+    waiting = queued(id=14)
+    snapshot = board(jobs=[study, waiting], runs={10: runs}, positions={12: 1, 13: 2, 14: 3})
+    check_messages(GOLDEN / "queue_study.txt", {"board": queue_board(snapshot)})
 
-    assert "(2000)" in text
-    assert f"… and {2000 - len(job_lines(text)):,} more" in text
+
+def test_a_long_queue_has_pages() -> None:
+    counts, jobs = {State.QUEUED: 40, State.RUNNING: 1}, [queued(id=n) for n in range(1, 16)]
+    pages = [queue_board(board(jobs=[job(id=99), *jobs], counts=counts, page=page)) for page in range(3)]
+
+    assert [ids(page) for page in pages] == [
+        ["job:1:queue_page", "job:0:queue_page"],
+        ["job:0:queue_page", "job:2:queue_page", "job:1:queue_page"],
+        ["job:1:queue_page", "job:2:queue_page"],
+    ]
+    assert ["#99" in text_of(page) for page in pages] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("verb", "after", "why"),
+    [(verb, None, "") for verb in sorted(VERBS - {"settle", "bump"})]
+    + [("settle", state, "") for state in State]
+    + [("bump", "queued", "HIGH"), ("cancel", "stopping", "too {slow}"), ("un{known}", None, None)],
+)
+def test_each_verb_of_the_audit_is_a_sentence(verb: str, after: str | None, why: str | None) -> None:
+    for names_job in (True, False):
+        line = entry_line(
+            AuditEntry(at=NOW, job_id=42, actor_id=7, verb=verb, before="running", after=after, why=why),
+            names_job=names_job,
+        )
+        assert "_" not in line.replace("keep_best", "")
+        assert " → " not in line
+        assert ("#42" in line) == (
+            names_job and not verb.startswith("queue") and "limit" not in verb and "slot" not in verb
+        )
 
 
 def test_a_list_of_jobs() -> None:

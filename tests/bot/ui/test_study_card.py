@@ -50,7 +50,7 @@ def test_the_card_of_a_study(tmp_path: Path) -> None:
         "paused": card_message(dataclasses.replace(parent, state=State.PAUSED, stopped_by=7), context(tmp_path)),
     }
     check_messages(GOLDEN / "study_cards.txt", cards, tmp_path)
-    assert verbs(cards["running"]) == ["cancel", "pause", "refresh"]
+    assert verbs(cards["running"]) == ["details", "watch", "stop"]
 
 
 def test_the_result_of_a_study_carries_its_chart_and_its_model(tmp_path: Path) -> None:
@@ -73,6 +73,6 @@ def test_the_result_of_a_study_carries_its_chart_and_its_model(tmp_path: Path) -
     post = study_post(parent, context(folder, children=(child("a", state=State.SUCCEEDED),), step=step))
 
     assert file_names(post) == ["study-3.png", "fox-lora-kohya.safetensors"]
-    assert post.mentions == OWNER
+    assert post.mentions == (OWNER,)
     assert " · rank " not in text_of(post), "the rank varies from run to run"
     check_messages(GOLDEN / "study_post.txt", {"comparison": post}, folder)

@@ -12,8 +12,9 @@ from PIL import Image
 from tests.golden import check_sentences
 from tests.trainer.conftest import draw_images
 from trainer.__main__ import main
-from trainer.exchange.dataset_dir import read_report
+from trainer.exchange.dataset_dir import read_progress, read_report
 from trainer.protocol.events import EXIT_REFUSED
+from trainer.protocol.progress import PreparePhase
 from trainer.protocol.report import DatasetReport
 
 
@@ -82,6 +83,19 @@ def test_without_a_terminal_there_is_no_bar_and_the_summary_is_on_stdout(images:
     assert done.returncode == 0
     assert done.stderr == ""
     assert done.stdout.startswith("12 images: 12 kept")
+
+
+def test_the_progress_is_written_for_another_process(images: Path) -> None:
+    file = images.parent / "progress.json"
+    prepared(images, "--progress", str(file))
+
+    progress = read_progress(file)
+
+    # The last phase; each begins with a line, however short it is.
+    assert progress is not None
+    assert (progress.phase, progress.total) == (PreparePhase.DRAWING, 1)
+    # What cannot be written does not end the work.
+    prepared(images, "--progress", str(images / "no" / "such" / "folder"))
 
 
 def test_a_preview_of_augmentation_is_drawn(images: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""The resolution of a base is read from its files alone, and is the one that the loaded base has."""
+"""The resolution and the family of a base are read from its files alone, and are those that the loaded base has."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from tests.trainer.random_base import make_random_base, make_random_sd3, make_random_sdxl, write_single_file
 from tests.trainer.random_classifier import make_random_vit
-from trainer.exchange.base_files import base_resolution, training_resolution
+from trainer.exchange.base_files import BaseFacts, base_facts, base_resolution, training_resolution
 from trainer.models.base import load_base
 from trainer.models.classifier import load_classifier
 from trainer.protocol.settings import Base
@@ -89,3 +89,47 @@ def test_the_job_s_own_resolution_comes_first() -> None:
     spec = make_spec({"name": "fox", "dataset": "x", "training": {"resolution": 128}})
     assert training_resolution(spec) == 128
     assert training_resolution(make_spec({"name": "fox", "dataset": "x"})) == 64
+
+
+@pytest.mark.parametrize(
+    ("mark", "family", "resolution"),
+    [
+        ("model.diffusion_model.joint_blocks.0.weight", "SD 3", 1024),
+        ("conditioner.embedders.0.weight", "SDXL", 1024),
+        ("cond_stage_model.transformer.weight", "SD 1.x", 512),
+        ("cond_stage_model.model.weight", "SD 2.x", None),
+        ("lora_unet.weight", "", None),
+    ],
+)
+def test_the_family_of_a_single_file_is_told_by_its_tensors(
+    tmp_path: Path, mark: str, family: str, resolution: int | None
+) -> None:
+    header = json.dumps({mark: {"dtype": "F16", "shape": [0], "data_offsets": [0, 0]}}).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    facts = base_facts(Base(source=str(path)))
+    assert facts == BaseFacts(family=family, resolution=resolution, bytes=path.stat().st_size)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "width", "family"),
+    [
+        ("StableDiffusionPipeline", 768, "SD 1.x"),
+        ("StableDiffusionPipeline", 1024, "SD 2.x"),
+        ("StableDiffusionXLPipeline", 2048, "SDXL"),
+        ("StableDiffusion3Pipeline", 4096, "SD 3"),
+        ("FluxPipeline", 4096, ""),
+    ],
+)
+def test_the_family_of_a_folder_is_that_of_its_pipeline(tmp_path: Path, pipeline: str, width: int, family: str) -> None:
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
+    (tmp_path / "unet" / "config.json").write_text(json.dumps({"cross_attention_dim": width}))
+    facts = base_facts(Base(source=str(tmp_path)))
+    assert facts is not None
+    assert facts.family == family
+
+
+def test_nothing_is_told_of_a_base_that_is_not_here(tmp_path: Path) -> None:
+    assert base_facts(Base(source=str(tmp_path / "gone"))) is None
+    assert base_facts(Base(source="owner/name"), {"HF_HOME": str(tmp_path)}) is None

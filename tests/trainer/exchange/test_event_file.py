@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bot.fakes import finished, started
+from tests.bot.fake_events import finished, started
 from trainer.exchange.event_file import MAX_READ_BYTES, read_events
 from trainer.protocol.events import MAX_LINE_BYTES
 

@@ -15,7 +15,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from tests.trainer.models.conftest import BaseFolder
-from tests.trainer.models.random_adapters import FAMILIES_AND_KINDS, Load, method_of, predict, train_a_little
+from tests.trainer.models.random_adapters import FAMILIES_AND_KINDS, KINDS, Load, method_of, predict, train_a_little
 from trainer.models.base import LoadedBase, load_base
 from trainer.models.families.model import Family
 from trainer.models.methods.adapters import attach_adapter
@@ -45,16 +45,28 @@ def run_lines(file: ExportedFile, pipe: Any) -> Any:
 
 
 @pytest.mark.parametrize(("family", "kind"), FAMILIES_AND_KINDS)
-@pytest.mark.parametrize("has_text_encoder", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_the_lines_for_an_adapter_load_all_of_it(
-    load: Load, family: str, kind: MethodKind, has_text_encoder: bool, tmp_path: Path
+def test_the_lines_for_an_adapter_load_all_of_it(load: Load, family: str, kind: MethodKind, tmp_path: Path) -> None:
+    check_lines(load, family, kind, tmp_path, has_text_encoder=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [*(("sd1", kind) for kind in KINDS), *((family, MethodKind.LORA) for family in ("sd2", "sdxl", "sd3"))],
+)
+def test_the_lines_for_an_adapter_without_text_encoders(
+    load: Load, family: str, kind: MethodKind, tmp_path: Path
 ) -> None:
+    check_lines(load, family, kind, tmp_path, has_text_encoder=False)
+
+
+def check_lines(load: Load, family: str, kind: MethodKind, folder: Path, *, has_text_encoder: bool) -> None:
     base = load(family)
     trained = attach_adapter(base, method_of(kind, text_encoder=has_text_encoder))
     train_a_little(trained)
     expected, loaded = predict(base), 0
 
-    for file in trained.export(tmp_path, "egg", {}):
+    for file in trained.export(folder, "egg", {}):
         if not {Reader.DIFFUSERS, Reader.PEFT} & set(file.readers):
             assert loading_code(event_of(file), "x") == ()
             continue

@@ -20,7 +20,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tests.trainer.models.random_adapters import FAMILIES_AND_KINDS, Load, method_of, train_a_little
+from tests.trainer.models.random_adapters import FAMILIES_AND_KINDS, OTHER_KINDS_ON_SD2, Load, method_of, train_a_little
 from trainer.models.families.model import Family, LoadedBase
 from trainer.models.methods.adapters import attach_adapter
 from trainer.models.methods.checkpoint_file import unet_name
@@ -208,7 +208,7 @@ def merged_by_peft(base: LoadedBase, modules: Mapping[str, nn.Module]) -> Iterat
             yield key, layers[path].get_base_layer().weight.detach()
 
 
-@pytest.mark.parametrize(("family", "kind"), FAMILIES_AND_KINDS)
+@pytest.mark.parametrize(("family", "kind"), [*FAMILIES_AND_KINDS, *OTHER_KINDS_ON_SD2])
 def test_a_reader_is_named_if_and_only_if_it_reads_the_file_exactly(
     load: Load, family: str, kind: MethodKind, tmp_path: Path
 ) -> None:

@@ -5,17 +5,13 @@ from __future__ import annotations
 import json
 import re
 import socket
-import tempfile
+import sys
 from collections.abc import Iterator, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import pytest
 import torch
-import transformers
-from accelerate import init_empty_weights
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -28,9 +24,10 @@ from trainer.models.families.model import LoadedBase
 from trainer.models.methods.adapters import attach_adapter
 from trainer.models.methods.checkpoint_file import original_state
 from trainer.models.pipelines import read_shapes, stored_dtype
-from trainer.models.released_configs import RELEASED, make_tokenizers, write_configs
+from trainer.models.random_models import empty_parts
+from trainer.models.released_configs import RELEASED, make_tokenizers
 from trainer.models.single_file import _predicts_velocity
-from trainer.models.widening import stand_ins, widened, widened_layers
+from trainer.models.widening import release_pages, stand_ins, widened, widened_layers
 from trainer.protocol.settings import Base, Method, MethodKind, Objective, Prediction, Targets
 
 #: Parameters of the released models, from their model cards and papers, in thousands.
@@ -43,27 +40,6 @@ _PARAMETERS = {
     "sd35_large": {"transformer": 8_056_628, "vae": 83_820, "text_encoder": 123_650, "text_encoder_2": 694_660},
 }
 _FAMILIES = {"v1": "sd1", "v2": "sd2", "xl_base": "sdxl"}
-
-
-@cache
-def empty_parts(kind: str) -> Mapping[str, Any]:
-    """The modules of a released model by name, without memory for their weights."""
-    with tempfile.TemporaryDirectory() as folder:
-        configs = write_configs(kind, Path(folder) / "model")
-        index = json.loads((configs / "model_index.json").read_text())
-        parts = {}
-        for name in RELEASED[kind]:
-            if name == "scheduler":
-                continue
-            library, class_name = index[name]
-            with init_empty_weights():
-                if library == "transformers":
-                    config = transformers.CLIPTextConfig.from_pretrained(configs / name)
-                    parts[name] = getattr(transformers, class_name)(config)
-                else:
-                    cls = getattr(diffusers, class_name)
-                    parts[name] = cls.from_config(cls.load_config(configs / name))
-    return parts
 
 
 @pytest.mark.parametrize("kind", RELEASED)
@@ -361,6 +337,26 @@ def test_a_layer_that_fails_gets_its_stored_weights_back(base_folder: BaseFolder
         layer(torch.zeros(1, 5))
 
     assert layer.weight.dtype is torch.float16
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it has /proc")
+def test_weights_that_were_read_leave_memory_and_are_read_again(tmp_path: Path) -> None:
+    def resident() -> int:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssFile:"))
+
+    path, number = tmp_path / "weights.safetensors", 2**24
+    save_file({"a": torch.arange(number, dtype=torch.float32), "b": torch.ones(3)}, path)
+    with safe_open(path, framework="pt") as file:
+        stored = [file.get_tensor(name) for name in ("a", "b")]
+    of_heap = torch.arange(number, dtype=torch.float32)
+    assert torch.equal(stored[0], of_heap)
+    before = resident()
+    release_pages([*stored, of_heap])
+
+    assert before - resident() > 0.9 * 4 * number
+    assert torch.equal(stored[0], torch.arange(number, dtype=torch.float32))
+    assert torch.equal(of_heap, stored[0])
 
 
 def test_fp8_weights_are_widened_when_they_are_loaded(tmp_path: Path) -> None:

@@ -9,14 +9,24 @@ from typing import Any
 
 import pytest
 
+import trainer.protocol.presets
 from tests.golden import check_sentences
 from tests.trainer.protocol.golden_files import holds
 from trainer.commands.training_commands import parse_mix_part
 from trainer.exchange.job_dir import read_spec, write_spec
 from trainer.protocol.advice import doubtful_settings, idle_settings
 from trainer.protocol.augmentation import FLIPS, RANGES, Augmenter, AugmenterName
-from trainer.protocol.presets import preset_named, presets, spec_from_preset
-from trainer.protocol.spec import Spec, SpecError, allowed_range, known_settings, make_spec
+from trainer.protocol.presets import DEFAULT_PRESET, PresetAudience, preset_named, presets, spec_from_preset
+from trainer.protocol.setting_problems import SHORT_NAMES, SettingProblem, with_short_names
+from trainer.protocol.spec import (
+    Spec,
+    SpecError,
+    allowed_range,
+    at_resolution,
+    known_settings,
+    make_spec,
+    with_rates_divided,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 #: What some presets need.
@@ -50,9 +60,57 @@ def test_a_preset_that_needs_to_know_about_the_images_asks(name: str) -> None:
             spec_from_preset(name, dataset="/data", changes=changes)
 
 
-def test_the_default_preset_comes_first_and_each_has_a_summary() -> None:
-    assert next(iter(presets())) == "lora"
-    assert all(preset.summary.endswith(".") for preset in presets().values())
+def test_the_default_preset_comes_first_and_those_for_experts_after_those_for_designers() -> None:
+    assert DEFAULT_PRESET == next(iter(presets())) == "lora"
+    audiences = dict.fromkeys(preset.audience for preset in presets().values())
+    assert list(audiences) == [PresetAudience.DESIGNERS, PresetAudience.EXPERTS, PresetAudience.DEMO]
+
+
+def test_every_preset_file_is_offered() -> None:
+    files = {path.stem for path in (Path(trainer.protocol.presets.__file__).parent / "presets").glob("*.toml")}
+    assert files == set(presets())
+
+
+@pytest.mark.parametrize("short", SHORT_NAMES)
+def test_a_short_name_is_a_setting_and_stands_in_sentences_for_it(short: str) -> None:
+    assert SHORT_NAMES[short] in known_settings()
+    assert with_short_names(f"{SHORT_NAMES[short]} 3 is wrong, and so is {SHORT_NAMES[short]}.") == (
+        f"{short} 3 is wrong, and so is {short}."
+    )
+    assert with_short_names(f"stages.0.{SHORT_NAMES[short]} {SHORT_NAMES[short]}_x") == (
+        f"stages.0.{SHORT_NAMES[short]} {SHORT_NAMES[short]}_x"
+    )
+
+
+#: Settings that are refused, and what could stand there instead.
+PROBLEMS: list[tuple[dict[str, Any], SettingProblem]] = [
+    ({"training": {"epochs": 0}}, SettingProblem(name="training.epochs", nearest=1)),
+    ({"training": {"learning_rate": 0.5}}, SettingProblem(name="training.learning_rate", nearest=0.01)),
+    ({"training": {"schedule": "cosin"}}, SettingProblem(name="training.schedule", nearest="cosine")),
+    ({"training": {"trigger": "z" * 60}}, SettingProblem(name="training.trigger", nearest="z" * 50)),
+    ({"training": {"epoch": 3}}, SettingProblem(name="training.epoch", meant="training.epochs")),
+    ({"method": {"rank": "many"}}, SettingProblem(name="method.rank")),
+    ({"stages": [{"epochs": 1, "learning_rate": 0.5}]}, SettingProblem(name="stages.0.learning_rate", nearest=0.01)),
+]
+
+
+@pytest.mark.parametrize(("changes", "problem"), PROBLEMS)
+def test_a_refusal_names_the_setting_and_the_nearest_value(changes: dict[str, Any], problem: SettingProblem) -> None:
+    with pytest.raises(SpecError) as refusal:
+        make_spec({"dataset": "/data", **changes})
+    assert refusal.value.problems == (problem,)
+
+
+def test_a_contradiction_names_both_settings() -> None:
+    with pytest.raises(SpecError) as refusal:
+        make_spec({"dataset": "/data", "objective": {"debiased": True, "snr_gamma": 5}})
+    assert {each.name for each in refusal.value.problems} == {"objective.debiased", "objective.snr_gamma"}
+
+
+def test_a_preset_that_lacks_settings_names_them() -> None:
+    with pytest.raises(SpecError) as refusal:
+        spec_from_preset("dreambooth", dataset="/data")
+    assert [each.name for each in refusal.value.problems] == ["training.trigger", "prior.class_prompt"]
 
 
 def custom(*augmenters: dict[str, object]) -> dict[str, object]:
@@ -90,6 +148,13 @@ REFUSED: list[dict[str, Any]] = [
     {"method": {"targets": "pattern"}},
     {"method": {"kind": "textual_inversion"}},
     {"method": {"kind": "textual_inversion", "text_encoder": True}, "training": {"trigger": "zkz"}},
+    {"base": {"quantization": "int8"}, "method": {"kind": "full"}},
+    {"base": {"quantization": "int4"}},
+    {"training": {"bf16_weights": True}},
+    {"training": {"bf16_weights": True, "fused_backward": True, "precision": "fp32"}},
+    {"training": {"bf16_weights": True, "fused_backward": True, "ema_decay": 0.99}},
+    {"training": {"fused_backward": True, "precision": "fp16"}},
+    {"training": {"fused_backward": True, "optimizer": "lion"}},
     {"objective": {"debiased": True, "snr_gamma": 5}},
     {"objective": {"debiased": True, "prediction": "v_prediction"}},
     {"objective": {"noise_offset": 0.1, "pyramid_noise": 0.3}},
@@ -163,6 +228,12 @@ IDLE: list[dict[str, Any]] = [
     {"method": {"factor": 4}},
     {"method": {"vectors": 2}},
     {"method": {"kind": "textual_inversion", "targets": "all"}, "training": {"trigger": "zkz"}},
+    {"training": {"fused_backward": True}},
+    {
+        "task": "classification",
+        "method": {"kind": "full"},
+        "training": {"fused_backward": True, "bf16_weights": True},
+    },
     {"objective": {"huber_delta": 0.5}},
     {"objective": {"mask_floor": 0.5}},
     {"prior": {"images": 5}},
@@ -300,3 +371,18 @@ def test_open_values_of_a_stage_come_from_training() -> None:
     assert spec.training.epochs == 15
     assert (first.learning_rate, first.optimizer, first.optimizer_arguments) == (1e-4, "sgd", {"momentum": 0.8})
     assert (second.learning_rate, second.optimizer, second.optimizer_arguments) == (1e-5, "lion", {})
+
+
+def test_a_retry_divides_every_rate_and_sets_every_resolution() -> None:
+    stages = [{"epochs": 2}, {"epochs": 1, "learning_rate": 3e-5, "resolution": 768}]
+    training = {"epochs": 3, "learning_rate": 1e-4, "text_encoder_learning_rate": 6e-5}
+    spec = make_spec({"dataset": "/d", "method": {"text_encoder": True}, "training": training, "stages": stages})
+
+    slower, smaller = with_rates_divided(spec, 3), at_resolution(spec, 512)
+
+    assert [stage.learning_rate for stage in slower.plan] == [3.3e-5, 1e-5]
+    assert [stage.text_encoder_learning_rate for stage in slower.plan] == [2e-5, 2e-5]
+    assert [stage.resolution for stage in smaller.plan] == [512, 512]
+    assert smaller.training.resolution == 512
+    with pytest.raises(SpecError):
+        with_rates_divided(make_spec({"dataset": "/d", "training": {"learning_rate": 2e-7}}), 3)

@@ -12,10 +12,12 @@ from urllib.parse import unquote
 import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from PIL import Image as PillowImage
 
 from tests.golden import check_golden
 from tests.trainer.report.html_page import HOSTILE, page_of
 from tests.trainer.report.sample_reports import count, found, report_image, report_of, statistics, words
+from trainer.exchange.dataset_dir import SHARED_PAGE
 from trainer.protocol.report import DatasetReport, FindingKind, Image, RefusalKind, Refused, Split
 from trainer.report.dataset_page import write_pages
 from trainer.report.templating import code, escape_markdown, sanitize
@@ -77,6 +79,23 @@ def test_images_are_thumbnails_beside_the_page_and_all_links_exist(tmp_path: Pat
             assert anchor in page.ids()
         else:
             assert re.fullmatch(r"(images|thumbnails)/\d{4}\.\w{3}", name)
+
+
+def test_one_page_has_its_images_in_it_so_that_it_can_be_sent_alone(tmp_path: Path) -> None:
+    report = full_report()
+    for image in report.images:
+        if image.thumbnail:
+            (tmp_path / image.thumbnail).parent.mkdir(parents=True, exist_ok=True)
+            PillowImage.new("RGB", (64, 48), "red").save(tmp_path / image.thumbnail)
+    assert tmp_path / SHARED_PAGE not in write_pages(report, tmp_path)
+
+    page = page_of(tmp_path / SHARED_PAGE)
+
+    assert len(page.all("img")) >= 12
+    assert all(link["src"].startswith("data:image/") for link in page.all("img"))
+    assert all(link.get("href", "#").startswith("#") for link in page.all("a"))
+    (policy,) = (meta["content"] for meta in page.all("meta") if "http-equiv" in meta)
+    assert "img-src data:;" in policy
 
 
 def test_a_duplicate_is_shown_beside_the_image_that_it_copies(tmp_path: Path) -> None:

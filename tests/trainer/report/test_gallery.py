@@ -1,4 +1,4 @@
-"""Sheets of variants fit the width of a channel; a prediction is framed in the color of its verdict."""
+"""Samples, variants and predictions can be read where a channel shows them: on a phone, 285 px wide."""
 
 from __future__ import annotations
 
@@ -7,7 +7,19 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from trainer.report.gallery import MAX_ROWS, draw_prediction, draw_variants
+from trainer.protocol.text import speaking
+from trainer.report import gallery
+from trainer.report.gallery import (
+    MAX_COMPARED,
+    MAX_ROWS,
+    ComparedColumn,
+    SampleCaption,
+    draw_comparison,
+    draw_gallery,
+    draw_prediction,
+    draw_variants,
+    sample_captions,
+)
 
 COLORS = ("red", "green", "blue", "orange", "purple", "teal", "brown", "gold", "navy", "olive")
 
@@ -22,6 +34,66 @@ def colors_of(path: Path) -> set[tuple[int, ...]]:
         pixels = sheet.convert("RGB")
     found = pixels.getcolors(pixels.width * pixels.height) or []
     return {color for count, color in found if count > 500 and isinstance(color, tuple)}
+
+
+def test_a_caption_has_the_prompt_once_each_seed_and_what_is_a_control() -> None:
+    samples = [("momo in snow", 7), ("momo in snow", 8), ("a red star", 9), ("", 10)]
+
+    assert sample_captions(samples, "momo") == [
+        SampleCaption(text="momo in snow", note="seed 7"),
+        SampleCaption(text="the same prompt", note="seed 8"),
+        SampleCaption(text="a red star", note="seed 9 · control, without “momo”"),
+        SampleCaption(text="(no prompt)", note="seed 10 · control, without “momo”"),
+    ]
+    # Predictions of a classifier have no seeds.
+    assert sample_captions([("cat", 0), ("dog", 0)]) == [SampleCaption(text="cat"), SampleCaption(text="dog")]
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 5, 12])
+def test_letters_of_samples_can_be_read_on_a_phone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    sizes: list[int] = []
+    font = gallery.text_font
+
+    def recorded(text: str, size: int, *, is_bold: bool = False) -> gallery.Font:
+        sizes.append(size)
+        return font(text, size, is_bold=is_bold)
+
+    monkeypatch.setattr(gallery, "text_font", recorded)
+    images = [Image.new("RGB", (64, 64), COLORS[index % 10]) for index in range(count)]
+    captions = [
+        SampleCaption(text="a fox in a forest with a river " * 4, note=f"seed {index}") for index in range(count)
+    ]
+    columns = [ComparedColumn(heading="before", note="base model", images=images)] * 3
+
+    for draw in (
+        lambda path: draw_gallery(path, images, captions),
+        lambda path: draw_comparison(path, columns, ["a fox"] * count),
+    ):
+        sizes.clear()
+        with Image.open(draw(tmp_path / "sheet.png")) as sheet:
+            assert min(sizes) * min(1, 285 / sheet.width) >= 11
+
+
+def test_a_sheet_has_no_empty_strip_below_short_captions(tmp_path: Path) -> None:
+    images = [Image.new("RGB", (64, 64), "red")] * 2
+    short = draw_gallery(tmp_path / "short.png", images, [SampleCaption(text="a fox")] * 2)
+    long = draw_gallery(tmp_path / "long.png", images, [SampleCaption(text="a fox in a forest with a river " * 4)] * 2)
+
+    with Image.open(short) as one, Image.open(long) as other:
+        assert one.height < other.height - 40
+
+
+def test_a_comparison_shows_a_few_prompts_and_every_column(tmp_path: Path) -> None:
+    columns = [
+        ComparedColumn(heading=name, note="", images=[Image.new("RGB", (64, 64), color)] * 9)
+        for name, color in (("before", "red"), ("after", "green"), ("your images", "blue"))
+    ]
+
+    path = draw_comparison(tmp_path / "x.png", columns, ["a fox"] * 9)
+
+    assert {(255, 0, 0), (0, 128, 0), (0, 0, 255)} <= colors_of(path)
+    with Image.open(path) as sheet:
+        assert sheet.height < (MAX_COMPARED + 1) * 340
 
 
 def test_every_original_and_every_variant_is_on_the_sheet(tmp_path: Path) -> None:
@@ -61,3 +133,10 @@ def test_the_frame_of_a_prediction_shows_whether_it_is_right(tmp_path: Path) -> 
             assert drawn.getpixel((128, 100)) == (255, 255, 255)
             corners.append(drawn.getpixel((0, 0)))
     assert corners[0] != corners[1]
+
+
+def test_texts_are_drawn_in_english_where_no_font_has_chinese_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    with speaking("zh_CN"):
+        for has_font, words in ((True, "（无提示词）"), (False, "(no prompt)")):
+            monkeypatch.setattr(gallery, "_has_cjk_font", lambda has_font=has_font: has_font)
+            assert gallery.sample_captions([("", 3)])[0].text == words

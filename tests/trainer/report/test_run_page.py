@@ -28,6 +28,7 @@ from trainer.report.insights import (
     write_insight,
 )
 from trainer.report.run_page import (
+    SHARED_PAGE_NAME,
     changed_settings,
     format_setting,
     headline,
@@ -244,6 +245,18 @@ def test_every_image_and_link_of_the_page_exists_and_none_leads_out(job_dir: Pat
         assert link.startswith("#") or (job_dir / link).is_file(), link
 
 
+def test_the_page_that_is_sent_alone_has_its_images_in_it_and_leads_to_no_file(job_dir: Path) -> None:
+    page = page_of(write_full_page(job_dir).with_name(SHARED_PAGE_NAME))
+
+    assert len(page.all("img")) >= 14
+    assert all(
+        link["src"].startswith(("data:image/webp;base64,", "data:image/jpeg;base64,")) for link in page.all("img")
+    )
+    assert all(link.get("href", "#").startswith("#") for link in page.all("a"))
+    (policy,) = (meta["content"] for meta in page.all("meta") if "http-equiv" in meta)
+    assert "img-src data:;" in policy
+
+
 def test_the_page_runs_no_script_and_loads_nothing(job_dir: Path) -> None:
     page = page_of(write_full_page(job_dir))
 
@@ -306,7 +319,42 @@ def test_the_page_of_an_unfinished_job_has_its_state(job_dir: Path, last: dict[s
 def test_the_epochs_are_unfolded_if_there_are_curves_to_read_with_them(job_dir: Path) -> None:
     page = page_of(write_full_page(job_dir))
 
-    assert ["open" in attributes for attributes in page.all("details")] == [True, False]
+    assert ["open" in attributes for attributes in page.all("details")] == [True, True, False]
+
+
+def test_of_many_epochs_the_filmstrip_shows_a_few_and_always_the_best(job_dir: Path) -> None:
+    events = [event for number in range(1, 41) for event in (epoch(number, 0.8, 33), sampled(number))]
+
+    page = page_of(write_run_page(job_dir, SPEC, events_from(STARTED, *events)))
+
+    frames = [figure.get("class", "") for figure in page.all("figure")]
+    strips = len(sampled(1)["samples"])
+    assert frames.count("best") == strips
+    assert 8 * strips <= len(frames) <= 12 * strips
+
+
+def test_no_path_of_the_machine_is_on_the_page(job_dir: Path) -> None:
+    spec = make_spec(
+        {
+            "dataset": "/srv/secret/datasets/0123/prepared",
+            "name": "momo",
+            "base": {"source": "/srv/secret/models/sd15.safetensors"},
+            "mix": [{"dataset": "/srv/secret/datasets/4567/prepared"}],
+        }
+    )
+
+    text = write_run_page(job_dir, spec, events_from(STARTED, epoch(1, 0.8, 1))).read_text(encoding="utf-8")
+
+    assert "/srv" not in text
+    assert "sd15.safetensors" in text
+
+
+def test_the_charts_are_drawn_for_light_pages_too(job_dir: Path) -> None:
+    page = page_of(write_run_page(job_dir, SPEC, events_from(STARTED, epoch(1, 0.8, 1))))
+
+    light = [unquote(source["srcset"]) for source in page.all("source")]
+    assert light == ["charts/loss-light.png"]
+    assert (job_dir / light[0]).is_file()
 
 
 def test_a_job_without_events_has_a_page(tmp_path: Path) -> None:

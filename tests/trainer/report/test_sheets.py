@@ -42,10 +42,10 @@ def test_kept_images_come_first_and_the_dropped_ones_have_their_own_sheet(tmp_pa
     for path in drawn:
         with Pillow.open(path) as sheet:
             assert sheet.format == "JPEG"
-            assert sheet.width <= 1500
+            assert sheet.width == 1088
 
 
-@pytest.mark.parametrize("sides", [(150, 20, 20), (64, 1, 1), (57, 9, 0), (1, 0, 0), (500, 61, 61)])
+@pytest.mark.parametrize("sides", [(150, 20, 20), (25, 1, 1), (22, 9, 0), (1, 0, 0), (300, 45, 45)])
 def test_pages_hold_each_image_once_and_no_more_than_fit(sides: tuple[int, int, int]) -> None:
     pages = list(sheets._pages(sections_of(images_of(zip(Split, sides, strict=True)))))
     assert all(sum(len(section.tiles) for section in page) <= IMAGES_PER_SHEET for page in pages)
@@ -54,16 +54,16 @@ def test_pages_hold_each_image_once_and_no_more_than_fit(sides: tuple[int, int, 
     assert numbers == list(range(1, sum(sides) + 1))
 
 
-@pytest.mark.parametrize("sides", [(1400, 300, 300), (20_000, 3, 3), (700, 700, 700), (611, 5, 9), (613, 6, 6)])
-def test_a_large_set_takes_ten_sheets_and_every_side_is_on_them(sides: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("sides", [(1400, 300, 300), (20_000, 3, 3), (700, 700, 700), (382, 5, 9), (411, 6, 6)])
+def test_a_large_set_takes_sixteen_sheets_and_every_side_is_on_them(sides: tuple[int, int, int]) -> None:
     sections = sections_of(images_of(zip(Split, sides, strict=True)))
-    assert len(list(sheets._pages(sections))) == 10
+    assert len(list(sheets._pages(sections))) == 16
     assert [section.color for section in sections] == [sheets._COLORS[side] for side in Split]
 
 
 def test_a_heading_counts_the_images_that_are_shown() -> None:
     headings = [section.heading for section in sections_of(images_of([(Split.TRAIN, 1400), (Split.TEST, 600)]))]
-    assert headings == ["Train · 432 of 1,400 images", "Test · 184 of 600 images"]
+    assert headings == ["Train · 270 of 1,400 images", "Test · 115 of 600 images"]
     assert sections_of(images_of([(Split.TRAIN, 1)]))[0].heading == "Train · 1 image"
 
 
@@ -77,7 +77,7 @@ def test_a_large_set_shows_images_that_need_a_look_first_and_the_rest_evenly() -
     many = [
         report_image(number, findings=(found(FindingKind.BLUR),) if number > 900 else ()) for number in range(1, 2001)
     ]
-    assert sum(tile.number <= 900 for tile in tiles_of(many)) > 100
+    assert sum(tile.number <= 900 for tile in tiles_of(many)) > 90
 
 
 def test_near_duplicates_stand_beside_each_other_with_the_number_of_their_group() -> None:
@@ -92,8 +92,8 @@ def test_near_duplicates_stand_beside_each_other_with_the_number_of_their_group(
     assert [tile.number for tile in tiles] == [1, 2, 4, 3]
     assert [tile.note for tile in tiles] == [
         "100×80",
-        "near no. 2 · 100×80",
-        "near no. 2 · 100×80",
+        "near no. 2",
+        "near no. 2",
         "100×80",
     ]
 
@@ -109,9 +109,9 @@ def test_a_kept_image_names_its_findings_and_is_marked_if_it_needs_a_look() -> N
         ]
     )
     assert [(tile.note, tile.is_marked) for tile in tiles] == [
-        ("blur, same caption · 100×80", True),
-        ("same caption · 100×80", False),
-        ("blur · 100×80", False),
+        ("blur, same caption", True),
+        ("same caption", False),
+        ("blur", False),
         ("100×80", False),
     ]
     assert tiles[3].line == "(no caption)"
@@ -134,10 +134,10 @@ def test_a_dropped_image_names_the_reason_and_its_file() -> None:
     assert (tile.number, tile.line, tile.note) == (1, "too small", "7.png")
 
 
-def test_dropped_images_take_four_sheets_at_most() -> None:
+def test_dropped_images_take_six_sheets_at_most() -> None:
     section = sheets._of_dropped(report_of(images_of([(None, 5000)])), {})
-    assert len(list(sheets._pages([section]))) == 4
-    assert section.heading == "Dropped · 256 of 5,000 images"
+    assert len(list(sheets._pages([section]))) == 6
+    assert section.heading == "Dropped · 150 of 5,000 images"
 
 
 def test_no_images_make_no_sheets(tmp_path: Path) -> None:

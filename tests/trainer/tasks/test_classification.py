@@ -85,7 +85,7 @@ def test_a_head_on_a_frozen_backbone_learns_and_its_export_predicts_the_same(
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
     (file,) = task.trained.export(tmp_path, "shapes", {})
-    (verified,) = task.verify([file], splits[VALIDATION], lambda: None)
+    (verified,) = task.verify([file], splits[VALIDATION], lambda _done, _total: None)
     assert verified.max_difference < 1e-4
     # As users load it: with plain transformers, from images of the original size.
     model = AutoModelForImageClassification.from_pretrained(file.path)
@@ -199,7 +199,7 @@ def test_an_empty_split_has_no_metrics_and_no_chart(tmp_path: Path, resnet: Path
 def test_samples_cover_all_classes_and_are_sharded_over_ranks(shapes: Path, resnet: Path, tmp_path: Path) -> None:
     task = make_task(shapes, resnet)
     examples = encode(task)[VALIDATION]
-    shown = task.draw(examples, tmp_path, shard=slice(1, None, 2), between_steps=lambda: None)
+    shown = task.draw(examples, tmp_path, shard=slice(1, None, 2), progress=lambda done, total: None)
     assert [each.prompt for each in shown] == ["circle", "square"] * 4
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1.png", "3.png", "5.png", "7.png"]
 
@@ -259,12 +259,12 @@ def test_verification_detects_a_damaged_export(shapes: Path, resnet: Path, tmp_p
     weights["classifier.1.bias"][0] += 1
     save_file(weights, file.path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ExportError, match="differs from the trained classifier"):
-        task.verify([file], examples, lambda: None)
+        task.verify([file], examples, lambda _done, _total: None)
     config = json.loads((file.path / "config.json").read_text(encoding="utf-8"))
     config["id2label"] = {"0": "square", "1": "circle"}
     (file.path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(ExportError, match="has other classes"):
-        task.verify([file], examples, lambda: None)
+        task.verify([file], examples, lambda _done, _total: None)
 
 
 def test_class_names_come_from_the_report(shapes: Path, resnet: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from trainer.errors import BadSpecError, OutOfMemoryError
 from trainer.models.base import LoadedBase, load_base
@@ -16,9 +18,10 @@ from trainer.models.methods.adapters import attach_adapter
 from trainer.models.methods.trained import Trained
 from trainer.protocol.settings import Base, Method, Targets
 from trainer.protocol.training_settings import OptimizerKind, Precision, Stage, Training, resolved
-from trainer.tasks.memory_prediction import MemoryNeed, predict_memory
+from trainer.tasks.memory_prediction import MemoryNeed, StepSettings, predict_memory
 from trainer.training import batch_size_finder
 from trainer.training.batch_size_finder import (
+    DryRun,
     MemoryPlan,
     Trial,
     cached_precision,
@@ -44,13 +47,48 @@ def test_a_memory_plan_is_read_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("slow_in_bf16", "found"), [(True, Precision.FP32), (False, Precision.BF16)])
-def test_a_cpu_uses_the_faster_precision(slow_in_bf16: bool, found: Precision) -> None:
-    def run(images: int, in_bf16: bool) -> None:
-        until = time.process_time() + (0.03 if in_bf16 is slow_in_bf16 else 0.001)
-        while time.process_time() < until:
-            pass
+def test_a_cpu_uses_the_faster_precision(slow_in_bf16: bool, found: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
+    # By the clock: threads that wait for memory use no CPU time. Every third step, another process takes the cores.
+    clock, steps = 0.0, itertools.count()
 
+    def run(images: int, in_bf16: bool) -> None:
+        nonlocal clock
+        clock += (0.6 if in_bf16 is slow_in_bf16 else 0.5) * (5 if next(steps) % 3 == 0 else 1)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: clock)
     assert find_precision(Precision.AUTO, LARGE, Trial(run=run, device=CPU)) is found
+    # A warm-up step each, and the trial.
+    assert next(steps) <= 20
+
+
+def test_a_trial_in_bf16_has_the_weights_of_a_training_in_bf16_and_leaves_no_trace() -> None:
+    frozen, adapter, encoder = nn.Linear(4, 4).requires_grad_(False), nn.Linear(4, 4), nn.Linear(4, 4)
+    seen: list[tuple[Precision, torch.dtype, torch.dtype, torch.dtype]] = []
+
+    def train_loss(_examples: object, _views: object, _seeds: object) -> torch.Tensor:
+        seen.append((task.precision, frozen.weight.dtype, adapter.weight.dtype, encoder.weight.dtype))
+        loss: torch.Tensor = adapter(torch.ones(1, 4)).sum()
+        return loss
+
+    trained = SimpleNamespace(
+        modules={"unet": nn.ModuleList([frozen, adapter]), "text_encoder": encoder},
+        named_parameters=lambda: adapter.named_parameters(),
+    )
+    task: Any = SimpleNamespace(
+        precision=Precision.FP32, trained=trained, train_loss=train_loss, train_mode=lambda _is_training: None
+    )
+    examples: Any = SimpleNamespace(sizes=[(64, 64)])
+    before = frozen.weight.detach().clone()
+    trial = DryRun(task, [examples])
+
+    trial.run(1, True)
+    trial.run(1, False)
+
+    whole = torch.float32
+    assert seen == [(Precision.BF16, torch.bfloat16, whole, whole), (Precision.FP32, whole, whole, whole)]
+    assert task.precision is Precision.FP32
+    assert torch.equal(frozen.weight, before)
+    assert adapter.weight.grad is None
 
 
 def test_the_precision_is_cached_per_task(tmp_path: Path) -> None:
@@ -160,8 +198,8 @@ def lora() -> tuple[LoadedBase, Trained]:
 
 def predicted(lora: tuple[LoadedBase, Trained], **changes: Any) -> MemoryNeed:
     base, trained = lora
-    settings: dict[str, Any] = {"precision": Precision.FP32, "images": 4, **changes}
-    return predict_memory(base, dict(trained.named_parameters()), resolution=64, state_bytes=8.0, **settings)
+    settings: dict[str, Any] = {"precision": Precision.FP32, "images": 4, "state_bytes": 8.0, **changes}
+    return predict_memory(base, dict(trained.named_parameters()), StepSettings(resolution=64, **settings))
 
 
 def test_the_predicted_memory_of_a_step_is_that_of_a_real_one(lora: tuple[LoadedBase, Trained]) -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,12 +97,16 @@ def flip_one_bit(path: Path) -> None:
         ("optimizer.pt", Path.unlink),
     ],
 )
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(
-    job: Path, kept_job: Path, name: str, damage: Callable[[Path], None]
-) -> None:
-    newest = Checkpoints(job).newest_first()[0]
+def test_a_damaged_checkpoint_is_passed_over(job: Path, name: str, damage: Callable[[Path], None]) -> None:
+    newest, before, _first = Checkpoints(job).newest_first()
     damage(newest / name)
     assert not is_intact(newest)
+    assert Checkpoints(job).latest() == before
+
+
+def test_a_job_with_a_damaged_checkpoint_trains_on_from_the_one_before(job: Path, kept_job: Path) -> None:
+    newest = Checkpoints(job).newest_first()[0]
+    flip_one_bit(newest / "optimizer.pt")
 
     assert run(RunOptions(job_dir=job)) == EXIT_FINISHED, events_of(job)[-1]
 
@@ -195,22 +200,22 @@ def test_settings_that_never_trained_may_be_corrected(make_job: MakeJob) -> None
 def test_a_finished_job_is_extended_as_if_it_had_had_a_further_stage(
     job: Path, make_job: MakeJob, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["extend", str(job), "--epochs", "2"]) == 0
-    assert "5 epochs" in capsys.readouterr().out
+    assert main(["extend", str(job), "--epochs", "1"]) == 0
+    assert "4 epochs" in capsys.readouterr().out
     assert run(RunOptions(job_dir=job)) == EXIT_FINISHED, events_of(job)[-1]
 
     planned = make_job(
         "planned",
-        **{**KEPT, "training": {**KEPT["training"], "epochs": 5}},
-        stages=[{"epochs": 3}, {"epochs": 2}],
+        **{**KEPT, "training": {**KEPT["training"], "epochs": 4}},
+        stages=[{"epochs": 3}, {"epochs": 1}],
     )
     assert run(RunOptions(job_dir=planned)) == EXIT_FINISHED, events_of(planned)[-1]
     assert curve_of(job) == curve_of(planned)
     assert_same_checkpoints(job, planned)
     # The rate rises again and falls to the end of the new stage.
     began = events_of(job, StageBegan)[-1]
-    assert (began.stage, began.first_epoch, began.last_epoch) == (2, 4, 5)
-    assert [event.epochs for event in events_of(job, Finished)] == [3, 5]
+    assert (began.stage, began.first_epoch, began.last_epoch) == (2, 4, 4)
+    assert [event.epochs for event in events_of(job, Finished)] == [3, 4]
 
 
 def test_an_extended_job_tests_and_exports_its_new_best_epoch(make_job: MakeJob) -> None:
@@ -376,6 +381,26 @@ def test_a_training_without_any_finite_validation_fails(make_job: MakeJob, monke
 
     assert run(RunOptions(job_dir=job_dir)) == EXIT_FAILED
     assert failure(job_dir).kind is FailureKind.DIVERGED
+
+
+def test_a_training_that_unlearns_is_warned_about_once_an_epoch(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_dir = make_job(**{**KEPT, "training": {"epochs": 1}})
+    real = DiffusionTask.frozen_losses
+
+    def worse(self: DiffusionTask, *arguments: Any) -> list[FrozenLoss]:
+        losses = real(self, *arguments)
+        is_base = not (job_dir / "validation" / "train-base.json").exists()
+        return losses if is_base else [replace(loss, plain=2 * loss.plain) for loss in losses]
+
+    monkeypatch.setattr(DiffusionTask, "frozen_losses", worse)
+
+    assert run(RunOptions(job_dir=job_dir)) == EXIT_FINISHED, events_of(job_dir)[-1]
+
+    (warned,) = [event for event in events_of(job_dir, Warned) if event.kind == "diverging"]
+    assert "After epoch 1 the model is " in warned.message
+    assert "% worse than the base model" in warned.message
 
 
 # -- what is told of a step -------------------------------------------------------------------------------------------

@@ -20,7 +20,12 @@ from trainer.protocol.report import Split
 from trainer.protocol.run_options import RunOptions
 from trainer.report.insights import Forgetting, NearImage, read_insight
 from trainer.training import finale
-from trainer.training.diagnostics import describe_forgetting, describe_memorization
+from trainer.training.diagnostics import (
+    describe_forgetting,
+    describe_memorization,
+    has_leaked,
+    measured_forgetting,
+)
 from trainer.training.image_history import ImageCurve, ImageHistory, read_history
 from trainer.training.run import StopRequest, run
 
@@ -232,6 +237,9 @@ def test_the_sentences_as_users_read_them() -> None:
         "no other seed": {"another_seed": None},
         "towards the training images": {"distance_after": 1.0},
     }
-    lines += [f"{name}: {describe_forgetting(forgetting.model_copy(update=each))}" for name, each in drifts.items()]
+    found = {name: forgetting.model_copy(update=each) for name, each in drifts.items()}
+    lines += [f"{name}: {describe_forgetting(each)}" for name, each in found.items()]
+    lines += [f"{name}, measured: {measured_forgetting(each)}" for name, each in found.items()]
+    assert [name for name, each in found.items() if has_leaked(each)] == ["towards the training images"]
 
     check_golden(Path(__file__).parent / "golden" / "diagnostics.txt", "\n".join(lines))

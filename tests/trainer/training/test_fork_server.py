@@ -91,3 +91,10 @@ def test_a_client_that_is_killed_as_it_writes_leaves_no_open_pipe() -> None:
         os.set_blocking(reader, False)
         assert os.read(reader, 1) == b""
     os.close(reader)
+
+
+def test_a_server_is_shared_by_its_socket() -> None:
+    with ForkServer("builtins:len") as server:
+        with ForkServer("builtins:bool", socket=server.socket) as sharing:
+            assert sharing.run("one", "two").returncode == 1
+        assert server.run("one", "two").returncode == 2

@@ -15,12 +15,16 @@ from trainer.dataset.preparing.prepare import prepare
 from trainer.exchange.job_dir import write_spec
 from trainer.protocol.events import (
     EXIT_FINISHED,
+    BaseValidated,
     EpochEnded,
     Event,
     Exported,
     KeepAlive,
     Phase,
     PhaseBegan,
+    PhaseProgress,
+    Started,
+    StepDone,
 )
 from trainer.protocol.presets import spec_from_preset
 from trainer.protocol.run_options import RunOptions
@@ -53,6 +57,7 @@ def test_every_phase_emits_keep_alives_between_its_pieces_of_work(
 ) -> None:
     # As if each piece took a minute.
     monkeypatch.setattr("trainer.reporter.KEEP_ALIVE_S", 0.0)
+    monkeypatch.setattr("trainer.training.session.PROGRESS_INTERVAL_S", 0.0)
     # A dataset of its own, so that nothing is cached.
     prepare([draw_images(tmp_path / "images")], tmp_path / "prepared", resolutions=(64,))
     job_dir = tmp_path / "job"
@@ -73,3 +78,16 @@ def test_every_phase_emits_keep_alives_between_its_pieces_of_work(
     # One per micro-batch at least, and one before each file that is loaded back.
     assert counts[Phase.TRAINING] >= 16
     assert counts[Phase.EXPORTING] == sum(isinstance(event, Exported) for event in events)
+    counted = [event for event in events if isinstance(event, PhaseProgress)]
+    assert {each.phase for each in counted} == {*Phase} - {Phase.LOADING, Phase.TRAINING}
+    # The four samples of one prompt are drawn together: each step is a part of all of them.
+    drawn = [(each.done, each.total) for each in counted if each.phase is Phase.SAMPLING]
+    assert drawn[:3] == [(1, 4), (2, 4), (4, 4)]
+    exported = [(each.done, each.total) for each in counted if each.phase is Phase.EXPORTING]
+    assert exported == [(number, len(exported)) for number in range(len(exported))]
+    # Base, samples, test, diagnosis and export are part of the estimate from the first step on.
+    first_step = next(event for event in events if isinstance(event, StepDone))
+    finished_at, (base_ended,) = events[-1].time, [each.time for each in events if isinstance(each, BaseValidated)]
+    assert first_step.eta_s is not None
+    assert first_step.eta_s > 3 * 0.5 * (base_ended - next(each.time for each in events if isinstance(each, Started)))
+    assert 0 < first_step.elapsed_s < finished_at - base_ended

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -32,9 +34,9 @@ from trainer.protocol.events import (
 )
 from trainer.protocol.run_options import NEEDS_GPU_VARIABLE, RunOptions
 from trainer.tasks.diffusion import DiffusionTask
-from trainer.training import checkpoints
+from trainer.training import checkpoints, recipe
 from trainer.training.recipe import to_trainer_error
-from trainer.training.run import run
+from trainer.training.run import choose_openmp_spin, run
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -301,3 +303,58 @@ def test_a_job_with_an_assigned_gpu_does_not_train_on_the_cpu(
     assert run(RunOptions(job_dir=job_dir, attempt=1)) == EXIT_FAILED
     failed = events_of(job_dir, Failed)[-1]
     assert (failed.kind, "GPU-3f2a" in failed.message) == (FailureKind.DEVICE_LOST, True)
+
+
+# -- threads -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("busy", "spins"),
+    [
+        # Percent of each of two cores that others use, at each look.
+        ([(2, 5)], True),
+        ([(90, 3), (95, 4), (4, 4)], True),
+        ([(100, 3), (98, 2), (99, 5)], False),
+        ([(20, 20), (25, 30), (40, 0)], False),
+    ],
+    ids=["quiet", "a short burst", "one busy process", "several at work"],
+)
+def test_threads_spin_on_a_quiet_machine_and_sleep_beside_other_work(
+    busy: list[tuple[float, float]], spins: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = iter(busy)
+    monkeypatch.setattr(psutil, "cpu_percent", lambda _seconds, percpu: list(next(looks)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1}, raising=False)
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delitem(sys.modules, "torch")
+
+    choose_openmp_spin()
+
+    assert ("GOMP_SPINCOUNT" not in os.environ) is spins
+
+
+def test_who_starts_the_trainer_may_choose_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "cpu_percent", lambda *_given, **_settings: pytest.fail("it is chosen"))
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    monkeypatch.delitem(sys.modules, "torch")
+
+    choose_openmp_spin()
+
+    assert "GOMP_SPINCOUNT" not in os.environ
+
+
+def test_a_quantized_base_without_torchao_is_refused_before_anything_is_loaded(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # An entry of None makes the import fail.
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    monkeypatch.setattr(recipe, "make_task", lambda *_arguments: pytest.fail("it is loaded"))
+    job_dir = make_job(base_settings={"quantization": "nf4"})
+
+    assert run(RunOptions(job_dir=job_dir)) == EXIT_FAILED
+
+    (failed,) = events_of(job_dir, Failed)
+    assert failed.kind is FailureKind.MISSING_LIBRARY
+    assert "torchao" in failed.hint

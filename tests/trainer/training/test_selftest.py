@@ -3,30 +3,44 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from trainer.__main__ import main
-from trainer.protocol.devices import Outcome
+from trainer.models.released_configs import RELEASED
+from trainer.protocol.devices import Outcome, SelfTestResult
+from trainer.protocol.events import EXIT_FAILED, EXIT_FINISHED
 from trainer.protocol.training_settings import Precision
 from trainer.training import selftest
-from trainer.training.selftest import Check, Measured, SelfTestRunner, Variant, checks_of_tiny
+from trainer.training.selftest import Check, SelfTestRunner, checks_of_tiny
+from trainer.training.selftest_job import Measured, UnavailableError, Variant, predict
 
 EXACT, BF16 = (each.variant for each in checks_of_tiny() if each.name in {"fp32", "bf16"})
 
 
 def measured(*update: float) -> Measured:
-    return Measured(step_s=0.5, peak_bytes=10**9, update=np.array(update, dtype=np.float32))
+    return Measured(step_s=0.5, peak_bytes=10**9, free_bytes=2 * 10**9, update=np.array(update, dtype=np.float32))
 
 
-def runner_with(monkeypatch: pytest.MonkeyPatch, **answers: Any) -> SelfTestRunner:
+def runner_with(monkeypatch: pytest.MonkeyPatch, predicted: int = 0, **answers: Any) -> SelfTestRunner:
     """Return a runner in which the jobs of these bases answer so."""
-    monkeypatch.setattr(SelfTestRunner, "_ask", lambda _self, variant: answers[variant.base])
+
+    def ask(_self: SelfTestRunner, work: object, variant: Variant) -> Any:
+        answer = predicted if work is predict else answers[variant.base]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(SelfTestRunner, "_ask", ask)
     return SelfTestRunner()
 
 
@@ -50,9 +64,71 @@ def test_an_update_must_be_that_of_the_reference(
 
 
 def test_what_this_machine_lacks_is_not_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    runner = runner_with(monkeypatch, ours=selftest.UnavailableError("does not fit into the memory"))
+    runner = runner_with(monkeypatch, ours=UnavailableError("does not fit into the memory"))
     result = runner.run(Check(name="it", variant=Variant(base="ours")))
     assert (result.outcome, result.note) == (Outcome.UNAVAILABLE, "does not fit into the memory")
+
+
+@pytest.mark.parametrize(("predicted", "outcome"), [(900_000_000, Outcome.PASSED), (860_000_000, Outcome.FAILED)])
+def test_a_peak_may_exceed_the_predicted_memory_by_15_percent(
+    monkeypatch: pytest.MonkeyPatch, predicted: int, outcome: Outcome
+) -> None:
+    runner = runner_with(monkeypatch, predicted, model=measured(1.0))
+    result = runner.run(Check(name="it", variant=Variant(base="model", is_large=True)))
+    assert (result.outcome, result.predicted_bytes) == (outcome, predicted)
+    assert bool(result.note) == (outcome is Outcome.FAILED)
+    assert result.free_bytes == 2 * 10**9
+
+
+@pytest.fixture
+def small_sd3(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a random SD 3 be small."""
+    released = RELEASED["sd3"]
+    encoder = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 1}
+    small: dict[str, dict[str, object]] = {
+        "transformer": {
+            "num_layers": 1,
+            "num_attention_heads": 1,
+            "attention_head_dim": 8,
+            "caption_projection_dim": 8,
+            "joint_attention_dim": 16,
+            "pooled_projection_dim": 16,
+        },
+        "vae": {"block_out_channels": [32] * 4, "layers_per_block": 1},
+        "text_encoder": {**encoder, "projection_dim": 8},
+        "text_encoder_2": {**encoder, "projection_dim": 8},
+        "scheduler": {},
+    }
+    changed = {name: {**released[name], **changes} for name, changes in small.items()}
+    monkeypatch.setitem(RELEASED, "sd3", changed)
+
+
+@pytest.mark.slow
+def test_a_model_of_random_weights_is_trained_and_its_memory_predicted(small_sd3: None) -> None:
+    with SelfTestRunner() as runner:
+        result = runner.run_true_size("sd3", math.inf)
+        assert not list(runner._folder.glob("model*")), "it takes gigabytes of the disk"
+        assert result.outcome is Outcome.PASSED, result.note
+        assert result.step_s
+        assert result.peak_bytes
+        assert result.predicted_bytes
+        assert result.predicted_bytes == pytest.approx(result.peak_bytes, rel=0.5)
+        # A process has its time, and is stopped after it.
+        late = runner.run_true_size("sd3", time.monotonic() + 1.0)
+        assert (late.outcome, late.note) == (Outcome.UNAVAILABLE, selftest._out_of_time())
+
+
+def test_a_model_of_true_size_is_left_out_if_time_or_disk_do_not_suffice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_sd3: None
+) -> None:
+    monkeypatch.setattr(selftest, "write_random_model", lambda *_: pytest.fail("it takes minutes"))
+    runner = SelfTestRunner()
+    runner._folder = tmp_path
+    assert runner.run_true_size("sd3", time.monotonic() - 1).outcome is Outcome.UNAVAILABLE
+    monkeypatch.setattr(shutil, "disk_usage", lambda _folder: SimpleNamespace(free=1000))
+    result = runner.run_true_size("sd3", math.inf)
+    assert result.outcome is Outcome.UNAVAILABLE
+    assert "of disk" in result.note
 
 
 @pytest.mark.slow
@@ -68,7 +144,7 @@ def test_jobs_are_compared_and_a_process_that_dies_is_a_failure(monkeypatch: pyt
         wrong = runner.run(Check(name="slower", variant=slower, reference=EXACT, limit=0.2))
         assert wrong.outcome is Outcome.FAILED
         assert wrong.distance == pytest.approx(0.5, abs=0.05)
-        monkeypatch.setattr(selftest, "_answer", die)
+        monkeypatch.setattr(selftest, "answer_with", die)
         died = runner.run(Check(name="dies", variant=replace(EXACT, base="other")))
         assert (died.outcome, died.note) == (Outcome.FAILED, "its process died (exit status 3)")
 
@@ -83,13 +159,30 @@ def test_the_command_prints_a_line_for_each_check(
 ) -> None:
     checks = [Check(name="fp32", variant=EXACT), Check(name="tf32", variant=EXACT, unavailable="needs a GPU")]
     monkeypatch.setattr(selftest, "checks_of_tiny", lambda: checks)
-    assert main(["selftest", "--json", str(tmp_path / "found.json")]) == 0
-    device, *lines = capsys.readouterr().out.splitlines()
+    assert main(["selftest", "--quick", "--json", str(tmp_path / "found.json")]) == 0
+    device, _heads, *lines = capsys.readouterr().out.splitlines()
     assert "CPU" in device
     assert [line.split()[:2] for line in lines] == [["fp32", "passed"], ["tf32", "unavailable"]]
     found = json.loads((tmp_path / "found.json").read_text())
     assert [each["outcome"] for each in found["results"]] == ["passed", "unavailable"]
     assert found["results"][0]["step_s"] > 0
+
+
+@pytest.mark.parametrize("options", [[], ["--quick"]])
+def test_the_long_form_also_trains_models_of_true_size(
+    options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(selftest, "checks_of_tiny", list)
+    monkeypatch.setattr(SelfTestRunner, "__enter__", lambda self: self)
+    done = SelfTestResult(name="it", outcome=Outcome.FAILED, peak_bytes=2**30, predicted_bytes=2**29)
+    monkeypatch.setattr(
+        SelfTestRunner, "run_true_size", lambda _self, kind, _end: done.model_copy(update={"name": kind})
+    )
+    status = main(["selftest", *options])
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert [line.split()[0] for line in lines] == ([] if options else list(selftest.TRUE_SIZES))
+    assert status == (EXIT_FINISHED if options else EXIT_FAILED)
+    assert all("1.0 GiB" in line and "512 MiB" in line for line in lines)
 
 
 def test_every_precision_and_method_is_checked() -> None:

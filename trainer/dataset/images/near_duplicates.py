@@ -23,7 +23,7 @@ from PIL import Image
 from pydantic import ConfigDict
 
 from trainer.console import Progress, ignore_progress
-from trainer.dataset.images.image_registration import content_box, detect_keypoints
+from trainer.dataset.images.image_registration import Keypoints, consistent_keypoints, content_box, detect_keypoints
 from trainer.errors import DecodersError
 from trainer.protocol.text import _
 
@@ -43,6 +43,8 @@ _ORDERS, _NEXT = 8, 6
 _BLOCK, _MOST_SHARED = 2**16, 4_000_000
 #: Bits, of 256, by which two keypoints of one motif differ at most, and keypoints that two images must share.
 _MAX_BITS, _MIN_SHARED = 44, 4
+#: Those that must agree on how one image is moved to the other, where their layouts differ.
+_MIN_CONSISTENT = 5
 #: Correlation of two layouts from which a pair is compared, and with common keypoints; the margin around the middle.
 _MIN_CORRELATION, _MIN_SUPPORTED_CORRELATION, _MARGIN = 0.94, 0.8, 0.1
 #: Correlation of the layouts of two frames of a burst at least; a third of a second apart it is 0.87 and more.
@@ -51,11 +53,11 @@ _MIN_FRAME_CORRELATION = 0.6
 _ROWS = 128
 #: Candidates of an image by each measure: enough to link a group, and few where all look alike.
 _CANDIDATES, _ROUGH_CANDIDATES = 6, 16
-#: Pairs that are compared at most (15 to 25 ms each), plus one for each image: a large set of look-alikes has far more.
+#: Pairs that are compared at most (5 to 10 ms each), plus one for each image: a large set of look-alikes has far more.
 _MOST_COMPARED = 5_000
-#: Pairs that are compared before those are skipped that became one group; pairs that a process compares at a time; and
-#: from how many on it is worth to start processes.
-_ROUND, _BATCH, _WORTH_PROCESSES = 512, 64, 48
+#: Pairs that are divided among processes at least, if there are more; those that one compares at a time; and from how
+#: many on it is worth to start processes.
+_ROUND, _BATCH, _WORTH_PROCESSES = 512, 16, 96
 #: Numbers in the names of two frames of a burst differ by so much at most, and the times at which they were taken, s.
 _BURST_STEP, _BURST_S = 2, 2.0
 
@@ -70,15 +72,16 @@ Numbers = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageHashes:
-    """What finds the images that may show the same as this one: 2.5 KB."""
+    """What finds the images that may show the same as this one: 2.7 KB."""
 
     __pydantic_config__: ClassVar[ConfigDict] = BYTES_AS_BASE64
     #: 16x16 gray pixels of the whole image, row by row.
     blurred: bytes
     #: The same without borders of one color.
     content: bytes
-    #: Descriptors of its keypoints, 32 bytes each.
+    #: Descriptors of its keypoints, 32 bytes each; and their places, two bytes each, in half px.
     keypoints: bytes
+    places: bytes
     is_blank: bool
 
 
@@ -109,10 +112,12 @@ def image_hashes(thumbnail: Image.Image) -> ImageHashes:
     pixels = np.asarray(cv2.resize(np.asarray(thumbnail.convert("RGB")), size, interpolation=interpolation), np.uint8)
     gray = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
     left, top, right, bottom = content_box(pixels)
+    points, descriptors = detect_keypoints(gray, _KEYPOINTS, _OCTAVES)
     return ImageHashes(
         blurred=_layout(gray),
         content=_layout(gray[top:bottom, left:right]),
-        keypoints=detect_keypoints(gray, _KEYPOINTS, _OCTAVES)[1].tobytes(),
+        keypoints=descriptors.tobytes(),
+        places=np.clip(np.rint(2 * points), 0, 255).astype(np.uint8).tobytes(),
         is_blank=float(gray.std()) < _BLANK_DEVIATION,
     )
 
@@ -172,28 +177,56 @@ def near_pairs(
     Raises:
         DecodersError: One of them died.
     """
-    size = max(hashes, default=0) + 1
-    possible = candidates(hashes)[: _MOST_COMPARED + len(hashes)]
+    possible = list(itertools.islice(candidates(hashes), _MOST_COMPARED + len(hashes)))
     possible += _alike_frames(hashes, consecutive)
-    pairs = _by_component(possible, size)
-    groups = UnionFind(size)
-    with _comparing(difference, processes if len(pairs) >= _WORTH_PROCESSES else 1) as compared:
-        for start in range(0, len(pairs), _ROUND):
-            progress("comparing", start, len(pairs))
-            left = [pair for pair in pairs[start : start + _ROUND] if groups.find(pair[0]) != groups.find(pair[1])]
-            for found in compared(left[at : at + _BATCH] for at in range(0, len(left), _BATCH)):
-                for one, other, _difference in found:
-                    groups.join(one, other)
-                yield from found
-    progress("comparing", len(pairs), len(pairs))
+    groups = UnionFind(max(hashes, default=0) + 1)
+    done = 0
+    with _comparing(difference, processes if len(possible) >= _WORTH_PROCESSES else 1) as compared:
+        for linked in _by_component(possible):
+            left = linked
+            while left:
+                progress("comparing", done + len(linked) - len(left), len(possible))
+                chosen, left = _next_pairs(left, groups)
+                for found in compared(chosen[at : at + _BATCH] for at in range(0, len(chosen), _BATCH)):
+                    for one, other, _difference in found:
+                        groups.join(one, other)
+                    yield from found
+            done += len(linked)
+    progress("comparing", len(possible), len(possible))
 
 
-def _by_component(pairs: Sequence[Pair], size: int) -> list[Pair]:
-    """The pairs of images that are linked by candidates, one after another: a process loads few images for a batch."""
-    components = UnionFind(size)
-    for one, other in pairs:
-        components.join(one, other)
-    return sorted(pairs, key=lambda pair: components.find(pair[0]))
+def _next_pairs(pairs: Sequence[Pair], groups: UnionFind) -> tuple[list[Pair], list[Pair]]:
+    """Divide pairs of different groups, the likeliest first, into those to compare now and those to compare later.
+
+    Now: a spanning forest of the groups (Kruskal 1956), so that no pair is compared that another one makes needless.
+    """
+    forest = UnionFind(max(map(max, pairs)) + 1)
+    chosen, later = [], []
+    for pair in pairs:
+        one, other = groups.find(pair[0]), groups.find(pair[1])
+        if one == other:
+            continue
+        if forest.find(one) == forest.find(other):
+            later.append(pair)
+        else:
+            forest.join(one, other)
+            chosen.append(pair)
+    return chosen, later
+
+
+def _by_component(pairs: Sequence[Pair]) -> Iterator[list[Pair]]:
+    """Yield pairs of images that are linked by others together, many at a time: a process loads each image once."""
+    components = UnionFind(max(map(max, pairs), default=0) + 1)
+    for pair in pairs:
+        components.join(*pair)
+    linked: list[Pair] = []
+    by_root = sorted(pairs, key=lambda pair: components.find(pair[0]))
+    for _root, component in itertools.groupby(by_root, key=lambda pair: components.find(pair[0])):
+        linked += component
+        if len(linked) >= _ROUND:
+            yield linked
+            linked = []
+    yield linked
 
 
 @contextmanager
@@ -222,7 +255,7 @@ _difference: PairDifference | None = None
 def _begin(difference: PairDifference) -> None:
     global _difference
     _difference = difference
-    # Ctrl-C goes to the parent, which shuts the pool down in order. There is a process for each core.
+    # Ctrl-C goes to the parent. There is a process for each core.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
 
@@ -233,27 +266,18 @@ def _confirmed_here(pairs: Sequence[Pair]) -> list[NearPair]:
 
 
 def _confirmed(difference: PairDifference, pairs: Sequence[Pair]) -> list[NearPair]:
-    """Compare the pairs of a batch that are not in one group yet."""
-    indices = {number: index for index, number in enumerate({number for pair in pairs for number in pair})}
-    groups = UnionFind(len(indices))
-    found = []
-    for one, other in pairs:
-        if groups.find(indices[one]) == groups.find(indices[other]):
-            continue
-        if (measured := difference(one, other)) is not None:
-            groups.join(indices[one], indices[other])
-            found.append((one, other, measured))
-    return found
+    measured = ((one, other, difference(one, other)) for one, other in pairs)
+    return [(one, other, found) for one, other, found in measured if found is not None]
 
 
-def candidates(hashes: Mapping[int, ImageHashes]) -> list[tuple[int, int]]:
-    """Pairs of images that may show the same, the likeliest first; blank images, whose hashes are noise, are skipped.
+def candidates(hashes: Mapping[int, ImageHashes]) -> Iterator[Pair]:
+    """Yield pairs of images that may show the same, the likeliest first; not blank images, whose hashes are noise.
 
     At most 12 for each image, so that a set of icons of one template does not cost the square of its size.
     """
     numbers = [number for number, hashed in hashes.items() if not hashed.is_blank]
     if len(numbers) < 2:
-        return []
+        return
     shared = _sharing_keypoints([hashes[number].keypoints for number in numbers])
     alike = _alike_layouts([hashes[number] for number in numbers])
     scores = {
@@ -262,7 +286,21 @@ def candidates(hashes: Mapping[int, ImageHashes]) -> list[tuple[int, int]]:
         if shared.get(pair, 0) >= _MIN_SHARED
         or alike.get(pair, 0.0) >= (_MIN_SUPPORTED_CORRELATION if pair in shared else _MIN_CORRELATION)
     }
-    return [(numbers[one], numbers[other]) for one, other in sorted(scores, key=lambda pair: (-scores[pair], pair))]
+    for pair in sorted(scores, key=lambda pair: (-scores[pair], pair)):
+        one, other = numbers[pair[0]], numbers[pair[1]]
+        # Most images that share keypoints have a corner or a letter in common. To rule them out here takes a 30th.
+        if alike.get(pair, 0.0) >= _MIN_SUPPORTED_CORRELATION or _are_consistent(hashes[one], hashes[other]):
+            yield one, other
+
+
+def _are_consistent(one: ImageHashes, other: ImageHashes) -> bool:
+    """Whether the keypoints that two images share are arranged alike."""
+    return consistent_keypoints(_keypoints(one), _keypoints(other)) >= _MIN_CONSISTENT
+
+
+def _keypoints(hashed: ImageHashes) -> Keypoints:
+    places = np.frombuffer(hashed.places, dtype=np.uint8).reshape(-1, 2) * np.float32(0.5)
+    return places.astype(np.float32), np.frombuffer(hashed.keypoints, dtype=np.uint8).reshape(-1, 32)
 
 
 def burst_pairs(sources: Mapping[int, str], captured_at: Mapping[int, float]) -> list[tuple[int, int]]:
@@ -320,7 +358,7 @@ def _sharing_keypoints(keypoints: Sequence[bytes]) -> dict[Pair, int]:
         # Each order starts with other bits.
         leading = np.ascontiguousarray(np.roll(descriptors, -4 * turn, axis=1)[:, :8]).view(">u8").ravel()
         order = np.argsort(leading, kind="stable")
-        is_open = np.bincount(found // count, minlength=size) < max(2, _MOST_SHARED // size)
+        is_open = np.bincount(found // count, minlength=size) < max(2, _MOST_SHARED // max(1, size))
         found = np.concatenate([found, *_near_keypoints(descriptors, owners, order, is_open)])
         # Most are in several orders. In place: `np.unique` would copy them.
         found.sort()

@@ -29,7 +29,7 @@ from trainer.protocol.report import DatasetReport
 from trainer.protocol.text import _
 
 #: Raise it when the same input would be prepared differently.
-_METHOD_VERSION = 6
+_METHOD_VERSION = 7
 
 #: Draws contact sheets: from a report and its thumbnails by image number into a folder; returns the files.
 DrawSheets = Callable[[DatasetReport, Mapping[int, Path], Path], Sequence[Path]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,9 @@ from trainer.protocol.spec import Spec
 from trainer.protocol.text import _, listed, ngettext
 from trainer.trigger import has_trigger, with_trigger
 
+#: The bot names the folders of datasets by their content.
+_IS_HASH = re.compile("[0-9a-f]{64}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class MixSource:
@@ -39,8 +43,11 @@ class MixSource:
 
     @property
     def name(self) -> str:
-        """The name of its folder, or of the parent of a folder `prepared`."""
-        name = self.folder.parent.name if self.folder.name == "prepared" else self.folder.name
+        """The name of its folder, or of the parent of a folder `prepared…`; of its archives where the bot keeps it."""
+        is_prepared = self.folder.name.partition("-")[0] == "prepared"
+        name = self.folder.parent.name if is_prepared else self.folder.name
+        if _IS_HASH.fullmatch(name):
+            name = self.report.title or _("your images")
         return name if self.part_of is None else f"{name}/reg"
 
     def job_images(self, index: int) -> Iterator[JobImage]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+
+import torch
 
 from trainer.models.base import LoadedBase, load_base
 from trainer.models.methods.trained import ExportedFile, Trained
@@ -22,7 +25,9 @@ def attach(base: LoadedBase, spec: Spec) -> Trained:
         case MethodKind.FULL:
             from trainer.models.methods.full import attach_full
 
-            return attach_full(base, spec.method, lambda: load_base(spec.base, spec.objective, as_stored=True))
+            dtype = torch.bfloat16 if spec.training.bf16_weights else torch.float32
+            reload_stored = partial(load_base, spec.base, spec.objective, as_stored=True)
+            return attach_full(base, spec.method, reload_stored, dtype=dtype)
         case MethodKind.TEXTUAL_INVERSION:
             from trainer.models.methods.inversion import attach_inversion
 

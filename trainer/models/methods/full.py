@@ -136,11 +136,14 @@ class FullTraining:
             yield
 
 
-def attach_full(base: LoadedBase, method: Method, reload: Callable[[], LoadedBase]) -> FullTraining:
+def attach_full(
+    base: LoadedBase, method: Method, reload: Callable[[], LoadedBase], *, dtype: torch.dtype = torch.float32
+) -> FullTraining:
     """Train the denoiser weights that `method` targets, and all weights of CLIP text encoders if it asks for that.
 
     Args:
         reload: Loads the untrained base again.
+        dtype: Of the denoiser's trained weights; those of text encoders are fp32.
 
     Raises:
         BadSpecError: the targets match no layer.
@@ -149,10 +152,11 @@ def attach_full(base: LoadedBase, method: Method, reload: Callable[[], LoadedBas
     if method.text_encoder:
         encoders = base.clip_encoders.items()
         parameters = {name: dict(encoder.named_parameters()) for name, encoder in encoders} | parameters
-    for parameter in chain.from_iterable(part.values() for part in parameters.values()):
-        # Updates of 1e-6 are lost in half precision.
-        parameter.data = parameter.data.float()
-        parameter.requires_grad_(True)
+    for name, part in parameters.items():
+        for parameter in part.values():
+            # Updates of 1e-6 are lost in half precision, unless it is rounded stochastically (`fused_backward`).
+            parameter.data = parameter.data.to(dtype if name == base.denoiser_name else torch.float32)
+            parameter.requires_grad_(True)
     return FullTraining(base, parameters, reload)
 
 

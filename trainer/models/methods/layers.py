@@ -28,7 +28,7 @@ _ENDINGS = {
     Targets.ALL: (*_LINEAR, *_CONV, *_TIMESTEP),
 }
 #: Lists of blocks. Layers outside of them (`conv_in`, SD3's last `proj_out`) are reached by a pattern only.
-_BODIES = ("down_blocks.", "mid_block.", "up_blocks.", "transformer_blocks.")
+BODIES = ("down_blocks.", "mid_block.", "up_blocks.", "transformer_blocks.")
 _TEXT_ENCODER = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
@@ -50,7 +50,7 @@ def denoiser_layers(denoiser: nn.Module, name: str, method: Method) -> list[str]
                 f"Similar names: {', '.join(_nearest(method.pattern, everything))}.",
             )
     else:
-        inner = [layer for layer in everything if layer.startswith(_BODIES)]
+        inner = [layer for layer in everything if layer.startswith(BODIES)]
         chosen = [layer for layer in inner if _ends_with(layer, _ENDINGS[targets])]
     supported = [
         layer

@@ -1,4 +1,9 @@
 "use strict";
+// Paper has no scrolling: load and open everything.
+addEventListener("beforeprint", () => {
+  for (const image of document.images) image.loading = "eager";
+  for (const details of document.querySelectorAll("details")) details.open = true;
+});
 const input = document.querySelector("#filter");
 if (input) {
   input.closest("form").hidden = false;

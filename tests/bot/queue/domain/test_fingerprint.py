@@ -10,7 +10,7 @@ from bot.errors import DuplicateJob
 from bot.queue import JobStore, StopIntent
 from bot.queue.domain.job import fingerprint
 from tests.bot.conftest import claim
-from tests.bot.fakes import failed, finished, started
+from tests.bot.fake_events import failed, finished, started
 from tests.bot.jobs import new_job
 from trainer.protocol.spec import make_spec
 from trainer.protocol.study import CompareRequest, KfoldRequest

@@ -12,24 +12,31 @@ from hypothesis import strategies as st
 from bot.outbox import NotificationKind
 from bot.queue import ActiveJob, State, StopIntent
 from bot.queue.domain.reducer import apply, events_shown, ingest_events
-from tests.bot import fakes
+from tests.bot import fake_events
 from tests.bot.queue.domain.test_rules import active
-from trainer.protocol.events import EpochEnded, Event, KeepAlive, Phase, PhaseBegan, StageBegan
+from trainer.protocol.events import EpochEnded, Event, KeepAlive, Phase, PhaseBegan, PhaseProgress, StageBegan
 
 PREPARING = active(state=State.PREPARING, last_seq=0, step=None, epochs=())
 
 _MAKERS: list[Any] = [
-    fakes.started,
-    fakes.base_validated,
-    fakes.stopped_early,
-    fakes.was_tested,
-    fakes.exported,
-    lambda seq: PhaseBegan(seq=seq, time=0.0, phase=Phase.TRAINING),
+    fake_events.started,
+    fake_events.base_validated,
+    fake_events.stopped_early,
+    fake_events.was_tested,
+    fake_events.exported,
+    *(
+        lambda seq, phase=phase: PhaseBegan(seq=seq, time=0.0, phase=phase)
+        for phase in (Phase.TRAINING, Phase.SAMPLING)
+    ),
+    *(
+        lambda seq, done=done: PhaseProgress(seq=seq, time=0.0, phase=Phase.SAMPLING, done=done, total=8)
+        for done in (1, 3)
+    ),
     lambda seq: KeepAlive(seq=seq, time=0.0),
-    *(lambda seq, n=n: fakes.step_done(seq, n) for n in (1, 2, 3)),
-    *(lambda seq, n=n: fakes.sampled(seq, n) for n in (0, 1, 2)),
-    *(lambda seq, n=n: fakes.epoch_ended(seq, n) for n in (1, 2, 3)),
-    *(lambda seq, kind=kind: fakes.warned(seq, kind) for kind in ("plateau", "overfit")),
+    *(lambda seq, n=n: fake_events.step_done(seq, n) for n in (1, 2, 3)),
+    *(lambda seq, n=n: fake_events.sampled(seq, n) for n in (0, 1, 2)),
+    *(lambda seq, n=n: fake_events.epoch_ended(seq, n) for n in (1, 2, 3)),
+    *(lambda seq, kind=kind: fake_events.warned(seq, kind) for kind in ("plateau", "overfit")),
 ]
 #: Events in the order of their numbers, as a trainer writes them.
 runs = st.lists(st.sampled_from(_MAKERS), max_size=30).map(
@@ -46,7 +53,7 @@ def fold(job: ActiveJob, events: list[Event]) -> tuple[ActiveJob, list[str]]:
 
 
 def test_an_extended_training_may_stop_early_again() -> None:
-    first = fakes.stopped_early(1)
+    first = fake_events.stopped_early(1)
     _job, keys = fold(PREPARING, [first, first.model_copy(update={"seq": 2, "epoch": 5})])
     assert keys == ["job:1:early_stop:3", "job:1:early_stop:5"]
 
@@ -90,18 +97,18 @@ def test_a_child_of_a_study_causes_no_notifications(events: list[Event]) -> None
 
 def test_a_child_stops_at_the_epoch_of_its_goal() -> None:
     job = replace(PREPARING, state=State.RUNNING, parent_id=7, until_epoch=2)
-    job, _ = apply(job, fakes.epoch_ended(1, 1))
+    job, _ = apply(job, fake_events.epoch_ended(1, 1))
     assert job.state is State.RUNNING
-    job, _ = apply(job, fakes.epoch_ended(2, 2))
+    job, _ = apply(job, fake_events.epoch_ended(2, 2))
     assert (job.state, job.stop_intent) == (State.STOPPING, StopIntent.PAUSE)
-    finishing, _ = apply(replace(job, state=State.RUNNING, is_finishing=True), fakes.epoch_ended(3, 3))
+    finishing, _ = apply(replace(job, state=State.RUNNING, is_finishing=True), fake_events.epoch_ended(3, 3))
     assert finishing.state is State.RUNNING
 
 
 def test_a_terminal_event_counts_only_at_the_end_of_a_batch() -> None:
-    ended = ingest_events(PREPARING, [fakes.started(1), fakes.stopped(2)])
-    assert ended.terminal_event == fakes.stopped(2)
-    followed = ingest_events(PREPARING, [fakes.started(1), fakes.stopped(2), fakes.started(3)])
+    ended = ingest_events(PREPARING, [fake_events.started(1), fake_events.stopped(2)])
+    assert ended.terminal_event == fake_events.stopped(2)
+    followed = ingest_events(PREPARING, [fake_events.started(1), fake_events.stopped(2), fake_events.started(3)])
     assert followed.terminal_event is None
     assert [event.seq for event in followed.stored] == [1, 2, 3]
 
@@ -122,8 +129,14 @@ def test_only_stages_after_the_first_and_named_ones_are_announced() -> None:
 @pytest.mark.parametrize("kind", [NotificationKind.BASE, NotificationKind.EPOCH])
 def test_a_message_shows_the_newest_samples_of_its_epoch(kind: NotificationKind) -> None:
     epoch = 0 if kind is NotificationKind.BASE else 2
-    own = fakes.base_validated(9) if kind is NotificationKind.BASE else fakes.epoch_ended(9, 2)
-    events = [fakes.sampled(1, epoch), fakes.sampled(2, 1), fakes.sampled(3, epoch), own, fakes.sampled(10, epoch)]
+    own = fake_events.base_validated(9) if kind is NotificationKind.BASE else fake_events.epoch_ended(9, 2)
+    events = [
+        fake_events.sampled(1, epoch),
+        fake_events.sampled(2, 1),
+        fake_events.sampled(3, epoch),
+        own,
+        fake_events.sampled(10, epoch),
+    ]
     _, (notification,) = apply(replace(PREPARING, last_seq=8), own)
     assert notification.kind is kind
     assert [event.seq for event in events_shown(notification, events)] == [3, 9]

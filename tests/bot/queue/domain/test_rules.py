@@ -14,7 +14,8 @@ from bot.outbox import Destination, NotificationKind, Outbox
 from bot.queue import ActiveJob, EndReason, EndReasonKind, JobStore, Progress, State, StopIntent
 from bot.queue.domain.rules import MAX_RETRY_PAUSE_S, MAX_UNCOUNTED, AttemptOutcome, after_loss, after_terminal_event
 from tests.bot.conftest import Submit, claim, notifications, set_slots
-from tests.bot.fakes import FakeClock, epoch_ended, failed, finished, started, step_done, stopped
+from tests.bot.fake_events import epoch_ended, failed, finished, started, step_done, stopped
+from tests.bot.fakes import FakeClock
 from trainer.protocol.events import Event, Failed, FailureKind, Started
 from trainer.protocol.spec import make_spec
 
@@ -134,7 +135,7 @@ async def test_the_attempt_after_out_of_memory_gets_fewer_images_at_once(
     claimed = await claim(store, 1)
     assert claimed is not None
     assert (claimed.attempt, claimed.micro_batch) == (2, 4)
-    pending = await outbox.next_pending(Destination(channel_id=100))
+    pending = await outbox.next_pending(Destination(channel_id=100, thread_of=1))
     assert pending is not None
     assert pending.notification.kind is NotificationKind.LOST
     reason = await store.end_reason_of(pending.notification)

@@ -14,7 +14,8 @@ from bot.queue.planning import estimates
 from bot.queue.planning.estimates import Estimate, Estimates, PastRun, estimate_from
 from bot.queue.store.measures import planned_steps, signature_of
 from tests.bot.conftest import claim
-from tests.bot.fakes import FakeClock, epoch_ended, finished, started, stopped
+from tests.bot.fake_events import epoch_ended, finished, started, stopped
+from tests.bot.fakes import FakeClock
 from tests.bot.jobs import new_job
 from trainer.protocol.report import Counts
 from trainer.protocol.spec import Spec, make_spec

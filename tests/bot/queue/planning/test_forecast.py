@@ -23,7 +23,8 @@ from bot.queue.planning.estimates import Estimates
 from bot.queue.planning.forecast import Forecaster, Occupied, WaitingJob, start_times
 from bot.queue.planning.windows import ALWAYS_OPEN, OpenHours, parse_windows
 from tests.bot.conftest import add_dataset, claim, make_store, set_slots
-from tests.bot.fakes import FakeClock, finished, started, step_done
+from tests.bot.fake_events import finished, started, step_done
+from tests.bot.fakes import FakeClock
 from tests.bot.jobs import new_job
 
 NIGHTS = ["20:00-08:00"]

@@ -19,8 +19,7 @@ from bot.queue import ACTIVE, TRANSITIONS, EndReason, EndReasonKind, JobStore, P
 from bot.queue.domain.rules import AttemptOutcome
 from bot.queue.store import job_sql
 from tests.bot.conftest import CHANNEL, GUILD, Submit, claim, notifications, set_slots, submitter
-from tests.bot.fakes import (
-    FakeClock,
+from tests.bot.fake_events import (
     base_validated,
     epoch_ended,
     exported,
@@ -33,6 +32,7 @@ from tests.bot.fakes import (
     warned,
     was_tested,
 )
+from tests.bot.fakes import FakeClock
 from trainer.protocol.events import EpochEnded, Phase, PhaseBegan, Warned
 
 WHOLE_RUN = [
@@ -51,7 +51,7 @@ WHOLE_RUN = [
     exported(13),
     finished(14),
 ]
-KEYS = ["base", "epoch:1", "warning:plateau:191c41526181", "epoch:2", "early_stop:3", "end"]
+KEYS = ["base", "epoch:1", "warning:plateau", "epoch:2", "early_stop:3", "end"]
 
 
 async def put_in_state(db: Database, job_id: int, state: State) -> None:
@@ -280,9 +280,9 @@ async def test_jobs_start_in_the_order_that_is_shown(store: JobStore, submit: Su
 async def test_a_card_is_stale_when_its_queue_position_changes(store: JobStore, outbox: Outbox, submit: Submit) -> None:
     for owner in (1, 2):
         await submit(owner=owner)
-    before = await outbox.card(2)
+    before = await outbox.cards.of(2)
     await claim(store, 1)
-    after = await outbox.card(2)
+    after = await outbox.cards.of(2)
 
     assert before is not None
     assert after is not None
@@ -446,9 +446,10 @@ async def test_a_notification_shows_its_event_and_those_that_belong_to_it(
         await store.attempts.ingest(job.id, 1, [event], event.seq)
 
     found = []
-    while pending := await outbox.next_pending(Destination(channel_id=CHANNEL)):
-        found.append([event.type for event in await store.events_of(pending.notification)])
-        await outbox.mark_sent(pending, 1)
+    for to in (Destination(channel_id=CHANNEL, thread_of=1), Destination(channel_id=CHANNEL)):
+        while pending := await outbox.next_pending(to):
+            found.append([event.type for event in await store.events_of(pending.notification)])
+            await outbox.mark_sent(pending, 1)
     assert found == [
         ["sampled", "base_validated"],
         ["sampled", "epoch_ended"],
@@ -459,14 +460,30 @@ async def test_a_notification_shows_its_event_and_those_that_belong_to_it(
     ]
 
 
-async def test_two_warnings_of_one_kind_are_both_notified(store: JobStore, db: Database, submit: Submit) -> None:
+async def test_whatever_happens_the_channel_gets_a_card_a_warning_and_the_result(
+    store: JobStore, db: Database, submit: Submit
+) -> None:
+    job = await submit()
+    await claim(store, 1)
+    kinds = ["mix_overlap", "doubtful_setting", "idle_setting", "memorized"]
+    warnings = [Warned(seq=seq, time=0.0, kind=kind, message=f"{kind} {seq}") for seq, kind in enumerate(kinds, 100)]
+    *run, finished = WHOLE_RUN
+    await store.attempts.ingest(job.id, 1, [*run, *warnings, finished.model_copy(update={"seq": 200})], 500)
+    rows = await db.all("SELECT thread_of, json_extract(notification, '$.kind') AS kind FROM outbox ORDER BY id")
+    assert [row["kind"] for row in rows if not row["thread_of"]] == ["alarm", "done"]
+    in_thread = [row["kind"] for row in rows if row["thread_of"] == job.id]
+    assert in_thread.count("warning") >= len(warnings)
+    assert len(in_thread) + 2 == len(rows)
+
+
+async def test_warnings_of_one_kind_are_notified_once(store: JobStore, db: Database, submit: Submit) -> None:
     job = await submit()
     await claim(store, 1)
     warnings = [Warned(seq=seq, time=0.0, kind="idle_setting", message=f"setting {seq} does nothing") for seq in (1, 2)]
 
     assert await store.attempts.ingest(job.id, 1, [*warnings, warnings[0].model_copy(update={"seq": 3})], 500)
 
-    assert len([key for key in await keys_of(db, job.id) if key.startswith("warning:idle_setting:")]) == 2
+    assert [key for key in await keys_of(db, job.id) if "warning" in key] == ["warning:idle_setting"]
 
 
 async def test_a_terminal_event_that_another_run_followed_ends_nothing(store: JobStore, submit: Submit) -> None:

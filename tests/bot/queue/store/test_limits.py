@@ -13,14 +13,17 @@ from pydantic import ValidationError
 
 from bot.config import LimitSettings
 from bot.db import Database
-from bot.errors import AboveCeiling, NotEnoughGpus, OverBudget, PriorityNotAllowed
 from bot.outbox import Outbox
 from bot.queue import Priority
 from bot.queue.domain.job import StopIntent
 from bot.queue.store import limits
 from bot.queue.store.history import read_entries
 from bot.queue.store.limits import (
+    AboveCeiling,
     Budget,
+    NotEnoughGpus,
+    OverBudget,
+    PriorityNotAllowed,
     RoleLimit,
     RoleLimits,
     allowance_of,
@@ -30,7 +33,8 @@ from bot.queue.store.limits import (
     week_of,
 )
 from tests.bot.conftest import GUILD, claim, make_store, set_slots
-from tests.bot.fakes import FakeClock, failed, finished, started
+from tests.bot.fake_events import failed, finished, started
+from tests.bot.fakes import FakeClock
 from tests.bot.jobs import new_job
 
 BERLIN = ZoneInfo("Europe/Berlin")

@@ -7,11 +7,12 @@ from datetime import UTC, datetime
 import pytest
 
 from bot.db import Database
-from bot.errors import NotEnoughGpus
 from bot.queue import Admission, Dispatcher, JobStore, PauseKind, Slot, State, StopIntent, slots_of
 from bot.queue.store.history import read_entries
+from bot.queue.store.limits import NotEnoughGpus
 from tests.bot.conftest import Submit, set_slots
-from tests.bot.fakes import FakeClock, FakeRunner, epoch_ended, finished, started, stopped
+from tests.bot.fake_events import epoch_ended, finished, started, stopped
+from tests.bot.fakes import FakeClock, FakeRunner
 from tests.bot.jobs import new_job
 from trainer.protocol.devices import Devices, Gpu
 

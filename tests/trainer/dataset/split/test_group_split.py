@@ -19,7 +19,7 @@ from trainer.protocol.report import Finding, FindingKind, Split
 
 #: Size and class of each group.
 GROUPS = st.lists(st.tuples(st.integers(1, 6), st.sampled_from(["cats", "dogs", "birds"])), max_size=60)
-HASHES = ImageHashes(blurred=b"", content=b"", keypoints=b"", is_blank=True)
+HASHES = ImageHashes(blurred=b"", content=b"", keypoints=b"", places=b"", is_blank=True)
 QUALITY = Quality(blur_p10=None, blur_worst_direction=None, edges=0, p1=0, p99=0, deviation=0.0, flat_share=1.0)
 
 

@@ -332,6 +332,16 @@ def test_datasets_with_the_same_name_are_numbered(tmp_path: Path) -> None:
     assert mixture.names == ("cats (1)", "cats (2)")
 
 
+def test_a_dataset_in_a_folder_named_by_its_content_is_called_after_its_archive(tmp_path: Path) -> None:
+    """The bot keeps datasets so; people never see such a folder."""
+    folder = write_dataset(tmp_path / ("0123456789abcdef" * 4) / "prepared-0123456789ab", MAIN)
+    report = read_report(folder)
+    named = [image.model_copy(update={"source": f"cats.zip!{image.source}"}) for image in report.images]
+    (folder / "report.json").write_text(report.model_copy(update={"images": tuple(named)}).model_dump_json())
+
+    assert read_mixture(make_spec({"dataset": str(folder)})).names == ("cats.zip",)
+
+
 def test_the_sentences_about_exposure_and_overlap(tmp_path: Path) -> None:
     others = [drawn(8), drawn(9, VALIDATION), drawn(11), drawn(2, VALIDATION)]
     classes = [drawn(seed) for seed in range(21, 24)]

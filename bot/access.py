@@ -1,0 +1,118 @@
+"""Who may do what in a server, and in which channels: by roles, as its managers set it or the configuration says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+import discord
+
+from bot.clock import SYSTEM_CLOCK, Clock
+from bot.config import AccessSettings
+from bot.db import Database
+from bot.db.database import put_setting
+from bot.errors import ChannelNotAllowed, RoleNeeded
+from bot.queue.store.history import write_entry
+
+_SETTING = "access:"
+#: In an interaction's `extras`: whether its member manages the server.
+_MANAGES = "manages"
+
+
+class Ability(StrEnum):
+    """What the roles of a member allow; a field of `AccessSettings` each."""
+
+    TRAIN = "train"
+    SHARE = "share"
+    DATASETS = "datasets"
+    MANAGE = "manage"
+
+
+class Access:
+    """The rules of each server; kept in the database and, since each interaction is checked, in memory."""
+
+    def __init__(self, db: Database, configured: AccessSettings, *, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._db = db
+        self._configured = configured
+        self._clock = clock
+        self._rules: dict[int, AccessSettings] = {}
+
+    async def load(self) -> None:
+        """Read what is stored; before the first use."""
+        rows = await self._db.all("SELECT name, value FROM setting WHERE name LIKE ?", (f"{_SETTING}%",))
+        self._rules = {
+            int(str(row["name"]).removeprefix(_SETTING)): AccessSettings.model_validate_json(row["value"])
+            for row in rows
+        }
+
+    def rules_of(self, guild_id: int) -> AccessSettings:
+        """The rules of a server: its own, else the configured ones."""
+        return self._rules.get(guild_id, self._configured)
+
+    async def set_rules(self, guild_id: int, rules: AccessSettings, *, by: int) -> None:
+        """Replace the rules of a server."""
+        before = self.rules_of(guild_id).model_dump_json(exclude_defaults=True)
+        after = rules.model_dump_json(exclude_defaults=True)
+        async with self._db.transaction() as connection:
+            await put_setting(connection, f"{_SETTING}{guild_id}", rules.model_dump_json())
+            await write_entry(
+                connection,
+                at=self._clock.time(),
+                verb="access",
+                guild_id=guild_id,
+                by=by,
+                before=before,
+                after=after,
+            )
+        self._rules[guild_id] = rules
+
+    def note(self, interaction: discord.Interaction) -> None:
+        """Store with an interaction whether its member manages the server; for `manages`."""
+        rules = self.rules_of(interaction.guild_id or 0)
+        interaction.extras[_MANAGES] = interaction.permissions.manage_guild or _has_any(interaction, rules.manage)
+
+    def require(self, interaction: discord.Interaction, ability: Ability | None) -> None:
+        """Require that the member may do this, in this channel; a manager may do everything everywhere.
+
+        Args:
+            interaction: Of a server; `note` has seen it.
+            ability: What it needs; None: only a channel in which the bot works.
+
+        Raises:
+            RoleNeeded: The member has none of the roles.
+            ChannelNotAllowed: The bot does not work in this channel.
+        """
+        if manages(interaction):
+            return
+        rules = self.rules_of(interaction.guild_id or 0)
+        if rules.channels and not _place(interaction) & set(rules.channels):
+            raise ChannelNotAllowed(channel_ids=rules.channels)
+        roles = () if ability is None else roles_of(rules, ability)
+        if roles and not _has_any(interaction, roles):
+            raise RoleNeeded(role_ids=roles)
+
+
+def manages(interaction: discord.Interaction) -> bool:
+    """Whether the member who acts manages the server: by its permission, or by a role that it has for this."""
+    return bool(interaction.extras.get(_MANAGES, interaction.permissions.manage_guild))
+
+
+def roles_of(rules: AccessSettings, ability: Ability) -> tuple[int, ...]:
+    """The roles with an ability; none: everyone (to manage: those with Discord's permission)."""
+    roles: Mapping[Ability, tuple[int, ...]] = {
+        Ability.TRAIN: rules.train,
+        Ability.SHARE: rules.share,
+        Ability.DATASETS: rules.datasets,
+        Ability.MANAGE: rules.manage,
+    }
+    return roles[ability]
+
+
+def _has_any(interaction: discord.Interaction, role_ids: tuple[int, ...]) -> bool:
+    return not {role.id for role in getattr(interaction.user, "roles", ())}.isdisjoint(role_ids)
+
+
+def _place(interaction: discord.Interaction) -> set[int]:
+    """The channel, and for a thread the channel that it belongs to."""
+    parent_id = getattr(interaction.channel, "parent_id", None)
+    return {each for each in (interaction.channel_id, parent_id) if each is not None}

@@ -1,0 +1,48 @@
+"""`/help` and the buttons of its pages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import discord
+from discord import app_commands
+from discord.ext import commands
+
+from bot.cogs.interaction_gate import PAGES, ButtonHandler, handled
+from bot.cogs.replies import Acknowledgement, acknowledge, replace, reply
+from bot.cogs.services import Services
+from bot.ui.help_pages import HelpPage, help_page
+from trainer.protocol.text import N_
+
+
+async def _show(interaction: discord.Interaction, page: str) -> None:
+    """Turn the page that a member has, or give one to the member who presses a button of the welcome message."""
+    content = help_page(HelpPage(page))
+    if interaction.message is not None and interaction.message.flags.ephemeral:
+        await acknowledge(interaction, Acknowledgement.UPDATE)
+        await replace(interaction, content)
+    else:
+        await reply(interaction, content)
+
+
+HANDLERS: Mapping[str, ButtonHandler] = {
+    "page": ButtonHandler(run=_show, argument="|".join(HelpPage), acknowledgement=Acknowledgement.NONE, rate=PAGES)
+}
+
+
+class HelpCommand(commands.Cog):
+    """`/help`."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    @app_commands.command(
+        name="help", description=N_("What I can do, by what you want to do."), extras=handled(rate=PAGES)
+    )
+    @app_commands.guild_only()
+    async def show_help(self, interaction: discord.Interaction) -> None:
+        await reply(interaction, help_page(HelpPage.START))
+
+    @commands.Cog.listener()
+    async def on_help_button(self, interaction: discord.Interaction, page: str) -> None:
+        await self._services.gate.press(interaction, HANDLERS, "page", page)

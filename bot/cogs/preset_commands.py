@@ -1,0 +1,209 @@
+"""`/preset`: settings of a job that went well, saved for the whole server; and which preset a name means here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+import discord
+from discord import app_commands
+from discord.ext import commands
+
+from bot.access import manages
+from bot.cogs.autocomplete import answered, job_choices
+from bot.cogs.interaction_gate import PAGES, handled
+from bot.cogs.job_request import JobRequest, slug
+from bot.cogs.lookups import find_job, storable
+from bot.cogs.replies import reply
+from bot.cogs.services import Services
+from bot.config import Config
+from bot.errors import JobRefused, NotAllowed
+from bot.queue import Job
+from bot.queue.store.preset_store import NoSuchPreset, SavedPreset
+from bot.ui.layout import text_message
+from bot.ui.preset_pages import deleted_preset_text, preset_list, preset_page, saved_text
+from bot.ui.setting_forms import preset_choice
+from trainer.protocol.presets import Preset, preset_named, presets
+from trainer.protocol.settings import MethodKind
+from trainer.protocol.spec import Spec
+from trainer.protocol.text import N_, _
+
+if TYPE_CHECKING:
+    PresetName: TypeAlias = str
+    Summary: TypeAlias = str
+else:
+    PresetName = app_commands.Range[str, 1, 40]
+    Summary = app_commands.Range[str, 1, 100]
+
+_MAX_CHOICES, _MAX_CHOICE_CHARS = 25, 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChosenPreset:
+    """What a preset's name means in a server."""
+
+    name: str
+    #: None: it is built-in.
+    saved: SavedPreset | None = None
+
+    def request(self) -> JobRequest:
+        """Return a request with this preset and nothing else."""
+        return self.apply_to(JobRequest(preset=self.name))
+
+    def apply_to(self, request: JobRequest) -> JobRequest:
+        """Return the request with this preset; its base is taken unless the request names one."""
+        saved = self.saved
+        return request.model_copy(
+            update={
+                "preset": self.name,
+                "saved_preset": None if saved is None else saved.preset,
+                "base": request.base or (saved.base if saved is not None and saved.base else None),
+            }
+        )
+
+
+async def chosen_preset(services: Services, interaction: discord.Interaction, name: str) -> ChosenPreset:
+    """Return what a preset's name means here; an unknown one is refused once its spec is made."""
+    assert interaction.guild_id is not None
+    if name in presets():
+        return ChosenPreset(name=name)
+    saved = await services.presets.find(interaction.guild_id, storable(name))
+    return ChosenPreset(name=name, saved=saved)
+
+
+async def presets_here(services: Services, interaction: discord.Interaction) -> dict[str, Preset]:
+    """Return the presets of the server, and then the built-in ones, by name."""
+    assert interaction.guild_id is not None
+    saved = await services.presets.all(interaction.guild_id)
+    return {**{each.preset.name: each.preset for each in saved}, **presets()}
+
+
+async def preset_choices(
+    services: Services, interaction: discord.Interaction, typed: str
+) -> list[app_commands.Choice[str]]:
+    """Presets whose name matches, with what each is for: those of the server first, then the most used ones."""
+    known = await presets_here(services, interaction)
+    found = [each for name, each in known.items() if typed.lower() in name]
+    return [
+        app_commands.Choice(name=preset_choice(each)[:_MAX_CHOICE_CHARS], value=each.name)
+        for each in found[:_MAX_CHOICES]
+    ]
+
+
+def preset_of(job: Job, name: str, summary: str, config: Config) -> tuple[Preset, str]:
+    """Return the settings of a job as a preset, and the label of its base; empty: the preset brings its own.
+
+    What belongs to the job's images stays behind: trigger word, class prompt, sample prompts and other datasets.
+    """
+    spec = job.spec
+    settings = spec.model_dump(mode="json", exclude_defaults=True)
+    for left_out in ("version", "dataset", "name", "preset", "mix", "split"):
+        settings.pop(left_out, None)
+    for group, names in _OF_IMAGES.items():
+        for each in names:
+            settings.get(group, {}).pop(each, None)
+    label = next((label for label, source in config.models.sources.items() if source == spec.base.source), "")
+    if label:
+        settings.get("base", {}).pop("source", None)
+    settings = {group: value for group, value in settings.items() if value != {}}
+    return Preset(name=name, summary=summary, needs=_needs(spec), settings=settings), label
+
+
+#: Settings that belong to a job's images or files.
+_OF_IMAGES = {
+    "training": ("trigger",),
+    "prior": ("class_prompt",),
+    "samples": ("prompts",),
+    "method": ("start_from", "start_sha256", "initial_word"),
+}
+
+
+def _needs(spec: Spec) -> tuple[str, ...]:
+    if spec.prior.is_on:
+        return ("training.trigger", "prior.class_prompt")
+    return ("training.trigger",) if spec.method.kind is MethodKind.TEXTUAL_INVERSION else ()
+
+
+@app_commands.guild_only()
+class PresetCommands(commands.GroupCog, group_name="preset", group_description=N_("Settings to start from.")):
+    """`/preset save`, `list`, `show` and `delete`."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    @app_commands.command(description=N_("Save the settings of a training for the whole server."))
+    @app_commands.describe(
+        job=N_("Number or name of the training"),
+        name=N_("Name of the preset: lower-case letters, digits, - . _"),
+        summary=N_("What it is good for, in one sentence"),
+    )
+    @app_commands.rename(job="id")
+    async def save(
+        self, interaction: discord.Interaction, job: str, name: PresetName, summary: Summary | None = None
+    ) -> None:
+        assert interaction.guild_id is not None
+        found = await find_job(self._services, interaction, job)
+        title = slug(name)
+        if title in presets() or not title[:1].isalnum():
+            raise JobRefused(
+                _("“{name}” cannot be the name of a preset of yours. Choose another one; nothing was saved.", name=name)
+            )
+        words = summary or _("The settings of #{job} {name}.", job=found.id, name=found.name)
+        preset, base = preset_of(found, title, words, self._services.config)
+        saved = SavedPreset(guild_id=interaction.guild_id, owner_id=interaction.user.id, base=base, preset=preset)
+        await self._services.presets.save(saved)
+        await reply(interaction, text_message(saved_text(saved)))
+
+    @app_commands.command(name="list", description=N_("All presets, and what each is for."), extras=handled(rate=PAGES))
+    async def show_all(self, interaction: discord.Interaction) -> None:
+        assert interaction.guild_id is not None
+        await reply(interaction, preset_list(await self._services.presets.all(interaction.guild_id)))
+
+    @app_commands.command(description=N_("All settings of one preset."), extras=handled(rate=PAGES))
+    @app_commands.describe(name=N_("Name of the preset"))
+    async def show(self, interaction: discord.Interaction, name: str) -> None:
+        chosen = await chosen_preset(self._services, interaction, name)
+        preset = preset_named(name) if chosen.saved is None else chosen.saved.preset
+        await reply(interaction, preset_page(preset, chosen.saved))
+
+    @app_commands.command(description=N_("Delete a preset of yours."))
+    @app_commands.describe(name=N_("Name of the preset"))
+    async def delete(self, interaction: discord.Interaction, name: str) -> None:
+        assert interaction.guild_id is not None
+        saved = await self._services.presets.find(interaction.guild_id, storable(name))
+        if saved is None:
+            raise NoSuchPreset(name=name[:60])
+        if interaction.user.id != saved.owner_id and not manages(interaction):
+            raise NotYourPreset(name=saved.preset.name, owner_id=saved.owner_id)
+        await self._services.presets.delete(interaction.guild_id, saved.preset.name)
+        await reply(interaction, text_message(deleted_preset_text(saved.preset.name)))
+
+    @save.autocomplete("job")
+    @answered
+    async def choose_job(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
+        return await job_choices(self._services, interaction, typed)
+
+    @show.autocomplete("name")
+    @answered
+    async def choose_preset(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
+        return await preset_choices(self._services, interaction, typed)
+
+    @delete.autocomplete("name")
+    @answered
+    async def choose_saved(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
+        assert interaction.guild_id is not None
+        saved = await self._services.presets.all(interaction.guild_id)
+        found = [each.preset for each in saved if typed.lower() in each.preset.name]
+        return [
+            app_commands.Choice(name=preset_choice(each)[:_MAX_CHOICE_CHARS], value=each.name)
+            for each in found[:_MAX_CHOICES]
+        ]
+
+
+class NotYourPreset(NotAllowed):
+    """Another member's preset."""
+
+    def __init__(self, *, name: str, owner_id: int) -> None:
+        self.name, self.owner_id = name, owner_id
+        text = _("Only <@{owner}> or a manager of the server can delete the preset {name}.", owner=owner_id, name=name)
+        Exception.__init__(self, text)

@@ -1,0 +1,107 @@
+"""The language a person and a server are addressed in: what they chose, else what Discord says of them."""
+
+from __future__ import annotations
+
+import logging
+
+import discord
+from discord import app_commands
+
+from bot.db import Database
+from bot.db.database import write_setting
+from bot.db.errors import DatabaseUnwritable
+from trainer.protocol.text import ENGLISH, LANGUAGES, catalog
+
+log = logging.getLogger(__name__)
+
+#: Discord's names of the languages that have a catalog.
+LOCALES = {discord.Locale.chinese: "zh_CN"}
+
+_PERSON, _SERVER, _CHOSEN = "person", "server", "chosen "
+
+
+class Languages:
+    """Choices and last known locales, kept in the database and, since each interaction asks, in memory.
+
+    A direct message and a post in a channel answer no interaction, so the locales of persons and servers are
+    remembered from their last one. Discord tells the language of a community server only; of any other it says English.
+    """
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._known: dict[str, str] = {}
+
+    async def load(self) -> None:
+        """Read what is stored; before the first use."""
+        rows = await self._db.all("SELECT name, value FROM setting WHERE name LIKE 'language:%'")
+        self._known = {str(row["name"]): str(row["value"]) for row in rows}
+
+    def of_person(self, user_id: int) -> str:
+        """The language of a direct message."""
+        return self._of(_PERSON, user_id)
+
+    def of_server(self, guild_id: int) -> str:
+        """The language of posts in its channels."""
+        return self._of(_SERVER, guild_id)
+
+    def of(self, interaction: discord.Interaction) -> str:
+        """The language of what only the member sees who acts."""
+        known = self._known.get(_name(_PERSON, interaction.user.id), "")
+        if known.startswith(_CHOSEN):
+            return self.of_person(interaction.user.id)
+        return LOCALES.get(interaction.locale, ENGLISH)
+
+    async def remember(self, interaction: discord.Interaction) -> None:
+        """Store the locales that Discord tells of a member and the server, for messages that answer no interaction."""
+        try:
+            await self._note(_PERSON, interaction.user.id, interaction.locale)
+            if interaction.guild_id is not None and interaction.guild_locale is not None:
+                await self._note(_SERVER, interaction.guild_id, interaction.guild_locale)
+        except DatabaseUnwritable as error:
+            log.warning("the language of member %s could not be stored: %s", interaction.user.id, error)
+
+    async def choose(self, language: str, *, person: int = 0, server: int = 0) -> None:
+        """Store what a person chose for themselves, or a manager for the server; empty: as Discord says."""
+        name = _name(_SERVER, server) if server else _name(_PERSON, person)
+        await self._store(name, f"{_CHOSEN}{language}" if language else ENGLISH)
+
+    def _of(self, whose: str, number: int) -> str:
+        language = self._known.get(_name(whose, number), ENGLISH).removeprefix(_CHOSEN)
+        return language if language in LANGUAGES else ENGLISH
+
+    async def _note(self, whose: str, number: int, locale: discord.Locale) -> None:
+        name, language = _name(whose, number), LOCALES.get(locale, ENGLISH)
+        known = self._known.get(name, ENGLISH)
+        if known != language and not known.startswith(_CHOSEN):
+            await self._store(name, language)
+
+    async def _store(self, name: str, value: str) -> None:
+        self._known[name] = value
+        await write_setting(self._db, name, value)
+
+
+def _name(whose: str, number: int) -> str:
+    return f"language:{whose}:{number}"
+
+
+class CatalogTranslator(app_commands.Translator):
+    """Descriptions, choices and menu entries for Discord's clients; names of commands and options stay as typed."""
+
+    async def translate(
+        self, string: app_commands.locale_str, locale: discord.Locale, context: app_commands.TranslationContextTypes
+    ) -> str | None:
+        is_typed = context.location not in _TRANSLATED and not isinstance(context.data, app_commands.ContextMenu)
+        if is_typed or (language := LOCALES.get(locale)) is None:
+            return None
+        translated = catalog(language).gettext(string.message)
+        return None if translated == string.message else translated
+
+
+_TRANSLATED = frozenset(
+    {
+        app_commands.TranslationContextLocation.command_description,
+        app_commands.TranslationContextLocation.group_description,
+        app_commands.TranslationContextLocation.parameter_description,
+        app_commands.TranslationContextLocation.choice_name,
+    }
+)

@@ -1,0 +1,58 @@
+"""Buttons for what a person can do about a failure or a warning: try again as it was, or with another setting."""
+
+from __future__ import annotations
+
+import discord
+
+from bot.queue.domain.job import Job
+from bot.queue.domain.verbs import Verb, is_applicable
+from bot.ui.buttons import JobButton, job_button
+from trainer.protocol.events import Failed, FailureKind
+from trainer.protocol.text import _
+
+#: Verbs of the buttons that make a new job with a changed setting.
+RETRY_RATE, RETRY_PIXELS = "retry_rate", "retry_px"
+#: The same start would fail in the same way.
+_REPEATS = frozenset(
+    {
+        FailureKind.BAD_SPEC,
+        FailureKind.BAD_DATASET,
+        FailureKind.OUT_OF_MEMORY,
+        FailureKind.DIVERGED,
+        FailureKind.BAD_CHECKPOINT,
+        FailureKind.BAD_EXPORT,
+    }
+)
+#: Kinds of warnings, and of failures, that a lower rate or smaller images help against.
+_NEEDS_LOWER_RATE = frozenset({FailureKind.DIVERGED, "diverging", "validation_not_a_number"})
+_NEEDS_FEWER_PIXELS = frozenset({FailureKind.OUT_OF_MEMORY, "micro_batch_halved"})
+#: Sides of images, px, that people train at.
+_SIDES = (1024, 768, 512, 384, 256)
+
+
+def failure_buttons(job: Job) -> list[JobButton]:
+    """The buttons of a failed job: only what can help."""
+    kind = job.terminal_event.kind if isinstance(job.terminal_event, Failed) else None
+    found = remedy_buttons(job, kind)
+    if kind not in _REPEATS and is_applicable(Verb.RETRY, job):
+        found.append(job_button(job.id, Verb.RETRY, _("Retry"), emoji="🔁", style=discord.ButtonStyle.primary))
+    return found
+
+
+def remedy_buttons(job: Job, kind: str | None) -> list[JobButton]:
+    """The button against a warning or failure of this kind; it makes a new job with another setting."""
+    if job.study is not None:
+        return []
+    style = discord.ButtonStyle.primary
+    if kind in _NEEDS_LOWER_RATE:
+        return [job_button(job.id, RETRY_RATE, _("Retry with a third of the rate"), style=style)]
+    side = smaller_side(job)
+    if kind in _NEEDS_FEWER_PIXELS and side is not None:
+        return [job_button(job.id, RETRY_PIXELS, _("Retry at {px} px", px=side), style=style)]
+    return []
+
+
+def smaller_side(job: Job) -> int | None:
+    """The next smaller side of the training images, px; None if there is none. A base's own is 512 or more."""
+    now = job.spec.training.resolution
+    return next((side for side in _SIDES if side < (now or 513)), None)

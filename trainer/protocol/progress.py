@@ -1,0 +1,27 @@
+"""How far a preparation has come: what `trainer prepare` and `trainer caption` tell while they work."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from trainer.protocol.frozen import Frozen
+
+
+class PreparePhase(StrEnum):
+    """What is being done, in this order."""
+
+    READING = "reading"
+    COMPARING = "comparing"
+    DRAWING = "drawing"
+    CAPTIONING = "captioning"
+
+
+class PrepareProgress(Frozen):
+    """How much of a phase is done."""
+
+    phase: PreparePhase
+    #: Images; pairs of images while they are compared.
+    done: int = Field(ge=0)
+    total: int = Field(ge=0)
