@@ -164,7 +164,7 @@ async def test_what_is_too_large_comes_without_files_and_they_are_handed_over_on
         await finetune(ana)
         done = await discord.until_posted("is done")
     assert done.file_names == []
-    assert "/job files id:1" in done.text
+    assert "[All files]" in done.text
     handed = await answered(ana, "job files", id="1")
     assert handed.message is not None
     assert any(name.endswith(".safetensors") for name in handed.message.file_names)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import sys
 import time
@@ -27,8 +26,9 @@ def quieten_libraries() -> None:
         os.environ.setdefault(name, "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # torchao tells which of its CUDA kernels cannot be loaded.
-    logging.getLogger("torchao").setLevel(logging.ERROR)
+    # diffusers and others import torchao if it is there: it takes half a second, warns, and asks for GPUs, after which
+    # CUDA_VISIBLE_DEVICES has no effect. `check_quantization` ends its hiding.
+    sys.modules.setdefault("torchao", None)  # type: ignore[arg-type]  # how Python is told that there is none
 
 
 def refuse(sentence: str) -> int:

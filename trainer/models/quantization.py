@@ -7,6 +7,8 @@ but autograd then keeps the wide weight until the backward pass: a training woul
 from __future__ import annotations
 
 import ctypes
+import logging
+import sys
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -29,6 +31,11 @@ BYTES_PER_WEIGHT = {Quantization.INT8: 1.0, Quantization.FP8: 1.0, Quantization.
 
 def check_quantization(kind: Quantization) -> None:
     """Raise MissingLibraryError if torchao cannot be imported."""
+    if sys.modules.get("torchao", sys) is None:
+        # Hidden from the libraries that would import it at once (`quieten_libraries`).
+        del sys.modules["torchao"]
+    # It tells which of its CUDA kernels cannot be loaded.
+    logging.getLogger("torchao").setLevel(logging.ERROR)
     try:
         import torchao.quantization  # noqa: F401
     except ImportError as error:

@@ -15,7 +15,15 @@ import pytest
 from tests.trainer.conftest import MakeJob
 from tests.trainer.fork_server import ForkServer
 from trainer.exchange.event_file import read_all_events
-from trainer.protocol.events import EXIT_FINISHED, EXIT_REFUSED, EXIT_STOPPED, EpochEnded, KeepAlive, StepDone
+from trainer.protocol.events import (
+    EXIT_FINISHED,
+    EXIT_REFUSED,
+    EXIT_STOPPED,
+    EpochEnded,
+    KeepAlive,
+    PhaseProgress,
+    StepDone,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -28,7 +36,7 @@ def test_a_fork_trains_what_a_fresh_process_trains(make_job: MakeJob, fork_serve
 
     # Progress events and keep-alives depend on the clock.
     types = [
-        [event.type for event in read_all_events(each) if not isinstance(event, StepDone | KeepAlive)]
+        [event.type for event in read_all_events(each) if not isinstance(event, StepDone | PhaseProgress | KeepAlive)]
         for each in (fresh, forked)
     ]
     assert types[0] == types[1]

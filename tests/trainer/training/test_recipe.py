@@ -75,7 +75,11 @@ def finished_job(dataset: Path, random_base: Path, tmp_path_factory: pytest.Temp
 
 
 def test_a_job_emits_its_events_in_order(finished_job: Path) -> None:
-    types = [event.type for event in events_of(finished_job) if event.type not in {"phase_began", "phase_progress", "step_done"}]
+    types = [
+        event.type
+        for event in events_of(finished_job)
+        if event.type not in {"phase_began", "phase_progress", "step_done"}
+    ]
 
     epoch = ["sampled", "epoch_ended"]
     assert types == [

@@ -104,7 +104,11 @@ def small_sd3(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_a_model_of_random_weights_is_trained_and_its_memory_predicted(small_sd3: None) -> None:
+def test_a_model_of_random_weights_is_trained_and_its_memory_predicted(
+    small_sd3: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of a small model, most is what the libraries take, and that varies.
+    monkeypatch.setattr(selftest, "_MEMORY_TOLERANCE", 1.5)
     with SelfTestRunner() as runner:
         result = runner.run_true_size("sd3", math.inf)
         assert not list(runner._folder.glob("model*")), "it takes gigabytes of the disk"
