@@ -70,7 +70,7 @@ def translations(language: str) -> dict[tuple[str, ...], tuple[str, ...]]:
     for message in catalog:
         if message.id:
             ids = (message.id,) if isinstance(message.id, str) else tuple(message.id)
-            texts = (message.string,) if isinstance(message.string, str) else tuple(message.string)
+            texts = (message.string,) if isinstance(message.string, str) else tuple(message.string or ())
             found[ids] = () if message.fuzzy else texts
     return found
 

@@ -357,7 +357,7 @@ def _result_lines(job: Job, finished: Finished | None, tested: Tested | None) ->
         lines.append(_("It was measured on its own training images, because none are held out."))
     best = next((ended for ended in job.progress.epochs if ended.epoch == finished.best_epoch), None)
     if best and (levels := noise_levels([band.ratio for band in best.validation.bands])):
-        lines.append("-# " + _("In layout, shapes and detail: {levels}.", levels=levels))
+        lines.append("-# " + _("Where it learned: {levels}.", levels=levels))
     if tested:
         test = tested.test
         on_test = verdict(test.ratio, test.ratio_low, test.ratio_high)
