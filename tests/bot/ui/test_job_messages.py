@@ -329,7 +329,7 @@ def test_the_result_tells_layout_shapes_and_detail_of_the_best_epoch(job_dir: Pa
 
     post = done_post(job(state=State.SUCCEEDED, progress=progress), context(job_dir), (exported(), done))
 
-    assert "In layout, shapes and detail: layout 10 % worse, shapes 25 % better, detail 50 % better." in text_of(post)
+    assert "Where it learned: layout 10 % worse, shapes 25 % better, detail 50 % better." in text_of(post)
 
 
 def test_the_result_carries_its_files_and_notifies_only_its_owner(job_dir: Path) -> None:
