@@ -26,9 +26,6 @@ def quieten_libraries() -> None:
         os.environ.setdefault(name, "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # diffusers and others import torchao if it is there: it takes half a second, warns, and asks for GPUs, after which
-    # CUDA_VISIBLE_DEVICES has no effect. `check_quantization` ends its hiding.
-    sys.modules.setdefault("torchao", None)  # type: ignore[arg-type]  # how Python is told that there is none
 
 
 def refuse(sentence: str) -> int:

@@ -32,7 +32,7 @@ BYTES_PER_WEIGHT = {Quantization.INT8: 1.0, Quantization.FP8: 1.0, Quantization.
 def check_quantization(kind: Quantization) -> None:
     """Raise MissingLibraryError if torchao cannot be imported."""
     if sys.modules.get("torchao", sys) is None:
-        # Hidden from the libraries that would import it at once (`quieten_libraries`).
+        # Hidden from the libraries that would import it at once (`trainer/__init__.py`).
         del sys.modules["torchao"]
     # It tells which of its CUDA kernels cannot be loaded.
     logging.getLogger("torchao").setLevel(logging.ERROR)

@@ -256,7 +256,8 @@ class SelfTestRunner:
             kind: A key of `TRUE_SIZES`.
             deadline: By `time.monotonic`; a check that is not done then is stopped.
         """
-        folder = self._folder / "model"
+        # By its name, because a job that was measured is known by its settings.
+        folder = self._folder / f"model-{kind}"
         check = check_of(str(folder / ("model" if kind.startswith("sd3") else "model.safetensors")), TRUE_SIZES[kind])
         needed, free = random_model_bytes(kind), shutil.disk_usage(self._folder).free
         self._deadline = deadline

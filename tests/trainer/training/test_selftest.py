@@ -135,6 +135,21 @@ def test_a_model_of_true_size_is_left_out_if_time_or_disk_do_not_suffice(
     assert "of disk" in result.note
 
 
+def test_each_model_of_true_size_is_measured_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def ask(self: SelfTestRunner, work: object, variant: object) -> None:
+        asked.append((work, variant))
+        raise UnavailableError("not here")
+
+    monkeypatch.setattr(selftest, "write_random_model", lambda *_: None)
+    monkeypatch.setattr(SelfTestRunner, "_ask", ask)
+    with SelfTestRunner() as runner:
+        for kind in ("v1", "xl_base"):
+            runner.run_true_size(kind, math.inf)
+    assert len({repr(variant) for _work, variant in asked}) == 2
+
+
 @pytest.mark.slow
 def test_jobs_are_compared_and_a_process_that_dies_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     with SelfTestRunner() as runner:
