@@ -11,7 +11,7 @@ from bot.clock import SYSTEM_CLOCK, Clock
 from bot.config import AccessSettings
 from bot.db import Database
 from bot.db.database import put_setting
-from bot.errors import ChannelNotAllowed, RoleNeeded
+from bot.errors import ChannelNotAllowed, NotAllowed, RoleNeeded
 from bot.queue.store.history import write_entry
 
 _SETTING = "access:"
@@ -90,6 +90,14 @@ class Access:
         roles = () if ability is None else roles_of(rules, ability)
         if roles and not _has_any(interaction, roles):
             raise RoleNeeded(role_ids=roles)
+
+    def allows(self, interaction: discord.Interaction, ability: Ability | None) -> bool:
+        """Whether `require` would raise nothing; for choices, which are left out without a word."""
+        try:
+            self.require(interaction, ability)
+        except NotAllowed:
+            return False
+        return True
 
 
 def manages(interaction: discord.Interaction) -> bool:

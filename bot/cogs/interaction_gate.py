@@ -106,7 +106,8 @@ class InteractionGate:
         speak(self._languages.of(interaction))
         if interaction.type is discord.InteractionType.autocomplete:
             self._access.note(interaction)
-            return interaction.guild_id is not None and self._is_new(interaction)
+            is_allowed = self._access.allows(interaction, _needed_for(interaction))
+            return interaction.guild_id is not None and is_allowed and self._is_new(interaction)
         extras = interaction.command.extras if interaction.command else {}
         try:
             _needed.set(_needed_for(interaction))

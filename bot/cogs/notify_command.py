@@ -1,4 +1,4 @@
-"""`/notify`: what a person is told of, and where; and [🔔] on a job's card."""
+"""`/notify`: which news a person gets, and where; and [🔔] on a job's card."""
 
 from __future__ import annotations
 

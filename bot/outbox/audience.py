@@ -1,4 +1,4 @@
-"""Who is told of an event of a job, and where: each person's choices, their quiet hours, and the jobs they watch."""
+"""Who gets the news of a job, and where: each person's choices, their quiet hours, and the jobs they watch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bot.outbox.notification import NotificationKind
 
 
 class NotifyEvent(StrEnum):
-    """What a person may choose to be told of."""
+    """News that a person may choose."""
 
     QUEUED = "queued"
     STARTED = "started"
@@ -25,7 +25,7 @@ class NotifyEvent(StrEnum):
 
 
 class NotifyPlace(StrEnum):
-    """Where a person is told of it."""
+    """Where a person gets news."""
 
     #: In the message itself: in the job's thread, of its end in the channel.
     MENTION = "mention"
@@ -73,7 +73,7 @@ class Preferences:
 
 @dataclass(frozen=True, kw_only=True)
 class Addressee:
-    """A person who is told of one event."""
+    """A person who gets the news of one event."""
 
     user_id: int
     place: NotifyPlace

@@ -101,6 +101,9 @@ class AccessForm(Form):
         )
         self._add("channels", _("Where I work"), _("Leave it empty for all channels."), channels)
 
+    def refilled(self) -> AccessForm:
+        return AccessForm(self._submitted, self.rules)
+
     @property
     def rules(self) -> AccessSettings:
         """What was chosen."""

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from bot.cogs.interaction_gate import error_sentence
 from bot.config import AccessSettings
+from bot.db.errors import DatabaseUnwritable
 from bot.errors import ChannelNotAllowed, NotAllowed, RoleNeeded
 from tests.bot.cogs.conftest import World, answer, world
 from tests.bot.cogs.dataset_helpers import press
@@ -99,3 +102,30 @@ async def test_roles_are_checked_again_on_each_press(data_dir: Path) -> None:
             pressed = await press(lab.ana, asked, label)
             assert f"this needs the role <@&{role.id}>" in answer(pressed), label
         assert await lab.recent() == []
+
+
+async def test_choices_name_no_datasets_to_those_who_may_not_see_them(data_dir: Path) -> None:
+    async with world(data_dir) as lab:
+        role = lab.channel.guild.create_role("Artists")
+        await lab.finetune()
+        assert await lab.ben.autocomplete(lab.channel, "dataset inspect", "dataset", "")
+        await set_rules(lab, datasets=[role.id])
+        assert await lab.ben.autocomplete(lab.channel, "dataset inspect", "dataset", "") == []
+
+
+async def test_rules_that_could_not_be_stored_come_back_in_the_form(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(data_dir) as lab:
+        role, boss = lab.channel.guild.create_role("Artists"), lab.add_manager()
+
+        async def refuse(*_arguments: object, **_options: object) -> None:
+            raise DatabaseUnwritable(path=data_dir, why="the disk is full")
+
+        opened = await boss.slash(lab.channel, "admin settings")
+        monkeypatch.setattr(lab.app.services.access, "set_rules", refuse)
+        refused = await boss.submit_modal(opened, {"train": [role]})
+        assert "the disk is full" in answer(refused)
+        again: Any = (await press(boss, refused.response.message, "Fix in form")).modal
+        train = again["components"][0]["component"]
+        assert [int(each["id"]) for each in train["default_values"]] == [role.id]
