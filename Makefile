@@ -11,7 +11,7 @@ SOURCES := bot trainer recipes tests bench
 # they share what is expensive to make. The longest files start first (tests/durations.json).
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo run test test-slow test-all check format messages tiny clean
+.PHONY: setup demo run test test-slow test-all check format messages tour tiny clean
 .DEFAULT_GOAL := help
 
 help:
@@ -68,6 +68,10 @@ messages: setup
 	@mkdir -p build
 	$(BIN)/python -m babel.messages.frontend extract --mapping-file=pyproject.toml --keyword=_ --keyword=N_ --keyword=ngettext:1,2 --no-location --sort-output --output=build/darkroom.pot bot trainer
 	$(BIN)/python -m babel.messages.frontend update --input-file=build/darkroom.pot --output-dir=trainer/protocol/locale --domain=darkroom --ignore-obsolete --no-fuzzy-matching --width=120
+
+# docs/tour.md and the moving picture of the README; needs chromium, and a font with Chinese letters.
+tour: setup
+	$(BIN)/python -m recipes.tour
 
 # Trains the small Stable Diffusion that ships in trainer/models/tiny again (about 85 minutes on two cores).
 tiny: setup

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from recipes.tiny.demo_dataset import demo_files
+from recipes.tiny.demo_dataset import momo_files
 from tests.trainer.dataset import defective_images
 from trainer.dataset.images.decoding import ImageError, decode
 from trainer.dataset.images.image_features import diverse, find_outliers, image_feature, isolated
@@ -143,7 +143,7 @@ def _features(images: Images) -> list[bytes]:
 
 
 def _outliers(sets: Mapping[str, Images]) -> None:
-    character = _features(_decoded(demo_files()))
+    character = _features(_decoded(momo_files()))
     features = {name: _features(_with_content(images)) for name, images in sets.items()}
     for name, alike in {**features, "one character": character}.items():
         _print(f"outliers in {name} ({len(alike)}): {len(find_outliers(dict(enumerate(alike)), {}))}")

@@ -43,7 +43,7 @@ from trainer.protocol.run_options import RunOptions
 from trainer.protocol.settings import Samples
 from trainer.reporter import Reporter
 from trainer.tasks.diffusion import DiffusionTask
-from trainer.tasks.sampling import SamplePlan, draw_samples
+from trainer.tasks.drawing import SamplePlan, draw_samples
 from trainer.training.recipe import prepare_session
 from trainer.training.run import StopRequest, choose_openmp_spin
 from trainer.training.session import Session

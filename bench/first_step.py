@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from trainer.commands import training_commands
+from trainer.commands import job_processes
 from trainer.commands.terminal import quieten_libraries
 from trainer.protocol.run_options import RunOptions
 from trainer.reporter import Reporter
@@ -23,7 +23,7 @@ def main() -> None:
     quieten_libraries()
     choose_openmp_spin()
     if mode == "warm":
-        training_commands.warm_up()
+        job_processes.warm_up()
         started_at = time.time()
     with StopRequest() as stop, Reporter(job_dir) as reporter:
         from trainer.training.recipe import prepare_session

@@ -44,7 +44,7 @@ def findings(data_dir: Path, jobs: int, made: Counter[str], repeated: int) -> li
 
 
 def _jobs(db: sqlite3.Connection, jobs: int) -> list[Finding]:
-    rows = db.execute("SELECT * FROM job WHERE state != 'draft'").fetchall()
+    rows = db.execute("SELECT * FROM job").fetchall()
     states = Counter(State(row["state"]) for row in rows)
     ends = Counter(row[0] for row in db.execute(_ENDS))
     sent = Counter(int(row[0].split(":")[1]) for row in db.execute(_END_POSTS))

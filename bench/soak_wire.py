@@ -93,7 +93,7 @@ class Soak:
 
     def _is_over(self) -> bool:
         unsent = "SELECT 1 FROM outbox WHERE state IN ('waiting', 'sending')"
-        open_jobs = "SELECT 1 FROM job WHERE ended_at IS NULL AND state != 'draft'"
+        open_jobs = "SELECT 1 FROM job WHERE ended_at IS NULL"
         cards = "SELECT 1 FROM card WHERE shown_version < version"
         return not any(self.bot.rows(f"{query} LIMIT 1") for query in (unsent, open_jobs, cards))
 
@@ -105,7 +105,7 @@ class Soak:
         await asyncio.sleep(self.chance.uniform(0, within_s))
         # Two jobs with the same data are duplicates, and the stand-in for the trainer tells data by its names.
         dataset = archive(images=5 + number, salt=str(number))
-        while not self.bot.rows("SELECT 1 FROM job WHERE owner_id = ? AND state != 'draft'", who.id):
+        while not self.bot.rows("SELECT 1 FROM job WHERE owner_id = ?", who.id):
             self.done["trainings asked for"] += 1
             asked = await who.slash(
                 "finetune", self.channels[number % _CHANNELS], dataset=dataset, epochs=_EPOCHS, confirm=False

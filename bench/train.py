@@ -28,7 +28,7 @@ from typing import Any
 
 from bench import bare
 from bench.small_base import small_base
-from recipes.tiny.demo_dataset import demo_files
+from recipes.tiny.demo_dataset import momo_files
 from trainer.dataset.preparing.prepare import prepare
 from trainer.exchange.job_dir import read_spec, write_spec
 from trainer.models.base import tiny_folder
@@ -142,7 +142,7 @@ def _setting(base: str, folder: Path) -> Setting:
     # Few files: encoding them is not what is timed.
     images = folder / "images"
     images.mkdir()
-    for path, content in list(demo_files().items())[:_FILES]:
+    for path, content in list(momo_files().items())[:_FILES]:
         (images / Path(path).name).write_bytes(content)
     prepare([images], folder / "dataset", resolutions=(resolution,))
     setting = Setting(base=find(), resolution=resolution, batch_size=batch_size, folder=folder)

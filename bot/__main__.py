@@ -149,7 +149,8 @@ def _config(path: Path | None) -> Config:
     """Load the settings of `path`, else of config.toml if it exists, else the defaults."""
     import logging
 
-    from bot.config import Config, load_config
+    from bot.config import Config
+    from bot.config_file import load_config
 
     if path is not None:
         return load_config(path)

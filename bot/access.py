@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from enum import StrEnum
 
 import discord
@@ -23,6 +23,7 @@ class Ability(StrEnum):
     """What the roles of a member allow; a field of `AccessSettings` each."""
 
     TRAIN = "train"
+    SAMPLE = "sample"
     SHARE = "share"
     DATASETS = "datasets"
     MANAGE = "manage"
@@ -68,8 +69,8 @@ class Access:
 
     def note(self, interaction: discord.Interaction) -> None:
         """Store with an interaction whether its member manages the server; for `manages`."""
-        rules = self.rules_of(interaction.guild_id or 0)
-        interaction.extras[_MANAGES] = interaction.permissions.manage_guild or _has_any(interaction, rules.manage)
+        has_role = self.is_manager(interaction.guild_id or 0, _role_ids(interaction))
+        interaction.extras[_MANAGES] = interaction.permissions.manage_guild or has_role
 
     def require(self, interaction: discord.Interaction, ability: Ability | None) -> None:
         """Require that the member may do this, in this channel; a manager may do everything everywhere.
@@ -87,9 +88,22 @@ class Access:
         rules = self.rules_of(interaction.guild_id or 0)
         if rules.channels and not _place(interaction) & set(rules.channels):
             raise ChannelNotAllowed(channel_ids=rules.channels)
-        roles = () if ability is None else roles_of(rules, ability)
-        if roles and not _has_any(interaction, roles):
+        if ability is not None:
+            self.require_role(interaction.guild_id or 0, ability, _role_ids(interaction))
+
+    def require_role(self, guild_id: int, ability: Ability, role_ids: Collection[int]) -> None:
+        """Require one of the roles that an ability needs; for a member who does not manage the server.
+
+        Raises:
+            RoleNeeded: The member has none of them.
+        """
+        roles = roles_of(self.rules_of(guild_id), ability)
+        if roles and set(roles).isdisjoint(role_ids):
             raise RoleNeeded(role_ids=roles)
+
+    def is_manager(self, guild_id: int, role_ids: Collection[int]) -> bool:
+        """Whether a member with these roles manages the server, also without Discord's permission."""
+        return not set(self.rules_of(guild_id).manage).isdisjoint(role_ids)
 
     def allows(self, interaction: discord.Interaction, ability: Ability | None) -> bool:
         """Whether `require` would raise nothing; for choices, which are left out without a word."""
@@ -109,6 +123,7 @@ def roles_of(rules: AccessSettings, ability: Ability) -> tuple[int, ...]:
     """The roles with an ability; none: everyone (to manage: those with Discord's permission)."""
     roles: Mapping[Ability, tuple[int, ...]] = {
         Ability.TRAIN: rules.train,
+        Ability.SAMPLE: rules.sample,
         Ability.SHARE: rules.share,
         Ability.DATASETS: rules.datasets,
         Ability.MANAGE: rules.manage,
@@ -116,8 +131,8 @@ def roles_of(rules: AccessSettings, ability: Ability) -> tuple[int, ...]:
     return roles[ability]
 
 
-def _has_any(interaction: discord.Interaction, role_ids: tuple[int, ...]) -> bool:
-    return not {role.id for role in getattr(interaction.user, "roles", ())}.isdisjoint(role_ids)
+def _role_ids(interaction: discord.Interaction) -> set[int]:
+    return {role.id for role in getattr(interaction.user, "roles", ())}
 
 
 def _place(interaction: discord.Interaction) -> set[int]:

@@ -8,6 +8,8 @@ FAILPOINT_VARIABLE = "DARKROOM_FAIL_AT"
 UPLOAD_POINTS = (
     "upload_recorded",
     "upload_acknowledged",
+    "upload_piece",
+    "upload_closed",
     "upload_received",
     "upload_prepared",
     "upload_drafted",

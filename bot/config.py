@@ -1,26 +1,19 @@
-"""Settings: `config.toml`, read once into frozen models; all its problems are reported at once.
-
-The Discord token is not a setting: it is read from the environment only, so that a config file can be shown to anyone.
-"""
+"""Settings: the tables of `config.toml` as frozen models (`bot.config_file` reads them), and their defaults."""
 
 from __future__ import annotations
 
-import difflib
-import json
 import os
 import sys
-import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import time
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from bot.errors import ConfigError
 from bot.log import LogFormat, LogLevel
 from trainer.protocol.frozen import Frozen
 from trainer.protocol.settings import TINY
@@ -67,6 +60,8 @@ class AccessSettings(SettingsGroup):
 
     #: Who may train; empty: everyone. Managers of a server may do everything.
     train: tuple[_Snowflake, ...] = ()
+    #: Who may draw with a model (`/sample`).
+    sample: tuple[_Snowflake, ...] = ()
     #: Who may show results to the whole server.
     share: tuple[_Snowflake, ...] = ()
     #: Who may see and add datasets.
@@ -75,6 +70,8 @@ class AccessSettings(SettingsGroup):
     manage: tuple[_Snowflake, ...] = ()
     #: Channels in which the bot works, and their threads; empty: all.
     channels: tuple[_Snowflake, ...] = ()
+    #: Channel of the gallery; 0: a shared picture is posted where its owner shares it.
+    gallery: int = Field(default=0, ge=0, le=2**63 - 1)
 
 
 class StorageSettings(SettingsGroup):
@@ -176,6 +173,23 @@ class QueueSettings(SettingsGroup):
                 )
             )
         return seconds
+
+
+class SamplingSettings(SettingsGroup):
+    """Drawing with what was trained (`/sample`)."""
+
+    #: Images of one request.
+    max_images: int = Field(default=96, ge=1, le=256)
+    #: Requests of one member that wait at the same time, and of a server.
+    max_waiting_per_user: int = Field(default=3, ge=1, le=100)
+    max_waiting: int = Field(default=20, ge=1, le=1000)
+    #: Draw beside a training if no GPU is free, one request at a time; one that does not fit waits. Both are slower
+    #: meanwhile. False: it waits until a GPU is free, and goes before the trainings that wait.
+    beside_training: bool = False
+    #: How long a process waits for the next request with the base model loaded; 0: not at all.
+    keep_warm_s: float = Field(default=300.0, ge=0, le=86_400)
+    #: A LoRA of another place that a member brings.
+    max_file_mib: int = Field(default=512, ge=1, le=8192)
 
 
 class PrepareSettings(SettingsGroup):
@@ -309,6 +323,58 @@ class MetricsSettings(SettingsGroup):
     host: str = "127.0.0.1"
 
 
+class DatasetSettings(SettingsGroup):
+    """Where images come from, other than from members."""
+
+    #: Label → folder on this machine that those who manage a server may make datasets of; it is copied.
+    folders: dict[str, Path] = Field(default_factory=dict, max_length=25)
+
+
+class WebSettings(SettingsGroup):
+    """Pages for large uploads, results and datasets (docs/web.md)."""
+
+    #: Port of the pages, on `host`, behind a reverse proxy or a tunnel; 0: none.
+    port: int = Field(default=0, ge=0, le=65_535)
+    host: str = "127.0.0.1"
+    #: Address that members reach the pages at: `https://darkroom.example.org`.
+    public_url: str = Field(default="", pattern=r"^(https?://[^\s/?#]+(/[^\s?#]*)?)?$")
+    #: All files of one dataset that comes by the upload page; a role's `max_dataset_mib` applies too.
+    max_upload_gib: float = Field(default=2.0, ge=0.001, le=1000)
+    #: … and their number.
+    max_upload_files: int = Field(default=2000, ge=1, le=20_000)
+    #: A link ends so many days after it was made, and an upload so long after its last byte.
+    link_days: int = Field(default=7, ge=1, le=365)
+
+    @property
+    def is_on(self) -> bool:
+        return self.port != 0
+
+    @property
+    def max_upload_bytes(self) -> int:
+        return int(self.max_upload_gib * _GIB)
+
+    @model_validator(mode="after")
+    def _has_an_address(self) -> WebSettings:
+        if self.port and not self.public_url:
+            raise ValueError(
+                _("port is set and public_url is not; write the address that members reach the pages at into it")
+            )
+        return self
+
+
+class HubSettings(SettingsGroup):
+    """Uploads to the Hugging Face hub."""
+
+    #: User or organization whose models they become; empty: there are no uploads.
+    namespace: str = Field(default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,95})?$")
+    #: Name of the environment variable with a token that may write there; trainings do not get it.
+    token_env: str = Field(default="DARKROOM_HUB_TOKEN", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+
+    @property
+    def is_on(self) -> bool:
+        return bool(self.namespace and os.environ.get(self.token_env, "").strip())
+
+
 class TrainerSettings(SettingsGroup):
     """How trainer processes are started."""
 
@@ -352,7 +418,9 @@ class Config(SettingsGroup):
     limits: LimitSettings = LimitSettings()
     models: ModelSettings = ModelSettings()
     queue: QueueSettings = QueueSettings()
+    sampling: SamplingSettings = SamplingSettings()
     prepare: PrepareSettings = PrepareSettings()
+    datasets: DatasetSettings = DatasetSettings()
     captions: CaptionSettings = CaptionSettings()
     cards: CardSettings = CardSettings()
     windows: WindowSettings = WindowSettings()
@@ -361,6 +429,8 @@ class Config(SettingsGroup):
     health: HealthSettings = HealthSettings()
     log: LogSettings = LogSettings()
     metrics: MetricsSettings = MetricsSettings()
+    web: WebSettings = WebSettings()
+    hub: HubSettings = HubSettings()
     trainer: TrainerSettings = TrainerSettings()
     ray: RaySettings = RaySettings()
 
@@ -383,95 +453,9 @@ class Config(SettingsGroup):
         return self._chosen(environ, _FOR_CHILDREN) | given | {"HF_HUB_OFFLINE": "1"}
 
     def _chosen(self, environ: Mapping[str, str], patterns: Iterable[str]) -> dict[str, str]:
-        secret = {self.discord.token_env, self.ray.token_env}
+        secret = {self.discord.token_env, self.ray.token_env, self.hub.token_env}
         return {name: value for name, value in environ.items() if name not in secret and _matches(name, patterns)}
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def load_config(path: Path) -> Config:
-    """Load a TOML file; settings that it leaves out have their defaults.
-
-    Raises:
-        ConfigError: The file is missing or is not TOML, or settings are unknown or out of range; it lists them all.
-    """
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(
-            path=path, problems=[_("There is no such file. Copy config.example.toml and edit it.")]
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(path=path, problems=[_("It cannot be read: {error}.", error=error)]) from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(path=path, problems=[_("It is not TOML: {error}.", error=error)]) from error
-    try:
-        # As JSON: types are strict, but arrays become tuples and strings become paths.
-        return Config.model_validate_json(json.dumps(raw, default=str))
-    except ValidationError as error:
-        raise ConfigError(path=path, problems=list(_problems(error))) from error
-
-
-def read_token(config: Config, environ: Mapping[str, str] = os.environ) -> str:
-    """Read the bot's token from the environment.
-
-    Raises:
-        ConfigError: The variable is not set.
-    """
-    name = config.discord.token_env
-    if token := environ.get(name, "").strip():
-        return token
-    problem = _("{name} is not set. Set it to the bot's token.", name=name)
-    raise ConfigError(path=Path("The environment"), problems=[problem])
-
-
-def known_settings(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
-    """Yield every dotted name that a config file may set: `queue.slots`, …"""
-    for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from known_settings(field.annotation, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
-def _problems(error: ValidationError) -> Iterator[str]:
-    for problem in error.errors():
-        name = ".".join(str(part) for part in problem["loc"])
-        context: dict[str, Any] = problem.get("ctx") or {}
-        value = problem["input"]
-        match problem["type"]:
-            case "extra_forbidden" if name.rpartition(".")[2] == "token":
-                variable = "DARKROOM_TOKEN"
-                yield _(
-                    "{name} does not belong in a file. Set the environment variable {variable}.",
-                    name=name,
-                    variable=variable,
-                )
-            case "extra_forbidden" if near := _nearest(name):
-                yield _("{name} is not a setting; did you mean {near}?", name=name, near=near)
-            case "extra_forbidden":
-                yield _("{name} is not a setting.", name=name)
-            case "greater_than_equal":
-                yield _(
-                    "{name} is {value}; it must be {least} or more.", name=name, value=value, least=f"{context['ge']:g}"
-                )
-            case "less_than_equal":
-                yield _(
-                    "{name} is {value}; it must be {most} or less.", name=name, value=value, most=f"{context['le']:g}"
-                )
-            case "value_error":
-                yield _("{name}: {error}.", name=name, error=context["error"])
-            case _kind:
-                message = problem["msg"].removeprefix("Input ").replace("should be", "must be")
-                rule = f"{message[:1].lower()}{message[1:]}"
-                yield _("{name} is {value!r}; it {rule}.", name=name, value=value, rule=rule)
-
-
-def _nearest(name: str) -> str | None:
-    groups = list(Config.model_fields)
-    known = [*known_settings(), *groups] if "." in name else groups
-    # Right key, wrong group: the last part may still be known.
-    same_key = [known for known in known_settings() if known.rpartition(".")[2] == name.rpartition(".")[2]]
-    return next(iter([*difflib.get_close_matches(name, known, n=1, cutoff=0.5), *same_key]), None)

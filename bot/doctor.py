@@ -22,7 +22,8 @@ import aiohttp
 import discord
 from pydantic import ValidationError
 
-from bot.config import Config, load_config, read_token
+from bot.config import Config
+from bot.config_file import load_config, read_token
 from bot.db import DATABASE_FILE
 from bot.errors import ConfigError, DarkroomError
 from bot.health import read_health
@@ -103,6 +104,8 @@ async def examine(
     yield await check_confinement()
     for result in check_operators(config, config.discord.guild_ids):
         yield result
+    for result in check_pages(config):
+        yield result
     async for result in check_discord(config, environ, api):
         yield result
     yield _note(_("the trainer tries now what it may use on this machine: a minute or two"))
@@ -124,6 +127,18 @@ def _check_config(path: Path) -> tuple[Config, list[CheckResult]]:
     except ConfigError as error:
         advice = _("Compare it with config.example.toml.")
         return Config(), [_wrong(f"{path}: {problem}", advice) for problem in error.problems]
+
+
+def check_pages(config: Config) -> Iterator[CheckResult]:
+    """Say where the web pages are, if there are any."""
+    url = config.web.public_url
+    if not config.web.is_on:
+        return
+    if url.startswith("https:"):
+        yield _fine(_("web pages: {url}", url=url))
+    else:
+        text = _("web pages: {url}, without encryption; whoever reads the network can use the links", url=url)
+        yield _note(text, _("Put a reverse proxy or a tunnel with HTTPS before them: docs/web.md."))
 
 
 def check_data_folder(data_dir: Path) -> Iterator[CheckResult]:

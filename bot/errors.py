@@ -5,11 +5,12 @@ DarkroomError
 ├── TokenRefused             Discord refuses the bot's token
 ├── DiscordUnreachable       it does not answer a command of the command line
 ├── DataFolderError          the data folder cannot be used (`bot.db.errors`)
-├── DatasetRefused           the uploaded files cannot be trained on
+├── DatasetRefused           the uploaded files cannot be trained on (`bot.datasets.dataset` has more)
 │   ├── DatasetTooLarge
 │   ├── TooFewImages
 │   ├── TooManyDatasets      the person has as many datasets, or bytes of them, as one may have
 │   ├── DiskAlmostFull       the machine takes no uploads
+│   ├── UploadClosed         the upload page takes no more files
 │   └── PrepareFailed        it could not be prepared (time, memory, crash)
 ├── JobRefused               the job is not accepted; nothing was queued (`bot.queue.store.limits` has more)
 │   ├── TooManyWaiting
@@ -20,10 +21,12 @@ DarkroomError
 │   └── DuplicateJob         the same data and settings wait, run, or have succeeded
 ├── DatasetInUse             a training that has not ended needs it
 ├── DraftEnded               a request that waited for [Start training] and no longer does
+├── NotAMember              a page's address whose member has left the server
+├── PagesNotReady           Discord cannot be asked who opens a page
 ├── TooOften                 more uses of a command or button than a person needs
 ├── StaleButton              a button that this version does not know
 ├── FormForgotten            a form that cannot be opened again with what was typed
-├── NotAllowed               another member's job
+├── NotAllowed               another member's job (`bot.queue.domain.verbs` has more)
 │   ├── RoleNeeded           for members of some roles
 │   ├── ChannelNotAllowed    the bot works in other channels of the server
 │   ├── NotYourDataset
@@ -31,7 +34,9 @@ DarkroomError
 │   └── NotAnOperator        the whole machine, which is for its operators
 ├── NotFound
 │   ├── NoSuchJob
-│   └── NoSuchDataset
+│   ├── NoSuchDataset
+│   ├── NoSuchLink           a page's address that was never given out
+│   └── LinkEnded            … or that no longer opens
 ├── LaunchFailed             no trainer process could be started
 ├── JobFolderUnwritable      the job's folder cannot be written
 └── RunnerUnreachable        the cluster does not answer; its trainings may well be running
@@ -152,6 +157,13 @@ class TooFewImages(DatasetRefused):
         )
 
 
+class UploadClosed(DatasetRefused):
+    """The upload of a page was finished or cancelled."""
+
+    def __init__(self) -> None:
+        super().__init__(_("This upload is finished, so it takes no more files. Start another one in Discord."))
+
+
 class PrepareFailed(DatasetRefused):
     """The dataset could not be prepared."""
 
@@ -176,6 +188,14 @@ class TooManyWaiting(JobRefused):
                 allowed=allowed,
             )
         )
+
+
+class NotATraining(JobRefused):
+    """What was asked for is done with trainings, and the job is a sampling."""
+
+    def __init__(self, *, job_id: int) -> None:
+        self.job_id = job_id
+        super().__init__(_("#{job} is a set of images, not a training; nothing was changed.", job=job_id))
 
 
 class TooManyDrafts(JobRefused):
@@ -399,6 +419,41 @@ class FormForgotten(DarkroomError):
 
     def __init__(self) -> None:
         super().__init__(_("I no longer have what you typed there. Open the form again, by the command or the button."))
+
+
+class NoSuchLink(NotFound):
+    """A page's address that was never given out, or was for another page."""
+
+    def __init__(self) -> None:
+        super().__init__(_("This address opens nothing. Copy the whole link from Discord, or ask for a new one there."))
+
+
+class LinkEnded(NotFound):
+    """A page's address that no longer opens."""
+
+    def __init__(self, *, is_revoked: bool) -> None:
+        self.is_revoked = is_revoked
+        if is_revoked:
+            text = _("This link was ended, so it opens nothing any more. Ask for a new one in Discord.")
+        else:
+            text = _("This link has expired. Ask for a new one in Discord; nothing was lost.")
+        super().__init__(text)
+
+
+class NotAMember(DarkroomError):
+    """A page's address whose member has left the server."""
+
+    def __init__(self) -> None:
+        super().__init__(_("This link was made for a member of a Discord server who is no longer there."))
+
+
+class PagesNotReady(DarkroomError):
+    """Discord cannot be asked who opens a page."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            _("I cannot reach Discord at the moment, so I do not know who you are. Try again in a minute.")
+        )
 
 
 class LaunchFailed(DarkroomError):

@@ -1,8 +1,9 @@
-"""The language a person and a server are addressed in: what they chose, else what Discord says of them."""
+"""How people and servers are addressed: in the language that they chose, else Discord's; in plain text or not."""
 
 from __future__ import annotations
 
 import logging
+from contextvars import ContextVar
 
 import discord
 from discord import app_commands
@@ -10,7 +11,7 @@ from discord import app_commands
 from bot.db import Database
 from bot.db.database import write_setting
 from bot.db.errors import DatabaseUnwritable
-from trainer.protocol.text import ENGLISH, LANGUAGES, catalog
+from trainer.protocol.text import ENGLISH, LANGUAGES, catalog, speak
 
 log = logging.getLogger(__name__)
 
@@ -18,6 +19,15 @@ log = logging.getLogger(__name__)
 LOCALES = {discord.Locale.chinese: "zh_CN"}
 
 _PERSON, _SERVER, _CHOSEN = "person", "server", "chosen "
+_PLAIN, _YES, _NO = "language:plain:", "yes", "no"
+
+#: Whether the person whose interaction is handled in this task reads plain text.
+_reads_plain: ContextVar[bool] = ContextVar("reads_plain", default=False)
+
+
+def reads_plain_text() -> bool:
+    """Whether the person who is answered wants text without boxes, signs and pictures in place of words."""
+    return _reads_plain.get()
 
 
 class Languages:
@@ -50,6 +60,19 @@ class Languages:
         if known.startswith(_CHOSEN):
             return self.of_person(interaction.user.id)
         return LOCALES.get(interaction.locale, ENGLISH)
+
+    def address(self, interaction: discord.Interaction) -> None:
+        """Let what is written in this task be for the person who acts: in their language, and plain if they want."""
+        speak(self.of(interaction))
+        _reads_plain.set(self.is_plain(interaction.user.id))
+
+    def is_plain(self, user_id: int) -> bool:
+        """Whether a person is answered in plain text."""
+        return self._known.get(f"{_PLAIN}{user_id}") == _YES
+
+    async def choose_plain(self, user_id: int, *, is_plain: bool) -> None:
+        """Answer a person in plain text from now on, or no more."""
+        await self._store(f"{_PLAIN}{user_id}", _YES if is_plain else _NO)
 
     async def remember(self, interaction: discord.Interaction) -> None:
         """Store the locales that Discord tells of a member and the server, for messages that answer no interaction."""

@@ -35,6 +35,24 @@ def test_messages_are_literals() -> None:
     assert [place for place, call, count in calls() if not all(is_literal(each) for each in call.args[:count])] == []
 
 
+#: What a template says without a message: names that every language has.
+NAMES = frozenset({"Darkroom", "SHA", "sha", "python", "trainer", "report"})
+
+
+def words_outside_of_messages(template: str) -> set[str]:
+    """The words that a page shows whatever its language: outside of tags, expressions, styles and scripts."""
+    shown = re.sub(r"\{#.*?#\}|\{%.*?%\}|\{\{.*?\}\}|<(style|script)\b.*?</\1>", " ", template, flags=re.DOTALL)
+    spoken = re.findall(r'\b(?:title|alt|aria-label|placeholder)="([^"]*)"', shown)
+    return set(re.findall(r"[A-Za-z]{3,}", re.sub(r"<[^>]*>|[?&\w;]+=|&\w+;", " ", shown) + " ".join(spoken)))
+
+
+def test_templates_say_nothing_outside_of_messages() -> None:
+    templates = [path for package in ("bot", "trainer") for path in (ROOT / package).rglob("*.j2")]
+    assert templates
+    found = {path.name: words_outside_of_messages(path.read_text()) - NAMES for path in templates}
+    assert {name: words for name, words in found.items() if words} == {}
+
+
 def test_placeholders_are_filled() -> None:
     wrong = []
     for place, call, count in calls():

@@ -15,7 +15,10 @@ from trainer.protocol.events import (
     Exported,
     Failed,
     Finished,
+    ImageDrawn,
     PhaseBegan,
+    SamplingFinished,
+    SamplingStarted,
     Started,
     StepDone,
     Stopped,
@@ -56,6 +59,12 @@ class Console:
             self._begin(event)
         elif isinstance(event, StepDone):
             self._advance(event)
+        elif isinstance(event, SamplingStarted):
+            self._bar = tqdm(
+                total=event.images, initial=event.already_drawn, unit="image", file=sys.stderr, disable=None
+            )
+        elif isinstance(event, ImageDrawn) and self._bar is not None:
+            self._bar.update()
         elif isinstance(event, PhaseBegan) and self._bar is not None:
             self._bar.set_description(event.phase.value)
         elif (line := describe(event)) is not None:
@@ -107,10 +116,8 @@ def describe(event: Event) -> str | None:
                 verdict=_verdict(event.validation),
                 time=duration(event.seconds),
             ) + ("  * best" if event.is_best and event.validation.ratio < 1 else "")
-        case StoppedEarly():
-            return event.reason
-        case Warned():
-            return event.message
+        case StoppedEarly(reason=sentence) | Warned(message=sentence):
+            return sentence
         case Tested():
             return _("on the test images: {verdict}", verdict=_verdict(event.test))
         case Exported():
@@ -126,6 +133,9 @@ def describe(event: Event) -> str | None:
                 epoch=event.best_epoch,
                 verdict=verdict(event.best_ratio),
             )
+        case SamplingFinished():
+            images = ngettext("{n} image", "{n} images", event.images)
+            return _("finished: {images}, {time}", images=images, time=duration(event.seconds))
         case Stopped():
             return _("stopped at step {step}; run it again to resume", step=event.step)
         case Failed():

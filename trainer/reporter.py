@@ -41,6 +41,7 @@ _IDENTITY = {
     "stage_began": ("stage", "first_epoch"),
     "validated": ("step",),
     "exported": ("path", "sha256"),
+    "image_drawn": ("cell",),
 }
 
 

@@ -17,22 +17,35 @@ from bot.app.command_sync import CommandSync, Scope
 from bot.app.poster import raise_refusals
 from bot.clock import SYSTEM_CLOCK
 from bot.cogs.admin_commands import AdminCommands
+from bot.cogs.compare_command import CompareCommand
 from bot.cogs.dataset_buttons import DatasetButtons
 from bot.cogs.dataset_commands import DatasetCommands
 from bot.cogs.finetune_command import FinetuneCommand
+from bot.cogs.gallery_command import GalleryButtons, GalleryCommand
 from bot.cogs.help_command import HelpCommand
 from bot.cogs.interaction_gate import FormButtons, InteractionGate
 from bot.cogs.job_actions import JobButtons
 from bot.cogs.job_commands import JobCommands, QueueCommand
 from bot.cogs.notify_command import NotifyCommand
 from bot.cogs.preset_commands import PresetCommands
+from bot.cogs.sample_command import SampleCommand
 from bot.cogs.services import Services
 from bot.cogs.study_command import StudyCommands
 from bot.db import Database
 from bot.health import ConnectionMonitor
 from bot.languages import CatalogTranslator
 from bot.outbox import Notification, NotificationKind, Outbox
-from bot.ui.buttons import AdminButton, DatasetButton, FormButton, HelpButton, JobButton, NotifyButton, NotifyMenu
+from bot.ui.buttons import (
+    AdminButton,
+    DatasetButton,
+    FormButton,
+    GalleryButton,
+    HelpButton,
+    JobButton,
+    NotifyButton,
+    NotifyMenu,
+    SampleMenu,
+)
 from bot.ui.discord_text import missing_permissions
 
 log = logging.getLogger(__name__)
@@ -154,11 +167,18 @@ class Darkroom(commands.Bot):
             StudyCommands(self._services),
             AdminCommands(self._services),
             PresetCommands(self._services),
+            SampleCommand(self._services),
+            CompareCommand(self._services),
+            GalleryCommand(self._services),
+            GalleryButtons(self._services),
             HelpCommand(self._services),
             FormButtons(self._services.gate),
         ):
             await self.add_cog(cog)
-        self.add_dynamic_items(JobButton, DatasetButton, AdminButton, FormButton, HelpButton, NotifyButton, NotifyMenu)
+        self.add_dynamic_items(
+            *(JobButton, DatasetButton, AdminButton, FormButton, HelpButton, NotifyButton, NotifyMenu, GalleryButton),
+            SampleMenu,
+        )
 
     async def on_connect(self) -> None:
         self._connection_monitor.connected()

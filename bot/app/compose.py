@@ -23,14 +23,16 @@ from bot.app.poster import Poster
 from bot.cogs.attachments import stream_attachment
 from bot.cogs.interaction_gate import InteractionGate
 from bot.cogs.services import Download, Services, context_of
+from bot.cogs.sharing import post_context
 from bot.config import Config
-from bot.datasets import DatasetStore, PendingUploads
+from bot.datasets import DatasetStore, PendingUploads, ResumableUploads
 from bot.db import DATABASE_FILE, Database, hold_data_folder, open_db
 from bot.errors import DarkroomError, RunnerUnreachable
 from bot.health import ConnectionMonitor, read_health
 from bot.languages import Languages
 from bot.operations.metrics import serve_metrics
 from bot.outbox import MessageForm, Notification, NotificationKind, Outbox, Sender
+from bot.publishing import Publisher
 from bot.queue import Dispatcher, DraftStore, Job, JobStore, Slot, slots_of
 from bot.queue.planning.estimates import Estimates
 from bot.queue.planning.forecast import Forecaster
@@ -38,7 +40,7 @@ from bot.queue.planning.retention import Storage
 from bot.queue.planning.windows import windows_of
 from bot.queue.store.limits import RoleLimits
 from bot.queue.store.preset_store import PresetStore
-from bot.runners import LocalRunner, Runner, WarmTrainer
+from bot.runners import LocalRunner, Runner, WarmSamplers, WarmTrainer
 from bot.runners.local import query_devices
 from bot.runners.ray import RayRunner, count_cluster_slots
 from bot.scheduled import AdmissionControl, DiskMonitor, InterruptedUploads, plan_tasks
@@ -46,12 +48,19 @@ from bot.scheduled.cleanup import RetentionRunner
 from bot.studies import StudyService
 from bot.ui.admin_news import news_post
 from bot.ui.admin_pages import health_page
+from bot.ui.gallery_pages import gallery_post_message, smaller
 from bot.ui.help_pages import welcome_post
 from bot.ui.job_context import JobContext
 from bot.ui.job_posts import card_message, notification_message, undelivered_post
-from bot.ui.layout import MessageContent, mentioning, stacked, text_form
-from bot.ui.notify_pages import direct_post, thread_linked
-from bot.ui.upload_posts import upload_post
+from bot.ui.layout import MessageContent, mentioning, stacked, text_form, without_pictures
+from bot.ui.notify_pages import direct_post, job_link, thread_linked
+from bot.ui.sample_pages import drawn_post
+from bot.ui.upload_posts import upload_answered_card, upload_card, upload_post
+from bot.web import WebLinks
+from bot.web.pages import page_routes
+from bot.web.server import make_application, serve_pages
+from bot.web.site import Site
+from bot.web.visitors import Visitors
 from trainer.protocol.text import _, speak
 
 log = logging.getLogger(__name__)
@@ -59,7 +68,7 @@ log = logging.getLogger(__name__)
 #: One transition redraws many cards, and each needs a forecast.
 _FORECAST_CACHE_S = 3.0
 #: Messages that are edited.
-_EDITED = frozenset({NotificationKind.CARD, NotificationKind.LATEST})
+_EDITED = frozenset({NotificationKind.CARD, NotificationKind.LATEST, NotificationKind.GALLERY, NotificationKind.UPLOAD})
 #: Largest file in a smaller form of a message, bytes.
 _FILE_LIMITS = {MessageForm.SMALL_FILES: 1024 * 1024, MessageForm.NO_FILES: -1, MessageForm.TEXT: -1}
 
@@ -122,12 +131,15 @@ class Parts:
 def make_services(parts: Parts) -> Services:
     """Make everything that commands and buttons use; nothing runs yet."""
     config, db, data_dir = parts.config, parts.db, parts.data_dir
-    jobs = JobStore(db, parts.outbox, data_dir=data_dir, limits=config.limits, queue=config.queue)
+    jobs = JobStore(
+        db, parts.outbox, data_dir=data_dir, limits=config.limits, queue=config.queue, sampling=config.sampling
+    )
     estimates = Estimates(db)
     datasets = DatasetStore(
         db,
         data_dir=data_dir,
         limits=config.limits,
+        web=config.web,
         prepare=config.prepare,
         command=parts.command,
         env=config.confined_environment(),
@@ -136,6 +148,7 @@ def make_services(parts: Parts) -> Services:
         min_free_bytes=config.health.min_free_bytes,
     )
     uploads, drafts = PendingUploads(db), DraftStore(db, max_waiting=config.limits.max_drafts_per_user)
+    resumable = ResumableUploads(db, parts.outbox, uploads, datasets, data_dir=data_dir, settings=config.web)
     return Services(
         config=config,
         gate=InteractionGate(parts.post, parts.languages, parts.access),
@@ -145,26 +158,36 @@ def make_services(parts: Parts) -> Services:
         outbox=parts.outbox,
         datasets=datasets,
         uploads=uploads,
-        finish_upload=_interrupted_uploads(parts, uploads, datasets, drafts).finish,
+        resumable=resumable,
+        finish_upload=_interrupted_uploads(parts, uploads, resumable, datasets, drafts).finish,
         drafts=drafts,
         presets=PresetStore(db),
         limits=RoleLimits(db, configured=config.limits),
         estimates=estimates,
         forecaster=Forecaster(db, jobs.control, estimates, windows=parts.admission.windows, cache_s=_FORECAST_CACHE_S),
+        publisher=Publisher(db, jobs, settings=config.hub, command=parts.command, env=parts.environment),
         studies=StudyService(jobs, command=parts.command, env=parts.environment, limits=config.limits),
         storage=Storage(db, data_dir=data_dir, settings=config.retention),
         delete_files=RetentionRunner(db, data_dir=data_dir, settings=config.retention).delete,
         health=parts.health,
         why_closed=parts.admission.hold_reason,
+        trainer_command=parts.command,
         download=parts.download,
+        links=WebLinks(db, config.web),
     )
 
 
 def _interrupted_uploads(
-    parts: Parts, uploads: PendingUploads, datasets: DatasetStore, drafts: DraftStore
+    parts: Parts, uploads: PendingUploads, resumable: ResumableUploads, datasets: DatasetStore, drafts: DraftStore
 ) -> InterruptedUploads:
     return InterruptedUploads(
-        parts.db, parts.outbox, uploads=uploads, datasets=datasets, drafts=drafts, captions=parts.config.captions
+        parts.db,
+        parts.outbox,
+        uploads=uploads,
+        resumable=resumable,
+        datasets=datasets,
+        drafts=drafts,
+        captions=parts.config.captions,
     )
 
 
@@ -179,13 +202,15 @@ class App:
         # A stand-in for the trainer cannot wait for jobs, and a cluster starts its own processes.
         is_warm = config.trainer.warm and parts.command == config.trainer.command and not config.ray.address
         self._warm = WarmTrainer(command=parts.command, env=parts.environment) if is_warm else None
+        self._samplers = WarmSamplers() if is_warm and config.sampling.keep_warm_s else None
         self._dispatcher = Dispatcher(
             services.jobs,
-            make_runner(parts, self._warm),
+            make_runner(parts, self._warm, self._samplers),
             settings=config.queue,
             admission=parts.admission,
             advance=services.studies.advance,
             language_of=parts.languages.of_server,
+            sampling_stay_s=config.sampling.keep_warm_s,
         )
         #: Set when Discord refuses the token: no message can be sent, and no connection be kept.
         self.token_refused = asyncio.Event()
@@ -202,17 +227,39 @@ class App:
             db=db,
             outbox=outbox,
             datasets=services.datasets,
+            uploads=services.resumable,
+            links=services.links,
             drafts=services.drafts,
             jobs=services.jobs,
             admission=parts.admission,
             query_gpus=partial(query_devices, parts.command, parts.environment),
             data_dir=parts.data_dir,
         )
-        self._uploads = _interrupted_uploads(parts, services.uploads, services.datasets, services.drafts)
+        self._uploads = _interrupted_uploads(
+            parts, services.uploads, services.resumable, services.datasets, services.drafts
+        )
 
     def __repr__(self) -> str:
         is_connected = self._client is not None and self._client.is_ready()
         return f"App({self.db!r}, {'connected' if is_connected else 'not connected'})"
+
+    def site(self) -> Site:
+        """The services of the web pages."""
+        services = self.services
+        return Site(
+            config=services.config,
+            links=services.links,
+            visitors=Visitors(self.client, services.access),
+            languages=services.languages,
+            access=services.access,
+            jobs=services.jobs,
+            datasets=services.datasets,
+            uploads=services.uploads,
+            resumable=services.resumable,
+            finish_upload=self._uploads.page_closed,
+            limits=services.limits,
+            outbox=services.outbox,
+        )
 
     @property
     def db(self) -> Database:
@@ -257,13 +304,34 @@ class App:
             return news_post(notification)
         if notification.kind is NotificationKind.WELCOME:
             return welcome_post()
+        if notification.kind is NotificationKind.UPLOAD:
+            return await self._upload_card(notification.post_id)
         if notification.kind is NotificationKind.ANSWER:
             return upload_post(notification)
         if notification.kind is NotificationKind.UNDELIVERED:
             return undelivered_post(notification, job)
         assert job is not None
+        if notification.kind is NotificationKind.GALLERY:
+            post = await self.services.jobs.gallery.get(notification.post_id)
+            assert post is not None
+            shown = await post_context(self.services, post, self._client)
+            return gallery_post_message(smaller(shown, file_limit))
         if notification.is_direct:
             return direct_post(notification, job, await self.services.outbox.cards.of(job.id))
+        content = await self._of_job(notification, job, file_limit)
+        if not job.hides_pictures:
+            return content
+        return without_pictures(
+            content,
+            _(
+                "🔒 It is made from a private dataset: `/job status id:{job}` and `/job files id:{job}` show its "
+                "pictures to those who may see them.",
+                job=job.id,
+            ),
+        )
+
+    async def _of_job(self, notification: Notification, job: Job, file_limit: int | None) -> MessageContent:
+        """Make a message about a job for its channel or thread."""
         context = await context_of(self.services, job, self._client)
         if file_limit is not None:
             context = replace(context, file_limit=min(file_limit, context.file_limit))
@@ -272,8 +340,19 @@ class App:
             return thread_linked(card_message(job, context), card)
         if notification.kind is NotificationKind.LATEST:
             return stacked([await self._news(part, job, context) for part in notification.parts])
-        content = await self._news(notification, job, context)
+        if notification.kind is NotificationKind.DRAWN:
+            content = drawn_post(job, job_link(job, await self.services.outbox.cards.of(job.id)))
+        else:
+            content = await self._news(notification, job, context)
         return mentioning(content, notification.mentions, is_quiet=notification.is_quiet)
+
+    async def _upload_card(self, interaction_id: int) -> MessageContent:
+        upload = await self.services.uploads.find(interaction_id)
+        if upload is None:
+            # Answered meanwhile: this message is deleted next.
+            return upload_answered_card()
+        speak(self.parts.languages.of_server(upload.guild_id))
+        return upload_card(upload, await self.services.resumable.arrived(upload))
 
     def _language_of(self, notification: Notification, job: Job | None) -> str:
         languages = self.parts.languages
@@ -298,8 +377,9 @@ class App:
 
     def services_to_run(self) -> list[Coroutine[Any, Any, None]]:
         """The loops of all services."""
-        loops = [self._run_queue(), self._sender.run(), self._scheduler.run(), self._uploads.run()]
-        return loops if self._warm is None else [*loops, self._warm.run()]
+        loops = [self._run_queue(), self._sender.run(), self._scheduler.run()]
+        loops += [self._uploads.run(), self._uploads.run_closed(), self.services.publisher.run()]
+        return [*loops, *(waiting.run() for waiting in (self._warm, self._samplers) if waiting is not None)]
 
     async def _run_queue(self) -> None:
         """Find the slots (querying the GPUs takes seconds), then run the queue."""
@@ -342,6 +422,7 @@ async def compose(
         await parts.languages.load()
         await parts.access.load()
         await app.startup()
+        await stack.enter_async_context(serve_pages(config.web, make_application(app.site(), page_routes())))
         async with _task_group(app.services_to_run()):
             yield app
 
@@ -377,11 +458,11 @@ def _flat(group: BaseExceptionGroup) -> Iterator[BaseException]:
 # -- where trainings run -------------------------------------------------------------------------------------------
 
 
-def make_runner(parts: Parts, warm: WarmTrainer | None) -> Runner:
+def make_runner(parts: Parts, warm: WarmTrainer | None, samplers: WarmSamplers | None) -> Runner:
     """Make the runner of a Ray cluster if one is configured, else of this machine."""
     config = parts.config
     if not config.ray.address:
-        return LocalRunner(command=parts.command, env=parts.environment, warm=warm)
+        return LocalRunner(command=parts.command, env=parts.environment, warm=warm, samplers=samplers)
     return RayRunner(
         config.ray, data_dir=parts.data_dir, env=config.trainer.env, stop_grace_s=config.queue.stop_grace_s
     )

@@ -15,7 +15,8 @@ from bot.app.client import Darkroom
 from bot.app.command_sync import CommandSync, Scope, scope_name
 from bot.app.compose import App, Parts, compose, make_services
 from bot.clock import backoff_s
-from bot.config import Config, read_token
+from bot.config import Config
+from bot.config_file import read_token
 from bot.db import DATABASE_FILE, open_db
 from bot.errors import DiscordUnreachable, TokenRefused
 from trainer.protocol.text import _

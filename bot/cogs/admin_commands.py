@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import discord
 from discord import app_commands
@@ -22,9 +22,8 @@ from bot.errors import JobRefused, NotAnOperator
 from bot.queue import PauseKind, Priority, State
 from bot.queue.planning.retention import RetentionPlan
 from bot.queue.store.limits import RoleLimit
+from bot.ui.access_pages import AccessForm, access_text, gallery_channel_text
 from bot.ui.admin_pages import (
-    AccessForm,
-    access_text,
     bump_text,
     confirm_page,
     deleted_text,
@@ -37,6 +36,7 @@ from bot.ui.admin_pages import (
     storage_page,
 )
 from bot.ui.dataset_forms import Form
+from bot.ui.discord_text import missing_permissions
 from bot.ui.layout import text_message
 from bot.ui.model_pages import model_lines, models_page
 from bot.ui.queue_pages import audit_page
@@ -61,7 +61,7 @@ else:
 
 #: Verbs about one server; `health` shows only numbers of others. All other verbs are about the machine that servers
 #: share.
-_OF_ONE_SERVER = frozenset({"bump", "limits", "settings", "language", "audit", "health", "resend"})
+_OF_ONE_SERVER = frozenset({"bump", "limits", "settings", "gallery", "language", "audit", "health", "resend"})
 
 
 @app_commands.guild_only()
@@ -226,10 +226,12 @@ class AdminCommands(commands.GroupCog, group_name="admin", group_description=N_(
         description=N_("Who may train, share, see datasets and manage here, and in which channels I work."),
         extras=handled(Acknowledgement.NONE),
     )
-    async def settings(self, interaction: discord.Interaction) -> None:
+    @app_commands.describe(drawing=N_("Who may draw with models (/sample), in place of the rest"))
+    async def settings(self, interaction: discord.Interaction, drawing: bool = False) -> None:
         assert interaction.guild_id is not None
         rules = _existing(interaction, self._services.access.rules_of(interaction.guild_id))
-        await open_form(interaction, AccessForm(self._services.gate.form(self._set_access), rules))
+        submitted = self._services.gate.form(self._set_access)
+        await open_form(interaction, AccessForm(submitted, rules, is_about_drawing=drawing))
 
     async def _set_access(self, interaction: discord.Interaction, form: Form) -> None:
         assert interaction.guild_id is not None
@@ -237,6 +239,16 @@ class AdminCommands(commands.GroupCog, group_name="admin", group_description=N_(
         require_manager(interaction)
         await self._services.access.set_rules(interaction.guild_id, form.rules, by=interaction.user.id)
         await reply(interaction, text_message(access_text(form.rules)))
+
+    @app_commands.command(description=N_("The channel in which shared pictures are posted."))
+    @app_commands.describe(channel=N_("Left out: each picture is posted where its owner shares it"))
+    async def gallery(self, interaction: discord.Interaction, channel: discord.TextChannel | None = None) -> None:
+        assert interaction.guild_id is not None
+        rules = self._services.access.rules_of(interaction.guild_id)
+        rules = rules.model_copy(update={"gallery": 0 if channel is None else channel.id})
+        await self._services.access.set_rules(interaction.guild_id, rules, by=interaction.user.id)
+        missing = [] if channel is None else missing_permissions(channel.permissions_for(channel.guild.me))
+        await reply(interaction, text_message(gallery_channel_text(rules.gallery, missing)))
 
     @app_commands.command(description=N_("The language of my posts in the channels of this server."))
     @app_commands.describe(language=N_("Left out: as Discord says; it says English of servers without Community"))
@@ -329,9 +341,11 @@ def _existing(interaction: discord.Interaction, rules: AccessSettings) -> Access
     """The rules without roles and channels that were deleted: Discord takes no form that names one."""
     assert interaction.guild is not None
     guild = interaction.guild
-    values: dict[str, tuple[int, ...]] = rules.model_dump()
-    find = {name: guild.get_channel if name == "channels" else guild.get_role for name in values}
-    return AccessSettings(**{name: tuple(filter(find[name], ids)) for name, ids in values.items()})
+    values: dict[str, Any] = rules.model_dump()
+    for name, ids in values.items():
+        find = guild.get_channel if name in {"channels", "gallery"} else guild.get_role
+        values[name] = tuple(filter(find, ids)) if isinstance(ids, tuple) else (ids if find(ids) else 0)
+    return AccessSettings(**values)
 
 
 def require_manager(interaction: discord.Interaction) -> None:

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 
 import aiohttp
 import discord
 
+from bot.access import manages
 from bot.bot_failpoints import failpoint
 from bot.cogs.interaction_gate import explain
-from bot.cogs.replies import Acknowledgement, AnswerFailed, acknowledge, reply
+from bot.cogs.page_links import page_message
+from bot.cogs.replies import Acknowledgement, AnswerFailed, acknowledge, replace, reply
 from bot.cogs.services import Services, allowance_of_member
 from bot.datasets import Dataset, PendingUpload, Received, Upload, UploadKind, progress_told, title_of
-from bot.errors import DatasetRefused, DatasetTooLarge
-from bot.ui.layout import text_message
-from bot.ui.upload_posts import Unanswered, progress_words
+from bot.datasets.dataset_files import copy_folder, temporary_folder
+from bot.errors import DarkroomError, DatasetRefused, DatasetTooLarge, UploadClosed
+from bot.ui.layout import MessageContent, text_message
+from bot.ui.upload_posts import Unanswered, progress_words, upload_cancelled, upload_link
+from bot.web import LinkKind
 from trainer.protocol.progress import PrepareProgress
+from trainer.protocol.spec import SpecError
 from trainer.protocol.text import _
 
 _CHUNK_BYTES = 256 * 1024
@@ -40,6 +45,7 @@ async def tracked_upload(
     request: str = "{}",
     is_at_once: bool = False,
     dataset_id: int | None = None,
+    title: str = "",
 ) -> AsyncIterator[None]:
     """Track an upload, acknowledge its interaction, and run the body; errors are reported to the member and swallowed.
 
@@ -60,7 +66,7 @@ async def tracked_upload(
         request=request,
         is_at_once=is_at_once,
         dataset_id=dataset_id,
-        title=title_of([each.filename for each in attachments]),
+        title=title or title_of([each.filename for each in attachments]),
     )
     if not await services.uploads.add(upload):
         raise AnswerFailed(Unanswered.REPEATED)
@@ -77,6 +83,11 @@ async def tracked_upload(
             yield
         except AnswerFailed:
             raise
+        except DatasetTooLarge as error:
+            sentence = explain(interaction, error)
+            if await _offer_instead(services, interaction, sentence):
+                return
+            await reply(interaction, text_message(sentence))
         except Exception as error:  # noqa: BLE001 - an edge to Discord: the upload is removed only once the member knows.
             sentence = explain(interaction, error)
             await reply(interaction, text_message(sentence))
@@ -87,22 +98,117 @@ async def tracked_upload(
     await services.uploads.remove(interaction.id)
 
 
+async def offer_page(
+    services: Services,
+    interaction: discord.Interaction,
+    *,
+    kind: UploadKind,
+    request: str = "{}",
+    dataset_id: int | None = None,
+) -> None:
+    """Acknowledge an interaction, and answer it with a link to the upload page in place of attachments.
+
+    Raises:
+        AnswerFailed: The interaction came too late or twice; nothing was done.
+    """
+    assert interaction.guild_id is not None
+    await acknowledge(interaction, Acknowledgement.THINKING)
+    await services.datasets.require_share(interaction.user.id, datasets=int(dataset_id is None), more_bytes=1)
+    upload = PendingUpload(
+        interaction_id=interaction.id,
+        guild_id=interaction.guild_id,
+        channel_id=interaction.channel_id or 0,
+        owner_id=interaction.user.id,
+        kind=kind,
+        request=request,
+        dataset_id=dataset_id,
+        title="",
+        is_by_page=True,
+        is_open=True,
+    )
+    await services.uploads.add(upload)
+    await show_upload_link(services, interaction, upload.interaction_id)
+
+
+async def _offer_instead(services: Services, interaction: discord.Interaction, sentence: str) -> bool:
+    """Let an upload that is too large for attachments come by the page; False if there are no pages."""
+    if not services.links.are_on:
+        return False
+    await services.uploads.expect_by_page(interaction.id)
+    await show_upload_link(services, interaction, interaction.id, sentence)
+    return True
+
+
+async def show_upload_link(
+    services: Services, interaction: discord.Interaction, upload_id: int, sentence: str = ""
+) -> None:
+    """Answer with a new link to the upload page; earlier ones of this upload end.
+
+    Raises:
+        UploadClosed: The member has no such upload that takes files.
+    """
+    upload = await services.uploads.find(upload_id)
+    if upload is None or not upload.is_open or upload.owner_id != interaction.user.id:
+        raise UploadClosed
+    await services.links.revoke(LinkKind.UPLOAD, upload_id)
+    url = await services.links.create(LinkKind.UPLOAD, upload_id, user_id=upload.owner_id, guild_id=upload.guild_id)
+    if url is None:
+        await reply(interaction, page_message(LinkKind.UPLOAD, None, days=0))
+        return
+    by_role = await services.limits.dataset_bytes_of_roles(
+        upload.guild_id, {role.id for role in getattr(interaction.user, "roles", ())}
+    )
+    web = services.config.web
+    limit_bytes = web.max_upload_bytes if by_role is None else min(by_role, web.max_upload_bytes)
+    content = upload_link(upload_id, url, limit_bytes=limit_bytes, days=web.link_days, sentence=sentence)
+    await reply(interaction, content)
+
+
+async def cancel_page_upload(services: Services, interaction: discord.Interaction, upload_id: int) -> None:
+    """Delete an upload by page with what has arrived; its link ends.
+
+    Raises:
+        UploadClosed: The member has no such upload that takes files.
+    """
+    upload = await services.uploads.find(upload_id)
+    if upload is None or upload.owner_id != interaction.user.id:
+        raise UploadClosed
+    await services.resumable.cancel(upload)
+    await services.links.revoke(LinkKind.UPLOAD, upload_id)
+    await reply(interaction, upload_cancelled())
+
+
 @asynccontextmanager
-async def progress_shown(interaction: discord.Interaction, title: str) -> AsyncIterator[None]:
+async def progress_shown(
+    interaction: discord.Interaction, title: str, again: Callable[[], Awaitable[MessageContent]] | None = None
+) -> AsyncIterator[None]:
     """Show in place of "… is thinking" how far the preparation in the body has come.
 
     A progress that Discord does not take is left out: the answer follows it.
+
+    Args:
+        interaction: Acknowledged, and not answered yet.
+        title: What is prepared.
+        again: Makes the message that a button was to replace, for when the body fails after progress was shown.
     """
+    shown: list[PrepareProgress] = []
 
     async def show(progress: PrepareProgress) -> None:
+        shown.append(progress)
         try:
             async with asyncio.timeout(_PROGRESS_TIMEOUT_S):
                 await interaction.edit_original_response(view=text_message(progress_words(title, progress)).layout)
         except (discord.HTTPException, aiohttp.ClientError, OSError, TimeoutError) as error:
             log.info("interaction %s: the progress was not taken (%r)", interaction.id, error)
 
-    with progress_told(show):
-        yield
+    try:
+        with progress_told(show):
+            yield
+    except (DarkroomError, SpecError):
+        if shown and again is not None:
+            with suppress(DarkroomError, SpecError):
+                await replace(interaction, await again())
+        raise
 
 
 async def ingest_attachments(
@@ -138,6 +244,31 @@ async def download_attachments(
             raise DatasetTooLarge(file_name=attachment.filename, max_bytes=max_bytes)
     uploads = [Upload(name=each.filename, chunks=services.download(each)) for each in attachments]
     received = await services.datasets.receive(uploads, max_bytes=max_bytes, owner_id=interaction.user.id)
+    await services.uploads.mark_received(interaction.id, received)
+    failpoint("upload_received")
+    return received
+
+
+async def copy_server_folder(services: Services, interaction: discord.Interaction, label: str) -> Received:
+    """Copy a folder of this machine, as the upload of a tracked interaction.
+
+    Raises:
+        DatasetRefused: The member does not manage the server, or the folder is missing, too large, or unreadable.
+    """
+    config = services.config
+    folder = config.datasets.folders.get(label)
+    if not manages(interaction) or folder is None:
+        raise DatasetRefused(_("I have no folder of that name for you. Choose one from the list."))
+    await services.datasets.require_share(interaction.user.id, datasets=1, more_bytes=1)
+    await services.datasets.require_disk()
+    limits = {"max_files": config.web.max_upload_files, "max_bytes": config.web.max_upload_bytes}
+    try:
+        with temporary_folder(config.storage.data_dir / "incoming") as copies:
+            paths = await asyncio.to_thread(copy_folder, folder, copies, **limits)
+            received = await services.datasets.adopt(paths)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise DatasetRefused(_("The folder {label} cannot be read ({why}).", label=label, why=why)) from error
     await services.uploads.mark_received(interaction.id, received)
     failpoint("upload_received")
     return received

@@ -11,12 +11,12 @@ import discord
 from discord import app_commands
 
 from bot.access import manages
-from bot.cogs.lookups import storable
+from bot.cogs.lookups import storable, viewer_of
 from bot.cogs.replies import AnswerFailed, offer
 from bot.cogs.services import Services
 from bot.config import Config
 from bot.queue import State
-from bot.queue.domain.verbs import Verb, applicable_states, is_applicable
+from bot.queue.domain.verbs import Verb, applicable_states, is_applicable, is_drawable, may_open
 from bot.ui.dataset_cards import images_words
 from bot.ui.job_card import job_choice
 from bot.ui.model_pages import base_choice
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 #: Discord's limits for choices.
 _MAX_CHOICES = 25
 _MAX_CHOICE_CHARS = 100
-#: Jobs that are searched for those to which a verb applies.
+#: Jobs that are searched for those that the member may open, and to which a verb applies.
 _MAX_SEARCHED = 100
 
 
@@ -60,6 +60,7 @@ async def job_choices(
     *,
     verb: Verb | None = None,
     states: frozenset[State] | None = None,
+    can_draw: bool = False,
 ) -> list[app_commands.Choice[str]]:
     """Jobs whose number or name matches; only those in `states`, and those to which the member may apply `verb`."""
     assert interaction.guild_id is not None
@@ -68,21 +69,27 @@ async def job_choices(
     jobs = await services.jobs.search(
         interaction.guild_id,
         storable(typed),
-        limit=_MAX_CHOICES if verb is None else _MAX_SEARCHED,
+        limit=_MAX_SEARCHED,
         states=wanted if verb is None else wanted & applicable_states(verb),
         owner_id=interaction.user.id if is_own else None,
     )
     if verb is not None:
         jobs = [job for job in jobs if is_applicable(verb, job)]
+    if can_draw:
+        jobs = [job for job in jobs if is_drawable(job)]
+    can_manage = manages(interaction)
+    jobs = [job for job in jobs if may_open(job, user_id=interaction.user.id, can_manage=can_manage)]
     return [app_commands.Choice(name=job_choice(job), value=str(job.id)) for job in jobs[:_MAX_CHOICES]]
 
 
 async def dataset_choices(
     services: Services, interaction: discord.Interaction, typed: str
 ) -> list[app_commands.Choice[str]]:
-    """Datasets of this server whose name matches, newest first."""
+    """Datasets of this server that the member may see and whose name matches, newest first."""
     assert interaction.guild_id is not None
-    found = await services.datasets.search(interaction.guild_id, storable(typed), limit=_MAX_CHOICES)
+    found = await services.datasets.search(
+        interaction.guild_id, storable(typed), limit=_MAX_CHOICES, viewer_id=viewer_of(interaction)
+    )
     return [_choice(f"{each.name} · {images_words(each.counts.kept)}", each.name) for each in found]
 
 

@@ -9,8 +9,9 @@ import discord
 from discord.ext import commands
 
 from bot.access import Ability
+from bot.cogs.attachments import cancel_page_upload, show_upload_link
 from bot.cogs.dataset_captions import open_rules, show_captions, write_captions
-from bot.cogs.dataset_commands import list_page
+from bot.cogs.dataset_commands import list_page, open_privacy
 from bot.cogs.dataset_review import (
     ask_caption,
     decide,
@@ -24,24 +25,28 @@ from bot.cogs.drafts import cancel_draft, dataset_card, draft_card, queue_draft
 from bot.cogs.interaction_gate import NUMBER, PAGES, REPORTS, UPLOADS, ButtonHandler
 from bot.cogs.job_request import problems_of
 from bot.cogs.lookups import dataset_here, own_dataset, own_draft
+from bot.cogs.page_links import show_page
 from bot.cogs.replies import Acknowledgement, replace, reply
 from bot.cogs.request_edits import edit_of, open_basics, open_fix, open_page, open_request, show_settings
 from bot.cogs.services import Services
 from bot.datasets import Dataset
 from bot.datasets.decisions import EVERY
 from bot.errors import DarkroomError, DuplicateJob, NotFound
-from bot.queue import Draft, State
+from bot.queue import Draft
 from bot.ui.dataset_cards import report_file, report_reply, shared_page
 from bot.ui.discord_text import escape
 from bot.ui.job_replies import duplicate_notice, queued_already
 from bot.ui.layout import text_message
 from bot.ui.setting_fields import SettingsPage
+from bot.web import LinkKind
 from trainer.protocol.spec import SpecError
 from trainer.protocol.text import _
 
 #: A pattern of `ReviewQuestion.key`, and of an image of a question: `ReviewImage.key` before it.
 _QUESTION = "[a-z_]{1,40}"
 _IMAGE = f"[0-9a-f]{{1,40}}-{_QUESTION}"
+#: An ID of Discord.
+_INTERACTION = "[0-9]{1,20}"
 _SETTINGS_PAGE = f"{NUMBER}-({'|'.join(SettingsPage)})"
 _DECIDED = f"{_IMAGE}|({EVERY})?{_QUESTION}"
 
@@ -129,6 +134,19 @@ async def _finish(interaction: discord.Interaction, press: DatasetPress) -> None
     await finish_review(press.services, interaction, await press.dataset(interaction))
 
 
+async def _open_web_page(interaction: discord.Interaction, press: DatasetPress) -> None:
+    dataset = await press.dataset(interaction)
+    await show_page(press.services, interaction, LinkKind.DATASET, dataset.id)
+
+
+async def _renew_upload(interaction: discord.Interaction, press: DatasetPress, upload_id: str) -> None:
+    await show_upload_link(press.services, interaction, int(upload_id))
+
+
+async def _end_upload(interaction: discord.Interaction, press: DatasetPress, upload_id: str) -> None:
+    await cancel_page_upload(press.services, interaction, int(upload_id))
+
+
 async def _send_report(interaction: discord.Interaction, press: DatasetPress) -> None:
     dataset = await press.dataset(interaction)
     if (page := shared_page(dataset, interaction.filesize_limit)) is not None:
@@ -136,6 +154,9 @@ async def _send_report(interaction: discord.Interaction, press: DatasetPress) ->
         return
     async with press.services.datasets.packed_report(dataset) as packed:
         file = report_file(dataset, packed, interaction.filesize_limit)
+        if file is None and press.services.links.are_on:
+            await show_page(press.services, interaction, LinkKind.DATASET, dataset.id)
+            return
         if file is None:
             raise NotFound(
                 _(
@@ -145,6 +166,10 @@ async def _send_report(interaction: discord.Interaction, press: DatasetPress) ->
                 )
             )
         await reply(interaction, report_reply(dataset, file))
+
+
+async def _open_privacy(interaction: discord.Interaction, press: DatasetPress) -> None:
+    await open_privacy(press.services, interaction, press.dataset_id)
 
 
 async def _delete(interaction: discord.Interaction, press: DatasetPress) -> None:
@@ -162,8 +187,8 @@ async def _spare(interaction: discord.Interaction, press: DatasetPress) -> None:
 async def _show_draft(interaction: discord.Interaction, press: DatasetPress, draft_id: str) -> None:
     """Show the card of a draft whose command could not be answered."""
     draft = await press.draft(interaction, draft_id)
-    if draft.state is not State.DRAFT:
-        await reply(interaction, text_message(queued_already(draft.id)))
+    if draft.job_id is not None:
+        await reply(interaction, text_message(queued_already(draft.job_id)))
         return
     await reply(interaction, await draft_card(press.services, interaction, draft))
 
@@ -253,6 +278,10 @@ HANDLERS: Mapping[str, ButtonHandler] = {
     "caption": ButtonHandler(run=_ask_caption, argument=_IMAGE, acknowledgement=_FORM, ability=Ability.DATASETS),
     "done": ButtonHandler(run=_finish, acknowledgement=_UPDATE, ability=Ability.DATASETS),
     "report": ButtonHandler(run=_send_report, rate=REPORTS, ability=Ability.DATASETS),
+    "upload_link": ButtonHandler(run=_renew_upload, argument=_INTERACTION, rate=PAGES, ability=Ability.DATASETS),
+    "upload_end": ButtonHandler(run=_end_upload, argument=_INTERACTION),
+    "web": ButtonHandler(run=_open_web_page, rate=PAGES, ability=Ability.DATASETS),
+    "privacy": ButtonHandler(run=_open_privacy, acknowledgement=_FORM, rate=PAGES, ability=Ability.DATASETS),
     "delete": ButtonHandler(run=_delete, acknowledgement=_UPDATE, ability=Ability.DATASETS),
     "spare": ButtonHandler(run=_spare, acknowledgement=_UPDATE, ability=Ability.DATASETS),
     "request": ButtonHandler(run=_show_draft, argument=NUMBER, ability=Ability.TRAIN),

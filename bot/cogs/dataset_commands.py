@@ -12,20 +12,20 @@ from discord.ext import commands
 
 from bot.access import manages
 from bot.bot_failpoints import failpoint
-from bot.cogs.attachments import download_attachments, progress_shown, tracked_upload
+from bot.cogs.attachments import copy_server_folder, download_attachments, offer_page, progress_shown, tracked_upload
 from bot.cogs.autocomplete import answered, dataset_choices
 from bot.cogs.dataset_captions import open_rules
 from bot.cogs.dataset_review import review_content
 from bot.cogs.drafts import dataset_card
 from bot.cogs.interaction_gate import PAGES, UPLOADS, handled
-from bot.cogs.lookups import dataset_here, own_dataset
+from bot.cogs.lookups import dataset_here, own_dataset, viewer_of
 from bot.cogs.replies import Acknowledgement, open_form, reply
 from bot.cogs.services import Services
 from bot.datasets import ImportRequest, UploadKind, import_files
 from bot.errors import DatasetRefused
-from bot.ui.dataset_cards import LIST_PAGE, dataset_list, delete_question
-from bot.ui.dataset_forms import Form, UploadForm
-from bot.ui.layout import MessageContent
+from bot.ui.dataset_cards import LIST_PAGE, dataset_list, delete_question, privacy_words
+from bot.ui.dataset_forms import Form, PrivacyForm, UploadForm
+from bot.ui.layout import MessageContent, text_message
 from trainer.protocol.edits import Layout
 from trainer.protocol.text import N_, _, ngettext
 
@@ -61,12 +61,28 @@ class DatasetCommands(
         self._tree.add_command(self._menu)
 
     @app_commands.command(description=N_("Upload images: up to ten files, archives too."), extras=_FORM)
-    @app_commands.describe(folders=N_("plain: train on every image, whatever its folder is called"))
-    async def upload(self, interaction: discord.Interaction, folders: Literal["auto", "plain"] = "auto") -> None:
+    @app_commands.describe(
+        folders=N_("plain: train on every image, whatever its folder is called"),
+        private=N_("Only you, managers and people you name see it"),
+        from_server=N_("A folder on the bot's machine, for managers"),
+    )
+    async def upload(
+        self,
+        interaction: discord.Interaction,
+        folders: Literal["auto", "plain"] = "auto",
+        private: bool = False,
+        from_server: str = "",
+    ) -> None:
+        if from_server:
+            request = ImportRequest(layout=Layout(folders), is_private=private, can_manage=manages(interaction))
+            await self._import(interaction, [], request, from_server=from_server)
+            return
         has_captioner = bool(self._services.config.captions.model)
-        uploaded = partial(self._uploaded, layout=Layout(folders))
+        uploaded = partial(self._uploaded, layout=Layout(folders), is_private=private)
         submitted = self._services.gate.form(uploaded, UPLOADS, is_tracked=True)
-        await open_form(interaction, UploadForm(submitted, has_captioner=has_captioner))
+        await open_form(
+            interaction, UploadForm(submitted, has_captioner=has_captioner, has_page=self._services.links.are_on)
+        )
 
     @app_commands.command(description=N_("Add images to a dataset; the others stay in their splits."), extras=_TRACKED)
     @app_commands.describe(
@@ -81,7 +97,7 @@ class DatasetCommands(
         self,
         interaction: discord.Interaction,
         dataset: str,
-        file: discord.Attachment,
+        file: discord.Attachment | None = None,
         file2: discord.Attachment | None = None,
         file3: discord.Attachment | None = None,
         file4: discord.Attachment | None = None,
@@ -89,6 +105,11 @@ class DatasetCommands(
     ) -> None:
         found = await own_dataset(self._services, interaction, dataset, "add to")
         files = [each for each in (file, file2, file3, file4, file5) if each is not None]
+        if not files:
+            if not self._services.links.are_on:
+                raise DatasetRefused(_("Attach the files that you want to add. Nothing was changed."))
+            await offer_page(self._services, interaction, kind=UploadKind.ADD, dataset_id=found.id)
+            return
         async with tracked_upload(self._services, interaction, files, kind=UploadKind.ADD, dataset_id=found.id):
             received = await download_attachments(self._services, interaction, files)
             async with progress_shown(interaction, received.title):
@@ -128,15 +149,27 @@ class DatasetCommands(
     async def captions(self, interaction: discord.Interaction, dataset: str) -> None:
         await open_rules(self._services, interaction, dataset)
 
+    @app_commands.command(description=N_("Choose who sees a dataset of yours and may train with it."), extras=_FORM)
+    @app_commands.describe(**_OPTIONS)
+    async def privacy(self, interaction: discord.Interaction, dataset: str) -> None:
+        await open_privacy(self._services, interaction, dataset)
+
     @app_commands.command(description=N_("Delete a dataset of yours; trainings that used it are not affected."))
     @app_commands.describe(**_OPTIONS)
     async def delete(self, interaction: discord.Interaction, dataset: str) -> None:
         await reply(interaction, delete_question(await own_dataset(self._services, interaction, dataset, "delete")))
 
+    @upload.autocomplete("from_server")
+    @answered
+    async def choose_folder(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
+        folders = self._services.config.datasets.folders if manages(interaction) else {}
+        return [app_commands.Choice(name=each, value=each) for each in folders if typed.lower() in each.lower()]
+
     @add.autocomplete("dataset")
     @inspect.autocomplete("dataset")
     @review.autocomplete("dataset")
     @captions.autocomplete("dataset")
+    @privacy.autocomplete("dataset")
     @delete.autocomplete("dataset")
     @answered
     async def choose_dataset(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
@@ -149,7 +182,9 @@ class DatasetCommands(
             raise DatasetRefused(_("This message has no images and no archives attached. Nothing was kept."))
         await self._import(interaction, files, ImportRequest())
 
-    async def _uploaded(self, interaction: discord.Interaction, form: Form, *, layout: Layout) -> None:
+    async def _uploaded(
+        self, interaction: discord.Interaction, form: Form, *, layout: Layout, is_private: bool
+    ) -> None:
         assert isinstance(form, UploadForm)
         texts = form.texts
         request = ImportRequest(
@@ -158,20 +193,37 @@ class DatasetCommands(
             caption_column=texts["caption_column"].strip(),
             layout=layout,
             wants_captions=form.wants_captions,
+            is_private=is_private,
             can_manage=manages(interaction),
         )
-        await self._import(interaction, form.attachments, request)
+        if form.attachments:
+            await self._import(interaction, form.attachments, request)
+        else:
+            await offer_page(self._services, interaction, kind=UploadKind.IMPORT, request=request.model_dump_json())
 
     async def _import(
-        self, interaction: discord.Interaction, files: Sequence[discord.Attachment], request: ImportRequest
+        self,
+        interaction: discord.Interaction,
+        files: Sequence[discord.Attachment],
+        request: ImportRequest,
+        *,
+        from_server: str = "",
     ) -> None:
-        """Make a dataset of files and show its card."""
+        """Make a dataset of files, or of a folder of the machine, and show its card."""
         assert interaction.guild_id is not None
         services = self._services
         async with tracked_upload(
-            services, interaction, files, kind=UploadKind.IMPORT, request=request.model_dump_json()
+            services,
+            interaction,
+            files,
+            kind=UploadKind.IMPORT,
+            request=request.model_dump_json(),
+            title=from_server,
         ):
-            received = await download_attachments(services, interaction, files)
+            if from_server:
+                received = await copy_server_folder(services, interaction, from_server)
+            else:
+                received = await download_attachments(services, interaction, files)
             known = await services.datasets.with_content(interaction.guild_id, received)
             async with progress_shown(interaction, received.title):
                 dataset = await import_files(
@@ -190,11 +242,36 @@ class DatasetCommands(
 async def list_page(services: Services, interaction: discord.Interaction, page: int) -> MessageContent:
     """Make one page of the list of datasets."""
     assert interaction.guild_id is not None
-    store = services.datasets
-    count = await store.count(interaction.guild_id)
+    store, viewer_id = services.datasets, viewer_of(interaction)
+    count = await store.count(interaction.guild_id, viewer_id=viewer_id)
     page = min(page, max(0, (count - 1) // LIST_PAGE))
-    found = await store.search(interaction.guild_id, limit=LIST_PAGE, offset=page * LIST_PAGE)
+    found = await store.search(interaction.guild_id, limit=LIST_PAGE, offset=page * LIST_PAGE, viewer_id=viewer_id)
     return dataset_list(found, page=page, count=count)
+
+
+async def open_privacy(services: Services, interaction: discord.Interaction, which: int | str) -> None:
+    """Answer with the form that says who sees a dataset.
+
+    Raises:
+        NoSuchDataset, NotYourDataset: The member may not change it.
+    """
+    found = await own_dataset(services, interaction, which, "change")
+
+    async def submitted(interaction: discord.Interaction, form: Form) -> None:
+        assert isinstance(form, PrivacyForm)
+        # Again: it may have another owner's rules by now, and the member other roles.
+        dataset = await own_dataset(services, interaction, found.id, "change")
+        guests = [each for each in form.guests if each != dataset.owner_id]
+        dataset = await services.datasets.set_privacy(dataset.id, is_private=form.is_private, guests=guests)
+        await reply(interaction, text_message(privacy_words(dataset)))
+
+    form = PrivacyForm(
+        services.gate.form(submitted, is_answer_new=True),
+        name=found.name,
+        is_private=found.is_private,
+        guests=found.guests,
+    )
+    await open_form(interaction, form)
 
 
 def _ending(attachment: discord.Attachment) -> str:

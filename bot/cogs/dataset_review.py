@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import discord
 
 from bot.access import manages
+from bot.cogs.attachments import progress_shown
 from bot.cogs.drafts import dataset_card, draft_card
 from bot.cogs.lookups import own_dataset
 from bot.cogs.replies import open_form, replace, reply
@@ -22,16 +24,14 @@ from bot.datasets.decisions import (
     ReviewQuestion,
     captions_question,
     current_caption,
+    decided,
     review_questions,
     with_caption,
-    with_decisions,
-    with_reviewed,
 )
 from bot.errors import NotFound
 from bot.ui.dataset_forms import Form, caption_form
 from bot.ui.layout import MessageContent, text_message
 from bot.ui.review_page import ReviewView, decided_words, image_page, nothing_to_review, question_page
-from trainer.protocol.edits import Edits
 from trainer.protocol.text import _
 
 #: As in "Only … can decide about the dataset".
@@ -132,9 +132,10 @@ async def decide(services: Services, interaction: discord.Interaction, dataset_i
         images = review.question.images
     else:
         images = review.question.undecided(dataset.edits)
-    decided = await services.datasets.decide(dataset.id, lambda edits: _decided(edits, verb, images))
+    sha256s = [each.sha256 for each in images]
+    after_it = await services.datasets.decide(dataset.id, lambda edits: decided(edits, verb, sha256s))
     last = review.image or review.question.images[-1]
-    after = dataclasses.replace(review, dataset=decided, image=last).turned(1)
+    after = dataclasses.replace(review, dataset=after_it, image=last).turned(1)
     await _show(interaction, after, decided_words(images, verb) if images else "")
 
 
@@ -153,8 +154,8 @@ async def ask_caption(services: Services, interaction: discord.Interaction, data
         # Again: the dataset, or its member's permissions, may have changed while the form was open.
         await own_dataset(services, interaction, dataset_id, _DECIDE)
         # By pixels and not by index: others may have decided while the form was open.
-        decided = await services.datasets.decide(dataset.id, lambda edits: with_caption(edits, each.sha256, caption))
-        after = dataclasses.replace(review, dataset=decided)
+        written = await services.datasets.decide(dataset.id, lambda edits: with_caption(edits, each.sha256, caption))
+        after = dataclasses.replace(review, dataset=written)
         if review.question.is_about_captions:
             after = after.turned(1)
         await _show(interaction, after, decided_words([each], "caption"))
@@ -173,23 +174,14 @@ async def finish_review(services: Services, interaction: discord.Interaction, da
         DatasetRefused: The result cannot be trained on; the decisions stay stored.
     """
     if dataset.is_pending and may_change(dataset, user_id=interaction.user.id, can_manage=manages(interaction)):
-        dataset = await services.datasets.apply(dataset.id)
+        again = partial(review_content, services, interaction, dataset)
+        async with progress_shown(interaction, dataset.name, again):
+            dataset = await services.datasets.apply(dataset.id)
     draft = await services.drafts.waiting(interaction.user.id, dataset.id)
     if draft is None:
         await replace(interaction, await dataset_card(services, interaction, dataset))
     else:
         await replace(interaction, await draft_card(services, interaction, draft))
-
-
-def _decided(edits: Edits, verb: str, images: Sequence[ReviewImage]) -> Edits:
-    sha256s = [each.sha256 for each in images]
-    match verb:
-        case "keep":
-            return with_decisions(edits, sha256s, "keep")
-        case "drop":
-            return with_decisions(edits, sha256s, "drop")
-        case _:
-            return with_reviewed(edits, *sha256s)
 
 
 async def _show(interaction: discord.Interaction, review: Review, note: str) -> None:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 
 import discord
 
 from bot.access import manages
+from bot.cogs.attachments import progress_shown
 from bot.cogs.interaction_gate import sentence_of
 from bot.cogs.job_request import JobRequest, UnknownMixedDataset, make_draft, problems_of
-from bot.cogs.lookups import storable
+from bot.cogs.lookups import dataset_here, job_here
 from bot.cogs.replies import reply
-from bot.cogs.services import Services, allowance_of_member, context_of, require_hours
+from bot.cogs.services import Services, allowance_of_member, context_of, hours_left, require_hours
 from bot.datasets import Dataset, may_change
-from bot.errors import DarkroomError, DuplicateJob, NoSuchDataset
-from bot.queue import Allowance, Draft, Job, NewJob, State
+from bot.datasets.dataset import may_mix
+from bot.errors import DarkroomError, DuplicateJob, JobRefused, NoSuchDataset
+from bot.queue import Allowance, Draft, Job, NewJob
 from bot.queue.domain.job import fingerprint
 from bot.queue.planning.estimates import Estimate
 from bot.queue.store.limits import require_gpus, require_priority
@@ -24,13 +27,16 @@ from bot.ui.dataset_cards import ReportView, report_card
 from bot.ui.job_replies import duplicate_notice, queued_already, receipt
 from bot.ui.layout import MessageContent, text_message
 from bot.ui.setting_forms import problem_card
+from bot.ui.training_plan import StudyPlan
 from trainer.exchange.base_files import training_resolution
 from trainer.protocol.bucket_shapes import ResolutionFit
+from trainer.protocol.events import ExportFormat
+from trainer.protocol.exported_files import newest_files
 from trainer.protocol.report import DatasetReport
 from trainer.protocol.setting_problems import SettingProblem
 from trainer.protocol.settings import TaskKind
 from trainer.protocol.spec import Spec, SpecError
-from trainer.protocol.text import _, ngettext
+from trainer.protocol.text import _, listed, ngettext
 
 
 async def store_draft(
@@ -58,17 +64,22 @@ async def dataset_card(
 ) -> MessageContent:
     """Make the report card of a dataset, with the draft that waits for it if there is one."""
     report = await services.datasets.report(dataset)
-    spec, study, estimate, fit, runs, study_s = None, None, None, None, list[Spec](), None
+    spec, study, estimate, fit, study_plan = None, None, None, None, None
     if draft is not None:
         request = JobRequest.model_validate_json(draft.request)
         allowance = await allowance_of_member(services, interaction)
-        spec = await _spec(services, allowance, request, dataset)
+        spec = await _spec(services, interaction, allowance, request, dataset)
         study = request.study
         fit = await _fit(services, report, spec)
         estimate = await _estimate(services, request, spec, dataset)
         if study is not None:
             runs = await services.studies.plan(spec, study, max_epochs=allowance.max_epochs)
-            study_s = await _all_s(services, request, runs, dataset)
+            study_plan = StudyPlan(
+                runs=len(runs),
+                seconds=await _all_s(services, request, runs, dataset),
+                gpus=max(1, request.gpus),
+                left_h=await hours_left(services, allowance, guild_id=draft.guild_id, owner_id=draft.owner_id),
+            )
     view = ReportView(
         dataset=dataset,
         report=report,
@@ -78,11 +89,12 @@ async def dataset_card(
         draft_id=None if draft is None else draft.id,
         spec=spec,
         study=study,
-        study_runs=len(runs),
-        study_s=study_s,
+        study_plan=study_plan,
         fit=fit,
         estimate=estimate,
         may_change=may_change(dataset, user_id=interaction.user.id, can_manage=manages(interaction)),
+        is_own=dataset.owner_id == interaction.user.id,
+        has_pages=services.links.are_on,
     )
     return report_card(view)
 
@@ -95,7 +107,7 @@ async def draft_card(
     Raises:
         NoSuchDataset: The dataset was deleted.
     """
-    dataset = await services.datasets.get_in(draft.guild_id, draft.dataset_id)
+    dataset = await dataset_here(services, interaction, draft.dataset_id)
     try:
         return await dataset_card(services, interaction, dataset, sheet=sheet, draft=draft)
     except (DarkroomError, SpecError) as error:
@@ -122,10 +134,13 @@ async def queue_draft(
         DuplicateJob: There is such a job, and it may not be repeated; the draft keeps waiting.
         DarkroomError, SpecError: It cannot be queued; the draft keeps waiting.
     """
-    if draft.state is not State.DRAFT:
-        job = await services.jobs.get(draft.id)
+    if draft.job_id is not None:
+        job = await services.jobs.get(draft.job_id)
     else:
-        job = await _submit(services, interaction, draft, may_repeat=may_repeat)
+        asked = await dataset_here(services, interaction, draft.dataset_id)
+        # Decisions that are not applied yet are applied now.
+        async with progress_shown(interaction, asked.name, partial(draft_card, services, interaction, draft)):
+            job = await _submit(services, interaction, draft, may_repeat=may_repeat)
     try:
         dataset = await services.datasets.get(job.dataset_id)
     except NoSuchDataset:
@@ -145,7 +160,7 @@ async def ask_to_start(services: Services, interaction: discord.Interaction, dra
     try:
         content = await draft_card(services, interaction, draft)
     except (DarkroomError, SpecError):
-        await services.drafts.cancel(draft.id, by=interaction.user.id)
+        await services.drafts.cancel(draft.id)
         raise
     await reply(interaction, content)
 
@@ -165,7 +180,7 @@ async def queue_at_once(services: Services, interaction: discord.Interaction, dr
             await reply(interaction, await draft_card(services, interaction, draft))
             return
         # It must not wait for a confirmation that the member was never asked for.
-        await services.drafts.cancel(draft.id, by=interaction.user.id)
+        await services.drafts.cancel(draft.id)
         raise
 
 
@@ -174,8 +189,8 @@ async def _submit(services: Services, interaction: discord.Interaction, draft: D
     request = JobRequest.model_validate_json(draft.request)
     allowance = await require_allowed(services, interaction, request)
     dataset = await services.datasets.apply(draft.dataset_id)
-    mixed = [await services.datasets.apply(each.id) for each in await _mixed(services, request, dataset)]
-    spec = await _spec(services, allowance, request, dataset)
+    mixed = [await services.datasets.apply(each.id) for each in await _mixed(services, interaction, request, dataset)]
+    spec = await _spec(services, interaction, allowance, request, dataset)
     seconds = await _needed_s(services, request, spec, dataset, max_epochs=allowance.max_epochs)
     await require_hours(
         services,
@@ -226,26 +241,66 @@ async def _all_s(services: Services, request: JobRequest, runs: Sequence[Spec], 
     return sum(found) if len(found) == len(runs) else None
 
 
-async def _spec(services: Services, allowance: Allowance, request: JobRequest, dataset: Dataset) -> Spec:
+async def _spec(
+    services: Services, interaction: discord.Interaction, allowance: Allowance, request: JobRequest, dataset: Dataset
+) -> Spec:
     """Make the spec of a request.
 
     Raises:
         DarkroomError, SpecError: It cannot be trained; `problems_of` names the settings that a form can put right.
     """
     draft = make_draft(request, services.config, max_epochs=allowance.max_epochs)
-    mixed = await _mixed(services, request, dataset)
+    mixed = await _mixed(services, interaction, request, dataset)
     parts = [part.model_copy(update={"dataset": str(each.folder)}) for part, each in zip(draft.mix, mixed, strict=True)]
     draft = draft.model_copy(update={"mix": tuple(parts)})
     if draft.task is TaskKind.CLASSIFICATION:
         _require_classes(await services.datasets.report(dataset))
     try:
-        return draft.with_dataset(str(dataset.folder), name=None if request.name else dataset.name)
+        spec = draft.with_dataset(str(dataset.folder), name=None if request.name else dataset.name)
     except SpecError as error:
         # Members know datasets by their names, and need not know where they lie.
         sentence = str(error)
         for each in (dataset, *mixed):
             sentence = sentence.replace(str(each.folder), each.name)
         raise SpecError(sentence, problems=error.problems) from error
+    return await _with_start(services, interaction, request, spec)
+
+
+async def _with_start(services: Services, interaction: discord.Interaction, request: JobRequest, spec: Spec) -> Spec:
+    """Let a training start from the result of an earlier one, if the request asks for that.
+
+    Raises:
+        JobRefused: The earlier one has no file that can be started from.
+        SpecError: It was trained on another base, or by another method.
+    """
+    if request.start_job is None:
+        return spec
+    job = await job_here(services, interaction, request.start_job)
+    files = newest_files(await services.jobs.events(job.id))
+    start = next((each for each in files if each.format is ExportFormat.KOHYA and each.epoch is None), None)
+    if start is None or job.are_files_deleted:
+        raise JobRefused(_("#{job} has no file to start from. Nothing was queued.", job=job.id))
+    if different := _differing(job.spec, spec):
+        raise SpecError(
+            _(
+                "A training that starts from #{job} has the same base model and method, and this one has another "
+                "{settings}. Nothing was queued.",
+                job=job.id,
+                settings=listed(different),
+            ),
+            problems=[SettingProblem(name=each) for each in different],
+        )
+    path = services.jobs.job_dir(job) / start.path
+    method = spec.method.model_copy(update={"start_from": str(path), "start_sha256": start.sha256})
+    return spec.model_copy(update={"method": method})
+
+
+def _differing(before: Spec, after: Spec) -> list[str]:
+    """The settings that have to be the same, and are not, for one training's weights to fit another."""
+    free = {"dropout", "start_from", "start_sha256"}
+    ours, theirs = (spec.method.model_dump(exclude=free) for spec in (before, after))
+    names = [f"method.{name}" for name in ours if ours[name] != theirs[name]]
+    return names if before.base.source == after.base.source else ["base", *names]
 
 
 def _require_classes(report: DatasetReport) -> None:
@@ -276,22 +331,26 @@ def _require_classes(report: DatasetReport) -> None:
         )
 
 
-async def _mixed(services: Services, request: JobRequest, dataset: Dataset) -> list[Dataset]:
+async def _mixed(
+    services: Services, interaction: discord.Interaction, request: JobRequest, dataset: Dataset
+) -> list[Dataset]:
     """Return the datasets that a request mixes in, of the same server.
 
     Raises:
-        UnknownMixedDataset: There is none of that name, or it is there twice.
+        UnknownMixedDataset: There is none of that name, it is there twice, or people would see it who may not.
     """
     found: list[Dataset] = []
     mix = request.overrides.get("mix")
     for part in mix if isinstance(mix, list) else ():
         name = str(part.get("dataset", "")) if isinstance(part, dict) else str(part)
         try:
-            mixed = await services.datasets.named(dataset.guild_id, storable(name))
+            mixed = await dataset_here(services, interaction, name)
         except NoSuchDataset as error:
             raise UnknownMixedDataset(name=name) from error
         if mixed.id in {dataset.id, *(each.id for each in found)}:
             raise UnknownMixedDataset(name=name, is_twice=True)
+        if not may_mix(mixed, dataset):
+            raise UnknownMixedDataset(name=name, is_private=True)
         found.append(mixed)
     return found
 
@@ -326,6 +385,6 @@ async def require_allowed(services: Services, interaction: discord.Interaction, 
 
 async def cancel_draft(services: Services, draft: Draft) -> MessageContent:
     """Cancel a waiting draft."""
-    if await services.drafts.cancel(draft.id, by=draft.owner_id):
+    if await services.drafts.cancel(draft.id):
         return text_message(_("⬛ Cancelled; nothing was queued. The dataset is kept."))
     return text_message(_("This request was queued already. /job list shows it."))

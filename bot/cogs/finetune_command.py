@@ -82,7 +82,7 @@ class FinetuneCommand(commands.Cog):
     @app_commands.describe(
         dataset=N_("Your images as zip, tar or 7z (with captions as .txt beside them, if you have some)"),
         from_dataset=N_("… or an existing dataset"),
-        preset=N_("What you want to teach (default: lora)"),
+        preset=N_("What you want to teach (default: lora), or #12: as in training 12"),
         base=N_("The model to start from"),
         name=N_("Name of the result: lower-case letters, digits, - . _"),
         trigger=N_("The word you will use in prompts to call it up, such as zkz"),

@@ -24,13 +24,13 @@ from bot.cogs.replies import Acknowledgement, AnswerFailed, acknowledge, is_ackn
 from bot.errors import DarkroomError, DraftEnded, FormForgotten, NotAllowed, NotFound, StaleButton, TooOften
 from bot.languages import Languages
 from bot.outbox import Notification, NotificationKind
-from bot.ui.dataset_forms import Form, FormCallback, refused_form
+from bot.ui.dataset_forms import Form, FormCallback, forgotten_form, is_forgotten_form, refused_form
 from bot.ui.discord_text import escape, permission_names
 from bot.ui.layout import text_message
 from bot.ui.upload_posts import Unanswered, unanswered_words
 from trainer.protocol.setting_problems import with_short_names
 from trainer.protocol.spec import SpecError
-from trainer.protocol.text import _, listed, speak
+from trainer.protocol.text import _, listed
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class InteractionGate:
     async def admits_command(self, interaction: discord.Interaction) -> bool:
         """Whether a command or an autocompletion may go on to its handler; if not, it has its answer."""
         # discord.py runs each interaction in a task of its own.
-        speak(self._languages.of(interaction))
+        self._languages.address(interaction)
         if interaction.type is discord.InteractionType.autocomplete:
             self._access.note(interaction)
             is_allowed = self._access.allows(interaction, _needed_for(interaction))
@@ -173,6 +173,14 @@ class InteractionGate:
         """Answer [Fix in form] with the form that was refused, filled with what was typed."""
         await self._run(interaction, Acknowledgement.NONE, None, self._reopen, key)
 
+    async def give_back_form(self, interaction: discord.Interaction) -> None:
+        """Answer a form that this process does not know with what was typed into it."""
+
+        async def handle(interaction: discord.Interaction) -> None:
+            await reply(interaction, forgotten_form(interaction))
+
+        await self._run(interaction, Acknowledgement.THINKING, None, handle)
+
     async def _reopen(self, interaction: discord.Interaction, key: str) -> None:
         user_id, form = self._refused_forms.get(int(key) if key else 0, (0, None))
         if form is None or user_id != interaction.user.id:
@@ -187,7 +195,7 @@ class InteractionGate:
         handler: Callable[..., Awaitable[None]],
         *arguments: Any,
     ) -> None:
-        speak(self._languages.of(interaction))
+        self._languages.address(interaction)
         try:
             if await self._admits(interaction, how, rate):
                 await handler(interaction, *arguments)
@@ -264,6 +272,7 @@ def _needed_for(interaction: discord.Interaction) -> Ability | None:
 _ABILITIES = {
     "finetune": Ability.TRAIN,
     "study": Ability.TRAIN,
+    "sample": Ability.SAMPLE,
     "dataset": Ability.DATASETS,
     "Use attachments as dataset": Ability.DATASETS,
     "job share": Ability.SHARE,
@@ -327,7 +336,7 @@ _STALE = ButtonHandler(run=_refuse_stale)
 
 
 class FormButtons(commands.Cog):
-    """[Fix in form] below the sentence of a refused form."""
+    """[Fix in form] below the sentence of a refused form, and forms that are not known any more."""
 
     def __init__(self, gate: InteractionGate) -> None:
         self._gate = gate
@@ -335,3 +344,9 @@ class FormButtons(commands.Cog):
     @commands.Cog.listener()
     async def on_form_button(self, interaction: discord.Interaction, key: str) -> None:
         await self._gate.reopen_form(interaction, key)
+
+    @commands.Cog.listener()
+    async def on_interaction(self, interaction: discord.Interaction) -> None:
+        # discord.py has begun to handle those that it knows, and drops the others without a word.
+        if is_forgotten_form(interaction):
+            await self._gate.give_back_form(interaction)

@@ -14,37 +14,37 @@ import discord
 from discord.ext import commands
 
 from bot.access import Ability, manages
+from bot.cogs import sample_command
 from bot.cogs.interaction_gate import PAGES, REPORTS, ButtonHandler
 from bot.cogs.lookups import job_here
+from bot.cogs.next_steps import NEXT_STEPS
 from bot.cogs.notify_command import watch
-from bot.cogs.replies import Acknowledgement, AnswerFailed, announce, remove_message, replace, reply
+from bot.cogs.page_links import show_page
+from bot.cogs.replies import Acknowledgement, replace, reply
 from bot.cogs.services import Services, allowance_of_member, context_of, require_hours
-from bot.errors import CheckpointsDeleted, JobFilesDeleted, StaleButton, TooManyEpochs
-from bot.queue import Job, NewJob, State, StopIntent, require_control
-from bot.queue.domain.job import fingerprint
+from bot.cogs.sharing import share_samples
+from bot.errors import JobFilesDeleted
+from bot.queue import Job, State, StopIntent, require_control
 from bot.queue.domain.verbs import Verb, is_applicable
-from bot.queue.planning.retention import has_checkpoint
+from bot.ui.gallery_pages import unshared_text
 from bot.ui.job_posts import card_message, files_reply
 from bot.ui.job_replies import (
     CANCEL_NOW,
     compare_reply,
     details_reply,
     log_reply,
-    no_samples,
     note_reply,
-    receipt,
     samples_reply,
-    shared_post,
     spent_s,
     stop_question,
     verb_reply,
 )
 from bot.ui.layout import MessageContent, text_message
 from bot.ui.queue_pages import MAX_LISTED, QUEUE_PAGE, BoardSnapshot, history_page, queue_board
-from bot.ui.remedies import RETRY_PIXELS, RETRY_RATE, smaller_side
+from bot.ui.sample_pages import DRAW_AGAIN
+from bot.web import LinkKind
 from trainer.exchange.job_dir import log_tail
 from trainer.protocol.events import Sampled
-from trainer.protocol.spec import Spec, at_resolution, extended, with_rates_divided
 from trainer.protocol.text import _
 
 _STOP_INTENTS = {
@@ -72,8 +72,12 @@ async def perform(
     """
     user_id = interaction.user.id
     require_control(job, user_id=user_id, can_manage=manages(interaction), verb=verb.words)
-    if verb is Verb.SHARE and not job.is_shared:
-        await _share(services, interaction, job)
+    if verb is Verb.SHARE:
+        await share_samples(services, interaction, job)
+        return
+    if verb is Verb.UNSHARE:
+        posts = await services.jobs.gallery.withdraw_all(job, by=user_id)
+        await reply(interaction, text_message(unshared_text(len(posts)) if posts else verb_reply(verb, job, job)))
         return
     now = datetime.now(UTC)
     if verb is Verb.CANCEL and not is_sure and is_applicable(verb, job) and spent_s(job, now) > _ASK_AFTER_S:
@@ -85,96 +89,6 @@ async def perform(
         after = await _change(services, job, verb, user_id)
     position = await services.jobs.queue_position(job.id)
     await reply(interaction, text_message(verb_reply(verb, job, after, position)))
-
-
-async def extend(services: Services, interaction: discord.Interaction, job: Job, epochs: int) -> None:
-    """Give a finished job more epochs on behalf of a member, and answer with the result.
-
-    Raises:
-        NotAllowed: It is another member's job.
-        JobRefused: Its files are gone, or the member has no room, no epochs or no GPU hours left for it.
-        NoSuchDataset: Its dataset was deleted.
-        SpecError: A training cannot have so many epochs.
-    """
-    can_manage = manages(interaction)
-    require_control(job, user_id=interaction.user.id, can_manage=can_manage, verb=Verb.EXTEND.words)
-    if job.are_files_deleted:
-        raise JobFilesDeleted(job_id=job.id)
-    if not is_applicable(Verb.EXTEND, job):
-        await reply(interaction, text_message(verb_reply(Verb.EXTEND, job, job)))
-        return
-    if not await asyncio.to_thread(has_checkpoint, services.jobs.job_dir(job)):
-        raise CheckpointsDeleted(job_id=job.id)
-    after = await _extend(services, interaction, job, epochs)
-    position = await services.jobs.queue_position(job.id)
-    await reply(interaction, text_message(verb_reply(Verb.EXTEND, job, after, position)))
-
-
-async def _extend(services: Services, interaction: discord.Interaction, job: Job, epochs: int) -> Job:
-    allowance = await allowance_of_member(services, interaction)
-    spec = extended(job.spec, trained=job.progress.kept_epoch, epochs=epochs)
-    if spec.training.epochs > allowance.max_epochs:
-        raise TooManyEpochs(epochs=spec.training.epochs, allowed=allowance.max_epochs)
-    dataset = await services.datasets.get(job.dataset_id)
-    estimate = await services.estimates.of(spec, dataset.counts, job.gpus)
-    seconds = None if estimate is None else estimate.seconds
-    needed_h = None if seconds is None else job.gpus * seconds * epochs / spec.training.epochs / 3600
-    await require_hours(services, allowance, needed_h, guild_id=job.guild_id, owner_id=job.owner_id)
-    return await services.jobs.extend(
-        job,
-        spec,
-        fingerprint=None if spec.mix else fingerprint(spec, dataset.digest),
-        estimate_s=seconds,
-        by=interaction.user.id,
-        max_waiting=allowance.max_waiting,
-    )
-
-
-async def continue_training(services: Services, interaction: discord.Interaction, job: Job) -> None:
-    """[Continue] after an early stop: train the epochs that were planned and not trained.
-
-    Raises:
-        NotAllowed, JobRefused, NoSuchDataset: As `extend`.
-    """
-    left = job.spec.training.epochs - job.progress.kept_epoch
-    await extend(services, interaction, job, left if left > 0 else max(1, job.spec.early_stopping.patience))
-
-
-async def retry_with(services: Services, interaction: discord.Interaction, job: Job, spec: Spec) -> None:
-    """Queue a training again with other settings, as a new job, and answer with its receipt.
-
-    Raises:
-        NotAllowed: It is another member's job.
-        JobRefused: The member has no room or no GPU hours left, or such a job exists.
-        NoSuchDataset: Its dataset was deleted.
-    """
-    can_manage = manages(interaction)
-    require_control(job, user_id=interaction.user.id, can_manage=can_manage, verb=Verb.RETRY.words)
-    allowance = await allowance_of_member(services, interaction)
-    if spec.training.epochs > allowance.max_epochs:
-        raise TooManyEpochs(epochs=spec.training.epochs, allowed=allowance.max_epochs)
-    dataset = await services.datasets.get(job.dataset_id)
-    estimate = await services.estimates.of(spec, dataset.counts, job.gpus)
-    seconds = None if estimate is None else estimate.seconds
-    needed_h = None if seconds is None else job.gpus * seconds / 3600
-    await require_hours(services, allowance, needed_h, guild_id=job.guild_id, owner_id=interaction.user.id)
-    new = NewJob(
-        interaction_id=interaction.id,
-        guild_id=job.guild_id,
-        channel_id=job.channel_id,
-        owner_id=interaction.user.id,
-        dataset_id=job.dataset_id,
-        spec=spec,
-        gpus=job.gpus,
-        max_running=allowance.max_running,
-        max_waiting=allowance.max_waiting,
-        # Of a mix the digests are not at hand; only a duplicate would be found by it.
-        fingerprint=None if spec.mix else fingerprint(spec, dataset.digest),
-        estimate_s=seconds,
-    )
-    queued = await services.jobs.submit(new)
-    report = await services.datasets.report(dataset)
-    await reply(interaction, receipt(queued, await context_of(services, queued, interaction.client), report))
 
 
 async def _retry(services: Services, interaction: discord.Interaction, job: Job) -> Job:
@@ -203,38 +117,8 @@ async def _change(services: Services, job: Job, verb: Verb, user_id: int) -> Job
             return await jobs.resume(job.id, by=user_id)
         case Verb.PIN | Verb.UNPIN if job.is_pinned is not (verb is Verb.PIN):
             return await jobs.pin(job.id, by=user_id, is_pinned=verb is Verb.PIN)
-        case Verb.UNSHARE if job.is_shared:
-            return await jobs.share(job.id, by=user_id, is_shared=False)
         case _:
             return job
-
-
-async def _share(services: Services, interaction: discord.Interaction, job: Job) -> None:
-    context = await context_of(services, job, interaction.client)
-    content = shared_post(job, context, await _newest_samples(services, job))
-    if content is None:
-        await reply(interaction, no_samples(job))
-        return
-    # Marked first: retention must not delete the files of images that people see.
-    await services.jobs.share(job.id, by=interaction.user.id)
-    try:
-        await announce(interaction, content)
-    except (AnswerFailed, discord.HTTPException):
-        await services.jobs.share(job.id, by=interaction.user.id, is_shared=False)
-        raise
-
-
-async def _unshare_message(services: Services, interaction: discord.Interaction, job: Job) -> None:
-    """[Unshare] below a shared image: remove the mark and the message.
-
-    Raises:
-        NotAllowed: It is another member's job.
-    """
-    can_manage = manages(interaction)
-    require_control(job, user_id=interaction.user.id, can_manage=can_manage, verb=Verb.UNSHARE)
-    if job.is_shared:
-        await services.jobs.share(job.id, by=interaction.user.id, is_shared=False)
-    await remove_message(interaction)
 
 
 async def hand_over_files(services: Services, interaction: discord.Interaction, job: Job) -> None:
@@ -257,7 +141,9 @@ async def hand_over_files(services: Services, interaction: discord.Interaction, 
             # Whatever the limit was said to be: where they lie.
             for places in files_reply(job, replace_fields(context, file_limit=-1), events):
                 await reply(interaction, places)
-            return
+            break
+    if context.has_pages:
+        await show_page(services, interaction, LinkKind.JOB, job.id)
 
 
 async def _newest_samples(services: Services, job: Job) -> Sampled | None:
@@ -285,10 +171,6 @@ async def _files(interaction: discord.Interaction, services: Services, job_id: i
     await hand_over_files(services, interaction, await job_here(services, interaction, job_id))
 
 
-async def _unshare(interaction: discord.Interaction, services: Services, job_id: int) -> None:
-    await _unshare_message(services, interaction, await job_here(services, interaction, job_id))
-
-
 async def _perform(verb: Verb, interaction: discord.Interaction, services: Services, job_id: int) -> None:
     await perform(services, interaction, await job_here(services, interaction, job_id), verb)
 
@@ -298,11 +180,24 @@ async def _cancel_now(interaction: discord.Interaction, services: Services, job_
     await perform(services, interaction, job, Verb.CANCEL, is_sure=True)
 
 
-async def _ask_stop(interaction: discord.Interaction, services: Services, job_id: int) -> None:
-    job = await job_here(services, interaction, job_id)
+async def ask_how_to_stop(services: Services, interaction: discord.Interaction, job: Job) -> None:
+    """Answer with the ways to stop a job, and what each keeps.
+
+    Raises:
+        NotAllowed: It is another member's job.
+    """
     can_manage = manages(interaction)
     require_control(job, user_id=interaction.user.id, can_manage=can_manage, verb=Verb.KEEP_BEST.words)
     await reply(interaction, stop_question(job, datetime.now(UTC)))
+
+
+async def _ask_stop(interaction: discord.Interaction, services: Services, job_id: int) -> None:
+    await ask_how_to_stop(services, interaction, await job_here(services, interaction, job_id))
+
+
+async def _open_page(interaction: discord.Interaction, services: Services, job_id: int) -> None:
+    job = await job_here(services, interaction, job_id)
+    await show_page(services, interaction, LinkKind.JOB, job.id)
 
 
 async def _details(interaction: discord.Interaction, services: Services, job_id: int) -> None:
@@ -384,42 +279,28 @@ async def _compare(interaction: discord.Interaction, services: Services, job_id:
     await reply(interaction, compare_reply(job, context, [event for event in events if isinstance(event, Sampled)]))
 
 
-async def _continue(interaction: discord.Interaction, services: Services, job_id: int) -> None:
-    await continue_training(services, interaction, await job_here(services, interaction, job_id))
-
-
-async def _retry_rate(interaction: discord.Interaction, services: Services, job_id: int) -> None:
-    job = await job_here(services, interaction, job_id)
-    await retry_with(services, interaction, job, with_rates_divided(job.spec, 3))
-
-
-async def _retry_pixels(interaction: discord.Interaction, services: Services, job_id: int) -> None:
-    job = await job_here(services, interaction, job_id)
-    side = smaller_side(job)
-    if side is None:
-        raise StaleButton
-    await retry_with(services, interaction, job, at_resolution(job.spec, side))
+async def _draw_again(interaction: discord.Interaction, services: Services, job_id: int) -> None:
+    # To train may need another role.
+    job = await sample_command.sampling_here(services, interaction, job_id)
+    await perform(services, interaction, job, Verb.RETRY)
 
 
 def _verb_handler(verb: Verb) -> ButtonHandler:
-    # A shared image is itself the first answer.
-    how = Acknowledgement.NONE if verb is Verb.SHARE else Acknowledgement.THINKING
-    return ButtonHandler(run=partial(_perform, verb), acknowledgement=how, ability=_NEEDED.get(verb))
+    return ButtonHandler(run=partial(_perform, verb), ability=_NEEDED.get(verb))
 
 
 _NEEDED = {Verb.RETRY: Ability.TRAIN, Verb.SHARE: Ability.SHARE}
 
 
 HANDLERS: Mapping[str, ButtonHandler] = {
+    **NEXT_STEPS,
     # An extension needs a number, which a button cannot ask for.
     **{verb: _verb_handler(verb) for verb in Verb if verb is not Verb.EXTEND},
     CANCEL_NOW: ButtonHandler(run=_cancel_now),
     "stop": ButtonHandler(run=_ask_stop, rate=PAGES),
-    "continue": ButtonHandler(run=_continue, ability=Ability.TRAIN),
-    RETRY_RATE: ButtonHandler(run=_retry_rate, ability=Ability.TRAIN),
-    RETRY_PIXELS: ButtonHandler(run=_retry_pixels, ability=Ability.TRAIN),
     "watch": ButtonHandler(run=watch, rate=PAGES),
     "details": ButtonHandler(run=_details, rate=PAGES),
+    "web": ButtonHandler(run=_open_page, rate=PAGES),
     "log": ButtonHandler(run=_log, rate=PAGES),
     "history": ButtonHandler(run=_history, rate=PAGES),
     # The number of these is that of a page.
@@ -429,7 +310,8 @@ HANDLERS: Mapping[str, ButtonHandler] = {
     "refresh": ButtonHandler(run=_refresh, acknowledgement=Acknowledgement.UPDATE, rate=PAGES),
     "samples": ButtonHandler(run=_show_samples, rate=PAGES),
     "files": ButtonHandler(run=_files, rate=REPORTS),
-    Verb.UNSHARE: ButtonHandler(run=_unshare, acknowledgement=Acknowledgement.UPDATE),
+    DRAW_AGAIN: ButtonHandler(run=_draw_again, ability=Ability.SAMPLE),
+    **sample_command.HANDLERS,
 }
 
 

@@ -12,18 +12,31 @@ from discord.ext import commands
 from bot.cogs.autocomplete import answered, job_choices
 from bot.cogs.finetune_command import Epochs
 from bot.cogs.interaction_gate import PAGES, REPORTS, handled
-from bot.cogs.job_actions import board, extend, hand_over_files, perform, show_history, show_log, write_note
-from bot.cogs.lookups import find_job
-from bot.cogs.replies import Acknowledgement, reply
+from bot.cogs.job_actions import (
+    ask_how_to_stop,
+    board,
+    hand_over_files,
+    perform,
+    show_history,
+    show_log,
+    write_note,
+)
+from bot.cogs.lookups import find_job, storable
+from bot.cogs.next_steps import extend
+from bot.cogs.replies import reply
 from bot.cogs.services import Services, context_of
+from bot.cogs.sharing import share_samples
 from bot.queue.domain.verbs import Verb
+from bot.queue.store.gallery_store import parse_tags
 from bot.ui.job_posts import card_message
 from bot.ui.queue_pages import job_list
 from trainer.protocol.text import N_, _
 
 if TYPE_CHECKING:
     Note: TypeAlias = str
+    Tags: TypeAlias = str
 else:
+    Tags = app_commands.Range[str, 0, 200]
     Note = app_commands.Range[str, 0, 300]
 
 _LISTED_JOBS = 15
@@ -80,6 +93,13 @@ class JobCommands(
         found = await find_job(self._services, interaction, job)
         await hand_over_files(self._services, interaction, found)
 
+    @app_commands.command(description=N_("Stop a training of yours early and keep its best epoch, or pause it."))
+    @app_commands.describe(**_OPTIONS)
+    @app_commands.rename(job="id")
+    async def stop(self, interaction: discord.Interaction, job: str) -> None:
+        found = await find_job(self._services, interaction, job)
+        await ask_how_to_stop(self._services, interaction, found)
+
     @app_commands.command(description=N_("Stop a training of yours; its checkpoint is kept."))
     @app_commands.describe(**_OPTIONS)
     @app_commands.rename(job="id")
@@ -122,17 +142,18 @@ class JobCommands(
     async def unpin(self, interaction: discord.Interaction, job: str) -> None:
         await self._perform(interaction, job, Verb.UNPIN)
 
-    @app_commands.command(
-        description=N_("Show the newest samples of a training of yours to everyone here."),
-        # The shared image is itself the first answer.
-        extras=handled(Acknowledgement.NONE),
+    @app_commands.command(description=N_("Show what a training of yours draws to everyone here, in the gallery."))
+    @app_commands.describe(
+        **_OPTIONS, tags=N_("Words by which others find it, with spaces between them: fox watercolor")
     )
-    @app_commands.describe(**_OPTIONS)
     @app_commands.rename(job="id")
-    async def share(self, interaction: discord.Interaction, job: str) -> None:
-        await self._perform(interaction, job, Verb.SHARE)
+    async def share(self, interaction: discord.Interaction, job: str, tags: Tags = "") -> None:
+        found = await find_job(self._services, interaction, job)
+        await share_samples(self._services, interaction, found, parse_tags(storable(tags)))
 
-    @app_commands.command(description=N_("Stop sharing; the files may be deleted when room is made."))
+    @app_commands.command(
+        description=N_("Take its pictures out of the gallery; the files may be deleted when room is made.")
+    )
     @app_commands.describe(**_OPTIONS)
     @app_commands.rename(job="id")
     async def unshare(self, interaction: discord.Interaction, job: str) -> None:
@@ -149,6 +170,12 @@ class JobCommands(
     @answered
     async def choose_any(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
         return await job_choices(self._services, interaction, typed)
+
+    @stop.autocomplete("job")
+    @answered
+    async def choose_to_stop(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
+        # What can be cancelled can be stopped in one way or another.
+        return await job_choices(self._services, interaction, typed, verb=Verb.CANCEL)
 
     @cancel.autocomplete("job")
     @pause.autocomplete("job")

@@ -81,6 +81,8 @@ class JobRequest(Frozen):
     name: str | None = None
     #: Settings that differ from the preset, by their dotted names; `mix` names datasets of the server.
     overrides: dict[str, Any] = Field(default_factory=dict)
+    #: The training whose result it starts from; None: from the base model alone.
+    start_job: int | None = None
     queue: QueueOptions = QueueOptions()
     study: StudyRequest | None = None
 
@@ -168,11 +170,17 @@ def problems_of(error: BaseException) -> tuple[SettingProblem, ...]:
 
 
 class UnknownMixedDataset(DarkroomError):
-    """A dataset that is to be mixed in does not exist here, or is there twice."""
+    """A dataset that is to be mixed in does not exist here, is there twice, or is more private than the other."""
 
-    def __init__(self, *, name: str, is_twice: bool = False) -> None:
-        self.name, self.is_twice = name, is_twice
-        if is_twice:
+    def __init__(self, *, name: str, is_twice: bool = False, is_private: bool = False) -> None:
+        self.name, self.is_twice, self.is_private = name, is_twice, is_private
+        if is_private:
+            text = _(
+                "{name} is private, and more people would see it in this training. Take it out, or change who sees "
+                "the two datasets (/dataset privacy).",
+                name=name,
+            )
+        elif is_twice:
             text = _("{name} would be mixed with itself. Set repeats to see its images more often.", name=name)
         else:
             text = _("There is no dataset {name} here to mix in. /dataset list shows those that there are.", name=name)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import discord
 
 from bot.access import manages
 from bot.cogs.services import Services
-from bot.datasets import Dataset, require_change
-from bot.errors import NotFound, NotYourRequest
+from bot.datasets import Dataset, may_see, require_change
+from bot.errors import NoSuchDataset, NotFound, NotYourRequest
 from bot.queue import Draft, Job
+from bot.queue.domain.verbs import require_open
+from trainer.protocol.run_options import JobKind
 from trainer.protocol.text import _
 
 
@@ -17,13 +21,17 @@ async def find_job(services: Services, interaction: discord.Interaction, typed: 
 
     Raises:
         NotFound: This server has no such job.
+        PrivateTraining: It is of a private dataset that is not for the member.
     """
     number = typed.strip().removeprefix("#")
     if number.isascii() and number.isdigit() and len(number) < 19:
         return await job_here(services, interaction, int(number))
-    found = await services.jobs.search(_server(interaction), storable(typed), limit=1)
+    # Samplings have the name of their training, which is what a name means.
+    search = partial(services.jobs.search, _server(interaction), storable(typed), limit=1)
+    found = await search(kind=JobKind.TRAIN) or await search()
     if not found:
         raise NotFound(_("There is no job “{name}” here. /job list shows them all.", name=typed[:60]))
+    require_open(found[0], user_id=interaction.user.id, can_manage=manages(interaction))
     return found[0]
 
 
@@ -32,19 +40,31 @@ async def job_here(services: Services, interaction: discord.Interaction, job_id:
 
     Raises:
         NoSuchJob: The server has none of that number.
+        PrivateTraining: It is of a private dataset that is not for the member.
     """
-    return await services.jobs.get_in(_server(interaction), job_id)
+    job = await services.jobs.get_in(_server(interaction), job_id)
+    require_open(job, user_id=interaction.user.id, can_manage=manages(interaction))
+    return job
 
 
 async def dataset_here(services: Services, interaction: discord.Interaction, which: int | str) -> Dataset:
     """Return a dataset of the interaction's server by its number or name.
 
     Raises:
-        NoSuchDataset: The server has none.
+        NoSuchDataset: The server has none that the member may see.
     """
     if isinstance(which, int):
-        return await services.datasets.get_in(_server(interaction), which)
-    return await services.datasets.named(_server(interaction), storable(which))
+        dataset = await services.datasets.get_in(_server(interaction), which)
+    else:
+        dataset = await services.datasets.named(_server(interaction), storable(which))
+    if not may_see(dataset, user_id=interaction.user.id, can_manage=manages(interaction)):
+        raise NoSuchDataset(wanted=which)
+    return dataset
+
+
+def viewer_of(interaction: discord.Interaction) -> int | None:
+    """The member whose private datasets a list shows; None for a manager, who sees all."""
+    return None if manages(interaction) else interaction.user.id
 
 
 async def own_dataset(services: Services, interaction: discord.Interaction, which: int | str, verb: str) -> Dataset:

@@ -20,10 +20,11 @@ from bot.ui.notify_pages import (
     direct_test,
     notify_page,
     parse_quiet_hours,
+    plain_words,
     quiet_form,
     watch_reply,
 )
-from trainer.protocol.text import LANGUAGES, N_, speak
+from trainer.protocol.text import LANGUAGES, N_
 
 
 async def _show(services: Services, interaction: discord.Interaction, note: str = "") -> None:
@@ -87,7 +88,10 @@ class NotifyCommand(commands.Cog):
     @app_commands.command(
         description=N_("Choose what I tell you about, where, and when I stay quiet."), extras=handled(rate=PAGES)
     )
-    @app_commands.describe(language=N_("The language that I speak with you"))
+    @app_commands.describe(
+        language=N_("The language that I speak with you"),
+        plain=N_("For screen readers: answers to you without boxes and signs, pictures in words"),
+    )
     @app_commands.choices(
         language=[
             app_commands.Choice(name=N_("That of your Discord"), value=_OF_DISCORD),
@@ -95,13 +99,18 @@ class NotifyCommand(commands.Cog):
         ]
     )
     @app_commands.guild_only()
-    async def notify(self, interaction: discord.Interaction, language: str | None = None) -> None:
+    async def notify(
+        self, interaction: discord.Interaction, language: str | None = None, plain: bool | None = None
+    ) -> None:
+        languages = self._services.languages
         if language is not None:
-            languages = self._services.languages
             await languages.choose("" if language == _OF_DISCORD else language, person=interaction.user.id)
-            speak(languages.of(interaction))
+        if plain is not None:
+            await languages.choose_plain(interaction.user.id, is_plain=plain)
+        languages.address(interaction)
+        note = "" if plain is None else plain_words(is_plain=plain)
         preferences = await self._services.outbox.audience.preferences(interaction.user.id)
-        await reply(interaction, notify_page(preferences))
+        await reply(interaction, notify_page(preferences, note))
 
     @commands.Cog.listener()
     async def on_notify_menu(self, interaction: discord.Interaction, verb: str, arg: str) -> None:

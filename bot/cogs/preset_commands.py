@@ -63,12 +63,40 @@ class ChosenPreset:
 
 
 async def chosen_preset(services: Services, interaction: discord.Interaction, name: str) -> ChosenPreset:
-    """Return what a preset's name means here; an unknown one is refused once its spec is made."""
+    """Return what a preset's name means here, or `#12`: the settings of that training; an unknown name is refused once
+    its spec is made.
+
+    Raises:
+        NoSuchJob: The server has no training of that number.
+    """
     assert interaction.guild_id is not None
     if name in presets():
         return ChosenPreset(name=name)
+    if name.startswith("#"):
+        return settings_of(await find_job(services, interaction, name), services.config)
     saved = await services.presets.find(interaction.guild_id, storable(name))
     return ChosenPreset(name=name, saved=saved)
+
+
+def settings_of(job: Job, config: Config) -> ChosenPreset:
+    """Return the settings of a training as a preset that is saved nowhere."""
+    preset, base = preset_of(job, f"job-{job.id}", "", config)
+    saved = SavedPreset(guild_id=job.guild_id, owner_id=job.owner_id, base=base, preset=preset)
+    return ChosenPreset(name=preset.name, saved=saved)
+
+
+def request_again(job: Job, config: Config) -> JobRequest:
+    """Return the request that makes a training again, with what belongs to its images, but without mixed datasets."""
+    spec = job.spec
+    values = {
+        "name": spec.name,
+        "training.trigger": spec.training.trigger,
+        "prior.class_prompt": spec.prior.class_prompt,
+        "samples.prompts": list(spec.samples.prompts),
+        "method.initial_word": spec.method.initial_word,
+    }
+    given = {name: value for name, value in values.items() if value}
+    return settings_of(job, config).request().changed(given)
 
 
 async def presets_here(services: Services, interaction: discord.Interaction) -> dict[str, Preset]:
@@ -83,6 +111,12 @@ async def preset_choices(
 ) -> list[app_commands.Choice[str]]:
     """Presets whose name matches, with what each is for: those of the server first, then the most used ones."""
     known = await presets_here(services, interaction)
+    if typed.startswith("#"):
+        # The settings of a training.
+        return [
+            app_commands.Choice(name=choice.name, value=f"#{choice.value}")
+            for choice in await job_choices(services, interaction, typed)
+        ]
     found = [each for name, each in known.items() if typed.lower() in name]
     return [
         app_commands.Choice(name=preset_choice(each)[:_MAX_CHOICE_CHARS], value=each.name)

@@ -15,8 +15,10 @@ import discord
 from discord import app_commands
 
 from bot.clock import backoff_s
+from bot.languages import reads_plain_text
 from bot.ui.dataset_forms import Form
 from bot.ui.layout import FileToSend, MessageContent
+from bot.ui.plain_text import plain_text
 from bot.ui.upload_posts import Unanswered
 
 log = logging.getLogger(__name__)
@@ -67,18 +69,6 @@ async def acknowledge(interaction: discord.Interaction, how: Acknowledgement) ->
     is_thinking = how is Acknowledgement.THINKING
     await _answer_first(interaction, partial(interaction.response.defer, ephemeral=is_thinking, thinking=is_thinking))
     interaction.extras["is_thinking"] = is_thinking
-
-
-async def announce(interaction: discord.Interaction, content: MessageContent) -> None:
-    """Answer with a message that the whole channel sees."""
-
-    async def request() -> None:
-        with opened(content.files) as files:
-            await interaction.response.send_message(
-                view=content.layout, files=files, silent=content.is_silent, allowed_mentions=content.allowed_mentions
-            )
-
-    await _answer_first(interaction, request)
 
 
 async def open_form(interaction: discord.Interaction, form: Form) -> None:
@@ -148,6 +138,7 @@ async def reply(interaction: discord.Interaction, content: MessageContent) -> No
     Raises:
         AnswerFailed: Discord does not take the answer.
     """
+    content = plain_text(content) if reads_plain_text() else content
 
     async def first() -> None:
         with opened(content.files) as files:
@@ -166,7 +157,7 @@ async def reply(interaction: discord.Interaction, content: MessageContent) -> No
     elif interaction.extras.pop("is_thinking", False):
         # An edit and not a followup: done twice, it is still one message.
         try:
-            await replace(interaction, content)
+            await _replace(interaction, content)
         except discord.NotFound:
             # The member dismissed it.
             await _answer_later(interaction, later, content)
@@ -180,6 +171,12 @@ async def replace(interaction: discord.Interaction, content: MessageContent) -> 
     Raises:
         AnswerFailed: Discord does not take the answer.
     """
+    # What others see too stays as it is for them.
+    is_own = interaction.message is None or interaction.message.flags.ephemeral
+    await _replace(interaction, plain_text(content) if is_own and reads_plain_text() else content)
+
+
+async def _replace(interaction: discord.Interaction, content: MessageContent) -> None:
 
     async def request() -> None:
         with opened(content.files) as files:
@@ -189,18 +186,6 @@ async def replace(interaction: discord.Interaction, content: MessageContent) -> 
             )
 
     await _answer_later(interaction, request, content)
-
-
-async def remove_message(interaction: discord.Interaction) -> None:
-    """Delete the message whose button was pressed; it may be gone already.
-
-    Raises:
-        AnswerFailed: Discord does not take it.
-    """
-    try:
-        await _answer_later(interaction, interaction.delete_original_response)
-    except discord.NotFound:
-        log.debug("the message of interaction %s is gone", interaction.id)
 
 
 async def _answer_later(

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import discord
 
+from bot.cogs.autocomplete import dataset_choices
 from bot.cogs.drafts import ask_to_start, draft_card, require_allowed, store_draft
 from bot.cogs.job_request import JobRequest, make_draft, problems_of, request_of_toml, split_prompts
-from bot.cogs.lookups import dataset_here, own_draft
-from bot.cogs.preset_commands import chosen_preset, presets_here
+from bot.cogs.lookups import dataset_here, own_draft, viewer_of
+from bot.cogs.preset_commands import chosen_preset, presets_here, request_again, settings_of
 from bot.cogs.replies import open_form, replace
 from bot.cogs.services import Services, allowance_of_member
 from bot.errors import DarkroomError, NotFound
-from bot.queue import Draft, State
+from bot.queue import Draft, Job, State
 from bot.ui.dataset_forms import Form
 from bot.ui.job_replies import queued_already
 from bot.ui.setting_fields import SettingField, SettingsPage, fields_of, page_title
@@ -38,6 +40,11 @@ from trainer.protocol.setting_problems import SettingProblem
 from trainer.protocol.spec import SpecDraft, SpecError
 from trainer.protocol.text import _
 
+#: Their weights are exported.
+_WITH_RESULT = frozenset({State.SUCCEEDED, State.STOPPED})
+#: A menu has room for one more.
+_LISTED_DATASETS = 24
+
 
 @dataclass(frozen=True, kw_only=True)
 class RequestEdit:
@@ -56,8 +63,8 @@ async def edit_of(services: Services, interaction: discord.Interaction, dataset_
         NotYourRequest: It is another member's.
     """
     draft = await own_draft(services, interaction, draft_id, dataset_id=dataset_id)
-    if draft.state is not State.DRAFT:
-        raise NotFound(queued_already(draft.id))
+    if draft.job_id is not None:
+        raise NotFound(queued_already(draft.job_id))
     return RequestEdit(services=services, draft=draft, request=JobRequest.model_validate_json(draft.request))
 
 
@@ -132,6 +139,79 @@ async def open_request(interaction: discord.Interaction, services: Services, dat
         left_out=left_out,
     )
     await open_form(interaction, form)
+
+
+async def open_settings_of(interaction: discord.Interaction, services: Services, job: Job) -> None:
+    """Answer with the form that makes a request with a training's settings for other images: [Try these settings]."""
+    chosen = settings_of(job, services.config)
+    names = [str(choice.value) for choice in await dataset_choices(services, interaction, "")]
+    if not names:
+        raise NotFound(_("There is no dataset here to try these settings on. /dataset upload adds one."))
+    name, trigger, class_prompt, *_others = fields_of(SettingsPage.BASICS)
+    dataset = SettingField(
+        name="dataset",
+        label=_("Your images"),
+        description=_("The dataset to train on; the newest are listed."),
+        choices=tuple(names[:_LISTED_DATASETS]),
+        is_closed=True,
+    )
+    start = SettingField(
+        name="start",
+        label=_("Start from"),
+        description=_("What it has learned already, or the base model alone."),
+        choices=(_("what #{job} has learned", job=job.id),),
+        is_closed=True,
+    )
+    fields = (
+        dataset,
+        name,
+        trigger,
+        *([class_prompt] if job.spec.prior.is_on else []),
+        *([start] if job.spec.method.kind.is_adapter and job.state in _WITH_RESULT else []),
+    )
+
+    async def submitted(interaction: discord.Interaction, form: Form) -> None:
+        assert isinstance(form, SettingsForm)
+        values = typed_values(fields, form.answers)
+        found = await dataset_here(services, interaction, str(values.pop("dataset") or names[0]))
+        start_job = job.id if values.pop("start", None) else None
+        request = chosen.request().changed(values).model_copy(update={"start_job": start_job})
+        await require_allowed(services, interaction, request)
+        draft = await store_draft(services, interaction, found, request)
+        await ask_to_start(services, interaction, draft)
+
+    form = settings_form(
+        services.gate.form(submitted, is_answer_new=True),
+        _("Settings of #{job} {name}", job=job.id, name=job.name),
+        fields,
+        typed={},
+        left_out={"dataset": names[0], "name": _("the dataset's name"), "start": _("the base model")},
+    )
+    await open_form(interaction, form)
+
+
+async def run_again(interaction: discord.Interaction, services: Services, job: Job) -> None:
+    """Answer with a request that is filled with a training's settings, to be changed: [Run again with changes].
+
+    Raises:
+        NoSuchDataset: Its dataset was deleted.
+        JobRefused: It asks for more than the member may.
+    """
+    dataset = await dataset_here(services, interaction, job.dataset_id)
+    request = request_again(job, services.config)
+    if job.spec.mix:
+        folders = {
+            each.folder: each.name
+            for each in await services.datasets.search(dataset.guild_id, limit=1000, viewer_id=viewer_of(interaction))
+        }
+        parts = [part.model_dump(mode="json", exclude_defaults=True) for part in job.spec.mix]
+        for part in parts:
+            part["dataset"] = next(
+                (name for folder, name in folders.items() if folder.parent == Path(part["dataset"]).parent), "?"
+            )
+        request = request.changed({"mix": parts})
+    await require_allowed(services, interaction, request)
+    await ask_to_start(services, interaction, await store_draft(services, interaction, dataset, request))
 
 
 async def _open(

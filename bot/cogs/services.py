@@ -12,20 +12,22 @@ import discord
 from bot.access import Access
 from bot.cogs.interaction_gate import InteractionGate
 from bot.config import Config
-from bot.datasets import DatasetStore, PendingUploads
+from bot.datasets import DatasetStore, PendingUploads, ResumableUploads
 from bot.errors import NoSuchDataset
 from bot.languages import Languages
 from bot.outbox import Outbox
+from bot.publishing import Publisher
 from bot.queue import Allowance, DraftStore, Job, JobStore, State
 from bot.queue.planning.estimates import Estimates
 from bot.queue.planning.forecast import Forecaster
 from bot.queue.planning.retention import Deletion, Storage
-from bot.queue.store.limits import RoleLimits, require_budget
+from bot.queue.store.limits import Budget, RoleLimits, require_budget
 from bot.queue.store.preset_store import PresetStore
 from bot.studies import StudyService
 from bot.ui.job_context import JobContext, StartForecast
 from bot.ui.layout import MessageContent
 from bot.ui.upload_posts import Unanswered
+from bot.web import WebLinks
 
 #: Of a server without boosts, and of one that is not in the cache.
 _DEFAULT_FILE_LIMIT = 10 * 1024 * 1024
@@ -57,6 +59,8 @@ class Services:
     datasets: DatasetStore
     #: Uploads whose owners have no answer yet.
     uploads: PendingUploads
+    #: Files of uploads by page.
+    resumable: ResumableUploads
     drafts: DraftStore
     #: Presets that members saved.
     presets: PresetStore
@@ -64,31 +68,45 @@ class Services:
     estimates: Estimates
     forecaster: Forecaster
     studies: StudyService
+    publisher: Publisher
     #: Disk usage of the jobs, and what is due to be deleted.
     storage: Storage
     #: Delete what a plan names (`RetentionRunner.delete`); False if it is needed again.
     delete_files: Callable[[Deletion], Awaitable[bool]]
     #: The bot's health as a message, for the managers of a server or for operators (None).
     health: Callable[[int | None], Awaitable[MessageContent]]
+    #: How trainer processes are started.
+    trainer_command: tuple[str, ...]
     download: Download
+    #: Links to the web pages, for one person each; there may be none.
+    links: WebLinks
     #: Finish an upload that cannot be answered, and answer it in its channel (`InterruptedUploads.finish`).
     finish_upload: FinishUpload
     #: Why nothing starts at this hour, as a sentence (`AdmissionControl.hold_reason`); empty if it may.
     why_closed: Callable[[], str] = always_open
 
 
+def file_limit_of(client: discord.Client | None, guild_id: int) -> int:
+    """Largest file that a server accepts, bytes."""
+    guild = client.get_guild(guild_id) if client else None
+    return guild.filesize_limit if guild else _DEFAULT_FILE_LIMIT
+
+
 async def context_of(services: Services, job: Job, client: discord.Client | None) -> JobContext:
     """Collect what a message about a job needs in addition to the job."""
-    guild = client.get_guild(job.guild_id) if client else None
     context = JobContext(
         job_dir=services.jobs.job_dir(job),
         now=datetime.now(UTC),
-        file_limit=guild.filesize_limit if guild else _DEFAULT_FILE_LIMIT,
+        file_limit=file_limit_of(client, job.guild_id),
+        has_pages=services.links.are_on,
+        has_hub=services.config.hub.is_on,
     )
     if job.study is not None:
         children = await services.jobs.studies.children(job.id)
         step = await services.jobs.study_step(job.id)
         context = replace(context, children=tuple(children), step=step)
+    if job.is_sampling and job.state is State.SUCCEEDED:
+        context = replace(context, votes=await services.jobs.votes.counts(job.id))
     match job.state:
         case State.QUEUED:
             return await _with_position(services, job, context)
@@ -125,6 +143,8 @@ async def _forecast(services: Services, job: Job) -> StartForecast:
 
 
 async def _usual_error(services: Services, job: Job) -> float | None:
+    if job.is_sampling:
+        return None
     try:
         dataset = await services.datasets.get(job.dataset_id)
     except NoSuchDataset:
@@ -162,6 +182,14 @@ async def require_hours(
         OverBudget: They do not.
         UnknownHours: It is a study, and nothing tells how many it needs.
     """
+    require_budget(await _budget(services, allowance, guild_id, owner_id), needed_h, is_study=is_study)
+
+
+async def hours_left(services: Services, allowance: Allowance, *, guild_id: int, owner_id: int) -> float | None:
+    """Return the GPU hours that a member has left this week; None: any number."""
+    return (await _budget(services, allowance, guild_id, owner_id)).left_h
+
+
+async def _budget(services: Services, allowance: Allowance, guild_id: int, owner_id: int) -> Budget:
     zone = services.config.windows.zone
-    budget = await services.limits.budget(guild_id, owner_id, allowance.gpu_hours_per_week, zone=zone)
-    require_budget(budget, needed_h, is_study=is_study)
+    return await services.limits.budget(guild_id, owner_id, allowance.gpu_hours_per_week, zone=zone)

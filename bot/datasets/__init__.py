@@ -1,11 +1,13 @@
 """Datasets: received within a size limit, stored by content, prepared in a process of their own."""
 
-from bot.datasets.dataset import Dataset, Received, ReceivedFile, Upload, may_change, require_change, title_of
+from bot.datasets.dataset import Dataset, Received, ReceivedFile, Upload, may_change, may_see, require_change, title_of
 from bot.datasets.dataset_store import DatasetStore
 from bot.datasets.pending_uploads import ImportRequest, PendingUpload, PendingUploads, UploadKind, import_files
 from bot.datasets.prepare_runner import progress_told
+from bot.datasets.resumable_uploads import ArrivingFile, ResumableUploads
 
 __all__ = [
+    "ArrivingFile",
     "Dataset",
     "DatasetStore",
     "ImportRequest",
@@ -13,10 +15,12 @@ __all__ = [
     "PendingUploads",
     "Received",
     "ReceivedFile",
+    "ResumableUploads",
     "Upload",
     "UploadKind",
     "import_files",
     "may_change",
+    "may_see",
     "progress_told",
     "require_change",
     "title_of",

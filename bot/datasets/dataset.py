@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bot.db import Row
-from bot.errors import NotYourDataset
+from bot.errors import DatasetRefused, NotYourDataset
 from trainer.protocol.edits import Edits
 from trainer.protocol.report import REPORT_VERSION, Counts
-from trainer.protocol.text import ngettext
+from trainer.protocol.text import _, ngettext
 
 #: Folders of one content: the uploaded files, and what `trainer prepare` made of them.
 SOURCE, PREPARED = "source", "prepared"
@@ -32,7 +32,7 @@ class Upload:
 class ReceivedFile:
     """A file that arrived completely."""
 
-    #: A plain file name, unique among the files that came with it.
+    #: A plain file name, or a path of plain names if folders came; unique among the files that came with it.
     name: str
     sha256: str
     bytes: int
@@ -58,7 +58,10 @@ class Received:
 
 
 def title_of(names: Sequence[str]) -> str:
-    """Name several files in one phrase: `momo.zip`, or `momo.png and 3 more`."""
+    """Name files in one phrase: `momo.zip`, `momo.png and 3 more`, or `momo (40 files)` if all are in a folder."""
+    folders = {name.partition("/")[0] for name in names}
+    if len(folders) == 1 and "/" in names[0]:
+        return ngettext("{folder} ({n} file)", "{folder} ({n} files)", len(names), folder=folders.pop())
     rest = len(names) - 1
     return ngettext("{name} and {n} more", "{name} and {n} more", rest, name=names[0]) if rest else names[0]
 
@@ -91,6 +94,10 @@ class Dataset:
     counts: Counts
     #: The report's summary, one sentence a line.
     summary: str
+    #: Only for its owner, `guests` and managers: others do not find it, and do not see what was trained on it.
+    is_private: bool = False
+    #: Members whom the owner of a private dataset named.
+    guests: tuple[int, ...] = ()
     created_at: datetime
 
     @classmethod
@@ -112,6 +119,8 @@ class Dataset:
             report_version=row["report_version"],
             counts=Counts.model_validate_json(row["counts"]),
             summary=row["summary"],
+            is_private=bool(row["is_private"]),
+            guests=tuple(json.loads(row["guests"])),
             created_at=datetime.fromtimestamp(row["created_at"], UTC),
         )
 
@@ -136,6 +145,30 @@ def revision_name(edits: Edits, earlier: str = "") -> str:
     # Sorted, so that the order of decisions makes no difference.
     lines = f"{json.dumps(edits.model_dump(mode='json'), sort_keys=True)}\n{earlier}\n"
     return f"{PREPARED}-{hashlib.sha256(lines.encode()).hexdigest()[:12]}"
+
+
+class PrivateCopy(DatasetRefused):
+    """Files that are another member's private dataset."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            _(
+                "Another member has exactly these files as a private dataset, and can let you use it "
+                "(/dataset privacy). Nothing was kept."
+            )
+        )
+
+
+def may_see(dataset: Dataset, *, user_id: int, can_manage: bool) -> bool:
+    """Return whether a member may see a dataset and train on it."""
+    return not dataset.is_private or can_manage or user_id == dataset.owner_id or user_id in dataset.guests
+
+
+def may_mix(mixed: Dataset, dataset: Dataset) -> bool:
+    """Return whether a training on `dataset` may use `mixed` too: everyone who may see the one may see the other."""
+    if not mixed.is_private:
+        return True
+    return dataset.is_private and {dataset.owner_id, *dataset.guests} <= {mixed.owner_id, *mixed.guests}
 
 
 def may_change(dataset: Dataset, *, user_id: int, can_manage: bool) -> bool:

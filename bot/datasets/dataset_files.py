@@ -9,9 +9,9 @@ import re
 import secrets
 import shutil
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from bot.datasets.dataset import PREPARED, SOURCE, Received, ReceivedFile, Upload
@@ -22,6 +22,8 @@ from trainer.protocol.text import _
 
 #: Files that belong to the image of the same stem.
 _CAPTION_ENDINGS = frozenset({"txt", "caption", "json"})
+#: Folders around an uploaded file.
+_MAX_DEPTH = 8
 #: Tables refer to other files by name; renamed, or beside another table, they would refer to the wrong ones.
 _TABLES = frozenset({"metadata.jsonl", "metadata.csv", "captions.csv"})
 
@@ -43,7 +45,8 @@ async def write_uploads(
     try:
         files: list[ReceivedFile] = []
         for upload in uploads:
-            name = _unique(plain_name(upload.name), [file.name for file in files])
+            # Distinct on file systems that ignore case, too.
+            name = free_path(plain_name(upload.name), {file.name.casefold() for file in files})
             left = max_bytes - sum(file.bytes for file in files)
             received = await _write_upload(upload, folder / name, left)
             if received is None:
@@ -58,6 +61,21 @@ async def write_uploads(
         return Received(sha256=sha256, source=source, files=tuple(files))
     finally:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+def link_uploads(
+    paths: Mapping[str, Path], *, incoming: Path, datasets: Path, claim: Callable[[str], None]
+) -> Received:
+    """As `write_uploads`, for files that are on the disk: they get another name there."""
+    with temporary_folder(incoming) as folder:
+        for name, path in paths.items():
+            link_file(path, folder / name)
+        files = tuple(described(folder / name, name) for name in paths)
+        sha256 = content_sha256(files)
+        source = datasets / sha256 / SOURCE
+        claim(sha256)
+        publish_source(folder, source)
+        return Received(sha256=sha256, source=source, files=files)
 
 
 async def _write_upload(upload: Upload, path: Path, max_bytes: int) -> ReceivedFile | None:
@@ -103,27 +121,68 @@ def plain_name(name: str) -> str:
     return base[:100] or "file"
 
 
+def plain_path(path: str) -> str:
+    """Return the path of a file in a folder: plain names, at most eight folders deep; `..` leads nowhere."""
+    parts = [part for part in re.split(r"[/\\]", path) if part.strip(". ")] or ["file"]
+    *folders, name = parts
+    return "/".join([*(plain_name(folder) for folder in folders[-_MAX_DEPTH:]), plain_name(name)])
+
+
+def free_path(path: str, taken: Collection[str]) -> str:
+    """Return a path that no file has yet: `a/b.png`, `a/b-2.png`, …; `taken` are paths with their case folded."""
+    number = 1
+    while _numbered(path, number).casefold() in taken:
+        number += 1
+    return _numbered(path, number)
+
+
 def dataset_name(file_name: str) -> str:
-    """Return a dataset name for a file: lower-case letters, digits, `.-_`; at most 36 (room for a `-12`)."""
-    stem = file_name.rpartition(".")[0] or file_name
+    """Return a dataset name for a file, or the folder that it is in: lower-case letters, digits, `.-_`; at most 36
+    (room for a `-12`).
+    """
+    folder, is_in_folder, _name = file_name.partition("/")
+    stem = folder if is_in_folder else file_name.rpartition(".")[0] or file_name
     slug = re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("-._")
     return slug[:36].strip("-._") or "dataset"
 
 
-def _unique(name: str, taken: Sequence[str]) -> str:
-    """Return `a.png`, `a-2.png`, …: distinct on case-insensitive file systems too."""
-    known = {other.casefold() for other in taken}
-    number = 1
-    while _numbered(name, number).casefold() in known:
-        number += 1
-    return _numbered(name, number)
-
-
-def _numbered(name: str, number: int) -> str:
+def _numbered(path: str, number: int) -> str:
     if number == 1:
-        return name
-    stem, dot, ending = name.rpartition(".")
-    return f"{stem}-{number}{dot}{ending}" if stem else f"{name}-{number}"
+        return path
+    file = PurePosixPath(path)
+    return str(file.with_name(f"{file.stem}-{number}{file.suffix}"))
+
+
+def copy_folder(folder: Path, to: Path, *, max_files: int, max_bytes: int) -> dict[str, Path]:
+    """Copy the files below a folder, and return where each is by its name in a dataset.
+
+    Links are not followed, and hidden files and folders are left out.
+
+    Raises:
+        DatasetTooLarge, DatasetRefused: There are too many bytes, too many files, or none.
+    """
+    found: dict[str, Path] = {}
+    left, taken = max_bytes, set[str]()
+    for above, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            file = Path(above) / name
+            if name.startswith(".") or file.is_symlink() or not file.is_file():
+                continue
+            if len(found) >= max_files:
+                raise DatasetRefused(
+                    _("The folder has more than {allowed} files. Nothing was kept.", allowed=max_files)
+                )
+            left -= file.stat().st_size
+            if left < 0:
+                raise DatasetTooLarge(file_name=folder.name, max_bytes=max_bytes)
+            path = free_path(plain_path(file.relative_to(folder.parent).as_posix()), taken)
+            taken.add(path.casefold())
+            found[path] = to / str(len(found))
+            shutil.copyfile(file, found[path])
+    if not found:
+        raise DatasetRefused(_("The folder has no files that I can read. Nothing was kept."))
+    return found
 
 
 # -- merge --------------------------------------------------------------------------------------------------------
@@ -143,9 +202,9 @@ def merge_files(old: Path, new: Received, *, incoming: Path, datasets: Path) -> 
     names = free_names([file.name for file in added], [file.name for file in files])
     with temporary_folder(incoming) as folder:
         for file in files:
-            os.link(old / file.name, folder / file.name)
+            link_file(old / file.name, folder / file.name)
         for file in added:
-            os.link(new.source / file.name, folder / names[file.name])
+            link_file(new.source / file.name, folder / names[file.name])
         renamed = [ReceivedFile(name=names[file.name], sha256=file.sha256, bytes=file.bytes) for file in added]
         merged = (*files, *renamed)
         source = datasets / content_sha256(merged) / SOURCE
@@ -163,7 +222,7 @@ def free_names(new: Sequence[str], taken: Iterable[str]) -> dict[str, str]:
     """
     names = {name.casefold() for name in taken}
     stems = {_stem(name) for name in names}
-    if tables := sorted(name for name in new if name.casefold() in names & _TABLES):
+    if tables := sorted(name for name in new if name.casefold() in names and _base(name) in _TABLES):
         raise DatasetRefused(
             _(
                 "This dataset already has a {table}, and the two cannot be told apart. "
@@ -193,22 +252,36 @@ def _collides(family: Sequence[str], number: int, names: set[str], stems: set[st
     return has_image and _stem(renamed[0]) in stems
 
 
-def _stem(name: str) -> str:
-    return name.rpartition(".")[0] or name
+def _stem(path: str) -> str:
+    return str(PurePosixPath(path).with_suffix(""))
+
+
+def _base(path: str) -> str:
+    return path.casefold().rpartition("/")[2]
+
+
+def link_file(file: Path, to: Path) -> None:
+    """Give a file another name, in folders that are made."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    os.link(file, to)
 
 
 def _files_in(source: Path) -> list[ReceivedFile]:
-    found = []
-    for path in sorted(source.iterdir()):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        found.append(ReceivedFile(name=path.name, sha256=digest, bytes=path.stat().st_size))
-    return found
+    return [described(source / name, name) for name, _size in sorted(file_sizes(source))]
+
+
+def described(path: Path, name: str) -> ReceivedFile:
+    """Read a file that arrived, and return what is stored of it; it is on the disk then."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return ReceivedFile(name=name, sha256=digest, bytes=os.fstat(file.fileno()).st_size)
 
 
 def file_sizes(source: Path) -> list[tuple[str, int]]:
-    """Return (name, bytes) of each uploaded file."""
-    return [(path.name, path.stat().st_size) for path in source.iterdir()]
+    """Return (path below the folder, bytes) of each uploaded file."""
+    files = (path for path in source.rglob("*") if path.is_file())
+    return [(path.relative_to(source).as_posix(), path.stat().st_size) for path in files]
 
 
 # -- folders ------------------------------------------------------------------------------------------------------

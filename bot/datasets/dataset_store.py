@@ -8,6 +8,7 @@ that were trained on it.
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -15,11 +16,23 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from bot.clock import SYSTEM_CLOCK, Clock
-from bot.config import CaptionSettings, Config, LimitSettings, PrepareSettings
-from bot.datasets.dataset import PREPARED, SOURCE, Dataset, Received, ReceivedFile, Upload, revision_name
+from bot.config import CaptionSettings, Config, LimitSettings, PrepareSettings, WebSettings
+from bot.datasets import dataset_sql
+from bot.datasets.dataset import (
+    PREPARED,
+    SOURCE,
+    Dataset,
+    PrivateCopy,
+    Received,
+    ReceivedFile,
+    Upload,
+    may_see,
+    revision_name,
+)
 from bot.datasets.dataset_files import (
     dataset_name,
     file_sizes,
+    link_uploads,
     merge_files,
     pack_report,
     sweep,
@@ -35,71 +48,6 @@ from trainer.protocol.edits import Edits
 from trainer.protocol.report import DatasetReport
 from trainer.protocol.text import _
 
-_BY_ID = "SELECT * FROM dataset WHERE id = ? AND deleted_at IS NULL"
-_BY_NAME = "SELECT * FROM dataset WHERE guild_id = ? AND name = ? AND deleted_at IS NULL"
-_BY_CONTENT = "SELECT * FROM dataset WHERE guild_id = ? AND sha256 = ? AND deleted_at IS NULL"
-_NAMES = "SELECT name FROM dataset WHERE guild_id = ? AND deleted_at IS NULL"
-_COUNT = "SELECT COUNT(*) FROM dataset WHERE guild_id = ? AND deleted_at IS NULL"
-
-_SEARCH = """
-SELECT * FROM dataset WHERE guild_id = ? AND instr(name, lower(?)) > 0 AND deleted_at IS NULL
-ORDER BY id DESC LIMIT ? OFFSET ?
-"""
-
-_INSERT = """
-INSERT INTO dataset (guild_id, owner_id, name, created_at, sha256, bytes, digest, report_version, counts, summary)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING *
-"""
-
-#: What a person has, in all servers.
-_STORED = """
-SELECT COUNT(*) AS datasets, COALESCE(SUM(bytes), 0) AS bytes FROM dataset WHERE owner_id = ? AND deleted_at IS NULL
-"""
-
-_IS_NEEDED = """
-SELECT 1 WHERE EXISTS (SELECT 1 FROM dataset WHERE sha256 = ?1 AND deleted_at IS NULL)
-    OR (SELECT COUNT(*) FROM upload WHERE sha256 = ?1) > 1
-"""
-
-_REPORT_AGAIN = "UPDATE dataset SET digest = ?, report_version = ?, counts = ?, summary = ? WHERE id = ? RETURNING *"
-
-_SET_EDITS = "UPDATE dataset SET edits = ? WHERE id = ? RETURNING *"
-
-_MOVE_ON = """
-UPDATE dataset
-SET sha256 = ?, bytes = COALESCE(?, bytes), revision = ?, earlier = ?, digest = ?, report_version = ?, counts = ?,
-    summary = ?
-WHERE id = ?
-"""
-
-_DELETE = "UPDATE dataset SET deleted_at = ? WHERE id = ?"
-
-_JOB_THAT_NEEDS = """
-SELECT id, name FROM job
-WHERE state IN ('queued', 'preparing', 'running', 'stopping', 'paused') AND (
-    dataset_id = :dataset_id
-    -- … or it is mixed in, in whichever revision.
-    OR EXISTS (
-        SELECT 1 FROM json_each(job.spec, '$.mix') AS part
-        WHERE substr(json_extract(part.value, '$.dataset'), 1, length(:folder)) = :folder
-    )
-)
-ORDER BY id LIMIT 1
-"""
-
-#: In the transaction of `_MOVE_ON`: the files are in, only their owner has no answer yet.
-_UPLOAD_DONE = "UPDATE upload SET is_done = 1 WHERE interaction_id = ?"
-
-_PENDING_CONTENTS = "SELECT sha256 FROM upload WHERE sha256 IS NOT NULL"
-
-_REVISIONS_IN_USE = "SELECT sha256, revision FROM dataset WHERE deleted_at IS NULL"
-
-#: Includes ended jobs: they can be trained again.
-_TRAINED_ON = """
-SELECT json_extract(spec, '$.dataset') FROM job WHERE spec IS NOT NULL
-UNION SELECT json_extract(part.value, '$.dataset') FROM job, json_each(job.spec, '$.mix') AS part
-"""
-
 
 class DatasetStore:
     """Receives, prepares, changes and finds datasets."""
@@ -110,6 +58,7 @@ class DatasetStore:
         *,
         data_dir: Path,
         limits: LimitSettings | None = None,
+        web: WebSettings | None = None,
         prepare: PrepareSettings | None = None,
         command: Sequence[str] = (sys.executable, "-m", "trainer"),
         env: Mapping[str, str] | None = None,
@@ -121,13 +70,13 @@ class DatasetStore:
         self._db = db
         self._datasets = data_dir.absolute() / "datasets"
         self._incoming = data_dir.absolute() / "incoming"
-        self._limits = UploadLimits(limits or LimitSettings(), min_free_bytes=min_free_bytes)
+        self._limits = UploadLimits(limits or LimitSettings(), web or WebSettings(), min_free_bytes=min_free_bytes)
         self._runner = PrepareRunner(
             command=command,
             env=Config().confined_environment() if env is None else env,
             download_env=Config().trainer_environment() if download_env is None else download_env,
             settings=prepare or PrepareSettings(),
-            max_upload_bytes=self._limits.settings.max_dataset_bytes,
+            max_upload_bytes=self._limits.max_bytes,
             cpu_slots=cpu_slots,
         )
         self._clock = clock
@@ -155,15 +104,42 @@ class DatasetStore:
             DatasetRefused: There are none, too many, or they are empty.
         """
         self._limits.require_few_files(len(uploads))
-        await asyncio.to_thread(self._limits.require_disk, self._incoming)
+        await self.require_disk()
         if owner_id is not None:
-            self._limits.require_share(await self._db.all(_STORED, (owner_id,)), datasets=1, more_bytes=1)
+            await self.require_share(owner_id, datasets=1, more_bytes=1)
         return await write_uploads(
             uploads,
             incoming=self._incoming,
             datasets=self._datasets,
             max_bytes=self._limits.settings.max_dataset_bytes if max_bytes is None else max_bytes,
             claim=self._claim,
+        )
+
+    async def require_disk(self, more_bytes: int = 0) -> None:
+        """Raise unless there is room for an upload.
+
+        Raises:
+            DiskAlmostFull: There is none for anyone.
+        """
+        await asyncio.to_thread(self._limits.require_disk, self._incoming, more_bytes)
+
+    async def require_share(self, owner_id: int, *, datasets: int, more_bytes: int) -> None:
+        """Raise unless a person may have so many datasets and bytes more.
+
+        Raises:
+            TooManyDatasets: They have as much as one may have.
+        """
+        stored = await self._db.all(dataset_sql.STORED, (owner_id,))
+        self._limits.require_share(stored, datasets=datasets, more_bytes=more_bytes)
+
+    async def adopt(self, paths: Mapping[str, Path]) -> Received:
+        """Return what `receive` returns, of files that have arrived on this disk in another way.
+
+        Args:
+            paths: Where each is, by its name in the dataset; another name is made for it, and it stays where it is.
+        """
+        return await asyncio.to_thread(
+            link_uploads, paths, incoming=self._incoming, datasets=self._datasets, claim=self._claim
         )
 
     async def find_received(self, sha256: str, files: Sequence[ReceivedFile]) -> Received | None:
@@ -182,9 +158,11 @@ class DatasetStore:
         Raises:
             TooManyDatasets: Their owner has as much as one may have.
             DatasetRefused: The dataset cannot be trained on, or could not be prepared; its files are deleted.
+            PrivateCopy: These files are another member's private dataset.
         """
         async with self._deleted_if_refused(received):
             known = await self.with_content(guild_id, received)
+            _require_seen(known, owner_id)
             if known is not None and known.is_current and await asyncio.to_thread(known.folder.is_dir):
                 return known
             report = await self._runner.prepare(
@@ -200,7 +178,7 @@ class DatasetStore:
 
     async def with_content(self, guild_id: int, received: Received) -> Dataset | None:
         """Return the dataset of a server that is made of exactly these files."""
-        row = await self._db.one(_BY_CONTENT, (guild_id, received.sha256))
+        row = await self._db.one(dataset_sql.BY_CONTENT, (guild_id, received.sha256))
         return None if row is None else self._dataset(row)
 
     # -- find -----------------------------------------------------------------------------------------------------
@@ -211,7 +189,7 @@ class DatasetStore:
         Raises:
             NoSuchDataset: There is none, or it was deleted.
         """
-        row = await self._db.one(_BY_ID, (dataset_id,))
+        row = await self._db.one(dataset_sql.BY_ID, (dataset_id,))
         if row is None:
             raise NoSuchDataset(wanted=dataset_id)
         return self._dataset(row)
@@ -233,18 +211,27 @@ class DatasetStore:
         Raises:
             NoSuchDataset: The server has none of that name.
         """
-        row = await self._db.one(_BY_NAME, (guild_id, name.strip().lower()))
+        row = await self._db.one(dataset_sql.BY_NAME, (guild_id, name.strip().lower()))
         if row is None:
             raise NoSuchDataset(wanted=name)
         return self._dataset(row)
 
-    async def search(self, guild_id: int, text: str = "", limit: int = 25, offset: int = 0) -> list[Dataset]:
-        """Return a server's datasets whose name contains `text`, newest first."""
-        return [self._dataset(row) for row in await self._db.all(_SEARCH, (guild_id, text.strip(), limit, offset))]
+    async def search(
+        self, guild_id: int, text: str = "", limit: int = 25, offset: int = 0, *, viewer_id: int | None = None
+    ) -> list[Dataset]:
+        """Return a server's datasets whose name contains `text`, newest first; only those that a viewer may see."""
+        values = {
+            "guild_id": guild_id,
+            "text": text.strip(),
+            "limit": limit,
+            "offset": offset,
+            "viewer_id": viewer_id,
+        }
+        return [self._dataset(row) for row in await self._db.all(dataset_sql.SEARCH, values)]
 
-    async def count(self, guild_id: int) -> int:
-        """Return the number of a server's datasets."""
-        row = await self._db.one(_COUNT, (guild_id,))
+    async def count(self, guild_id: int, *, viewer_id: int | None = None) -> int:
+        """Return the number of a server's datasets; only of those that a viewer may see."""
+        row = await self._db.one(dataset_sql.COUNT, {"guild_id": guild_id, "viewer_id": viewer_id})
         return 0 if row is None else int(row[0])
 
     async def report(self, dataset: Dataset) -> DatasetReport:
@@ -260,6 +247,16 @@ class DatasetStore:
 
     # -- change ---------------------------------------------------------------------------------------------------
 
+    async def set_privacy(self, dataset_id: int, *, is_private: bool, guests: Sequence[int] = ()) -> Dataset:
+        """Let only its owner, managers and `guests` see a dataset, or everyone.
+
+        Raises:
+            NoSuchDataset: It was deleted.
+        """
+        values = (is_private, json.dumps(sorted(set(guests))), dataset_id)
+        async with self._db.transaction() as connection:
+            return self._dataset(_only(await connection.execute_fetchall(dataset_sql.SET_PRIVACY, values), dataset_id))
+
     async def decide(self, dataset_id: int, change: Callable[[Edits], Edits]) -> Dataset:
         """Store a decision as a change of the newest edits, so that concurrent decisions all count.
 
@@ -269,10 +266,10 @@ class DatasetStore:
             NoSuchDataset: It was deleted.
         """
         async with self._db.transaction() as connection:
-            rows = await connection.execute_fetchall(_BY_ID, (dataset_id,))
+            rows = await connection.execute_fetchall(dataset_sql.BY_ID, (dataset_id,))
             dataset = self._dataset(_only(rows, dataset_id))
             edits = change(dataset.edits)
-            rows = await connection.execute_fetchall(_SET_EDITS, (edits.model_dump_json(), dataset_id))
+            rows = await connection.execute_fetchall(dataset_sql.SET_EDITS, (edits.model_dump_json(), dataset_id))
             return self._dataset(_only(rows, dataset_id))
 
     async def apply(self, dataset_id: int) -> Dataset:
@@ -321,8 +318,7 @@ class DatasetStore:
             while True:
                 dataset = await self.get(dataset_id)
                 self._limits.require_room(dataset, await asyncio.to_thread(file_sizes, dataset.source), received)
-                stored = await self._db.all(_STORED, (dataset.owner_id,))
-                self._limits.require_share(stored, datasets=0, more_bytes=received.bytes)
+                await self.require_share(dataset.owner_id, datasets=0, more_bytes=received.bytes)
                 merged = await asyncio.to_thread(
                     merge_files, dataset.source, received, incoming=self._incoming, datasets=self._datasets
                 )
@@ -368,19 +364,21 @@ class DatasetStore:
             DatasetInUse: An unfinished job needs it.
         """
         async with self._db.transaction() as connection:
-            dataset = self._dataset(_only(await connection.execute_fetchall(_BY_ID, (dataset_id,)), dataset_id))
+            dataset = self._dataset(
+                _only(await connection.execute_fetchall(dataset_sql.BY_ID, (dataset_id,)), dataset_id)
+            )
             needs = {"dataset_id": dataset_id, "folder": f"{dataset.folder.parent}/"}
-            for job in await connection.execute_fetchall(_JOB_THAT_NEEDS, needs):
+            for job in await connection.execute_fetchall(dataset_sql.JOB_THAT_NEEDS, needs):
                 raise DatasetInUse(name=dataset.name, job_id=job["id"], job_name=job["name"])
-            await connection.execute_fetchall(_DELETE, (self._clock.time(), dataset_id))
+            await connection.execute_fetchall(dataset_sql.DELETE, (self._clock.time(), dataset_id))
         await asyncio.to_thread(touch, dataset.folder, dataset.source, dataset.folder.parent)
         return dataset
 
     async def sweep(self, *, older_than_s: float) -> int:
         """Delete contents that never became a dataset and unused revisions; return the number of folders."""
-        living = await self._db.all(_REVISIONS_IN_USE)
-        uploaded = await self._db.all(_PENDING_CONTENTS)
-        trained_on = [Path(row[0]) for row in await self._db.all(_TRAINED_ON)]
+        living = await self._db.all(dataset_sql.REVISIONS_IN_USE)
+        uploaded = await self._db.all(dataset_sql.PENDING_CONTENTS)
+        trained_on = [Path(row[0]) for row in await self._db.all(dataset_sql.TRAINED_ON)]
         return await asyncio.to_thread(
             sweep,
             self._incoming,
@@ -408,11 +406,12 @@ class DatasetStore:
         """Let the row show another revision; False if the dataset is no longer as it was `seen`."""
         sha256 = folder.parent.name
         async with self._db.transaction() as connection:
-            row = _only(await connection.execute_fetchall(_BY_ID, (seen.id,)), seen.id)
+            row = _only(await connection.execute_fetchall(dataset_sql.BY_ID, (seen.id,)), seen.id)
             if self._dataset(row) != seen:
                 return False
-            for other in await connection.execute_fetchall(_BY_CONTENT, (seen.guild_id, sha256)):
+            for other in await connection.execute_fetchall(dataset_sql.BY_CONTENT, (seen.guild_id, sha256)):
                 if other["id"] != seen.id:
+                    _require_seen(self._dataset(other), seen.owner_id)
                     raise DatasetRefused(
                         _(
                             "Together these files are the dataset {other} already. {name} was not changed.",
@@ -421,9 +420,9 @@ class DatasetStore:
                         )
                     )
             await connection.execute_fetchall(
-                _MOVE_ON, (sha256, source_bytes, folder.name, earlier, *_report_values(report), seen.id)
+                dataset_sql.MOVE_ON, (sha256, source_bytes, folder.name, earlier, *_report_values(report), seen.id)
             )
-            await connection.execute_fetchall(_UPLOAD_DONE, (upload_id,))
+            await connection.execute_fetchall(dataset_sql.UPLOAD_DONE, (upload_id,))
         # The grace period of the old revision starts now.
         await asyncio.to_thread(touch, seen.folder, seen.source, seen.folder.parent)
         return True
@@ -437,22 +436,23 @@ class DatasetStore:
         wanted: str,
         report: DatasetReport,
     ) -> Row:
-        for known in await connection.execute_fetchall(_BY_CONTENT, (guild_id, received.sha256)):
+        for known in await connection.execute_fetchall(dataset_sql.BY_CONTENT, (guild_id, received.sha256)):
+            _require_seen(self._dataset(known), owner_id)
             if known["revision"] != PREPARED:
                 return known
             # Prepared again, by another version of the trainer.
             again = (*_report_values(report), known["id"])
-            return next(iter(await connection.execute_fetchall(_REPORT_AGAIN, again)))
-        stored = await connection.execute_fetchall(_STORED, (owner_id,))
+            return next(iter(await connection.execute_fetchall(dataset_sql.REPORT_AGAIN, again)))
+        stored = await connection.execute_fetchall(dataset_sql.STORED, (owner_id,))
         self._limits.require_share(stored, datasets=1, more_bytes=received.bytes)
-        taken = {row[0] for row in await connection.execute_fetchall(_NAMES, (guild_id,))}
+        taken = {row[0] for row in await connection.execute_fetchall(dataset_sql.NAMES, (guild_id,))}
         name, number = wanted, 2
         while name in taken:
             name, number = f"{wanted}-{number}", number + 1
         values = (
             guild_id, owner_id, name, self._clock.time(), received.sha256, received.bytes, *_report_values(report)
         )  # fmt: skip
-        return next(iter(await connection.execute_fetchall(_INSERT, values)))
+        return next(iter(await connection.execute_fetchall(dataset_sql.INSERT, values)))
 
     def _claim(self, sha256: str) -> None:
         self._in_hand[sha256] += 1
@@ -466,7 +466,7 @@ class DatasetStore:
             yield
         except DatasetRefused:
             # Nothing is awaited between the check and the rename: another upload of the same files claims them first.
-            if await self._db.one(_IS_NEEDED, (sha256,)) is None and self._in_hand[sha256] == 1:
+            if await self._db.one(dataset_sql.IS_NEEDED, (sha256,)) is None and self._in_hand[sha256] == 1:
                 with temporary_folder(self._incoming) as trash, suppress(FileNotFoundError):
                     received.source.rename(trash / SOURCE)
             raise
@@ -477,6 +477,12 @@ class DatasetStore:
 
     def _dataset(self, row: Row) -> Dataset:
         return Dataset.from_row(row, self._datasets)
+
+
+def _require_seen(known: Dataset | None, user_id: int) -> None:
+    """Raise unless a member who brings the files of a dataset may see it."""
+    if known is not None and not may_see(known, user_id=user_id, can_manage=False):
+        raise PrivateCopy
 
 
 def _report_values(report: DatasetReport) -> tuple[str, int, str, str]:

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from bot.errors import DatasetRefused
-from trainer.protocol.edits import CaptionRules, Edits
+from bot.errors import DarkroomError, DatasetRefused
+from trainer.protocol.edits import CaptionRules, Crop, Edits
 from trainer.protocol.finding_labels import KINDS, QUIET, main_kind
 from trainer.protocol.report import DatasetReport, FindingKind, Image
 from trainer.protocol.text import _
@@ -22,6 +22,12 @@ AUTOMATIC = "automatic"
 CAPTIONS = "captions"
 #: In a button's id before the key of a question: all of its images are meant, also those that are decided.
 EVERY = "every-"
+#: What `decided` does with images.
+DECIDING = frozenset({"keep", "drop", "undecide", "right"})
+
+
+class EditConflict(DarkroomError):
+    """Another person has changed what a form changes since it was shown; the message says what it is now."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +137,33 @@ def current_caption(image: Image, edits: Edits) -> str:
 def with_decisions(edits: Edits, sha256s: Iterable[str], decision: Literal["keep", "drop"]) -> Edits:
     """Keep or drop images, whatever was measured."""
     return edits.model_copy(update={"decisions": {**edits.decisions, **dict.fromkeys(sha256s, decision)}})
+
+
+def decided(edits: Edits, verb: str, sha256s: Sequence[str]) -> Edits:
+    """Keep or drop images, take that back, or mark their automatic captions as right (`DECIDING`)."""
+    match verb:
+        case "keep":
+            return with_decisions(edits, sha256s, "keep")
+        case "drop":
+            return with_decisions(edits, sha256s, "drop")
+        case "undecide":
+            return without_decisions(edits, sha256s)
+        case _:
+            return with_reviewed(edits, *sha256s)
+
+
+def without_decisions(edits: Edits, sha256s: Iterable[str]) -> Edits:
+    """Let the findings decide again whether images are kept."""
+    undecided = set(sha256s)
+    left = {sha256: decision for sha256, decision in edits.decisions.items() if sha256 not in undecided}
+    return edits.model_copy(update={"decisions": left})
+
+
+def with_crop(edits: Edits, sha256: str, crop: Crop | None) -> Edits:
+    """Train on a part of an image only; None, or all of it: on the whole image."""
+    others = {each: kept for each, kept in edits.crops.items() if each != sha256}
+    is_part = crop is not None and crop != Crop()
+    return edits.model_copy(update={"crops": {**others, sha256: crop} if is_part else others})
 
 
 def with_caption(edits: Edits, sha256: str, caption: str) -> Edits:

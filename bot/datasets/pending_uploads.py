@@ -20,8 +20,8 @@ _FILES = TypeAdapter(tuple[ReceivedFile, ...])
 
 _INSERT = """
 INSERT INTO upload (interaction_id, guild_id, channel_id, owner_id, kind, request, is_at_once, dataset_id, title,
-    created_at)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (interaction_id) DO NOTHING RETURNING interaction_id
+    is_by_page, is_open, created_at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (interaction_id) DO NOTHING RETURNING interaction_id
 """
 
 
@@ -53,6 +53,11 @@ class PendingUpload:
     #: Set once the files are on the disk.
     sha256: str | None = None
     files: tuple[ReceivedFile, ...] = ()
+    #: Its files come by the upload page (`ResumableUploads`); it is open until their owner says that these are all.
+    is_by_page: bool = False
+    is_open: bool = False
+    #: How often it was closed, and then refused.
+    tries: int = 0
     #: The files have been added to `dataset_id`; only the answer is missing.
     is_done: bool = False
 
@@ -70,6 +75,9 @@ class PendingUpload:
             title=row["title"],
             sha256=row["sha256"],
             files=() if row["files"] is None else _FILES.validate_json(row["files"]),
+            is_by_page=bool(row["is_by_page"]),
+            is_open=bool(row["is_open"]),
+            tries=row["tries"],
             is_done=bool(row["is_done"]),
         )
 
@@ -93,6 +101,8 @@ class PendingUploads:
             upload.is_at_once,
             upload.dataset_id,
             upload.title,
+            upload.is_by_page,
+            upload.is_open,
             self._clock.time(),
         )
         async with self._db.transaction() as connection:
@@ -102,6 +112,14 @@ class PendingUploads:
         """Return the upload of an interaction; None if its owner has been answered."""
         row = await self._db.one("SELECT * FROM upload WHERE interaction_id = ?", (interaction_id,))
         return None if row is None else PendingUpload.from_row(row)
+
+    async def expect_by_page(self, interaction_id: int) -> None:
+        """Let the files of an upload come by the upload page: as attachments they are too large."""
+        async with self._db.transaction() as connection:
+            await connection.execute_fetchall(
+                "UPDATE upload SET is_by_page = 1, is_open = 1 WHERE interaction_id = ? AND sha256 IS NULL",
+                (interaction_id,),
+            )
 
     async def mark_received(self, interaction_id: int, received: Received) -> None:
         """Store that the files are on the disk."""
@@ -118,11 +136,13 @@ class PendingUploads:
 
     async def remove_with(self, connection: Connection, interaction_id: int) -> None:
         """Remove an upload in the transaction that stores its answer."""
+        await connection.execute_fetchall("DELETE FROM upload_file WHERE interaction_id = ?", (interaction_id,))
         await connection.execute_fetchall("DELETE FROM upload WHERE interaction_id = ?", (interaction_id,))
 
-    async def all(self) -> list[PendingUpload]:
-        """Return all pending uploads, oldest first."""
-        return [PendingUpload.from_row(row) for row in await self._db.all("SELECT * FROM upload ORDER BY created_at")]
+    async def unfinished(self) -> list[PendingUpload]:
+        """Return the uploads that are not open and whose owners have no answer, oldest first."""
+        rows = await self._db.all("SELECT * FROM upload WHERE NOT is_open ORDER BY created_at")
+        return [PendingUpload.from_row(row) for row in rows]
 
 
 class ImportRequest(Frozen):
@@ -135,6 +155,8 @@ class ImportRequest(Frozen):
     caption_column: str = Field(default="", max_length=100)
     layout: Layout = Layout.AUTO
     wants_captions: bool = False
+    #: Only its owner, managers and people whom the owner names may see it.
+    is_private: bool = False
     #: The member could manage the server then. It matters if the files are another member's dataset already.
     can_manage: bool = False
 
@@ -155,6 +177,9 @@ async def import_files(
         NotYourDataset: The files are another member's dataset already, and the request would change it.
     """
     dataset = await store.prepare(received, guild_id=guild_id, owner_id=owner_id, name=request.name)
+    if request.is_private and not dataset.is_private:
+        require_change(dataset, user_id=owner_id, can_manage=request.can_manage)
+        dataset = await store.set_privacy(dataset.id, is_private=True)
     changes = bool(request.trigger or request.caption_column or request.layout is not Layout.AUTO)
     if changes or request.wants_captions:
         require_change(dataset, user_id=owner_id, can_manage=request.can_manage)

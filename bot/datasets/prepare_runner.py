@@ -23,7 +23,7 @@ from bot.runners.child_process import run_and_capture
 from trainer.exchange.dataset_dir import read_edits, read_progress, read_report, write_edits
 from trainer.protocol.edits import Edits, EditsError
 from trainer.protocol.events import EXIT_REFUSED
-from trainer.protocol.progress import PrepareProgress
+from trainer.protocol.progress import PreparePhase, PrepareProgress
 from trainer.protocol.report import DatasetReport
 from trainer.protocol.text import _
 
@@ -72,14 +72,18 @@ class Turns:
         self._waiting.setdefault(person, []).append(turn)
         self._admit()
         try:
+            listener = _listener.get()
+            if listener is not None and not turn.done():
+                await listener(PrepareProgress(phase=PreparePhase.WAITING, done=0, total=0))
             await turn
             yield
         finally:
-            # Cancelled, and not by the body: it never had a place.
-            if not turn.cancelled():
+            # Cancelled while it waited, and not by the body: it never had a place.
+            if turn.done() and not turn.cancelled():
                 self._holders.remove(person)
                 self._free += 1
                 self._admit()
+            turn.cancel()
 
     def _admit(self) -> None:
         for person in [each for each in self._waiting if each not in self._holders]:

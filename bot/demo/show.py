@@ -34,6 +34,13 @@ _ABOUT_MOMO = {
     "prompts": "momo on a yellow background | momo on a white background | a big momo on a blue background | "
     "a red star on a blue background",
 }
+_BLUEPRINT = "blueprint.zip"
+_NEXT = """While momo trains: here is a second set, **blueprint**. Things that our little model knows, as blueprints.
+• `/dataset inspect dataset:blueprint` shows what was found in it: one drawing is out of focus, one too small, …
+• `/finetune from_dataset:blueprint base:tiny preset:demo trigger:blueprint` teaches the style, in about two minutes.
+• Once momo is done, press **Try prompts** on its result, or let `/study compare` try several learning rates.
+• Images of your own work too: `/finetune` with a zip. This toy model draws at 64 px, so expect simple shapes.
+• `/help` has the rest."""
 _HELLO = "Meet momo, our new mascot: here are its images, with captions. Let's teach it to our little model!"
 
 
@@ -45,7 +52,7 @@ def run_demo(*, data: Path, dataset: Path | None, port: int, is_headless: bool) 
     """
     setup_logging(logging.WARNING)
     archive = _archive(dataset)
-    config = _config(data / time.strftime("%Y%m%d-%H%M%S"))
+    config = demo_config(data / time.strftime("%Y%m%d-%H%M%S"))
     show = _headless(config, archive) if is_headless else _page(config, archive, port)
     try:
         return asyncio.run(show)
@@ -101,6 +108,7 @@ async def _page(config: Config, archive: tuple[str, bytes], port: int) -> int:
             say(f"  Everything is kept in {config.storage.data_dir.resolve()}\n")
             refreshing = asyncio.create_task(_refresh(simulation, page))
             try:
+                await _offer_more(simulation)
                 await page.wait_closed()
             finally:
                 refreshing.cancel()
@@ -120,6 +128,13 @@ async def _run_script(app: App, simulation: Simulation, archive: tuple[str, byte
         answer = "\n".join(texts(result.response.message.components)) if result.response else "no answer"
         say(f"Ana's dataset was refused: {answer}")
     return jobs[0] if jobs else None
+
+
+async def _offer_more(simulation: Simulation) -> None:
+    """Let Ben upload a second dataset, and say what to try."""
+    form = await simulation.ben.slash(simulation.channel, "dataset upload")
+    await simulation.ben.submit_modal(form, {"files": [_shipped(_BLUEPRINT)], "name": "blueprint"})
+    await simulation.ben.send(simulation.channel, _NEXT)
 
 
 async def _refresh(simulation: Simulation, page: Any) -> None:
@@ -190,12 +205,16 @@ def _archive(dataset: Path | None) -> tuple[str, bytes]:
     try:
         if dataset is not None:
             return dataset.name, dataset.read_bytes()
-        return _MOMO, (resources.files("bot.demo") / _MOMO).read_bytes()
+        return _shipped(_MOMO)
     except OSError as error:
         raise DarkroomError(f"The demo's dataset cannot be read: {error}. Name one with --dataset ZIP.") from error
 
 
-def _config(data_dir: Path) -> Config:
+def _shipped(name: str) -> tuple[str, bytes]:
+    return name, (resources.files("bot.demo") / name).read_bytes()
+
+
+def demo_config(data_dir: Path) -> Config:
     return Config(
         storage=StorageSettings(data_dir=data_dir),
         # A simulated Discord has no rate limit.

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from bot.config import Config, load_config
+from bot.config import Config
+from bot.config_file import load_config
 from bot.errors import ConfigError, DarkroomError
 from bot.ui.model_pages import HUB_NAME, model_lines, model_words
 from trainer.exchange.base_files import BaseFacts, base_facts

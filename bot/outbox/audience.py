@@ -39,6 +39,7 @@ EVENT_OF: Mapping[NotificationKind, NotifyEvent] = {
     NotificationKind.EPOCH: NotifyEvent.EPOCH,
     NotificationKind.EARLY_STOP: NotifyEvent.EARLY_STOP,
     NotificationKind.DONE: NotifyEvent.DONE,
+    NotificationKind.DRAWN: NotifyEvent.DONE,
     NotificationKind.FAILED: NotifyEvent.FAILED,
     NotificationKind.CANCELLED: NotifyEvent.FAILED,
 }

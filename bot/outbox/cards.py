@@ -1,5 +1,6 @@
-"""The messages of a job that are edited: its live card, from which its thread starts, and, where it has no thread, one
-message with the newest of what would be there. Only the newest state of each is ever sent.
+"""The messages of a job that are edited: its live card, from which its thread starts; where it has no thread, one
+message with the newest of what would be there; and its pictures in the gallery. That of an upload
+by page is of no job. Only the newest state of each is sent.
 """
 
 from __future__ import annotations
@@ -46,9 +47,12 @@ class Card:
     """A message of a job that is edited, and how much of the job it shows."""
 
     job_id: int
-    #: `CARD`, or `LATEST` with its parts.
+    #: `CARD`, `LATEST` with its parts, or `GALLERY` with its post.
     kind: NotificationKind
     parts: tuple[Notification, ...]
+    post_id: int
+    #: The message is to be deleted.
+    is_removed: bool
     channel_id: int
     #: Of a card: the job's thread; None: it has none yet; `NO_THREAD`: it gets none.
     thread_id: int | None
@@ -67,7 +71,7 @@ class Card:
 
     @property
     def notification(self) -> Notification:
-        return Notification(kind=self.kind, job_id=self.job_id, parts=self.parts)
+        return Notification(kind=self.kind, job_id=self.job_id, parts=self.parts, post_id=self.post_id)
 
     @property
     def is_changed(self) -> bool:
@@ -102,20 +106,40 @@ class Cards:
         self._filled = filled
         self._clock = clock
 
-    async def touch(self, connection: Connection, job_id: int, *, channel_id: int, at_once: bool = False) -> None:
-        """Mark a job's card as stale; `at_once`: its state changed, so the edit is not delayed."""
-        await self.touch_all(connection, [(job_id, channel_id)], at_once=at_once)
+    async def touch(
+        self,
+        connection: Connection,
+        job_id: int,
+        *,
+        channel_id: int,
+        at_once: bool = False,
+        is_threaded: bool = True,
+    ) -> None:
+        """Mark a job's card as stale; `at_once`: its state changed, so the edit is not delayed.
+
+        A new card gets a thread, if `is_threaded`.
+        """
+        await self.touch_all(connection, [(job_id, channel_id)], at_once=at_once, is_threaded=is_threaded)
 
     async def touch_all(
-        self, connection: Connection, cards: Iterable[tuple[int, int]], *, at_once: bool = False
+        self,
+        connection: Connection,
+        cards: Iterable[tuple[int, int]],
+        *,
+        at_once: bool = False,
+        is_threaded: bool = True,
     ) -> None:
         """As `touch`, for jobs and their channels; all of them cost little more than one."""
         await connection.executemany(
-            """INSERT INTO card (job_id, channel_id, version, urgent_version, nonce) VALUES (?1, ?2, 1, 1, ?3)
-               ON CONFLICT (job_id, kind) DO UPDATE SET
+            """INSERT INTO card (job_id, channel_id, version, urgent_version, nonce, thread_id)
+               VALUES (?1, ?2, 1, 1, ?3, ?5)
+               ON CONFLICT (job_id, kind, post_id) DO UPDATE SET
                    version = version + 1,
                    urgent_version = CASE WHEN ?4 THEN version + 1 ELSE urgent_version END""",
-            [(job_id, channel_id, new_nonce(), int(at_once)) for job_id, channel_id in cards],
+            [
+                (job_id, channel_id, new_nonce(), int(at_once), None if is_threaded else NO_THREAD)
+                for job_id, channel_id in cards
+            ],
         )
         self._db.after_commit(self._filled.set)
 
@@ -131,20 +155,66 @@ class Cards:
         await connection.execute_fetchall(
             """INSERT INTO card (job_id, kind, channel_id, parts, version, urgent_version, nonce)
                VALUES (?1, 'latest', ?2, ?3, 1, 1, ?4)
-               ON CONFLICT (job_id, kind) DO UPDATE SET version = version + 1, parts = ?3""",
+               ON CONFLICT (job_id, kind, post_id) DO UPDATE SET version = version + 1, parts = ?3""",
             (job_id, channel_id, json.dumps(parts), new_nonce()),
         )
         self._db.after_commit(self._filled.set)
 
-    async def of(self, job_id: int, kind: NotificationKind = NotificationKind.CARD) -> Card | None:
-        """Return the card of a job, or its other message; None if it has none."""
-        row = await self._db.one("SELECT * FROM card WHERE job_id = ? AND kind = ?", (job_id, kind))
+    async def show_post(self, connection: Connection, job_id: int, post_id: int, *, channel_id: int) -> None:
+        """Post a picture of a job to the gallery's channel, once the caller's transaction commits."""
+        await connection.execute_fetchall(
+            """INSERT INTO card (job_id, kind, post_id, channel_id, version, urgent_version, nonce)
+               VALUES (?, 'gallery', ?, ?, 1, 1, ?)""",
+            (job_id, post_id, channel_id, new_nonce()),
+        )
+        self._db.after_commit(self._filled.set)
+
+    async def touch_post(self, connection: Connection, post_id: int, *, is_removed: bool = False) -> None:
+        """Let the message of a picture be edited or deleted at once, in the caller's transaction."""
+        await connection.execute_fetchall(
+            """UPDATE card SET version = version + 1, urgent_version = version + 1,
+                   is_removed = MAX(is_removed, ?1)
+               WHERE kind = 'gallery' AND post_id = ?2""",
+            (int(is_removed), post_id),
+        )
+        self._db.after_commit(self._filled.set)
+
+    async def show_upload(self, connection: Connection, interaction_id: int, *, channel_id: int) -> None:
+        """Show how much of an upload has arrived, once the caller's transaction commits."""
+        await connection.execute_fetchall(
+            """INSERT INTO card (job_id, kind, post_id, channel_id, version, urgent_version, nonce)
+               VALUES (0, 'upload', ?, ?, 1, 1, ?)
+               ON CONFLICT (job_id, kind, post_id) DO UPDATE SET version = version + 1""",
+            (interaction_id, channel_id, new_nonce()),
+        )
+        self._db.after_commit(self._filled.set)
+
+    async def remove_upload(self, connection: Connection, interaction_id: int) -> None:
+        """Let the message of an upload be deleted, in the caller's transaction: it has been answered."""
+        await connection.execute_fetchall(
+            """UPDATE card SET version = version + 1, urgent_version = version + 1, is_removed = 1
+               WHERE kind = 'upload' AND post_id = ?""",
+            (interaction_id,),
+        )
+        self._db.after_commit(self._filled.set)
+
+    async def of(self, job_id: int, kind: NotificationKind = NotificationKind.CARD, *, post_id: int = 0) -> Card | None:
+        """Return the card of a job, or another of its messages; None if it has none."""
+        row = await self._db.one(
+            "SELECT * FROM card WHERE job_id = ? AND kind = ? AND post_id = ?", (job_id, kind, post_id)
+        )
+        return _card(row) if row else None
+
+    async def of_post(self, post_id: int) -> Card | None:
+        """Return the message of a picture."""
+        row = await self._db.one("SELECT * FROM card WHERE kind = 'gallery' AND post_id = ?", (post_id,))
         return _card(row) if row else None
 
     async def changed(self, channel_id: int) -> list[Card]:
         """Return the stale messages of a channel."""
         rows = await self._db.all(
-            "SELECT * FROM card WHERE channel_id = ? AND shown_version < version ORDER BY kind, job_id", (channel_id,)
+            "SELECT * FROM card WHERE channel_id = ? AND shown_version < version ORDER BY kind, job_id, post_id",
+            (channel_id,),
         )
         return [_card(row) for row in rows]
 
@@ -152,7 +222,7 @@ class Cards:
         """Record that the message is about to be sent, for the next bot if this one dies."""
         await self._update(card, "state = 'sending'")
 
-    async def mark_shown(self, card: Card, message_id: int, *, is_new: bool, is_newest: bool = True) -> None:
+    async def mark_shown(self, card: Card, message_id: int | None, *, is_new: bool, is_newest: bool = True) -> None:
         """Record that the message shows `card.version`; not `is_newest`: it is of an earlier try, and may be old."""
         created = ", sent_at = :now" if is_new else ""
         shown = "MAX(shown_version, :version)" if is_newest else "shown_version"
@@ -171,7 +241,7 @@ class Cards:
             nonce=new_nonce(),
         )
         self._filled.set()
-        found = await self.of(card.job_id, card.kind)
+        found = await self.of(card.job_id, card.kind, post_id=card.post_id)
         assert found is not None
         return found
 
@@ -191,12 +261,17 @@ class Cards:
 
     async def _update(self, card: Card, changes: str, **values: float | str | None) -> None:
         named = {
-            "now": self._clock.time(), "version": card.version, "job_id": card.job_id, "kind": card.kind, **values
-        }  # fmt: skip
+            "now": self._clock.time(),
+            "version": card.version,
+            "job_id": card.job_id,
+            "kind": card.kind,
+            "post_id": card.post_id,
+            **values,
+        }
         async with self._db.transaction() as connection:
             # The pieces of SQL are this package's own.
             await connection.execute_fetchall(
-                f"UPDATE card SET {changes} WHERE job_id = :job_id AND kind = :kind", named
+                f"UPDATE card SET {changes} WHERE job_id = :job_id AND kind = :kind AND post_id = :post_id", named
             )
 
 
@@ -226,6 +301,8 @@ def _card(row: Row) -> Card:
         job_id=row["job_id"],
         kind=NotificationKind(row["kind"]),
         parts=_parts(row["parts"]),
+        post_id=row["post_id"],
+        is_removed=bool(row["is_removed"]),
         channel_id=row["channel_id"],
         thread_id=row["thread_id"],
         version=row["version"],

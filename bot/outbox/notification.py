@@ -20,6 +20,10 @@ class NotificationKind(StrEnum):
     STARTED = "started"
     #: The base's samples and validation loss, before the first step.
     BASE = "base"
+    #: A picture of a job in the gallery: one message, edited when somebody likes it, deleted when it is withdrawn.
+    GALLERY = "gallery"
+    #: Of no job: how much of an upload by page has arrived; one message, edited, and deleted once it is answered.
+    UPLOAD = "upload"
     #: The end of an epoch.
     EPOCH = "epoch"
     #: Early stopping ends the training.
@@ -32,6 +36,8 @@ class NotificationKind(StrEnum):
     ALARM = "alarm"
     #: The result; mentions the owner.
     DONE = "done"
+    #: A sampling is done; its card shows the images.
+    DRAWN = "drawn"
     #: Mentions the owner.
     FAILED = "failed"
     #: A user stopped it.
@@ -40,6 +46,8 @@ class NotificationKind(StrEnum):
     LOST = "lost"
     #: A user paused it; its GPU is free.
     PAUSED = "paused"
+    #: Its model is on the Hugging Face hub, or could not be uploaded. `detail` is the `Publication`.
+    PUBLISHED = "published"
     #: Of no job (`job_id` 0): a digest, a full disk, a restart. `detail` is the news.
     NEWS = "news"
     #: Of no job: what an interaction could not be answered with; mentions `owner_id`. `detail` is the text.
@@ -55,11 +63,17 @@ IN_CHANNEL = frozenset(
     {
         NotificationKind.CARD,
         NotificationKind.LATEST,
+        NotificationKind.GALLERY,
         NotificationKind.ALARM,
         NotificationKind.DONE,
+        NotificationKind.DRAWN,
         NotificationKind.FAILED,
     }
 )
+
+
+#: Their owner is told at once if they cannot be delivered.
+AWAITED = frozenset({NotificationKind.DONE, NotificationKind.DRAWN, NotificationKind.FAILED, NotificationKind.ANSWER})
 
 
 class UndeliveredReason(StrEnum):
@@ -113,7 +127,19 @@ class Notification(Frozen):
     is_returned: bool = False
     #: Epochs that a message about an epoch stands for: its own is the last of them.
     epochs: int = 1
+    #: Of `GALLERY`: the `gallery_post`; of `UPLOAD`: the interaction.
+    post_id: int = 0
     #: Of `LATEST`: the newest samples, and what else is new; oldest first.
     parts: tuple[Notification, ...] = ()
     #: Of `UNDELIVERED`; `detail` is that of the other message.
     undelivered: Undelivered | None = None
+
+    def as_undelivered(self, undelivered: Undelivered, *, key: str) -> Notification:
+        """Return the notification that tells this one's owner that it is not where it belongs."""
+        changes = {
+            "kind": NotificationKind.UNDELIVERED,
+            "dedupe_key": f"undelivered:{key}",
+            "mentions": (),
+            "undelivered": undelivered,
+        }
+        return self.model_copy(update=changes)

@@ -27,7 +27,7 @@ LOOK_EVERY_S = 60.0
 #: So long after the roles or channels of a server changed: changes come in bursts.
 _LOOK_SOON_S = 1.0
 #: Only sent if it calls somebody.
-_ON_DEMAND = frozenset({NotificationKind.QUEUED, NotificationKind.STARTED})
+_ON_DEMAND = frozenset({NotificationKind.QUEUED, NotificationKind.STARTED, NotificationKind.DRAWN})
 #: Without a thread, the card alone shows these.
 _ON_CARD = _ON_DEMAND | {NotificationKind.PAUSED, NotificationKind.CANCELLED, NotificationKind.STAGE}
 #: Failures after which a message lets the next ones of its channel pass.

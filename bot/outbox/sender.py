@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -25,7 +26,7 @@ from bot.config import CardSettings
 from bot.db import Connection
 from bot.db.errors import DatabaseUnwritable
 from bot.outbox.cards import NO_THREAD, Card, Failure
-from bot.outbox.notification import Notification, NotificationKind, Undelivered, UndeliveredReason
+from bot.outbox.notification import AWAITED, Notification, NotificationKind, Undelivered, UndeliveredReason
 from bot.outbox.outbox import LOOK_EVERY_S, Destination, Hold, Outbox, Pending
 from bot.outbox.transport import (
     ChannelGone,
@@ -52,8 +53,6 @@ _MAX_ERRORS = 5
 _OLD_S = 3300.0
 #: Tries to write into a thread without the permission, a minute apart, before it is done without.
 _MAX_THREAD_TRIES = 3
-#: Their owner is told at once if they cannot be delivered.
-_AWAITED = frozenset({NotificationKind.DONE, NotificationKind.FAILED, NotificationKind.ANSWER})
 
 _Route: TypeAlias = tuple[Destination, bool]
 
@@ -306,7 +305,7 @@ class Sender:
         """Send or edit a card; False if it has to wait."""
         tried_at = self._clock.time()
         try:
-            await self._send_or_edit(card)
+            await (self._remove(card) if card.is_removed else self._send_or_edit(card))
         except SendLater as error:
             failure = self._failure_of(error, card.tries, _route_of(card))
             await self._outbox.cards.delay(card, failure)
@@ -333,15 +332,18 @@ class Sender:
 
     async def _send_or_edit(self, card: Card) -> None:
         if (shown_id := card.message_id) is not None:
+            gone: MessageGone | None = None
             try:
                 await in_smaller_forms(partial(self._edit, card, shown_id))
             except MessageGone as error:
-                log.info("#%d: sending a new card: %s", card.job_id, error.reason)
-                await self._delete(card.channel_id, shown_id)
-                card = await self._outbox.cards.forget_message(card)
-            else:
+                gone = error
+            # A picture that a moderator of the channel deleted stays so.
+            if gone is None or card.kind in {NotificationKind.GALLERY, NotificationKind.UPLOAD}:
                 await self._outbox.cards.mark_shown(card, shown_id, is_new=False)
                 return
+            log.info("#%d: sending a new card: %s", card.job_id, gone.reason)
+            await self._delete(card.channel_id, shown_id)
+            card = await self._outbox.cards.forget_message(card)
         message_id = await self._make(
             card.notification,
             card.channel_id,
@@ -359,6 +361,16 @@ class Sender:
             except SendLater as error:
                 # The first message for the thread tries again.
                 log.info("#%d: no thread yet: %s", card.job_id, error.reason)
+
+    async def _remove(self, card: Card) -> None:
+        """Delete a message for good; it may be gone already, or never have been sent."""
+        message_id = card.message_id
+        if message_id is None and card.may_be_there:
+            message_id = await self._transport.find(card.channel_id, card.nonce)
+        if message_id is not None:
+            with suppress(MessageGone, ChannelGone):
+                await self._transport.delete(card.channel_id, message_id)
+        await self._outbox.cards.mark_shown(card, message_id, is_new=False)
 
     async def _delete(self, channel_id: int, message_id: int) -> None:
         """Remove a card that a new one replaces; it may be gone, or another bot's."""
@@ -445,11 +457,10 @@ class Sender:
         self, connection: Connection, pending: Pending, reason: UndeliveredReason, hold: Hold | None = None
     ) -> None:
         """Put a direct message to the owner into the outbox, once for a message, or once for all of a channel."""
-        other = pending.notification
-        channel_id = pending.to.channel_id
+        other, channel_id = pending.notification, pending.to.channel_id
         if not other.owner_id or other.kind is NotificationKind.UNDELIVERED:
             return
-        is_awaited = other.kind in _AWAITED
+        is_awaited = other.kind in AWAITED
         # A role that is edited holds a channel for seconds only: not every message is worth a direct one.
         is_brief = hold is not None and self._clock.time() < hold.since + LOOK_EVERY_S / 2
         if not is_awaited and (is_brief or reason is UndeliveredReason.FAILED):
@@ -461,21 +472,12 @@ class Sender:
             channel_id=channel_id,
             kind=other.kind if is_awaited else None,
         )
-        notification = other.model_copy(
-            update={
-                "kind": NotificationKind.UNDELIVERED,
-                "dedupe_key": f"undelivered:{other.dedupe_key if is_awaited else of_all}",
-                "mentions": (),
-                "undelivered": undelivered,
-            }
-        )
-        await self._outbox.put(connection, notification, recipient_id=other.owner_id)
+        told = other.as_undelivered(undelivered, key=other.dedupe_key if is_awaited else of_all)
+        await self._outbox.put(connection, told, recipient_id=other.owner_id)
 
     async def _send_elsewhere(self, pending: Pending, reason: str) -> None:
         """Send a direct message that its receiver does not take to the job's thread or the log channel."""
-        log.info(
-            "#%d: user %d takes no direct messages: %s", pending.notification.job_id, pending.to.recipient_id, reason
-        )
+        log.info("user %d takes no direct messages: %s", pending.to.recipient_id, reason)
         if pending.notification.is_direct:
             await self._outbox.return_to_thread(pending, reason=reason)
             return

@@ -15,10 +15,10 @@ from bot.queue.domain.job import (
     Job,
     NewJob,
     Priority,
-    Progress,
     State,
     StopIntent,
 )
+from bot.queue.domain.job_progress import Progress
 from bot.queue.domain.verbs import may_control, require_control
 from bot.queue.planning.estimates import Estimate
 from bot.queue.planning.forecast import Forecast

@@ -17,7 +17,7 @@ from bot.clock import SYSTEM_CLOCK, Clock
 from bot.config import QueueSettings
 from bot.db.errors import DatabaseUnwritable
 from bot.errors import JobFolderUnwritable, LaunchFailed, RunnerUnreachable
-from bot.queue.domain.job import ActiveJob, State
+from bot.queue.domain.job import ActiveJob, Job, State
 from bot.queue.liveness import LivenessMonitor
 from bot.queue.store.history import AuditReason
 from bot.queue.store.job_store import JobStore
@@ -25,10 +25,10 @@ from bot.queue.store.queue_control import Admission, PauseKind
 from bot.runners import Handle, Runner, RunStatus
 from trainer.exchange.attempt import read_heartbeat
 from trainer.exchange.event_file import EventBatch, read_events
-from trainer.exchange.job_dir import read_spec, write_spec
-from trainer.protocol.events import Failed, Finished, Stopped
+from trainer.exchange.job_dir import copy_start, read_spec, write_sampling, write_spec
+from trainer.protocol.events import TerminalEvent
 from trainer.protocol.run_options import RunOptions
-from trainer.protocol.spec import Spec, SpecError
+from trainer.protocol.spec import SpecError
 from trainer.protocol.text import ENGLISH
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ class Dispatcher:
         admission: Whether jobs may start now (training windows, disk space).
         advance: Advances a running study; it must not wait for the trainer.
         language_of: The language of a server, for what its trainings write.
+        sampling_stay_s: How long a process waits for the next sampling with its base model loaded.
         clock: Wall-clock time for grace times.
         monitor: Detects hung processes.
     """
@@ -63,6 +64,7 @@ class Dispatcher:
         admission: Callable[[], Admission] = lambda: Admission.ALLOW,
         advance: Callable[[ActiveJob], Awaitable[None]] = _no_studies,
         language_of: Callable[[int], str] = lambda _guild_id: ENGLISH,
+        sampling_stay_s: float = 0.0,
         clock: Clock = SYSTEM_CLOCK,
         monitor: LivenessMonitor | None = None,
     ) -> None:
@@ -73,6 +75,7 @@ class Dispatcher:
         self._admission = admission
         self._advance = advance
         self._language_of = language_of
+        self._sampling_stay_s = sampling_stay_s
         self._clock = clock
         self._monitor = monitor or LivenessMonitor(clock=clock)
         self._stepping = asyncio.Lock()
@@ -139,7 +142,7 @@ class Dispatcher:
             await self._finalize_exited(job, batch, status)
             return
         last = batch.lines[-1].event if batch.lines else None
-        if isinstance(last, Finished | Stopped | Failed) and last.attempt in {0, job.attempt}:
+        if isinstance(last, TerminalEvent) and last.attempt in {0, job.attempt}:
             # Hold the terminal event back until exit: the GPU and the folder's lock are still held.
             batch = EventBatch(lines=batch.lines[:-1], end=batch.lines[-1].start)
             await self._kill_after_grace(job.handle, since=last.time)
@@ -162,17 +165,20 @@ class Dispatcher:
     async def _launch(self, job: ActiveJob) -> None:
         job_dir = self._store.job_dir(job)
         options = RunOptions(
+            kind=job.kind,
             job_id=job.id,
             attempt=job.attempt,
             job_dir=job_dir,
             finish=job.is_finishing,
+            epoch=job.chosen_epoch if job.is_finishing else None,
             gpus=job.gpus if job.devices else 0,
             devices=job.devices,
             micro_batch=job.micro_batch,
             language=self._language_of(job.guild_id),
+            stay_s=self._sampling_stay_s if job.is_sampling else 0.0,
         )
         try:
-            await asyncio.to_thread(_ensure_spec, job_dir, job.spec)
+            await asyncio.to_thread(_ensure_spec, job_dir, job)
             failpoint("spec_written")
             handle = await self._runner.launch(options)
             failpoint("launched")
@@ -225,11 +231,16 @@ class Dispatcher:
         await self._runner.kill(handle)
 
 
-def _ensure_spec(job_dir: Path, spec: Spec) -> None:
-    """Write `spec.json` unless it holds this spec: an earlier attempt wrote it, and the job was not extended since."""
+def _ensure_spec(job_dir: Path, job: Job) -> None:
+    """Write the job's spec unless the folder holds it: an earlier attempt wrote it, and it was not extended since."""
+    if job.is_sampling:
+        # It never changes.
+        write_sampling(job_dir, job.sampling)
+        return
+    copy_start(job_dir, job.spec)
     try:
-        if read_spec(job_dir) == spec:
+        if read_spec(job_dir) == job.spec:
             return
     except SpecError:
         pass
-    write_spec(job_dir, spec)
+    write_spec(job_dir, job.spec)

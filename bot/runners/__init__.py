@@ -2,6 +2,6 @@
 
 from bot.runners.local import LocalRunner
 from bot.runners.runner import Handle, Runner, RunStatus
-from bot.runners.warm import WarmTrainer
+from bot.runners.warm import WarmSamplers, WarmTrainer
 
-__all__ = ["Handle", "LocalRunner", "RunStatus", "Runner", "WarmTrainer"]
+__all__ = ["Handle", "LocalRunner", "RunStatus", "Runner", "WarmSamplers", "WarmTrainer"]

@@ -16,6 +16,7 @@ from typing import Any
 
 from bot.errors import LaunchFailed
 from bot.runners.confinement import confined
+from trainer.protocol.text import LANGUAGE_VARIABLE, current_language
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ async def run_and_capture(
 
     Args:
         argv: The command and its arguments.
-        env: The whole environment of the child.
+        env: The whole environment of the child, but for the language: the child speaks the caller's.
         timeout_s: When to end it: SIGTERM to the group, then SIGKILL after `TERM_GRACE_S`.
         memory_bytes: Limit on its private memory (Linux).
         file_bytes: Limit on each file that it writes (Linux).
@@ -79,9 +80,10 @@ async def run_and_capture(
     output = asyncio.subprocess.PIPE if log_path is None else _new_file(log_path)
     command = confined(argv) if is_confined else argv
     null = asyncio.subprocess.DEVNULL
+    environment = {**env, LANGUAGE_VARIABLE: current_language()}
     try:
         process = await asyncio.create_subprocess_exec(
-            *command, stdin=null, stdout=output, stderr=output, env=dict(env), start_new_session=True
+            *command, stdin=null, stdout=output, stderr=output, env=environment, start_new_session=True
         )
     finally:
         if log_path is not None:

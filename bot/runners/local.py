@@ -1,4 +1,4 @@
-"""Trainings on this machine: detached processes that survive a restart of the bot."""
+"""Jobs on this machine: detached processes that survive a restart of the bot."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from pydantic import ValidationError
 from bot.errors import LaunchFailed
 from bot.runners.child_process import run_and_capture, spawn_detached
 from bot.runners.runner import Handle, RunStatus, trainer_argv
-from bot.runners.warm import WarmTrainer
+from bot.runners.warm import WaitingProcess, WarmSamplers, WarmTrainer, channel_pair
 from trainer.exchange.attempt import HEARTBEAT_FILE, read_attempt, write_attempt
 from trainer.exchange.job_dir import LOG_FILE
-from trainer.exchange.process import ProcessIdentity, identify, read_process_file
+from trainer.exchange.process import ProcessIdentity, identify, is_released, read_process_file
 from trainer.protocol.devices import Devices
 from trainer.protocol.frozen import Frozen
-from trainer.protocol.run_options import NEEDS_GPU_VARIABLE, RunOptions
+from trainer.protocol.run_options import NEEDS_GPU_VARIABLE, JobKind, RunOptions
 from trainer.protocol.text import _
 
 log = logging.getLogger(__name__)
@@ -51,15 +51,22 @@ class LocalHandle(Frozen):
         It is not the process that was started under `accelerate launch`, whose child it is. Nor if a bot died between
         a start and storing the handle: the next bot starts a second trainer, which finds the folder locked and exits.
         """
-        if self.attempt != read_attempt(self.job_dir):
+        if self.attempt != read_attempt(self.job_dir) or self.is_released:
             return None
         holder = read_process_file(self.job_dir)
         return holder if holder is not None and holder.is_alive() else None
 
     @property
     def started(self) -> ProcessIdentity | None:
-        """The process that was started, if it is alive."""
-        return self.process if self.process is not None and self.process.is_alive() else None
+        """The process that was started, if it is alive and still at this job."""
+        if self.process is None or self.is_released:
+            return None
+        return self.process if self.process.is_alive() else None
+
+    @property
+    def is_released(self) -> bool:
+        """True if the process has ended this attempt: it may live on, for the next sampling job."""
+        return is_released(self.job_dir, self.attempt)
 
     def all_processes(self) -> set[ProcessIdentity]:
         """Every living process of this attempt."""
@@ -70,7 +77,8 @@ class LocalHandle(Frozen):
 class LocalRunner:
     """Runs `command run JOB_DIR` in a session of its own, with its output in JOB_DIR/trainer.log.
 
-    A `warm` trainer that is ready takes the job instead, with its libraries already loaded; nothing else differs.
+    A `warm` trainer that is ready takes the job instead, with its libraries already loaded; a sampling job is taken by
+    one of the `samplers`, with its base already loaded. Nothing else differs.
     """
 
     def __init__(
@@ -79,10 +87,12 @@ class LocalRunner:
         command: Sequence[str] = (sys.executable, "-m", "trainer"),
         env: Mapping[str, str] | None = None,
         warm: WarmTrainer | None = None,
+        samplers: WarmSamplers | None = None,
     ) -> None:
         self._command = tuple(command)
         self._env = dict(os.environ if env is None else env)
         self._warm = warm
+        self._samplers = samplers
         #: Children that were not reaped yet; those of an earlier bot belong to init.
         self._children: set[int] = set()
 
@@ -104,19 +114,48 @@ class LocalRunner:
 
     async def _start(self, options: RunOptions) -> tuple[int, str]:
         """Return the pid and a word for the log."""
-        if self._warm is not None and options.gpus < 2:
-            pid = await self._warm.take(options.model_copy(update={"job_dir": options.job_dir.absolute()}))
-            if pid is not None:
-                return pid, "was warm and took the job"
+        options = options.model_copy(update={"job_dir": options.job_dir.absolute()})
+        samplers = self._samplers
+        if samplers is None:
+            options = options.model_copy(update={"stay_s": 0.0})
+        elif options.kind is JobKind.TRAIN:
+            await samplers.make_room(options)
+        elif (pid := await samplers.take(options)) is not None:
+            return pid, "still had a base loaded and took the job"
+        if self._warm is not None and options.gpus < 2 and (waiting := await self._warm.take(options)) is not None:
+            self._stay_or_close(waiting, options)
+            return waiting.pid, "was warm and took the job"
+        return await self._start_cold(options), "started"
+
+    async def _start_cold(self, options: RunOptions) -> int:
         argv = trainer_argv(self._command, options)
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        file_actions = [
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        output = [
             (os.POSIX_SPAWN_OPEN, 1, str(options.job_dir / LOG_FILE), flags, 0o644),
             (os.POSIX_SPAWN_DUP2, 1, 2),
         ]
-        env = {**self._env, **job_environment(options)}
-        return await asyncio.to_thread(spawn_detached, argv, env, file_actions), "started"
+        if not options.stay_s:
+            actions = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0), *output]
+            env = {**self._env, **job_environment(options)}
+            return await asyncio.to_thread(spawn_detached, argv, env, actions)
+        ours, theirs = channel_pair()
+        with theirs:
+            actions = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), 0), *output]
+            # Without the mark of the job, which is not its last one.
+            env = {**self._env, **device_environment(options)}
+            try:
+                pid = await asyncio.to_thread(spawn_detached, argv, env, actions)
+            except LaunchFailed:
+                ours.close()
+                raise
+        self._stay_or_close(WaitingProcess(pid, ours), options)
+        return pid
+
+    def _stay_or_close(self, process: WaitingProcess, options: RunOptions) -> None:
+        if options.stay_s and self._samplers is not None:
+            self._samplers.add(process, options)
+        else:
+            process.channel.close()
 
     async def poll(self, handle: Handle) -> RunStatus:
         """Return the state of the process, and reap it if it has exited."""
@@ -188,9 +227,14 @@ def _evict_previous_attempts(options: RunOptions) -> ProcessIdentity | None:
 
 def job_environment(options: RunOptions) -> Mapping[str, str]:
     """Return the variables that a trainer gets beside the bot's: its mark and its GPUs."""
+    mark = {JOB_VARIABLE: str(options.job_dir.absolute()), ATTEMPT_VARIABLE: str(options.attempt)}
+    return {**mark, **device_environment(options)}
+
+
+def device_environment(options: RunOptions) -> Mapping[str, str]:
+    """Return the variables that name the GPUs of a job; none: it runs where it can."""
     gpus = ",".join(options.devices)
-    devices = {"CUDA_VISIBLE_DEVICES": gpus, NEEDS_GPU_VARIABLE: "1"} if gpus else {}
-    return {JOB_VARIABLE: str(options.job_dir.absolute()), ATTEMPT_VARIABLE: str(options.attempt), **devices}
+    return {"CUDA_VISIBLE_DEVICES": gpus, NEEDS_GPU_VARIABLE: "1"} if gpus else {}
 
 
 def find_marked(job_dir: Path) -> dict[ProcessIdentity, int]:

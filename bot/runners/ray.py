@@ -19,9 +19,10 @@ from bot.errors import LaunchFailed
 from bot.runners.ray_api import JobStatus, RayApi, RayJob, RayNode
 from bot.runners.runner import Handle, RunStatus, trainer_argv
 from trainer.exchange.attempt import write_attempt
-from trainer.exchange.job_dir import LOG_FILE, dataset_paths_environment, read_spec
+from trainer.exchange.job_dir import LOG_FILE, dataset_paths_environment, read_sampling, read_spec
 from trainer.protocol.frozen import Frozen
-from trainer.protocol.run_options import RunOptions
+from trainer.protocol.run_options import JobKind, RunOptions
+from trainer.protocol.sampling import SampledJob
 from trainer.protocol.text import _
 
 log = logging.getLogger(__name__)
@@ -123,7 +124,7 @@ class RayRunner:
 
     def _request(self, options: RunOptions, resources: Mapping[str, float]) -> dict[str, Any]:
         job_dir = self._path_on_node(options.job_dir.absolute())
-        argv = trainer_argv(self._command, options.model_copy(update={"job_dir": job_dir}))
+        argv = trainer_argv(self._command, options.model_copy(update={"job_dir": job_dir, "stay_s": 0.0}))
         env = self._env | {"RAY_JOB_STOP_WAIT_TIME_S": str(math.ceil(self._stop_grace_s))}
         return {
             # `exec`: a shell in between would hide the exit status, and survive a lost node.
@@ -131,7 +132,7 @@ class RayRunner:
             "entrypoint_num_cpus": resources["CPU"],
             "entrypoint_num_gpus": resources["GPU"],
             "entrypoint_memory": int(resources["memory"]),
-            "runtime_env": {"env_vars": env | self._dataset_paths(options.job_dir)},
+            "runtime_env": {"env_vars": env | self._paths_on_node(options)},
             "metadata": {"darkroom_job": str(options.job_id), "darkroom_attempt": str(options.attempt)},
         }
 
@@ -140,10 +141,14 @@ class RayRunner:
             return path
         return Path(self._settings.shared_root) / path.relative_to(self._data_dir)
 
-    def _dataset_paths(self, job_dir: Path) -> dict[str, str]:
-        """Return the environment variable that maps the job's datasets to their paths on the nodes."""
-        spec = read_spec(job_dir)
-        folders = (spec.dataset, *(part.dataset for part in spec.mix))
+    def _paths_on_node(self, options: RunOptions) -> dict[str, str]:
+        """Return the variable that maps the job's datasets, or the jobs that it draws with, to paths on the nodes."""
+        if options.kind is JobKind.SAMPLE:
+            models = read_sampling(options.job_dir).models
+            folders = tuple(model.job_dir for model in models if isinstance(model, SampledJob))
+        else:
+            spec = read_spec(options.job_dir)
+            folders = (spec.dataset, *(part.dataset for part in spec.mix))
         paths = {folder: str(self._path_on_node(Path(folder))) for folder in folders}
         moved = {folder: path for folder, path in paths.items() if folder != path}
         return dataset_paths_environment(moved) if moved else {}

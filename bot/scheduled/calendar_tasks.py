@@ -19,7 +19,7 @@ from bot.errors import DarkroomError
 from bot.queue.planning.retention import Storage
 from bot.queue.planning.windows import Windows
 from bot.scheduled.alerts import AdminNotifier
-from bot.ui.admin_news import BackupFailed, BestResult, WeeklyDigest
+from bot.ui.admin_news import BackupFailed, BestResult, LikedPicture, WeeklyDigest
 from trainer.protocol.text import size
 
 log = logging.getLogger(__name__)
@@ -29,10 +29,11 @@ _DIGEST_SETTING = "digest.last"
 #: Monday morning, in the time zone of the windows.
 _WEEKDAY, _DIGEST_AT = 0, time(9)
 
-#: One statement, so that all of it is of one moment: ends by state, GPU seconds by owner, the best results.
+#: One statement, so that all of it is of one moment: ends by state, GPU seconds by owner, the best results, and the
+#: pictures of the gallery that were liked most in this week.
 _WEEK = """
 SELECT 'end' AS kind, state AS text, COUNT(*) AS number, NULL AS job_id, NULL AS value FROM job
-    WHERE ended_at >= :since AND ended_at < :until AND parent_id IS NULL AND spec IS NOT NULL
+    WHERE ended_at >= :since AND ended_at < :until AND parent_id IS NULL AND kind = 'train'
       AND state IN ('succeeded', 'stopped', 'failed', 'cancelled') GROUP BY state
 UNION ALL
 SELECT 'gpu', NULL, owner_id, NULL, SUM(gpus * (MIN(COALESCE(ended_at, :until), :until) - MAX(started_at, :since)))
@@ -43,6 +44,12 @@ SELECT * FROM (
     WHERE ended_at >= :since AND ended_at < :until AND state IN ('succeeded', 'stopped')
       AND json_extract(terminal_event, '$.best_ratio') IS NOT NULL
     ORDER BY ratio, id LIMIT 5)
+UNION ALL
+SELECT * FROM (
+    SELECT 'liked', job.name, post.owner_id, job.id, COUNT(*) AS likes FROM gallery_vote AS vote
+    JOIN gallery_post AS post ON post.id = vote.post_id JOIN job ON job.id = post.job_id
+    WHERE vote.at >= :since AND vote.at < :until AND post.withdrawn_at IS NULL
+    GROUP BY post.id ORDER BY likes DESC, post.id LIMIT 3)
 """
 
 
@@ -152,6 +159,11 @@ class DigestSender:
                 BestResult(job_id=row["job_id"], name=row["text"], owner_id=row["number"], ratio=row["value"])
                 for row in rows
                 if row["kind"] == "best"
+            ),
+            liked=tuple(
+                LikedPicture(job_id=row["job_id"], name=row["text"], owner_id=row["number"], likes=row["value"])
+                for row in rows
+                if row["kind"] == "liked"
             ),
             stored_bytes=sum(totals.bytes_by_owner.values()),
             free_bytes=totals.free_bytes,

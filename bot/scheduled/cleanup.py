@@ -15,16 +15,17 @@ from pathlib import Path
 
 from bot.clock import SYSTEM_CLOCK, Clock
 from bot.config import RetentionSettings
-from bot.datasets import DatasetStore
+from bot.datasets import DatasetStore, ResumableUploads
 from bot.db import Connection, Database, Row
 from bot.queue import DraftStore
 from bot.queue.domain.job import ENDS, State, folder_of
-from bot.queue.planning.retention import CHECKPOINTS, Deletion, DeletionScope, Storage
+from bot.queue.planning.retention import BROUGHT_FILES, CHECKPOINTS, IS_SAMPLED, Deletion, DeletionScope, Storage
 from bot.queue.store.history import write_entry
 from bot.queue.store.job_sql import listed
 from bot.scheduled.alerts import AdminNotifier
 from bot.ui.admin_news import FilesDeleted
 from bot.ui.admin_pages import deletion_text
+from bot.web import WebLinks
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,8 @@ _LEFTOVER_AGE_S = 86_400.0
 _STILL_DELETABLE = f"""state IN {listed(ENDS)} AND pinned_at IS NULL AND shared_at IS NULL AND files_deleted_at IS NULL
 AND parent_id IS NULL AND NOT EXISTS (
     SELECT 1 FROM job AS child WHERE child.parent_id = job.id
-    AND (child.state NOT IN {listed(ENDS)} OR child.pinned_at IS NOT NULL OR child.shared_at IS NOT NULL))"""
+    AND (child.state NOT IN {listed(ENDS)} OR child.pinned_at IS NOT NULL OR child.shared_at IS NOT NULL))
+AND NOT {IS_SAMPLED}"""
 _MARK_DELETED = f"UPDATE job SET files_deleted_at = :now WHERE id = :id AND {_STILL_DELETABLE} RETURNING *"
 _MARK_CHILDREN = "UPDATE job SET files_deleted_at = :now WHERE parent_id = :id"
 _STILL_FINAL = f"""
@@ -50,6 +52,13 @@ async def sweep_datasets(datasets: DatasetStore) -> None:
     """Delete uploads that became no dataset, deleted datasets and unused old revisions, after a day."""
     if count := await datasets.sweep(older_than_s=_LEFTOVER_AGE_S):
         log.info("%d left-over dataset folders deleted", count)
+
+
+async def sweep_uploads(uploads: ResumableUploads, links: WebLinks) -> None:
+    """Delete uploads by page that nobody went on with, and links that ended long ago."""
+    if count := await uploads.sweep():
+        log.info("%d unfinished uploads by page deleted", count)
+    await links.forget_ended()
 
 
 async def sweep_drafts(drafts: DraftStore) -> None:
@@ -105,6 +114,14 @@ class RetentionRunner:
         """Finish the deletions that a killed bot began."""
         rows = await self._db.all("SELECT * FROM job WHERE files_deleted_at IS NOT NULL AND parent_id IS NULL")
         await asyncio.to_thread(self._empty_trash, [(str(row["id"]), self._jobs_dir / folder_of(row)) for row in rows])
+        named = await self._db.all("SELECT folder FROM job WHERE folder IS NOT NULL")
+        await asyncio.to_thread(self._sweep_brought, {row["folder"] for row in named})
+
+    def _sweep_brought(self, known: set[str]) -> None:
+        """Delete files that members brought for samplings which were never queued: the bot was killed in between."""
+        for folder in self._jobs_dir.glob(f"{BROUGHT_FILES}*"):
+            if folder.name not in known and folder.stat().st_mtime < self._clock.time() - _LEFTOVER_AGE_S:
+                self._delete(folder.name, folder)
 
     async def _mark(self, deletion: Deletion) -> list[tuple[str, Path]] | None:
         """Record the deletion before it happens, and return (name, folder) of each folder; None if it may not."""

@@ -1,9 +1,13 @@
-"""Finishes uploads whose interaction takes no answer any more, and answers them in their channel."""
+"""Finishes uploads whose interaction takes no answer, and answers them in their channel: those by the upload page, and
+those whose answer came to nothing.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import nullcontext
+from functools import partial
 
 from bot.bot_failpoints import failpoint
 from bot.config import CaptionSettings
@@ -14,14 +18,16 @@ from bot.datasets import (
     PendingUpload,
     PendingUploads,
     Received,
+    ResumableUploads,
     UploadKind,
     import_files,
+    progress_told,
 )
 from bot.db import Database
 from bot.db.errors import DatabaseUnwritable
 from bot.errors import DarkroomError
 from bot.outbox import Notification, NotificationKind, Outbox
-from bot.queue import DraftStore, State
+from bot.queue import DraftStore
 from bot.ui.discord_text import escape
 from bot.ui.upload_posts import Unanswered, upload_failed, upload_incomplete, upload_prepared, upload_refused
 
@@ -33,7 +39,7 @@ _RETRY_S = 60.0
 
 class InterruptedUploads:
     """After a start, those of an earlier bot (`record` before a client connects, `run` in a task of its own); later
-    those that Discord takes no answer to (`finish`).
+    those that Discord takes no answer to (`finish`), and those that came by the page (`page_closed`, `run_closed`).
     """
 
     def __init__(
@@ -42,6 +48,7 @@ class InterruptedUploads:
         outbox: Outbox,
         *,
         uploads: PendingUploads,
+        resumable: ResumableUploads,
         datasets: DatasetStore,
         drafts: DraftStore,
         captions: CaptionSettings,
@@ -49,20 +56,33 @@ class InterruptedUploads:
         self._db = db
         self._outbox = outbox
         self._uploads = uploads
+        self._resumable = resumable
         self._datasets = datasets
         self._drafts = drafts
         self._captions = captions
         self._interrupted: list[PendingUpload] = []
+        #: Uploads whose member said on the page that these are all files.
+        self._closed: asyncio.Queue[int] = asyncio.Queue()
 
     async def record(self) -> None:
         """Record the unfinished uploads, before there are new ones."""
-        self._interrupted = await self._uploads.all()
+        self._interrupted = await self._uploads.unfinished()
 
     async def run(self) -> None:
         """Finish each; the usual limit of concurrent preparations applies, and the queue does not wait."""
         async with asyncio.TaskGroup() as group:
             for upload in self._interrupted:
                 group.create_task(self._finish_safely(upload, Unanswered.RESTARTED))
+
+    def page_closed(self, interaction_id: int) -> None:
+        """Let an upload be finished that came by the page; it is closed."""
+        self._closed.put_nowait(interaction_id)
+
+    async def run_closed(self) -> None:
+        """Finish the uploads that came by the page, each as soon as it is closed."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                group.create_task(self.finish(await self._closed.get(), Unanswered.BY_PAGE, ""))
 
     async def finish(self, interaction_id: int, why: Unanswered, sentence: str) -> None:
         """Finish an upload of this bot and answer it in its channel; see `FinishUpload`."""
@@ -85,12 +105,20 @@ class InterruptedUploads:
         if sentence:
             notification: Notification | None = _notification(upload, upload_refused(upload, sentence, why))
         else:
-            notification = await self._outcome(upload, why)
+            with progress_told(partial(self._resumable.show, upload)) if upload.is_by_page else nullcontext():
+                notification = await self._outcome(upload, why)
         async with self._db.transaction() as connection:
             if notification is not None:
                 await self._outbox.put(connection, notification, channel_id=upload.channel_id)
-            await self._uploads.remove_with(connection, upload.interaction_id)
+            if upload.is_by_page and notification is not None and not notification.dataset_id:
+                # Gigabytes are not sent twice: the page takes other files, or these again.
+                await self._resumable.reopen(connection, upload)
+            else:
+                await self._uploads.remove_with(connection, upload.interaction_id)
+                await self._outbox.cards.remove_upload(connection, upload.interaction_id)
         failpoint("upload_reported")
+        if await self._uploads.find(upload.interaction_id) is None:
+            await self._resumable.delete_files(upload.interaction_id)
         log.info(
             "interrupted upload %s: %s",
             upload.title,
@@ -114,12 +142,16 @@ class InterruptedUploads:
         received = None
         if upload.sha256 is not None:
             received = await self._datasets.find_received(upload.sha256, upload.files)
+        if received is None and upload.is_by_page:
+            received = await self._resumable.assemble(upload)
+            await self._uploads.mark_received(upload.interaction_id, received)
+            failpoint("upload_received")
         if received is None:
             return _notification(upload, upload_incomplete(upload))
         dataset = await self._dataset(upload, received)
         failpoint("upload_prepared")
         if upload.kind is not UploadKind.FINETUNE:
-            return _notification(upload, upload_prepared(upload, dataset, why))
+            return _notification(upload, upload_prepared(upload, dataset, why), dataset_id=dataset.id)
         return await self._request(upload, dataset, why)
 
     async def _dataset(self, upload: PendingUpload, received: Received) -> Dataset:
@@ -159,7 +191,7 @@ class InterruptedUploads:
         )
         failpoint("upload_drafted")
         draft = await self._drafts.get(draft.id)
-        if draft.state is not State.DRAFT:
+        if draft.job_id is not None:
             return None
         return _notification(upload, upload_prepared(upload, dataset, why), draft_id=draft.id, dataset_id=dataset.id)
 
@@ -167,7 +199,8 @@ class InterruptedUploads:
 def _notification(upload: PendingUpload, detail: str, *, draft_id: int = 0, dataset_id: int = 0) -> Notification:
     return Notification(
         kind=NotificationKind.ANSWER,
-        dedupe_key=f"upload:{upload.interaction_id}",
+        # An upload by page that is refused can be finished again.
+        dedupe_key=f"upload:{upload.interaction_id}" + (f":{upload.tries}" if upload.tries else ""),
         detail=detail,
         guild_id=upload.guild_id,
         owner_id=upload.owner_id,

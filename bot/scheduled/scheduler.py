@@ -16,7 +16,7 @@ from apscheduler.triggers.cron import CronTrigger
 
 from bot.clock import SYSTEM_CLOCK, Clock
 from bot.config import Config
-from bot.datasets import DatasetStore
+from bot.datasets import DatasetStore, ResumableUploads
 from bot.db import Database
 from bot.outbox import Outbox
 from bot.queue import DraftStore, JobStore
@@ -24,9 +24,10 @@ from bot.queue.planning.retention import Storage
 from bot.scheduled.admission_control import AdmissionControl, WakeupScheduler
 from bot.scheduled.alerts import AdminNotifier, DiskAlerts, HangAlerts
 from bot.scheduled.calendar_tasks import DigestSender, NightlyBackup
-from bot.scheduled.cleanup import RetentionRunner, sweep_datasets, sweep_drafts
+from bot.scheduled.cleanup import RetentionRunner, sweep_datasets, sweep_drafts, sweep_uploads
 from bot.scheduled.gpu_health import GpuMonitor
 from bot.scheduled.restart_report import RestartReport
+from bot.web import WebLinks
 from trainer.protocol.devices import Devices
 
 log = logging.getLogger(__name__)
@@ -130,6 +131,8 @@ def plan_tasks(
     db: Database,
     outbox: Outbox,
     datasets: DatasetStore,
+    uploads: ResumableUploads,
+    links: WebLinks,
     drafts: DraftStore,
     jobs: JobStore,
     admission: AdmissionControl,
@@ -156,6 +159,7 @@ def plan_tasks(
         # Readers that never pause can make the write-ahead log grow.
         ScheduledTask(name="wal", run=db.checkpoint, when={"minute": "13"}),
         ScheduledTask(name="datasets", run=lambda: sweep_datasets(datasets), when={"hour": "*/6", "minute": "23"}),
+        ScheduledTask(name="uploads", run=lambda: sweep_uploads(uploads, links), when={"minute": "31"}),
         ScheduledTask(name="trash", run=retention.empty_trash, when={"hour": "*/6", "minute": "29"}, at_start=True),
         ScheduledTask(name="retention", run=retention.run, when={"hour": "*/6", "minute": "37"}),
         ScheduledTask(name="digest", run=digest.check, when={"minute": "0"}, at_start=True),

@@ -108,6 +108,15 @@ class BestResult(Frozen):
     ratio: float
 
 
+class LikedPicture(Frozen):
+    """One of the pictures of the gallery that were liked most in a week."""
+
+    job_id: int
+    name: str
+    owner_id: int
+    likes: int
+
+
 class WeeklyDigest(Frozen):
     """What happened in a week."""
 
@@ -118,6 +127,7 @@ class WeeklyDigest(Frozen):
     #: By owner; a job on two GPUs counts twice.
     gpu_seconds: dict[int, float]
     best: tuple[BestResult, ...]
+    liked: tuple[LikedPicture, ...] = ()
     stored_bytes: int
     free_bytes: int
     #: The next training window; None if it is always open.
@@ -248,13 +258,16 @@ def digest_text(week: WeeklyDigest) -> str:
     if week.opens_at is not None:
         lines.append(_("**Next training window** {when}", when=f"<t:{week.opens_at.timestamp():.0f}:F>"))
     # Last: Discord draws a line below a list as if it belonged to it.
+    if week.liked:
+        lines.append(_("**Most liked pictures**"))
+        lines += [f"- #{each.job_id} {_name(each)} <@{each.owner_id}> 👍 {each.likes}" for each in week.liked]
     if week.best:
         lines.append(_("**Best results**"))
     lines += [f"- #{best.job_id} {_name(best)} <@{best.owner_id}> {verdict(best.ratio)}" for best in week.best[:_NAMED]]
     return "\n".join(lines)
 
 
-def _name(best: BestResult) -> str:
+def _name(best: BestResult | LikedPicture) -> str:
     # Escaping may double its length.
     return escape(shorten(best.name, _NAME_CHARACTERS), 2 * _NAME_CHARACTERS)
 

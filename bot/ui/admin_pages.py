@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from hashlib import sha256
-from typing import Any
 
 import discord
-from discord import ui
 
-from bot.config import AccessSettings
 from bot.health import HealthSnapshot, HeldChannel, JobHealth, Problem, ProblemKind
 from bot.queue.domain.job import Job, Priority, State
 from bot.queue.planning.retention import Deletion, DeletionReason, DeletionScope, RetentionPlan, StorageTotals
@@ -18,7 +15,6 @@ from bot.queue.store.limits import RoleLimit
 from bot.queue.store.queue_control import PauseKind, QueuePause
 from bot.queue.store.slots import Slot
 from bot.ui.buttons import AdminButton, admin_button
-from bot.ui.dataset_forms import Form, FormCallback
 from bot.ui.discord_text import escape, first_lines, hold_words, relative_time, shorten
 from bot.ui.job_card import state_words
 from bot.ui.layout import Color, MessageContent, box, layout, row
@@ -73,85 +69,6 @@ def hold_text(*, opens_at: datetime | None = None, free_bytes: int = 0) -> str:
     if opens_at is not None:
         return _("The training window opens {when} ({zone}).", when=f"{opens_at:%a %H:%M}", zone=str(opens_at.tzinfo))
     return _("The disk is nearly full ({free} free); nothing starts until there is room.", free=size(free_bytes))
-
-
-# -- who may do what --------------------------------------------------------------------------------------------------
-
-
-class AccessForm(Form):
-    """Who may do what in a server, and where."""
-
-    def __init__(self, submitted: FormCallback, rules: AccessSettings) -> None:
-        super().__init__(_("Who may do what here"), submitted)
-        self._chosen: dict[str, ui.RoleSelect[Any] | ui.ChannelSelect[Any]] = {}
-        everyone = _("Leave it empty for everyone.")
-        self._add_roles("train", _("Who may train"), everyone, rules.train)
-        self._add_roles("share", _("Who may share results"), everyone, rules.share)
-        self._add_roles("datasets", _("Who may see and add datasets"), everyone, rules.datasets)
-        self._add_roles(
-            "manage", _("Who else manages Darkroom"), _("Besides those who may manage the server."), rules.manage
-        )
-        channels: ui.ChannelSelect[Any] = ui.ChannelSelect(
-            custom_id="channels",
-            channel_types=[discord.ChannelType.text, discord.ChannelType.news, discord.ChannelType.forum],
-            required=False,
-            min_values=0,
-            max_values=_MAX_CHOSEN,
-            default_values=_as_defaults(rules.channels, discord.SelectDefaultValueType.channel),
-        )
-        self._add("channels", _("Where I work"), _("Leave it empty for all channels."), channels)
-
-    def refilled(self) -> AccessForm:
-        return AccessForm(self._submitted, self.rules)
-
-    @property
-    def rules(self) -> AccessSettings:
-        """What was chosen."""
-        chosen = {name: tuple(value.id for value in select.values) for name, select in self._chosen.items()}
-        return AccessSettings(**chosen)
-
-    def _add_roles(self, name: str, label: str, description: str, role_ids: Sequence[int]) -> None:
-        roles: ui.RoleSelect[Any] = ui.RoleSelect(
-            custom_id=name,
-            required=False,
-            min_values=0,
-            max_values=_MAX_CHOSEN,
-            default_values=_as_defaults(role_ids, discord.SelectDefaultValueType.role),
-        )
-        self._add(name, label, description, roles)
-
-    def _add(self, name: str, label: str, description: str, select: ui.RoleSelect[Any] | ui.ChannelSelect[Any]) -> None:
-        self._chosen[name] = select
-        self.add_item(ui.Label(text=label, description=description, component=select))
-
-
-#: Roles or channels of one rule: as many as Discord lets people choose.
-_MAX_CHOSEN = 25
-
-
-def _as_defaults(ids: Sequence[int], kind: discord.SelectDefaultValueType) -> list[discord.SelectDefaultValue]:
-    return [discord.SelectDefaultValue(id=each, type=kind) for each in ids[:_MAX_CHOSEN]]
-
-
-def access_text(rules: AccessSettings) -> str:
-    """What the rules of a server say."""
-    everyone = _("everyone")
-    lines = (
-        _("**Train:** {who}", who=_roles(rules.train) or everyone),
-        _("**Share results:** {who}", who=_roles(rules.share) or everyone),
-        _("**See and add datasets:** {who}", who=_roles(rules.datasets) or everyone),
-        _("**Manage Darkroom:** {who}", who=listed([*map(_role, rules.manage), _("whoever may manage the server")])),
-        _("**Channels:** {where}", where=listed(f"<#{each}>" for each in rules.channels) or _("all")),
-    )
-    return "\n".join((_("### Saved"), *lines))
-
-
-def _roles(role_ids: Sequence[int]) -> str:
-    return listed(map(_role, role_ids))
-
-
-def _role(role_id: int) -> str:
-    return f"<@&{role_id}>"
 
 
 # -- slots ---------------------------------------------------------------------------------------------------------

@@ -15,7 +15,9 @@ from discord import ui
 from trainer.protocol.text import _
 
 _JOB = re.compile(r"job:([0-9]{1,18}):([a-z_]{1,20})")
+_SAMPLE = re.compile(r"sample:([0-9]{1,18}):([a-z]{1,20})")
 _DATASET = re.compile(r"ds:([0-9]{1,18}):([a-z_]{1,20})(?::([0-9a-z_-]{1,64}))?")
+_GALLERY = re.compile(r"gallery:([0-9]{1,18}):([a-z_]{1,20})(?::([0-9a-z-]{1,80}))?")
 _FORM = re.compile(r"form:([0-9]{1,19})")
 _HELP = re.compile(r"help:([a-z]{1,20})")
 _ADMIN = re.compile(r"admin:([a-z_]{1,20}):([0-9a-z]{1,40})")
@@ -49,6 +51,15 @@ class DatasetButton(_PersistentButton, template=r"(?s:ds:.*)"):
         found = _DATASET.fullmatch(self.custom_id)
         dataset_id, verb, arg = found.groups("") if found else (0, "", "")
         interaction.client.dispatch("dataset_button", interaction, int(dataset_id), verb, arg)
+
+
+class GalleryButton(_PersistentButton, template=r"(?s:gallery:.*)"):
+    """A button of the gallery; a press is dispatched as `gallery_button` with the post's number, verb, and argument."""
+
+    async def callback(self, interaction: discord.Interaction[Any]) -> None:
+        found = _GALLERY.fullmatch(self.custom_id)
+        post_id, verb, arg = found.groups("") if found else (0, "", "")
+        interaction.client.dispatch("gallery_button", interaction, int(post_id), verb, arg)
 
 
 class AdminButton(_PersistentButton, template=r"(?s:admin:.*)"):
@@ -111,6 +122,28 @@ class NotifyMenu(ui.DynamicItem[ui.Select[ui.LayoutView]], template=r"notify:at:
         interaction.client.dispatch("notify_menu", interaction, "at", f"{event}-{''.join(self.item.values[:1])}")
 
 
+class SampleMenu(ui.DynamicItem[ui.Select[ui.LayoutView]], template=r"(?s:sample:.*)"):
+    """A menu of a sampling; a choice is dispatched as `sample_menu` with its number, the verb, and the choice."""
+
+    @classmethod
+    def of(cls, job_id: int, verb: str, options: list[discord.SelectOption], placeholder: str) -> Self:
+        """Make the menu of a sampling."""
+        return cls(ui.Select(custom_id=f"sample:{job_id}:{verb}", options=options, placeholder=placeholder))
+
+    @classmethod
+    async def from_custom_id(
+        cls, interaction: discord.Interaction[Any], item: ui.Item[Any], match: re.Match[str], /
+    ) -> Self:
+        assert isinstance(item, ui.Select)
+        return cls(item)
+
+    async def callback(self, interaction: discord.Interaction[Any]) -> None:
+        found = _SAMPLE.fullmatch(self.custom_id)
+        job_id, verb = found.groups() if found else (0, "")
+        chosen = "".join(self.item.values[:1])
+        interaction.client.dispatch("sample_menu", interaction, int(job_id), verb, chosen)
+
+
 def job_button(
     job_id: int,
     verb: str,
@@ -121,6 +154,11 @@ def job_button(
 ) -> JobButton:
     """Make a button about a job."""
     return JobButton(ui.Button(custom_id=f"job:{job_id}:{verb}", label=label or None, emoji=emoji, style=style))
+
+
+def page_button(job_id: int) -> JobButton:
+    """Make the button that answers with a link to the page of a job."""
+    return job_button(job_id, "web", _("Open page"))
 
 
 def dataset_button(
@@ -138,6 +176,21 @@ def dataset_button(
     return DatasetButton(
         ui.Button(custom_id=custom_id, label=label or None, emoji=emoji, style=style, disabled=is_disabled)
     )
+
+
+def gallery_button(
+    post_id: int,
+    verb: str,
+    label: str,
+    *,
+    arg: str = "",
+    emoji: str | None = None,
+    style: discord.ButtonStyle = discord.ButtonStyle.secondary,
+    is_disabled: bool = False,
+) -> GalleryButton:
+    """Make a button of a picture in the gallery."""
+    custom_id = f"gallery:{post_id}:{verb}" + (f":{arg}" if arg else "")
+    return GalleryButton(ui.Button(custom_id=custom_id, label=label, emoji=emoji, style=style, disabled=is_disabled))
 
 
 def admin_button(verb: str, arg: str, label: str, *, style: discord.ButtonStyle) -> AdminButton:

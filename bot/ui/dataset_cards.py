@@ -17,14 +17,14 @@ from bot.ui.buttons import DatasetButton, dataset_button
 from bot.ui.discord_text import escape, mention, relative_time
 from bot.ui.layout import Color, FileToSend, MessageContent, box, image_gallery, layout, row, sendable
 from bot.ui.study_card import request_words
-from bot.ui.training_plan import estimate_line, plan_lines, study_lines
+from bot.ui.training_plan import StudyPlan, estimate_line, plan_lines, study_lines
 from trainer.exchange.dataset_dir import SHARED_PAGE
 from trainer.protocol.bucket_shapes import ResolutionFit
 from trainer.protocol.finding_labels import main_kind, tally
 from trainer.protocol.report import Counts, DatasetReport
 from trainer.protocol.spec import Spec
 from trainer.protocol.study import StudyRequest
-from trainer.protocol.text import _, ngettext, size
+from trainer.protocol.text import _, listed, ngettext, size
 
 LIST_PAGE = 10
 #: Most frequent words of the captions, and sentences of the summary.
@@ -49,15 +49,17 @@ class ReportView:
     draft_id: int | None = None
     spec: Spec | None = None
     study: StudyRequest | None = None
-    #: Trainings that the study makes, and how long all of them take; None: nothing like them has run yet.
-    study_runs: int = 0
-    study_s: float | None = None
+    #: What the trainings of the study need.
+    study_plan: StudyPlan | None = None
     #: What the draft's resolution means for the images; None if its base does not tell.
     fit: ResolutionFit | None = None
     #: None: no comparable job has run yet.
     estimate: Estimate | None = None
-    #: The member who sees it may change the dataset.
+    #: The member who sees it may change the dataset, or owns it.
     may_change: bool = True
+    #: There are web pages.
+    has_pages: bool = False
+    is_own: bool = True
 
 
 def confirm_card(view: ReportView, spec: Spec) -> MessageContent:
@@ -70,6 +72,7 @@ def confirm_card(view: ReportView, spec: Spec) -> MessageContent:
         f"### {_('Train “{name}”?', name=escape(spec.name))}\n-# {_('Nothing is queued yet.')}",
         _plan(view, spec),
         "\n".join([_("**Images**: {images}", images=dataset_words(view.report)), *skipped_lines(view.report)]),
+        _posts_words(view),
         _pending_words(dataset),
         _decision_words(view),
         _answers(dataset.id, view.draft_id) if view.draft_id is not None else None,
@@ -77,6 +80,24 @@ def confirm_card(view: ReportView, spec: Spec) -> MessageContent:
         *_rows(view, has_sheet=sheet is not None),
     )
     return MessageContent(layout=layout(body), files=(sheet,) if sheet else ())
+
+
+def privacy_words(dataset: Dataset) -> str:
+    """Who sees a dataset."""
+    if not dataset.is_private:
+        return _("🔓 Everyone here who may see datasets sees **{name}**.", name=escape(dataset.name))
+    people = [mention(dataset.owner_id), *map(mention, dataset.guests), _("managers of the server")]
+    return _("🔒 Private: only {people} see it.", people=listed(people))
+
+
+def _posts_words(view: ReportView) -> str | None:
+    """What a training with a private dataset shows to others."""
+    if not view.dataset.is_private:
+        return None
+    if view.is_own:
+        return _("🔒 Your dataset is private. What this training draws is still shown in this channel.")
+    owner = mention(view.dataset.owner_id)
+    return _("🔒 {owner}'s dataset is private, so this training shows no pictures in the channel.", owner=owner)
 
 
 def _pending_words(dataset: Dataset) -> str | None:
@@ -107,6 +128,7 @@ def report_card(view: ReportView) -> MessageContent:
         f"### 🖼️ {escape(dataset.name)} · {images_words(report.counts.kept)}\n"
         f"-# {_('of {owner}', owner=mention(dataset.owner_id))}"
         f" · {_('uploaded {when}', when=relative_time(dataset.created_at))}",
+        privacy_words(dataset) if dataset.is_private else None,
         "\n".join(escape(line, 300) for line in dataset.summary.splitlines()[:_SHOWN_SENTENCES]),
         _pending_words(dataset),
         _decision_words(view),
@@ -159,7 +181,7 @@ def _list_line(dataset: Dataset) -> str:
     if counts.dropped:
         images += ", " + _("{n} dropped", n=counts.dropped)
     parts = [
-        f"**{escape(dataset.name)}**",
+        f"**{escape(dataset.name)}**" + (" 🔒" if dataset.is_private else ""),
         images + ", " + _("{n} captioned", n=counts.captioned),
         size(dataset.bytes),
         mention(dataset.owner_id),
@@ -292,7 +314,7 @@ def _plan(view: ReportView, spec: Spec) -> str:
     else:
         lines[:0] = [
             _("**Study**: {study}", study=request_words(view.study)),
-            *study_lines(view.study_runs, view.study_s),
+            *(study_lines(view.study_plan) if view.study_plan else ()),
         ]
     return "\n".join(lines)
 
@@ -301,6 +323,8 @@ def _rows(view: ReportView, *, has_sheet: bool) -> list[ui.ActionRow[ui.LayoutVi
     dataset, draft = view.dataset, view.draft_id
     first: list[DatasetButton] = []
     second = [dataset_button(dataset.id, "report", _("Report"))]
+    if view.has_pages:
+        second.append(dataset_button(dataset.id, "web", _("Open page")))
     if draft is None:
         style = discord.ButtonStyle.success
         first.append(dataset_button(dataset.id, "train", _("Fine-tune with this"), style=style))
@@ -309,6 +333,8 @@ def _rows(view: ReportView, *, has_sheet: bool) -> list[ui.ActionRow[ui.LayoutVi
         first.append(dataset_button(dataset.id, "review", _review_label(undecided)))
     if view.may_change:
         second.insert(0, dataset_button(dataset.id, "captions", _("Captions")))
+        if draft is None:
+            second.append(dataset_button(dataset.id, "privacy", _("Who sees it…")))
         if dataset.is_pending:
             second.append(dataset_button(dataset.id, "done", _("Apply decisions")))
     # On a phone three buttons fit beside each other.

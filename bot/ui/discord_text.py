@@ -25,7 +25,7 @@ _INVISIBLE = re.compile(
 _IN_ADDRESS = re.compile(r"(?<=:)(?=//)|(?<=\bwww)(?=\.)|(?<=\bdiscord)(?=\.gg/|\.com/|app\.com/)", re.IGNORECASE)
 #: A time of day that is further away than this could be taken for today's.
 _WITHIN_A_DAY = timedelta(hours=12)
-_ZERO_WIDTH_SPACE = "\u200b"
+ZERO_WIDTH_SPACE = "\u200b"
 
 NEEDED_PERMISSIONS = discord.Permissions(
     view_channel=True,
@@ -48,8 +48,8 @@ def shorten(text: str, limit: int) -> str:
 def escape(text: str, limit: int = 200) -> str:
     """Escape untrusted text (file names, captions, prompts): Discord shows it as it is, without links or mentions."""
     escaped = _MARKDOWN.sub(r"\\\1", shorten(_INVISIBLE.sub("", text[: 10 * limit]), limit))
-    escaped = _RENDERED_BY_DISCORD.sub(f"<{_ZERO_WIDTH_SPACE}", escaped).replace("@", f"@{_ZERO_WIDTH_SPACE}")
-    return _IN_ADDRESS.sub(_ZERO_WIDTH_SPACE, escaped)
+    escaped = _RENDERED_BY_DISCORD.sub(f"<{ZERO_WIDTH_SPACE}", escaped).replace("@", f"@{ZERO_WIDTH_SPACE}")
+    return _IN_ADDRESS.sub(ZERO_WIDTH_SPACE, escaped)
 
 
 def inline_code(text: str) -> str:

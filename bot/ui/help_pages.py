@@ -89,6 +89,7 @@ def _lines(page: HelpPage) -> list[str]:
                 _("`/dataset upload` stores images for later, `/dataset add` adds more, `/dataset list` lists all."),
                 _("`/dataset review` goes through whatever looks wrong: blurred images, copies, watermarks."),
                 _("`/dataset captions` changes all captions at once; in the review you change one."),
+                _("`/dataset privacy` says who sees your images: everyone here, or only people you name."),
             ]
         case HelpPage.SETTINGS:
             return [
@@ -102,17 +103,24 @@ def _lines(page: HelpPage) -> list[str]:
             return [
                 _("Each training has one card in the channel and a thread with its samples."),
                 _("`/queue` shows what is training, who is next, and why something waits."),
-                _("**Stop…** on the card stops early and keeps the best, pauses, or cancels."),
+                _("**Stop…** on the card, or `/job stop`, stops early and keeps the best, pauses, or cancels."),
                 _("`/job resume` continues a paused training, `/job retry` one that failed."),
                 _("With `/notify` you choose where I tell you about your trainings: in the thread or privately."),
+                _("You use a screen reader? `/notify plain:True` gives you answers in plain text."),
             ]
         case HelpPage.RESULT:
             return [
                 _("Look at the pictures first: the base above, your model below."),
                 _("The file goes into the folder for LoRAs of ComfyUI or A1111. Use your trigger word in the prompt."),
+                _(
+                    "**Try prompts** below the result, or `/sample`, draws anything with it, also with a LoRA file of "
+                    "yours."
+                ),
+                _("**Compare epochs** draws the same with several epochs. Vote, and make the best one the result."),
                 _("Not there yet? `/job extend` adds epochs. More and different images help most."),
                 _("Every picture looks like a copy of yours? It learned too long: take fewer epochs or a lower rank."),
-                _("`/job share` shows the pictures to everybody, `/job pin` keeps the files."),
+                _("**Share** puts pictures into the gallery. `/gallery` shows those of others, with settings to try."),
+                _("`/compare jobs:12 14` shows two trainings beside each other."),
             ]
         case HelpPage.STUDIES:
             return [

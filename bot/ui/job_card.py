@@ -8,14 +8,16 @@ from pathlib import Path
 
 import discord
 
-from bot.queue.domain.job import ACTIVE, Job, Priority, Progress, State, StopIntent
-from bot.queue.domain.verbs import Verb, is_applicable
+from bot.queue.domain.job import ACTIVE, Job, Priority, State, StopIntent
+from bot.queue.domain.job_progress import Progress
+from bot.queue.domain.verbs import Verb, is_applicable, is_drawable
 from bot.ui.buttons import JobButton, job_button
 from bot.ui.discord_text import escape, mention, progress_bar, relative_time
 from bot.ui.end_reasons import end_reason_text
 from bot.ui.job_context import JobContext, position_words, waiting_lines
 from bot.ui.layout import Color, FileToSend, MessageContent, box, image_gallery, layout, row, sendable
 from bot.ui.remedies import failure_buttons
+from bot.ui.sample_pages import TRY_PROMPTS, sampling_words
 from trainer.protocol.events import EpochEnded, Finished, Phase, Stopped
 from trainer.protocol.settings import TINY
 from trainer.protocol.spec import Spec
@@ -34,7 +36,6 @@ _PHASE_SIGNS: dict[Phase | None, tuple[str, Color]] = {
     Phase.EXPORTING: ("🔵", Color.WORKING),
 }
 _STATE_SIGNS: dict[State, tuple[str, Color]] = {
-    State.DRAFT: ("📝", Color.WAITING),
     State.PAUSED: ("⏸️", Color.WAITING),
     State.SUCCEEDED: ("✅", Color.DONE),
     State.STOPPED: ("✅", Color.DONE),
@@ -57,6 +58,7 @@ def job_card(job: Job, context: JobContext) -> MessageContent:
         "\n".join(_lines(job, context)) or None,
         image_gallery(chart, chart_alt(job)) if chart else None,
         f"-# {settings_line(job)}",
+        f"-# 🔒 {_('from a private dataset')}" if job.private_to else None,
         f"-# {_('updated {when}', when=relative_time(context.now))}",
         row(*buttons) if (buttons := card_buttons(job)) else None,
     )
@@ -65,6 +67,8 @@ def job_card(job: Job, context: JobContext) -> MessageContent:
 
 def state_words(job: Job, position: int | None = None) -> tuple[str, str, Color]:
     """Return sign, words and color of a job's state."""
+    if job.is_sampling:
+        return *sampling_words(job, position), Color.WORKING
     match job.state:
         case State.QUEUED:
             line = " · " + position_words(position) if position else ""
@@ -412,6 +416,9 @@ def card_buttons(job: Job) -> list[JobButton]:
     if (job.progress.base or job.progress.epochs) and not job.are_files_deleted:
         found.append(job_button(job.id, "samples", "", emoji="🖼️"))
     found.append(job_button(job.id, "details", _("Details")))
+    if job.state.is_end and is_drawable(job):
+        # Of one that runs, below its samples: a row of a phone is full.
+        found.append(job_button(job.id, TRY_PROMPTS, "", emoji="🎨"))
     if not job.state.is_end and job.state is not State.PAUSED:
         found.append(job_button(job.id, "watch", "", emoji="🔔"))
     stops = [verb for verb in (Verb.KEEP_BEST, Verb.PAUSE, Verb.CANCEL) if is_applicable(verb, job)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -49,8 +50,14 @@ class JobContext:
     owner_runs: int = 0
     owner_may_run: int | None = None
     free_slots: int = 0
+    #: There are web pages.
+    has_pages: bool = False
+    #: Models can be uploaded to the Hugging Face hub.
+    has_hub: bool = False
     slots: int = 0
     forecast: StartForecast = StartForecast()
+    #: Of a drawn sampling: votes by the index of the model.
+    votes: Mapping[int, int] = field(default_factory=dict)
     #: Of a study: its runs, and the trainer's last answer about them.
     children: tuple[Job, ...] = ()
     step: StudyStep | None = None

@@ -9,13 +9,14 @@ from pathlib import PurePath
 from discord import ui
 
 from bot.queue.domain.job import Job, State
-from bot.queue.domain.verbs import Verb, is_applicable
+from bot.queue.domain.verbs import Verb, is_applicable, is_drawable
 from bot.ui.buttons import JobButton, job_button
 from bot.ui.discord_text import escape, inline_code, mention
 from bot.ui.job_card import files_button, finished_words, metric_words, settings_line
 from bot.ui.job_context import JobContext
 from bot.ui.layout import Color, FileToSend, MessageContent, box, image_gallery, layout, row, sendable, text_message
-from bot.ui.remedies import failure_buttons, remedy_buttons
+from bot.ui.remedies import failure_buttons, remedy_buttons, share_button
+from bot.ui.sample_pages import TRY_PROMPTS
 from trainer.protocol.events import (
     Event,
     Exported,
@@ -106,25 +107,23 @@ def done_post(job: Job, context: JobContext, events: Sequence[Event]) -> Message
         f"## {sign} {_('#{job} {name} is done', job=job.id, name=escape(job.name))} · {mention(job.owner_id)}",
         shown,
         "\n".join(_result_lines(job, finished, tested)),
-        _main_file_words(job, main, sent),
+        _main_file_words(job, main, sent, has_pages=context.has_pages),
         f"-# {settings_line(job)}",
-        row(*_done_buttons(job, finished, is_no_better=is_no_better)),
+        row(*_done_buttons(job, is_no_better=is_no_better)),
     )
     carried = [ui.File[ui.LayoutView](file.url) for file in sent if file is not comparison]
     return MessageContent(layout=layout(body, *carried), files=sent, mentions=(job.owner_id,))
 
 
-def _done_buttons(job: Job, finished: Finished | None, *, is_no_better: bool) -> list[JobButton]:
-    found = [
-        files_button(job.id),
-        job_button(job.id, "samples", "", emoji="🖼️"),
-        job_button(job.id, "details", _("Details")),
-    ]
-    if is_no_better:
-        found = [*remedy_buttons(job, FailureKind.DIVERGED), *found[:-1]]
-    elif finished and finished.stopped_early and is_applicable(Verb.EXTEND, job):
-        found.append(job_button(job.id, "continue", _("Continue")))
-    return found
+def _done_buttons(job: Job, *, is_no_better: bool) -> list[JobButton]:
+    """What most people do next; the rest is below the details."""
+    found = remedy_buttons(job, FailureKind.DIVERGED) if is_no_better else []
+    found.append(files_button(job.id))
+    if is_drawable(job):
+        found.append(job_button(job.id, TRY_PROMPTS, _("Try prompts"), emoji="🎨"))
+    if is_applicable(Verb.SHARE, job):
+        found.append(share_button(job.id))
+    return [*found, job_button(job.id, "details", _("More…"))]
 
 
 def failed_post(job: Job, context: JobContext, failed: Failed | None, detail: str) -> MessageContent:
@@ -212,13 +211,15 @@ def _main_file(weights: Sequence[_ExportedFile]) -> _ExportedFile | None:
     )
 
 
-def _main_file_words(job: Job, main: _ExportedFile | None, sent: Sequence[FileToSend]) -> str | None:
+def _main_file_words(
+    job: Job, main: _ExportedFile | None, sent: Sequence[FileToSend], *, has_pages: bool
+) -> str | None:
     """The file, how to load it, and the trigger word."""
     if main is None:
         return None
     lines = list(_file_lines(main, sent))
     if not main.is_folder and main.file not in sent:
-        lines.append(f"-# {files_hint(job)}")
+        lines.append(f"-# {files_hint(has_pages=has_pages)}")
     if trigger := trigger_line(job):
         lines.append(trigger)
     return "\n".join(lines)
@@ -321,8 +322,10 @@ def _not_sent(each: _ExportedFile) -> str:
     return _("Too large to send here ({size}); it is on the machine: `{path}`", size=each.size, path=path)
 
 
-def files_hint(job: Job) -> str:
+def files_hint(*, has_pages: bool) -> str:
     """Where to get what a post does not carry: the limit for a member's own answer may be larger."""
+    if has_pages:
+        return _("[Open page] has it, whatever its size.")
     return _("[All files] tries to hand it over to you alone: your own limit may be larger.")
 
 

@@ -9,6 +9,7 @@ import discord
 from discord import ui
 
 from bot.outbox.notification import Notification, NotificationKind, Undelivered, UndeliveredReason
+from bot.publishing import Publication
 from bot.queue.domain.job import LIVING, EndReason, Job, State
 from bot.queue.domain.verbs import Verb
 from bot.ui.buttons import job_button
@@ -19,7 +20,9 @@ from bot.ui.job_context import JobContext
 from bot.ui.job_endings import cancelled_post, done_post, failed_post, files_messages
 from bot.ui.layout import Color, FileToSend, MessageContent, box, image_gallery, layout, row, sendable, text_message
 from bot.ui.notify_pages import called_post
+from bot.ui.publication_pages import published_post
 from bot.ui.remedies import remedy_buttons
+from bot.ui.sample_pages import images_messages, sample_card, sampling_failed_post
 from bot.ui.study_card import study_card, study_files, study_post
 from trainer.protocol.events import (
     BaseValidated,
@@ -44,12 +47,16 @@ _E = TypeVar("_E")
 
 
 def card_message(job: Job, context: JobContext) -> MessageContent:
-    """The live card of a training or of a study."""
+    """The live card of a job: a training, a study, or a sampling."""
+    if job.is_sampling:
+        return sample_card(job, context)
     return job_card(job, context) if job.study is None else study_card(job, context)
 
 
 def files_reply(job: Job, context: JobContext, events: Sequence[Event]) -> list[MessageContent]:
     """The files of a job for one person, or why there are none."""
+    if job.is_sampling:
+        return images_messages(job, context)
     found = []
     if job.state in {State.SUCCEEDED, State.STOPPED}:
         found = files_messages(job, context, events) if job.study is None else study_files(job, context)
@@ -88,6 +95,8 @@ def notification_message(
             return study_post(job, context)
         case NotificationKind.DONE:
             return done_post(job, context, events)
+        case NotificationKind.FAILED if job.is_sampling:
+            return sampling_failed_post(job, _first(events, Failed), detail)
         case NotificationKind.FAILED:
             return failed_post(job, context, _first(events, Failed), detail)
         case NotificationKind.CANCELLED:
@@ -96,6 +105,8 @@ def notification_message(
             return lost_post(job, context, detail)
         case NotificationKind.PAUSED:
             return paused_post(job, context, detail)
+        case NotificationKind.PUBLISHED:
+            return published_post(job, Publication.model_validate_json(notification.detail))
         case NotificationKind.QUEUED | NotificationKind.STARTED:
             return called_post(notification, job)
         case _:

@@ -7,13 +7,14 @@ from datetime import datetime
 
 import discord
 
-from bot.errors import DuplicateJob
+from bot.errors import DuplicateJob, JobRefused
 from bot.queue import Draft
 from bot.queue.domain.job import Job, State, StopIntent
-from bot.queue.domain.verbs import Verb, is_applicable
-from bot.ui.buttons import dataset_button, job_button
+from bot.queue.domain.verbs import Verb, is_applicable, is_drawable
+from bot.ui.buttons import dataset_button, job_button, page_button
 from bot.ui.dataset_cards import dataset_words, skipped_lines
-from bot.ui.discord_text import escape, mention
+from bot.ui.dataset_forms import Form, FormCallback
+from bot.ui.discord_text import escape
 from bot.ui.job_card import (
     best_of,
     has_checkpoint,
@@ -38,10 +39,13 @@ from bot.ui.layout import (
     sendable,
     text_message,
 )
+from bot.ui.remedies import next_step_buttons
+from bot.ui.sample_pages import COMPARE_EPOCHS, drawing_buttons
 from bot.ui.training_plan import plan_lines
 from trainer.protocol.bucket_shapes import ResolutionFit
 from trainer.protocol.events import Sampled
 from trainer.protocol.report import DatasetReport
+from trainer.protocol.spec import continues_exactly
 from trainer.protocol.text import _, duration, listed, ngettext, rough_duration, size, verdict
 
 #: Verb of the button that cancels without a further question.
@@ -117,29 +121,13 @@ def samples_reply(job: Job, context: JobContext, sampled: Sampled | None) -> Mes
             )
         )
     title = f"**#{job.id} {escape(job.name)}** · {when}"
-    body = layout(title, image_gallery(file, samples_alt(sampled)), _prompt_lines(sampled, 150))
-    return MessageContent(layout=body, files=(file,))
-
-
-def shared_post(job: Job, context: JobContext, sampled: Sampled | None) -> MessageContent | None:
-    """The newest samples for the whole channel, with owner, prompts and seeds; None if there are none to show."""
-    if sampled is None:
-        return None
-    file = FileToSend(folder=context.job_dir, path=sampled.sheet, name=f"shared-{job.id}-e{sampled.epoch}.png")
-    if not sendable([file], context.file_limit):
-        return None
-    if sampled.epoch == 0:
-        when = _("the base model")
-    else:
-        when = _("epoch {epoch} of {epochs}", epoch=sampled.epoch, epochs=job.spec.training.epochs)
-    title = _("**{name}** by {owner}", name=escape(job.name), owner=mention(job.owner_id))
     body = layout(
-        f"🖼️ {title} · #{job.id}, {when} · {escape(job.dataset_name, 60)}",
+        title,
         image_gallery(file, samples_alt(sampled)),
-        _prompt_lines(sampled, 200),
-        row(job_button(job.id, Verb.UNSHARE, _("Unshare"))),
+        _prompt_lines(sampled, 150),
+        row(*drawing_buttons(job.id)) if is_drawable(job) else None,
     )
-    return MessageContent(layout=body, files=(file,), is_silent=True)
+    return MessageContent(layout=body, files=(file,))
 
 
 def no_samples(job: Job) -> MessageContent:
@@ -173,11 +161,7 @@ def verb_reply(verb: Verb, before: Job, after: Job, position: int | None = None)
             return _("#{job} is no longer pinned.", job=job)
         case Verb.UNPIN:
             return _("#{job} is not pinned.", job=job)
-        case Verb.SHARE:
-            return _("#{job} is shared already; its files are kept.", job=job)
-        case Verb.UNSHARE if before.is_shared:
-            return _("#{job} is no longer shared. To remove its images too, press [Unshare] below them.", job=job)
-        case Verb.UNSHARE:
+        case Verb.SHARE | Verb.UNSHARE:
             return _("#{job} is not shared.", job=job)
 
 
@@ -203,6 +187,8 @@ def _stopping_reply(before: Job, after: Job) -> str:
     job = after.id
     if before.state is State.STOPPING and before.stop_intent == after.stop_intent:
         return _("#{job} is already {state}.", job=job, state=_state(after))
+    if after.is_sampling:
+        return _("🟠 #{job} stops after this image. Those that are drawn are kept.", job=job)
     match after.stop_intent:
         case StopIntent.KEEP_BEST:
             return _("🟠 #{job} stops here. Its best epoch is tested and saved.", job=job)
@@ -226,7 +212,9 @@ def _restart_reply(verb: Verb, before: Job, after: Job, position: int | None) ->
             job=job,
             state=_state(after),
         )
-    if has_checkpoint(before):
+    if before.is_sampling:
+        reply = _("🕓 #{job} goes on with the images that are missing", job=job)
+    elif has_checkpoint(before):
         reply = _("🕓 #{job} continues where it stopped", job=job)
     else:
         reply = _("🕓 #{job} starts again from the beginning", job=job)
@@ -245,7 +233,44 @@ def _extend_reply(before: Job, after: Job, position: int | None) -> str:
         epoch=after.progress.kept_epoch,
         epochs=after.spec.training.epochs,
     )
-    return _in_line(reply, position)
+    trained = after.progress.kept_epoch
+    if continues_exactly(before.spec, trained=trained, epochs=after.spec.training.epochs - trained):
+        words = _("It goes on exactly as if it had been planned longer.")
+    else:
+        words = _(
+            "It keeps what it has learned. Its learning rate starts again from the beginning of its schedule, so the "
+            "result is not exactly that of one longer training."
+        )
+    return f"{_in_line(reply, position)} {words}"
+
+
+def epochs_form(submitted: FormCallback, job: Job) -> Form:
+    """How many more epochs to train."""
+    form = Form(_("More epochs for #{job} {name}", job=job.id, name=job.name), submitted)
+    form.add_text(
+        "epochs",
+        _("How many more epochs"),
+        ngettext(
+            "It has trained {n} epoch so far, and goes on with what it has learned.",
+            "It has trained {n} epochs so far, and goes on with what it has learned.",
+            job.progress.kept_epoch,
+        ),
+        placeholder=str(max(1, job.progress.kept_epoch // 2)),
+        max_length=4,
+    )
+    return form
+
+
+def epochs_of(form: Form, job: Job) -> int:
+    """Return what was typed into `epochs_form`; left empty, it is the number that the form proposes.
+
+    Raises:
+        JobRefused: It is no number.
+    """
+    typed = form.texts["epochs"].strip() or str(max(1, job.progress.kept_epoch // 2))
+    if not typed.isascii() or not typed.isdigit() or int(typed) < 1:
+        raise JobRefused(_("Type how many more epochs as a whole number, such as 5. Nothing was queued."))
+    return int(typed)
 
 
 def _in_line(reply: str, position: int | None) -> str:
@@ -269,7 +294,13 @@ def details_reply(job: Job, context: JobContext) -> MessageContent:
         "\n".join(_number_lines(job)) or None,
         "\n".join(_epoch_lines(job)) or None,
         "\n".join(f"-# {line}" for line in _setting_lines(job)),
-        row(job_button(job.id, "log", _("Log")), job_button(job.id, "history", _("History"))),
+        row(
+            job_button(job.id, "log", _("Log")),
+            job_button(job.id, "history", _("History")),
+            *([page_button(job.id)] if context.has_pages else []),
+            *([job_button(job.id, COMPARE_EPOCHS, _("Compare epochs"))] if is_drawable(job) else []),
+        ),
+        row(*next_step_buttons(job, has_hub=context.has_hub)) if job.study is None else None,
     )
     return MessageContent(layout=layout(body))
 

@@ -131,6 +131,25 @@ def with_line(content: MessageContent, line: str) -> MessageContent:
     return replace(content, layout=layout(*content.layout.children, line))
 
 
+def without_pictures(content: MessageContent, line: str) -> MessageContent:
+    """The same message without its images and files, and with one more text below it."""
+    if not content.files:
+        return content
+    for item in list(content.layout.walk_children()):
+        if isinstance(item, ui.MediaGallery | ui.File):
+            _remove(content.layout, item)
+    return replace(with_line(content, line), files=())
+
+
+def _remove(parent: Any, item: ui.Item[Any]) -> None:
+    """Remove an item of a layout, wherever it is in it."""
+    for child in list(parent.children):
+        if child is item:
+            parent.remove_item(item)
+        elif hasattr(child, "children"):
+            _remove(child, item)
+
+
 def image_gallery(file: FileToSend, alt_text: str) -> ui.MediaGallery[Any]:
     """An image that the message carries, with its alternative text."""
     return images_gallery([(file, alt_text)])

@@ -38,6 +38,8 @@ def told_words(notification: Notification, job: Job) -> str:
             return _("{job} stopped early: it was no longer getting better. Its best version is kept.", job=name)
         case NotificationKind.DONE:
             return _("{job} is finished.", job=name)
+        case NotificationKind.DRAWN:
+            return _("{job}: the images are drawn.", job=name)
         case NotificationKind.CANCELLED:
             return _("{job} was cancelled.", job=name)
         case _:
@@ -100,10 +102,17 @@ def notify_page(preferences: Preferences, note: str = "") -> MessageContent:
             + _("This is about your own trainings, and about those where you press 🔔."),
             *[row(menu) for menu in menus],
             quiet_words(preferences.quiet),
-            f"⚠️ {note}" if note else None,
+            f"ℹ️ {note}" if note else None,
             row(NotifyButton(button)),
         )
     )
+
+
+def plain_words(*, is_plain: bool) -> str:
+    """How a person is answered from now on."""
+    if is_plain:
+        return _("My answers to you are plain text now, for screen readers. Posts that others see stay as they are.")
+    return _("My answers to you have boxes and pictures again.")
 
 
 def _menu(event: NotifyEvent, chosen: NotifyPlace) -> NotifyMenu:

@@ -219,7 +219,8 @@ def audit_page(title: str, entries: Sequence[AuditEntry]) -> MessageContent:
 def history_page(job: Job, attempts: Sequence[AttemptRecord], entries: Sequence[AuditEntry]) -> MessageContent:
     """Attempts and changes of one job, newest first."""
     starts = first_lines([attempt_line(attempt) for attempt in reversed(attempts)], most=10, characters=1500)
-    changes = first_lines([entry_line(entry, names_job=False) for entry in entries], most=20, characters=1500)
+    lines = [entry_line(entry, names_job=job.is_sampling) for entry in entries]
+    changes = first_lines(lines, most=20, characters=1500)
     body = box(
         Color.WAITING,
         f"### {_('History of #{job} {name}', job=job.id, name=escape(job.name))}",
@@ -270,10 +271,9 @@ def _deed(entry: AuditEntry) -> str:
     if entry.verb.startswith("delete "):
         return _("{who} deleted files of {job} to make room")
     deeds = {
-        "draft": _("{who} asked for {job}"),
         "submit": _("{who} queued {job}"),
         "claim": _("{who} gave {job} a place and began to load"),
-        "begin": _("{job} began to train"),
+        "begin": _("{job} began"),
         "cancel": _("{who} cancelled {job}"),
         "keep_best": _("{who} stopped {job} early, to keep its best epoch"),
         "pause": _("{who} paused {job}"),
@@ -281,12 +281,14 @@ def _deed(entry: AuditEntry) -> str:
         "resume": _("{who} resumed {job}"),
         "retry": _("{who} retried {job}"),
         "extend": _("{who} gave {job} more epochs"),
+        "choose epoch": _("{who} made another epoch the result of {job}"),
         "bump": _("{who} changed the priority of {job}"),
         "pin": _("{who} pinned {job}"),
         "unpin": _("{who} unpinned {job}"),
         "share": _("{who} shared {job}"),
         "unshare": _("{who} stopped sharing {job}"),
         "note": _("{who} wrote a note on {job}"),
+        "publish": _("{who} had {job} uploaded to Hugging Face"),
         "queue pause": _("{who} paused the queue"),
         "queue drain": _("{who} began to empty the queue"),
         "queue resume": _("{who} resumed the queue"),

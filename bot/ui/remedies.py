@@ -1,10 +1,10 @@
-"""Buttons for what a person can do about a failure or a warning: try again as it was, or with another setting."""
+"""Buttons for what can follow a training: another setting after a failure or a warning, and more of what went well."""
 
 from __future__ import annotations
 
 import discord
 
-from bot.queue.domain.job import Job
+from bot.queue.domain.job import Job, State
 from bot.queue.domain.verbs import Verb, is_applicable
 from bot.ui.buttons import JobButton, job_button
 from trainer.protocol.events import Failed, FailureKind
@@ -12,6 +12,14 @@ from trainer.protocol.text import _
 
 #: Verbs of the buttons that make a new job with a changed setting.
 RETRY_RATE, RETRY_PIXELS = "retry_rate", "retry_px"
+#: … that fill a request with a training's settings: for its own images, and for others.
+RUN_AGAIN, TRY_SETTINGS = "run_again", "try_settings"
+#: … of the best run of a study.
+TRAIN_WINNER = "train_winner"
+#: … that asks how many more epochs to train.
+MORE_EPOCHS = "more_epochs"
+#: … that upload it to the Hugging Face hub: the question, and its answer.
+PUBLISH, PUBLISH_NOW = "publish", "publish_now"
 #: The same start would fail in the same way.
 _REPEATS = frozenset(
     {
@@ -28,6 +36,30 @@ _NEEDS_LOWER_RATE = frozenset({FailureKind.DIVERGED, "diverging", "validation_no
 _NEEDS_FEWER_PIXELS = frozenset({FailureKind.OUT_OF_MEMORY, "micro_batch_halved"})
 #: Sides of images, px, that people train at.
 _SIDES = (1024, 768, 512, 384, 256)
+
+
+def next_step_buttons(job: Job, *, has_hub: bool = False) -> list[JobButton]:
+    """What can follow a training that went well: show it, train longer, or change its settings or images.
+
+    Args:
+        job: A training that has ended.
+        has_hub: Models can be uploaded to the Hugging Face hub.
+    """
+    found = []
+    if is_applicable(Verb.SHARE, job):
+        found.append(share_button(job.id))
+    if is_applicable(Verb.EXTEND, job):
+        found.append(job_button(job.id, MORE_EPOCHS, _("More epochs…")))
+    found.append(job_button(job.id, RUN_AGAIN, _("Run again with changes")))
+    found.append(job_button(job.id, TRY_SETTINGS, _("Try these settings")))
+    if has_hub and job.state in {State.SUCCEEDED, State.STOPPED} and not job.are_files_deleted:
+        found.append(job_button(job.id, PUBLISH, _("Push to Hugging Face"), emoji="🤗"))
+    return found
+
+
+def share_button(job_id: int) -> JobButton:
+    """Ask for a picture and tags, and show it in the gallery."""
+    return job_button(job_id, Verb.SHARE, _("Share"), emoji="🖼️")
 
 
 def failure_buttons(job: Job) -> list[JobButton]:

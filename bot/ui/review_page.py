@@ -93,13 +93,14 @@ def image_page(view: ReviewView, each: ReviewImage) -> MessageContent:
     arg = f"{each.key}-{question.key}"
     has_overview = count > 1 and not question.is_about_captions
     decisions = _decision_buttons(dataset, question, arg) if view.may_change else []
+    findings = [_finding_line(finding, each) for finding in each.image.findings[:_SHOWN_FINDINGS]]
     body = box(
         Color.DONE if question.is_settled(each, dataset.edits) or not question.needs_decision else Color.NOTE,
         view.note or None,
         f"### {_title(view)}{position}\n"
-        f"{_('**Image {number}**', number=each.number)} · {escape(each.image.source, 120)}",
+        f"{_('**Image {number}**', number=each.number)} · {escape(_short(each.image.source, each), 120)}",
         image_gallery(file, _alt(dataset, each)) if file else None,
-        "\n".join([*map(_finding_line, each.image.findings[:_SHOWN_FINDINGS]), *_state_lines(dataset, each)]),
+        "\n".join([*findings, *_state_lines(dataset, each)]),
         _left_words(view),
         row(*decisions) if decisions else None,
         row(
@@ -224,19 +225,27 @@ def _decision_buttons(dataset: Dataset, question: ReviewQuestion, arg: str) -> l
     ]
 
 
-def _finding_line(finding: Finding) -> str:
+def _short(text: str, each: ReviewImage) -> str:
+    """Name files by their path in the archive that the image is from: `set.zip!images/1.png` → `images/1.png`."""
+    archive = each.image.source[: each.image.source.rfind("!") + 1]
+    return text.replace(archive, "") if archive else text
+
+
+def _finding_line(finding: Finding, each: ReviewImage) -> str:
     """`• Perhaps blurred: the edges are blurred (measured 1.32, limit 1.00)`."""
-    words = f"• **{label(finding.kind).heading}**: {escape(finding.message, 250)}"
+    words = f"• **{label(finding.kind).heading}**: {escape(_short(finding.message, each), 250)}"
     if finding.measure is not None and finding.threshold is not None:
         measure, limit = f"{finding.measure:.3g}", f"{finding.threshold:.3g}"
         words += " " + _("(measured {measure}, limit {limit})", measure=measure, limit=limit)
     if finding.other is not None and finding.other not in finding.message:
-        words += " · " + _("other: {name}", name=escape(finding.other, 100))
+        words += " · " + _("other: {name}", name=escape(_short(finding.other, each), 100))
     return words
 
 
 def _state_lines(dataset: Dataset, each: ReviewImage) -> list[str]:
     lines = _caption_lines(dataset, each)
+    if each.sha256 in dataset.edits.crops:
+        lines.append(_("**Cropped** by hand: only a part of it is trained on."))
     match dataset.edits.decisions.get(each.sha256):
         case "keep":
             lines.append(_("**Kept** by hand."))
@@ -255,7 +264,7 @@ def _caption_lines(dataset: Dataset, each: ReviewImage) -> list[str]:
     is_by_hand = each.sha256 in edits.captions
     parts = [ngettext("{n} word", "{n} words", len(caption.split()))]
     if source := CAPTION_BY_HAND if is_by_hand else image.caption_source or "":
-        parts.append(escape(source, 80))
+        parts.append(escape(_short(source, each), 80))
         if image.is_caption_automatic and not is_by_hand:
             parts.append(_("reviewed") if each.sha256 in edits.reviewed else _("not reviewed yet"))
     return [_("Caption: {caption}", caption=escape(caption, 400)), f"-# {' · '.join(parts)}"]
@@ -272,7 +281,7 @@ def _file(dataset: Dataset, each: ReviewImage, file_limit: int) -> FileToSend | 
 
 
 def _alt(dataset: Dataset, each: ReviewImage) -> str:
-    parts = [_("Image {number}, {source}.", number=each.number, source=each.image.source)]
+    parts = [_("Image {number}, {source}.", number=each.number, source=_short(each.image.source, each))]
     if each.image.findings:
         kinds = ", ".join(label(finding.kind).heading for finding in each.image.findings)
         parts.append(_("Found: {kinds}.", kinds=kinds))

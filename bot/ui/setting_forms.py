@@ -209,7 +209,9 @@ def parse_value(text: str) -> Any:
 
 def settings_card(dataset_id: int, draft_id: int, name: str, overrides: Mapping[str, Any]) -> MessageContent:
     """The pages of settings of a request, and what is set by now."""
-    lines = [f"`{with_short_names(each)}` {escape(typed_text(value), 120)}" for each, value in overrides.items()]
+    # Prompts, one a line in their form, are parted as in the command.
+    typed = {name: typed_text(value).replace("\n", " | ") for name, value in overrides.items()}
+    lines = [f"`{with_short_names(name)}` {escape(text, 120)}" for name, text in typed.items()]
     buttons = [
         dataset_button(dataset_id, "page", page_title(page), arg=f"{draft_id}-{page}")
         for page in SettingsPage

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from discord import ui
 
 from bot.queue.domain.job import Job, State
-from bot.ui.buttons import job_button
+from bot.ui.buttons import JobButton, job_button, page_button
 from bot.ui.discord_text import escape, first_lines, mention, relative_time
 from bot.ui.end_reasons import end_reason_text
 from bot.ui.job_card import (
@@ -26,6 +26,7 @@ from bot.ui.job_card import (
 from bot.ui.job_context import JobContext, waiting_lines
 from bot.ui.job_endings import files_hint, split_files
 from bot.ui.layout import Color, FileToSend, MessageContent, box, image_gallery, layout, public_path, row, sendable
+from bot.ui.remedies import TRAIN_WINNER
 from trainer.protocol.study import ChildState, KfoldRequest, StudyRequest, StudyRow, StudyStep, make_study_request
 from trainer.protocol.text import _, ngettext, verdict
 
@@ -70,12 +71,24 @@ def study_post(job: Job, context: JobContext) -> MessageContent:
         f"{_('Your {study} is finished.', study=kind_words(job))}\n{verdict}",
         "\n".join(run_lines(context.children, step)) or None,
         image_gallery(chart, step.chart_alt) if chart and step and chart in sent else None,
-        f"-# {files_hint(job)}" if any(file not in sent for file in results) else None,
+        f"-# {files_hint(has_pages=context.has_pages)}" if any(file not in sent for file in results) else None,
         f"-# {_settings(job)}",
-        row(files_button(job.id), job_button(job.id, "details", _("Details"))),
+        row(
+            files_button(job.id),
+            job_button(job.id, "details", _("Details")),
+            *_winner_buttons(job, step),
+            *([page_button(job.id)] if context.has_pages else []),
+        ),
     )
     carried = [ui.File[ui.LayoutView](file.url) for file in results if file in sent]
     return MessageContent(layout=layout(body, *carried), files=sent, mentions=(job.owner_id,))
+
+
+def _winner_buttons(job: Job, step: StudyStep | None) -> list[JobButton]:
+    """[Train winner] of a comparison: a request with the settings that won."""
+    if step is None or not step.table or isinstance(_request(job), KfoldRequest):
+        return []
+    return [job_button(job.id, TRAIN_WINNER, _("Train winner"), emoji="🏆")]
 
 
 def study_files(job: Job, context: JobContext) -> list[MessageContent]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from bot.queue.planning.estimates import Estimate
+from bot.queue.store.limits import hours_words
 from bot.queue.store.measures import planned_steps
 from bot.ui.discord_text import escape, shorten
 from bot.ui.job_card import base_name, rank_words, rates_words
@@ -21,6 +24,7 @@ def plan_lines(spec: Spec, report: DatasetReport, fit: ResolutionFit | None = No
     """What is trained, from what, with which words, and for how long; one thought a line."""
     return [
         _("**Base model**: {name}", name=base_name(spec)),
+        *([_("**Start**: from what an earlier training has learned.")] if spec.method.start_sha256 else []),
         _preset_line(spec),
         *_word_lines(spec),
         _prompts_line(spec),
@@ -110,14 +114,33 @@ def size_words(fit: ResolutionFit) -> str:
     return _("**Size**: {px} px. {enlarged} {cropped}", px=fit.resolution, enlarged=enlarged, cropped=cropped)
 
 
-def study_lines(runs: int, seconds: float | None) -> list[str]:
-    """How many trainings a study makes, and how long they take one after another."""
-    lines = [ngettext("**Runs**: {n} training.", "**Runs**: {n} trainings, each as below.", runs)]
-    if seconds is None:
+@dataclass(frozen=True, kw_only=True)
+class StudyPlan:
+    """What the trainings of a study need together."""
+
+    runs: int
+    #: One after another; None: nothing like them has run here.
+    seconds: float | None
+    #: That each of them uses.
+    gpus: int = 1
+    #: GPU hours that the member has left this week; None: any number.
+    left_h: float | None = None
+
+
+def study_lines(plan: StudyPlan) -> list[str]:
+    """How many trainings a study makes, how long they take one after another, and how many GPU hours that is."""
+    lines = [ngettext("**Runs**: {n} training.", "**Runs**: {n} trainings, each as below.", plan.runs)]
+    if plan.seconds is None:
         lines.append(_("**Time**: the first runs of this kind here, so no estimate yet."))
     else:
-        about = rough_duration(seconds)
+        about = rough_duration(plan.seconds)
         lines.append(_("**Time**: about {about} on one GPU, all runs together; less if some stop early.", about=about))
+        hours = hours_words(plan.gpus * plan.seconds / 3600)
+        if plan.left_h is None:
+            lines.append(_("**GPU hours**: about {hours}.", hours=hours))
+        else:
+            left = hours_words(plan.left_h)
+            lines.append(_("**GPU hours**: about {hours}; you have {left} left this week.", hours=hours, left=left))
     return lines
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from enum import StrEnum
 
 import discord
+from discord import ui
 
 from bot.datasets import Dataset, PendingUpload, UploadKind
+from bot.datasets.resumable_uploads import Arrived
 from bot.outbox.notification import Notification
 from bot.ui.buttons import dataset_button
-from bot.ui.discord_text import escape, mention
-from bot.ui.layout import Color, MessageContent, box, layout, row
+from bot.ui.discord_text import escape, mention, progress_bar
+from bot.ui.layout import Color, MessageContent, box, layout, row, text_message
 from trainer.protocol.progress import PreparePhase, PrepareProgress
-from trainer.protocol.text import _, ngettext
+from trainer.protocol.text import _, ngettext, size
 
 
 class Unanswered(StrEnum):
@@ -28,6 +30,8 @@ class Unanswered(StrEnum):
     UNREACHABLE = "unreachable"
     #: The bot that received it has ended.
     RESTARTED = "restarted"
+    #: The files came by the upload page.
+    BY_PAGE = "by_page"
 
 
 def upload_post(notification: Notification) -> MessageContent:
@@ -48,20 +52,75 @@ def upload_post(notification: Notification) -> MessageContent:
     return MessageContent(layout=layout(body), mentions=(notification.owner_id,))
 
 
+def upload_card(upload: PendingUpload, arrived: Arrived) -> MessageContent:
+    """How much of an upload by page has arrived; edited, and deleted once its owner is answered."""
+    who = mention(upload.owner_id)
+    if arrived.progress is not None:
+        return text_message(progress_words(upload.title, arrived.progress))
+    if not upload.is_open:
+        return text_message(_("⏳ The files of {who} are being examined.", who=who))
+    share = arrived.arrived_bytes / arrived.bytes if arrived.bytes else 0.0
+    text = ngettext(
+        "📥 {who} uploads {n} file by the upload page: {complete} of them is here.",
+        "📥 {who} uploads {n} files by the upload page: {complete} of them are here.",
+        arrived.files,
+        who=who,
+        complete=f"{arrived.complete:,}",
+    )
+    amount = _("{arrived} of {all}", arrived=size(arrived.arrived_bytes), all=size(arrived.bytes))
+    return text_message(f"{text}\n{progress_bar(share)} {amount}")
+
+
+def upload_link(interaction_id: int, url: str, *, limit_bytes: int, days: int, sentence: str = "") -> MessageContent:
+    """A link to the upload page, for one person; with why the files did not come as attachments."""
+    what = _(
+        "The upload page takes files and whole folders, up to {limit}, and goes on where it was if the connection "
+        "drops. When all files are there, the answer comes into this channel.",
+        limit=size(limit_bytes),
+    )
+    ends = ngettext(
+        "The link is for you alone: it acts as you. It ends {n} day after the last file.",
+        "The link is for you alone: it acts as you. It ends {n} days after the last file.",
+        days,
+    )
+    link: ui.Button[ui.LayoutView] = ui.Button(url=url, label=_("Open the upload page"))
+    renew = dataset_button(0, "upload_link", _("New link"), arg=interaction_id)
+    cancel = dataset_button(0, "upload_end", _("Cancel upload"), arg=interaction_id)
+    return MessageContent(
+        layout=layout(*([sentence] if sentence else []), what, row(link, renew, cancel), f"-# {ends}")
+    )
+
+
+def upload_cancelled() -> MessageContent:
+    """The answer to [Cancel upload]."""
+    return text_message(_("⬛ Cancelled: the link no longer opens, and what had arrived is deleted."))
+
+
+def upload_answered_card() -> MessageContent:
+    """In place of the card of an upload that was answered, until it is deleted."""
+    return text_message(_("✅ This upload has arrived."))
+
+
 def progress_words(title: str, progress: PrepareProgress) -> str:
     """How far the preparation of an upload has come, in place of "… is thinking"."""
-    name, n, total = escape(title, 100), progress.done, progress.total
+    return f"⏳ **{escape(title, 100)}** · {progress_step(progress)}"
+
+
+def progress_step(progress: PrepareProgress) -> str:
+    """What a preparation does at the moment."""
+    n, total = progress.done, progress.total
     match progress.phase:
+        case PreparePhase.WAITING:
+            return _("waiting: other datasets are looked at first")
         case PreparePhase.READING:
-            step = _("reading the images: {n} of {total}", n=n, total=total)
+            return _("reading the images: {n} of {total}", n=n, total=total)
         case PreparePhase.COMPARING:
             share = f"{n / total:.0%}" if total else "100%"
-            step = _("looking for duplicates: {share}", share=share)
+            return _("looking for duplicates: {share}", share=share)
         case PreparePhase.DRAWING:
-            step = _("drawing the overview")
+            return _("drawing the overview")
         case PreparePhase.CAPTIONING:
-            step = _("writing captions: {n} of {total}", n=n, total=total)
-    return f"⏳ **{name}** · {step}"
+            return _("writing captions: {n} of {total}", n=n, total=total)
 
 
 def unanswered_words(what: str, why: Unanswered, sentence: str, *, is_carried_out: bool) -> str:
@@ -110,7 +169,7 @@ def upload_prepared(upload: PendingUpload, dataset: Dataset, why: Unanswered) ->
 
 def upload_refused(upload: PendingUpload, reason: str, why: Unanswered) -> str:
     """The files became nothing, for this reason (escaped)."""
-    return f"{_interrupted(upload, why)} {reason}"
+    return f"{_interrupted(upload, why)} {reason}{_page_keeps(upload)}"
 
 
 def upload_incomplete(upload: PendingUpload) -> str:
@@ -121,11 +180,22 @@ def upload_incomplete(upload: PendingUpload) -> str:
 
 def upload_failed(upload: PendingUpload, why: Unanswered) -> str:
     """The files became nothing, because of a bug."""
-    return f"{_interrupted(upload, why)} {_('Something broke on my side.')} {_try_again(upload.kind)}"
+    again = _page_keeps(upload) or f" {_try_again(upload.kind)}"
+    return f"{_interrupted(upload, why)} {_('Something broke on my side.')}{again}"
+
+
+def _page_keeps(upload: PendingUpload) -> str:
+    """That gigabytes need not be sent again; empty for attachments."""
+    if not upload.is_by_page:
+        return ""
+    kept = _("The upload page still has your files: change them there, and finish the upload again.")
+    return f"\n{kept}"
 
 
 def _interrupted(upload: PendingUpload, why: Unanswered) -> str:
     title = escape(upload.title)
+    if why is Unanswered.BY_PAGE:
+        return _("**{title}** has arrived.", title=title)
     if why is Unanswered.RESTARTED:
         return _("I was restarted while preparing **{title}**.", title=title)
     return _("I could not show you the answer about **{title}**. {reason}", title=title, reason=_reason(why))

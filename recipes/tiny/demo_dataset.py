@@ -1,8 +1,9 @@
-"""Draws the demo dataset: `python -m recipes.tiny.demo_dataset OUT.zip`.
+"""Draws the datasets of the demo: `python -m recipes.tiny.demo_dataset FOLDER` writes momo.zip and blueprint.zip.
 
-It holds 38 captioned images of *momo*, a creature that the base model has never seen, and four files for the
-dataset report to find: two exact duplicates, an image that does not decode, and a file that is not an image.
-The same bytes every time.
+The first holds 38 captioned images of *momo*, a creature that the base model has never seen, and four files for the
+dataset report to find: two exact duplicates, an image that does not decode, and a file that is not an image. The second
+teaches a style: things that the base knows, drawn as blueprints. It leaves decisions to its owner: a blurred drawing, a
+tiny one, a brighter copy of another, and two without captions. The same bytes every time.
 """
 
 import io
@@ -10,15 +11,24 @@ import math
 import random
 import sys
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
 from recipes.tiny.scenes import COLORS, PLACES, paint_background, with_article
-from recipes.tiny.shapes import FIGURES, Part, Pose, ellipse, paint_figure
+from recipes.tiny.shapes import FIGURES, Part, Pose, Rgb, ellipse, paint_figure, ramp
 
 TRIGGER = "momo"
+BLUEPRINT = "blueprint"
+#: Of a blueprint: its paper from top to bottom, the grid, and the lines.
+PAPER: Rgb = (38, 74, 148)
+DEEP_PAPER: Rgb = (24, 52, 112)
+GRID: Rgb = (58, 98, 172)
+CHALK: Rgb = (236, 242, 250)
+#: Blueprints without a caption.
+UNCAPTIONED = (12, 25)
 FOLDER = "momo-dataset/images"
 SUPERSAMPLE = 2
 IMAGE_SIZES_PX = ((128, 128), (160, 160), (144, 128), (128, 144), (192, 176), (120, 132), (200, 200), (104, 96))
@@ -129,8 +139,8 @@ def _png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def demo_files() -> dict[str, bytes]:
-    """Return the content of each file of the zip by path."""
+def momo_files() -> dict[str, bytes]:
+    """Return the content of each file of the first zip by path."""
     files: dict[str, bytes] = {"momo-dataset/README.txt": b"Images of momo, drawn by recipes/tiny/demo_dataset.py.\n"}
     for index, portrait in enumerate(PORTRAITS):
         size_px = IMAGE_SIZES_PX[index % len(IMAGE_SIZES_PX)]
@@ -144,10 +154,56 @@ def demo_files() -> dict[str, bytes]:
     return files
 
 
-def write_demo_dataset(path: Path) -> None:
-    """Write the zip; the bytes depend on the version of Pillow only."""
+def _blueprint_of(kind: str, size: str, place: str) -> tuple[Image.Image, str]:
+    """Return a drawing in white lines on blue paper with a grid, and its caption."""
+    rng = random.Random(f"blueprint {kind} {size} {place}")
+    side_px = rng.choice((128, 144, 160)) * SUPERSAMPLE
+    canvas = ramp(side_px, PAPER, DEEP_PAPER)
+    pen = ImageDraw.Draw(canvas)
+    for line in range(0, side_px, side_px // 8):
+        pen.line([(line, 0), (line, side_px)], fill=GRID, width=SUPERSAMPLE)
+        pen.line([(0, line), (side_px, line)], fill=GRID, width=SUPERSAMPLE)
+    pose = _pose(Portrait(background="blue", size=size, place=place), side_px, rng)
+    for part in FIGURES[kind]():
+        for loop in filter(None, (part.outer, part.hole)):
+            placed = pose.place(loop)
+            pen.line([*placed, placed[0], placed[1]], fill=CHALK, width=side_px // 40, joint="curve")
+    where = "" if place == "middle" else f" at the {place}"
+    subject = with_article(f"{size} {kind}".strip())
+    image = canvas.resize((side_px // SUPERSAMPLE,) * 2, Image.Resampling.LANCZOS)
+    return image, f"{BLUEPRINT} of {subject}{where}"
+
+
+def blueprint_files() -> dict[str, bytes]:
+    """Return the content of each file of the second zip by path."""
+    files: dict[str, bytes] = {"blueprints/README.txt": b"Blueprints, drawn by recipes/tiny/demo_dataset.py.\n"}
+    poses = (("big", "middle"), ("", "left"), ("", "right"), ("small", "top"), ("small", "bottom"))
+    drawings = [
+        _blueprint_of(kind, *poses[(index + 2 * part) % len(poses)])
+        for part in range(2)
+        for index, kind in enumerate(FIGURES)
+    ]
+    for index, (image, caption) in enumerate(drawings):
+        stem = f"blueprints/blueprint_{index + 1:02d}"
+        files[f"{stem}.png"] = _png(image)
+        if index not in UNCAPTIONED:
+            files[f"{stem}.txt"] = caption.encode()
+    blurred, caption = drawings[3]
+    files |= {
+        "blueprints/out_of_focus.png": _png(blurred.filter(ImageFilter.GaussianBlur(5))),
+        "blueprints/out_of_focus.txt": caption.encode(),
+        "blueprints/thumbnail.png": _png(drawings[8][0].resize((28, 28))),
+        "blueprints/thumbnail.txt": drawings[8][1].encode(),
+        "blueprints/blueprint_06_bright.png": _png(ImageEnhance.Brightness(drawings[5][0]).enhance(1.25)),
+        "blueprints/blueprint_06_bright.txt": drawings[5][1].encode(),
+    }
+    return files
+
+
+def write_zip(path: Path, files: Mapping[str, bytes]) -> None:
+    """Write the zip; the bytes depend on the versions of Pillow and zlib only."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in demo_files().items():
+        for name, content in files.items():
             info = zipfile.ZipInfo(name, date_time=TIMESTAMP)
             info.compress_type = zipfile.ZIP_DEFLATED
             info.external_attr = 0o644 << 16
@@ -156,5 +212,6 @@ def write_demo_dataset(path: Path) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python -m recipes.tiny.demo_dataset OUT.zip")
-    write_demo_dataset(Path(sys.argv[1]))
+        sys.exit("usage: python -m recipes.tiny.demo_dataset FOLDER")
+    write_zip(Path(sys.argv[1], "momo.zip"), momo_files())
+    write_zip(Path(sys.argv[1], "blueprint.zip"), blueprint_files())

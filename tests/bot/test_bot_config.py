@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bot.config import Config, known_settings, load_config, read_token
+from bot.config import Config
+from bot.config_file import known_settings, load_config, read_token
 from bot.errors import ConfigError
 
 EXAMPLE = Path(__file__).parents[2] / "config.example.toml"

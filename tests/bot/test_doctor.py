@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from bot.config import Config, ModelSettings, StorageSettings, TrainerSettings
+from bot.config import Config, ModelSettings, StorageSettings, TrainerSettings, WebSettings
 from bot.db import DATABASE_FILE, open_db
 from bot.doctor import (
     Mark,
@@ -21,6 +21,7 @@ from bot.doctor import (
     check_discord,
     check_models,
     check_operators,
+    check_pages,
     check_python,
     check_self_test,
     check_trainer,
@@ -106,6 +107,15 @@ async def test_several_servers_without_operators_are_noted(discord_api: FakeDisc
     assert any("operator_ids" in line for line in await results(TOKEN, discord_api.url))
     named = Config(discord=Config().discord.model_copy(update={"guild_ids": (7,)}))
     assert not any("operator_ids" in line for line in await results(TOKEN, discord_api.url, named))
+
+
+@pytest.mark.parametrize(
+    ("url", "marks"),
+    [("", []), ("https://darkroom.example.org", [Mark.FINE]), ("http://192.0.2.7:8742", [Mark.NOTE])],
+)
+def test_pages_without_encryption_are_noted(url: str, marks: list[Mark]) -> None:
+    config = Config(web=WebSettings(port=8742 if url else 0, public_url=url))
+    assert [result.mark for result in check_pages(config)] == marks
 
 
 def test_each_model_is_searched_where_it_would_come_from(tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ FIRST = (
     "upload_answered",
 )
 NEXT = ("upload_prepared", "upload_drafted", "upload_reported")
+#: Of a bot whose upload comes by the page; the last one after the answer was stored.
+PAGE = ("upload_piece", "upload_closed", "upload_received", "upload_prepared", "upload_reported")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -90,13 +92,13 @@ def assert_it_is_answered(bots: UploadBots, *, arrived: bool = True) -> None:
         assert bots.rows("SELECT * FROM upload") == []
         (text,) = bots.answers()
         assert ("your request waits:" if arrived else "had arrived") in text
-        drafts = bots.rows("SELECT job.interaction_id, state FROM job")
-        assert [row["state"] for row in drafts] == ["draft"] * arrived
+        assert len(bots.rows("SELECT * FROM draft")) == arrived
+        assert bots.rows("SELECT * FROM job") == []
         assert len(bots.rows("SELECT * FROM dataset")) == arrived
 
 
 def test_every_failpoint_is_tested() -> None:
-    assert {*FIRST, *NEXT} == set(UPLOAD_POINTS)
+    assert {*FIRST, *NEXT, *PAGE} == set(UPLOAD_POINTS)
 
 
 @pytest.mark.parametrize("point", FIRST)
@@ -110,6 +112,27 @@ def test_a_third_bot_answers_after_a_second_kill(bots: UploadBots, point: str) -
     assert bots.run("upload", crash_at="upload_received") == -signal.SIGKILL, bots.log.read_text()[-6000:]
     assert bots.run("look", crash_at=point) == -signal.SIGKILL, bots.log.read_text()[-6000:]
     assert_it_is_answered(bots)
+
+
+@pytest.mark.parametrize("point", PAGE)
+def test_an_upload_by_page_is_answered_once_or_goes_on_after_a_kill(bots: UploadBots, point: str) -> None:
+    assert bots.run("page", crash_at=point) == -signal.SIGKILL, bots.log.read_text()[-6000:]
+    for _ in range(2):
+        assert bots.run("look") == 0, bots.log.read_text()[-6000:]
+        if point == "upload_piece":
+            # Its owner goes on: what has arrived is there, and nothing was answered.
+            assert [row["is_open"] for row in bots.rows("SELECT * FROM upload")] == [1]
+            assert bots.answers() == []
+            (file,) = (bots.data_dir / "uploads").glob("*/*")
+            assert file.stat().st_size == 1000
+            continue
+        assert bots.rows("SELECT * FROM upload") == []
+        assert bots.rows("SELECT * FROM upload_file") == []
+        (text,) = bots.answers()
+        assert "fox-pictures" in text
+        assert len(bots.rows("SELECT * FROM dataset")) == 1
+        (card,) = bots.rows("SELECT is_removed FROM card WHERE kind = 'upload'")
+        assert card["is_removed"]
 
 
 def test_a_preparation_that_outlives_its_bot_does_not_disturb_the_next(bots: UploadBots) -> None:

@@ -299,7 +299,7 @@ def _function(name: str) -> Callable[..., Any]:
 def _main(path: str, *programs: str) -> None:
     for program in programs:
         if program == TRAINER:
-            from trainer.commands.training_commands import warm_up
+            from trainer.commands.job_processes import warm_up
 
             warm_up()
         _function(program)

@@ -1,7 +1,10 @@
-"""A process in a container has the memory of its control group, not that of the machine."""
+"""A process in a container has the memory of its control group, and gives back what it has freed."""
 
 from __future__ import annotations
 
+import ctypes
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,3 +52,47 @@ def test_the_smallest_limit_is_the_memory(monkeypatch: pytest.MonkeyPatch) -> No
     assert device.free_memory_bytes(CPU) == 2000
     monkeypatch.setattr(device, "_group_limits", list)
     assert device.total_memory_bytes(CPU) > 2**30
+
+
+#: Blocks of 1 MiB, with small ones that stay between them, after the C library has learned to keep large blocks.
+_ALLOCATE = """
+import ctypes, sys
+from pathlib import Path
+from trainer.dataset.memory import return_large_blocks
+
+library = ctypes.CDLL(None)
+library.malloc.restype = ctypes.c_void_p
+
+def take(size):
+    address = library.malloc(ctypes.c_size_t(size))
+    ctypes.memset(address, 1, size)
+    return address
+
+def give(address):
+    library.free(ctypes.c_void_p(address))
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1])
+
+give(take(30 * 2**20))
+if sys.argv[1] == "returned":
+    return_large_blocks()
+before, blocks = resident(), []
+for _ in range(100):
+    blocks.append(take(2**20))
+    take(512)
+for block in blocks:
+    give(block)
+print((resident() - before) * 4096 / 2**20)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="of glibc")
+def test_blocks_that_are_freed_between_others_go_back_to_the_system() -> None:
+    kept, returned = (
+        float(subprocess.run([sys.executable, "-c", _ALLOCATE, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("kept", "returned")
+    )
+
+    assert kept > 90
+    assert returned < 10

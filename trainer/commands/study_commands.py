@@ -59,6 +59,34 @@ def add_study(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_study)
 
 
+def add_compare_jobs(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `compare-jobs`."""
+    parser.add_argument("jobs", type=_labeled, nargs="+", metavar="LABEL=JOB_DIR", help="jobs that were trained")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the chart and the samples")
+    parser.set_defaults(command=_compare_jobs)
+
+
+def _labeled(text: str) -> tuple[str, Path]:
+    label, equals, path = text.rpartition("=")
+    return (label, Path(path)) if equals else (Path(text).name, Path(text))
+
+
+def _compare_jobs(options: argparse.Namespace) -> int:
+    """Lay jobs beside each other; print what was found as one line of JSON (`trainer/protocol/job_comparison.py`)."""
+    from trainer.studies.job_comparison_page import compare_jobs
+
+    jobs: dict[str, Path] = dict(options.jobs)
+    if len(jobs) < 2:
+        return refuse(_("Name at least two different jobs."))
+    options.out.mkdir(parents=True, exist_ok=True)
+    try:
+        comparison = compare_jobs(jobs, options.out)
+    except (OSError, SpecError, ValueError) as error:
+        return refuse(str(error))
+    sys.stdout.write(comparison.model_dump_json() + "\n")
+    return EXIT_FINISHED
+
+
 def _add_study_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("job_dir", type=Path, metavar="JOB_DIR", help="a folder written by `trainer new`")
     parser.add_argument(

@@ -14,6 +14,8 @@ from trainer.protocol.text import _
 
 #: Kept images, dropped images, and thumbnails of both.
 IMAGES, DROPPED, THUMBNAILS = "images", "dropped", "thumbnails"
+#: Of cropped images: the whole ones, and their thumbnails.
+UNCROPPED, UNCROPPED_THUMBNAILS = "uncropped", "uncropped/thumbnails"
 #: Masks (where the loss of an image counts), named by their content.
 MASKS = "masks"
 #: Contact sheets.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 import unicodedata
 from collections.abc import Callable
@@ -331,14 +332,19 @@ def _is_tar(head: bytes) -> bool:
     return int(checksum, 8) == sum(head[:148]) + 8 * ord(" ") + sum(head[156:512])
 
 
+def _extension(name: str) -> str:
+    # `PurePosixPath.suffix` takes five times as long, for each image a dozen times.
+    return posixpath.splitext(name)[1].lower()
+
+
 def has_image_name(name: str) -> bool:
     """True if the extension is that of an image."""
-    return PurePosixPath(name).suffix.lower() in IMAGE_EXTENSIONS
+    return _extension(name) in IMAGE_EXTENSIONS
 
 
 def has_raw_name(name: str) -> bool:
     """True if the extension is that of a camera's raw file."""
-    return PurePosixPath(name).suffix.lower() in RAW_EXTENSIONS
+    return _extension(name) in RAW_EXTENSIONS
 
 
 def is_part_name(name: str) -> bool:
@@ -348,7 +354,7 @@ def is_part_name(name: str) -> bool:
 
 def has_caption_name(name: str) -> bool:
     """True if the extension is that of a caption or a table of captions."""
-    return PurePosixPath(name).suffix.lower() in CAPTION_EXTENSIONS + TABLE_EXTENSIONS
+    return _extension(name) in CAPTION_EXTENSIONS + TABLE_EXTENSIONS
 
 
 def printable(name: str) -> str:

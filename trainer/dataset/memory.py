@@ -12,6 +12,10 @@ from pathlib import Path
 
 #: From here on, memory is given back to the system after use.
 _LARGE_BYTES = 128 * 2**20
+#: Parameters of mallopt(3), and the free memory at the end of the heap that is kept.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _KEPT_BYTES = -1, -3, 32 * 2**20
+#: A block of memory that is a mapping of its own, where holes of a heap would cost too much.
+_MAPPED_BYTES = 2**18
 
 
 class SharedMemoryBudget:
@@ -65,3 +69,23 @@ def release_memory() -> None:
     """Give freed memory back to the system, where the C library would keep it (glibc)."""
     if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
         trim(0)
+
+
+def keep_freed_memory() -> None:
+    """Let this process use freed memory again, up to 32 MiB of it, rather than ask the system for the same (glibc).
+
+    Else each array of an image is cleared by the system first, which takes as long as all measures together.
+    """
+    if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+        mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES // 2)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
+def return_large_blocks() -> None:
+    """Let each freed block of 256 KiB or more go back to the system at once (glibc).
+
+    Else the C library keeps tensors of up to 32 MiB in one heap, in whose holes few others fit: a step of a LoRA of SD
+    1.5 at 512 px peaked at 3.65 GiB instead of 3.15, of SDXL at 8.77 instead of 7.44. It costs a tenth of the CPU.
+    """
+    if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+        mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)

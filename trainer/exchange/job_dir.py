@@ -1,20 +1,26 @@
-"""Names and files of a job folder: `spec.json`, the log, and where its datasets lie on this machine."""
+"""Names and files of a job folder: `spec.json` or `sampling.json`, the log, and where its datasets lie here."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter
 
 from trainer.exchange.files import locate, write_text
+from trainer.protocol.sampling import SamplingSpec, make_sampling_spec
 from trainer.protocol.spec import SPEC_VERSION, Spec, SpecError, make_spec
 from trainer.protocol.text import _
 
 SPEC_FILE = "spec.json"
+SAMPLING_FILE = "sampling.json"
+#: The weights that a training starts from, if it starts from any but its base's.
+START_FILE = "start.safetensors"
 #: Standard output and error of all attempts at a job.
 LOG_FILE = "trainer.log"
 #: Environment variable: a JSON object that maps a dataset folder of the spec to its folder on this machine. Set by the
@@ -38,13 +44,59 @@ def read_spec(job_dir: Path) -> Spec:
     Raises:
         SpecError: `spec.json` is missing, is not JSON, is of another version, or holds invalid settings.
     """
-    path = job_dir / SPEC_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return make_spec(_read_settings(job_dir / SPEC_FILE))
     except FileNotFoundError:
         raise SpecError(
             _("{job_dir} has no spec.json; write one with `python -m trainer new`.", job_dir=job_dir)
         ) from None
+
+
+def copy_start(job_dir: Path, spec: Spec) -> None:
+    """Copy the file that a training starts from (`method.start_from`) into its folder, unless it is there.
+
+    What it holds is checked by the trainer, against `method.start_sha256`.
+    """
+    source, copy = Path(spec.method.start_from), job_dir / START_FILE
+    if spec.method.start_sha256 is None or copy.exists() or not source.is_file():
+        return
+    job_dir.mkdir(parents=True, exist_ok=True)
+    partial = copy.with_name(f"{copy.name}.part")
+    shutil.copyfile(source, partial)
+    partial.replace(copy)
+
+
+def write_sampling(job_dir: Path, spec: SamplingSpec) -> Path:
+    """Write `sampling.json`, creating the job folder; return its path."""
+    job_dir.mkdir(parents=True, exist_ok=True)
+    path = job_dir / SAMPLING_FILE
+    write_text(path, spec.model_dump_json(indent=2) + "\n")
+    return path
+
+
+def read_sampling(job_dir: Path) -> SamplingSpec:
+    """Read the spec of a sampling job's folder.
+
+    Raises:
+        SpecError: `sampling.json` is missing, is not JSON, is of another version, or holds invalid settings.
+    """
+    try:
+        return make_sampling_spec(_read_settings(job_dir / SAMPLING_FILE))
+    except FileNotFoundError:
+        raise SpecError(
+            _("{job_dir} has no sampling.json; write one with `python -m trainer sample --job DIR`.", job_dir=job_dir)
+        ) from None
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """Read the JSON object of a spec.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        SpecError: It is not JSON, or of another version.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise SpecError(_("{path} is not JSON ({error}).", path=path, error=error)) from error
     if not isinstance(content, dict):
@@ -58,7 +110,7 @@ def read_spec(job_dir: Path) -> Spec:
                 ours=SPEC_VERSION,
             )
         )
-    return make_spec(content)
+    return content
 
 
 def dataset_path(dataset: str) -> Path:

@@ -12,6 +12,8 @@ from trainer.protocol.frozen import Frozen
 
 #: Written into the job folder by the trainer once it holds the folder's lock.
 PROCESS_FILE = "process.json"
+#: Written by a process that lives on after its job: the attempt with which it has let go of the folder.
+RELEASED_FILE = "released"
 
 
 class ProcessIdentity(Frozen):
@@ -60,3 +62,17 @@ def read_process_file(job_dir: Path) -> ProcessIdentity | None:
         return ProcessIdentity.model_validate_json((job_dir / PROCESS_FILE).read_bytes())
     except (FileNotFoundError, ValidationError):
         return None
+
+
+def release_job(job_dir: Path, attempt: int) -> None:
+    """Record that this process has ended its attempt at a job, and lives on without it."""
+    write_text(job_dir / RELEASED_FILE, str(attempt))
+    (job_dir / PROCESS_FILE).unlink(missing_ok=True)
+
+
+def is_released(job_dir: Path, attempt: int) -> bool:
+    """True if the process of this attempt has let go of the job, though it may be alive."""
+    try:
+        return (job_dir / RELEASED_FILE).read_text(encoding="ascii") == str(attempt)
+    except (FileNotFoundError, UnicodeDecodeError):
+        return False

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from trainer.errors import BadSpecError, MissingModelError
 from trainer.models.pipelines import (
@@ -88,7 +90,25 @@ def _load(
         pipeline = cls.from_single_file(str(path), config=config, dtype=dtype, **{**others, **loaded})
         # The tokenizers and the scheduler are loaded with the first.
         loaded |= {name: part for name, part in pipeline.components.items() if part is not None}
+    for name in parts:
+        if name.startswith("text_encoder"):
+            _share_merged_weights(loaded[name], path, _PREFIXES[name], shapes)
     return pipeline
+
+
+def _share_merged_weights(encoder: Any, path: Path, prefixes: tuple[str, ...], shapes: Mapping[str, Any]) -> None:
+    """Let queries, keys and values of an OpenCLIP be parts of the file again: diffusers copies them, 0.3 GB of SDXL."""
+    with safe_open(path, framework="pt") as file:
+        for name, layer in encoder.named_modules():
+            if (found := re.search(r"layers\.(\d+)\.self_attn$", name)) is None:
+                continue
+            for prefix in prefixes:
+                key = f"{prefix}model.transformer.resblocks.{found[1]}.attn.in_proj_weight"
+                if key not in shapes or shapes[key].dtype != layer.q_proj.weight.dtype:
+                    continue
+                parts = file.get_tensor(key).chunk(3)
+                for projection, part in zip((layer.q_proj, layer.k_proj, layer.v_proj), parts, strict=True):
+                    projection.weight.data = part
 
 
 def as_marked(objective: Objective, path: Path) -> Objective:

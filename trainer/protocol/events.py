@@ -1,7 +1,7 @@
 """The events of a trainer: one JSON object per line of `events.jsonl`.
 
 `seq` rises by one over the whole life of a job folder, across all runs. Paths are relative to the job folder. The
-terminal event of a run is `finished`, `stopped` or `failed`; without one the process died.
+terminal event of a run is `finished` (or `sampling_finished`), `stopped` or `failed`; without one the process died.
 """
 
 from __future__ import annotations
@@ -332,6 +332,52 @@ class Warned(_Event):
     message: str
 
 
+class SamplingStarted(_Event):
+    """The base is loaded, and what a sampling job needs was found; emitted once in each run."""
+
+    type: Literal["sampling_started"] = "sampling_started"
+    device: str
+    precision: str
+    #: Of the images, px.
+    width: int
+    height: int
+    #: Images of the whole grid, and of these the ones that an earlier run drew.
+    images: int
+    already_drawn: int = 0
+    #: True if the base was still loaded from the job before.
+    was_warm: bool = False
+
+
+class ImageDrawn(_Event):
+    """One image of a sampling job is in its file."""
+
+    type: Literal["image_drawn"] = "image_drawn"
+    #: Its place in `SamplingSpec.cells`.
+    cell: int = Field(ge=0)
+    path: RelativePath
+
+
+class SamplingSheet(Frozen):
+    """A picture of the grid, or of a part of it."""
+
+    path: RelativePath
+    #: What it shows, in words.
+    alt: str
+    #: The prompt that it is of, as an index; None: of all.
+    prompt: int | None = None
+
+
+class SamplingFinished(_Event):
+    """Terminal event: every image of a sampling job is drawn."""
+
+    type: Literal["sampling_finished"] = "sampling_finished"
+    images: int
+    #: The grid; several if it is too large for one picture.
+    sheets: tuple[SamplingSheet, ...]
+    #: Of work, those of earlier runs not counted.
+    seconds: float
+
+
 class Finished(_Event):
     """Terminal event: the training has ended and its files are in `output/`."""
 
@@ -401,12 +447,15 @@ Event = Annotated[
     | Tested
     | Exported
     | Warned
+    | SamplingStarted
+    | ImageDrawn
+    | SamplingFinished
     | Finished
     | Stopped
     | Failed,
     Field(discriminator="type"),
 ]
-TerminalEvent = Finished | Stopped | Failed
+TerminalEvent = Finished | SamplingFinished | Stopped | Failed
 
 _event: TypeAdapter[Event] = TypeAdapter(Event)
 

@@ -12,6 +12,8 @@ from trainer.protocol.frozen import Frozen
 class PreparePhase(StrEnum):
     """What is being done, in this order."""
 
+    #: For a place: other datasets are looked at first.
+    WAITING = "waiting"
     READING = "reading"
     COMPARING = "comparing"
     DRAWING = "drawing"

@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Literal
 
 from trainer.protocol.bucket_shapes import COMMON_RESOLUTIONS, ResolutionFit, fit_images
+from trainer.protocol.edits import Crop
 from trainer.protocol.frozen import Frozen, RelativePath
 
 REPORT_VERSION: Literal[1] = 1
@@ -134,9 +135,9 @@ class Image(Frozen):
     repeats: int = 1
     #: A class image (kohya's `reg`): it trains with `training.regularization_weight`, and is never measured.
     is_regularization: bool = False
-    #: SHA-256 of the stored pixels (upright RGB) and their size; None if it could not be decoded.
+    #: SHA-256 of the decoded pixels (upright RGB) and their size, before a crop; None if it could not be decoded.
     pixels_sha256: str | None = None
-    #: Upright size of the source, px; the stored image is smaller if this exceeds about 2048² px.
+    #: Upright size of the source after its crop, px; the stored image is smaller if this exceeds about 2048² px.
     width: int | None = None
     height: int | None = None
     #: The decoded image, relative to the dataset folder; kept images only.
@@ -148,6 +149,10 @@ class Image(Frozen):
     mask: RelativePath | None = None
     #: A person's decision, which overrides all measures.
     decision: Literal["keep", "drop"] | None = None
+    #: The part that a person chose, which is what `path`, `thumbnail` and `mask` show; and the file of the whole image,
+    #: relative to the dataset folder. Kept images only.
+    crop: Crop | None = None
+    uncropped: RelativePath | None = None
 
     @property
     def all_captions(self) -> str:

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from trainer.protocol.conflicts import ConflictError
 from trainer.protocol.text import _
+from trainer.protocol.training_settings import OWN_OPTIMIZERS
 
 #: Our settings by the names that kohya's scripts give them.
 _KOHYA_NAMES: Mapping[str, str] = {
@@ -98,7 +100,7 @@ class SettingProblem:
 
 
 def with_short_names(sentence: str) -> str:
-    """Write settings in a sentence by their short names: `training.learning_rate 3 is outside …` → `lr 3 is …`."""
+    """Write settings in a sentence by their short names: `training.learning_rate 30 is …` → `lr 30 is …`."""
     return _LONG_NAMES.sub(lambda found: _SHORT_NAME_OF[found[0]], sentence)
 
 
@@ -177,12 +179,13 @@ def setting_problems(error: ValidationError, model: type[BaseModel]) -> list[Set
         name, conflict = ".".join(str(part) for part in problem["loc"]), (problem.get("ctx") or {}).get("error")
         if isinstance(conflict, ConflictError):
             found.append(SettingProblem(name=conflict.setting, nearest=conflict.nearest))
+        elif problem["type"] == "value_error" and name == "training.optimizer":
+            found.append(SettingProblem(name=name, nearest=_nearest_optimizer(problem)))
         elif problem["type"] == "value_error":
-            # The sentence names the settings that contradict each other.
-            named = [
-                each for each in dotted_names(model) if re.search(rf"(?<![\w.]){re.escape(each)}\b", str(conflict))
-            ]
-            found += [SettingProblem(name=each) for each in dict.fromkeys([*filter(None, [name]), *named])]
+            # Of several settings that contradict each other: the sentence names them.
+            known = list(dotted_names(model))
+            about = [name] if name in known else [each for each in known if _is_named(each, str(conflict))]
+            found += [SettingProblem(name=each) for each in about or filter(None, [name])]
         else:
             is_unknown = problem["type"] == "extra_forbidden"
             meant = _nearest(name, list(_siblings(model, name.split(".")))) if is_unknown else None
@@ -204,6 +207,15 @@ def _nearest_value(problem: Mapping[str, Any]) -> float | str | None:
     return None
 
 
+def _is_named(setting: str, sentence: str) -> bool:
+    return re.search(rf"(?<![\w.]){re.escape(setting)}\b", sentence) is not None
+
+
+def _nearest_optimizer(problem: Mapping[str, Any]) -> str | None:
+    """The optimizer of ours with a similar name; the setting takes others too, so its error lists no choices."""
+    return next(iter(difflib.get_close_matches(str(problem["input"]), sorted(OWN_OPTIMIZERS), n=1)), None)
+
+
 def _nearest(name: str, known: Sequence[str]) -> str | None:
     """Return the setting that an unknown name stands for: by kohya's name, of another group, or of a similar name."""
     if "." not in name and (short := difflib.get_close_matches(name, SHORT_NAMES, n=1, cutoff=0.7)):
@@ -217,12 +229,18 @@ def _nearest(name: str, known: Sequence[str]) -> str | None:
 
 
 def _range_sentence(name: str, value: Any, low: float, high: float) -> str:
+    limits = {"low": _digits(low), "high": _digits(high)}
     # A limit that is refused itself is no part of the range.
     if value == low:
-        return _("{name} must be more than {low:g}, up to {high:g}.", name=name, low=low, high=high)
+        return _("{name} must be more than {low}, up to {high}.", name=name, **limits)
     if value == high:
-        return _("{name} must be less than {high:g}, from {low:g}.", name=name, low=low, high=high)
-    return _("{name} {value} is outside {low:g} – {high:g}.", name=name, value=value, low=low, high=high)
+        return _("{name} must be less than {high}, from {low}.", name=name, **limits)
+    return _("{name} {value} is not between {low} and {high}.", name=name, value=value, **limits)
+
+
+def _digits(value: float) -> str:
+    """`0.0000001` rather than `1e-07`."""
+    return f"{value:.12f}".rstrip("0").rstrip(".")
 
 
 def _conflict_sentence(name: str, message: str) -> str:
@@ -253,7 +271,13 @@ def range_of(model: type[BaseModel], dotted_name: str) -> tuple[float, float]:
     """Return the limits of a numeric setting; an item of a list is named by its index."""
     *groups, name = dotted_name.split(".")
     bounds: dict[str, float] = {}
-    for constraint in _model_at(model, groups).model_fields[name].metadata:
+    if name.isdigit():
+        # Of a list of numbers: `strengths.0`.
+        numbers = _model_at(model, groups[:-1]).model_fields[groups[-1]]
+        field = FieldInfo.from_annotation(get_args(numbers.annotation)[0])
+    else:
+        field = _model_at(model, groups).model_fields[name]
+    for constraint in field.metadata:
         for key in ("ge", "gt", "le", "lt"):
             if (value := getattr(constraint, key, None)) is not None:
                 bounds["low" if key in {"ge", "gt"} else "high"] = value

@@ -43,7 +43,7 @@ from trainer.protocol.settings import (
     TaskKind,
     Validation,
 )
-from trainer.protocol.training_settings import Stage, Training, resolved
+from trainer.protocol.training_settings import ScheduleKind, Stage, Training, resolved
 
 SPEC_VERSION: Literal[1] = 1
 
@@ -191,8 +191,18 @@ def changed_settings(before: Settings, after: Settings) -> list[str]:
     ]
 
 
+def continues_exactly(spec: Spec, *, trained: int, epochs: int) -> bool:
+    """True if an extension changes no learning rate: the training goes on as if it had been planned longer."""
+    training = spec.training
+    is_constant = training.schedule is ScheduleKind.CONSTANT and training.max_steps is None and not spec.stages
+    # A warm-up that is a share of the steps must be over, or the rate would fall back into it.
+    is_warm = training.warmup_steps is not None or training.warmup_share * (trained + epochs) <= trained
+    return is_constant and is_warm
+
+
 def extended(spec: Spec, *, trained: int, epochs: int) -> Spec:
-    """Return the spec of a training of `trained` epochs that goes on for `epochs` more, as a stage of their own.
+    """Return the spec of a training of `trained` epochs that goes on for `epochs` more: exactly where its schedule
+    allows it (`continues_exactly`), else as a stage of their own.
 
     The stages are cut to what was trained: the training may have stopped early. The new stage is like the last one,
     with all blocks that it had unfrozen; its optimizer and its schedule start from zero, as in every stage.
@@ -200,6 +210,9 @@ def extended(spec: Spec, *, trained: int, epochs: int) -> Spec:
     Raises:
         SpecError: It would have too many epochs or stages.
     """
+    if continues_exactly(spec, trained=trained, epochs=epochs):
+        longer = {"training": {"epochs": trained + epochs}}
+        return make_spec(merge(spec.model_dump(mode="json"), longer))
     stages: list[Stage] = []
     left = trained
     for stage in spec.stages or (Stage(epochs=spec.training.epochs),):

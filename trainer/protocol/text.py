@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import gettext
 import os
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -32,6 +33,9 @@ LANGUAGES = {ENGLISH: "English", "zh_CN": "简体中文"}
 LANGUAGE_VARIABLE = "DARKROOM_LANGUAGE"
 
 T = TypeVar("T")
+
+#: They change the direction of all text that follows, even outside of the name that holds them.
+_DIRECTION_MARKS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 _PROCESS_LANGUAGE = os.environ.get(LANGUAGE_VARIABLE, ENGLISH)
 _language: ContextVar[str] = ContextVar("language", default=_PROCESS_LANGUAGE)
@@ -216,3 +220,9 @@ def share_off(ratio: float) -> str:
     """How far a ratio is from 1 in percent, with a decimal below 10: `51`, `2.3`."""
     percent_off = abs(100 * (ratio - 1))
     return f"{percent_off:.0f}" if percent_off >= 9.95 else f"{percent_off:.1f}"
+
+
+def sanitize(text: object) -> str:
+    """Return any text as one line without characters that affect the text around it."""
+    line = " ".join(str(text).split())
+    return "".join("\ufffd" if c in _DIRECTION_MARKS or unicodedata.category(c) in {"Cc", "Cs"} else c for c in line)

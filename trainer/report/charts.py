@@ -73,7 +73,7 @@ LIGHT = Theme(
 )
 #: Inches and points at `_DPI`: 900 px, of which a phone shows a third.
 _WIDTH, _HEIGHT, _DPI = 3.6, 3.3, 250
-_LETTERS, _TITLE_LETTERS = 10.1, 12
+LETTERS, TITLE_LETTERS = 10.1, 12
 #: Fonts with Chinese characters, if one of them is installed.
 _CJK_FAMILIES = ("Noto Sans CJK SC", "WenQuanYi Micro Hei", "Microsoft YaHei", "PingFang SC", "Arial Unicode MS")
 #: Letters of a title and of a line of the legend.
@@ -122,13 +122,13 @@ def draw_loss_chart(
         stages: The first epoch of each stage and its name.
         stopped_at: The epoch of an early stop.
     """
-    figure = _figure(_HEIGHT, theme)
+    figure = new_figure(_HEIGHT, theme)
     axes = figure.subplots()
     _draw_ratios(axes, points, between, theme)
     _label_end(axes, points, total_epochs, theme)
     _mark_best(axes, points, best_epoch, theme)
     _frame_ratios(axes, points, between)
-    axes.set_xlabel(_("epoch"), fontsize=_LETTERS)
+    axes.set_xlabel(_("epoch"), fontsize=LETTERS)
     axes.set_xlim(-0.3, max(total_epochs, 1) + 0.3)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     style_axes(axes, theme)
@@ -148,7 +148,7 @@ def draw_levels_chart(path: Path, ended: Sequence[EpochEnded], *, total_epochs: 
         ended: Of at least three bands of timesteps each.
     """
     levels = by_level(range(len(ended[0].validation.bands)))
-    figure = _figure(_HEIGHT, theme)
+    figure = new_figure(_HEIGHT, theme)
     panels = figure.subplots(1, len(levels), sharex=True, sharey=True)
     # As the headline: of the best epoch, and not of the last.
     best = next((each.epoch for each in ended if each.epoch == ended[-1].best_epoch), ended[-1].epoch)
@@ -157,7 +157,7 @@ def draw_levels_chart(path: Path, ended: Sequence[EpochEnded], *, total_epochs: 
         panel.axhline(1.0, color=theme.text, linewidth=1, linestyle=":", alpha=0.6)
         panel.plot(list(curve), list(curve.values()), color=theme.validation, linewidth=2)
         panel.plot([best], [curve[best]], marker="*", markersize=11, color=theme.best, linestyle="none", zorder=5)
-        panel.set_title(f"{name}\n{gain(curve[best])}", color=theme.text, fontsize=_LETTERS)
+        panel.set_title(f"{name}\n{gain(curve[best])}", color=theme.text, fontsize=LETTERS)
         panel.set_xlim(-0.3, max(total_epochs, 1) + 0.3)
         panel.xaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
         panel.yaxis.set_major_locator(MaxNLocator(nbins=5))
@@ -172,7 +172,7 @@ def draw_study_chart(
     path: Path, *, title: str, curves: Sequence[RunCurve], mean: MeanCurve | None = None, theme: Theme = DARK
 ) -> Path:
     """Draw the curves of all runs by epoch, named below the plot in their order; epoch 0 is the base model, 100 %."""
-    figure = _figure(2.9 + 0.19 * min(len(curves) + 2 * (mean is not None), _NAMED_RUNS + 1), theme)
+    figure = new_figure(2.9 + 0.19 * min(len(curves) + 2 * (mean is not None), _NAMED_RUNS + 1), theme)
     axes = figure.subplots()
     axes.axhline(1.0, color=theme.text, linewidth=1, linestyle=":", alpha=0.6)
     colors = iter(theme.runs)
@@ -183,7 +183,7 @@ def draw_study_chart(
         epochs = range(len(mean.ratios) + 1)
         axes.plot(epochs, [1.0, *mean.ratios], color=theme.text, linewidth=3, label=_("mean"), zorder=5)
         axes.axvline(mean.epoch, color=theme.best, linewidth=1.5, linestyle="--", label=mean.label, zorder=1)
-    axes.set_xlabel(_("epoch"), fontsize=_LETTERS)
+    axes.set_xlabel(_("epoch"), fontsize=LETTERS)
     _frame_runs(axes, curves)
     style_axes(axes, theme)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
@@ -206,7 +206,7 @@ def style_axes(axes: Axes, theme: Theme = DARK) -> None:
     """Apply the colors of the charts."""
     axes.set_facecolor(theme.background)
     axes.grid(color=theme.grid, linewidth=0.8)
-    axes.tick_params(colors=theme.text, labelsize=_LETTERS)
+    axes.tick_params(colors=theme.text, labelsize=LETTERS)
     axes.yaxis.label.set_color(theme.text)
     axes.xaxis.label.set_color(theme.text)
     for name, spine in axes.spines.items():
@@ -219,7 +219,8 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _figure(height: float, theme: Theme) -> Figure:
+def new_figure(height: float, theme: Theme = DARK) -> Figure:
+    """Return a figure of the width of a chart, with the fonts that names of users need."""
     rcParams["font.family"] = _families()
     padding = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.06, wspace=0.03)
     return Figure(figsize=(_WIDTH, height), dpi=_DPI, facecolor=theme.background, layout=padding)
@@ -239,11 +240,11 @@ def _set_title(figure: Figure, title: str, note: str, theme: Theme) -> None:
         1 - 0.1 / height,
         plain(_shortened(title, _TITLE_ROOM)),
         color=theme.text,
-        fontsize=_TITLE_LETTERS,
+        fontsize=TITLE_LETTERS,
         fontweight="bold",
         va="top",
     )
-    figure.text(0.1 / width, 1 - 0.31 / height, note, color=theme.text, fontsize=_LETTERS, va="top")
+    figure.text(0.1 / width, 1 - 0.31 / height, note, color=theme.text, fontsize=LETTERS, va="top")
     engine = figure.get_layout_engine()
     assert isinstance(engine, ConstrainedLayoutEngine)
     engine.set(rect=(0, 0, 1, 1 - 0.5 / height))
@@ -262,7 +263,7 @@ def _add_legend(figure: Figure, axes: Axes, theme: Theme, *, columns: int, most:
         ncols=columns,
         frameon=False,
         labelcolor=theme.text,
-        fontsize=_LETTERS,
+        fontsize=LETTERS,
         handlelength=1.4,
         columnspacing=1.0,
         labelspacing=0.3,
@@ -312,7 +313,7 @@ def _label_end(axes: Axes, points: Sequence[ChartPoint], total_epochs: int, them
         xytext=(7, -3.5) if is_beside else (4, 9),
         textcoords="offset points",
         color=theme.validation,
-        fontsize=_LETTERS,
+        fontsize=LETTERS,
         fontweight="bold",
         ha="left" if is_beside else "right",
         zorder=6,
@@ -371,7 +372,7 @@ def _mark_stages(axes: Axes, stages: Sequence[tuple[int, str]], total_epochs: in
             xytext=(0, 3),
             ha="center",
             color=theme.text,
-            fontsize=_LETTERS,
+            fontsize=LETTERS,
         )
 
 

@@ -8,25 +8,31 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 
-from trainer.protocol.text import _, ngettext
-from trainer.report.charts import plain, save_figure
+from trainer.protocol.text import _, ngettext, sanitize
+from trainer.report.charts import LETTERS, TITLE_LETTERS, new_figure, plain, save_figure
 from trainer.report.gallery import BACKGROUND, drawn
-from trainer.report.templating import sanitize
 
 _EMPTY, _TEXT, _DIM = "#313338", "#f2f3f5", "#949ba4"
 _RIGHT, _WRONG = "#3f94d6", "#d9663f"
-#: Side of a cell with 2 and with 40 classes, inches; a cell holds a count and a share.
-_LARGEST_CELL, _SMALLEST_CELL = 1.15, 0.46
-_LONGEST_NAME = 20
+#: A phone shows 900 px on 285: letters of 10 points are 11 px there. So many classes leave room for a share in each
+#: cell, for a count, and for nothing but its color.
+_WITH_SHARES, _WITH_COUNTS = 4, 8
+#: Height of a row, inches, in these three cases.
+_ROW_HEIGHTS = (0.56, 0.34, 0.2)
+_LONGEST_NAME = 14
+#: Classes whose numbers fit below the columns.
+_NUMBERED_COLUMNS = 7
 
 ConfusionMatrix = Sequence[Sequence[int]]
 
 
 @drawn
 def draw_confusion(path: Path, *, title: str, class_names: Sequence[str], counts: ConfusionMatrix) -> Path:
-    """Draw the true classes in rows and the predicted ones in columns; each cell has a count and its share of the row.
+    """Draw the true classes in rows and the predicted ones in columns, to be read on a phone.
+
+    Few classes have a count and its share of the row in each cell, more a count, and many only its color; the share
+    of correct answers stands beside each row.
 
     Args:
         path: PNG.
@@ -35,21 +41,18 @@ def draw_confusion(path: Path, *, title: str, class_names: Sequence[str], counts
         counts: Square: `counts[true][predicted]`.
     """
     side = len(class_names)
-    cell = max(_SMALLEST_CELL, _LARGEST_CELL * min(1.0, 4 / side) ** 0.5)
-    names = [_short(name) for name in class_names]
-    longest = max(map(len, names))
-    is_turned = longest * 0.085 > cell
-    margin = 0.9 + 0.085 * longest
-    size = (max(4.6, side * cell + margin + 0.3), side * cell + (margin if is_turned else 1.0) + 0.6)
-    figure = Figure(figsize=size, dpi=110, facecolor=BACKGROUND, layout="constrained")
+    row_height = _ROW_HEIGHTS[(side > _WITH_SHARES) + (side > _WITH_COUNTS)]
+    figure = new_figure(side * row_height + 1.15)
     axes = figure.subplots()
-    axes.imshow([[_color(counts, row, column) for column in range(side)] for row in range(side)], aspect="equal")
-    for row in range(side):
-        for column in range(side):
-            _write_cell(axes, counts, row, column, cell)
-    _label(axes, names, is_turned=is_turned)
+    axes.imshow([[_color(counts, row, column) for column in range(side)] for row in range(side)], aspect="auto")
+    if side <= _WITH_COUNTS:
+        for row in range(side):
+            for column in range(side):
+                _write_cell(axes, counts, row, column, has_share=side <= _WITH_SHARES)
+    _label(axes, [_short(name) for name in class_names], counts)
     # Class names come from users: `$` must not begin a formula.
-    axes.set_title(plain(f"{title}\n{_accuracy(counts)}"), color=_TEXT, loc="left", fontsize=12, fontweight="bold")
+    heading = plain(f"{title}\n{_accuracy(counts)}")
+    figure.suptitle(heading, color=_TEXT, x=0.03, ha="left", fontsize=TITLE_LETTERS, fontweight="bold")
     return save_figure(figure, path)
 
 
@@ -105,30 +108,36 @@ def _color(counts: ConfusionMatrix, row: int, column: int) -> tuple[float, ...]:
     return tuple(low + (high - low) * strength for low, high in zip(to_rgb(_EMPTY), target, strict=True))
 
 
-def _write_cell(axes: Axes, counts: ConfusionMatrix, row: int, column: int, cell: float) -> None:
+def _write_cell(axes: Axes, counts: ConfusionMatrix, row: int, column: int, *, has_share: bool) -> None:
     count, total = counts[row][column], sum(counts[row])
-    large, small = 6 + 9 * (cell - 0.3), 5 + 6 * (cell - 0.3)
+    style: dict[str, Any] = {"fontsize": LETTERS, "ha": "center", "va": "center"}
     if not count:
         if row == column:
-            axes.text(column, row, "0" if total else "–", color=_DIM, fontsize=large, ha="center", va="center")
+            axes.text(column, row, "0" if total else "–", color=_DIM, **style)
         return
-    axes.text(column, row - 0.14, f"{count:,}", color=_TEXT, fontsize=large, ha="center", va="center")
-    share = _percent(count, total)
-    axes.text(column, row + 0.24, share, color=_TEXT, alpha=0.85, fontsize=small, ha="center", va="center")
+    text = f"{count:,}\n{_percent(count, total)}" if has_share else f"{count:,}"
+    axes.text(column, row, text, color=_TEXT, linespacing=1.1, **style)
 
 
-def _label(axes: Axes, names: Sequence[str], *, is_turned: bool) -> None:
-    indexes = range(len(names))
-    size = 9 if len(names) > 12 else 10
-    shown = [plain(name) for name in names]
-    axes.set_yticks(indexes, shown, color=_TEXT, fontsize=size)
-    turn: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if is_turned else {}
-    axes.set_xticks(indexes, shown, color=_TEXT, fontsize=size, **turn)
-    axes.set_xlabel(_("taken for"), color=_DIM, fontsize=10)
-    axes.set_ylabel(_("true class"), color=_DIM, fontsize=10)
+def _label(axes: Axes, names: Sequence[str], counts: ConfusionMatrix) -> None:
+    side = len(names)
+    indexes = range(side)
+    is_short = side <= _WITH_SHARES and max(map(len, names)) <= 24 // side
+    # Where names do not fit below the columns, rows and columns have numbers.
+    rows = [plain(name if is_short else f"{name} · {index + 1}") for index, name in enumerate(names)]
+    axes.set_yticks(indexes, rows, color=_TEXT, fontsize=LETTERS)
+    step = -(-side // _NUMBERED_COLUMNS)
+    columns = [plain(names[index]) if is_short else str(index + 1) for index in indexes]
+    axes.set_xticks(indexes[::step], columns[::step], color=_TEXT, fontsize=LETTERS)
+    axes.set_xlabel(_("taken for"), color=_DIM, fontsize=LETTERS)
+    axes.set_ylabel(_("true class"), color=_DIM, fontsize=LETTERS)
+    if side > _WITH_SHARES:
+        for row, line in enumerate(counts):
+            share = _percent(line[row], sum(line))
+            axes.text(side - 0.4, row, share, color=_DIM, fontsize=LETTERS, ha="left", va="center")
     axes.set_xticks([index - 0.5 for index in indexes], minor=True)
     axes.set_yticks([index - 0.5 for index in indexes], minor=True)
-    axes.grid(which="minor", color=BACKGROUND, linewidth=2)
+    axes.grid(which="minor", color=BACKGROUND, linewidth=2 if side <= _WITH_COUNTS else 1)
     axes.tick_params(which="both", length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)

@@ -15,8 +15,7 @@ from typing import ParamSpec, TypeVar
 from PIL import Image, ImageDraw, ImageFont
 
 from trainer.exchange.files import atomic_write
-from trainer.protocol.text import ENGLISH, _, current_language, ngettext, speaking
-from trainer.report.templating import sanitize
+from trainer.protocol.text import ENGLISH, _, current_language, ngettext, sanitize, speaking
 from trainer.trigger import has_trigger
 
 #: Discord's dark theme, as in the charts.
@@ -76,6 +75,23 @@ class ComparedColumn:
     heading: str
     note: str
     images: Sequence[Image.Image]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridRow:
+    """One row of a grid: files of images, each with a label above it, and what they have in common above the row."""
+
+    heading: str
+    images: Sequence[Path]
+    labels: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridSection:
+    """The rows of one prompt, and the prompt."""
+
+    heading: str
+    rows: Sequence[GridRow]
 
 
 def drawn(draw: Callable[P, T]) -> Callable[P, T]:
@@ -157,6 +173,41 @@ def draw_comparison(path: Path, columns: Sequence[ComparedColumn], captions: Seq
             _paste(sheet, column.images[row], (_GAP + number * (_TILE + _GAP), top + len(lines) * line + 4))
         top += height
     return save_png(sheet, path)
+
+
+@drawn
+def draw_grid(path: Path, sections: Sequence[GridSection], size: tuple[int, int]) -> Path:
+    """Draw sections one below the other, each a table of images of this size with their labels."""
+    columns = max(2, *(len(row.images) for section in sections for row in section.rows))
+    letters, room = _letters(_width(columns)), _width(columns) - 2 * _GAP
+    line, tile = letters + 6, (_TILE, min(2 * _TILE, round(_TILE * size[1] / size[0])))
+    headings = [_wrap(section.heading, text_font(section.heading, letters), room, 2) for section in sections]
+    heights = [
+        [line * (bool(row.heading) + any(row.labels)) + tile[1] + _GAP for row in section.rows] for section in sections
+    ]
+    sheet = _blank(columns, _GAP + sum(len(lines) * line + _GAP for lines in headings) + sum(map(sum, heights)))
+    top = _GAP
+    for section, lines, row_heights in zip(sections, headings, heights, strict=True):
+        for text in lines:
+            _write_line(sheet, text, (_GAP, top), letters, width=room, is_bold=True)
+            top += line
+        for row, height in zip(section.rows, row_heights, strict=True):
+            _draw_grid_row(sheet, row, top, letters, tile)
+            top += height
+        top += _GAP
+    return save_png(sheet, path)
+
+
+def _draw_grid_row(sheet: Image.Image, row: GridRow, top: int, letters: int, tile: tuple[int, int]) -> None:
+    if row.heading:
+        _write_line(sheet, row.heading, (_GAP, top), letters, width=sheet.width - 2 * _GAP)
+        top += letters + 6
+    for column, (path, label) in enumerate(zip(row.images, row.labels, strict=True)):
+        left = _GAP + column * (_TILE + _GAP)
+        if label:
+            _write_line(sheet, label, (left, top), letters, color=_DIM)
+        with Image.open(path) as image:
+            _paste(sheet, image.convert("RGB"), (left, top + (letters + 6) * any(row.labels)), tile)
 
 
 @drawn
@@ -269,11 +320,13 @@ def _fit(image: Image.Image, room: tuple[int, int]) -> tuple[int, int]:
     return max(1, round(image.width * scale)), max(1, round(image.height * scale))
 
 
-def _paste(sheet: Image.Image, image: Image.Image, corner: tuple[int, int]) -> None:
+def _paste(
+    sheet: Image.Image, image: Image.Image, corner: tuple[int, int], room: tuple[int, int] = (_TILE, _TILE)
+) -> None:
     is_small = max(image.size) * _PIXEL_ART <= _TILE
     way = Image.Resampling.NEAREST if is_small else Image.Resampling.BICUBIC
-    tile = image.resize(_fit(image, (_TILE, _TILE)), way)
-    sheet.paste(tile, (corner[0] + (_TILE - tile.width) // 2, corner[1] + (_TILE - tile.height) // 2))
+    tile = image.resize(_fit(image, room), way)
+    sheet.paste(tile, (corner[0] + (room[0] - tile.width) // 2, corner[1] + (room[1] - tile.height) // 2))
 
 
 def _paste_variant(

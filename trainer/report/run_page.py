@@ -176,7 +176,7 @@ def _page_values(job_dir: Path, spec: Spec, events: Sequence[Event]) -> dict[str
         "curves": tuple(_curve(image, insight) for image in insight.never_learned),
         "data": data,
         "dataset": dataset,
-        "base_name": _public(spec.base.source),
+        "base_name": public_text(spec.base.source),
         "settings": tuple(changed_settings(spec)),
         # ASCII: it keeps its line breaks and has no characters that affect the text around them.
         "spec_json": Markup.escape(
@@ -260,6 +260,15 @@ def changed_settings(spec: Spec) -> Iterator[ChangedSetting]:
         yield ChangedSetting(name=name, value=format_setting(value), default=format_setting(default))
 
 
+def setting_values(spec: Spec) -> Iterator[tuple[str, str]]:
+    """Return every setting by its dotted name, as it would be typed."""
+    for group, value in spec.model_dump(mode="json").items():
+        if isinstance(value, dict):
+            yield from ((f"{group}.{name}", format_setting(each)) for name, each in value.items())
+        else:
+            yield group, format_setting(value)
+
+
 def _differences(values: Mapping[str, Any], defaults: Mapping[str, Any], group: str) -> Iterator[tuple[str, Any, Any]]:
     for name, value in values.items():
         default = defaults.get(name)
@@ -279,7 +288,7 @@ def format_setting(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _public(text: str) -> str:
+def public_text(text: str) -> str:
     """Return a path of this machine as its last part only: a page is passed on to others."""
     is_path = PurePosixPath(text).is_absolute() or PureWindowsPath(text).is_absolute()
     return PureWindowsPath(text).name if is_path else text
@@ -288,7 +297,7 @@ def _public(text: str) -> str:
 def _without_paths(value: Any) -> Any:
     match value:
         case str():
-            return _public(value)
+            return public_text(value)
         case dict():
             return {key: _without_paths(each) for key, each in value.items()}
         case list():

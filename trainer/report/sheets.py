@@ -12,9 +12,9 @@ from PIL import Image, ImageDraw
 from trainer.protocol.finding_labels import label, needs_a_look, short_labels
 from trainer.protocol.report import DatasetReport, FindingKind, Split
 from trainer.protocol.report import Image as ReportImage
-from trainer.protocol.text import _, ngettext
+from trainer.protocol.text import _, ngettext, sanitize
 from trainer.report.gallery import BACKGROUND, drawn, shorten, text_font
-from trainer.report.templating import sanitize
+from trainer.report.templating import side_words
 
 IMAGES_PER_SHEET = 25
 _COLUMNS = 5
@@ -93,7 +93,7 @@ def _of_kept(report: DatasetReport, thumbnails: Mapping[int, Path]) -> list[_Sec
         chosen = _choose(images, _room(len(images), total))
         if chosen:
             tiles = tuple(_tile(number, image, thumbnails.get(number)) for number, image in chosen)
-            heading = f"{side.capitalize()} · {_count(len(chosen), len(images))}"
+            heading = f"{side_words(side).capitalize()} · {_count(len(chosen), len(images))}"
             sections.append(_Section(heading=heading, color=_COLORS[side], tiles=tiles))
     return sections
 

@@ -7,7 +7,6 @@ whatever the template does, and a policy in the page itself forbids all scripts 
 from __future__ import annotations
 
 import re
-import unicodedata
 from base64 import b64encode
 from collections.abc import Callable
 from functools import cache
@@ -19,19 +18,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 from PIL import Image
 
-from trainer.protocol.text import _, duration, ngettext, size
+from trainer.protocol.text import _, current_language, duration, ngettext, sanitize, size
 
 _MARKDOWN_SIGNS = re.compile(r"([\\`*_\[\]<>#|~&@$])")
 #: GitHub and Discord make links of bare addresses.
 _LINK = re.compile(r"(?i)(https?|ftp|mailto|xmpp)(?=:)|\bwww(?=\.)")
-#: They change the direction of all text that follows, even outside of the name that holds them.
-_DIRECTION_MARKS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-
-
-def sanitize(text: object) -> str:
-    """Return any text as one line without characters that affect the text around it."""
-    line = " ".join(str(text).split())
-    return "".join("\ufffd" if c in _DIRECTION_MARKS or unicodedata.category(c) in {"Cc", "Cs"} else c for c in line)
 
 
 def escape_markdown(value: object) -> str:
@@ -49,6 +40,18 @@ def code(text: object) -> Markup:
     fence = "`" * (max((len(run) for run in re.findall("`+", shown)), default=0) + 1)
     pad = " " if "`" in shown[:1] + shown[-1:] else ""
     return Markup(f"{fence}{pad}{shown}{pad}{fence}")
+
+
+def side_words(side: str) -> str:
+    """A split, or `dropped`, in words."""
+    match side:
+        case "train":
+            return _("train")
+        case "validation":
+            return _("validation")
+        case "test":
+            return _("test")
+    return _("dropped")
 
 
 def light_variant(path: str) -> str:
@@ -125,7 +128,8 @@ def _template(name: str, *, autoescape: bool, finalize: Callable[[object], objec
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.globals.update(_=_, ngettext=ngettext)
+    # A screen reader pronounces a page by its language.
+    environment.globals.update(_=_, ngettext=ngettext, lang=lambda: current_language().replace("_", "-"))
     environment.filters.update(
         code=code,
         duration=duration,
@@ -134,6 +138,7 @@ def _template(name: str, *, autoescape: bool, finalize: Callable[[object], objec
         number=_number,
         path=lambda path: Markup(quote(path)),
         percent=_percent,
+        side=side_words,
         size=size,
     )
     return environment.get_template(name)

@@ -31,6 +31,7 @@ from trainer.protocol.training_settings import Precision
 from trainer.report.confusion import describe_confusion, draw_confusion
 from trainer.report.gallery import draw_prediction
 from trainer.tasks.examples import Encoded, Examples, ImageView
+from trainer.tasks.memory_prediction import StepSettings
 from trainer.tasks.pixels import as_image, encode_pixels, encode_variants
 from trainer.tasks.task import DrawnSample, FrozenLoss, Verified
 from trainer.tasks.verify import verify_folder
@@ -80,15 +81,7 @@ class ClassificationTask:
     def weights(self) -> int:
         return sum(parameter.numel() for parameter in self.classifier.model.parameters())
 
-    def predict_memory(
-        self,
-        precision: Precision,
-        *,
-        resolution: int,
-        state_bytes: float,
-        is_checkpointed: bool,
-        with_samples: bool = True,
-    ) -> None:
+    def predict_memory(self, settings: StepSettings, *, with_samples: bool = True) -> None:
         """Return None: classifiers are small."""
 
     def encode(self, resolution: int, progress: Callable[[int, int], None]) -> dict[Split, Examples]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -17,17 +17,17 @@ import torch
 from PIL import Image as PILImage
 from torch import Tensor
 
-from trainer.dataset.memory import release_memory
+from trainer.dataset.memory import release_memory, return_large_blocks
 from trainer.dataset.seeds import derive_seed
 from trainer.dataset.split.mixing import Mixture, with_source
 from trainer.device import autocast, choose_precision, dtype_of, to_device
 from trainer.errors import BadSpecError
 from trainer.models.base import Family, LoadedBase, digest_of, fingerprint, load_base
-from trainer.models.methods import attach
+from trainer.models.methods import attach, widen
 from trainer.models.methods.checkpoint_file import base_metadata
 from trainer.models.methods.trained import ExportedFile, Trained
 from trainer.models.quantization import quantize
-from trainer.models.widening import release_pages
+from trainer.models.widening import release_pages, widened_layers
 from trainer.protocol.report import Split
 from trainer.protocol.settings import MethodKind, Objective, Samples, SizeConditioning
 from trainer.protocol.spec import Spec
@@ -43,10 +43,7 @@ from trainer.tasks.diffusion_loss import (
     seeded_noise,
     timestep_weight,
 )
-from trainer.tasks.encoding_cache import CaptionEmbeddings, Encoder, encode_splits
-from trainer.tasks.examples import Examples, ImageView
-from trainer.tasks.memory_prediction import MemoryNeed, StepSettings, predict_memory, predict_sampling
-from trainer.tasks.sampling import (
+from trainer.tasks.drawing import (
     BATCH,
     SamplePlan,
     draw_samples,
@@ -55,6 +52,9 @@ from trainer.tasks.sampling import (
     plan_samples,
     prior_source,
 )
+from trainer.tasks.encoding_cache import CaptionEmbeddings, Encoder, encode_splits
+from trainer.tasks.examples import Examples, ImageView
+from trainer.tasks.memory_prediction import MemoryNeed, StepSettings, predict_memory, predict_sampling
 from trainer.tasks.task import DrawnSample, FrozenLoss, Verified
 from trainer.tasks.verify import verify_exports
 
@@ -62,6 +62,8 @@ log = logging.getLogger(__name__)
 
 #: Mean squared error.
 _PLAIN = Objective()
+#: From here on a CPU's memory is worth more than the time to ask for it; not measured on smaller ones.
+_LARGE_WEIGHTS = 500_000_000
 
 
 class DiffusionTask:
@@ -80,6 +82,8 @@ class DiffusionTask:
         self._denoiser_digest = digest_of(self.base.denoiser) if spec.prior.is_on else ""
         self.trained: Trained = attach(self.base, spec)
         self._has_class_images = False
+        #: Predictions by what a step depends on.
+        self._needs: dict[tuple[StepSettings, bool], MemoryNeed] = {}
         self.captions = CaptionEmbeddings(
             base=self.base,
             folder=mixture.sources[0].folder / "cache",
@@ -121,30 +125,18 @@ class DiffusionTask:
         release_memory()
         return by_split
 
-    def predict_memory(
-        self,
-        precision: Precision,
-        *,
-        resolution: int,
-        state_bytes: float,
-        is_checkpointed: bool,
-        with_samples: bool = True,
-    ) -> MemoryNeed | None:
-        settings = StepSettings(
-            precision=precision,
-            resolution=resolution,
-            state_bytes=state_bytes,
-            is_checkpointed=is_checkpointed,
-            chunks=self._longest_caption(),
-            accumulates=self.spec.training.batch_size > 1,
-            steps_in_backward=self.spec.training.fused_backward,
-            quantization=self.spec.base.quantization,
-        )
+    def predict_memory(self, settings: StepSettings, *, with_samples: bool = True) -> MemoryNeed | None:
+        trained = dict(self.trained.named_parameters())
+        settings = replace(settings, chunks=self._longest_caption())
+        # What a step takes beside the weights, which takes seconds to predict, does not depend on these.
+        step = replace(settings, quantization=None, state_bytes=0.0)
         try:
-            need = predict_memory(self.base, dict(self.trained.named_parameters()), settings)
-            if with_samples:
-                need = replace(need, sampling=predict_sampling(self.base, settings, images=BATCH))
-            return need.on_cpu() if self.device.type == "cpu" else need
+            if (known := self._needs.get((step, with_samples))) is None:
+                known = predict_memory(self.base, trained, step)
+                if with_samples:
+                    known = replace(known, sampling=predict_sampling(self.base, step, images=BATCH))
+                self._needs[step, with_samples] = known
+            return predict_memory(self.base, trained, settings, known)
         except (RuntimeError, NotImplementedError):
             # An operation that fake tensors lack; a prediction is no reason to refuse a job.
             log.warning("the memory of %r cannot be predicted", self, exc_info=True)
@@ -159,10 +151,13 @@ class DiffusionTask:
         """Move what the step loop needs to the device and the rest off it.
 
         Frozen weights are converted to `precision` or quantized, one by one, from the files that they are mapped from;
-        trained ones stay as they are. A text encoder that is not trained stays in its file.
+        trained ones to what they are trained in. A text encoder that is not trained stays in its file.
         """
         self.precision = precision
         denoiser = self.base.denoiser
+        if self.device.type == "cpu" and self.weights >= _LARGE_WEIGHTS:
+            return_large_blocks()
+        widen(self.trained)
         self._place_frozen(precision)
         for buffer in denoiser.buffers():
             if buffer.is_floating_point():
@@ -366,7 +361,9 @@ class DiffusionTask:
             with autocast(self.device, choose_precision(self.spec.training.precision)):
                 return self._draw(plan, settings, lambda _done, _total: progress(0, prior.images))
 
-        with self.base_only():
+        # The weights are still as they are stored, in half precision; only on a GPU, autocast computes with such.
+        is_wide = self.device.type == "cpu"
+        with self.base_only(), widened_layers(self.device, self.base.denoiser) if is_wide else nullcontext():
             source = prior_source(
                 prior,
                 folder=self.mixture.sources[0].folder / "cache" / "class-images",

@@ -1,7 +1,8 @@
 """Predicts the memory of a training before it starts, by running it on fake tensors, which have a shape only.
 
 Nothing is computed and no memory is taken; it takes 5 s of CPU for a step of SD 1.5. Not predicted: the libraries
-themselves (0.6 GB on a CPU, 0.5 to 1 GB on a GPU), and what the allocator of a GPU leaves unused between its blocks.
+themselves (0.6 GB on a CPU, 0.5 to 1 GB on a GPU), what an operation needs within itself (a tenth of a step on a CPU),
+and what the allocator of a GPU leaves unused between its blocks.
 """
 
 from __future__ import annotations
@@ -24,8 +25,6 @@ from trainer.models.quantization import BYTES_PER_WEIGHT, is_quantizable
 from trainer.protocol.settings import Quantization
 from trainer.protocol.training_settings import Precision
 
-#: Of the memory of tensors that operations make, on a CPU; measured on one model only.
-_CPU_FACTOR = 1.4
 #: Tokens of a chunk of a caption, and T5's.
 _CHUNK_TOKENS, _T5_TOKENS = 77, 256
 
@@ -44,15 +43,6 @@ class MemoryNeed:
     sampling: int = 0
     #: Before the weights are there: the VAE in fp32 while it encodes an image, or T5.
     encoding: int = 0
-
-    def on_cpu(self) -> MemoryNeed:
-        """Add what the C library and oneDNN take beside tensors: a step of SD 1.5 at 512 px held 1.40 GB, not 0.93."""
-        return replace(
-            self,
-            step=int(_CPU_FACTOR * self.step),
-            sampling=int(_CPU_FACTOR * self.sampling),
-            encoding=int(_CPU_FACTOR * self.encoding),
-        )
 
     @property
     def total(self) -> int:
@@ -79,14 +69,19 @@ class StepSettings:
     #: Each gradient is freed as soon as its weight is changed.
     steps_in_backward: bool = False
     quantization: Quantization | None = None
+    #: Of the denoiser's trained weights, once they are placed.
+    trained_dtype: torch.dtype = torch.float32
 
 
-def predict_memory(base: LoadedBase, trained: Mapping[str, nn.Parameter], settings: StepSettings) -> MemoryNeed:
+def predict_memory(
+    base: LoadedBase, trained: Mapping[str, nn.Parameter], settings: StepSettings, known: MemoryNeed | None = None
+) -> MemoryNeed:
     """Predict the memory of a training, without samples: see `predict_sampling`.
 
     Args:
         base: With a method attached, at any precision; it is not changed.
         trained: The trained parameters by name.
+        known: The prediction for the same step with other weights beside it; its peaks are taken over.
     """
     ids = {id(parameter) for parameter in trained.values()}
     own = {id(parameter) for parameter in base.denoiser.parameters()}
@@ -94,12 +89,10 @@ def predict_memory(base: LoadedBase, trained: Mapping[str, nn.Parameter], settin
     if not ids <= own:
         weights += sum(4 * p.numel() for encoder in base.clip_encoders.values() for p in encoder.parameters())
     number = sum(parameter.numel() for parameter in trained.values())
-    return MemoryNeed(
-        weights=int(weights),
-        optimizer=int(number * settings.state_bytes),
-        step=_peak_of_step(base, trained, settings, trains_encoders=not ids <= own),
-        encoding=_peak_of_encoding(base, settings.resolution),
-    )
+    if known is None:
+        step = _peak_of_step(base, trained, settings, trains_encoders=not ids <= own)
+        known = MemoryNeed(weights=0, optimizer=0, step=step, encoding=_peak_of_encoding(base, settings.resolution))
+    return replace(known, weights=int(weights), optimizer=int(number * settings.state_bytes))
 
 
 def predict_sampling(base: LoadedBase, settings: StepSettings, *, images: int) -> int:
@@ -134,7 +127,8 @@ def _peak_of_step(
     """Run forward and backward on fake tensors; returns the peak of what they hold beside the weights."""
     ids, gradients = {id(parameter) for parameter in trained.values()}, 0
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        parts = {base.denoiser_name: _as_fake(mode, base.denoiser, dtype_of(settings.precision), ids)}
+        wide = dtype_of(settings.precision)
+        parts = {base.denoiser_name: _as_fake(mode, base.denoiser, wide, ids, settings.trained_dtype)}
         if trains_encoders:
             parts |= {name: _as_fake(mode, each, torch.float32, ids) for name, each in base.clip_encoders.items()}
         for name, part in parts.items():
@@ -167,14 +161,20 @@ def _free_gradient(parameter: Tensor) -> None:
     parameter.grad = None
 
 
-def _as_fake(mode: FakeTensorMode, module: Any, dtype: torch.dtype = torch.float32, trained: Iterable[int] = ()) -> Any:
-    """Copy a module without its numbers; frozen weights get `dtype`, trained ones keep theirs."""
+def _as_fake(
+    mode: FakeTensorMode,
+    module: Any,
+    dtype: torch.dtype = torch.float32,
+    trained: Iterable[int] = (),
+    trained_dtype: torch.dtype = torch.float32,
+) -> Any:
+    """Copy a module without its numbers; frozen weights get `dtype`."""
     ids = set(trained)
     is_trained = [id(parameter) in ids for parameter in module.parameters()]
     with FakeCopyMode(mode):
         fake = copy.deepcopy(module)
     for parameter, trains in zip(fake.parameters(), is_trained, strict=True):
-        parameter.data = parameter.data if trains else parameter.data.to(dtype)
+        parameter.data = parameter.data.to(trained_dtype if trains else dtype)
         parameter.requires_grad_(trains)
     for buffer in fake.buffers():
         if buffer.is_floating_point():
@@ -214,12 +214,13 @@ def _bytes_of_denoiser(denoiser: nn.Module, trained: set[int], settings: StepSet
         for key, parameter in layer.named_parameters(recurse=False):
             count = parameter.numel()
             if id(parameter) in trained:
-                total += parameter.element_size() * count
+                total += settings.trained_dtype.itemsize * count
             elif kind is not None and key == "weight" and is_quantizable(name, layer):
                 total, widest = total + BYTES_PER_WEIGHT[kind] * count, max(widest, count)
             else:
                 total += wide * count
-    return total + wide * widest
+    # In fp32 whatever the precision: SD 3's table of positions takes 0.2 GB.
+    return total + wide * widest + 4 * sum(each.numel() for each in denoiser.buffers() if each.is_floating_point())
 
 
 def _weights_of(module: Any) -> int:

@@ -17,7 +17,7 @@ from trainer.models.methods.trained import ExportedFile, Trained
 from trainer.protocol.report import Split
 from trainer.protocol.training_settings import Precision
 from trainer.tasks.examples import Examples, ImageView
-from trainer.tasks.memory_prediction import MemoryNeed
+from trainer.tasks.memory_prediction import MemoryNeed, StepSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,20 +91,11 @@ class Task(Protocol):
     def weights(self) -> int:
         """Number of the model's weights."""
 
-    def predict_memory(
-        self,
-        precision: Precision,
-        *,
-        resolution: int,
-        state_bytes: float,
-        is_checkpointed: bool,
-        with_samples: bool = True,
-    ) -> MemoryNeed | None:
-        """Predict the memory of a training with one image of `resolution` px at once; None: it is small, or not known.
+    def predict_memory(self, settings: StepSettings, *, with_samples: bool = True) -> MemoryNeed | None:
+        """Predict the memory of a training with one image at once; None: it is small, or not known.
 
         Args:
-            state_bytes: What the optimizer keeps for each trained weight.
-            is_checkpointed: With gradient checkpointing.
+            settings: Without `chunks`, which the captions decide.
             with_samples: Images are drawn between the epochs.
         """
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -25,9 +26,11 @@ from trainer.errors import BadSpecError, OutOfMemoryError
 from trainer.exchange.files import write_text
 from trainer.protocol.frozen import Frozen
 from trainer.protocol.settings import Arguments
+from trainer.protocol.spec import Settings, Spec, SpecError, make_spec, merge
 from trainer.protocol.text import _, listed, size
-from trainer.protocol.training_settings import OptimizerKind, Precision, Stage, Training
+from trainer.protocol.training_settings import Precision, Stage, Training
 from trainer.tasks.examples import Examples, ImageView
+from trainer.tasks.memory_prediction import StepSettings
 from trainer.tasks.task import Task
 from trainer.training.optimizers import make_optimizer
 
@@ -247,46 +250,26 @@ _PROBE_SIDE = 128
 _OVERHEAD = 0.7e9
 
 
-def check_fits(task: Task, stage: Stage, training: Training, precision: Precision, memory: float) -> None:
+def check_fits(task: Task, spec: Spec, precision: Precision, memory: float) -> None:
     """Refuse a training of which not even one image at once fits into `memory`, in bytes, whatever else runs.
 
     Raises:
         BadSpecError: it does not fit; the hint says which changes of the settings would.
     """
-    optimizer = str(stage.optimizer)
-    average_bytes = 4 if training.ema_decay is not None else 0
-    state_bytes = average_bytes + _state_bytes_per_weight(optimizer, stage.optimizer_arguments or {})
     trained = sum(parameter.numel() for _name, parameter in task.trained.named_parameters())
+    state_bytes = max(_step_settings(task, spec, stage, precision).state_bytes for stage in spec.plan)
     if 3 * (4 * task.weights + (8 + state_bytes) * trained) < memory:
         # Far from the limit, and a prediction takes seconds.
         return
-
-    def predict(state_bytes: float, resolution: int, *, is_checkpointed: bool) -> float:
-        half = Precision.BF16 if precision is Precision.AUTO else precision
-        need = task.predict_memory(
-            half, resolution=resolution, state_bytes=state_bytes, is_checkpointed=is_checkpointed
-        )
-        return 0.0 if need is None else need.total + _OVERHEAD
-
-    resolution = stage.resolution or training.resolution or task.resolution
-    needed = predict(state_bytes, resolution, is_checkpointed=training.gradient_checkpointing)
+    needed = _predict(task, spec, precision)
     if needed <= memory:
         return
-    smallest = average_bytes + _state_bytes_per_weight(OptimizerKind.ADAFACTOR, {})
-    smaller = max(64, resolution * 3 // 4 // 64 * 64)
-    changes = ["training.gradient_checkpointing = true"]
-    for change, bytes_per_weight, pixels in (
-        (None, state_bytes, resolution),
-        ("training.optimizer = adafactor", smallest, resolution),
-        (f"training.resolution = {smaller}", smallest, smaller),
-    ):
-        changes += [change] if change else []
-        less = predict(bytes_per_weight, pixels, is_checkpointed=True)
-        if less <= memory:
-            hint = _("By the same estimate {size} are enough with {changes}.", size=size(less), changes=listed(changes))
-            break
-    else:
+    changes = _changes_that_fit(task, spec, precision, needed, memory)
+    if changes is None:
         hint = _("Nothing that was tried makes it fit: choose a smaller method, such as lora, or a smaller base.")
+    else:
+        less, names = changes
+        hint = _("By the same estimate {size} are enough with {changes}.", size=size(less), changes=listed(names))
     raise BadSpecError(
         _(
             "This training needs about {needed} of memory with one image at once, and this device has {memory}.",
@@ -294,6 +277,68 @@ def check_fits(task: Task, stage: Stage, training: Training, precision: Precisio
             memory=size(memory),
         ),
         hint,
+    )
+
+
+#: What takes less memory, the change that costs the least first: time, then bits, then what is learned.
+_SMALLER: tuple[Settings, ...] = (
+    {"training": {"gradient_checkpointing": True}},
+    {"base": {"quantization": "int8"}},
+    {"training": {"optimizer": "adafactor"}},
+    {"training": {"fused_backward": True}},
+    {"training": {"fused_backward": True, "batch_size": 1}},
+    {"training": {"bf16_weights": True}},
+    {"base": {"quantization": "nf4"}},
+)
+#: A change that saves less than this share is not worth it.
+_WORTH = 0.02
+
+
+def _changes_that_fit(
+    task: Task, spec: Spec, precision: Precision, needed: float, memory: float
+) -> tuple[float, list[str]] | None:
+    """Add one change after another until a training fits; returns what it then needs, and the changes by name."""
+    sides = [stage.resolution or spec.training.resolution or task.resolution for stage in spec.plan]
+    smaller: Settings = {"training": {"resolution": max(64, max(sides) * 3 // 4 // 64 * 64)}}
+    changes: dict[str, Any] = {}
+    for change in (*_SMALLER, smaller):
+        both = merge(changes, change)
+        try:
+            less = _predict(task, make_spec(merge(spec.model_dump(mode="json"), both)), precision)
+        except SpecError:
+            # It does not go with the other settings.
+            continue
+        if less < (1 - _WORTH) * needed:
+            changes, needed = both, less
+        if needed <= memory:
+            return needed, [
+                f"{group}.{name} = {_as_toml(value)}" for group in both for name, value in both[group].items()
+            ]
+    return None
+
+
+def _as_toml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _predict(task: Task, spec: Spec, precision: Precision) -> float:
+    """Return what the largest stage needs, in bytes; 0 if that is not known."""
+    needs = [task.predict_memory(_step_settings(task, spec, stage, precision)) for stage in spec.plan]
+    return max((need.total + _OVERHEAD for need in needs if need is not None), default=0.0)
+
+
+def _step_settings(task: Task, spec: Spec, stage: Stage, precision: Precision) -> StepSettings:
+    training = spec.training
+    average_bytes = 4 if training.ema_decay is not None else 0
+    return StepSettings(
+        precision=Precision.BF16 if precision is Precision.AUTO else precision,
+        resolution=stage.resolution or training.resolution or task.resolution,
+        state_bytes=average_bytes + _state_bytes_per_weight(str(stage.optimizer), stage.optimizer_arguments or {}),
+        is_checkpointed=training.gradient_checkpointing,
+        accumulates=training.batch_size > 1,
+        steps_in_backward=training.fused_backward,
+        quantization=spec.base.quantization,
+        trained_dtype=torch.bfloat16 if training.bf16_weights else torch.float32,
     )
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from trainer.errors import BadSpecError, CheckpointError, first_line
 from trainer.exchange.files import sync, write_text
+from trainer.exchange.job_dir import START_FILE
 from trainer.protocol.events import Warned
 from trainer.protocol.frozen import Frozen
 from trainer.protocol.spec import Spec, changed_settings, extended, make_spec
@@ -31,8 +32,6 @@ OPTIMIZER_FILE = "optimizer.pt"
 WEIGHTS_FILE = "weights.safetensors"
 #: XXH3-128 of each of the other files: 17 GB/s on one core, where SHA-256 would take seconds for a whole model.
 CHECKSUM_FILE = "checksums.json"
-#: In a job folder: weights of an earlier job that this one starts from.
-START_FILE = "start.safetensors"
 #: In a job folder: the settings with which the training began, for a run that finds no checkpoint yet.
 BEGUN_FILE = "begun.json"
 #: Prefix of the names of averaged weights in a checkpoint, where they differ from the training weights.
@@ -343,6 +342,15 @@ def load_start(job_dir: Path, sha256: str) -> dict[str, Tensor]:
             _("Make the job again with `python -m trainer new --from JOB_DIR`."),
         )
     return load_file(path)
+
+
+def by_module(flat: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Turn the `module:name` keys of a checkpoint into one dict per module."""
+    modules: dict[str, dict[str, Tensor]] = {}
+    for full_name, tensor in flat.items():
+        module, _separator, name = full_name.partition(":")
+        modules.setdefault(module, {})[name] = tensor
+    return modules
 
 
 def is_intact(checkpoint: Path) -> bool:

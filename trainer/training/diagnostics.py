@@ -18,7 +18,7 @@ from PIL import Image
 
 from trainer.dataset.split.overlap import JobImage, thumbnail_path
 from trainer.errors import TrainerError
-from trainer.protocol.events import Finished, Phase, Warned
+from trainer.protocol.events import Exported, Finished, Phase, Warned
 from trainer.protocol.report import Split
 from trainer.protocol.settings import MixRole, TaskKind
 from trainer.protocol.text import _, listed, ngettext
@@ -32,6 +32,7 @@ from trainer.report.insights import (
     PromptLikeness,
     write_insight,
 )
+from trainer.report.model_card import write_model_card
 from trainer.report.run_page import PAGE_NAME, SHARED_PAGE_NAME, write_run_page
 from trainer.tasks.sample_similarity import Album, NearestImage, clip_score, feature_distance, pixel_difference
 from trainer.tasks.task import DrawnSample
@@ -109,6 +110,8 @@ def write_report_page(session: Session, finished: Mapping[str, Any]) -> dict[str
     if not session.processes.is_main:
         return named
     page = _try(session, _("The report page"), lambda: write_run_page(session.job_dir, session.spec, (*events, event)))
+    if any(isinstance(each, Exported) for each in events):
+        _try(session, _("The model card"), lambda: write_model_card(session.job_dir, session.spec, (*events, event)))
     return {} if page is None else named
 
 

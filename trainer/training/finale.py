@@ -12,7 +12,7 @@ from trainer.protocol.events import BaseValidated, Finished, Tested, Warned
 from trainer.protocol.report import Split
 from trainer.protocol.text import _, gain
 from trainer.tasks.task import DrawnSample
-from trainer.training.checkpoints import is_intact
+from trainer.training.checkpoints import EpochPoint, is_intact
 from trainer.training.epoch_end import draw_epoch_samples, sample_folder
 from trainer.training.exporting import export_best
 from trainer.training.session import Session
@@ -30,6 +30,8 @@ def export_and_finish(session: Session) -> None:
             _("No epoch can be exported: the validation loss was not a number after each of them."),
             _("Set training.precision to fp32, or start again with a third of the learning rate."),
         )
+    if session.options.epoch is not None:
+        _take_epoch(session, session.options.epoch)
     _replace_damaged_best(session)
     session.load_best()
     _test(session)
@@ -56,14 +58,37 @@ def export_and_finish(session: Session) -> None:
     session.reporter.emit(Finished, **finished, **write_report_page(session, finished))
 
 
+def _take_epoch(session: Session, epoch: int) -> None:
+    """Let the epoch that a person chose take the place of the best one."""
+    steps = _intact_epochs(session)
+    point = next((point for point in session.state.curve if point.epoch == epoch), None)
+    if point is None or epoch not in steps:
+        raise CheckpointError(
+            _("The checkpoint of epoch {epoch} is not there any more.", epoch=epoch),
+            _("Choose one of these epochs: {epochs}.", epochs=", ".join(map(str, sorted(steps)))),
+        )
+    _set_best(session, point, steps[epoch])
+
+
+def _intact_epochs(session: Session) -> dict[int, int]:
+    """Map the epochs with an intact checkpoint to its step."""
+    checkpoints = session.checkpoints
+    intact = [checkpoints.load_state(path) for path in filter(is_intact, checkpoints.newest_first())]
+    # A checkpoint within an epoch was not validated.
+    return {each.curve[-1].epoch: each.step for each in intact if each.position == 0 and each.curve}
+
+
+def _set_best(session: Session, point: EpochPoint, step: int) -> None:
+    memory = session.state.stop_memory.model_copy(update={"best_epoch": point.epoch, "best_ratio": point.ratio})
+    session.state = session.state.model_copy(update={"stop_memory": memory, "best_step": step})
+
+
 def _replace_damaged_best(session: Session) -> None:
     """If the best checkpoint is damaged, let the best of the intact ones take its place, with a warning."""
     state = session.state
     if is_intact(session.checkpoints.path(state.best_step)):
         return
-    intact = [session.checkpoints.load_state(path) for path in filter(is_intact, session.checkpoints.newest_first())]
-    # A checkpoint within an epoch was not validated.
-    epochs = {each.curve[-1].epoch: each.step for each in intact if each.position == 0 and each.curve}
+    epochs = _intact_epochs(session)
     points = [point for point in state.curve if point.epoch in epochs and isfinite(point.ratio)]
     if not points:
         raise CheckpointError(
@@ -78,8 +103,7 @@ def _replace_damaged_best(session: Session) -> None:
         epoch=best.epoch,
     )
     session.reporter.emit(Warned, kind="damaged_checkpoint", message=message)
-    memory = state.stop_memory.model_copy(update={"best_epoch": best.epoch, "best_ratio": best.ratio})
-    session.state = state.model_copy(update={"stop_memory": memory, "best_step": epochs[best.epoch]})
+    _set_best(session, best, epochs[best.epoch])
 
 
 def _test(session: Session) -> None:

@@ -33,8 +33,6 @@ from trainer.device import (
     Processes,
     choose_precision,
     describe_device,
-    is_device_lost,
-    is_out_of_memory,
     make_accelerator,
     require_assigned_gpus,
     total_memory_bytes,
@@ -42,23 +40,15 @@ from trainer.device import (
 from trainer.errors import (
     BadSpecError,
     CheckpointError,
-    DeviceLostError,
-    DiskFullError,
     FencedError,
-    OutOfMemoryError,
-    TrainerError,
-    first_line,
-    is_disk_full,
 )
 from trainer.exchange.files import write_text
 from trainer.exchange.job_dir import read_spec
 from trainer.models.quantization import check_quantization
 from trainer.protocol.advice import doubtful_settings, idle_settings
 from trainer.protocol.events import (
-    EXIT_FAILED,
     EXIT_FINISHED,
     EXIT_STOPPED,
-    Failed,
     Phase,
     StageBegan,
     Started,
@@ -89,6 +79,7 @@ from trainer.training.batch_size_finder import (
 )
 from trainer.training.checkpoints import Checkpoints, TrainingState, find_checkpoint
 from trainer.training.epoch_end import emit_pending, end_epoch, measure_base, measure_between
+from trainer.training.failures import emit_failed
 from trainer.training.finale import export_and_finish
 from trainer.training.fused_backward import check_machine
 from trainer.training.optimizers import check_optimizer_arguments
@@ -116,7 +107,7 @@ def train(reporter: Reporter, stop: StopRequest, options: RunOptions) -> int:
     except FencedError:
         raise
     except Exception as error:  # noqa: BLE001 - every failure becomes a terminal event
-        return _emit_failed(reporter, error)
+        return emit_failed(reporter, error)
     return EXIT_FINISHED
 
 
@@ -154,13 +145,11 @@ def prepare_session(reporter: Reporter, stop: StopRequest, options: RunOptions) 
     stop.is_shared = session.processes.count > 1
     check_patterns(task.trained, session.stages)
     stop.check()
+    if read_memory_plan(job_dir) is None:
+        check_fits(task, spec, precision, total_memory_bytes(task.device))
     if latest is None:
         session.load_start()
         _warn_about_settings(spec, mixture, reporter)
-    if read_memory_plan(job_dir) is None:
-        memory = total_memory_bytes(task.device)
-        for stage in session.stages:
-            check_fits(task, stage.settings, spec.training, precision, memory)
     _encode(session)
     _plan_memory(session)
     if spec.training.ema_decay is not None:
@@ -436,42 +425,3 @@ def _emit_stopped(reporter: Reporter) -> int:
         checkpoint=str(latest.relative_to(reporter.job_dir)) if latest else None,
     )
     return EXIT_STOPPED
-
-
-def _emit_failed(reporter: Reporter, error: Exception) -> int:
-    log.exception("the run failed")
-    failure = to_trainer_error(error)
-    try:
-        reporter.emit(Failed, kind=failure.kind, message=failure.message, hint=failure.hint)
-    except OSError as write_error:
-        # The cause is logged above.
-        log.error("writing the terminal event (%s) failed: %s", failure, write_error)  # noqa: TRY400
-    return EXIT_FAILED
-
-
-def to_trainer_error(error: Exception) -> TrainerError:
-    """Classify an exception, and explain it to the user."""
-    if isinstance(error, TrainerError):
-        return error
-    if is_out_of_memory(error):
-        return OutOfMemoryError(
-            _("The device ran out of memory."),
-            _("Use a smaller training.resolution, training.gradient_checkpointing, or a smaller method.rank."),
-        )
-    if is_device_lost(error):
-        return DeviceLostError(
-            _(
-                "A GPU of this training, or another process of it, is gone or broken ({error}).",
-                error=first_line(error),
-            ),
-            _(
-                "The training can resume from its last checkpoint. If this happens again, check `nvidia-smi` and "
-                "`dmesg` on that machine."
-            ),
-        )
-    if is_disk_full(error):
-        return DiskFullError(_("The disk is full."), _("Free some space and resume; the last checkpoint is complete."))
-    return TrainerError(
-        _("The trainer crashed ({kind}).", kind=type(error).__name__),
-        _("This is a bug in the trainer; trainer.log has the details."),
-    )

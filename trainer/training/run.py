@@ -1,4 +1,4 @@
-"""Entry point of a training run: lock the job folder and handle stop signals before importing torch."""
+"""Entry point of a run: lock the job folder and handle stop signals before importing torch."""
 
 from __future__ import annotations
 
@@ -6,16 +6,22 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import psutil
 
 from trainer.console import Listener, ignore_event
 from trainer.protocol.events import EXIT_FAILED, Failed, FailureKind, Phase, PhaseBegan
-from trainer.protocol.run_options import RunOptions
+from trainer.protocol.run_options import JobKind, RunOptions
 from trainer.protocol.text import _
 from trainer.reporter import Reporter
+
+if TYPE_CHECKING:
+    from trainer.tasks.base_sampler import BaseSampler
 
 log = logging.getLogger(__name__)
 
@@ -26,10 +32,22 @@ _OPENMP_SETTINGS = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
 _LOOKS, _LOOK_S, _MAX_BUSY_PERCENT = 3, 0.1, 30.0
 
 
-def run(options: RunOptions, *, listener: Listener = ignore_event) -> int:
-    """Train a job, from its last checkpoint if it has one, and return the exit status.
+@dataclass
+class KeptBase:
+    """The base of the newest sampling job of this process, for a next one with the same base."""
 
-    If `accelerate launch` starts several processes, they share the training; rank 0 writes the events.
+    sampler: BaseSampler | None = None
+
+
+def run(options: RunOptions, *, listener: Listener = ignore_event, kept: KeptBase | None = None) -> int:
+    """Do a job, from where an earlier run left it, and return the exit status.
+
+    If `accelerate launch` starts several processes, they share a training; rank 0 writes the events.
+
+    Args:
+        options: Which job, and how.
+        listener: Called with each event.
+        kept: The base of the sampling job before; None: this is the only one.
 
     Raises:
         JobFolderBusyError: Another trainer runs this job.
@@ -44,7 +62,7 @@ def run(options: RunOptions, *, listener: Listener = ignore_event) -> int:
         reporter.emit(PhaseBegan, phase=Phase.LOADING)
         try:
             # Imports take seconds, so they come after the lock and the signal handlers.
-            from trainer.training.recipe import train
+            work = _import_work(options.kind, kept or KeptBase())
         except ImportError as error:
             log.exception("importing the libraries failed")
             reporter.emit(
@@ -54,7 +72,17 @@ def run(options: RunOptions, *, listener: Listener = ignore_event) -> int:
                 hint=_("Install them with `make setup`, or pip install 'darkroom[trainer]'."),
             )
             return EXIT_FAILED
-        return train(reporter, stop, options)
+        return work(reporter, stop, options)
+
+
+def _import_work(kind: JobKind, kept: KeptBase) -> Callable[[Reporter, StopRequest, RunOptions], int]:
+    if kind is JobKind.TRAIN:
+        from trainer.training.recipe import train
+
+        return train
+    from trainer.training.sample_recipe import sample
+
+    return partial(sample, kept=kept)
 
 
 def choose_openmp_spin() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import psutil
 import torch
 from numpy.typing import NDArray
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -29,6 +30,7 @@ from trainer.protocol.training_settings import OptimizerKind
 from trainer.reporter import Reporter
 from trainer.tasks import make_task
 from trainer.tasks.diffusion import DiffusionTask
+from trainer.tasks.memory_prediction import StepSettings
 from trainer.training.recipe import prepare_session
 from trainer.training.run import StopRequest
 from trainer.training.session import Session
@@ -107,11 +109,11 @@ def predict(variant: Variant, folder: Path, job_dir: Path) -> int:
     """
     spec = _spec_of(variant, folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    libraries = 0 if device.type == "cuda" else peak_memory_bytes(device)
     task = make_task(spec, read_mixture(spec), device)
-    need = task.predict_memory(
-        spec.training.precision, resolution=task.resolution, state_bytes=0.0, is_checkpointed=False, with_samples=False
-    )
+    trained = sum(parameter.nbytes for _name, parameter in task.trained.named_parameters())
+    libraries = 0 if device.type == "cuda" else psutil.Process().memory_info().rss - trained
+    settings = StepSettings(precision=spec.training.precision, resolution=task.resolution)
+    need = task.predict_memory(settings, with_samples=False)
     if need is None:
         raise FailedError(_("its memory cannot be predicted"))
     free = free_memory_bytes(device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,7 +29,7 @@ from trainer.tasks.task import FrozenLoss, Task
 from trainer.training.averaging import Ema, averages_weights, evaluation_mode
 from trainer.training.batch_size_finder import MemoryPlan
 from trainer.training.batches import assign_views, epoch_steps
-from trainer.training.checkpoints import EVALUATED, Checkpoints, TrainingState, continued, load_start
+from trainer.training.checkpoints import EVALUATED, Checkpoints, TrainingState, by_module, continued, load_start
 from trainer.training.fused_backward import state_in_fp32
 from trainer.training.optimizers import make_optimizer
 from trainer.training.run import StopRequest
@@ -280,7 +280,7 @@ class Session:
         """
         self.state = continued(self.checkpoints.load_state(path), self.spec)
         weights = self.checkpoints.load_weights(path)
-        self.task.trained.load(_unflatten({n: t for n, t in weights.items() if not n.startswith(EVALUATED)}))
+        self.task.trained.load(by_module({n: t for n, t in weights.items() if not n.startswith(EVALUATED)}))
         saved = self.checkpoints.load_optimizer(path)
         if self.ema is not None and "ema" in saved:
             self.ema.load_state_dict(saved["ema"])
@@ -295,7 +295,7 @@ class Session:
     def load_best(self) -> None:
         """Load the best checkpoint's weights as they were validated, for the test and the export."""
         best = self.checkpoints.load_evaluated(self.checkpoints.path(self.state.best_step))
-        self.task.trained.load(_unflatten(best))
+        self.task.trained.load(by_module(best))
 
     def load_start(self) -> None:
         """Load the weights of an earlier job or of a file that this job starts from, if there are any.
@@ -307,7 +307,7 @@ class Session:
         if method.start_sha256 is not None:
             tensors = load_start(self.job_dir, method.start_sha256)
             is_of_a_job = all(":" in name for name in tensors)
-            trained.load(_unflatten(tensors) if is_of_a_job else trained.weights_from(tensors))
+            trained.load(by_module(tensors) if is_of_a_job else trained.weights_from(tensors))
         elif method.start_from:
             raise CheckpointError(
                 _("{path}, to start from, was not copied into the job folder.", path=method.start_from),
@@ -329,12 +329,3 @@ class Session:
         if self.accelerator.scaler is not None:
             state["scaler"] = self.accelerator.scaler.state_dict()
         return state
-
-
-def _unflatten(flat: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Turn `module:name` keys into one dict per module."""
-    modules: dict[str, dict[str, Tensor]] = {}
-    for full_name, tensor in flat.items():
-        module, _separator, name = full_name.partition(":")
-        modules.setdefault(module, {})[name] = tensor
-    return modules

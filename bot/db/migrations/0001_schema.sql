@@ -29,6 +29,9 @@ CREATE TABLE dataset (
     digest         TEXT    NOT NULL,
     counts         TEXT    NOT NULL,
     summary        TEXT    NOT NULL,
+    -- 1: for its owner, the managers, and the members of `guests` (JSON), who may train on it too.
+    is_private     INTEGER NOT NULL DEFAULT 0,
+    guests         TEXT    NOT NULL DEFAULT '[]',
     created_at     REAL    NOT NULL,
     deleted_at     REAL
 ) STRICT;
@@ -37,24 +40,45 @@ CREATE UNIQUE INDEX dataset_name ON dataset (guild_id, name) WHERE deleted_at IS
 CREATE INDEX dataset_by_owner ON dataset (owner_id, bytes) WHERE deleted_at IS NULL;
 CREATE UNIQUE INDEX dataset_content ON dataset (guild_id, sha256) WHERE deleted_at IS NULL;
 
--- Jobs, from the draft to the end (`bot.queue.domain.job`).
+-- Requests that wait for [Start training] (`bot.queue.store.draft_store`). The job of one has its interaction; numbers
+-- of jobs have no holes.
+CREATE TABLE draft (
+    id             INTEGER PRIMARY KEY AUTOINCREMENT,
+    interaction_id INTEGER NOT NULL UNIQUE,
+    guild_id       INTEGER NOT NULL,
+    channel_id     INTEGER NOT NULL,
+    owner_id       INTEGER NOT NULL,
+    dataset_id     INTEGER NOT NULL REFERENCES dataset (id),
+    -- As it was typed (JSON).
+    request        TEXT    NOT NULL,
+    cancelled_at   REAL,
+    created_at     REAL    NOT NULL
+) STRICT;
+
+CREATE INDEX draft_by_owner ON draft (owner_id, dataset_id);
+
+-- Jobs, from the queue to the end (`bot.queue.domain.job`).
 CREATE TABLE job (
     id                INTEGER PRIMARY KEY AUTOINCREMENT,
+    -- A sampling draws with what a training learned; it goes before trainings that wait.
+    kind              TEXT    NOT NULL DEFAULT 'train' CHECK (kind IN ('sample', 'train')),
     -- NULL: a child of a study.
     interaction_id    INTEGER UNIQUE,
     guild_id          INTEGER NOT NULL,
     channel_id        INTEGER NOT NULL,
     owner_id          INTEGER NOT NULL,
-    dataset_id        INTEGER NOT NULL REFERENCES dataset (id),
+    -- NULL: a sampling of a base model, or of a file of another place.
+    dataset_id        INTEGER REFERENCES dataset (id),
+    -- Of a sampling: the training whose results it draws with; its files are kept until then.
+    source_id         INTEGER REFERENCES job (id),
     name              TEXT    NOT NULL,
-    -- Of a draft: the request as it was typed (JSON).
-    request           TEXT,
-    -- NULL while it is a draft.
-    spec              TEXT,
+    -- `Spec`, or `SamplingSpec`.
+    spec              TEXT    NOT NULL,
     state             TEXT    NOT NULL
-        CHECK (state IN ('draft', 'queued', 'preparing', 'running', 'stopping', 'paused',
+        CHECK (state IN ('queued', 'preparing', 'running', 'stopping', 'paused',
                          'succeeded', 'stopped', 'failed', 'cancelled')),
-    -- Order of the queue: interrupted jobs first, then priority, then owners round-robin (bot/queue/store/job_sql.py).
+    -- Order of the queue: samplings, then interrupted jobs, then priority, then owners round-robin
+    -- (bot/queue/store/job_sql.py).
     is_front          INTEGER NOT NULL DEFAULT 0,
     priority          INTEGER NOT NULL DEFAULT 0 CHECK (priority BETWEEN -1 AND 1),
     turn              INTEGER NOT NULL DEFAULT 0,
@@ -71,6 +95,8 @@ CREATE TABLE job (
     stop_sent_at      REAL,
     -- 1: the next attempt only finishes (`trainer run --finish`).
     is_finishing      INTEGER NOT NULL DEFAULT 0,
+    -- The epoch that a person made the result; NULL: the best one.
+    chosen_epoch      INTEGER,
     -- Number of the newest attempt (the fence), and how many do not count against the limit.
     attempt           INTEGER NOT NULL DEFAULT 0,
     uncounted         INTEGER NOT NULL DEFAULT 0,
@@ -113,25 +139,36 @@ CREATE TABLE job (
     started_at        REAL,
     ended_at          REAL,
     CHECK (read_bytes >= 0 AND uncounted <= attempt),
-    CHECK (spec IS NOT NULL OR state IN ('draft', 'cancelled')),
+    CHECK (dataset_id IS NOT NULL OR kind = 'sample'),
     UNIQUE (parent_id, child_name)
 ) STRICT;
 
 CREATE INDEX job_by_state ON job (state, id);
 -- With what a search compares: it reads no row but those that it finds.
-CREATE INDEX job_by_guild ON job (guild_id, id, name, parent_id, state);
-CREATE INDEX job_living ON job (guild_id, state, id, name, parent_id, ended_at)
+CREATE INDEX job_by_guild ON job (guild_id, id, name, parent_id, state, kind, owner_id);
+CREATE INDEX job_living ON job (guild_id, state, id, name, parent_id, ended_at, kind, owner_id)
     WHERE parent_id IS NULL AND ended_at IS NULL;
 CREATE INDEX job_by_owner ON job (owner_id, state);
 CREATE INDEX job_by_parent ON job (parent_id) WHERE parent_id IS NOT NULL;
 CREATE INDEX job_by_fingerprint ON job (fingerprint) WHERE fingerprint IS NOT NULL;
 -- The queue, in its order, and whose jobs these are.
-CREATE INDEX job_queue ON job (is_front DESC, priority DESC, turn, id, guild_id, parent_id) WHERE state = 'queued';
-CREATE INDEX job_study_queue ON job (is_front DESC, priority DESC, turn, id) WHERE state = 'queued' AND gpus = 0;
--- The last queued turn of each owner, by priority.
-CREATE INDEX job_turns ON job (owner_id, priority, turn) WHERE state = 'queued' AND gpus > 0 AND NOT is_front;
-CREATE INDEX job_claims ON job (claim_number) WHERE claim_number IS NOT NULL;
-CREATE INDEX job_active ON job (owner_id, gpus) WHERE state IN ('preparing', 'running', 'stopping');
+CREATE INDEX job_queue ON job (kind, is_front DESC, priority DESC, turn, id, guild_id, parent_id)
+    WHERE state = 'queued';
+CREATE INDEX job_study_queue ON job (kind, is_front DESC, priority DESC, turn, id) WHERE state = 'queued' AND gpus = 0;
+-- The last queued turn of each owner, by kind and priority.
+CREATE INDEX job_turns ON job (owner_id, kind, priority, turn) WHERE state = 'queued' AND gpus > 0 AND NOT is_front;
+CREATE INDEX job_claims ON job (claim_number, kind, gpus) WHERE claim_number IS NOT NULL;
+CREATE INDEX job_active ON job (owner_id, gpus, kind) WHERE state IN ('preparing', 'running', 'stopping');
+-- Samplings of a training.
+CREATE INDEX job_by_source ON job (source_id) WHERE source_id IS NOT NULL;
+
+-- Which model of a drawn sampling a person likes best: its index in `SamplingSpec.models`.
+CREATE TABLE sample_vote (
+    job_id  INTEGER NOT NULL REFERENCES job (id),
+    user_id INTEGER NOT NULL,
+    model   INTEGER NOT NULL,
+    PRIMARY KEY (job_id, user_id)
+) STRICT, WITHOUT ROWID;
 
 -- Presets that members saved; `content` is `trainer.protocol.presets.Preset`.
 CREATE TABLE preset (
@@ -146,16 +183,61 @@ CREATE TABLE preset (
     UNIQUE (guild_id, name)
 ) STRICT;
 
--- The last served turn of each owner, by priority; it never goes back, whatever becomes of the job.
+-- Pictures that members show to their server (`bot.queue.store.gallery_store`); each is a file of a job, which keeps its
+-- files as long as one of them is shown (`job.shared_at`).
+CREATE TABLE gallery_post (
+    id           INTEGER PRIMARY KEY AUTOINCREMENT,
+    guild_id     INTEGER NOT NULL,
+    job_id       INTEGER NOT NULL REFERENCES job (id),
+    owner_id     INTEGER NOT NULL,
+    -- The training whose weights drew it; NULL: none of this bot's.
+    model_job_id INTEGER REFERENCES job (id),
+    -- Below the job's folder, and what it shows (`Picture`, JSON).
+    path         TEXT    NOT NULL,
+    picture      TEXT    NOT NULL,
+    -- Name of the base model.
+    base         TEXT    NOT NULL,
+    -- Words of its owner (JSON).
+    tags         TEXT    NOT NULL DEFAULT '[]',
+    likes        INTEGER NOT NULL DEFAULT 0 CHECK (likes >= 0),
+    created_at   REAL    NOT NULL,
+    withdrawn_at REAL
+) STRICT;
+
+CREATE UNIQUE INDEX gallery_picture ON gallery_post (job_id, path) WHERE withdrawn_at IS NULL;
+CREATE INDEX gallery_of_model ON gallery_post (model_job_id) WHERE withdrawn_at IS NULL;
+CREATE INDEX gallery_of_guild ON gallery_post (guild_id, likes, id) WHERE withdrawn_at IS NULL;
+
+CREATE TABLE gallery_vote (
+    post_id INTEGER NOT NULL REFERENCES gallery_post (id),
+    user_id INTEGER NOT NULL,
+    at      REAL    NOT NULL,
+    PRIMARY KEY (post_id, user_id)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX gallery_vote_at ON gallery_vote (at);
+
+-- Models that are to be uploaded to the Hugging Face hub (`bot.publishing`), until they are there or refused.
+CREATE TABLE publication (
+    job_id     INTEGER PRIMARY KEY REFERENCES job (id),
+    user_id    INTEGER NOT NULL,
+    repository TEXT    NOT NULL,
+    tries      INTEGER NOT NULL DEFAULT 0,
+    retry_at   REAL    NOT NULL DEFAULT 0,
+    created_at REAL    NOT NULL
+) STRICT;
+
+-- The last served turn of each owner, by kind and priority; it never goes back, whatever becomes of the job.
 CREATE TABLE served (
+    kind     TEXT    NOT NULL,
     priority INTEGER NOT NULL,
     owner_id INTEGER NOT NULL,
     turn     INTEGER NOT NULL,
-    PRIMARY KEY (priority, owner_id)
+    PRIMARY KEY (kind, priority, owner_id)
 ) STRICT, WITHOUT ROWID;
 
 -- The turn that is being served: the last of any owner.
-CREATE INDEX served_turns ON served (priority, turn);
+CREATE INDEX served_turns ON served (kind, priority, turn);
 
 -- Where trainings run: one row for each GPU, or for each place that the configuration names.
 CREATE TABLE slot (
@@ -250,11 +332,15 @@ CREATE TABLE channel_hold (
     seen_id    INTEGER NOT NULL
 ) STRICT;
 
--- The messages of a job that are edited, however often they change: its live card, and, where it has no thread, one with
--- the newest of what would be there.
+-- The messages of a job that are edited, however often they change: its live card; where it has no thread, one with the
+-- newest of what would be there; and its pictures in the gallery channel.
 CREATE TABLE card (
     job_id         INTEGER NOT NULL,
-    kind           TEXT    NOT NULL DEFAULT 'card' CHECK (kind IN ('card', 'latest')),
+    kind           TEXT    NOT NULL DEFAULT 'card' CHECK (kind IN ('card', 'latest', 'gallery', 'upload')),
+    -- Of a picture: its `gallery_post`; of an upload: its interaction (`job_id` is 0); else 0.
+    post_id        INTEGER NOT NULL DEFAULT 0,
+    -- 1: the message is to be deleted.
+    is_removed     INTEGER NOT NULL DEFAULT 0,
     channel_id     INTEGER NOT NULL,
     -- Of a card: its thread; NULL: none yet; 0: there can be none.
     thread_id      INTEGER,
@@ -274,8 +360,9 @@ CREATE TABLE card (
     shown_at       REAL,
     -- Why the newest version is not shown; a version that is refused is left out, and the next one is tried.
     reason         TEXT,
-    PRIMARY KEY (job_id, kind),
-    CHECK ((kind = 'latest') = (parts IS NOT NULL))
+    PRIMARY KEY (job_id, kind, post_id),
+    CHECK ((kind = 'latest') = (parts IS NOT NULL)),
+    CHECK ((kind IN ('gallery', 'upload')) = (post_id > 0))
 ) STRICT;
 
 CREATE INDEX card_by_thread ON card (thread_id) WHERE thread_id > 0;
@@ -369,9 +456,47 @@ CREATE TABLE upload (
     -- Once they are on the disk: their content, and name, SHA-256 and bytes of each (JSON).
     sha256         TEXT,
     files          TEXT,
+    -- 1: its files come by the upload page, in pieces; and more of them may come.
+    is_by_page     INTEGER NOT NULL DEFAULT 0,
+    is_open        INTEGER NOT NULL DEFAULT 0,
+    -- How often its files were refused, and others could be sent.
+    tries          INTEGER NOT NULL DEFAULT 0,
     -- 1: they are in the dataset that they were to be added to.
     is_done        INTEGER NOT NULL DEFAULT 0,
     created_at     REAL    NOT NULL,
     CHECK ((sha256 IS NULL) = (files IS NULL)),
+    CHECK (NOT is_open OR (is_by_page AND sha256 IS NULL)),
     CHECK ((kind = 'add') = (dataset_id IS NOT NULL))
 ) STRICT;
+
+-- Files of an upload by page; how much of each has arrived, its size on the disk says.
+CREATE TABLE upload_file (
+    -- Random; a part of its address.
+    id             TEXT    PRIMARY KEY,
+    interaction_id INTEGER NOT NULL REFERENCES upload (interaction_id),
+    -- Its name in the dataset, folders included.
+    path           TEXT    NOT NULL,
+    bytes          INTEGER NOT NULL CHECK (bytes >= 0),
+    -- The page's name for it: announced again, it is the same file.
+    client_key     TEXT,
+    -- As the sender described it.
+    metadata       TEXT    NOT NULL,
+    UNIQUE (interaction_id, path),
+    UNIQUE (interaction_id, client_key)
+) STRICT;
+
+-- Links to web pages (`bot.web.links`); the token itself is in nobody's hands but its member's.
+CREATE TABLE web_link (
+    id           INTEGER PRIMARY KEY AUTOINCREMENT,
+    token_sha256 TEXT    NOT NULL UNIQUE,
+    kind         TEXT    NOT NULL CHECK (kind IN ('upload', 'job', 'dataset', 'gallery')),
+    -- The job, the dataset, or the interaction of the upload; 0: none.
+    subject_id   INTEGER NOT NULL DEFAULT 0,
+    guild_id     INTEGER NOT NULL,
+    user_id      INTEGER NOT NULL,
+    created_at   REAL    NOT NULL,
+    expires_at   REAL    NOT NULL,
+    revoked_at   REAL
+) STRICT;
+
+CREATE INDEX web_link_by_subject ON web_link (kind, subject_id);

@@ -13,23 +13,13 @@ from operator import itemgetter
 from typing import Any, Self
 
 from bot.db import Row
+from bot.errors import NotATraining
+from bot.queue.domain.job_progress import Progress
 from bot.runners import Handle
-from trainer.protocol.events import (
-    BaseValidated,
-    EpochEnded,
-    Event,
-    Failed,
-    Finished,
-    Phase,
-    PhaseBegan,
-    PhaseProgress,
-    Started,
-    StepDone,
-    Stopped,
-    TerminalEvent,
-    parse_event,
-)
+from trainer.protocol.events import Phase, TerminalEvent, parse_event
 from trainer.protocol.frozen import Frozen
+from trainer.protocol.run_options import JobKind
+from trainer.protocol.sampling import SamplingSpec
 from trainer.protocol.spec import Spec
 from trainer.protocol.study import StudyRequest
 
@@ -37,8 +27,6 @@ from trainer.protocol.study import StudyRequest
 class State(StrEnum):
     """The state of a job; the last four are ends."""
 
-    #: Requested, and its dataset shown; the owner has not confirmed it.
-    DRAFT = "draft"
     QUEUED = "queued"
     #: It holds its slots; the trainer starts, loads and encodes.
     PREPARING = "preparing"
@@ -65,7 +53,6 @@ class State(StrEnum):
 
 #: Every legal transition. The store changes a state only along it, in one guarded UPDATE (docs/reliability.md).
 TRANSITIONS: dict[State, frozenset[State]] = {
-    State.DRAFT: frozenset({State.QUEUED, State.CANCELLED}),
     State.QUEUED: frozenset({State.PREPARING, State.PAUSED, State.CANCELLED}),
     # Back to queued: the process was lost, or failed in a way that another attempt may overcome.
     State.PREPARING: frozenset(
@@ -109,78 +96,6 @@ class Priority(IntEnum):
     LOW = -1
     NORMAL = 0
     HIGH = 1
-
-
-#: Newest epochs that `Progress` keeps; the text of a chart names as many.
-_KEPT_EPOCHS = 12
-
-
-class Progress(Frozen):
-    """The progress of a job, folded from its events as they are ingested."""
-
-    #: What the trainer is doing; None before its first `phase_began`.
-    phase: Phase | None = None
-    #: Parts of the phase that are done, and how many there are; 0: they are not counted.
-    phase_done: int = 0
-    phase_total: int = 0
-    #: Optimizer steps of the whole training; 0 before the trainer has planned it.
-    total_steps: int = 0
-    #: Images in memory at once, as the newest attempt found; 0 before that.
-    micro_batch_size: int = 0
-    base: BaseValidated | None = None
-    #: The newest step. Stored in a column of its own: it changes every second.
-    step: StepDone | None = None
-    #: The newest ended epochs and the best one, in order: what a card shows, so that the hundredth epoch costs what the
-    #: first does. Without the loss per timestep band. All of them are in `job_event`.
-    epochs: tuple[EpochEnded, ...] = ()
-
-    @property
-    def epoch(self) -> EpochEnded | None:
-        """The newest ended epoch."""
-        return self.epochs[-1] if self.epochs else None
-
-    @property
-    def kept_epoch(self) -> int:
-        """The newest epoch that is in a checkpoint; 0: none."""
-        return self.epochs[-1].epoch if self.epochs else 0
-
-    def after(self, event: Event) -> Progress:
-        """Return the progress after one more event."""
-        match event:
-            case StepDone():
-                changes: dict[str, object] = {"step": event}
-            case Started():
-                changes = {
-                    "phase": None,
-                    "total_steps": event.total_steps,
-                    "micro_batch_size": event.micro_batch_size,
-                }
-            case PhaseBegan():
-                changes = {"phase": event.phase, "phase_done": 0, "phase_total": 0}
-            case PhaseProgress() if event.phase is self.phase:
-                changes = {"phase_done": event.done, "phase_total": event.total}
-            case BaseValidated():
-                changes = {"base": event}
-            case EpochEnded():
-                changes = {"epochs": self._with_epoch(event)}
-            case _:
-                return self
-        return self.model_copy(update=changes)
-
-    def _with_epoch(self, ended: EpochEnded) -> tuple[EpochEnded, ...]:
-        # An epoch that is repeated after a loss replaces the earlier one. Of the bands, those of the best are told.
-        others = [epoch for epoch in self.epochs if epoch.epoch != ended.epoch]
-        epochs = [each if each.epoch == ended.best_epoch else _without_bands(each) for each in (*others, ended)]
-        epochs.sort(key=lambda epoch: epoch.epoch)
-        newest = epochs[-_KEPT_EPOCHS:]
-        best = [epoch for epoch in epochs[:-_KEPT_EPOCHS] if epoch.epoch == newest[-1].best_epoch]
-        return (*best, *newest)
-
-
-def _without_bands(ended: EpochEnded) -> EpochEnded:
-    if not ended.validation.bands:
-        return ended
-    return ended.model_copy(update={"validation": ended.validation.model_copy(update={"bands": ()})})
 
 
 class EndReasonKind(StrEnum):
@@ -240,7 +155,10 @@ class _Requested:
     guild_id: int
     channel_id: int
     owner_id: int
+    #: 0: none, of a sampling of a base model or of a file of another place.
     dataset_id: int
+    #: Of a sampling: the training whose results it draws with; None: another's.
+    source_id: int | None = None
     priority: Priority = Priority.NORMAL
     #: Slots that it needs; 0 for a study, whose children need them.
     gpus: int = 1
@@ -270,11 +188,17 @@ class _Requested:
 class NewJob(_Requested):
     """A job before it is accepted: what was requested."""
 
-    spec: Spec
+    spec: Spec | SamplingSpec
+    #: Of a sampling; that of a training is in its spec.
+    title: str = ""
+
+    @property
+    def kind(self) -> JobKind:
+        return JobKind.TRAIN if isinstance(self.spec, Spec) else JobKind.SAMPLE
 
     @property
     def name(self) -> str:
-        return self.spec.name
+        return self.spec.name if isinstance(self.spec, Spec) else self.title
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,9 +206,11 @@ class Job(_Requested):
     """One accepted job, as the database has it."""
 
     id: int
+    kind: JobKind = JobKind.TRAIN
     name: str
+    #: Empty: it has no dataset.
     dataset_name: str
-    #: `spec` as JSON: lists of jobs need none of it, and parsing one takes longer than the rest of the row.
+    #: `spec` or `sampling` as JSON: lists of jobs need none of it, and parsing one takes longer than all else.
     spec_json: str
     state: State
     stop_intent: StopIntent | None = None
@@ -312,6 +238,13 @@ class Job(_Requested):
     is_shared: bool = False
     #: Its files were deleted to make room (retention).
     are_files_deleted: bool = False
+    #: Of a private dataset: its owner, and whom they named; empty: everyone may see what was trained on it.
+    private_to: tuple[int, ...] = ()
+
+    @property
+    def hides_pictures(self) -> bool:
+        """True if its posts show no pictures: they are of a private dataset, and its owner did not ask for them."""
+        return bool(self.private_to) and self.owner_id != self.private_to[0]
 
     @property
     def card_id(self) -> int:
@@ -319,9 +252,25 @@ class Job(_Requested):
         return self.parent_id or self.id
 
     @property
+    def is_sampling(self) -> bool:
+        """True if it draws with what was trained, and trains nothing itself."""
+        return self.kind is JobKind.SAMPLE
+
+    @property
     def spec(self) -> Spec:
-        """Its settings."""
+        """The settings of a training.
+
+        Raises:
+            NotATraining: It is a sampling.
+        """
+        if self.is_sampling:
+            raise NotATraining(job_id=self.id)
         return _parse_spec(self.spec_json)
+
+    @property
+    def sampling(self) -> SamplingSpec:
+        """What a sampling draws."""
+        return _parse_sampling(self.spec_json)
 
     @classmethod
     def from_row(cls, row: Row) -> Self:
@@ -343,11 +292,14 @@ class Job(_Requested):
 def _job_values(row: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a job. Takes a dictionary: `Row` searches its 50 columns by name each time."""
     terminal_event = None if row["terminal_event"] is None else parse_event(row["terminal_event"])
-    assert terminal_event is None or isinstance(terminal_event, Finished | Stopped | Failed)
+    assert terminal_event is None or isinstance(terminal_event, TerminalEvent)
     return {
         **dict(zip(_AS_STORED, _stored_values(row), strict=True)),
         "folder": folder_of(row),
         "spec_json": row["spec"],
+        "kind": JobKind(row["kind"]),
+        "dataset_id": row["dataset_id"] or 0,
+        "dataset_name": row["dataset_name"] or "",
         "priority": Priority(row["priority"]),
         "run_after": _moment(row["run_after"] or None),
         "state": State(row["state"]),
@@ -363,12 +315,13 @@ def _job_values(row: Mapping[str, Any]) -> dict[str, Any]:
         "is_pinned": row["pinned_at"] is not None,
         "is_shared": row["shared_at"] is not None,
         "are_files_deleted": row["files_deleted_at"] is not None,
+        "private_to": _members(row["private_to"]),
     }
 
 
 #: Fields of `Job` that their column holds as they are.
 _AS_STORED = (
-    *("id", "interaction_id", "guild_id", "channel_id", "owner_id", "dataset_id", "name", "dataset_name", "gpus"),
+    *("id", "interaction_id", "guild_id", "channel_id", "owner_id", "source_id", "name", "gpus"),
     *("max_running", "max_waiting", "fingerprint", "estimate_s", "study", "parent_id", "child_name", "until_epoch"),
     *("stopped_by", "attempt", "round", "note"),
 )
@@ -385,6 +338,8 @@ class ActiveJob(Job):
     last_seq: int
     #: The attempt only tests and exports.
     is_finishing: bool
+    #: The epoch that it exports; None: the best one.
+    chosen_epoch: int | None = None
     #: When it was asked to stop, or killed because it hung; None: neither.
     stop_sent_at: float | None
     #: GPUs that it holds, as in CUDA_VISIBLE_DEVICES; empty: those that the machine gives.
@@ -405,6 +360,7 @@ class ActiveJob(Job):
             "read_bytes": values["read_bytes"],
             "last_seq": values["last_seq"],
             "is_finishing": bool(values["is_finishing"]),
+            "chosen_epoch": values["chosen_epoch"],
             "stop_sent_at": values["stop_sent_at"],
             "devices": tuple(values["devices"].split(",")) if values["devices"] else (),
             "micro_batch": values["micro_batch"],
@@ -464,6 +420,11 @@ def _parse_spec(text: str) -> Spec:
     return Spec.model_validate_json(text)
 
 
+@lru_cache(maxsize=64)
+def _parse_sampling(text: str) -> SamplingSpec:
+    return SamplingSpec.model_validate_json(text)
+
+
 #: An epoch changes it, a step does not.
 @lru_cache(maxsize=64)
 def _parse_progress(text: str) -> Progress:
@@ -475,6 +436,13 @@ def _parse_progress(text: str) -> Progress:
 def _progress(text: str, step: str | None) -> Progress:
     progress = _parse_progress(text)
     return progress if step is None else progress.model_copy(update={"step": parse_event(step)})
+
+
+def _members(private_to: str | None) -> tuple[int, ...]:
+    if private_to is None:
+        return ()
+    owner_id, guests = json.loads(private_to)
+    return (owner_id, *guests)
 
 
 def _moment(seconds: float | None) -> datetime | None:

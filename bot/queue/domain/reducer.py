@@ -12,16 +12,14 @@ from trainer.protocol.events import (
     BaseValidated,
     EpochEnded,
     Event,
-    Failed,
-    Finished,
     KeepAlive,
     PhaseBegan,
     PhaseProgress,
     Sampled,
+    SamplingStarted,
     StageBegan,
     Started,
     StepDone,
-    Stopped,
     StoppedEarly,
     TerminalEvent,
     Tested,
@@ -77,7 +75,7 @@ def ingest_events(job: ActiveJob, events: Iterable[Event]) -> IngestResult:
         notifications=tuple(notifications),
         stored=stored,
         counted=counted[-1] if counted else None,
-        terminal_event=new[-1] if isinstance(new[-1], Finished | Stopped | Failed) else None,
+        terminal_event=new[-1] if isinstance(new[-1], TerminalEvent) else None,
     )
 
 
@@ -89,7 +87,7 @@ def apply(job: ActiveJob, event: Event) -> tuple[ActiveJob, tuple[Notification, 
     if not is_new(job, event, last_seq=job.last_seq):
         return job, ()
     job = job.changed(last_seq=event.seq, progress=job.progress.after(event))
-    if isinstance(event, Started) and job.state is State.PREPARING:
+    if isinstance(event, Started | SamplingStarted) and job.state is State.PREPARING:
         job = job.changed(state=State.RUNNING)
     if _reaches_goal(job, event):
         job = job.changed(state=State.STOPPING, stop_intent=StopIntent.PAUSE, stopped_by=None)
@@ -119,8 +117,8 @@ def _reaches_goal(job: ActiveJob, event: Event) -> bool:
 
 
 def notifications_of(job: ActiveJob, event: Event) -> tuple[Notification, ...]:
-    """Return the notifications that an event causes; a child of a study has none."""
-    if job.parent_id is not None:
+    """Return the notifications that an event causes; a child of a study and a sampling have none."""
+    if job.parent_id is not None or job.is_sampling:
         return ()
     match event:
         case Started():

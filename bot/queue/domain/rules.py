@@ -8,7 +8,7 @@ from bot.clock import backoff_s
 from bot.config import QueueSettings
 from bot.outbox import NotificationKind
 from bot.queue.domain.job import ActiveJob, EndReason, EndReasonKind, State, StopIntent
-from trainer.protocol.events import Failed, FailureKind, Finished, Stopped, TerminalEvent
+from trainer.protocol.events import Failed, FailureKind, Finished, SamplingFinished, Stopped, TerminalEvent
 
 #: Longest back-off before another attempt; the first is `QueueSettings.retry_pause_s`, and each doubles.
 MAX_RETRY_PAUSE_S = 900.0
@@ -38,11 +38,13 @@ class AttemptOutcome:
 def after_terminal_event(job: ActiveJob, event: TerminalEvent, settings: QueueSettings) -> AttemptOutcome:
     """Decide what follows when a trainer ended with a terminal event."""
     match event:
-        case Finished() if job.is_finishing:
+        case Finished() if job.is_finishing and job.chosen_epoch is None:
             # Whatever it was asked since: a drain replaces the intent to keep the best epoch.
             return AttemptOutcome(state=State.STOPPED, notification=NotificationKind.DONE)
         case Finished():
             return AttemptOutcome(state=State.SUCCEEDED, notification=NotificationKind.DONE)
+        case SamplingFinished():
+            return AttemptOutcome(state=State.SUCCEEDED, notification=NotificationKind.DRAWN)
         case Failed():
             return _after_failure(job, event, settings)
         case Stopped():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from bot.errors import NotAllowed, TooManyWaiting
+from bot.config import SamplingSettings
+from bot.errors import DarkroomError, JobRefused, NotAllowed, TooManyWaiting
 from bot.queue.domain.job import LIVING, Job, State, StopIntent
+from trainer.protocol.text import _, ngettext
 
 
 class Verb(StrEnum):
@@ -31,7 +33,7 @@ class Verb(StrEnum):
 
 #: States in which a verb may change anything; a verb that is not here, in any.
 _STATES = {
-    Verb.CANCEL: LIVING | {State.DRAFT},
+    Verb.CANCEL: LIVING,
     Verb.KEEP_BEST: frozenset({State.RUNNING}),
     Verb.PAUSE: frozenset({State.QUEUED, State.PREPARING, State.RUNNING}),
     Verb.RESUME: frozenset({State.PAUSED}),
@@ -75,9 +77,45 @@ def _would_change(verb: Verb, job: Job) -> bool:
             return job.is_shared
 
 
+def is_drawable(job: Job) -> bool:
+    """True if an epoch of a training may be there to draw with (`/sample`)."""
+    return not job.is_sampling and job.study is None and bool(job.progress.epochs) and not job.are_files_deleted
+
+
 def may_control(job: Job, *, user_id: int, can_manage: bool) -> bool:
     """True for the job's owner, and for members who may manage the server."""
     return can_manage or user_id == job.owner_id
+
+
+class PrivateTraining(NotAllowed):
+    """A training on a private dataset that the member may not see."""
+
+    def __init__(self, *, job_id: int, owner_id: int) -> None:
+        self.job_id, self.owner_id = job_id, owner_id
+        DarkroomError.__init__(
+            self,
+            _(
+                "#{job} was made from a private dataset of <@{owner}>. Only they, people they name and managers can "
+                "open it; ask them to add you.",
+                job=job_id,
+                owner=owner_id,
+            ),
+        )
+
+
+def may_open(job: Job, *, user_id: int, can_manage: bool) -> bool:
+    """True unless a job is of a private dataset that is not for the member, and its owner has not shared it."""
+    return not job.private_to or can_manage or job.is_shared or user_id in {job.owner_id, *job.private_to}
+
+
+def require_open(job: Job, *, user_id: int, can_manage: bool) -> None:
+    """Raise unless the member may see a job's settings, pictures and files.
+
+    Raises:
+        PrivateTraining: They may not.
+    """
+    if not may_open(job, user_id=user_id, can_manage=can_manage):
+        raise PrivateTraining(job_id=job.id, owner_id=job.private_to[0])
 
 
 def require_control(job: Job, *, user_id: int, can_manage: bool, verb: str = "cancel") -> None:
@@ -98,6 +136,50 @@ def require_room(waiting: int, allowed: int) -> None:
     """
     if waiting >= allowed:
         raise TooManyWaiting(waiting=waiting, allowed=allowed)
+
+
+def require_sharable(job: Job, *, user_id: int, can_manage: bool) -> None:
+    """Raise unless the member may share what a job drew: of a private dataset, only its owner and managers.
+
+    Raises:
+        PrivateTraining: They may not.
+    """
+    if job.private_to and not can_manage and user_id != job.private_to[0]:
+        raise PrivateTraining(job_id=job.id, owner_id=job.private_to[0])
+
+
+class TooManySamplings(JobRefused):
+    """As many samplings of the member, or of the server, wait as may."""
+
+    def __init__(self, *, waiting: int, is_own: bool) -> None:
+        self.waiting, self.is_own = waiting, is_own
+        if is_own:
+            text = ngettext(
+                "{n} request of yours waits to be drawn. Wait until it is done, or cancel it; nothing was queued.",
+                "{n} requests of yours wait to be drawn. Wait until one is done, or cancel one; nothing was queued.",
+                waiting,
+            )
+        else:
+            text = ngettext(
+                "{n} request waits to be drawn on this server, and no more may. Try again in a few minutes; nothing "
+                "was queued.",
+                "{n} requests wait to be drawn on this server, and no more may. Try again in a few minutes; nothing "
+                "was queued.",
+                waiting,
+            )
+        super().__init__(text)
+
+
+def require_sampling_room(waiting: int, in_server: int, allowed: SamplingSettings) -> None:
+    """Raise unless a member with `waiting` queued samplings, of `in_server` in the server, may add one.
+
+    Raises:
+        TooManySamplings: They may not.
+    """
+    if waiting >= allowed.max_waiting_per_user:
+        raise TooManySamplings(waiting=waiting, is_own=True)
+    if in_server >= allowed.max_waiting:
+        raise TooManySamplings(waiting=in_server, is_own=False)
 
 
 def _will_finish(job: Job) -> bool:

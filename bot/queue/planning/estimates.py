@@ -7,8 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bot.db import Database, Row
-from bot.queue.store.measures import SEPARATOR, planned_steps, signature_of
+from bot.queue.store.measures import (
+    SEPARATOR,
+    planned_steps,
+    sampling_signature_of,
+    sampling_steps,
+    signature_of,
+)
 from trainer.protocol.report import Counts
+from trainer.protocol.sampling import SamplingSpec
 from trainer.protocol.spec import Spec
 
 #: Newest runs that an estimate uses: enough for a median, few enough to follow a new GPU or driver.
@@ -93,6 +100,10 @@ class Estimates:
         """Estimate a job from the newest of the most comparable runs; None if there are none."""
         workload = workload_of(spec, counts, gpus)
         return estimate_from(workload.views, await self._comparable(workload.signature))
+
+    async def of_sampling(self, spec: SamplingSpec, gpus: int = 1) -> Estimate | None:
+        """As `of`, for a sampling."""
+        return estimate_from(sampling_steps(spec), await self._comparable(sampling_signature_of(spec, gpus)))
 
     async def pace(self, signature: str) -> float | None:
         """Return the seconds that a planned image of such a job takes; None if there are no comparable runs."""

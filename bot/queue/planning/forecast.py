@@ -20,12 +20,16 @@ from bot.queue.store.job_sql import FREE_SLOTS, ORDER, listed
 from bot.queue.store.queue_control import QueueControl
 from trainer.protocol.events import StepDone, parse_event
 from trainer.protocol.report import Counts
+from trainer.protocol.run_options import JobKind
 from trainer.protocol.spec import Spec
 
 #: Jobs at the front of the queue that get a forecast; those behind them wait for days anyway.
 MAX_FORECAST = 200
 
-_FACTS = """estimate_s, until_epoch, spec, (SELECT counts FROM dataset WHERE dataset.id = dataset_id) AS counts,
+#: Of a sampling, where none like it was drawn before, seconds.
+_ASSUMED_SAMPLING_S = 120.0
+
+_FACTS = """kind, estimate_s, until_epoch, spec, (SELECT counts FROM dataset WHERE dataset.id = dataset_id) AS counts,
     (SELECT SUM(ended_at - started_at) FROM attempt WHERE attempt.job_id = job.id) AS spent_s"""
 
 #: The same rows in the same order as a claim.
@@ -41,6 +45,7 @@ WHERE id = ?
 
 _RUNNING = f"""
 SELECT id, owner_id, gpus, state, step, {_FACTS},
+    (SELECT COUNT(*) FROM slot WHERE slot.job_id = job.id) AS held,
     COALESCE((SELECT started_at FROM attempt WHERE attempt.job_id = job.id AND attempt.attempt = job.attempt),
         started_at) AS claimed_at
 FROM job WHERE state IN {listed(ACTIVE)} AND gpus > 0
@@ -52,6 +57,7 @@ class WaitingJob:
     """What the simulation needs of a waiting job."""
 
     job_id: int
+    kind: JobKind = JobKind.TRAIN
     owner_id: int
     #: 0 for a study, which starts at once.
     gpus: int
@@ -59,7 +65,7 @@ class WaitingJob:
     seconds: float | None
     #: It does not start before this, seconds since the epoch.
     run_after: float = 0.0
-    #: How many jobs of its owner may run at once; None: any number.
+    #: How many jobs of its owner and kind may run at once; None: any number.
     max_running: int | None = None
 
 
@@ -68,6 +74,8 @@ class Occupied:
     """Slots that a running job holds."""
 
     owner_id: int
+    kind: JobKind = JobKind.TRAIN
+    #: 0: a sampling beside a training.
     gpus: int
     #: Seconds since the epoch; `inf` if unknown.
     until: float
@@ -93,17 +101,17 @@ def start_times(
     A job of unknown duration may hold its slots forever: jobs that can start only after it get None, and so does every
     job behind them.
     """
-    ends = [(each.until, each.owner_id, each.gpus) for each in occupied]
+    ends = [(each.until, (each.owner_id, each.kind), each.gpus) for each in occupied]
     heapify(ends)
-    running = Counter(owner_id for _, owner_id, _ in ends)
+    running = Counter(who for _, who, _ in ends)
     waiting = {job.job_id: job for job in line}
     studies = {job_id: job for job_id, job in waiting.items() if job.gpus == 0}
     starts: dict[int, float | None] = {}
     while waiting and isfinite(now):
         while ends and ends[0][0] <= now:
-            _, owner_id, gpus = heappop(ends)
+            _, who, gpus = heappop(ends)
             free += gpus
-            running[owner_id] -= 1
+            running[who] -= 1
         is_open, until = hours.span(now)
         if not is_open:
             now = until
@@ -120,16 +128,19 @@ def start_times(
         studies.pop(job.job_id, None)
         if job.gpus:
             free -= job.gpus
-            running[job.owner_id] += 1
+            running[job.owner_id, job.kind] += 1
             ends_at = inf if job.seconds is None else hours.finish(now, job.seconds)
-            heappush(ends, (ends_at, job.owner_id, job.gpus))
+            heappush(ends, (ends_at, (job.owner_id, job.kind), job.gpus))
     return starts | dict.fromkeys(waiting)
 
 
-def _first_ready(line: Mapping[int, WaitingJob], running: Counter[int], now: float) -> WaitingJob | None:
+def _first_ready(
+    line: Mapping[int, WaitingJob], running: Counter[tuple[int, JobKind]], now: float
+) -> WaitingJob | None:
     """As `AttemptStore.claim`: studies never wait for a slot, and no job overtakes one that needs more of them."""
     for job in line.values():
-        if job.run_after <= now and (job.max_running is None or running[job.owner_id] < job.max_running):
+        runs = running[job.owner_id, job.kind]
+        if job.run_after <= now and (job.max_running is None or runs < job.max_running):
             return job
     return None
 
@@ -192,7 +203,13 @@ class Forecaster:
         starts: dict[int, float | None] = dict.fromkeys(line)
         if await self._control.read() is None:
             occupied = [
-                Occupied(owner_id=row["owner_id"], gpus=row["gpus"], until=_or_inf(ends[row["id"]])) for row in active
+                Occupied(
+                    owner_id=row["owner_id"],
+                    kind=JobKind(row["kind"]),
+                    gpus=row["held"],
+                    until=_or_inf(ends[row["id"]]),
+                )
+                for row in active
             ]
             free = await self._db.one(FREE_SLOTS)
             assert free is not None
@@ -208,6 +225,7 @@ class Forecaster:
         is_over = row["attempt"] > 0 and row["run_after"] > now + MAX_RETRY_PAUSE_S
         return WaitingJob(
             job_id=row["id"],
+            kind=JobKind(row["kind"]),
             owner_id=row["owner_id"],
             gpus=row["gpus"],
             seconds=await self._needed_s(row, row["spent_s"] or 0.0, paces) if row["gpus"] else None,
@@ -228,6 +246,8 @@ class Forecaster:
     async def _needed_s(self, row: Row, spent_s: float, paces: dict[str, float | None]) -> float | None:
         """What a job needs; `paces` has those that were read in this simulation, by signature."""
         seconds: float | None = row["estimate_s"]
+        if seconds is None and row["kind"] == JobKind.SAMPLE:
+            seconds = _ASSUMED_SAMPLING_S
         if seconds is None:
             workload = _parse_workload(row["spec"], row["counts"], row["gpus"])
             if workload.signature not in paces:

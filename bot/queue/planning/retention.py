@@ -17,15 +17,22 @@ from bot.clock import SYSTEM_CLOCK, Clock
 from bot.config import RetentionSettings
 from bot.db import Database, Row
 from bot.queue.domain.job import ENDS, State, folder_of
+from bot.queue.store.job_sql import listed
+from trainer.protocol.run_options import JobKind
 
 CHECKPOINTS = "checkpoints"
+#: Folders of samplings whose members brought a file begin so; the rest is the interaction.
+BROUGHT_FILES = "file-"
 #: Retry continues from the checkpoint of a failed job.
 KEEP_FAILED_DAYS = 7
 
 _DAY_S = 86_400
 #: These are done, so their checkpoints may go, and with them the way to extend them.
 _FINAL = frozenset({State.SUCCEEDED, State.STOPPED})
-_KEPT = "SELECT * FROM job WHERE spec IS NOT NULL AND files_deleted_at IS NULL ORDER BY id"
+#: True while a sampling that has not ended draws with a training.
+IS_SAMPLED = f"""EXISTS (SELECT 1 FROM job AS sampling
+    WHERE sampling.source_id = job.id AND sampling.state NOT IN {listed(ENDS)})"""
+_KEPT = f"SELECT *, {IS_SAMPLED} AS is_sampled FROM job WHERE files_deleted_at IS NULL ORDER BY id"
 
 
 def has_checkpoint(job_dir: Path) -> bool:
@@ -62,8 +69,10 @@ class StoredJob:
     #: It or one of its children is pinned, or shared with the team.
     is_pinned: bool
     is_shared: bool
-    #: It or one of its children has not ended.
+    #: It or one of its children has not ended, or is sampled.
     is_active: bool
+    #: It is a sampling: a few images, and no result to keep for its own sake.
+    is_sampling: bool = False
     checkpoint_bytes: int
     #: All its files, checkpoints included.
     bytes: int
@@ -151,7 +160,8 @@ def _stored_job(family: Sequence[Row], jobs_dir: Path) -> StoredJob:
         ended_at=job["ended_at"],
         is_pinned=any(row["pinned_at"] is not None for row in family),
         is_shared=any(row["shared_at"] is not None for row in family),
-        is_active=any(State(row["state"]) not in ENDS for row in family),
+        is_active=any(State(row["state"]) not in ENDS or row["is_sampled"] for row in family),
+        is_sampling=job["kind"] == JobKind.SAMPLE,
         checkpoint_bytes=sum(bytes_in(jobs_dir / folder_of(row) / CHECKPOINTS) for row in family),
         bytes=bytes_in(jobs_dir / folder_of(job)),
     )
@@ -239,7 +249,7 @@ def _is_deletable(job: StoredJob, now: float) -> bool:
 def _newest_results(jobs: Sequence[StoredJob], keep: int) -> set[int]:
     kept: dict[int, list[int]] = {}
     for job in sorted(jobs, key=lambda job: (job.ended_at or 0.0, job.job_id), reverse=True):
-        if job.state in _FINAL and job.bytes:
+        if job.state in _FINAL and job.bytes and not job.is_sampling:
             kept.setdefault(job.owner_id, []).append(job.job_id)
     return {job_id for of_owner in kept.values() for job_id in of_owner[:keep]}
 

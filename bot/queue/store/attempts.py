@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from bot.bot_failpoints import failpoint
-from bot.config import QueueSettings
+from bot.config import QueueSettings, SamplingSettings
 from bot.db import Connection, Row
 from bot.queue.domain.job import ACTIVE, ActiveJob, EndReason, EndReasonKind, State, StopIntent
 from bot.queue.domain.reducer import IngestResult, ingest_events
@@ -16,18 +16,33 @@ from bot.queue.store.history import AuditReason
 from bot.queue.store.queue_control import PAUSE_SETTING
 from bot.queue.store.transitions import Transitions, first
 from bot.runners import Handle
-from trainer.protocol.events import BaseValidated, EpochEnded, Event, PhaseBegan, Started
+from trainer.protocol.events import (
+    BaseValidated,
+    EpochEnded,
+    Event,
+    ImageDrawn,
+    PhaseBegan,
+    SamplingStarted,
+    Started,
+)
+from trainer.protocol.run_options import JobKind
 
 log = logging.getLogger(__name__)
+
+#: Events that change `Progress`, beside those that come every second.
+_ABOUT_PROGRESS = (Started, SamplingStarted, PhaseBegan, BaseValidated, EpochEnded, ImageDrawn)
+#: Samplings that go before a training that waits; then it is its turn.
+_MAX_SAMPLINGS_IN_A_ROW = 5
 
 
 class AttemptStore:
     """Attempts of jobs, from the claim to the settled end."""
 
-    def __init__(self, transitions: Transitions, settings: QueueSettings) -> None:
+    def __init__(self, transitions: Transitions, settings: QueueSettings, sampling: SamplingSettings) -> None:
         self._transitions = transitions
         self._db = transitions.db
         self._settings = settings
+        self._sampling = sampling
         #: Events ingested since the bot started.
         self.events_ingested = 0
 
@@ -59,20 +74,44 @@ class AttemptStore:
             return None
         ready = await first(connection, job_sql.FIRST_READY_STUDY, now)
         if ready is None:
-            ready = await first(connection, job_sql.FIRST_READY, now)
+            ready = await self._first_ready(connection, now)
+            if ready is None:
+                return None
             free = await first(connection, job_sql.FREE_SLOTS, ())
             assert free is not None
-            if ready is None or free["free"] < ready["gpus"]:
+            if free["free"] < ready["gpus"] and not await self._may_run_beside(connection, ready):
                 return None
         if ready["gpus"] and not ready["is_front"]:
-            served = {name: ready[name] for name in ("priority", "owner_id", "turn")}
+            served = {name: ready[name] for name in ("kind", "priority", "owner_id", "turn")}
             await connection.execute_fetchall(job_sql.SERVE, served)
         return await first(connection, job_sql.CLAIM, {**now, "id": ready["id"]})
+
+    async def _first_ready(self, connection: Connection, now: dict[str, float]) -> Row | None:
+        """Return the first job that may start: a sampling before trainings, but not any number of them in a row."""
+        sampling = await first(connection, job_sql.FIRST_READY, {**now, "kind": JobKind.SAMPLE})
+        if sampling is None:
+            return await first(connection, job_sql.FIRST_READY, {**now, "kind": JobKind.TRAIN})
+        claims = await first(connection, job_sql.SAMPLINGS_IN_A_ROW, {"most": _MAX_SAMPLINGS_IN_A_ROW})
+        assert claims is not None
+        training = None
+        if claims["samplings"] >= _MAX_SAMPLINGS_IN_A_ROW:
+            training = await first(connection, job_sql.FIRST_READY, {**now, "kind": JobKind.TRAIN})
+        return training or sampling
+
+    async def _may_run_beside(self, connection: Connection, ready: Row) -> bool:
+        """True for a sampling that may share the GPU of a training; one that failed there waits for a slot of its own.
+
+        One at a time: none of them knows what the others will need.
+        """
+        if not self._sampling.beside_training or ready["kind"] != JobKind.SAMPLE or ready["attempt"]:
+            return False
+        return await first(connection, job_sql.RUNNING_SAMPLING, ()) is None
 
     async def _take_slots(self, connection: Connection, row: Row) -> None:
         values = {"id": row["id"], "attempt": row["attempt"], "gpus": row["gpus"]}
         taken = sorted(await connection.execute_fetchall(job_sql.TAKE_SLOTS, values), key=lambda slot: slot["position"])
-        assert len(taken) == row["gpus"], f"#{row['id']} got {len(taken)} of {row['gpus']} slots"
+        is_beside = row["kind"] == JobKind.SAMPLE and not taken
+        assert is_beside or len(taken) == row["gpus"], f"#{row['id']} got {len(taken)} of {row['gpus']} slots"
         more = {
             "guild_id": row["guild_id"],
             "owner_id": row["owner_id"],
@@ -134,9 +173,7 @@ class AttemptStore:
         for notification in result.notifications:
             await self._transitions.outbox.put_news(connection, notification, channel_id=job.channel_id)
         step, progress = job.progress.step, None
-        if result.counted or any(
-            isinstance(event, Started | PhaseBegan | BaseValidated | EpochEnded) for event in result.stored
-        ):
+        if result.counted or any(isinstance(event, _ABOUT_PROGRESS) for event in result.stored):
             progress = job.progress.model_dump_json(exclude={"step"}, exclude_defaults=True, exclude_none=True)
         values = {
             "id": job.id,

@@ -1,4 +1,4 @@
-"""Drafts: requests that wait for [Start training]. A draft is a row of `job` that is not queued yet."""
+"""Drafts: requests that wait for [Start training]. The job of one has its interaction."""
 
 from __future__ import annotations
 
@@ -7,39 +7,41 @@ from datetime import UTC, datetime
 
 from bot.clock import SYSTEM_CLOCK, Clock
 from bot.config import LimitSettings
-from bot.db import Database, Row
+from bot.db import Connection, Database, Row
 from bot.errors import DraftEnded, TooManyDrafts
-from bot.queue.domain.job import State
-from bot.queue.store import job_sql
-from bot.queue.store.history import write_entry
 from bot.queue.store.transitions import first
 
 #: Drafts expire after a day, before the dataset's own retention.
 DRAFT_LIFE_S = 86_400.0
 
+#: With the job that it became; NULL while it waits.
+_DRAFTS = "SELECT draft.*, job.id AS job_id FROM draft LEFT JOIN job USING (interaction_id) WHERE "
+
 _INSERT = """
-INSERT INTO job (interaction_id, guild_id, channel_id, owner_id, dataset_id, name, request, state, created_at)
-SELECT :interaction_id, :guild_id, :channel_id, :owner_id, id, name, :request, 'draft', :now
-FROM dataset WHERE id = :dataset_id
+INSERT INTO draft (interaction_id, guild_id, channel_id, owner_id, dataset_id, request, created_at)
+VALUES (:interaction_id, :guild_id, :channel_id, :owner_id, :dataset_id, :request, :now)
 ON CONFLICT (interaction_id) DO NOTHING
-RETURNING *
+RETURNING id
 """
 
-_CANCEL = f"""
-UPDATE job SET state = 'cancelled', stop_intent = 'cancel', stopped_by = :by, ended_at = :now
-WHERE id = :id AND state = 'draft' AND state IN {job_sql.states_before(State.CANCELLED)}
-RETURNING *
+_WAITS = "cancelled_at IS NULL AND NOT EXISTS (SELECT 1 FROM job WHERE job.interaction_id = draft.interaction_id)"
+
+_CANCEL = f"UPDATE draft SET cancelled_at = ? WHERE id = ? AND {_WAITS} RETURNING id"
+
+_CHANGE = f"UPDATE draft SET request = ? WHERE id = ? AND {_WAITS} RETURNING id"
+
+_IN_SERVER = f"{_DRAFTS}draft.id = ? AND draft.guild_id = ? AND draft.dataset_id = ?"
+
+_COUNT = f"SELECT COUNT(*) FROM draft WHERE owner_id = ? AND id != ? AND created_at >= ? AND {_WAITS}"
+
+_NEWEST = f"""
+SELECT id FROM draft WHERE owner_id = ? AND dataset_id = ? AND created_at >= ? AND {_WAITS} ORDER BY id DESC LIMIT 1
 """
 
-_CHANGE = "UPDATE job SET request = ? WHERE id = ? AND state = 'draft' RETURNING *"
-
-_IN_SERVER = "SELECT * FROM job WHERE id = ? AND request IS NOT NULL AND guild_id = ? AND dataset_id = ?"
-
-_COUNT = "SELECT COUNT(*) FROM job WHERE owner_id = ? AND state = 'draft' AND id != ? AND created_at >= ?"
-
-_WAITING = """
-SELECT * FROM job WHERE owner_id = ? AND dataset_id = ? AND state = 'draft' AND created_at >= ?
-ORDER BY id DESC LIMIT 1
+_SWEEP = """
+DELETE FROM draft WHERE created_at < ?
+    AND NOT EXISTS (SELECT 1 FROM job WHERE job.interaction_id = draft.interaction_id)
+RETURNING id
 """
 
 
@@ -47,7 +49,6 @@ ORDER BY id DESC LIMIT 1
 class Draft:
     """A request that its owner has not confirmed."""
 
-    #: The ID that its job will have.
     id: int
     #: Of the command; the same one twice is one job.
     interaction_id: int
@@ -57,8 +58,8 @@ class Draft:
     dataset_id: int
     #: The request as JSON; the command knows its form.
     request: str
-    #: No longer a draft once its job is queued.
-    state: State
+    #: The job that it became; None while it waits.
+    job_id: int | None
     created_at: datetime
 
     @classmethod
@@ -71,13 +72,13 @@ class Draft:
             owner_id=row["owner_id"],
             dataset_id=row["dataset_id"],
             request=row["request"],
-            state=State(row["state"]),
+            job_id=row["job_id"],
             created_at=datetime.fromtimestamp(row["created_at"], UTC),
         )
 
 
 class DraftStore:
-    """Drafts in the database. `JobStore.submit` makes one a job; `JobStore.request_stop` also cancels one."""
+    """Drafts in the database. `JobStore.submit` makes one a job."""
 
     def __init__(
         self, db: Database, *, max_waiting: int = LimitSettings().max_drafts_per_user, clock: Clock = SYSTEM_CLOCK
@@ -104,24 +105,13 @@ class DraftStore:
             "now": self._clock.time(),
         }
         async with self._db.transaction() as connection:
-            row = await first(connection, _INSERT, values)
-            if row is None:
-                row = await first(connection, "SELECT * FROM job WHERE interaction_id = ?", (interaction_id,))
-                assert row is not None
-                return Draft.from_row(row)
-            since = self._clock.time() - DRAFT_LIFE_S
-            waiting = await first(connection, _COUNT, (owner_id, row["id"], since))
-            if waiting is not None and waiting[0] >= self._max_waiting:
-                raise TooManyDrafts(waiting=waiting[0], allowed=self._max_waiting)
-            await write_entry(
-                connection,
-                at=self._clock.time(),
-                verb="draft",
-                job_id=row["id"],
-                guild_id=guild_id,
-                by=owner_id,
-                after=State.DRAFT,
-            )
+            inserted = await first(connection, _INSERT, values)
+            if inserted is not None:
+                counted = await first(connection, _COUNT, (owner_id, inserted["id"], self._oldest()))
+                if counted is not None and counted[0] >= self._max_waiting:
+                    raise TooManyDrafts(waiting=counted[0], allowed=self._max_waiting)
+            row = await first(connection, f"{_DRAFTS}interaction_id = ?", (interaction_id,))
+            assert row is not None
             return Draft.from_row(row)
 
     async def get(self, draft_id: int) -> Draft:
@@ -130,7 +120,7 @@ class DraftStore:
         Raises:
             DraftEnded: It is older than a day, or was cancelled.
         """
-        return self._waiting(await self._db.one("SELECT * FROM job WHERE id = ? AND request IS NOT NULL", (draft_id,)))
+        return self._known(await self._db.one(f"{_DRAFTS}draft.id = ?", (draft_id,)))
 
     async def get_in(self, guild_id: int, draft_id: int, *, dataset_id: int) -> Draft:
         """Return a draft of a server for a dataset, also if its job is queued already.
@@ -138,15 +128,18 @@ class DraftStore:
         Raises:
             DraftEnded: There is no such draft, it is older than a day, or it was cancelled.
         """
-        return self._waiting(await self._db.one(_IN_SERVER, (draft_id, guild_id, dataset_id)))
+        return self._known(await self._db.one(_IN_SERVER, (draft_id, guild_id, dataset_id)))
 
-    def _waiting(self, row: Row | None) -> Draft:
-        is_queued = row is not None and row["spec"] is not None
-        if row is None or (not is_queued and row["created_at"] < self._clock.time() - DRAFT_LIFE_S):
+    def _known(self, row: Row | None) -> Draft:
+        if row is None or (row["job_id"] is None and row["created_at"] < self._oldest()):
             raise DraftEnded(is_expired=True)
-        if row["state"] == State.CANCELLED and not is_queued:
+        if row["cancelled_at"] is not None:
             raise DraftEnded(is_expired=False)
         return Draft.from_row(row)
+
+    def _oldest(self) -> float:
+        """When the oldest draft that has not expired was made."""
+        return self._clock.time() - DRAFT_LIFE_S
 
     async def change(self, draft_id: int, request: str) -> Draft:
         """Replace the request of a draft.
@@ -155,39 +148,32 @@ class DraftStore:
             DraftEnded: It no longer waits.
         """
         async with self._db.transaction() as connection:
-            row = await first(connection, _CHANGE, (request, draft_id))
-        if row is None:
-            raise DraftEnded(is_expired=False)
-        return self._waiting(row)
+            if await first(connection, _CHANGE, (request, draft_id)) is None:
+                raise DraftEnded(is_expired=False)
+        return await self.get(draft_id)
 
     async def waiting(self, owner_id: int, dataset_id: int) -> Draft | None:
         """Return a member's newest draft with this dataset that still waits; None if there is none."""
-        row = await self._db.one(_WAITING, (owner_id, dataset_id, self._clock.time() - DRAFT_LIFE_S))
-        return None if row is None else Draft.from_row(row)
+        row = await self._db.one(_NEWEST, (owner_id, dataset_id, self._oldest()))
+        return None if row is None else await self.get(row["id"])
 
-    async def cancel(self, draft_id: int, *, by: int) -> bool:
+    async def cancel(self, draft_id: int) -> bool:
         """Cancel a draft; False if it no longer waits."""
         async with self._db.transaction() as connection:
-            row = await first(connection, _CANCEL, {"id": draft_id, "by": by, "now": self._clock.time()})
-            if row is None:
-                return False
-            await write_entry(
-                connection,
-                at=self._clock.time(),
-                verb="cancel",
-                job_id=draft_id,
-                guild_id=row["guild_id"],
-                by=by,
-                before=State.DRAFT,
-                after=State.CANCELLED,
-            )
-            return True
+            return await first(connection, _CANCEL, (self._clock.time(), draft_id)) is not None
 
     async def sweep(self) -> int:
         """Delete expired drafts that never became a job; returns how many."""
         async with self._db.transaction() as connection:
-            rows = await connection.execute_fetchall(
-                "DELETE FROM job WHERE spec IS NULL AND created_at < ? RETURNING id",
-                (self._clock.time() - DRAFT_LIFE_S,),
-            )
-            return len(list(rows))
+            return len(list(await connection.execute_fetchall(_SWEEP, (self._oldest(),))))
+
+
+async def require_waiting(connection: Connection, interaction_id: int | None) -> None:
+    """Raise if the draft of an interaction was cancelled, in the transaction that makes it a job.
+
+    Raises:
+        DraftEnded: It was.
+    """
+    cancelled = "SELECT 1 FROM draft WHERE interaction_id = ? AND cancelled_at IS NOT NULL"
+    if await first(connection, cancelled, (interaction_id,)) is not None:
+        raise DraftEnded(is_expired=False)

@@ -18,50 +18,67 @@ def states_before(state: State) -> str:
 
 _ACTIVE = listed(ACTIVE)
 
-#: The order of the queue: interrupted jobs first, then priority, then owners round-robin (index `job_queue`).
+#: The order of the queue: samplings (`sample` sorts before `train`), then interrupted jobs, then priority, then owners
+#: round-robin (index `job_queue`).
 #:
-#: A job gets its `turn` when it is queued: one more than its owner's last of that priority, queued or served, and no
-#: less than the turn that is being served there (start-time fair queueing, Goyal, Vin and Cheng 1996, with jobs of one
-#: size). So every owner's first job comes before anyone's second, a newcomer is not sent to the end, and the order is a
-#: plain index: claims, positions and the board read the same rows in the same order, whatever the number of jobs. A
-#: study takes no turn; its children do. `turn` means nothing for a job that is not queued; `served` keeps what was
-#: served.
-ORDER = "is_front DESC, priority DESC, turn, id"
+#: A job gets its `turn` when it is queued: one more than its owner's last of that kind and priority, queued or served,
+#: and no less than the turn that is being served there (start-time fair queueing, Goyal, Vin and Cheng 1996, with jobs
+#: of one size). So every owner's first job comes before anyone's second, a newcomer is not sent to the end, and the
+#: order is a plain index: claims, positions and the board read the same rows in the same order, whatever the number of
+#: jobs. A study takes no turn; its children do. `turn` means nothing for a job that is not queued; `served` keeps what
+#: was served.
+ORDER = "kind, is_front DESC, priority DESC, turn, id"
 
-#: May start now, if a slot is free: its time has come, and its owner runs fewer jobs than they may. A back-off longer
-#: than the longest one was set before the clock went back, and is over.
+#: May start now, if a slot is free: its time has come, and its owner runs fewer jobs of its kind than they may. A
+#: back-off longer than the longest one was set before the clock went back, and is over.
 READY = f"""(run_after <= :now OR (attempt > 0 AND run_after > :now + {MAX_RETRY_PAUSE_S}))
 AND (max_running IS NULL OR max_running > (
     SELECT COUNT(*) FROM job AS other INDEXED BY job_active
-    WHERE other.owner_id = job.owner_id AND other.gpus > 0 AND other.state IN {_ACTIVE}))"""
+    WHERE other.owner_id = job.owner_id AND other.gpus > 0 AND other.kind = job.kind
+        AND other.state IN {_ACTIVE}))"""
 
-#: How many trainings of a job's owner run, and how many may while it is queued.
+#: How many jobs of a job's owner and kind run, and how many may while it is queued.
 OWNER_RUNS = f"""
 SELECT max_running, (SELECT COUNT(*) FROM job AS other INDEXED BY job_active
-    WHERE other.owner_id = job.owner_id AND other.gpus > 0 AND other.state IN {_ACTIVE}) AS runs
+    WHERE other.owner_id = job.owner_id AND other.gpus > 0 AND other.kind = job.kind AND other.state IN {_ACTIVE})
+    AS runs
 FROM job WHERE id = ?
 """
 
 QUEUE = f"SELECT id FROM job INDEXED BY job_queue WHERE state = 'queued' ORDER BY {ORDER}"
 
-_AHEAD = "SELECT COUNT(*) FROM job AS other INDEXED BY job_queue WHERE other.state = 'queued' AND other.is_front"
+_AHEAD = "SELECT COUNT(*) FROM job AS other INDEXED BY job_queue WHERE other.state = 'queued' AND other.kind"
 
-#: Position of a queued job: those before it, and itself. Four ranges of the index; one comparison of rows would visit
+#: Position of a queued job: those before it, and itself. Five ranges of the index; one comparison of rows would visit
 #: the whole queue. For a condition on `me.id`.
 POSITIONS = f"""
 SELECT me.id, 1
-    + ({_AHEAD} > me.is_front)
-    + ({_AHEAD} = me.is_front AND other.priority > me.priority)
-    + ({_AHEAD} = me.is_front AND other.priority = me.priority AND other.turn < me.turn)
-    + ({_AHEAD} = me.is_front AND other.priority = me.priority AND other.turn = me.turn AND other.id < me.id)
+    + ({_AHEAD} < me.kind)
+    + ({_AHEAD} = me.kind AND other.is_front > me.is_front)
+    + ({_AHEAD} = me.kind AND other.is_front = me.is_front AND other.priority > me.priority)
+    + ({_AHEAD} = me.kind AND other.is_front = me.is_front AND other.priority = me.priority AND other.turn < me.turn)
+    + ({_AHEAD} = me.kind AND other.is_front = me.is_front AND other.priority = me.priority AND other.turn = me.turn
+       AND other.id < me.id)
     AS position
 FROM job AS me WHERE me.state = 'queued' AND me.id"""
 
-#: The first job that may start. A study (0 GPUs) never waits for a slot. A job that needs several slots is not
-#: overtaken by those that need fewer, or it would wait forever.
+#: The first job of a kind that may start. A study (0 GPUs) never waits for a slot. A job that needs several slots is
+#: not overtaken by those that need fewer, or it would wait forever.
 FIRST_READY = f"""
-SELECT * FROM job INDEXED BY job_queue WHERE state = 'queued' AND {READY} ORDER BY {ORDER} LIMIT 1
+SELECT * FROM job INDEXED BY job_queue WHERE state = 'queued' AND kind = :kind AND {READY} ORDER BY {ORDER} LIMIT 1
 """
+
+#: How many of the newest claims in a row were samplings, up to `:most`.
+SAMPLINGS_IN_A_ROW = """
+WITH newest AS (
+    SELECT kind, claim_number FROM job INDEXED BY job_claims
+    WHERE claim_number IS NOT NULL AND gpus > 0 ORDER BY claim_number DESC LIMIT :most)
+SELECT COUNT(*) AS samplings FROM newest WHERE kind = 'sample' AND claim_number > COALESCE(
+    (SELECT MAX(claim_number) FROM newest WHERE kind = 'train'), 0)
+"""
+
+#: A sampling that runs.
+RUNNING_SAMPLING = f"SELECT 1 FROM job INDEXED BY job_active WHERE kind = 'sample' AND state IN {_ACTIVE}"
 
 FIRST_READY_STUDY = f"""
 SELECT * FROM job INDEXED BY job_study_queue WHERE state = 'queued' AND gpus = 0 AND {READY} ORDER BY {ORDER} LIMIT 1
@@ -114,54 +131,54 @@ WHERE job_id = :id AND attempt = :attempt AND ended_at IS NULL
 """
 
 
-def _next_turn(owner_id: str, priority: str) -> str:
+def _next_turn(owner_id: str, priority: str, kind: str = "job.kind") -> str:
     """Return SQL for the turn of an owner's next job: one after their last, and no less than what is being served."""
     return f"""MAX(
     COALESCE((SELECT MAX(other.turn) FROM job AS other INDEXED BY job_turns
-              WHERE other.owner_id = {owner_id} AND other.priority = {priority}
+              WHERE other.owner_id = {owner_id} AND other.kind = {kind} AND other.priority = {priority}
                 AND other.state = 'queued' AND other.gpus > 0 AND NOT other.is_front), 0) + 1,
     COALESCE((SELECT served.turn FROM served
-              WHERE served.priority = {priority} AND served.owner_id = {owner_id}), 0) + 1,
-    COALESCE((SELECT MAX(served.turn) FROM served WHERE served.priority = {priority}), 0))"""
+              WHERE served.kind = {kind} AND served.priority = {priority} AND served.owner_id = {owner_id}), 0) + 1,
+    COALESCE((SELECT MAX(served.turn) FROM served
+              WHERE served.kind = {kind} AND served.priority = {priority}), 0))"""
 
 
-NEXT_TURN = f"SELECT {_next_turn(':owner_id', ':priority')}"
+NEXT_TURN = f"SELECT {_next_turn(':owner_id', ':priority', ':kind')}"
 
 #: Usage is never refunded: else cancel and Retry, or another priority, would let a user jump the queue.
 SERVE = """
-INSERT INTO served (priority, owner_id, turn) VALUES (:priority, :owner_id, :turn)
-ON CONFLICT (priority, owner_id) DO UPDATE SET turn = MAX(turn, excluded.turn)
+INSERT INTO served (kind, priority, owner_id, turn) VALUES (:kind, :priority, :owner_id, :turn)
+ON CONFLICT (kind, priority, owner_id) DO UPDATE SET turn = MAX(turn, excluded.turn)
 """
 
 #: An owner's later jobs move up when one of theirs leaves the queue unserved.
 MOVE_UP = """
 UPDATE job SET turn = turn - 1
-WHERE owner_id = :owner_id AND priority = :priority AND gpus > 0 AND turn > :turn AND state = 'queued' AND NOT is_front
+WHERE owner_id = :owner_id AND kind = :kind AND priority = :priority AND gpus > 0 AND turn > :turn
+    AND state = 'queued' AND NOT is_front
 """
 
 SUBMIT = """
-INSERT INTO job (interaction_id, guild_id, channel_id, owner_id, dataset_id, name, spec, state, priority, turn, gpus,
-    run_after, max_running, max_waiting, fingerprint, estimate_s, study, parent_id, child_name, folder, until_epoch,
-    created_at)
-VALUES (:interaction_id, :guild_id, :channel_id, :owner_id, :dataset_id, :name, :spec, 'queued', :priority, :turn,
-    :gpus, :run_after, :max_running, :max_waiting, :fingerprint, :estimate_s, :study, :parent_id, :child_name, :folder,
-    :until_epoch, :now)
+INSERT INTO job (kind, interaction_id, guild_id, channel_id, owner_id, dataset_id, source_id, name, spec, state,
+    priority, turn, gpus, run_after, max_running, max_waiting, fingerprint, estimate_s, study, parent_id, child_name,
+    folder, until_epoch, created_at)
+VALUES (:kind, :interaction_id, :guild_id, :channel_id, :owner_id, :dataset_id, :source_id, :name, :spec, 'queued',
+    :priority, :turn, :gpus, :run_after, :max_running, :max_waiting, :fingerprint, :estimate_s, :study, :parent_id,
+    :child_name, :folder, :until_epoch, :now)
 RETURNING *
 """
 
-#: A draft becomes the job and keeps its ID.
-SUBMIT_DRAFT = f"""
-UPDATE job SET state = 'queued', dataset_id = :dataset_id, name = :name, spec = :spec, priority = :priority,
-    turn = :turn, gpus = :gpus, run_after = :run_after, max_running = :max_running, max_waiting = :max_waiting,
-    fingerprint = :fingerprint, estimate_s = :estimate_s, study = :study
-WHERE interaction_id = :interaction_id AND state = 'draft' AND state IN {states_before(State.QUEUED)}
-RETURNING *
-"""
-
-#: Interrupted jobs were started before and do not count. Children of a study do, each as a job.
+#: Interrupted jobs were started before and do not count. Children of a study do, each as a job. Of trainings and
+#: samplings, each kind has its own number.
 COUNT_QUEUED = """
 SELECT COUNT(*) AS jobs, COUNT(*) FILTER (WHERE parent_id = :study_id) AS children FROM job
-WHERE owner_id = :owner_id AND state = 'queued' AND attempt = 0 AND guild_id = :guild_id
+WHERE owner_id = :owner_id AND state = 'queued' AND kind = :kind AND attempt = 0 AND guild_id = :guild_id
+"""
+
+#: Samplings of a server that wait.
+COUNT_SAMPLINGS = """
+SELECT COUNT(*) AS jobs FROM job INDEXED BY job_queue
+WHERE state = 'queued' AND kind = 'sample' AND guild_id = :guild_id
 """
 
 DUPLICATE = f"""
@@ -172,11 +189,13 @@ ORDER BY state = 'succeeded', id DESC LIMIT 1
 
 _JOB_COLUMNS = """
 job.*, (SELECT dataset.name FROM dataset WHERE dataset.id = job.dataset_id) AS dataset_name,
-    (SELECT attempt.slots FROM attempt WHERE attempt.job_id = job.id AND attempt.attempt = job.attempt) AS slot_names
+    (SELECT attempt.slots FROM attempt WHERE attempt.job_id = job.id AND attempt.attempt = job.attempt) AS slot_names,
+    (SELECT json_array(dataset.owner_id, json(dataset.guests)) FROM dataset WHERE is_private AND dataset.id = COALESCE(
+        job.dataset_id, (SELECT source.dataset_id FROM job AS source WHERE source.id = job.source_id))) AS private_to
 """
 
-#: Rows of `Job.from_row`, drafts excluded; append a condition.
-JOBS = f"SELECT {_JOB_COLUMNS} FROM job WHERE spec IS NOT NULL AND "
+#: Rows of `Job.from_row`; append a condition.
+JOBS = f"SELECT {_JOB_COLUMNS} FROM job WHERE "
 
 #: Jobs of a server that have not ended, by an index of these; for a condition on their state.
 _LIVING = (
@@ -196,8 +215,8 @@ WITH shown (id) AS (
     SELECT * FROM (SELECT id {_LIVING} = 'paused' ORDER BY id LIMIT :most)
 )
 SELECT {_JOB_COLUMNS} FROM shown JOIN job USING (id)
-ORDER BY state = 'queued', CASE state WHEN 'queued' THEN -is_front END, CASE state WHEN 'queued' THEN -priority END,
-    CASE state WHEN 'queued' THEN turn END, id
+ORDER BY state = 'queued', CASE state WHEN 'queued' THEN kind END, CASE state WHEN 'queued' THEN -is_front END,
+    CASE state WHEN 'queued' THEN -priority END, CASE state WHEN 'queued' THEN turn END, id
 """
 
 _MATCHES = "(instr(CAST(id AS TEXT), :text) = 1 OR instr(name, lower(:text)) > 0)"
@@ -205,7 +224,8 @@ _MATCHES = "(instr(CAST(id AS TEXT), :text) = 1 OR instr(name, lower(:text)) > 0
 
 def search(states: frozenset[State]) -> str:
     """Return SQL for jobs of a server in `states` whose ID or name matches a text; those that have not ended first."""
-    wanted = f"{_MATCHES} AND (:owner_id IS NULL OR owner_id = :owner_id) ORDER BY id DESC LIMIT :limit"
+    ours = "(:owner_id IS NULL OR owner_id = :owner_id) AND (:kind IS NULL OR kind = :kind)"
+    wanted = f"{_MATCHES} AND {ours} ORDER BY id DESC LIMIT :limit"
     parts = []
     # Only the parts that are needed: with no states at all, SQLite cannot use the index that it is told to use.
     if living := states & LIVING:
@@ -213,7 +233,7 @@ def search(states: frozenset[State]) -> str:
     if ended := states & ENDS:
         parts.append(
             "SELECT * FROM (SELECT id, 1 FROM job INDEXED BY job_by_guild WHERE guild_id = :guild_id "
-            f"AND parent_id IS NULL AND spec IS NOT NULL AND state IN {listed(ended)} AND {wanted})"
+            f"AND parent_id IS NULL AND state IN {listed(ended)} AND {wanted})"
         )
     return f"""
 WITH found (id, has_ended) AS ({" UNION ALL ".join(parts)})
@@ -254,10 +274,10 @@ RETURNING *
 
 _HAS_EPOCH = "EXISTS (SELECT 1 FROM job_event WHERE job_id = job.id AND type = 'epoch_ended')"
 
-#: At once: it is queued, paused, or a draft. To keep the best of nothing is a cancel.
+#: At once: it is queued or paused. To keep the best of nothing is a cancel.
 CANCEL_WAITING = f"""
 UPDATE job SET state = 'cancelled', stop_intent = 'cancel', stopped_by = :by, ended_at = :now
-WHERE id = :id AND state IN ('draft', 'queued', 'paused') AND state IN {states_before(State.CANCELLED)}
+WHERE id = :id AND state IN ('queued', 'paused') AND state IN {states_before(State.CANCELLED)}
   AND (:intent = 'cancel' OR (:intent = 'keep_best' AND NOT {_HAS_EPOCH}))
 RETURNING *
 """
@@ -312,15 +332,23 @@ _NEXT_ROUND = f"""
 RETRY = f"""
 UPDATE job SET {_NEXT_ROUND}
 WHERE id = :id AND state IN ('failed', 'cancelled') AND state IN {states_before(State.QUEUED)}
-  AND spec IS NOT NULL AND files_deleted_at IS NULL
+  AND files_deleted_at IS NULL
 RETURNING *
 """
 
 #: With more epochs; `before` is the spec that these were added to.
 EXTEND = f"""
-UPDATE job SET {_NEXT_ROUND}, spec = :spec, fingerprint = :fingerprint, estimate_s = :estimate_s
+UPDATE job SET {_NEXT_ROUND}, chosen_epoch = NULL, spec = :spec, fingerprint = :fingerprint, estimate_s = :estimate_s
 WHERE id = :id AND state IN ('succeeded', 'stopped') AND state IN {states_before(State.QUEUED)}
   AND spec = :before AND study IS NULL AND parent_id IS NULL AND files_deleted_at IS NULL
+RETURNING *
+"""
+
+#: Its next attempt only finishes, with this epoch in place of the best one.
+CHOOSE_EPOCH = f"""
+UPDATE job SET {_NEXT_ROUND}, is_finishing = 1, is_front = 1, chosen_epoch = :epoch
+WHERE id = :id AND state IN ('succeeded', 'stopped') AND state IN {states_before(State.QUEUED)}
+  AND kind = 'train' AND study IS NULL AND parent_id IS NULL AND files_deleted_at IS NULL
 RETURNING *
 """
 
@@ -336,7 +364,7 @@ UPDATE job SET pinned_at = CASE WHEN :is_pinned THEN COALESCE(pinned_at, :now) E
 WHERE id = :id AND state IN {listed(ENDS | LIVING)} RETURNING *
 """
 
-NOTE = "UPDATE job SET note = :note WHERE id = :id AND spec IS NOT NULL RETURNING *"
+NOTE = "UPDATE job SET note = :note WHERE id = :id RETURNING *"
 
 SHARE = "UPDATE job SET shared_at = CASE WHEN :is_shared THEN COALESCE(shared_at, :now) END WHERE id = :id RETURNING *"
 

@@ -9,22 +9,26 @@ from typing import Any
 
 from bot.bot_failpoints import failpoint
 from bot.clock import SYSTEM_CLOCK, Clock
-from bot.config import LimitSettings, QueueSettings
+from bot.config import LimitSettings, QueueSettings, SamplingSettings
 from bot.db import Connection, Database, Row
-from bot.errors import DraftEnded, DuplicateJob, JobFilesDeleted, NoSuchDataset, NoSuchJob
+from bot.errors import DuplicateJob, JobFilesDeleted, NoSuchDataset, NoSuchJob
 from bot.outbox import Notification, NotificationKind, Outbox
 from bot.queue.domain.job import ACTIVE, EndReason, Job, NewJob, Priority, State, StopIntent
 from bot.queue.domain.reducer import events_shown
-from bot.queue.domain.verbs import require_room
+from bot.queue.domain.verbs import require_room, require_sampling_room
 from bot.queue.store import job_sql
 from bot.queue.store.attempts import AttemptStore
+from bot.queue.store.draft_store import require_waiting
+from bot.queue.store.gallery_store import GalleryStore
 from bot.queue.store.history import AttemptRecord, AuditEntry, AuditReason, read_attempts, read_entries
 from bot.queue.store.limits import require_gpus
 from bot.queue.store.queue_control import QueueControl
+from bot.queue.store.sample_votes import SampleVotes
 from bot.queue.store.slots import Slots
 from bot.queue.store.study_store import StudyStore
 from bot.queue.store.transitions import Transitions, first
 from trainer.protocol.events import Event, parse_event
+from trainer.protocol.run_options import JobKind
 from trainer.protocol.spec import Spec
 from trainer.protocol.study import StudyStep
 
@@ -57,15 +61,20 @@ class JobStore:
         data_dir: Path,
         limits: LimitSettings | None = None,
         queue: QueueSettings | None = None,
+        sampling: SamplingSettings | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._db = db
         self._transitions = Transitions(db, outbox, clock=clock)
+        self.outbox = outbox
         self._jobs_dir = data_dir.absolute() / "jobs"
         self._limits = limits or LimitSettings()
+        self._sampling = sampling or SamplingSettings()
         self._clock = clock
-        self.attempts = AttemptStore(self._transitions, queue or QueueSettings())
+        self.attempts = AttemptStore(self._transitions, queue or QueueSettings(), self._sampling)
         self.studies = StudyStore(self._transitions, self._limits)
+        self.gallery = GalleryStore(self._transitions)
+        self.votes = SampleVotes(self._transitions)
         self.slots = Slots(db, clock=clock)
         self.control = QueueControl(self._transitions)
         #: Set when the dispatcher has something to do.
@@ -75,13 +84,17 @@ class JobStore:
         """Return the folder of a job: spec.json, events.jsonl, samples/, charts/, checkpoints/, output/."""
         return self._jobs_dir / job.folder
 
+    def folder(self, name: str) -> Path:
+        """Return a folder for the files of a job that is not queued yet (`NewJob.folder`)."""
+        return self._jobs_dir / name
+
     # -- queries ---------------------------------------------------------------------------------------------------
 
     async def get(self, job_id: int) -> Job:
         """Return a job.
 
         Raises:
-            NoSuchJob: There is none, or it is a draft.
+            NoSuchJob: There is none.
         """
         jobs = await self._jobs("id = ?", job_id)
         if not jobs:
@@ -117,8 +130,9 @@ class JobStore:
         }
 
     async def recent(self, guild_id: int, limit: int = 25) -> list[Job]:
-        """Return the newest jobs of a server, newest first."""
-        return await self._jobs("guild_id = ? AND parent_id IS NULL ORDER BY id DESC LIMIT ?", guild_id, limit)
+        """Return the newest trainings of a server, newest first."""
+        newest = "guild_id = ? AND parent_id IS NULL AND kind = 'train' ORDER BY id DESC LIMIT ?"
+        return await self._jobs(newest, guild_id, limit)
 
     async def search(
         self,
@@ -128,6 +142,7 @@ class JobStore:
         *,
         states: Collection[State] = tuple(State),
         owner_id: int | None = None,
+        kind: JobKind | None = None,
     ) -> list[Job]:
         """Return jobs of a server whose ID begins with `text` (`#` or not) or whose name contains it; living first.
 
@@ -137,12 +152,14 @@ class JobStore:
             limit: How many.
             states: Only in these states.
             owner_id: Only of this member.
+            kind: Only of this kind.
         """
         values = {
             "guild_id": guild_id,
             "text": text.strip().removeprefix("#"),
             "limit": limit,
             "owner_id": owner_id,
+            "kind": kind,
         }
         return [Job.from_row(row) for row in await self._db.all(job_sql.search(frozenset(states)), values)]
 
@@ -211,7 +228,7 @@ class JobStore:
     async def submit(self, new: NewJob, *, may_repeat: bool = False) -> Job:
         """Queue a job; once this returns it is queued, also after a power cut. The same interaction twice is one job.
 
-        A draft of that interaction becomes the job.
+        It is the job of the draft of that interaction, if there is one.
 
         Args:
             new: The job.
@@ -226,17 +243,19 @@ class JobStore:
         """
         async with self._db.transaction() as connection:
             row = await first(connection, "SELECT * FROM job WHERE interaction_id = ?", (new.interaction_id,))
-            if row is None or row["state"] == State.DRAFT:
-                await self._require_dataset(connection, new.dataset_id)
-                await self._require_room(connection, new.owner_id, new.guild_id, new.max_waiting)
+            if row is None:
+                await require_waiting(connection, new.interaction_id)
+                if new.kind is JobKind.TRAIN:
+                    await self._require_dataset(connection, new.dataset_id)
+                else:
+                    await self._require_source(connection, new)
+                await self._require_room(connection, new, new.max_waiting)
                 if not may_repeat:
                     await self._require_unique(connection, new)
                 slots = await first(connection, "SELECT COUNT(*) FROM slot WHERE is_enabled", ())
                 assert slots is not None
                 require_gpus(new.gpus, slots[0])
-                row = await self._insert(connection, new, is_draft=row is not None)
-            elif row["spec"] is None:
-                raise DraftEnded(is_expired=False)
+                row = await self._insert(connection, new)
             failpoint("submit_open")
         failpoint("submit_committed")
         return await self.get(row["id"])
@@ -247,13 +266,22 @@ class JobStore:
         if await first(connection, dataset, (dataset_id,)) is None:
             raise NoSuchDataset(wanted=dataset_id)
 
-    async def _require_room(
-        self, connection: Connection, owner_id: int, guild_id: int, max_waiting: int | None
-    ) -> None:
-        values = {"owner_id": owner_id, "guild_id": guild_id, "study_id": None}
+    async def _require_source(self, connection: Connection, new: NewJob) -> None:
+        # In the transaction of the sampling: what it draws with is kept from here on.
+        row = await first(connection, "SELECT files_deleted_at FROM job WHERE id = ?", (new.source_id,))
+        if new.source_id is not None and (row is None or row["files_deleted_at"] is not None):
+            raise JobFilesDeleted(job_id=new.source_id)
+
+    async def _require_room(self, connection: Connection, job: NewJob | Job, max_waiting: int | None) -> None:
+        values = {"owner_id": job.owner_id, "guild_id": job.guild_id, "kind": job.kind, "study_id": None}
         queued = await first(connection, job_sql.COUNT_QUEUED, values)
         assert queued is not None
-        require_room(queued["jobs"], max_waiting or self._limits.max_jobs_per_user)
+        if job.kind is JobKind.TRAIN:
+            require_room(queued["jobs"], max_waiting or self._limits.max_jobs_per_user)
+            return
+        in_server = await first(connection, job_sql.COUNT_SAMPLINGS, values)
+        assert in_server is not None
+        require_sampling_room(queued["jobs"], in_server["jobs"], self._sampling)
 
     async def _require_unique(self, connection: Connection, new: NewJob) -> None:
         if new.fingerprint is None:
@@ -263,16 +291,16 @@ class JobStore:
         if same is not None:
             raise DuplicateJob(job_id=same["id"], state=same["state"])
 
-    async def _insert(self, connection: Connection, new: NewJob, *, is_draft: bool) -> Row:
-        turn = await first(connection, job_sql.NEXT_TURN, {"owner_id": new.owner_id, "priority": new.priority})
+    async def _insert(self, connection: Connection, new: NewJob) -> Row:
+        order = {"owner_id": new.owner_id, "kind": new.kind, "priority": new.priority}
+        turn = await first(connection, job_sql.NEXT_TURN, order)
         assert turn is not None
         values = {**_columns(new), "turn": turn[0], "now": self._clock.time()}
-        row = await first(connection, job_sql.SUBMIT_DRAFT if is_draft else job_sql.SUBMIT, values)
+        row = await first(connection, job_sql.SUBMIT, values)
         assert row is not None
-        before = State.DRAFT if is_draft else None
-        await self._transitions.record(connection, row, verb="submit", before=before, by=new.owner_id)
+        await self._transitions.record(connection, row, verb="submit", before=None, by=new.owner_id)
         await self._transitions.notify_queued(connection, row)
-        log.info("#%d queued (%s, %s)", row["id"], new.spec.name, new.spec.base.source)
+        log.info("#%d queued (%s, %s)", row["id"], new.name, new.spec.base.source)
         return row
 
     # -- changes ---------------------------------------------------------------------------------------------------
@@ -303,8 +331,7 @@ class JobStore:
         await self._leave_queue(connection, before)
         if row["state"] == State.CANCELLED:
             await self._cancel_children(connection, row)
-            if before["state"] != State.DRAFT:
-                await self._transitions.notify_end(connection, row, NotificationKind.CANCELLED)
+            await self._transitions.notify_end(connection, row, NotificationKind.CANCELLED)
         log.info("#%d: %s by %s, now %s", row["id"], intent, by, row["state"])
 
     async def _cancel_children(self, connection: Connection, study: Row) -> None:
@@ -318,7 +345,7 @@ class JobStore:
 
     async def _leave_queue(self, connection: Connection, before: Row) -> None:
         if before["state"] == State.QUEUED and not before["is_front"] and before["gpus"]:
-            values = {name: before[name] for name in ("owner_id", "priority", "turn")}
+            values = {name: before[name] for name in ("owner_id", "kind", "priority", "turn")}
             await connection.execute_fetchall(job_sql.MOVE_UP, values)
 
     async def resume(self, job_id: int, *, by: int | None) -> Job:
@@ -347,7 +374,7 @@ class JobStore:
             raise JobFilesDeleted(job_id=job_id)
         async with self._db.transaction() as connection:
             if job.state.is_end:
-                await self._require_room(connection, job.owner_id, job.guild_id, max_waiting)
+                await self._require_room(connection, job, max_waiting)
             row = await first(connection, job_sql.RETRY, {"id": job_id})
             if row is not None:
                 await self._transitions.record(connection, row, verb="retry", before=job.state, by=by)
@@ -385,12 +412,21 @@ class JobStore:
             "estimate_s": estimate_s,
         }
         async with self._db.transaction() as connection:
-            await self._require_room(connection, job.owner_id, job.guild_id, max_waiting)
+            await self._require_room(connection, job, max_waiting)
             row = await first(connection, job_sql.EXTEND, values)
             if row is not None:
                 why = str(spec.training.epochs)
                 await self._transitions.record(connection, row, verb="extend", before=job.state, by=by, why=why)
         return await self.get(job.id)
+
+    async def choose_epoch(self, job_id: int, epoch: int, *, by: int) -> Job:
+        """Let an epoch of a finished training be its result: it is tested and exported; other jobs are unchanged.
+
+        Raises:
+            NoSuchJob: There is no such job.
+        """
+        values = {"id": job_id, "epoch": epoch}
+        return await self._change(job_sql.CHOOSE_EPOCH, values, verb="choose epoch", by=by, why=str(epoch))
 
     async def bump(self, job_id: int, priority: Priority, *, by: int) -> Job:
         """Change the priority of a queued job; other jobs are unchanged.
@@ -418,15 +454,6 @@ class JobStore:
         """
         return await self._change(job_sql.NOTE, {"id": job_id, "note": text}, verb="note", by=by, why=text)
 
-    async def share(self, job_id: int, *, by: int, is_shared: bool = True) -> Job:
-        """Record that a job's samples were shared with the team (its files are then kept), or no longer are.
-
-        Raises:
-            NoSuchJob: There is no such job.
-        """
-        values = {"id": job_id, "is_shared": is_shared, "now": self._clock.time()}
-        return await self._change(job_sql.SHARE, values, verb="share" if is_shared else "unshare", by=by)
-
     async def requeue_all(self, *, by: int | None, why: str) -> int:
         """Stop every running training at a checkpoint, to wait at the front of the queue; returns how many."""
         rows = await self._db.all(f"SELECT id FROM job WHERE state IN {job_sql.listed(ACTIVE)} AND gpus > 0")
@@ -452,8 +479,10 @@ def _columns(new: NewJob) -> dict[str, Any]:
         "guild_id": new.guild_id,
         "channel_id": new.channel_id,
         "owner_id": new.owner_id,
-        "dataset_id": new.dataset_id,
-        "name": new.spec.name,
+        "kind": new.kind,
+        "dataset_id": new.dataset_id or None,
+        "source_id": new.source_id,
+        "name": new.name,
         "spec": new.spec.model_dump_json(),
         "priority": new.priority,
         "gpus": new.gpus,

@@ -93,7 +93,7 @@ class UnknownHours(JobRefused):
                 "You have {left} GPU-h left until Monday. Nothing like this was trained here before, so I cannot "
                 "estimate whether all runs of the study fit. Nothing was queued. Train one job with these settings "
                 "first (`/finetune`).",
-                left=_hours(left_h),
+                left=hours_words(left_h),
             )
         )
 
@@ -129,8 +129,8 @@ class OverBudget(JobRefused):
             text = _(
                 "This needs ≈ {needed} GPU-h; you have {left} h left until Monday. Take fewer epochs, or wait until "
                 "then; nothing was queued.",
-                needed=_hours(needed_h),
-                left=_hours(left_h),
+                needed=hours_words(needed_h),
+                left=hours_words(left_h),
             )
         super().__init__(text)
 
@@ -316,6 +316,11 @@ class RoleLimits:
         """Return the limits of a member with these roles."""
         return allowance_of(self._configured, await self.list(guild_id), role_ids)
 
+    async def dataset_bytes_of_roles(self, guild_id: int, role_ids: Collection[int]) -> int | None:
+        """Return what a dataset may have by the limits of a member's roles; None: none of them has one."""
+        own = [limit.max_dataset_mib for limit in await self.list(guild_id) if limit.role_id in role_ids]
+        return max((mib * _MIB for mib in own if mib is not None), default=None)
+
     async def budget(self, guild_id: int, owner_id: int, allowed_h: float | None, *, zone: tzinfo = UTC) -> Budget:
         """Return a member's GPU hours of this calendar week; running jobs count up to now."""
         now = self._clock.time()
@@ -335,5 +340,6 @@ def _limit_of(row: Any) -> RoleLimit:
     return RoleLimit(**{name: row[name] for name in RoleLimit.model_fields})
 
 
-def _hours(hours: float) -> str:
+def hours_words(hours: float) -> str:
+    """GPU hours, exact enough for few of them."""
     return f"{hours:.1f}" if hours >= 1 else f"{hours:.2g}"

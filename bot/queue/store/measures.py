@@ -7,6 +7,8 @@ from math import ceil
 from bot.db import Connection
 from bot.queue.domain.job import ActiveJob, State
 from trainer.protocol.report import Counts
+from trainer.protocol.run_options import JobKind
+from trainer.protocol.sampling import SamplingSpec
 from trainer.protocol.settings import SplitKind
 from trainer.protocol.spec import Spec
 
@@ -30,6 +32,18 @@ def signature_of(spec: Spec, gpus: int) -> str:
     resolution = spec.training.resolution or "own"
     parts = (spec.base.source, spec.task, spec.method.kind, gpus, resolution, spec.training.batch_size)
     return "".join(f"{str(part).replace(SEPARATOR, '/')}{SEPARATOR}" for part in parts)
+
+
+def sampling_signature_of(spec: SamplingSpec, gpus: int) -> str:
+    """As `signature_of`, of a sampling."""
+    size = f"{spec.width}x{spec.height}" if spec.width else "own"
+    parts = (spec.base.source, JobKind.SAMPLE, "images", gpus, size, 1)
+    return "".join(f"{str(part).replace(SEPARATOR, '/')}{SEPARATOR}" for part in parts)
+
+
+def sampling_steps(spec: SamplingSpec) -> int:
+    """Denoising steps of all images of a sampling."""
+    return spec.images * spec.steps
 
 
 def planned_steps(spec: Spec, counts: Counts) -> int:
@@ -64,7 +78,20 @@ async def write_measure(connection: Connection, job: ActiveJob, now: float) -> N
     values = {"id": job.id, "dataset_id": job.dataset_id}
     took = next(iter(await connection.execute_fetchall(_DURATION, values)))
     progress = job.progress
-    if not took["seconds"] or not progress.total_steps or not job.gpus:
+    if not took["seconds"] or not job.gpus:
+        return
+    if job.is_sampling:
+        measure = {
+            "job_id": job.id,
+            "signature": sampling_signature_of(job.sampling, job.gpus),
+            "steps": sampling_steps(job.sampling),
+            "seconds": took["seconds"],
+            "estimate_s": job.estimate_s,
+            "ended_at": now,
+        }
+        await connection.execute_fetchall(_WRITE, measure)
+        return
+    if not progress.total_steps:
         return
     steps = float(planned_steps(job.spec, Counts.model_validate_json(took["counts"])))
     is_whole = job.state is State.SUCCEEDED

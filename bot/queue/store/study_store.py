@@ -81,7 +81,7 @@ class StudyStore:
 
     async def _room(self, connection: Connection, study: ActiveJob) -> int:
         """How many children may be created now; one, however many jobs their owner has, if none of them is queued."""
-        values = {"owner_id": study.owner_id, "guild_id": study.guild_id, "study_id": study.id}
+        values = {"owner_id": study.owner_id, "guild_id": study.guild_id, "kind": study.kind, "study_id": study.id}
         queued = await first(connection, job_sql.COUNT_QUEUED, values)
         assert queued is not None
         allowed = study.max_waiting or self._limits.max_jobs_per_user
@@ -97,9 +97,12 @@ class StudyStore:
         await self._transitions.touch(connection, row)
 
     async def _create(self, connection: Connection, study: ActiveJob, goal: StudyGoal) -> None:
-        turn = await first(connection, job_sql.NEXT_TURN, {"owner_id": study.owner_id, "priority": study.priority})
+        order = {"owner_id": study.owner_id, "kind": study.kind, "priority": study.priority}
+        turn = await first(connection, job_sql.NEXT_TURN, order)
         assert turn is not None
         values = {
+            "kind": study.kind,
+            "source_id": None,
             "interaction_id": None,
             "guild_id": study.guild_id,
             "channel_id": study.channel_id,

@@ -17,6 +17,7 @@ from bot.queue.store import job_sql
 from bot.queue.store.history import write_entry
 from bot.queue.store.measures import write_measure
 from trainer.protocol.events import TerminalEvent
+from trainer.protocol.run_options import JobKind
 
 log = logging.getLogger(__name__)
 
@@ -60,12 +61,20 @@ class Transitions:
 
     async def touch(self, connection: Connection, row: Row, *, at_once: bool = False) -> None:
         """Mark the job's card as stale; a child of a study is on its study's card."""
-        if row["spec"] is not None:
-            job_id = row["parent_id"] or row["id"]
-            await self.outbox.cards.touch(connection, job_id, channel_id=row["channel_id"], at_once=at_once)
+        job_id = row["parent_id"] or row["id"]
+        await self.outbox.cards.touch(
+            connection,
+            job_id,
+            channel_id=row["channel_id"],
+            at_once=at_once,
+            # The card of a sampling is in the thread of its training, or stands for itself.
+            is_threaded=row["kind"] == JobKind.TRAIN,
+        )
 
     async def notify_queued(self, connection: Connection, row: Row) -> None:
-        """Notify those who want to know that a job is queued."""
+        """Notify those who want to know that a training is queued; whoever asked for a sampling knows."""
+        if row["kind"] == JobKind.SAMPLE:
+            return
         notification = Notification(
             kind=NotificationKind.QUEUED,
             job_id=row["id"],
@@ -117,8 +126,9 @@ class Transitions:
     async def notify_end(
         self, connection: Connection, row: Row, kind: NotificationKind, event: TerminalEvent | None = None
     ) -> None:
-        """Notify the owner of an end; that of a child is reported by its study."""
-        if row["parent_id"] is None:
+        """Notify the owner of an end; that of a child is reported by its study, a loss of a sampling by its card."""
+        is_on_card = row["kind"] == JobKind.SAMPLE and kind in {NotificationKind.LOST, NotificationKind.PAUSED}
+        if row["parent_id"] is None and not is_on_card:
             notification = end_notification(
                 kind,
                 event,

@@ -200,7 +200,7 @@ def config_for(folder: Path, **trainer_env: str) -> Config:
     )
 
 
-def _populate(app: App, env: Any) -> World:
+def populate(app: App, env: Any) -> World:
     guild = env.create_guild("Lab")
     channel = guild.create_text_channel("lab")
     ana, ben = (guild.add_member(env.create_user(name)) for name in ("ana", "ben"))
@@ -216,7 +216,7 @@ async def world(folder: Path, **trainer_env: str) -> AsyncIterator[World]:
             compose(config, trainer=forked_trainer(), download=read_attachment) as app,
             simcord.run(app.new_client(), settle_timeout=60) as env,
         ):
-            yield _populate(app, env)
+            yield populate(app, env)
     finally:
         kill_trainers(folder)
 
@@ -228,7 +228,7 @@ async def first_bot(folder: Path, **trainer_env: str) -> AsyncIterator[World]:
         env: Any = simcord.Env(app.new_client(), settle_timeout=60)
         await env.start()
         try:
-            yield _populate(app, env)
+            yield populate(app, env)
         except BaseException:
             await env.shutdown()
             raise

@@ -13,7 +13,7 @@ DEFECTIVE = archive(6, blur__png=PNG + b"blur", twin__png=PNG + b"twin")
 
 
 def buttons(message: Any) -> dict[str, str]:
-    """Map label or emoji of each enabled button of a message to its id."""
+    """Map label or emoji of each enabled button of a message to its id; links have none."""
     return dict(_buttons(message.components))
 
 
@@ -21,7 +21,7 @@ def _buttons(components: Any) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for part in components:
         part = part if isinstance(part, dict) else part.to_dict()
-        if part.get("type") == 2 and not part.get("disabled"):
+        if part.get("type") == 2 and not part.get("disabled") and "custom_id" in part:
             found.append((part.get("label") or part["emoji"]["name"], part["custom_id"]))
         found += _buttons(part.get("components", []))
     return found
@@ -53,6 +53,8 @@ async def press_forged(lab: World, custom_id: str, user: Any = None, channel: An
     view.add_item(discord.ui.ActionRow(button))
     shown_in = lab.env.bot.get_channel((channel or lab.channel).id)
     message = await shown_in.send(view=view)
+    # As if an earlier bot had sent it; and hundreds of views that wait make each press slow.
+    view.stop()
     result = await (user or lab.ana).click(message, custom_id=custom_id)
     if result.response is None or result.response.id != message.id:
         await message.delete()

@@ -5,12 +5,15 @@ python tests/bot/cogs/simple_trainer.py caption DATASET_DIR --model MODEL --edit
 python tests/bot/cogs/simple_trainer.py devices
 python tests/bot/cogs/simple_trainer.py study JOB_DIR
 python tests/bot/cogs/simple_trainer.py run JOB_DIR [--finish]
+python tests/bot/cogs/simple_trainer.py sample JOB_DIR
+python tests/bot/cogs/simple_trainer.py adapter FILE
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import os
 import signal
 import sys
@@ -30,12 +33,13 @@ if sys.argv[1:] == ["devices"]:
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from trainer.exchange.dataset_dir import read_edits, read_report, write_edits, write_progress
-from trainer.exchange.job_dir import read_spec, write_spec
+from trainer.exchange.job_dir import read_sampling, read_spec, write_spec
 from trainer.exchange.process import PROCESS_FILE, identify
 from trainer.exchange.study_dir import read_study_request
 from trainer.protocol import events
 from trainer.protocol.edits import Edits
 from trainer.protocol.progress import PreparePhase, PrepareProgress
+from trainer.protocol.publication import Published
 from trainer.protocol.report import Counts, DatasetReport, Finding, FindingKind, Image, Split
 from trainer.protocol.spec import Spec
 from trainer.protocol.study import ChildGoal, ChildState, KfoldRequest, StudyRow, StudyStep
@@ -56,11 +60,34 @@ def main(arguments: list[str]) -> int:
             return 0
         case ["caption", dataset_dir, "--model", model, "--edits", edits, *_progress]:
             return caption(Path(dataset_dir), model, Path(edits))
-        case ["study", folder]:
-            return study(Path(folder))
+        case [("study" | "sample" | "adapter") as name, path, *_rest]:
+            return {"study": study, "sample": sample, "adapter": check_adapter}[name](Path(path))
+        case ["compare-jobs", *_rest]:
+            # The real one: it reads what this trainer writes.
+            from trainer.__main__ import main as real_main
+
+            return real_main(arguments)
+        case ["publish", _job_dir, "--repository", repository]:
+            is_allowed = os.environ["HF_TOKEN"] == "hf_secret"
+            published = Published(url=f"https://huggingface.co/{repository}", is_private=True)
+            sys.stdout.write(f"{published.model_dump_json()}\n")
+            return 0 if is_allowed else refuse("The hub does not accept the token.")
         case ["run", job_dir, *rest]:
-            return Run(Path(job_dir), is_finishing="--finish" in rest).run()
+            return Run(Path(job_dir), is_finishing="--finish" in rest, chosen=chosen_epoch(rest)).run()
     return events.EXIT_REFUSED
+
+
+def sample(job_dir: Path) -> int:
+    return Sampling(job_dir).draw_all()
+
+
+def check_adapter(file: Path) -> int:
+    """A LoRA begins with `lora`."""
+    return 0 if file.read_bytes().startswith(b"lora") else refuse("it is no LoRA.")
+
+
+def chosen_epoch(options: list[str]) -> int:
+    return next((int(each.removeprefix("--epoch=")) for each in options if each.startswith("--epoch=")), 0)
 
 
 def refuse(message: str) -> int:
@@ -81,7 +108,7 @@ def prepare(
     if progress is not None:
         write_progress(progress, PrepareProgress(phase=PreparePhase.READING, done=2, total=6))
     time.sleep(float(os.environ.get("FAKE_PREPARE_S", "0")))
-    files = sorted(source.iterdir())
+    files = sorted(path for path in source.rglob("*") if path.is_file())
     for file in files:
         if file.suffix == ".zip" and not zipfile.is_zipfile(file):
             return refuse(f"{file.name} is not a zip archive. Nothing was queued.")
@@ -203,10 +230,11 @@ def study(folder: Path) -> int:
 class Run:
     """One run of a job folder; it continues after the last epoch in its event file."""
 
-    def __init__(self, job_dir: Path, *, is_finishing: bool) -> None:
+    def __init__(self, job_dir: Path, *, is_finishing: bool, chosen: int = 0) -> None:
         self.job_dir = job_dir
         self.spec: Spec = read_spec(job_dir)
         self.is_finishing = is_finishing
+        self.chosen = chosen
         self.must_stop = False
         self.step_s = float(os.environ.get("FAKE_STEP_S", "0.02"))
         #: `oom:2`: it fails in epoch 2; `die:2`: its process dies there, the first time; `die_always:2`.
@@ -270,6 +298,9 @@ class Run:
         best = min(epoch, BEST)
         self.draw("charts/loss.png", f"loss {epoch}")
         (self.job_dir / "checkpoints" / f"e{epoch}").mkdir(parents=True)
+        state = self.job_dir / "checkpoints" / f"step-{epoch * STEPS:08}" / "state.json"
+        state.parent.mkdir(exist_ok=True)
+        state.write_text(json.dumps({"position": 0, "curve": [{"epoch": epoch}]}))
         self.emit(
             events.EpochEnded, epoch=epoch, step=epoch * STEPS, train_loss=0.1 * 0.97**epoch, learning_rate=1e-4,
             validation=loss(ratio(epoch)), seconds=self.step_s * STEPS, is_best=epoch == best, best_epoch=best,
@@ -309,7 +340,7 @@ class Run:
             known = {"path": f"output/{kind}.safetensors", "bytes": 700, "sha256": "0" * 64, "max_difference": 0.0}
             self.emit(events.Exported, format=kind, **known)
         self.draw("output/comparison.png", "base | best")
-        best = min(last, BEST) or 1
+        best = self.chosen or min(last, BEST) or 1
         self.emit(
             events.Finished, epochs=last, best_epoch=best, stopped_early=last < self.spec.training.epochs,
             base_loss=0.1, best_loss=0.1 * ratio(best), best_ratio=ratio(best), seconds=3,
@@ -327,6 +358,51 @@ class Run:
 
     def draw(self, path: str, text: str) -> None:
         draw(self.job_dir / path, text, 40 + 7 * self.seq % 200)
+
+
+class Sampling:
+    """One run of a sampling's folder; it draws what is missing, at the pace of FAKE_DRAW_S."""
+
+    def __init__(self, job_dir: Path) -> None:
+        self.job_dir = job_dir
+        self.spec = read_sampling(job_dir)
+        self.must_stop = False
+        self.path = job_dir / "events.jsonl"
+        self.seq = len(self.path.read_bytes().splitlines()) if self.path.exists() else 0
+        signal.signal(signal.SIGTERM, self.stop)
+
+    def stop(self, *_: Any) -> None:
+        self.must_stop = True
+
+    def emit(self, event: Callable[..., Any], /, **values: Any) -> None:
+        self.seq += 1
+        with self.path.open("a") as file:
+            file.write(event(seq=self.seq, time=time.time(), **values).model_dump_json() + "\n")
+
+    def draw_all(self) -> int:
+        identity = identify(os.getpid())
+        assert identity is not None
+        (self.job_dir / PROCESS_FILE).write_text(identity.model_dump_json())
+        missing = [cell for cell in self.spec.cells if not (self.job_dir / cell.path).exists()]
+        number = self.spec.images
+        self.emit(
+            events.SamplingStarted, device="cpu", precision="fp32", width=64, height=64, images=number,
+            already_drawn=number - len(missing),
+        )  # fmt: skip
+        if os.environ.get("FAKE_TROUBLE") == "no_drawing":
+            self.emit(events.Failed, kind="missing_model", message="The base model is gone.", hint="Add it again.")
+            return events.EXIT_FAILED
+        for cell in missing:
+            time.sleep(float(os.environ.get("FAKE_DRAW_S", "0.01")))
+            if self.must_stop:
+                self.emit(events.Stopped, epoch=0, step=0, checkpoint=None)
+                return events.EXIT_STOPPED
+            draw(self.job_dir / cell.path, f"{cell.index}")
+            self.emit(events.ImageDrawn, cell=cell.index, path=cell.path)
+        draw(self.job_dir / "grid-1.png", "grid")
+        sheet = events.SamplingSheet(path="grid-1.png", alt="All images.")
+        self.emit(events.SamplingFinished, images=number, sheets=(sheet,), seconds=1.0)
+        return events.EXIT_FINISHED
 
 
 def draw(path: Path, text: str, red: int = 40) -> None:

@@ -17,7 +17,7 @@ from tests.bot.cogs.dataset_helpers import press
 
 async def set_rules(lab: World, **rules: Any) -> None:
     await lab.app.services.access.set_rules(
-        lab.channel.guild.id, AccessSettings(**{name: tuple(ids) for name, ids in rules.items()}), by=1
+        lab.channel.guild.id, AccessSettings.model_validate({name: tuple(ids) for name, ids in rules.items()}), by=1
     )
 
 

@@ -33,6 +33,7 @@ SERVER: tuple[tuple[str, dict[str, Any]], ...] = (
     ("admin bump", {"id": "1"}),
     ("admin limits list", {}),
     ("admin settings", {}),
+    ("admin gallery", {}),
     ("admin language", {}),
     ("admin audit", {}),
     ("admin health", {}),

@@ -11,6 +11,7 @@ import pytest
 
 from bot.cogs import attachments
 from bot.datasets import prepare_runner
+from bot.queue import PauseKind, RoleLimit
 from bot.ui.upload_posts import progress_words
 from tests.bot.cogs.conftest import PNG, World, answer, archive, text_of, world
 from tests.bot.cogs.dataset_helpers import buttons, press, press_forged, shown_again, upload_dataset
@@ -41,7 +42,8 @@ async def test_an_upload_is_answered_with_its_report_card(data_dir: Path) -> Non
         text = text_of(card)
         assert "🖼️ fox · 7 images" in text
         assert "**1 image needs a decision**: 1 perhaps blurred" in text
-        assert set(buttons(card)) == {"▶️", "Fine-tune with this", "Review 1 image", "Captions", "Report"}
+        own = {"Captions", "Report", "Who sees it…"}
+        assert set(buttons(card)) == {"▶️", "Fine-tune with this", "Review 1 image", *own}
         assert card.flags.ephemeral
         assert lab.channel.history() == []
 
@@ -320,6 +322,43 @@ async def test_an_upload_shows_how_far_it_has_come_and_then_its_card(
         # The same message, and not one more.
         assert "🖼️ fox · 7 images" in text_of(shown_again(lab, card))
         assert len([each for each in lab.channel.history(viewer=lab.ana) if each.flags.ephemeral]) == 1
+
+
+async def test_decisions_that_are_applied_show_how_far_they_have_come(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(prepare_runner, "PROGRESS_EVERY_S", 0.02)
+
+    def recorded(title: str, progress: PrepareProgress) -> str:
+        shown.append(progress_words(title, progress))
+        return shown[-1]
+
+    monkeypatch.setattr(attachments, "progress_words", recorded)
+    async with world(data_dir, FAKE_PREPARE_S="0.5") as lab:
+        await upload_dataset(lab)
+        step = "⏳ **fox** · reading the images: 2 of 6"
+        page = (await lab.ana.slash(lab.channel, "dataset review", dataset="fox")).response.message
+        await press(lab.ana, page, "Drop")
+        shown.clear()
+        await press(lab.ana, page, "Done")
+        assert shown == [step]
+        assert "🖼️ fox · 6 images" in text_of(shown_again(lab, page))
+
+        # [Start training] applies what is decided; where it is refused, the card and its buttons are there again.
+        page = (await lab.ana.slash(lab.channel, "dataset review", dataset="fox")).response.message
+        card = (await lab.finetune(from_dataset="fox", confirm=True, epochs=1)).response.message
+        before = list(buttons(card))
+        await press(lab.ana, page, "Keep")
+        await lab.jobs.control.pause(PauseKind.PAUSE, by=1)
+        guild_id = lab.channel.guild.id
+        await lab.app.services.limits.set(guild_id, RoleLimit(role_id=guild_id, max_waiting=1), by=1)
+        await lab.finetune(dataset=archive(9), epochs=3)
+        shown.clear()
+        refused = await press(lab.ana, card, "Start training")
+        assert "1 of 1" in text_of(refused.followups[-1])
+        assert shown == [step]
+        assert list(buttons(shown_again(lab, card))) == before
 
 
 # -- delete --------------------------------------------------------------------------------------------------------

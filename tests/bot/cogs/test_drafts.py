@@ -181,7 +181,7 @@ async def test_another_member_may_train_on_a_dataset(data_dir: Path) -> None:
     async with world(data_dir) as lab:
         await press(lab.ana, await ask(lab), "Cancel")
         card = (await lab.ben.slash(lab.channel, "finetune", from_dataset="fox", epochs=1)).response.message
-        assert "Queued #2" in answer(await press(lab.ben, card, "Start training"))
+        assert "Queued #1" in answer(await press(lab.ben, card, "Start training"))
         assert [job.owner_id for job in await lab.recent()] == [lab.ben.id]
 
 

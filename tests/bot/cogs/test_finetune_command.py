@@ -92,7 +92,7 @@ async def test_invalid_options_get_one_sentence_and_nothing_is_queued(data_dir: 
         assert lab.channel.history() == []
         assert await lab.recent() == []
         assert await lab.app.services.datasets.count(lab.channel.guild.id) == 0
-        assert await lab.app.services.uploads.all() == []
+        assert await lab.app.services.uploads.unfinished() == []
         assert all(issubclass(each, DarkroomError | SpecError) for each in lab.refusals())
 
 
@@ -137,7 +137,7 @@ async def test_a_file_that_is_too_large_is_refused_before_its_download(data_dir:
         object.__setattr__(lab.app.services, "download", download)
         assert "big.zip" in answer(await lab.finetune(dataset=("big.zip", b"x" * 2**20 + b"x")))
         assert downloads == []
-        assert await lab.app.services.uploads.all() == []
+        assert await lab.app.services.uploads.unfinished() == []
 
 
 async def test_limits_of_a_role_apply_to_its_members(data_dir: Path) -> None:
@@ -198,7 +198,7 @@ async def test_estimates_are_shown_and_the_gpu_hours_of_a_week_are_limited(data_
         # Another member has hours of their own, and needs more.
         assert "This needs ≈" in answer(await lab.finetune(lab.ben, seed=3))
         assert len(await lab.recent()) == 2
-        assert await lab.app.services.uploads.all() == []
+        assert await lab.app.services.uploads.unfinished() == []
 
 
 async def test_a_duplicate_is_queued_only_after_a_confirmation(data_dir: Path) -> None:
@@ -220,7 +220,7 @@ async def test_too_many_queued_jobs_are_refused_and_none_is_lost(data_dir: Path)
         assert "You have 3 of 3 jobs waiting" in answer(await lab.finetune(epochs=2))
         jobs = await lab.recent()
         assert [job.state for job in jobs] == [State.QUEUED] * 3 + [State.RUNNING]
-        assert await lab.app.services.uploads.all() == []
+        assert await lab.app.services.uploads.unfinished() == []
 
 
 async def test_missing_permissions_are_named_before_anything_is_queued(data_dir: Path) -> None:
@@ -247,7 +247,7 @@ async def test_a_bug_is_reported_with_a_reference_that_is_in_the_log(
         reply = answer(await lab.finetune())
         assert "secret" not in reply
         assert reply.rpartition("Ref ")[2].rstrip(".") in caplog.text
-        assert await lab.app.services.uploads.all() == []
+        assert await lab.app.services.uploads.unfinished() == []
 
 
 async def test_autocomplete_offers_presets_and_models(data_dir: Path) -> None:

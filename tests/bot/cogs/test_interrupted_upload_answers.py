@@ -54,10 +54,10 @@ async def interrupted(
         command_task = asyncio.create_task(lab.ana.slash(lab.channel, command, **options))
         await until_async(lambda: condition(lab))
         await cancel_command(command_task)
-        assert len(await lab.app.services.uploads.all()) == 1
+        assert len(await lab.app.services.uploads.unfinished()) == 1
     async with next_bot(lab, data_dir):
         yield lab
-        assert await lab.app.services.uploads.all() == []
+        assert await lab.app.services.uploads.unfinished() == []
 
 
 async def until_async(condition: Callable[[], Any]) -> None:
@@ -67,11 +67,11 @@ async def until_async(condition: Callable[[], Any]) -> None:
 
 
 async def is_received(lab: World) -> bool:
-    return any(upload.sha256 for upload in await lab.app.services.uploads.all())
+    return any(upload.sha256 for upload in await lab.app.services.uploads.unfinished())
 
 
 async def is_tracked(lab: World) -> bool:
-    return bool(await lab.app.services.uploads.all())
+    return bool(await lab.app.services.uploads.unfinished())
 
 
 async def never(_: discord.Attachment) -> AsyncIterator[bytes]:
@@ -110,7 +110,7 @@ async def test_an_interrupted_download_is_reported(data_dir: Path) -> None:
 
 async def test_interrupted_additional_files_are_reported(data_dir: Path) -> None:
     async def is_add(lab: World) -> bool:
-        return any(upload.kind is UploadKind.ADD for upload in await lab.app.services.uploads.all())
+        return any(upload.kind is UploadKind.ADD for upload in await lab.app.services.uploads.unfinished())
 
     async with interrupted(
         data_dir,

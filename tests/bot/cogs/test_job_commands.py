@@ -41,6 +41,22 @@ async def test_a_paused_training_frees_its_gpu_and_is_resumed_from_its_card(data
         assert lab.env.errors
 
 
+async def test_a_command_stops_a_training_early_as_the_button_does(data_dir: Path) -> None:
+    async with world(data_dir, FAKE_STEP_S=SLOW) as lab:
+        shown = await start(lab)
+        assert "Only" in answer(await lab.ben.slash(lab.channel, "job stop", id="1"))
+        assert await lab.ben.autocomplete(lab.channel, "job stop", "id", "") == []
+        assert [each["value"] for each in await lab.ana.autocomplete(lab.channel, "job stop", "id", "")] == ["1"]
+        asked = (await lab.ana.slash(lab.channel, "job stop", id="1")).response.message
+        by_button = await stop_menu(lab, shown)
+        assert list(buttons(asked)) == list(buttons(by_button)) == ["Stop early", "Pause", "Cancel"]
+        await press(lab.ana, asked, "Stop early")
+        await lab.until_shown("is done")
+        assert await state(lab) is State.STOPPED
+        assert "has already ended" in answer(await lab.ana.slash(lab.channel, "job stop", id="1"))
+        assert lab.env.errors
+
+
 async def test_a_manager_may_pause_resume_and_cancel_any_job(data_dir: Path) -> None:
     async with world(data_dir, FAKE_STEP_S=SLOW) as lab:
         await start(lab)
@@ -159,36 +175,6 @@ async def test_only_the_owner_pins_a_job_and_a_second_pin_changes_nothing(data_d
         assert len(pins) == 1
         assert "no longer pinned" in answer(await lab.add_manager().slash(lab.channel, "job unpin", id="1"))
         assert "not pinned" in answer(await lab.ana.slash(lab.channel, "job unpin", id="1"))
-        assert lab.env.errors
-
-
-async def test_shared_samples_are_public_and_can_be_removed_by_the_owner(data_dir: Path) -> None:
-    async with world(data_dir) as lab:
-        await lab.train(prompts="a red fox")
-        assert "Only" in answer(await lab.ben.slash(lab.channel, "job share", id="1"))
-        shared = await lab.ana.slash(lab.channel, "job share", id="1")
-        assert not shared.response.ephemeral
-        assert f"**fox** by <@{lab.ana.id}>" in answer(shared)
-        assert "a red fox · seed 0" in answer(shared)
-        assert (await job(lab)).is_shared
-        again = await lab.ana.slash(lab.channel, "job share", id="1")
-        assert again.response.ephemeral
-        assert "#1 is shared already" in answer(again)
-        message = shared.response.message
-        assert "Only" in answer(await press(lab.ben, message, "Unshare"))
-        await press(lab.ana, message, "Unshare")
-        assert not (await job(lab)).is_shared
-        assert message.id not in [each.id for each in lab.channel.history()]
-        assert "#1 is not shared." in answer(await lab.ana.slash(lab.channel, "job unshare", id="1"))
-        assert lab.env.errors
-
-
-async def test_a_share_that_cannot_be_posted_is_undone(data_dir: Path) -> None:
-    async with world(data_dir) as lab:
-        await lab.train()
-        lab.env.inject_error("POST", "/interactions/*/callback", status=400, times=1)
-        await lab.ana.slash(lab.channel, "job share", id="1")
-        assert not (await job(lab)).is_shared
         assert lab.env.errors
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from discord import ui
 
 from bot.outbox.audience import NotifyEvent, NotifyPlace, QuietHours
-from tests.bot.cogs.conftest import World, answer, first_bot, next_bot, world
+from tests.bot.cogs.conftest import World, answer, first_bot, next_bot, text_of, world
+from tests.bot.cogs.dataset_helpers import DEFECTIVE, press, shown_again
 
 SLOW = "0.3"
 
@@ -39,6 +40,32 @@ async def test_choices_are_kept_and_are_each_persons_own(data_dir: Path) -> None
         assert (chosen["epoch"], chosen["done"]) == ("mention", "none")
         others = places_of((await lab.ben.slash(lab.channel, "notify")).response.message)
         assert (others["epoch"], others["done"]) == ("none", "mention")
+
+
+async def test_who_wants_plain_text_gets_it_in_each_answer_and_only_they(data_dir: Path) -> None:
+    async def shape(actor: Any, command: str, **options: Any) -> set[str]:
+        message = (await actor.slash(lab.channel, command, **options)).response.message
+        view = ui.LayoutView.from_message(message, timeout=None)
+        return {type(item).__name__ for item in view.children}
+
+    async with first_bot(data_dir) as lab:
+        await lab.train(dataset=DEFECTIVE)
+        assert "plain text now" in answer(await lab.ana.slash(lab.channel, "notify", plain=True))
+    async with next_bot(lab, data_dir):
+        for command, options in (("job status", {"id": "1"}), ("dataset inspect", {"dataset": "fox"}), ("queue", {})):
+            assert "Container" in await shape(lab.ben, command, **options), command
+            assert await shape(lab.ana, command, **options) <= {"TextDisplay", "ActionRow", "File"}, command
+        # An answer of hers that a button replaces is plain too; what others see stays as it is for them.
+        page = (await lab.ana.slash(lab.channel, "dataset review", dataset="fox")).response.message
+        await press(lab.ana, page, "Keep")
+        replaced = ui.LayoutView.from_message(shown_again(lab, page), timeout=None)
+        assert not [item for item in replaced.children if isinstance(item, ui.Container)]
+        card = lab.messages()[0]
+        before = text_of(card)
+        await lab.ana.click(card, custom_id="job:1:details")
+        assert text_of(lab.messages()[0]) == before
+        assert "boxes and pictures again" in answer(await lab.ana.slash(lab.channel, "notify", plain=False))
+        assert "Container" in await shape(lab.ana, "job status", id="1")
 
 
 async def test_a_training_tells_its_owner_and_who_watches_it_where_they_chose(data_dir: Path) -> None:

@@ -32,7 +32,7 @@ async def ask(lab: World, **options: Any) -> Any:
 
 async def request_of(lab: World) -> JobRequest:
     """The only request that waits."""
-    (row,) = await lab.app.db.all("SELECT request FROM job WHERE state = 'draft'")
+    (row,) = await lab.app.db.all("SELECT request FROM draft")
     return JobRequest.model_validate_json(row["request"])
 
 

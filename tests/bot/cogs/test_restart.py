@@ -7,7 +7,8 @@ from pathlib import Path
 
 from bot.outbox import Notification, NotificationKind
 from bot.ui.admin_news import BackupFailed
-from tests.bot.cogs.conftest import World, first_bot, next_bot, world
+from tests.bot.cogs.conftest import World, answer, first_bot, next_bot, world
+from tests.bot.cogs.dataset_helpers import press, upload_dataset
 
 EPOCHS = 6
 
@@ -86,3 +87,20 @@ async def test_news_is_posted_once_and_notifies_no_one(data_dir: Path) -> None:
         await lab.until_sent()
         assert len(lab.posts("No space")) == 1
         assert lab.mentions()[-1] == []
+
+
+async def test_a_form_that_an_earlier_bot_opened_gives_back_what_was_typed(data_dir: Path) -> None:
+    async with first_bot(data_dir) as lab:
+        await upload_dataset(lab)
+        rules = await lab.ana.slash(lab.channel, "dataset captions", dataset="fox")
+        quiet = await press(lab.ana, (await lab.ana.slash(lab.channel, "notify")).response.message, "Quiet hours")
+    async with next_bot(lab, data_dir):
+        told = answer(await lab.ana.submit_modal(rules, {"prefix": "a drawing\nof @everyone ", "strip": "blurry"}))
+        assert "restarted while this form was open, or" in told
+        assert "a drawing" in told
+        assert "blurry" in told
+        assert "22:15" in answer(await lab.ana.submit_modal(quiet, {"begins": "22:15", "ends": "", "zone": ""}))
+        assert (await lab.app.services.datasets.get(1)).edits.rules.prefix == ""
+        # The next one works.
+        again = await lab.ana.slash(lab.channel, "dataset captions", dataset="fox")
+        assert "restarted" not in answer(await lab.ana.submit_modal(again, {"prefix": "a drawing of "}))

@@ -19,9 +19,18 @@ import pytest
 from discord import AppCommandOptionType as OptionType
 from discord import app_commands
 
-from bot.cogs import admin_commands, dataset_buttons, help_command, job_actions, notify_command
+from bot.cogs import (
+    admin_commands,
+    dataset_buttons,
+    gallery_command,
+    help_command,
+    job_actions,
+    notify_command,
+    sample_command,
+)
 from bot.cogs.interaction_gate import ButtonHandler
 from bot.datasets.decisions import review_questions
+from bot.queue.store.gallery_store import Picture, ShownImage
 from bot.ui import buttons, dataset_forms
 from bot.ui.dataset_forms import Form
 from tests.bot.cogs.conftest import World, answer, archive, texts, world
@@ -34,17 +43,27 @@ HANDLERS: Mapping[type, Mapping[str, ButtonHandler]] = {
     buttons.JobButton: job_actions.HANDLERS,
     buttons.DatasetButton: dataset_buttons.HANDLERS,
     buttons.AdminButton: admin_commands.HANDLERS,
+    buttons.GalleryButton: gallery_command.HANDLERS,
     buttons.HelpButton: help_command.HANDLERS,
     buttons.NotifyButton: notify_command.HANDLERS,
     # Its choices are the member's own: tests/bot/cogs/test_notify_command.py.
     buttons.NotifyMenu: notify_command.HANDLERS,
+    # It is of a sampling, which strangers do not find: tests/bot/cogs/test_everyone.py.
+    buttons.SampleMenu: sample_command.MENUS,
     # It opens a form that its member sent; tests/bot/cogs/test_request_edits.py presses it.
     buttons.FormButton: {},
 }
 #: Options that name something; a stranger names what is Ana's.
-NAMES = {"id": "secret-job", "dataset": "secret-fox", "from_dataset": "secret-fox", "slot": "cpu:0"}
+NAMES = {
+    "id": "secret-job",
+    "job": "secret-job",
+    "jobs": "secret-job",
+    "dataset": "secret-fox",
+    "from_dataset": "secret-fox",
+    "slot": "cpu:0",
+}
 #: Values of other options that a command requires.
-REQUIRED = {"vary": "epochs=1,2", "epochs": 1, "name": "some-preset"}
+REQUIRED = {"vary": "epochs=1,2", "epochs": 1, "name": "some-preset", "prompts": "a fox"}
 FORGED_NAMES = ("#" + "9" * 18, "9" * 40, "x" * 3000 + "\x00\x1b[31m\u202e' OR 1=1 -- half a pair: \ud83e")
 FORGED_ARGUMENTS = ("9" * 40, "0d" + "9" * 26)
 FORGED_IDS = ("9" * 18, "9" * 40)
@@ -78,7 +97,7 @@ class Servers:
         rows: list[tuple[Any, ...]] = []
         for query, value in (
             ("SELECT id, state, stop_intent, priority, pinned_at, shared_at FROM job WHERE owner_id = ?", ana),
-            ("SELECT id, name, edits, revision, deleted_at FROM dataset WHERE owner_id = ?", ana),
+            ("SELECT id, name, edits, revision, is_private, deleted_at FROM dataset WHERE owner_id = ?", ana),
             ("SELECT * FROM role_limit WHERE guild_id = ?", guild_id),
             ("SELECT name, value FROM setting WHERE name LIKE '%pause%' AND ?", 1),
             ("SELECT id, is_enabled, is_off FROM slot WHERE ?", 1),
@@ -98,9 +117,19 @@ async def servers(data_dir: Path) -> AsyncIterator[Servers]:
         await lab.until_shown("is done")
         await lab.finetune(name="secret-draft", from_dataset="secret-fox", confirm=True, seed=1)
         dataset = await lab.app.services.datasets.named(lab.channel.guild.id, "secret-fox")
-        (draft,) = await lab.app.db.all("SELECT id FROM job WHERE state = 'draft'")
-        (job,) = await lab.app.db.all("SELECT id FROM job WHERE state != 'draft'")
+        *_started, draft = await lab.app.db.all("SELECT id FROM draft ORDER BY id")
+        (job,) = await lab.app.db.all("SELECT id FROM job")
         report = await lab.app.services.datasets.report(dataset)
+        picture = Picture(path="secret.png", images=(ShownImage(prompt="secret prompt", seed=1),))
+        await lab.jobs.gallery.post(
+            await lab.jobs.get(job["id"]),
+            picture,
+            model_job_id=job["id"],
+            base="secret",
+            tags=("secret",),
+            channel_id=lab.channel.id,
+            by=lab.ana.id,
+        )
         elsewhere = lab.env.create_guild("Elsewhere")
         lead = elsewhere.create_role("lead", permissions=discord.Permissions(manage_guild=True))
         client: Any = lab.env.bot
@@ -214,6 +243,7 @@ def arguments_of(handler: ButtonHandler, both: Servers) -> list[str]:
         f"1d{both.draft_id}",
         both.image,
         "blur",
+        "0-newest-0--",
     ]
     found = [each for each in made if re.fullmatch(handler.argument, each)]
     assert found, f"no example for the argument {handler.argument!r}"
@@ -232,6 +262,10 @@ def custom_ids(both: Servers) -> Iterator[str]:
         yield from (f"ds:{each}:{verb}:{made[0] or 1}" for each in FORGED_IDS)
     for verb, handler in admin_commands.HANDLERS.items():
         yield from (f"admin:{verb}:{each}" for each in (*arguments_of(handler, both), *FORGED_ARGUMENTS))
+    for verb, handler in gallery_command.HANDLERS.items():
+        made = [f":{each}" if each else "" for each in arguments_of(handler, both)]
+        yield from (f"gallery:{post_id}:{verb}{each}" for post_id in ("1", *FORGED_IDS) for each in made)
+        yield from (f"gallery:1:{verb}:{each}" for each in FORGED_ARGUMENTS)
     yield from ("help:start", "help:", "help:dance", "form:1", "form:", "form:x", "form:" + "9" * 40)
     yield from ("job:", "ds:", "admin:", "job:1:dance", "ds:1:dance", "admin:dance:1", "ds:1:list:zz:1", "job:٣:open")
 
@@ -274,6 +308,7 @@ async def test_forms(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
         opened = {
             "UploadForm": await boss.slash(lab.channel, "dataset upload"),
             "rules_form": await boss.slash(lab.channel, "dataset captions", dataset="secret-fox"),
+            "PrivacyForm": await boss.slash(lab.channel, "dataset privacy", dataset="secret-fox"),
             "caption_form": await boss.click(page, custom_id=f"ds:{both.dataset_id}:caption:{both.image}"),
         }
         assert set(opened) == made
@@ -282,6 +317,7 @@ async def test_forms(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
         refused = [
             await boss.submit_modal(opened["rules_form"], {"trigger": "sks"}),
             await boss.submit_modal(opened["caption_form"], {"caption": "mine"}),
+            await boss.submit_modal(opened["PrivacyForm"], {"who": "private", "guests": []}),
         ]
         for result in refused:
             assert f"Only <@{lab.ana.id}> or a manager of the server can" in answer(result)

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
+from bot.cogs.job_request import JobRequest
 from bot.cogs.study_command import compare_request
 from bot.errors import JobRefused
 from bot.queue import PauseKind, RoleLimit, State
-from bot.queue.store.limits import OverBudget, UnknownHours
+from bot.queue.store.limits import OverBudget, UnknownHours, hours_words
 from tests.bot.cogs.conftest import World, answer, text_of, world
-from tests.bot.cogs.dataset_helpers import DEFECTIVE, buttons, press, shown_again
+from tests.bot.cogs.dataset_helpers import DEFECTIVE, buttons, press, press_forged, shown_again
 from tests.bot.cogs.test_job_buttons import state
 
 #: A study that is queued without a question.
@@ -58,6 +59,13 @@ async def test_a_cross_validation_is_one_card_and_one_result(data_dir: Path) -> 
         assert lab.posts("#3") == []
         assert "3-fold" not in done
         assert "2-fold cross-validation" in answer(await lab.ben.slash(lab.channel, "job status", id="2"))
+        # The settings of its best run, with the samples and the test that a run of a study does without.
+        assert "Start training" not in done
+        assert "fox" in await press_forged(lab, "job:2:train_winner")
+        draft = await lab.app.services.drafts.waiting(lab.ana.id, 1)
+        assert draft is not None
+        request = JobRequest.model_validate_json(draft.request)
+        assert (request.preset, request.name, request.study) == ("job-3", "fox", None)
         listed = answer(await lab.ben.slash(lab.channel, "job list"))
         assert "#2 fox" in listed
         assert "#3" not in listed
@@ -133,6 +141,8 @@ async def test_all_runs_of_a_study_count_in_the_gpu_hours_of_the_week(data_dir: 
         await allow(3.2)
         await lab.ana.slash(lab.channel, "study kfold", **kfold)
         await allow(4.5)
+        asked = answer(await lab.ana.slash(lab.channel, "study kfold", **{**kfold, "confirm": True}))
+        assert f"**GPU hours**: about {hours_words(3 * measured['seconds'] / 3600)}; you have" in asked
         assert "Queued" in answer(await lab.ana.slash(lab.channel, "study kfold", **kfold))
         # What they will need is reserved.
         await lab.finetune(from_dataset="fox", epochs=1, name="another", seed=7)
@@ -141,7 +151,7 @@ async def test_all_runs_of_a_study_count_in_the_gpu_hours_of_the_week(data_dir: 
         await lab.ana.slash(lab.channel, "study kfold", **kfold, preset="full")
 
         assert lab.refusals() == [OverBudget, OverBudget, UnknownHours]
-        assert [job.id for job in await lab.recent()] == [3, 1]
+        assert [job.id for job in await lab.recent()] == [2, 1]
 
 
 async def test_the_draft_of_a_study_is_shown_as_a_study(data_dir: Path) -> None:

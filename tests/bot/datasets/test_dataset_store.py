@@ -247,6 +247,32 @@ async def test_a_turn_that_is_given_up_is_the_next_persons() -> None:
     assert held == [1, 2, 3]
 
 
+async def test_whoever_waits_for_a_turn_is_told_and_may_give_it_up_while_they_are() -> None:
+    turns, told, is_told = Turns(1), list[PreparePhase](), asyncio.Event()
+
+    async def listen(progress: PrepareProgress) -> None:
+        told.append(progress.phase)
+        is_told.set()
+        await asyncio.sleep(0.01)
+
+    async def hold(person: int, seconds: float) -> None:
+        with progress_told(listen):
+            async with turns.of(person):
+                await asyncio.sleep(seconds)
+
+    first = asyncio.create_task(hold(1, 60))
+    await asyncio.sleep(0)
+    assert told == []
+    second = asyncio.create_task(hold(2, 0))
+    await is_told.wait()
+    second.cancel()
+    await asyncio.gather(second, return_exceptions=True)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    await hold(3, 0)
+    assert told == [PreparePhase.WAITING]
+
+
 async def test_refused_files_are_deleted_at_once(make_store: MakeStore, tmp_path: Path) -> None:
     with pytest.raises(TooFewImages):
         await prepared(make_store(min_images=10))

@@ -29,14 +29,15 @@ CREATE TABLE served_before AS SELECT * FROM served;
 DROP TABLE served;
 
 CREATE TABLE served (
+    kind     TEXT    NOT NULL,
     priority INTEGER NOT NULL,
     owner_id INTEGER NOT NULL,
     turn     INTEGER NOT NULL,
     note     TEXT    NOT NULL DEFAULT 'kept',
-    PRIMARY KEY (priority, owner_id)
+    PRIMARY KEY (kind, priority, owner_id)
 ) STRICT, WITHOUT ROWID;
 
-INSERT INTO served (priority, owner_id, turn) SELECT * FROM served_before;
+INSERT INTO served (kind, priority, owner_id, turn) SELECT * FROM served_before;
 
 DROP TABLE served_before;
 """
@@ -64,7 +65,7 @@ async def first_schema(tmp_path: Path) -> Path:
     async with open_db(path) as db:
         await add_dataset(db)
         async with db.transaction() as connection:
-            await connection.execute_fetchall("INSERT INTO served VALUES (0, 1, 7), (1, 2, 3)")
+            await connection.execute_fetchall("INSERT INTO served VALUES ('train', 0, 1, 7), ('train', 1, 2, 3)")
     return path
 
 
@@ -90,7 +91,10 @@ async def test_a_second_migration_keeps_every_row(first_schema: Path, monkeypatc
     monkeypatch.setattr(module, "migrations", lambda: [*known, SECOND])
     async with open_db(first_schema) as db:
         assert await schema_of(db) == len(known) + 1
-        assert [tuple(row) for row in await db.all("SELECT * FROM served")] == [(0, 1, 7, "kept"), (1, 2, 3, "kept")]
+        assert [tuple(row) for row in await db.all("SELECT * FROM served")] == [
+            ("train", 0, 1, 7, "kept"),
+            ("train", 1, 2, 3, "kept"),
+        ]
         assert [row["name"] for row in await db.all("SELECT name FROM dataset")] == ["foxes"]
         assert await db.all("PRAGMA foreign_key_check") == []
 
@@ -105,7 +109,7 @@ async def test_a_migration_that_fails_changes_nothing_and_can_be_repeated(
         async with open_db(first_schema):
             pass
     assert schema(first_schema) == len(known)
-    assert rows(first_schema, "SELECT * FROM served") == [(0, 1, 7), (1, 2, 3)]
+    assert rows(first_schema, "SELECT * FROM served") == [("train", 0, 1, 7), ("train", 1, 2, 3)]
 
     monkeypatch.setattr(module, "migrations", lambda: [*known, SECOND])
     async with open_db(first_schema) as db:
@@ -130,7 +134,7 @@ def test_a_bot_killed_in_a_migration_leaves_the_old_schema_or_the_new_one(first_
     done = subprocess.run([sys.executable, "-c", script, str(first_schema), killed_within], cwd=ROOT, check=False)
     assert done.returncode == -signal.SIGKILL
     assert schema(first_schema) == known
-    assert rows(first_schema, "SELECT * FROM served") == [(0, 1, 7), (1, 2, 3)]
+    assert rows(first_schema, "SELECT * FROM served") == [("train", 0, 1, 7), ("train", 1, 2, 3)]
 
     # Killed after the commit.
     done = subprocess.run(

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bot.config import Config, ModelSettings, load_config
+from bot.config import Config, ModelSettings
+from bot.config_file import load_config
 from bot.operations.models_command import ModelNotAdded, add_model, models_text
 from bot.ui.model_pages import model_lines
 

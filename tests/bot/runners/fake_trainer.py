@@ -1,11 +1,15 @@
 """A trainer that trains nothing but emits real events: `python fake_trainer.py PLAN run JOB_DIR …`, or `… PLAN wait`.
 
+It draws nothing by `… PLAN sample JOB_DIR …`, and stays after that as the real trainer does.
+
 PLAN is a JSON file; every key is optional:
 
     epochs, pause_s   number of epochs, and seconds for each
     dies_at           SIGKILL itself in this epoch, in the attempt `in_attempt` (default: in every attempt)
     ignores_stop      ignore SIGTERM
     wait              "dies" before it is ready, "loads" forever, "ignores" a job, or "drops dead" at a job
+    draw_s            seconds that a sampling job takes, which does not stop
+    refuses_job       of a sampling job after its first one: "ignores" it, or "drops dead"
 
 It resumes from its newest checkpoint, writes a chart for each epoch, and stops on SIGTERM.
 """
@@ -23,9 +27,11 @@ from types import FrameType
 from typing import Any
 
 from tests.bot import fake_events
+from trainer.commands import job_processes
+from trainer.commands.sampling_commands import add_sample, options_of
 from trainer.errors import FencedError, JobFolderBusyError
 from trainer.exchange.job_dir import DATASETS_VARIABLE, LOG_FILE
-from trainer.protocol.events import EXIT_BUSY, EXIT_FENCED, EXIT_FINISHED, EXIT_STOPPED, Event
+from trainer.protocol.events import EXIT_BUSY, EXIT_FENCED, EXIT_FINISHED, EXIT_STOPPED, Event, SamplingFinished
 from trainer.protocol.run_options import READY, TAKEN, RunOptions
 from trainer.reporter import Reporter
 
@@ -106,15 +112,43 @@ def wait(how: str) -> RunOptions:
     return options
 
 
+def sample(options: RunOptions, plan: dict[str, Any]) -> int:
+    """Do sampling jobs that draw nothing, by the loop of the real trainer."""
+
+    def draw(own: RunOptions, kept: object) -> int:
+        with Reporter(own.job_dir, attempt=own.attempt) as reporter:
+            sys.stderr.write(f"job {own.job_id} was drawn by {os.getpid()}\n")
+            time.sleep(plan.get("draw_s", 0.0))
+            reporter.emit(SamplingFinished, images=0, sheets=(), seconds=0.0)
+        return EXIT_FINISHED
+
+    job_processes.run_job = draw  # type: ignore[assignment]
+    refuses = plan.get("refuses_job")
+
+    def fail(input_fd: int, within_s: float | None) -> bytes:
+        is_at_end = not os.read(input_fd, 1)
+        if refuses == "ignores" and not is_at_end:
+            signal.pause()
+        sys.exit(0)
+
+    if refuses:
+        job_processes._read_line = fail
+    channel = os.dup(0)
+    return job_processes.sample_jobs(options, channel, channel)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("plan", type=Path)
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="name", required=True)
     commands.add_parser("wait")
     RunOptions.add_arguments(commands.add_parser("run"))
+    add_sample(commands.add_parser("sample"))
     arguments = parser.parse_args()
     plan = json.loads(arguments.plan.read_text())
-    is_waiting = arguments.command == "wait"
+    if arguments.name == "sample":
+        return sample(options_of(arguments), plan)
+    is_waiting = arguments.name == "wait"
     options = wait(plan.get("wait", "")) if is_waiting else RunOptions.from_arguments(arguments)
     signal.signal(signal.SIGTERM, _request_stop)
     try:

@@ -13,6 +13,7 @@ from bot.runners.child_process import run_and_capture
 from bot.runners.local import query_devices
 from tests.bot.fakes import eventually
 from trainer.protocol.devices import Devices, Gpu
+from trainer.protocol.text import speaking
 
 GPUS = Devices(gpus=(Gpu(id="GPU-1", name="RTX 4090", memory_bytes=24 * 2**30),))
 
@@ -25,6 +26,13 @@ async def test_status_output_and_errors_are_captured() -> None:
     body = "print('one'); print('two'); print('why', file=sys.stderr); sys.exit(3)"
     child = await run_and_capture(python(body), os.environ, timeout_s=20)
     assert (child.status, child.last_line, child.error_text) == (3, b"two", "why")
+
+
+async def test_a_child_speaks_the_language_of_its_caller() -> None:
+    say = "import os; print(os.environ['DARKROOM_LANGUAGE'])"
+    with speaking("zh_CN"):
+        assert (await run_and_capture([sys.executable, "-c", say], {}, timeout_s=60)).stdout == b"zh_CN\n"
+    assert (await run_and_capture([sys.executable, "-c", say], {}, timeout_s=60)).stdout == b"en\n"
 
 
 async def test_a_signal_is_a_negative_status() -> None:

@@ -118,8 +118,8 @@ async def test_children_get_the_variables_that_they_need() -> None:
     confined_child = await run_and_capture(show, config.confined_environment(environ), timeout_s=20, is_confined=True)
     trainer = await run_and_capture(show, config.trainer_environment(environ), timeout_s=20)
 
-    assert set(confined_child.stdout.decode().split()) == {*given, "HF_HUB_OFFLINE"}
-    assert set(trainer.stdout.decode().split()) == {*given, "HF_TOKEN", "HTTPS_PROXY"}
+    assert set(confined_child.stdout.decode().split()) == {*given, "HF_HUB_OFFLINE", "DARKROOM_LANGUAGE"}
+    assert set(trainer.stdout.decode().split()) == {*given, "HF_TOKEN", "HTTPS_PROXY", "DARKROOM_LANGUAGE"}
 
 
 #: Notes what it sees beside itself, then goes on as the simple trainer.

@@ -18,8 +18,9 @@ from bot.runners import Handle, RunStatus
 from bot.runners.ray import RayRunner, without_secrets
 from tests.bot.conftest import Submit
 from tests.bot.fakes import serve
-from trainer.exchange.job_dir import LOG_FILE, read_dataset_paths, write_spec
-from trainer.protocol.run_options import RunOptions
+from trainer.exchange.job_dir import LOG_FILE, read_dataset_paths, write_sampling, write_spec
+from trainer.protocol.run_options import JobKind, RunOptions
+from trainer.protocol.sampling import make_sampling_spec
 from trainer.protocol.spec import make_spec
 
 _NODE = {"state": "ALIVE", "resources_total": {"GPU": 4, "CPU": 16, "memory": 64e9}}
@@ -118,6 +119,20 @@ async def test_paths_are_those_of_the_nodes(head: Head, tmp_path: Path) -> None:
     )
     paths = read_dataset_paths(job["runtime_env"]["env_vars"])
     assert paths == {str(tmp_path / "datasets/3/prepared"): "/mnt/our data/datasets/3/prepared"}
+
+
+async def test_a_sampling_finds_its_training_on_the_nodes_and_keeps_none_of_them(head: Head, tmp_path: Path) -> None:
+    source = str(tmp_path / "jobs/3")
+    model = {"kind": "job", "label": "fox", "job_dir": source}
+    write_sampling(tmp_path / "jobs/7", make_sampling_spec({"models": [model], "prompts": [{"prompt": "a fox"}]}))
+    options = make_options(tmp_path, kind=JobKind.SAMPLE, job_dir=tmp_path / "jobs/7", stay_s=300)
+
+    job = await submit_job(head, tmp_path, options, shared_root="/mnt/ours")
+
+    assert job["entrypoint"] == (
+        "exec /opt/python -m trainer sample /mnt/ours/jobs/7 --attempt=2 >> /mnt/ours/jobs/7/trainer.log 2>&1"
+    )
+    assert read_dataset_paths(job["runtime_env"]["env_vars"]) == {source: "/mnt/ours/jobs/3"}
 
 
 async def test_each_of_several_gpus_gets_a_process(head: Head, tmp_path: Path) -> None:

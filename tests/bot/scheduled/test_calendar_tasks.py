@@ -13,10 +13,11 @@ from bot.db import Database, verify_copy
 from bot.queue import JobStore
 from bot.queue.planning.retention import Storage
 from bot.queue.planning.windows import parse_windows
+from bot.queue.store.gallery_store import Picture, ShownImage
 from bot.scheduled.alerts import AdminNotifier
 from bot.scheduled.calendar_tasks import DigestSender, NightlyBackup, is_due, last_daily, last_weekly
 from bot.ui.admin_news import BackupFailed
-from tests.bot.conftest import Submit
+from tests.bot.conftest import GUILD, Submit
 from tests.bot.fake_events import finished
 from tests.bot.fakes import FakeClock
 from tests.bot.scheduled.conftest import ReadNews
@@ -150,6 +151,32 @@ async def test_a_digest_covers_exactly_its_week(
     assert [(best.job_id, best.ratio) for best in week.best] == [(2, 0.7), (1, 0.8)]
     assert week.opens_at is not None
     assert week.opens_at.timestamp() == at("2026-11-23T20:00")
+
+
+async def test_a_digest_names_the_pictures_that_were_liked_most_in_its_week(
+    store: JobStore, submit: Submit, digest: DigestSender, clock: FakeClock
+) -> None:
+    since, until = at("2026-11-16T09:00"), at("2026-11-23T09:00")
+    clock.at = since - 1
+    posts = []
+    for number in range(3):
+        picture = Picture(path=f"{number}.png", images=(ShownImage(prompt="a fox", seed=1),))
+        job = await submit(owner=number + 1)
+        posts.append(await store.gallery.post(job, picture, model_job_id=job.id, base="b", channel_id=1, by=1))
+    # Before the week, in it, and after it.
+    await store.gallery.vote(GUILD, posts[0].id, 7)
+    clock.at = since
+    for post, users in ((posts[0], [8]), (posts[1], [7, 8]), (posts[2], [7, 8, 9])):
+        for user in users:
+            await store.gallery.vote(GUILD, post.id, user)
+    await store.gallery.withdraw(GUILD, posts[2].id, by=3, can_manage=False)
+    clock.at = until
+    await store.gallery.vote(GUILD, posts[0].id, 9)
+    week = await digest.read(datetime.fromtimestamp(until, BERLIN))
+    assert [(each.job_id, each.owner_id, each.likes) for each in week.liked] == [
+        (posts[1].job_id, 2, 2),
+        (posts[0].job_id, 1, 1),
+    ]
 
 
 async def test_a_digest_is_sent_once_over_restarts_and_jumps_of_the_clock(

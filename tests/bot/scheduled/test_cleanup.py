@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
 
 from bot.config import RetentionSettings
 from bot.db import Database
-from bot.queue import JobStore
+from bot.queue import JobStore, NewJob
 from bot.queue.planning.retention import Storage, bytes_in
 from bot.queue.store.history import read_entries
 from bot.scheduled import cleanup as module
 from bot.scheduled.alerts import AdminNotifier
 from bot.scheduled.cleanup import RetentionRunner
 from bot.ui.admin_news import FilesDeleted
-from tests.bot.conftest import Submit
+from tests.bot.conftest import CHANNEL, GUILD, Submit
 from tests.bot.fakes import FakeClock, Killed
 from tests.bot.scheduled.conftest import LOG_CHANNEL, ReadNews
+from trainer.protocol.sampling import make_sampling_spec
 
 
 @pytest.fixture
@@ -226,3 +228,27 @@ async def test_links_are_not_followed(
     await retention.run()
     assert not (jobs_dir / "1").exists()
     assert len(files(precious)) == 3
+
+
+async def test_a_brought_file_that_no_sampling_has_is_deleted_after_a_day(
+    store: JobStore, retention: RetentionRunner, clock: FakeClock, jobs_dir: Path
+) -> None:
+    spec = make_sampling_spec({"models": [{"kind": "base"}], "prompts": [{"prompt": "a fox"}]})
+    job = NewJob(
+        interaction_id=1,
+        guild_id=GUILD,
+        channel_id=CHANNEL,
+        owner_id=1,
+        dataset_id=0,
+        spec=spec,
+        title="ink",
+        folder="file-1",
+    )
+    await store.submit(job)
+    for name, age_s in (("file-1", 100_000), ("file-2", 100_000), ("file-3", 10)):
+        fill(jobs_dir / name)
+        os.utime(jobs_dir / name, (clock.at - age_s, clock.at - age_s))
+
+    await retention.empty_trash()
+
+    assert names(jobs_dir) == {"file-1", "file-3"}, "of a job; the bot was killed; just being downloaded"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bot.config import CaptionSettings, LimitSettings
+from bot.config import CaptionSettings, LimitSettings, WebSettings
 from bot.datasets import (
     Dataset,
     DatasetStore,
@@ -19,6 +19,7 @@ from bot.datasets import (
     PendingUpload,
     PendingUploads,
     Received,
+    ResumableUploads,
     Upload,
     UploadKind,
     import_files,
@@ -48,6 +49,7 @@ class Place:
     outbox: Outbox
     datasets: DatasetStore
     uploads: PendingUploads
+    resumable: ResumableUploads
     drafts: DraftStore
 
     def next_bot(self) -> InterruptedUploads:
@@ -55,6 +57,7 @@ class Place:
             self.db,
             self.outbox,
             uploads=self.uploads,
+            resumable=self.resumable,
             datasets=self.datasets,
             drafts=self.drafts,
             captions=CaptionSettings(),
@@ -89,13 +92,13 @@ class Place:
 
     async def answers(self) -> list[Notification]:
         """Return all answers; no upload may be left."""
-        assert await self.uploads.all() == []
+        assert await self.uploads.unfinished() == []
         rows = await self.db.all("SELECT channel_id, dedupe_key, notification FROM outbox ORDER BY id")
         assert {(row["channel_id"], row["dedupe_key"]) for row in rows} <= {(CHANNEL, "upload:1")}
         return [Notification.model_validate_json(row["notification"]) for row in rows]
 
     async def requests(self) -> list[tuple[int, int, str]]:
-        rows = await self.db.all("SELECT interaction_id, owner_id, request FROM job")
+        rows = await self.db.all("SELECT interaction_id, owner_id, request FROM draft")
         return [tuple(row) for row in rows]
 
 
@@ -106,17 +109,22 @@ async def stream(data: bytes) -> AsyncIterator[bytes]:
 @pytest.fixture
 def place(db: Database, outbox: Outbox, tmp_path: Path, clock: FakeClock) -> Place:
     clock.at = time.time()
+    datasets = DatasetStore(
+        db,
+        data_dir=tmp_path / "data",
+        limits=LimitSettings(max_dataset_mib=1, max_dataset_files=14),
+        command=forked_trainer(),
+        env=dict(os.environ),
+    )
+    uploads = PendingUploads(db)
     return Place(
         db=db,
         outbox=outbox,
-        datasets=DatasetStore(
-            db,
-            data_dir=tmp_path / "data",
-            limits=LimitSettings(max_dataset_mib=1, max_dataset_files=14),
-            command=forked_trainer(),
-            env=dict(os.environ),
+        datasets=datasets,
+        uploads=uploads,
+        resumable=ResumableUploads(
+            db, outbox, uploads, datasets, data_dir=tmp_path / "data", settings=WebSettings(), clock=clock
         ),
-        uploads=PendingUploads(db),
         drafts=DraftStore(db, clock=clock),
     )
 
@@ -272,7 +280,7 @@ async def test_uploads_after_the_start_belong_to_the_running_bot(place: Place) -
     await left.record()
     await place.receive_upload()
     await left.run()
-    assert [upload.interaction_id for upload in await place.uploads.all()] == [1]
+    assert [upload.interaction_id for upload in await place.uploads.unfinished()] == [1]
 
 
 async def test_an_unwritable_disk_is_retried(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

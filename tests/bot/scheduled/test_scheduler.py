@@ -11,15 +11,16 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from bot.config import Config
-from bot.datasets import DatasetStore
+from bot.config import Config, WebSettings
+from bot.datasets import DatasetStore, PendingUploads, ResumableUploads
 from bot.db import Database
 from bot.db.database import read_setting
 from bot.outbox import Outbox
 from bot.queue import DraftStore, JobStore
 from bot.queue.planning.windows import parse_windows
 from bot.scheduled import AdmissionControl, DiskMonitor, ScheduledTask, Scheduler, plan_tasks
-from bot.scheduled.cleanup import sweep_datasets, sweep_drafts
+from bot.scheduled.cleanup import sweep_datasets, sweep_drafts, sweep_uploads
+from bot.web import WebLinks
 from tests.bot.fakes import eventually
 from trainer.protocol.devices import Devices
 
@@ -82,6 +83,11 @@ async def test_all_tasks_are_planned_and_a_shutdown_is_recorded(
     db: Database, outbox: Outbox, store: JobStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     datasets, drafts = DatasetStore(db, data_dir=tmp_path / "data"), DraftStore(db)
+    uploads = ResumableUploads(
+        db, outbox, PendingUploads(db), datasets, data_dir=tmp_path / "data", settings=WebSettings()
+    )
+    links = WebLinks(db, WebSettings())
+    await sweep_uploads(uploads, links)
     await sweep_datasets(datasets)
     await sweep_drafts(drafts)
 
@@ -98,6 +104,8 @@ async def test_all_tasks_are_planned_and_a_shutdown_is_recorded(
         db=db,
         outbox=outbox,
         datasets=datasets,
+        uploads=uploads,
+        links=links,
         drafts=drafts,
         jobs=store,
         admission=AdmissionControl(parse_windows([], zone=ZoneInfo("Europe/Berlin")), disk),
@@ -113,8 +121,8 @@ async def test_all_tasks_are_planned_and_a_shutdown_is_recorded(
         await eventually(is_alive)
         alive_at = await read_setting(db, "bot.last_seen")
         assert {job.id for job in scheduler.planned()} == {
-            "wakeup", "disk", "hangs", "alive", "drafts", "wal", "datasets", "trash", "retention", "digest", "backup",
-            "gpus",
+            "wakeup", "disk", "hangs", "alive", "drafts", "wal", "datasets", "uploads", "trash", "retention", "digest",
+            "backup", "gpus",
         }  # fmt: skip
     assert float(await read_setting(db, "bot.last_seen") or 0) > float(alive_at or 0)
     assert "failed" not in caplog.text

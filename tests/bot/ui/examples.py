@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from bot.datasets import Dataset
-from bot.queue.domain.job import Job, Progress, State
+from bot.queue.domain.job import Job, State
+from bot.queue.domain.job_progress import Progress
 from bot.ui.job_context import JobContext
 from trainer.protocol.edits import Edits
 from trainer.protocol.events import (

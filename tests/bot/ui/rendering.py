@@ -38,6 +38,10 @@ def _lines(items: Any, indent: str) -> Any:
                 yield from (f"{indent}{line}".rstrip() for line in item.content.splitlines())
             case ui.MediaGallery():
                 yield from (f"{indent}[image {each.media.url}] {each.description}" for each in item.items)
+            case ui.Section():
+                yield from _lines(item.children, indent)
+                if isinstance(item.accessory, ui.Thumbnail):
+                    yield f"{indent}[thumbnail {item.accessory.media.url}] {item.accessory.description}"
             case ui.Container():
                 color = item.accent_color
                 yield f"{indent}┌ {color}"

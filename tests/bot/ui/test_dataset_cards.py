@@ -30,6 +30,7 @@ from bot.ui.dataset_cards import (
 )
 from bot.ui.layout import FileToSend, MessageContent
 from bot.ui.review_page import ReviewView, image_page, question_page
+from bot.ui.training_plan import StudyPlan
 from bot.ui.upload_posts import (
     Unanswered,
     unanswered_words,
@@ -57,8 +58,11 @@ from trainer.protocol.study import KfoldRequest
 GOLDEN = Path(__file__).parent / "golden"
 
 
+_OF_DATASET = ("edits", "is_pending", "is_private", "guests")
+
+
 def view(folder: Path, found: DatasetReport, **changes: Any) -> ReportView:
-    of = {key: changes.pop(key) for key in ("edits", "is_pending") if key in changes}
+    of = {key: changes.pop(key) for key in _OF_DATASET if key in changes}
     return ReportView(dataset=dataset(folder, found, **of), report=found, file_limit=LIMIT, **changes)
 
 
@@ -94,7 +98,19 @@ def test_the_report_card(dataset_dir: Path) -> None:
         "with a draft of a larger base": view(
             dataset_dir, one, draft_id=7, spec=spec, fit=fit_images([(300, 300), (2000, 1024), (500, 500)], 1024)
         ),
-        "with a draft of a study": view(dataset_dir, one, draft_id=7, spec=spec, study=KfoldRequest(folds=3)),
+        "with a draft of a study": view(
+            dataset_dir,
+            one,
+            draft_id=7,
+            spec=spec,
+            study=KfoldRequest(folds=3),
+            study_plan=StudyPlan(runs=4, seconds=9000, gpus=2, left_h=12.5),
+        ),
+        "private": view(dataset_dir, one, is_private=True, guests=(8, 9)),
+        "private, with a draft of its owner": view(dataset_dir, one, draft_id=7, spec=spec, is_private=True),
+        "private, with a draft of a guest": view(
+            dataset_dir, one, draft_id=7, spec=spec, is_private=True, is_own=False, may_change=False
+        ),
     }
     check_messages(GOLDEN / "report_cards.txt", {name: report_card(each) for name, each in cards.items()}, dataset_dir)
 

@@ -10,7 +10,8 @@ import pytest
 from discord import ui
 
 from bot.outbox import HoldReason, Notification, NotificationKind, Undelivered, UndeliveredReason
-from bot.queue.domain.job import EndReason, EndReasonKind, Job, Priority, Progress, State, StopIntent
+from bot.queue.domain.job import EndReason, EndReasonKind, Job, Priority, State, StopIntent
+from bot.queue.domain.job_progress import Progress
 from bot.queue.domain.verbs import Verb, is_applicable
 from bot.queue.store.queue_control import PauseKind, QueuePause
 from bot.ui.job_card import job_card, share_done, time_left
@@ -34,7 +35,6 @@ from bot.ui.job_replies import (
     note_reply,
     receipt,
     samples_reply,
-    shared_post,
     stop_question,
     verb_reply,
 )
@@ -135,11 +135,11 @@ def test_the_card_of_each_state(job_dir: Path) -> None:
     ("changes", "expected"),
     [
         ({}, "samples details watch stop"),
-        ({"state": State.SUCCEEDED}, "files samples details"),
+        ({"state": State.SUCCEEDED}, "files samples details try_prompts"),
         ({"state": State.SUCCEEDED, "are_files_deleted": True}, "details"),
-        ({"state": State.STOPPED}, "files samples details"),
-        ({"state": State.FAILED}, "retry samples details"),
-        ({"state": State.CANCELLED}, "retry samples details"),
+        ({"state": State.STOPPED}, "files samples details try_prompts"),
+        ({"state": State.FAILED}, "retry samples details try_prompts"),
+        ({"state": State.CANCELLED}, "retry samples details try_prompts"),
         ({"state": State.FAILED, "are_files_deleted": True}, "details"),
         ({"state": State.PAUSED}, "resume samples details cancel"),
         ({"state": State.QUEUED}, "samples details watch stop"),
@@ -500,20 +500,14 @@ def test_details_and_what_follows_a_press(job_dir: Path) -> None:
     check_messages(GOLDEN / "job_replies.txt", replies, job_dir)
 
 
-def test_samples_for_one_person_and_for_the_channel(job_dir: Path) -> None:
+def test_samples_for_one_person(job_dir: Path) -> None:
     here = context(job_dir)
-    shared = shared_post(job(), here, sampled(3, ("a red fox",)))
-    assert shared is not None
     replies = {
-        "shared": shared,
         "reply": samples_reply(job(), here, sampled(3, ("a red fox",))),
         "reply, of the base": samples_reply(job(), here, sampled(0)),
         "reply, none yet": samples_reply(job(), here, None),
     }
     check_messages(GOLDEN / "samples.txt", replies, job_dir)
-    assert dict(shared.allowed_mentions.to_dict()) == {"parse": []}
-    assert shared_post(job(), here, None) is None
-    assert shared_post(job(), context(job_dir, file_limit=10), sampled(3)) is None
 
 
 def test_the_answer_to_each_verb() -> None:
@@ -541,8 +535,6 @@ def test_the_answer_to_each_verb() -> None:
         (Verb.PIN, {"is_pinned": True}, {"is_pinned": True}),
         (Verb.UNPIN, {"is_pinned": True}, {}),
         (Verb.UNPIN, {}, {}),
-        (Verb.SHARE, {"is_shared": True}, {"is_shared": True}),
-        (Verb.UNSHARE, {"is_shared": True}, {}),
         (Verb.UNSHARE, {}, {}),
     ]
     replies = {}

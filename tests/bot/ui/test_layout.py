@@ -45,6 +45,7 @@ from bot.ui.layout import (
     sendable,
     weight,
 )
+from bot.ui.plain_text import plain_text
 from bot.ui.queue_pages import BoardSnapshot, audit_page, history_page, job_list, queue_board
 from bot.ui.review_page import ReviewView, image_page, question_page
 from bot.ui.upload_posts import (
@@ -75,6 +76,7 @@ from tests.bot.ui.rendering import HOSTILE, buttons, check_limits
 from trainer.protocol.events import Failed, FailureKind, StoppedEarly, Warned
 from trainer.protocol.report import CaptionStatistics, FindingKind, RefusalKind, Refused, WordCount
 from trainer.protocol.spec import Spec, make_spec
+from trainer.protocol.text import LANGUAGES, speaking
 
 PAUSE = QueuePause(kind=PauseKind.DRAIN, by=OWNER, at=NOW, why=HOSTILE)
 
@@ -174,6 +176,7 @@ def dataset_messages(folder: Path) -> Iterator[MessageContent]:
     )  # fmt: skip
     yield report_card(view)
     yield report_card(dataclasses.replace(view, dataset=dataclasses.replace(of, is_pending=True)))
+    yield report_card(dataclasses.replace(view, dataset=dataclasses.replace(of, is_private=True, guests=(OWNER,) * 25)))
     for question in review_questions(found):
         review = ReviewView(
             dataset=of, questions=review_questions(found), question=question, file_limit=LIMIT, note="✓"
@@ -197,19 +200,39 @@ def dataset_messages(folder: Path) -> Iterator[MessageContent]:
             yield upload_post(notification)
 
 
+def check_plain(content: MessageContent) -> None:
+    """A message in plain text is one that Discord accepts, and each of its buttons has a word."""
+    check_limits(content)
+    signs = [each.custom_id for each in buttons(content) if isinstance(each, ui.Button) and not each.label]
+    assert signs == []
+
+
+@pytest.fixture(params=sorted(LANGUAGES))
+def language(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each language in turn."""
+    with speaking(request.param):
+        yield request.param
+
+
+@pytest.mark.usefixtures("language")
 def test_messages_about_jobs_are_safe_with_the_worst_content(job_dir: Path) -> None:
     for content in job_messages(job_dir):
         check_limits(content)
+        check_plain(plain_text(content))
 
 
+@pytest.mark.usefixtures("language")
 def test_pages_are_safe_with_the_worst_content() -> None:
     for content in pages():
         check_limits(content)
+        check_plain(plain_text(content))
 
 
+@pytest.mark.usefixtures("language")
 def test_messages_about_datasets_are_safe_with_the_worst_content(dataset_dir: Path) -> None:
     for content in dataset_messages(dataset_dir):
         check_limits(content)
+        check_plain(plain_text(content))
         for button in buttons(content):
             assert DatasetButton.__discord_ui_compiled_template__.fullmatch(button.custom_id), button.custom_id
 

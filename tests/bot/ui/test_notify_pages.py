@@ -33,7 +33,8 @@ NIGHT = QuietHours(begins=22 * 60, ends=7 * 60 + 30, zone="Europe/Berlin")
 ALL = Preferences(places=dict.fromkeys(NotifyEvent, NotifyPlace.DIRECT), quiet=NIGHT)
 NOTHING = Preferences(places=dict.fromkeys(NotifyEvent, NotifyPlace.NONE))
 CARD = Card(
-    job_id=42, kind=NotificationKind.CARD, parts=(), channel_id=5, thread_id=9, version=1, shown_version=1,
+    job_id=42, kind=NotificationKind.CARD, parts=(), post_id=0, is_removed=False, channel_id=5, thread_id=9,
+    version=1, shown_version=1,
     urgent_version=1, nonce="n", may_be_there=False, tries=0, errors=0, retry_at=0.0, message_id=9, sent_at=0.0,
     shown_at=0.0,
 )  # fmt: skip

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from bot.queue.domain.job import EndReason, EndReasonKind, Job, Priority, Progress, State
+from bot.queue.domain.job import EndReason, EndReasonKind, Job, Priority, State
+from bot.queue.domain.job_progress import Progress
 from bot.queue.planning.forecast import Forecast
 from bot.queue.store.history import AttemptRecord, AuditEntry
 from bot.queue.store.queue_control import PauseKind, QueuePause
@@ -29,7 +30,6 @@ VERBS = {
         "bump",
         "cancel",
         "claim",
-        "draft",
         "extend",
         "keep_best",
         "note",

@@ -22,8 +22,8 @@ Wait = Callable[..., "subprocess.Popen[bytes]"]
 #: `-m trainer wait`, without the seconds that loading the libraries takes.
 _WITHOUT_WARM_UP = """
 import sys
-from trainer.commands import training_commands
-training_commands.warm_up = lambda: None
+from trainer.commands import job_processes
+job_processes.warm_up = lambda: None
 from trainer.__main__ import main
 sys.exit(main(["wait"]))
 """
@@ -38,9 +38,9 @@ sys.exit(main(["wait"]))
 #: `-m trainer wait`, with a `run` that prints its options and its GPUs.
 _PRINTS_OPTIONS = """
 import os, sys
-from trainer.commands import training_commands
-training_commands.warm_up = lambda: None
-training_commands.run_job = lambda options: print(os.environ["CUDA_VISIBLE_DEVICES"], options, flush=True) or 0
+from trainer.commands import job_processes
+job_processes.warm_up = lambda: None
+job_processes.run_job = lambda options: print(os.environ["CUDA_VISIBLE_DEVICES"], options, flush=True) or 0
 from trainer.__main__ import main
 sys.exit(main(["wait"]))
 """

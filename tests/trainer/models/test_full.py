@@ -198,3 +198,31 @@ def test_exports_of_other_families_predict_the_same_as_the_rounded_weights(
         rounded = _output(base)
     for file in files:
         assert torch.allclose(_output(load_back(file, source, Objective())), rounded, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_trained_weights_are_as_stored_until_they_are_placed(random_base: Path, dtype: torch.dtype) -> None:
+    base = load_base(Base(source=str(random_base)))
+    for part in (base.denoiser, *base.clip_encoders.values()):
+        part.half()
+    full = attach_full(base, Method(kind=MethodKind.FULL, text_encoder=True), lambda: base, dtype=dtype)
+    assert {parameter.dtype for _name, parameter in full.named_parameters()} == {torch.float16}
+
+    full.widen()
+
+    found = {(name.partition(".")[0], parameter.dtype) for name, parameter in full.named_parameters()}
+    assert found == {("unet", dtype), ("text_encoder", torch.float32)}
+
+
+def test_weights_of_an_earlier_training_are_not_rounded_to_what_is_stored(load: Load) -> None:
+    earlier, later = _attach(load)[1], load()
+    with torch.no_grad():
+        for _name, parameter in earlier.named_parameters():
+            parameter.add_(1e-6)
+    later.denoiser.half()
+    full = attach_full(later, Method(kind=MethodKind.FULL), load)
+
+    full.load(earlier.state())
+
+    expected = dict(earlier.named_parameters())
+    assert all(torch.equal(parameter, expected[name]) for name, parameter in full.named_parameters())

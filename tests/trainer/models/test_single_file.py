@@ -22,12 +22,12 @@ from trainer.errors import BadSpecError, MissingModelError
 from trainer.models.base import digest_of, load_base
 from trainer.models.families.model import LoadedBase
 from trainer.models.methods.adapters import attach_adapter
-from trainer.models.methods.checkpoint_file import original_state
+from trainer.models.methods.checkpoint_file import original_state, write_checkpoint
 from trainer.models.pipelines import read_shapes, stored_dtype
 from trainer.models.random_models import empty_parts
 from trainer.models.released_configs import RELEASED, make_tokenizers
 from trainer.models.single_file import _predicts_velocity
-from trainer.models.widening import release_pages, stand_ins, widened, widened_layers
+from trainer.models.widening import _mapped_files, release_pages, stand_ins, widened, widened_layers
 from trainer.protocol.settings import Base, Method, MethodKind, Objective, Prediction, Targets
 
 #: Parameters of the released models, from their model cards and papers, in thousands.
@@ -357,6 +357,27 @@ def test_weights_that_were_read_leave_memory_and_are_read_again(tmp_path: Path) 
     assert before - resident() > 0.9 * 4 * number
     assert torch.equal(stored[0], torch.arange(number, dtype=torch.float32))
     assert torch.equal(of_heap, stored[0])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it has /proc")
+@pytest.mark.parametrize("kind", ["sd2", "sdxl"])
+def test_queries_keys_and_values_of_an_openclip_stay_in_its_file(
+    base_folder: BaseFolder, tmp_path: Path, kind: str
+) -> None:
+    folder = base_folder(kind)
+    base = load_base(Base(source=str(folder)))
+    parts = base.denoiser, base.vae, base.text_encoders
+    path = write_checkpoint(tmp_path / "model.safetensors", kind, *parts, dtype=torch.float32)
+
+    opened = load_base(Base(source=str(path), config=str(folder)), as_stored=True)
+
+    last = list(opened.text_encoders)[-1]
+    files = _mapped_files()
+    weights = opened.text_encoders[last].named_parameters()
+    projections = [weight.data_ptr() for name, weight in weights if re.search(r"self_attn\..*proj\.weight", name)]
+    assert len(projections) >= 4
+    assert all(any(start <= address < end for start, end in files) for address in projections)
+    assert digest_of(opened.text_encoders[last]) == digest_of(base.text_encoders[last])
 
 
 def test_fp8_weights_are_widened_when_they_are_loaded(tmp_path: Path) -> None:

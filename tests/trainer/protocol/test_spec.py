@@ -87,6 +87,7 @@ PROBLEMS: list[tuple[dict[str, Any], SettingProblem]] = [
     ({"training": {"epochs": 0}}, SettingProblem(name="training.epochs", nearest=1)),
     ({"training": {"learning_rate": 0.5}}, SettingProblem(name="training.learning_rate", nearest=0.01)),
     ({"training": {"schedule": "cosin"}}, SettingProblem(name="training.schedule", nearest="cosine")),
+    ({"training": {"optimizer": "adamw9bit"}}, SettingProblem(name="training.optimizer", nearest="adamw_8bit")),
     ({"training": {"trigger": "z" * 60}}, SettingProblem(name="training.trigger", nearest="z" * 50)),
     ({"training": {"epoch": 3}}, SettingProblem(name="training.epoch", meant="training.epochs")),
     ({"method": {"rank": "many"}}, SettingProblem(name="method.rank")),

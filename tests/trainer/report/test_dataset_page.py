@@ -19,8 +19,9 @@ from tests.trainer.report.html_page import HOSTILE, page_of
 from tests.trainer.report.sample_reports import count, found, report_image, report_of, statistics, words
 from trainer.exchange.dataset_dir import SHARED_PAGE
 from trainer.protocol.report import DatasetReport, FindingKind, Image, RefusalKind, Refused, Split
+from trainer.protocol.text import sanitize, speaking
 from trainer.report.dataset_page import write_pages
-from trainer.report.templating import code, escape_markdown, sanitize
+from trainer.report.templating import code, escape_markdown
 
 
 def tokens_of(path: Path) -> list[Token]:
@@ -64,6 +65,14 @@ def test_the_pages_of_a_report(tmp_path: Path) -> None:
     lines = (line.strip() for line in page_of(tmp_path / "report.html").lines)
     check_golden(GOLDEN / "dataset_page.txt", "\n".join(filter(None, lines)))
     check_golden(GOLDEN / "dataset_page.md", (tmp_path / "report.md").read_text(encoding="utf-8"))
+
+
+def test_the_pages_in_chinese_have_no_english_words_of_ours(tmp_path: Path) -> None:
+    with speaking("zh_CN"):
+        write_pages(full_report(), tmp_path)
+    shown = (" ".join(page_of(tmp_path / "report.html").lines), (tmp_path / "report.md").read_text(encoding="utf-8"))
+    for text in shown:
+        assert re.findall(r"\b(no\.|train|validation|test|dropped)\b", re.sub(r"\S*[./]\S+", "", text)) == []
 
 
 def test_images_are_thumbnails_beside_the_page_and_all_links_exist(tmp_path: Path) -> None:

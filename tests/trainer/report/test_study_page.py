@@ -7,6 +7,8 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 from PIL import Image
 
+from tests.trainer.report.html_page import Page
+from trainer.protocol.text import speaking
 from trainer.report.charts import draw_study_chart
 from trainer.report.study_page import (
     Column,
@@ -24,6 +26,12 @@ CURVES = (
     RunCurve(name="c", ratios=(), best_epoch=1),
 )
 EVIL = "<script>alert(1)</script> [x](https://e.vil) | **bold**\nnext"
+
+
+def tags_of(html: str) -> list[tuple[str, dict[str, str]]]:
+    parser = Page()
+    parser.feed(html)
+    return parser.tags
 
 
 def page(**given: object) -> StudyPage:
@@ -52,6 +60,14 @@ def test_both_pages_hold_verdict_table_notes_chart_and_command(tmp_path: Path) -
         assert text in html
     assert sorted(file.name for file in tmp_path.iterdir()) == ["charts", "results.html", "results.md"]
     assert (tmp_path / "charts" / "a b.png").stat().st_size > 10_000
+    # Readers of light pages get the chart in light colors.
+    tags = tags_of(html)
+    (light,) = [attributes for tag, attributes in tags if tag == "source"]
+    assert light == {"media": "(prefers-color-scheme: light)", "srcset": "charts/a%20b-light.png"}
+    assert (tmp_path / "charts" / "a b-light.png").is_file()
+    with speaking("zh_CN"):
+        chinese = write_study_pages(whole, tmp_path)[1].read_text(encoding="utf-8")
+    assert [dict(tags)["html"], dict(tags_of(chinese))["html"]] == [{"lang": "en"}, {"lang": "zh-CN"}]
 
 
 def test_the_markdown_table_is_a_table_with_the_winner_in_bold() -> None:

@@ -147,10 +147,10 @@ def rungs_of(job: Path) -> list[dict[str, Any]]:
     ("arguments", "reason"),
     [
         (["compare", "--vary", "training.learning_rate=1e-4,1"], "learning_rate 1 is too high for adamw"),
-        (["compare", "--vary", RATES, "--keep-one-in", "1"], "keep_one_in 1 is outside 2"),
-        (["compare", "--vary", RATES, "--first-look", "1"], "first_look 1 is outside 2"),
+        (["compare", "--vary", RATES, "--keep-one-in", "1"], "keep_one_in 1 is not between 2"),
+        (["compare", "--vary", RATES, "--first-look", "1"], "first_look 1 is not between 2"),
         (["kfold", "--folds", "7"], "6 folds at most."),
-        (["kfold", "--folds", "21"], "folds 21 is outside 2"),
+        (["kfold", "--folds", "21"], "folds 21 is not between 2"),
     ],
 )
 def test_bad_requests_are_refused_before_anything_starts(
@@ -197,7 +197,7 @@ def test_a_step_is_printed_as_one_line(tmp_path: Path, capsys: Capture) -> None:
     [
         (None, "has no study_request.json"),
         ("{", "is not JSON"),
-        ('{"kind": "kfold", "folds": 21}', "folds 21 is outside 2 – 20."),
+        ('{"kind": "kfold", "folds": 21}', "folds 21 is not between 2 and 20."),
         ('{"kind": "kflod"}', "A study is of kind kfold or compare, not 'kflod'."),
         ('{"kind": "compare", "vary": ["method.rank=4,8"], "keep_one_on": 3}', "did you mean keep_one_in?"),
     ],

@@ -17,8 +17,8 @@ from trainer.models.families.model import LoadedBase
 from trainer.models.methods.adapters import attach_adapter
 from trainer.protocol.settings import Base, Method, Quantization, Samples, Targets
 from trainer.protocol.training_settings import Precision
+from trainer.tasks.drawing import draw_samples, plan_samples
 from trainer.tasks.memory_prediction import MemoryNeed, StepSettings, predict_memory, predict_sampling
-from trainer.tasks.sampling import draw_samples, plan_samples
 
 STEP = StepSettings(precision=Precision.FP32, resolution=64, images=4)
 
@@ -113,9 +113,18 @@ def test_the_total_is_the_largest_of_what_follows_one_another() -> None:
     assert replace(need, step=7).total == 13
 
 
-def test_on_a_cpu_the_allocator_counts_but_not_for_weights() -> None:
-    need = MemoryNeed(weights=5, optimizer=1, step=20, sampling=10, encoding=10).on_cpu()
-    assert need == MemoryNeed(weights=5, optimizer=1, step=28, sampling=14, encoding=14)
+def test_trained_weights_count_as_they_are_trained_and_tables_in_fp32(stored_sdxl: Path) -> None:
+    base = load_base(Base(source=str(stored_sdxl)), as_stored=True)
+    step = StepSettings(precision=Precision.BF16, resolution=64)
+    trained, number = all_trained(base), sum(p.numel() for p in base.denoiser.parameters())
+    # Stored in fp16: what counts is not what they are now.
+    assert next(base.denoiser.parameters()).dtype is torch.float16
+
+    assert predict_memory(base, trained, step).weights == 4 * number
+    halved = predict_memory(base, trained, replace(step, trained_dtype=torch.bfloat16))
+    assert halved.weights == 2 * number
+    base.denoiser.register_buffer("table", torch.zeros(1000, dtype=torch.float16))
+    assert predict_memory(base, trained, step, halved) == replace(halved, weights=4 * number + 4000)
 
 
 def test_samples_are_decoded_one_at_a_time(base: LoadedBase) -> None:

@@ -14,7 +14,7 @@ from trainer.dataset.split.mixing import MixSource, epoch_exposure, mix, plan_re
 from trainer.exchange.dataset_dir import read_report
 from trainer.protocol.report import Split
 from trainer.protocol.settings import MixRole, Prior
-from trainer.tasks.sampling import prior_source
+from trainer.tasks.drawing import prior_source
 
 PRIOR = Prior(class_prompt="A photo of a dog!", images=10, weight=0.25)
 

@@ -16,8 +16,9 @@ from trainer.errors import BadSpecError, OutOfMemoryError
 from trainer.models.base import LoadedBase, load_base
 from trainer.models.methods.adapters import attach_adapter
 from trainer.models.methods.trained import Trained
-from trainer.protocol.settings import Base, Method, Targets
-from trainer.protocol.training_settings import OptimizerKind, Precision, Stage, Training, resolved
+from trainer.protocol.settings import Base, Method, MethodKind, Quantization, Targets
+from trainer.protocol.spec import make_spec
+from trainer.protocol.training_settings import Precision, Training
 from trainer.tasks.memory_prediction import MemoryNeed, StepSettings, predict_memory
 from trainer.training import batch_size_finder
 from trainer.training.batch_size_finder import (
@@ -243,43 +244,65 @@ def test_the_state_of_an_optimizer_is_measured() -> None:
 
 
 class FakeTask:
-    """Needs 16 GB; 12 with gradient checkpointing, 8 with a small optimizer too, 6 at three quarters of the side."""
+    """A base of 8 GB in bf16; a step takes as much beside it at 1024 px, without gradients."""
 
-    weights = 1_000_000_000
+    weights = 4_000_000_000
     resolution = 1024
-    trained: Any = SimpleNamespace(named_parameters=lambda: iter([("unet.a", SimpleNamespace(numel=lambda: 10**9))]))
 
-    def predict_memory(
-        self, precision: Precision, *, resolution: int, state_bytes: float, is_checkpointed: bool
-    ) -> MemoryNeed:
-        total = 16e9 if not is_checkpointed else 12e9 if state_bytes > 1 else 8e9 if resolution == 1024 else 6e9
-        return MemoryNeed(weights=int(total), optimizer=0, step=0)
+    def __init__(self, trained: int) -> None:
+        self._count = trained
+        self.trained: Any = SimpleNamespace(
+            named_parameters=lambda: iter([("unet.a", SimpleNamespace(numel=lambda: trained))])
+        )
+
+    def predict_memory(self, settings: StepSettings) -> MemoryNeed:
+        frozen = {None: 2.0, Quantization.INT8: 1.0, Quantization.NF4: 0.5}[settings.quantization]
+        frees = settings.steps_in_backward and not settings.accumulates
+        activations = 8e9 * (settings.resolution / 1024) ** 2 / (4 if settings.is_checkpointed else 1)
+        width = settings.trained_dtype.itemsize
+        return MemoryNeed(
+            weights=int(frozen * (self.weights - self._count) + width * self._count),
+            optimizer=int(settings.state_bytes * self._count),
+            step=int(activations + (0 if frees else width * self._count)),
+        )
+
+
+def check_on(memory: float, *, kind: MethodKind, **training: Any) -> None:
+    task: Any = FakeTask(FakeTask.weights if kind is MethodKind.FULL else 10_000_000)
+    spec = make_spec({"dataset": "data", "method": {"kind": kind}, "training": {"batch_size": 4, **training}})
+    check_fits(task, spec, Precision.AUTO, memory)
 
 
 @pytest.mark.parametrize(
-    ("memory", "hint"),
+    ("kind", "memory", "hint"),
     [
-        (13e9, "enough with training.gradient_checkpointing = true."),
-        (9e9, "true and training.optimizer = adafactor."),
-        (7e9, "training.optimizer = adafactor and training.resolution = 768."),
-        (4e9, "Nothing that was tried"),
+        (MethodKind.LORA, 13e9, "enough with training.gradient_checkpointing = true."),
+        (MethodKind.LORA, 9e9, "training.gradient_checkpointing = true and base.quantization = int8."),
+        (MethodKind.LORA, 5e9, "training.gradient_checkpointing = true and base.quantization = nf4."),
+        (MethodKind.LORA, 4.2e9, "training.resolution = 768 and base.quantization = nf4."),
+        (MethodKind.LORA, 2e9, "Nothing that was tried"),
+        (MethodKind.FULL, 37e9, "training.gradient_checkpointing = true and training.optimizer = adafactor."),
+        (MethodKind.FULL, 20e9, "optimizer = adafactor, training.fused_backward = true and training.batch_size = 1."),
+        (MethodKind.FULL, 12e9, "fused_backward = true, training.batch_size = 1 and training.bf16_weights = true."),
     ],
 )
-def test_a_training_that_cannot_fit_says_what_would(memory: float, hint: str) -> None:
-    task: Any = FakeTask()
-    settings = Training(optimizer=OptimizerKind.ADAMW)
-    stage = resolved(Stage(epochs=1), settings)
-
-    check_fits(task, stage, settings, Precision.AUTO, 17e9)
-    with pytest.raises(BadSpecError, match=r"needs about 15\.6 GiB of memory") as refusal:
-        check_fits(task, stage, settings, Precision.AUTO, memory)
+def test_a_training_that_cannot_fit_says_what_would(kind: MethodKind, memory: float, hint: str) -> None:
+    check_on(100e9, kind=kind)
+    with pytest.raises(BadSpecError, match=r"needs about .* of memory") as refusal:
+        check_on(memory, kind=kind)
 
     assert hint in refusal.value.hint
 
 
+def test_a_change_that_the_other_settings_exclude_is_not_suggested() -> None:
+    with pytest.raises(BadSpecError) as refusal:
+        check_on(12e9, kind=MethodKind.FULL, ema_decay=0.99)
+
+    assert "Nothing that was tried" in refusal.value.hint
+
+
 def test_a_training_far_from_the_limit_is_not_predicted() -> None:
-    task: Any = FakeTask()
+    task: Any = FakeTask(10_000_000)
     task.predict_memory = lambda *_given, **_settings: pytest.fail("it takes seconds")
 
-    settings = Training()
-    check_fits(task, resolved(Stage(epochs=1), settings), settings, Precision.BF16, 100e9)
+    check_fits(task, make_spec({"dataset": "data"}), Precision.BF16, 100e9)

@@ -18,7 +18,7 @@ from tests.trainer.conftest import MakeJob, job_maker
 from tests.trainer.fork_server import ForkServer, Hook
 from tests.trainer.job_events import assert_same_checkpoints, curve_of, events_of
 from trainer.__main__ import main
-from trainer.exchange.job_dir import read_spec
+from trainer.exchange.job_dir import START_FILE, read_spec
 from trainer.protocol import events
 from trainer.protocol.events import (
     EXIT_FAILED,
@@ -36,7 +36,6 @@ from trainer.protocol.events import (
 from trainer.protocol.run_options import RunOptions
 from trainer.tasks.diffusion import DiffusionTask
 from trainer.tasks.task import FrozenLoss
-from trainer.training import checkpoints as checkpoint_files
 from trainer.training.checkpoints import Checkpoints, is_intact
 from trainer.training.run import run
 
@@ -118,6 +117,28 @@ def test_a_job_with_a_damaged_checkpoint_trains_on_from_the_one_before(job: Path
     )
     # The last epoch was trained again, to the same weights.
     assert_same_checkpoints(job, kept_job)
+
+
+def test_a_chosen_epoch_becomes_the_result(job: Path) -> None:
+    best = events_of(job, Finished)[-1].best_epoch
+    chosen = next(epoch for epoch in (1, 2, 3) if epoch != best)
+
+    assert run(RunOptions(job_dir=job, finish=True, epoch=chosen)) == EXIT_FINISHED
+
+    assert events_of(job, Finished)[-1].best_epoch == chosen
+    point = next(event for event in events_of(job, EpochEnded) if event.epoch == chosen)
+    assert events_of(job, Finished)[-1].best_ratio == point.validation.ratio
+    # Once more without a choice: the best epoch is not forgotten.
+    assert run(RunOptions(job_dir=job, finish=True)) == EXIT_FINISHED
+    assert events_of(job, Finished)[-1].best_epoch == best
+
+
+def test_an_epoch_without_a_checkpoint_cannot_be_chosen(job: Path) -> None:
+    assert run(RunOptions(job_dir=job, finish=True, epoch=9)) == EXIT_FAILED
+
+    failed = events_of(job, Failed)[-1]
+    assert failed.kind is FailureKind.BAD_CHECKPOINT
+    assert "1, 2, 3" in failed.hint
 
 
 def test_a_damaged_best_checkpoint_is_replaced_by_the_best_of_the_others(job: Path) -> None:
@@ -216,6 +237,20 @@ def test_a_finished_job_is_extended_as_if_it_had_had_a_further_stage(
     began = events_of(job, StageBegan)[-1]
     assert (began.stage, began.first_epoch, began.last_epoch) == (2, 4, 4)
     assert [event.epochs for event in events_of(job, Finished)] == [3, 4]
+
+
+def test_a_job_at_a_constant_rate_is_extended_exactly_as_if_it_had_been_planned_longer(make_job: MakeJob) -> None:
+    training = {"keep_every_epochs": 1, "schedule": "constant", "warmup_steps": 1}
+    planned = make_job("planned", **{**KEPT, "training": {**training, "epochs": 3}})
+    extended = make_job("extended", **{**KEPT, "training": {**training, "epochs": 2}})
+    for job_dir in (planned, extended):
+        assert run(RunOptions(job_dir=job_dir)) == EXIT_FINISHED, events_of(job_dir)[-1]
+    assert main(["extend", str(extended), "--epochs", "1"]) == 0
+    assert run(RunOptions(job_dir=extended)) == EXIT_FINISHED, events_of(extended)[-1]
+
+    assert_same_checkpoints(extended, planned)
+    assert curve_of(extended) == curve_of(planned)
+    assert [event.stage for event in events_of(extended, StageBegan)] == [1]
 
 
 def test_an_extended_job_tests_and_exports_its_new_best_epoch(make_job: MakeJob) -> None:
@@ -332,7 +367,7 @@ def test_weights_that_do_not_fit_are_refused(
 def test_start_weights_that_are_missing_or_others_are_refused(job: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert main(["new", "--from", str(job), "--out", str(out)]) == 0
-    flip_one_bit(out / checkpoint_files.START_FILE)
+    flip_one_bit(out / START_FILE)
 
     assert run(RunOptions(job_dir=out)) == EXIT_FAILED
     assert failure(out).kind is FailureKind.BAD_CHECKPOINT

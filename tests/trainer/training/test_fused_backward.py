@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from tests.trainer.conftest import MakeJob
 from tests.trainer.job_events import events_of
 from trainer.errors import BadSpecError
+from trainer.models.methods.full import FullTraining
 from trainer.protocol.events import EXIT_FAILED, Failed, FailureKind, Warned
 from trainer.protocol.run_options import RunOptions
-from trainer.training import step
+from trainer.training import batch_size_finder, recipe, step
 from trainer.training.fused_backward import check_machine, state_in_fp32, stepping_in_backward
 from trainer.training.optimizers import make_optimizer
 from trainer.training.run import run
@@ -173,6 +174,22 @@ def test_running_out_of_memory_within_the_pass_ends_the_job_and_does_not_repeat_
     assert tried == [1]
     assert [event.kind for event in events_of(job_dir, Failed)] == [FailureKind.OUT_OF_MEMORY]
     assert "micro_batch_halved" not in {event.kind for event in events_of(job_dir, Warned)}
+
+
+def test_a_full_fine_tune_that_cannot_fit_is_refused_before_its_weights_take_memory(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipe, "total_memory_bytes", lambda _device: 2**20)
+    # What would fit is not the subject, and each try takes a second.
+    monkeypatch.setattr(batch_size_finder, "_changes_that_fit", lambda *_given: None)
+    monkeypatch.setattr(FullTraining, "widen", lambda _self: pytest.fail("they were converted"))
+    job_dir = make_job(**FUSED)
+
+    assert run(RunOptions(job_dir=job_dir)) == EXIT_FAILED
+
+    (failed,) = events_of(job_dir, Failed)
+    assert failed.kind is FailureKind.BAD_SPEC
+    assert "needs about" in failed.message
 
 
 @pytest.mark.parametrize(

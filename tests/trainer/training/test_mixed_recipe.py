@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from safetensors import safe_open
 from tests.trainer.conftest import SMALL
 from tests.trainer.dataset.prepared_folders import drawn, write_dataset
 from tests.trainer.job_events import assert_same_tensors, curve_of, events_of
+from tests.trainer.random_base import store_in_half
+from trainer.dataset.split.mixing import read_mixture
 from trainer.exchange.job_dir import write_spec
 from trainer.protocol.events import (
     EXIT_FINISHED,
@@ -28,6 +31,8 @@ from trainer.protocol.events import (
 from trainer.protocol.presets import spec_from_preset
 from trainer.protocol.report import Split
 from trainer.protocol.run_options import RunOptions
+from trainer.protocol.settings import MethodKind, MixRole
+from trainer.protocol.spec import make_spec
 from trainer.tasks.diffusion import DiffusionTask
 from trainer.training.run import run
 
@@ -143,6 +148,22 @@ def test_a_stopped_run_resumes_bit_for_bit_with_the_same_variants_and_captions(
     assert curve_of(job_dir) == curve_of(finished_job)
     export = "output/diffusers/pytorch_lora_weights.safetensors"
     assert_same_tensors(job_dir / export, finished_job / export)
+
+
+@pytest.mark.parametrize("kind", [MethodKind.LORA, MethodKind.FULL])
+def test_class_images_are_drawn_by_a_base_that_is_stored_in_half(
+    settings: dict[str, Any], random_base: Path, tmp_path: Path, kind: MethodKind
+) -> None:
+    base = store_in_half(Path(shutil.copytree(random_base, tmp_path / "base")))
+    # Prompts of their own: images of the same prompt would be found in the cache.
+    prior = {"images": 1, "steps": 1, "class_prompt": f"a {kind} dog"}
+    method = {"kind": kind, "rank": 16} if kind is MethodKind.FULL else {"kind": kind, "rank": 4, "alpha": 4}
+    spec = make_spec({"dataset": settings["dataset"], "base": {"source": str(base)}, "prior": prior, "method": method})
+    task = DiffusionTask(spec, read_mixture(spec), torch.device("cpu"))
+
+    task.encode(task.resolution, lambda _done, _total: None)
+
+    assert [source.role for source in task.mixture.sources] == [MixRole.TRAIN, MixRole.REGULARIZATION]
 
 
 def test_augmentation_and_shuffled_tags_change_the_training_but_not_the_base_losses(

@@ -35,7 +35,7 @@ from trainer.protocol.events import (
 from trainer.protocol.run_options import NEEDS_GPU_VARIABLE, RunOptions
 from trainer.tasks.diffusion import DiffusionTask
 from trainer.training import checkpoints, recipe
-from trainer.training.recipe import to_trainer_error
+from trainer.training.failures import to_trainer_error
 from trainer.training.run import choose_openmp_spin, run
 
 pytestmark = pytest.mark.timeout(600)

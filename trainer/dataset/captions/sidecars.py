@@ -207,10 +207,11 @@ class Sidecars:
         `CAT.txt` too, unless there is `cat.txt`, or `CAT.png`, to which it belongs. The text of another folder only if
         there is no other.
         """
+        names = _names(image)
         found = [
             caption
             for extension in CAPTION_EXTENSIONS
-            for name in _names(image)
+            for name in names
             if (caption := self._find(image.scope, name, extension))
         ]
         if not found and (elsewhere := self._elsewhere.get(image.source)):

@@ -19,7 +19,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import xxhash
-from PIL import Image
 from simplejpeg import encode_jpeg
 
 from trainer.dataset.dataset_folder import IMAGES, MASKS, THUMBNAILS
@@ -31,7 +30,7 @@ from trainer.dataset.images.image_record import ImagePixels
 from trainer.dataset.images.mask_files import make_mask, store_mask
 from trainer.dataset.images.near_duplicates import image_hashes
 from trainer.dataset.input_files import MIB, Limits
-from trainer.dataset.memory import SharedMemoryBudget, private_memory_limited
+from trainer.dataset.memory import SharedMemoryBudget, keep_freed_memory, private_memory_limited
 from trainer.errors import DecodersError
 from trainer.protocol.report import FindingKind
 from trainer.protocol.text import _
@@ -241,6 +240,7 @@ def _confine(memory: SharedMemoryBudget) -> None:
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     # There is a worker for each core: OpenCV's own threads would compete with them.
     cv2.setNumThreads(1)
+    keep_freed_memory()
 
 
 def decode_one(task: DecodeTask, limits: Limits) -> DecodeResult:
@@ -281,7 +281,6 @@ def _decode_and_store(task: DecodeTask, limits: Limits) -> ImagePixels:
     small = np.ascontiguousarray(reduced(decoded.pixels, THUMBNAIL_PX / max(width, height)))
     # Hashes of a JPEG are as good as those of a PNG, in a fifth of the time.
     task.thumbnail_path.write_bytes(encode_jpeg(small, quality=92, colorsubsampling="444"))
-    thumbnail = Image.fromarray(small)
     mask, mask_problem = make_mask(decoded, task.mask, limits)
     return ImagePixels(
         file_sha256=task.file_sha256,
@@ -292,9 +291,9 @@ def _decode_and_store(task: DecodeTask, limits: Limits) -> ImagePixels:
         height=decoded.height,
         captured_at=decoded.captured_at,
         notes=decoded.notes,
-        hashes=image_hashes(thumbnail),
+        hashes=image_hashes(small),
         quality=measure_quality(decoded.pixels),
-        feature=image_feature(thumbnail),
+        feature=image_feature(small),
         mask_file_sha256=task.mask_file_sha256,
         mask=None if mask is None else store_mask(mask, task.root / MASKS),
         mask_problem=mask_problem,

@@ -49,10 +49,9 @@ Float = NDArray[np.float32]
 Plane = NDArray[np.uint8]
 
 
-def image_feature(thumbnail: Image.Image) -> bytes:
+def image_feature(thumbnail: Image.Image | Plane) -> bytes:
     """Compute the feature of an upright RGB thumbnail: 251 little-endian float16; half a millisecond on one core."""
-    rgb = np.asarray(thumbnail.convert("RGB"))
-    pixels = cv2.resize(rgb, (_SIDE_PX, _SIDE_PX), interpolation=cv2.INTER_AREA)
+    pixels = cv2.resize(np.asarray(thumbnail), (_SIDE_PX, _SIDE_PX), interpolation=cv2.INTER_AREA)
     lab = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2LAB), dtype=np.uint8)
     planes = [np.asarray(plane, dtype=np.uint8) for plane in cv2.split(lab)]
     dx, dy = (np.asarray(gradient, dtype=np.float32) for gradient in cv2.spatialGradient(planes[0]))

@@ -11,6 +11,7 @@ from trainer.dataset.captions.labels import ImageLabels
 from trainer.dataset.captions.sidecars import Caption
 from trainer.dataset.images.image_quality import Quality
 from trainer.dataset.images.near_duplicates import BYTES_AS_BASE64, ImageHashes
+from trainer.protocol.edits import Crop
 from trainer.protocol.report import Finding, Split
 
 
@@ -67,6 +68,18 @@ class Assessment:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CroppedFiles:
+    """The part of an image that a person chose, stored under the names of the whole one, which is moved aside."""
+
+    crop: Crop
+    #: Upright size of the part in the original, px.
+    width: int
+    height: int
+    #: File name of its mask.
+    mask: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ImageRecord:
     """One image of the input; each step of the preparation adds a group of facts."""
 
@@ -81,6 +94,8 @@ class ImageRecord:
     assessment: Assessment = Assessment()
     #: None if it is dropped, or not assigned yet.
     split: Split | None = None
+    #: None if the whole image is trained on.
+    cropped: CroppedFiles | None = None
 
     @property
     def is_kept(self) -> bool:

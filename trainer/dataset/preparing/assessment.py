@@ -30,7 +30,7 @@ from trainer.dataset.images.near_duplicates import (
     near_pairs,
 )
 from trainer.dataset.input_files import Limits
-from trainer.protocol.edits import CaptionRules, Edits, Layout
+from trainer.protocol.edits import CaptionRules, Crop, Edits, Layout
 from trainer.protocol.report import CAPTION_BY_HAND, CAPTION_BY_RULE, Finding, FindingKind
 from trainer.protocol.text import _
 
@@ -66,7 +66,7 @@ def _assess_alone(record: ImageRecord, limits: Limits, edits: Edits) -> ImageRec
         return replace(record, assessment=replace(record.assessment, caption=handed_in))
     caption, is_automatic = _choose_caption(handed_in, pixels.pixels_sha256, edits)
     decision = edits.decisions.get(pixels.pixels_sha256)
-    findings = [*_decoder_findings(pixels), *_size_findings(pixels, limits), *quality_findings(pixels.quality)]
+    findings = [*_decoder_findings(pixels), *_size_findings(pixels, edits, limits), *quality_findings(pixels.quality)]
     assessment = Assessment(
         caption=caption if record.labels.is_regularization else _with_rules(caption, edits.rules),
         is_caption_automatic=is_automatic,
@@ -134,9 +134,11 @@ def _decoder_findings(pixels: ImagePixels) -> Iterator[Finding]:
         yield Finding(kind=FindingKind.MASK, action="kept", message=pixels.mask_problem)
 
 
-def _size_findings(pixels: ImagePixels, limits: Limits) -> Iterator[Finding]:
-    size = f"{pixels.width}x{pixels.height}"
-    short, long = sorted((pixels.width, pixels.height))
+def _size_findings(pixels: ImagePixels, edits: Edits, limits: Limits) -> Iterator[Finding]:
+    # Of what its crop leaves.
+    width, height = edits.crops.get(pixels.pixels_sha256, Crop()).size(pixels.width, pixels.height)
+    size = f"{width}x{height}"
+    short, long = sorted((width, height))
     aspect = long / short
     if short < limits.min_side_px:
         message = _("{size} px; each side must have at least {n} px", size=size, n=limits.min_side_px)

@@ -15,7 +15,15 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from trainer.dataset.dataset_folder import DECODED_NAME, DROPPED, IMAGES, MASKS, THUMBNAILS
+from trainer.dataset.dataset_folder import (
+    DECODED_NAME,
+    DROPPED,
+    IMAGES,
+    MASKS,
+    THUMBNAILS,
+    UNCROPPED,
+    UNCROPPED_THUMBNAILS,
+)
 from trainer.dataset.images.decode_workers import DecodeTask
 from trainer.dataset.images.image_record import ImagePixels
 from trainer.dataset.input_files import Limits
@@ -24,7 +32,7 @@ from trainer.exchange.dataset_dir import read_report
 from trainer.protocol.report import Split
 
 #: Raise it when an image would be decoded, stored or measured differently.
-_DECODING_VERSION = 6
+_DECODING_VERSION = 7
 #: Limits that change how an image is decoded, and not only whether.
 _DECODING_LIMITS = ("max_stored_pixels", "checked_side_px", "background")
 
@@ -49,10 +57,11 @@ class DecodeCache:
             return None
         folder, pixels = cached
         image = task.image_path.with_suffix(Path(pixels.image).suffix)
-        stored = next((path for name in (IMAGES, DROPPED) if (path := folder / name / pixels.image).is_file()), None)
-        thumbnail = folder / THUMBNAILS / pixels.thumbnail
+        # Of a cropped image the whole one: what is under `IMAGES` is a part of it.
+        stored = _first_file(folder / name / pixels.image for name in (UNCROPPED, IMAGES, DROPPED))
+        thumbnail = _first_file(folder / name / pixels.thumbnail for name in (UNCROPPED_THUMBNAILS, THUMBNAILS))
         mask = folder / MASKS / pixels.mask if pixels.mask else None
-        if stored is None or not thumbnail.is_file() or (mask is not None and not mask.is_file()):
+        if stored is None or thumbnail is None or (mask is not None and not mask.is_file()):
             return None
         _link(stored, image)
         _link(thumbnail, task.thumbnail_path)
@@ -60,6 +69,10 @@ class DecodeCache:
             target.parent.mkdir(exist_ok=True)
             _link(mask, target)
         return replace(pixels, image=image.name, thumbnail=task.thumbnail_path.name)
+
+
+def _first_file(paths: Iterable[Path]) -> Path | None:
+    return next((path for path in paths if path.is_file()), None)
 
 
 def write_decoded(folder: Path, images: Iterable[ImagePixels], limits: Limits) -> None:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from trainer.console import Progress, ignore_progress
 from trainer.dataset.dataset_folder import DROPPED, EDITS_NAME, IMAGES, REPORT_NAME, SHEETS, publish_folder
+from trainer.dataset.images.cropping import crop_images
 from trainer.dataset.input_files import Limits
 from trainer.dataset.preparing.assessment import assess
 from trainer.dataset.preparing.decode_cache import DecodeCache, previous_splits, write_decoded
@@ -29,7 +30,7 @@ from trainer.protocol.report import DatasetReport
 from trainer.protocol.text import _
 
 #: Raise it when the same input would be prepared differently.
-_METHOD_VERSION = 7
+_METHOD_VERSION = 8
 
 #: Draws contact sheets: from a report and its thumbnails by image number into a folder; returns the files.
 DrawSheets = Callable[[DatasetReport, Mapping[int, Path], Path], Sequence[Path]]
@@ -89,6 +90,7 @@ def prepare(
             refused = tuple(sorted(opened.refused, key=lambda entry: entry.source))
             if not any(record.is_kept for record in records):
                 raise nothing_to_train_on(sources, records, refused)
+            records = crop_images(records, root, edits.crops, limits)
             records = assign_splits(records, shares, previous_splits(reused, shares))
             context = ReportContext(
                 input_digest=input_digest,
@@ -128,7 +130,7 @@ def _existing_report(out: Path, input_digest: str) -> DatasetReport | None:
         report = read_report(out)
     except (OSError, ValidationError):
         return None
-    kept = [file for image in report.images for file in (image.path, image.mask) if file]
+    kept = [file for image in report.images for file in (image.path, image.mask, image.uncropped) if file]
     is_complete = all((out / file).is_file() for file in (*kept, *report.sheets, *report.pages))
     return report if report.input_digest == input_digest and is_complete else None
 

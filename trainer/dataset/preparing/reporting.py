@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trainer.dataset.captions.caption_checks import caption_statistics
-from trainer.dataset.dataset_folder import IMAGES, MASKS, THUMBNAILS
+from trainer.dataset.dataset_folder import IMAGES, MASKS, THUMBNAILS, UNCROPPED
 from trainer.dataset.images.image_features import diverse, isolated
 from trainer.dataset.images.image_record import ImageRecord
 from trainer.dataset.preparing.assessment import kept_pixels
@@ -93,6 +93,14 @@ def _image(record: ImageRecord) -> Image:
     if record.is_kept:
         decoded["path"] = f"{IMAGES}/{pixels.image}"
         decoded["mask"] = f"{MASKS}/{pixels.mask}" if pixels.mask else None
+    if (cropped := record.cropped) is not None:
+        decoded |= {
+            "crop": cropped.crop,
+            "uncropped": f"{UNCROPPED}/{pixels.image}",
+            "width": cropped.width,
+            "height": cropped.height,
+            "mask": f"{MASKS}/{cropped.mask}" if cropped.mask else None,
+        }
     return image.model_copy(update=decoded)
 
 
@@ -118,7 +126,10 @@ def _advised_folds(images: Sequence[Image]) -> int | None:
 def _digest(images: Sequence[Image]) -> str:
     """SHA-256 over everything that training depends on."""
     kept = sorted(
-        [i.pixels_sha256, i.caption, *i.other_captions, i.split, i.repeats, i.mask or "", i.is_regularization]
+        [
+            *(i.pixels_sha256, i.caption, *i.other_captions, i.split, i.repeats, i.mask or "", i.is_regularization),
+            *([] if i.crop is None else [i.crop.model_dump_json()]),
+        ]
         for i in images
         if i.status == "kept"
     )

@@ -143,7 +143,7 @@ def _missing_captions(kept: Sequence[Image]) -> list[str]:
     parts = [kind_count(kind, number) for kind in kinds if (number := _number_with(kept, kind))]
     if all(image.caption for image in kept):
         return [_("Each has a caption.")]
-    return [f"{', '.join(parts)}."] if parts else []
+    return [_("{facts}.", facts=_(", ").join(parts))] if parts else []
 
 
 def _caption_sources(kept: Sequence[Image], columns: Sequence[CaptionColumn]) -> Iterator[str]:

@@ -71,3 +71,11 @@ def as_exported(trained: Trained) -> AbstractContextManager[None]:
     from trainer.models.methods.full import FullTraining
 
     return trained.as_exported() if isinstance(trained, FullTraining) else nullcontext()
+
+
+def widen(trained: Trained) -> None:
+    """Convert trained weights to what they are trained in; those of adapters and new words are from the start."""
+    from trainer.models.methods.full import FullTraining
+
+    if isinstance(trained, FullTraining):
+        trained.widen()

@@ -133,13 +133,32 @@ def _differences(fresh: LoadedBase, method: Method, weights: Weights) -> dict[st
     trained.load(weights)
     differences: dict[str, Tensor] = {}
     for name, module in trained.modules.items():
-        layers = _adapter_layers(module)
-        for path, key in kohya_keys(fresh, name, layers).items():
-            weight = layers[path].get_base_layer().weight
-            before = weight.detach().clone()
-            layers[path].merge()
-            differences[f"{key}.diff"] = (layers[path].get_base_layer().weight.detach() - before).half()
+        keys = kohya_keys(fresh, name, _adapter_layers(module))
+        names = {id(layer.get_base_layer().weight): keys[path] for path, layer in _adapter_layers(module).items()}
+        for parameter, merged in merged_layers(module, lambda parameter: parameter.detach()):
+            differences[f"{names[id(parameter)]}.diff"] = (merged - parameter.detach()).half()
     return differences
+
+
+@torch.no_grad()
+def merged_layers(
+    module: nn.Module, original: Callable[[nn.Parameter], Tensor]
+) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    """Yield the adapted weights of a module, each with what it is once the adapter is merged into it.
+
+    Args:
+        original: Returns a weight without the adapter in fp32, on the adapter's device.
+    """
+    for layer in _adapter_layers(module).values():
+        parameter = layer.get_base_layer().weight
+        kept = parameter.data
+        try:
+            parameter.data = original(parameter).clone()
+            layer.merge()
+            merged = parameter.data
+        finally:
+            parameter.data = kept
+        yield parameter, merged
 
 
 def attach_adapter(base: LoadedBase, method: Method, reload: Callable[[], LoadedBase] | None = None) -> Trained:

@@ -31,12 +31,24 @@ class FullTraining:
     """A `Trained`: weights of the denoiser, and all weights of the CLIP text encoders if those are trained."""
 
     def __init__(
-        self, base: LoadedBase, parameters: Mapping[str, Mapping[str, nn.Parameter]], reload: Callable[[], LoadedBase]
+        self,
+        base: LoadedBase,
+        parameters: Mapping[str, Mapping[str, nn.Parameter]],
+        reload: Callable[[], LoadedBase],
+        dtype: torch.dtype,
     ) -> None:
         self._base = base
         #: By module and name.
         self._parameters = parameters
         self._reload = reload
+        self._dtype = dtype
+
+    def widen(self) -> None:
+        """Convert the trained weights to what they are trained in, if they still are as they are stored."""
+        for name, part in self._parameters.items():
+            for parameter in part.values():
+                # Updates of 1e-6 are lost in half precision, unless it is rounded stochastically (`fused_backward`).
+                parameter.data = parameter.data.to(self._dtype if name == self._base.denoiser_name else torch.float32)
 
     @property
     def modules(self) -> Mapping[str, nn.Module]:
@@ -71,6 +83,7 @@ class FullTraining:
                 raise CheckpointError(
                     f"The weights do not fit this job (at {'.'.join(key)}).", "Start the job from the beginning."
                 )
+        self.widen()
         for name, parameters in self._parameters.items():
             for own, parameter in parameters.items():
                 parameter.copy_(weights[name][own])
@@ -141,6 +154,8 @@ def attach_full(
 ) -> FullTraining:
     """Train the denoiser weights that `method` targets, and all weights of CLIP text encoders if it asks for that.
 
+    They stay as they are stored until they are placed (`widen`): before, it is checked whether they will fit.
+
     Args:
         reload: Loads the untrained base again.
         dtype: Of the denoiser's trained weights; those of text encoders are fp32.
@@ -152,12 +167,10 @@ def attach_full(
     if method.text_encoder:
         encoders = base.clip_encoders.items()
         parameters = {name: dict(encoder.named_parameters()) for name, encoder in encoders} | parameters
-    for name, part in parameters.items():
+    for part in parameters.values():
         for parameter in part.values():
-            # Updates of 1e-6 are lost in half precision, unless it is rounded stochastically (`fused_backward`).
-            parameter.data = parameter.data.to(dtype if name == base.denoiser_name else torch.float32)
             parameter.requires_grad_(True)
-    return FullTraining(base, parameters, reload)
+    return FullTraining(base, parameters, reload, dtype)
 
 
 def load_back(file: ExportedFile, revision_of: Base, objective: Objective) -> LoadedBase:

@@ -137,6 +137,12 @@ class Inversion:
                 stack.callback(setattr, word.tokenizer.backend_tokenizer, "normalizer", word.word_normalizer)
             yield
 
+    def detach(self) -> None:
+        """Take the word out of the text encoders again."""
+        for word in self.words.values():
+            clip_text_model(word.encoder).embeddings.token_embedding = word.embedding.known
+            word.tokenizer.backend_tokenizer.normalizer = word.base_normalizer
+
     def export(self, folder: Path, name: str, metadata: Mapping[str, Any]) -> list[ExportedFile]:
         """Write a file named after the trigger word for A1111 and ComfyUI, which take the word from the file's name.
 

@@ -129,39 +129,55 @@ def network_metadata(method: Method) -> dict[str, Any]:
 
 
 def merged_weight(weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Merge one layer of a kohya file into a base weight, in fp32, same shape.
+    """Merge one layer of an adapter's file into a base weight, in fp32, same shape.
 
     Formulas of KohakuBlueleaf/LyCORIS 4.1.3: `functional/` `locon.py`, `loha.py`, `lokr.py`, `modules/ia3.py`, and
     `weight_decompose` of `functional/general.py` for DoRA. A full difference is added.
+
+    Args:
+        weight: Of the base.
+        tensors: By their names without `.weight`, as `starting_files.by_layer_name` groups them; `lora_A` and `lora_B`
+            are peft's names of `lora_down` and `lora_up`.
+
+    Raises:
+        ValueError: It holds tensors that no formula here knows.
     """
     base = weight.float()
     t = {name: tensor.to(base) for name, tensor in tensors.items()}
-    if "diff" in t:
-        return base + t["diff"]
+    if set(t) == {"diff"}:
+        return base + t["diff"].reshape(base.shape)
     if "on_input" in t:
         side = 1 if t["on_input"] else 0
         shape = [-1 if dim == side else 1 for dim in range(base.ndim)]
         return base * (1 + t["weight"].reshape(shape))
+    magnitude = next((t.pop(name) for name in ("dora_scale", "lora_magnitude_vector") if name in t), None)
     merged = base + _product(t).reshape(base.shape)
-    if "dora_scale" not in t:
+    if magnitude is None:
         return merged
     norms: Tensor = torch.linalg.vector_norm(merged.flatten(1), dim=1)
-    return merged * (t["dora_scale"] / norms.reshape(t["dora_scale"].shape))
+    return merged * (magnitude.flatten() / norms).reshape(-1, *(1,) * (base.ndim - 1))
 
 
 def _product(t: Mapping[str, Tensor]) -> Tensor:
     """The weight update of LoRA, LoHa or LoKr; its shape may be flattened."""
-    if "lora_up.weight" in t:
-        up, down = t["lora_up.weight"], t["lora_down.weight"]
-        return t["alpha"] / len(down) * (up.flatten(1) @ down.flatten(1))
-    if "hada_w1_a" in t:
-        rank = len(t["hada_w1_b"])
-        return t["alpha"] / rank * (t["hada_w1_a"] @ t["hada_w1_b"]) * (t["hada_w2_a"] @ t["hada_w2_b"])
-    scale = lokr_scale(t)
-    small = t["lokr_w1"] if "lokr_w1" in t else t["lokr_w1_a"] @ t["lokr_w1_b"]
-    large = t["lokr_w2"] if "lokr_w2" in t else t["lokr_w2_a"] @ t["lokr_w2_b"]
-    # Kernel pixels are the last axes of the large factor, so its rows may be flattened.
-    return scale * torch.kron(small, large.flatten(1))
+    match sorted(t.keys() - {"alpha"}):
+        case [down, up] if (down, up) in {("lora_down", "lora_up"), ("lora_A", "lora_B")}:
+            return _scale(t, len(t[down])) * (t[up].flatten(1) @ t[down].flatten(1))
+        case ["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"]:
+            scale = _scale(t, len(t["hada_w1_b"]))
+            return scale * (t["hada_w1_a"] @ t["hada_w1_b"]) * (t["hada_w2_a"] @ t["hada_w2_b"])
+        case ["lokr_w1" | "lokr_w1_a", *_rest] if not any(name.endswith("_t2") for name in t):
+            small = t["lokr_w1"] if "lokr_w1" in t else t["lokr_w1_a"] @ t["lokr_w1_b"]
+            large = t["lokr_w2"] if "lokr_w2" in t else t["lokr_w2_a"] @ t["lokr_w2_b"]
+            # Kernel pixels are the last axes of the large factor, so its rows may be flattened.
+            return lokr_scale(t) * torch.kron(small, large.flatten(1))
+        case others:
+            raise ValueError(f"no known kind of adapter has {', '.join(others)}")
+
+
+def _scale(t: Mapping[str, Tensor], rank: int) -> Tensor:
+    """The factor of an update; a file without alpha has that multiplied in."""
+    return t["alpha"] / rank if "alpha" in t else torch.tensor(1.0)
 
 
 def lokr_scale(t: Mapping[str, Tensor]) -> Tensor:

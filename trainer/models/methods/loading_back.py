@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from trainer.errors import ExportError
 from trainer.models.families.model import LoadedBase
 from trainer.models.methods.adapters import remove_adapter
-from trainer.models.methods.kohya import kohya_keys, merged_weight
+from trainer.models.methods.applying import FileChange
 from trainer.models.methods.trained import ExportedFile
 from trainer.models.widening import stand_ins
 from trainer.protocol.events import Reader
@@ -86,37 +85,13 @@ def _by_peft(folder: Path, base: LoadedBase) -> Iterator[None]:
 
 @contextmanager
 def _by_formulas(path: Path, base: LoadedBase) -> Iterator[None]:
-    layers = _by_key(load_file(path))
-    known = _known_layers(base)
-    unknown = next((key for key in layers if key not in known), None)
-    if unknown is not None:
-        raise ExportError(f"{path.name} has {unknown}, which is not a layer of the model.", "Please report this bug.")
-    before: dict[str, Tensor] = {}
+    before: dict[nn.Parameter, Tensor] = {}
     try:
-        for key, tensors in layers.items():
-            parameter = known[key].get_parameter("weight")
-            before[key] = parameter.data
-            with torch.no_grad():
-                parameter.data = merged_weight(parameter.data, tensors)
+        with torch.no_grad():
+            for parameter, merged in FileChange(path=path).changed(base, lambda parameter: parameter.data.float()):
+                before[parameter] = parameter.data
+                parameter.data = merged
         yield
     finally:
-        for key, weight in before.items():
-            known[key].get_parameter("weight").data = weight
-
-
-def _by_key(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    layers: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in state.items():
-        key, _, weight = name.partition(".")
-        layers.setdefault(key, {})[weight] = tensor
-    return layers
-
-
-def _known_layers(base: LoadedBase) -> dict[str, nn.Module]:
-    """All layers of the model by their keys in a kohya file."""
-    known: dict[str, nn.Module] = {}
-    for name in (base.denoiser_name, *base.clip_encoders):
-        modules = base.module(name).named_modules()
-        layers = {path: layer for path, layer in modules if isinstance(layer, nn.Linear | nn.Conv2d)}
-        known |= {key: layers[path] for path, key in kohya_keys(base, name, layers).items()}
-    return known
+        for parameter, weight in before.items():
+            parameter.data = weight

@@ -41,7 +41,7 @@ async def test_a_person_has_so_many_drafts(db: Database, clock: FakeClock) -> No
     # The same command twice is one draft; those of others do not count.
     assert await keep(drafts, 1) == first
     await keep(drafts, 4, owner=6)
-    await drafts.cancel(first.id, by=5)
+    await drafts.cancel(first.id)
     await keep(drafts, 3)
     clock.advance(DAY_S + 1)
     await keep(drafts, 5)
@@ -57,16 +57,17 @@ def job_of(draft: Draft) -> NewJob:
 async def test_a_draft_becomes_its_job_once_and_cannot_be_cancelled_then(drafts: DraftStore, store: JobStore) -> None:
     draft = await keep(drafts)
     jobs = await asyncio.gather(*(store.submit(job_of(draft)) for _ in range(3)))
-    assert [(job.id, job.state) for job in jobs] == [(draft.id, State.QUEUED)] * 3
-    assert not await drafts.cancel(draft.id, by=5)
-    assert (await drafts.get(draft.id)).state is State.QUEUED
+    assert [(job.interaction_id, job.state) for job in jobs] == [(draft.interaction_id, State.QUEUED)] * 3
+    assert len({job.id for job in jobs}) == 1
+    assert not await drafts.cancel(draft.id)
+    assert (await drafts.get(draft.id)).job_id == jobs[0].id
     assert await drafts.waiting(5, 1) is None
 
 
 async def test_a_cancelled_draft_cannot_be_queued(drafts: DraftStore, store: JobStore) -> None:
     draft = await keep(drafts)
-    assert await drafts.cancel(draft.id, by=5)
-    assert not await drafts.cancel(draft.id, by=5)
+    assert await drafts.cancel(draft.id)
+    assert not await drafts.cancel(draft.id)
     with pytest.raises(DraftEnded, match="was cancelled"):
         await drafts.get(draft.id)
     with pytest.raises(DraftEnded, match="was cancelled"):
@@ -81,6 +82,15 @@ async def test_a_draft_is_no_job_yet(drafts: DraftStore, store: JobStore) -> Non
         await store.get(draft.id)
 
 
+async def test_drafts_leave_no_holes_in_the_numbers_of_jobs(drafts: DraftStore, store: JobStore) -> None:
+    numbers = []
+    for interaction in (1, 3, 5):
+        await keep(drafts, interaction)
+        started = await keep(drafts, interaction + 1)
+        numbers.append((await store.submit(job_of(started))).id)
+    assert numbers == [1, 2, 3]
+
+
 async def test_a_draft_expires_after_a_day(drafts: DraftStore, clock: FakeClock, db: Database) -> None:
     draft = await keep(drafts)
     clock.advance(DAY_S - 1)
@@ -91,7 +101,7 @@ async def test_a_draft_expires_after_a_day(drafts: DraftStore, clock: FakeClock,
         await drafts.get(draft.id)
     assert await drafts.waiting(5, 1) is None
     assert await drafts.sweep() == 1
-    assert await db.all("SELECT * FROM job") == []
+    assert await db.all("SELECT * FROM draft") == []
 
 
 async def test_a_job_outlives_its_draft(drafts: DraftStore, store: JobStore, clock: FakeClock) -> None:

@@ -70,8 +70,8 @@ async def whole_row(db: Database, job_id: int) -> tuple[object, ...]:
 
 #: The state after a stop of a job that was never started; all other states stay.
 _STOPPED = {
-    **{(state, StopIntent.CANCEL): State.CANCELLED for state in (State.DRAFT, State.QUEUED, State.PAUSED)},
-    **{(state, StopIntent.KEEP_BEST): State.CANCELLED for state in (State.DRAFT, State.QUEUED, State.PAUSED)},
+    **{(state, StopIntent.CANCEL): State.CANCELLED for state in (State.QUEUED, State.PAUSED)},
+    **{(state, StopIntent.KEEP_BEST): State.CANCELLED for state in (State.QUEUED, State.PAUSED)},
     **{(state, intent): State.STOPPING for state in (State.PREPARING, State.RUNNING) for intent in StopIntent},
     (State.QUEUED, StopIntent.PAUSE): State.PAUSED,
 }
@@ -239,7 +239,7 @@ async def test_a_served_turn_counts_whatever_becomes_of_its_job(store: JobStore,
 
 
 async def test_turns_are_found_by_indexes(db: Database) -> None:
-    values = {"owner_id": 1, "priority": 0, "turn": 1}
+    values = {"owner_id": 1, "kind": "train", "priority": 0, "turn": 1}
     for statement in (job_sql.NEXT_TURN, job_sql.MOVE_UP):
         plan = [row["detail"] for row in await db.all("EXPLAIN QUERY PLAN " + statement, values)]
         assert not [step for step in plan if step.startswith("SCAN") and step != "SCAN CONSTANT ROW"], plan

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from tests.trainer.dataset import defective_images
 from tests.trainer.dataset.image_files import encoded
-from trainer.dataset.images.image_quality import Quality, _without_columns, measure_quality, quality_findings
+from trainer.dataset.images.image_quality import Quality, _without_rules, measure_quality, quality_findings
 from trainer.protocol.report import Finding, FindingKind
 
 
@@ -205,4 +205,6 @@ def test_lines_are_cleared_as_by_a_plain_opening(seed: int) -> None:
         marks[row : row + length, column] = 1
     marks[:31, 7] = marks[-31:, 9] = 1  # half a line at either border
     opened = cv2.morphologyEx(marks, cv2.MORPH_OPEN, np.ones((60, 1), np.uint8))
-    assert np.array_equal(_without_columns(marks, 60), cv2.subtract(marks, opened))
+    assert np.array_equal(_without_rules(marks, 60, is_upright=True), cv2.subtract(marks, opened))
+    level = np.ascontiguousarray(marks.T)
+    assert np.array_equal(_without_rules(level, 60, is_upright=False), cv2.subtract(level, np.asarray(opened).T))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +21,7 @@ from trainer.dataset.split.overlap import thumbnail_path
 from trainer.exchange.files import atomic_write
 from trainer.models.base import LoadedBase
 from trainer.models.widening import stand_ins, widened
+from trainer.protocol.bucket_shapes import Size
 from trainer.protocol.report import Counts, DatasetReport, Image, Split
 from trainer.protocol.settings import MixRole, Prior, Samples
 from trainer.tasks.task import DrawnSample
@@ -37,18 +38,18 @@ class SamplePlan:
 
     prompt: str
     seed: int
+    negative: str = ""
 
 
 def plan_samples(prompts: Sequence[str], settings: Samples) -> tuple[SamplePlan, ...]:
     """Plan each prompt once; few prompts get several seeds, so that there are at least MIN_SAMPLES images."""
     rounds = -(-MIN_SAMPLES // len(prompts))
     return tuple(
-        SamplePlan(prompt=prompt, seed=settings.seed + index)
+        SamplePlan(prompt=prompt, seed=settings.seed + index, negative=settings.negative_prompt)
         for index, prompt in enumerate([prompt for prompt in prompts for _ in range(rounds)])
     )
 
 
-@torch.no_grad()
 def draw_samples(
     base: LoadedBase,
     plan: Sequence[SamplePlan],
@@ -59,41 +60,73 @@ def draw_samples(
     device: torch.device,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[PILImage.Image]:
-    """Draw the images of `plan` by the base's sampler with classifier-free guidance.
+    """Draw the images of `plan` in squares of `resolution`; see `draw_batches`.
 
-    An image's noise depends on its seed only, not on the rest of the batch. `progress` is called after each step with
-    the images that are done (those of a batch one after another, as its steps pass) and all.
+    `progress` is called after each step with the images that are done and all.
+    """
+    images: list[PILImage.Image] = []
+    batches = draw_batches(
+        base,
+        plan,
+        steps=settings.steps,
+        guidance=settings.guidance,
+        size=(resolution, resolution),
+        embed=embed,
+        device=device,
+        progress=lambda done: progress(done, len(plan)),
+    )
+    for batch in batches:
+        images.extend(batch)
+    return images
+
+
+@torch.no_grad()
+def draw_batches(
+    base: LoadedBase,
+    plan: Sequence[SamplePlan],
+    *,
+    steps: int,
+    guidance: float,
+    size: Size,
+    embed: Callable[[list[str]], Mapping[str, Tensor]],
+    device: torch.device,
+    batch: int = BATCH,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Generator[list[PILImage.Image], None, None]:
+    """Draw the images of `plan` by the base's sampler with classifier-free guidance, `batch` at once; yield each batch.
+
+    An image's noise depends on its seed (and its size) only, not on the rest of the batch. `progress` is called after
+    each step with the images that are done: those of a batch one after another, as its steps pass.
     """
     pipeline = base.pipeline()
     pipeline.set_progress_bar_config(disable=True)
+    done = 0
 
     def after_step(_pipeline: Any, step: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
-        batch = min(BATCH, len(plan) - len(images))
-        progress(len(images) + batch * (step + 1) // settings.steps, len(plan))
+        progress(done + len(part) * (step + 1) // steps)
         return values
 
-    images: list[PILImage.Image] = []
     # Decoded one at a time: at 1024 px an image takes some GB in fp32.
     base.vae.enable_slicing()
     with widened(base.vae, device):
-        for start in range(0, len(plan), BATCH):
-            part = plan[start : start + BATCH]
+        for start in range(0, len(plan), batch):
+            part = plan[start : start + batch]
             arguments = base.sampling_arguments(
-                embed([sample.prompt for sample in part]), embed([settings.negative_prompt] * len(part))
+                embed([sample.prompt for sample in part]), embed([sample.negative for sample in part])
             )
             # The encoders do not run; their stored dtype must not become that of the latents.
             with stand_ins(base.text_encoders.values()):
                 result = pipeline(
                     **arguments,
-                    num_inference_steps=settings.steps,
-                    guidance_scale=settings.guidance,
-                    height=resolution,
-                    width=resolution,
+                    num_inference_steps=steps,
+                    guidance_scale=guidance,
+                    height=size[1],
+                    width=size[0],
                     generator=[torch.Generator("cpu").manual_seed(sample.seed) for sample in part],
                     callback_on_step_end=after_step,
                 )
-            images.extend(result.images)
-    return images
+            done += len(part)
+            yield result.images
 
 
 #: Draws an image for each (prompt, seed); each depends on its own prompt and seed only.

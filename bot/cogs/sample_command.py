@@ -1,0 +1,424 @@
+"""`/sample`, [Try prompts] and [Compare epochs]: draw with what was trained; votes, and which epoch is the result."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from functools import partial
+from pathlib import PurePath
+from typing import TYPE_CHECKING, TypeAlias
+
+import discord
+from discord import app_commands
+from discord.ext import commands
+
+from bot.access import Ability, manages
+from bot.cogs.autocomplete import answered, base_choices, job_choices
+from bot.cogs.finetune_command import require_permissions
+from bot.cogs.interaction_gate import PAGES, REPORTS, UPLOADS, ButtonHandler, handled
+from bot.cogs.job_request import UnknownBase
+from bot.cogs.lookups import find_job, job_here
+from bot.cogs.replies import Acknowledgement, open_form, reply
+from bot.cogs.sampling_request import (
+    EpochNotKept,
+    SamplingRequest,
+    kept_epochs_of,
+    other_seeds,
+    sampling_of_base,
+    sampling_of_job,
+    suggested,
+)
+from bot.cogs.services import Services, allowance_of_member, context_of, require_hours
+from bot.cogs.sharing import share_picture
+from bot.cogs.uploaded_adapter import copied_adapter, received_adapter
+from bot.errors import JobRefused, StaleButton
+from bot.queue import Job, NewJob
+from bot.queue.domain.job import State
+from bot.queue.domain.verbs import require_control
+from bot.queue.store.gallery_store import Picture, ShownImage
+from bot.ui.dataset_forms import Form, FormCallback
+from bot.ui.layout import text_message
+from bot.ui.sample_pages import (
+    ALL_IMAGES,
+    COMPARE_EPOCHS,
+    OTHER_SEEDS,
+    SHARE_IMAGES,
+    TRY_PROMPTS,
+    images_messages,
+    sampling_receipt,
+)
+from trainer.exchange.kept_epochs import checkpoint_epochs
+from trainer.protocol.events import Finished, SamplingFinished
+from trainer.protocol.sampling import SampledJob, SamplingSpec
+from trainer.protocol.text import N_, _
+
+if TYPE_CHECKING:
+    Prompts: TypeAlias = str
+    Negative: TypeAlias = str
+    Short: TypeAlias = str
+    Steps: TypeAlias = int
+    Guidance: TypeAlias = float
+else:
+    Prompts = app_commands.Range[str, 1, 2000]
+    Negative = app_commands.Range[str, 0, 500]
+    Short = app_commands.Range[str, 1, 200]
+    Steps = app_commands.Range[int, 1, 200]
+    Guidance = app_commands.Range[float, 0, 30]
+
+#: Images that a message in the gallery shows the prompts of.
+_MAX_SHARED_IMAGES = 8
+
+
+class SampleCommand(commands.Cog):
+    """`/sample`."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    @app_commands.command(
+        description=N_("Draw with a training of this server, with a LoRA file, or with a base model."),
+        extras=handled(rate=UPLOADS),
+    )
+    @app_commands.guild_only()
+    @app_commands.describe(
+        prompts=N_("What to draw; put | between prompts"),
+        job=N_("Number or name of the training to draw with"),
+        file=N_("… or a LoRA of another place, as .safetensors"),
+        base=N_("The base model of the file, or to draw with it alone"),
+        epochs=N_("Epochs to compare: base, 2, 4-8, best, all (default: the result)"),
+        strengths=N_("How strongly it changes the base model, 0 to 1.5, such as 0.7, 1"),
+        seeds=N_("Numbers that choose the images, such as 1, 2, 3; the same seed gives the same start"),
+        negative=N_("What should not be in the images"),
+        size=N_("Width x height, such as 512x768 (default: as it was trained)"),
+        steps=N_("Steps for each image; more take longer (default: 25)"),
+        guidance=N_("How closely images follow the prompt (default: 7)"),
+        with_base=N_("Also draw with the base model alone, to compare"),
+    )
+    async def sample(
+        self,
+        interaction: discord.Interaction,
+        prompts: Prompts,
+        job: str | None = None,
+        file: discord.Attachment | None = None,
+        base: str | None = None,
+        epochs: Short | None = None,
+        strengths: Short | None = None,
+        seeds: Short | None = None,
+        negative: Negative = "",
+        size: Short | None = None,
+        steps: Steps | None = None,
+        guidance: Guidance | None = None,
+        with_base: bool = False,
+    ) -> None:
+        request = SamplingRequest(
+            prompts=prompts,
+            negative=negative,
+            epochs=epochs or "",
+            strengths=strengths or "",
+            seeds=seeds or "",
+            size=size or "",
+            steps=steps,
+            guidance=guidance,
+        )
+        if job is not None:
+            if file is not None or base is not None:
+                raise JobRefused(_("Give one of them: job, or file with its base, or base alone. Nothing was queued."))
+            found = await find_job(self._services, interaction, job)
+            await draw_with_job(self._services, interaction, found, request.with_base() if with_base else request)
+            return
+        await self._draw_with_base(interaction, base, file, request, with_base=with_base)
+
+    async def _draw_with_base(
+        self,
+        interaction: discord.Interaction,
+        label: str | None,
+        file: discord.Attachment | None,
+        request: SamplingRequest,
+        *,
+        with_base: bool,
+    ) -> None:
+        services, models = self._services, self._services.config.models
+        if file is None and label is None:
+            raise JobRefused(_("Say what to draw with: job, file, or base. Nothing was queued."))
+        if request.epochs:
+            raise JobRefused(_("Only a training has epochs: give job. Nothing was queued."))
+        require_permissions(interaction)
+        label = label or models.default_label
+        if label is None or label not in models.sources:
+            raise UnknownBase(label=label, known=models.sources)
+        base = {"source": models.sources[label]}
+        alone = {"kind": "base", "label": _("base model")}
+        if file is None:
+            spec = await sampling_of_base(services, base, [alone], request)
+            await submit_sampling(services, interaction, spec, title=label)
+            return
+        # Before the download: what was typed may be wrong.
+        stem = PurePath(file.filename).stem[:60] or "lora"
+        drawn = [alone] if with_base else []
+        first = {"kind": "file", "label": stem, "path": "adapter.safetensors"}
+        spec = await sampling_of_base(services, base, [*drawn, first], request)
+        async with received_adapter(services, interaction, file) as folder:
+            await submit_sampling(services, interaction, spec, title=stem, folder=folder)
+
+    @sample.autocomplete("job")
+    @answered
+    async def choose_job(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
+        return await job_choices(self._services, interaction, typed, can_draw=True)
+
+    @sample.autocomplete("base")
+    @answered
+    async def choose_base(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
+        return base_choices(self._services.config, typed)
+
+    @commands.Cog.listener()
+    async def on_sample_menu(self, interaction: discord.Interaction, job_id: int, verb: str, chosen: str) -> None:
+        await self._services.gate.press(interaction, MENUS, verb, chosen, self._services, job_id)
+
+
+async def draw_with_job(
+    services: Services, interaction: discord.Interaction, job: Job, request: SamplingRequest
+) -> None:
+    """Queue a sampling of a training on behalf of a member, and answer with its receipt.
+
+    Raises:
+        JobRefused: It cannot be drawn, or the member has no room or no GPU hours left.
+        SpecError: A value is out of range.
+    """
+    spec = await sampling_of_job(services, job, request)
+    await submit_sampling(services, interaction, spec, title=job.name, source=job)
+
+
+async def submit_sampling(
+    services: Services,
+    interaction: discord.Interaction,
+    spec: SamplingSpec,
+    *,
+    title: str,
+    source: Job | None = None,
+    folder: str = "",
+) -> None:
+    """Queue a sampling, and answer with its receipt.
+
+    Args:
+        services: The bot's services.
+        interaction: Of the member who asks for it.
+        spec: What is drawn.
+        title: What its card calls it.
+        source: The training whose results it draws with; its thread gets the card.
+        folder: The job's folder, if files are in it already.
+
+    Raises:
+        JobRefused: The member has no room or no GPU hours left.
+    """
+    assert interaction.guild_id is not None
+    allowance = await allowance_of_member(services, interaction)
+    estimate = await services.estimates.of_sampling(spec)
+    seconds = None if estimate is None else estimate.seconds
+    needed_h = None if seconds is None else seconds / 3600
+    await require_hours(services, allowance, needed_h, guild_id=interaction.guild_id, owner_id=interaction.user.id)
+    new = NewJob(
+        interaction_id=interaction.id,
+        guild_id=interaction.guild_id,
+        channel_id=await _place_of(services, interaction, source),
+        owner_id=interaction.user.id,
+        dataset_id=0 if source is None else source.dataset_id,
+        source_id=None if source is None else source.id,
+        spec=spec,
+        title=title,
+        # Each person's in turn: nobody waits for all images of another.
+        max_running=1,
+        estimate_s=seconds,
+        folder=folder,
+    )
+    job = await services.jobs.submit(new)
+    await reply(interaction, sampling_receipt(job, await context_of(services, job, interaction.client)))
+
+
+async def _place_of(services: Services, interaction: discord.Interaction, source: Job | None) -> int:
+    """The channel of a sampling's card: the thread of its training, else where it was asked for."""
+    if source is None:
+        return interaction.channel_id or 0
+    card = await services.outbox.cards.of(source.id)
+    return source.channel_id if card is None else card.thread_id or source.channel_id
+
+
+# -- forms ------------------------------------------------------------------------------------------------------------
+
+
+async def _ask(interaction: discord.Interaction, services: Services, job_id: int, *, compares: bool) -> None:
+    job = await job_here(services, interaction, job_id)
+    first = await suggested(services, job, compares=compares)
+
+    async def submitted(interaction: discord.Interaction, form: Form) -> None:
+        again = await job_here(services, interaction, job_id)
+        typed = form.texts
+        request = SamplingRequest(
+            prompts=typed["prompts"],
+            negative=typed.get("negative", ""),
+            epochs=typed.get("epochs", ""),
+            strengths=typed["strengths"],
+            seeds=typed["seeds"],
+            size=typed.get("size", ""),
+        )
+        await draw_with_job(services, interaction, again, request)
+
+    form = sampling_form(services.gate.form(submitted, UPLOADS, is_answer_new=True), job, first, compares=compares)
+    await open_form(interaction, form)
+
+
+def sampling_form(submitted: FormCallback, job: Job, first: SamplingRequest, *, compares: bool) -> Form:
+    """What to draw with a training; `compares`: with several of its epochs."""
+    title = _("Compare epochs of {name}", name=job.name) if compares else _("Draw with {name}", name=job.name)
+    form = Form(title, submitted)
+    form.add_text("prompts", _("Prompts"), _("One on each line"), value=first.prompts, max_length=2000, is_long=True)
+    if compares:
+        form.add_text(
+            "epochs",
+            _("Epochs"),
+            _("Commas between them; “base” is the model before the training"),
+            value=first.epochs,
+        )
+    else:
+        form.add_text("negative", _("What should not be in the images"), value=first.negative, max_length=500)
+    form.add_text(
+        "strengths", _("Strength"), _("0 is the base model, 1 is as trained, up to 1.5"), value=first.strengths
+    )
+    form.add_text("seeds", _("Seeds"), _("Each prompt is drawn once with each of these numbers"), value=first.seeds)
+    if not compares:
+        form.add_text(
+            "size", _("Size"), _("Width x height; empty: as it was trained"), max_length=20, placeholder="512x768"
+        )
+    return form
+
+
+# -- buttons and menus of a sampling ----------------------------------------------------------------------------------
+
+
+async def sampling_here(services: Services, interaction: discord.Interaction, job_id: int) -> Job:
+    """Return a sampling of the interaction's server.
+
+    Raises:
+        NoSuchJob: The server has no job of that number.
+        StaleButton: It is a training.
+    """
+    job = await job_here(services, interaction, job_id)
+    if not job.is_sampling:
+        raise StaleButton
+    return job
+
+
+async def _other_seeds(interaction: discord.Interaction, services: Services, job_id: int) -> None:
+    job = await sampling_here(services, interaction, job_id)
+    source = None if job.source_id is None else await job_here(services, interaction, job.source_id)
+    async with copied_adapter(services, interaction, job) as folder:
+        await submit_sampling(
+            services, interaction, other_seeds(job.sampling), title=job.name, source=source, folder=folder
+        )
+
+
+async def _all_images(interaction: discord.Interaction, services: Services, job_id: int) -> None:
+    job = await sampling_here(services, interaction, job_id)
+    for content in images_messages(job, await context_of(services, job, interaction.client)):
+        await reply(interaction, content)
+
+
+async def _share(interaction: discord.Interaction, services: Services, job_id: int) -> None:
+    job = await sampling_here(services, interaction, job_id)
+    model = None if job.source_id is None else await job_here(services, interaction, job.source_id)
+    picture = _picture_of(job)
+    await share_picture(services, interaction, job, picture, model=model, base=PurePath(job.sampling.base.source).name)
+
+
+def _picture_of(job: Job) -> Picture:
+    """The picture of a sampling that is shown to others: its only image, or its first sheet."""
+    spec, finished = job.sampling, job.terminal_event
+    if not isinstance(finished, SamplingFinished) or not finished.sheets:
+        raise StaleButton
+    cells = spec.cells
+    sheet = finished.sheets[0]
+    is_one = len(cells) == 1
+    epochs = {model.epoch for model in spec.models if isinstance(model, SampledJob)}
+    return Picture(
+        path=cells[0].path if is_one else sheet.path,
+        images=tuple(
+            ShownImage(
+                prompt=spec.prompts[cell.prompt].prompt,
+                seed=cell.seed,
+                negative_prompt=spec.prompts[cell.prompt].negative,
+                strength=cell.strength,
+            )
+            for cell in cells[:_MAX_SHARED_IMAGES]
+        ),
+        alt_text="" if is_one else sheet.alt,
+        epoch=epochs.pop() if len(epochs) == 1 and len(spec.models) == 1 else None,
+    )
+
+
+async def _vote(interaction: discord.Interaction, services: Services, job_id: int, chosen: str) -> None:
+    job = await sampling_here(services, interaction, job_id)
+    models = job.sampling.models
+    if job.state is not State.SUCCEEDED or int(chosen) >= len(models):
+        raise StaleButton
+    label = models[int(chosen)].label
+    if await services.jobs.votes.vote(job, interaction.user.id, int(chosen)):
+        text = _("👍 Your vote for {label} counts. Choose another to change it, the same to take it back.", label=label)
+    else:
+        text = _("Your vote for {label} is taken back.", label=label)
+    await reply(interaction, text_message(text))
+
+
+async def _use_epoch(interaction: discord.Interaction, services: Services, job_id: int, chosen: str) -> None:
+    """Make an epoch the result of the training that was drawn with: its files are tested, saved and handed over."""
+    sampling = await sampling_here(services, interaction, job_id)
+    if sampling.source_id is None:
+        raise StaleButton
+    job, epoch = await job_here(services, interaction, sampling.source_id), int(chosen)
+    can_manage = manages(interaction)
+    require_control(job, user_id=interaction.user.id, can_manage=can_manage, verb=_("choose the epoch of"))
+    finished = job.terminal_event
+    if isinstance(finished, Finished) and finished.best_epoch == epoch:
+        await reply(interaction, text_message(_("Epoch {epoch} is the result of #{job} already.", **_of(job, epoch))))
+        return
+    if job.state not in {State.SUCCEEDED, State.STOPPED}:
+        await reply(interaction, text_message(_("#{job} is not finished. Choose an epoch when it is.", job=job.id)))
+        return
+    kept = await kept_epochs_of(services, job)
+    if epoch not in kept.paths:
+        raise EpochNotKept(job_id=job.id, epoch=epoch, kept=list(kept.paths))
+    if epoch not in await asyncio.to_thread(checkpoint_epochs, services.jobs.job_dir(job)):
+        # Only its small file is left: that is what there is to use.
+        text = _("Of epoch {epoch} of #{job} only its small file is left. [All files] has it.", **_of(job, epoch))
+        await reply(interaction, text_message(text))
+        return
+    after = await services.jobs.choose_epoch(job.id, epoch, by=interaction.user.id)
+    if after.round == job.round:
+        text = _("#{job} has changed meanwhile; nothing was done. Try again.", job=job.id)
+    else:
+        text = _(
+            "📦 Epoch {epoch} becomes the result of #{job}. It is tested and saved now; I tell you when its files are "
+            "ready.",
+            **_of(job, epoch),
+        )
+    await reply(interaction, text_message(text))
+
+
+def _of(job: Job, epoch: int) -> dict[str, int]:
+    return {"job": job.id, "epoch": epoch}
+
+
+HANDLERS: Mapping[str, ButtonHandler] = {
+    TRY_PROMPTS: ButtonHandler(
+        run=partial(_ask, compares=False), acknowledgement=Acknowledgement.NONE, rate=PAGES, ability=Ability.SAMPLE
+    ),
+    COMPARE_EPOCHS: ButtonHandler(
+        run=partial(_ask, compares=True), acknowledgement=Acknowledgement.NONE, rate=PAGES, ability=Ability.SAMPLE
+    ),
+    OTHER_SEEDS: ButtonHandler(run=_other_seeds, rate=UPLOADS, ability=Ability.SAMPLE),
+    ALL_IMAGES: ButtonHandler(run=_all_images, rate=REPORTS),
+    SHARE_IMAGES: ButtonHandler(run=_share, ability=Ability.SHARE),
+}
+
+MENUS: Mapping[str, ButtonHandler] = {
+    "vote": ButtonHandler(run=_vote, argument="[0-9]{1,2}", rate=PAGES),
+    "use": ButtonHandler(run=_use_epoch, argument="[0-9]{1,4}", ability=Ability.TRAIN),
+}

@@ -1,0 +1,215 @@
+"""Applies what was learned to a loaded base at a strength: 0 is the base, 1 is as trained, and between them weights are
+interpolated.
+
+For LoRA that is its scale. For the other kinds it is what A1111 and ComfyUI do with a strength: the base's weight plus
+that share of the whole change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from trainer.errors import BadSpecError
+from trainer.models.families.model import LoadedBase
+from trainer.models.methods.adapter_files import PEFT_PREFIX
+from trainer.models.methods.adapters import attach_adapter, merged_layers, remove_adapter
+from trainer.models.methods.inversion import Inversion, attach_inversion
+from trainer.models.methods.kohya import kohya_keys, merged_weight, with_text_model
+from trainer.models.methods.starting_files import by_layer_name, read_start
+from trainer.models.methods.trained import Trained, Weights
+from trainer.protocol.settings import Method
+from trainer.protocol.text import _
+
+#: A weight of the base in fp32, on the device that it is computed on.
+Original: TypeAlias = Callable[[nn.Parameter], Tensor]
+
+
+class WeightChange(Protocol):
+    """A model that differs from the base in some of its weights."""
+
+    def changed(self, base: LoadedBase, original: Original) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Yield the weights that it changes, each with what it becomes at full strength, in fp32.
+
+        Raises:
+            CheckpointError: The files do not fit the base.
+            BadSpecError: As that, of a file of another place.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterChange:
+    """An adapter that was trained here."""
+
+    method: Method
+    #: Reads its weights, given the adapter that they are for.
+    weights: Callable[[Trained], Weights]
+
+    def changed(self, base: LoadedBase, original: Original) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        trained = attach_adapter(base, self.method)
+        try:
+            trained.load(self.weights(trained))
+            for module in trained.modules.values():
+                yield from merged_layers(module, original)
+        finally:
+            for module in trained.modules.values():
+                remove_adapter(module)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileChange:
+    """An adapter of another place: a file by the names of kohya, LyCORIS, diffusers or peft."""
+
+    path: Path
+
+    def changed(self, base: LoadedBase, original: Original) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        # peft's own files name no module: they are of the denoiser.
+        tensors = {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in read_start(self.path).items()}
+        layers = by_layer_name(tensors)
+        known = _layers_by_name(base)
+        unknown = [name for name in layers if name not in known]
+        if unknown:
+            raise BadSpecError(
+                _(
+                    "{file} changes {layer}, which this base does not have.",
+                    file=self.path.name,
+                    layer=unknown[0],
+                ),
+                _("It was made for another model. Choose the base that it was trained on."),
+            )
+        for name, own in layers.items():
+            parameter = known[name].get_parameter("weight")
+            weight = original(parameter)
+            try:
+                merged = merged_weight(weight, own)
+            except (RuntimeError, LookupError, ValueError) as error:
+                raise BadSpecError(
+                    _(
+                        "{file} does not fit this base: {layer} has {shape} weights here.",
+                        file=self.path.name,
+                        layer=name,
+                        shape="×".join(map(str, weight.shape)),
+                    ),
+                    _("It was made for another model. Choose the base that it was trained on."),
+                ) from error
+            yield parameter, merged
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelChange:
+    """A whole model, or weights of one: between it and the base the weights are interpolated."""
+
+    #: By module and name.
+    weights: Callable[[], Weights]
+
+    def changed(self, base: LoadedBase, original: Original) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        for name, tensors in self.weights().items():
+            parameters = dict(base.module(name).named_parameters())
+            for own, tensor in tensors.items():
+                weight = original(parameters[own])
+                yield parameters[own], tensor.to(weight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordChange:
+    """A learned word (textual inversion): the weights stay, and the text encoders read the word in another way."""
+
+    method: Method
+    trigger: str
+    weights: Callable[[Trained], Weights]
+
+    @contextmanager
+    def known(self, base: LoadedBase) -> Iterator[Inversion]:
+        """Teach the base the word for a while."""
+        inversion = attach_inversion(base, self.method, self.trigger)
+        try:
+            inversion.load(self.weights(inversion))
+            yield inversion
+        finally:
+            inversion.detach()
+
+
+Change: TypeAlias = AdapterChange | FileChange | ModelChange | WordChange
+
+
+class ChangeableWeights:
+    """The weights of a base on a device, with the change of one model at a time.
+
+    The weights as they are stored stay memory-mapped, so that the base comes back to the bit.
+    """
+
+    def __init__(self, base: LoadedBase, device: torch.device, dtype: torch.dtype) -> None:
+        self._base = base
+        self._device = device
+        self._dtype = dtype
+        encoders = [p for encoder in base.text_encoders.values() for p in encoder.parameters()]
+        self._stored: dict[int, Tensor] = {
+            id(parameter): parameter.data for parameter in (*base.denoiser.parameters(), *encoders)
+        }
+        self._of_denoiser = {id(parameter) for parameter in base.denoiser.parameters()}
+        self._changed: list[nn.Parameter] = []
+        for parameter in base.denoiser.parameters():
+            parameter.data = self._placed(parameter, parameter.data)
+        for buffer in base.denoiser.buffers():
+            buffer.data = buffer.data.float() if buffer.is_floating_point() else buffer.data
+        base.denoiser.to(device, memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def apply(self, change: WeightChange | None, strength: float) -> None:
+        """Give the base the change of a model, in place of that of the model before; None: the base alone."""
+        self._restore()
+        if change is None or strength == 0:
+            return
+        try:
+            for parameter, full in change.changed(self._base, self._original):
+                value = full if strength == 1 else torch.lerp(self._original(parameter), full, strength)
+                self._changed.append(parameter)
+                parameter.data = self._placed(parameter, value)
+        except BaseException:
+            self._restore()
+            raise
+
+    def changes_text(self) -> bool:
+        """True if the text encoders are not those of the base at the moment."""
+        return any(id(parameter) not in self._of_denoiser for parameter in self._changed)
+
+    def _restore(self) -> None:
+        while self._changed:
+            parameter = self._changed.pop()
+            parameter.data = self._placed(parameter, self._stored[id(parameter)])
+
+    def _original(self, parameter: nn.Parameter) -> Tensor:
+        return self._stored[id(parameter)].to(parameter.device, torch.float32)
+
+    def _placed(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
+        """Return a weight as it is computed with; those of text encoders stay on the CPU, and are widened there."""
+        if id(parameter) not in self._of_denoiser:
+            return value.cpu()
+        layout = torch.channels_last if value.ndim == 4 else torch.preserve_format
+        placed: Tensor = value.to(self._device, self._dtype, memory_format=layout)
+        return placed
+
+
+def _layers_by_name(base: LoadedBase) -> Mapping[str, nn.Module]:
+    """Map the names that files have for the layers of a model to the layers.
+
+    The UNet of SDXL goes by its original names in kohya's files, and by those of diffusers in some others'.
+    """
+    known: dict[str, nn.Module] = {}
+    for name in (base.denoiser_name, *base.clip_encoders):
+        modules = base.module(name).named_modules()
+        layers = {path: layer for path, layer in modules if isinstance(layer, nn.Linear | nn.Conv2d)}
+        is_encoder = name.startswith("text_encoder")
+        for path, key in kohya_keys(base, name, layers).items():
+            dotted = with_text_model(path) if is_encoder else path
+            names = {key, f"{name}.{path}", f"{name}.{dotted}"}
+            if not is_encoder:
+                names |= {f"lora_{name}_{path.replace('.', '_')}", path}
+            known |= dict.fromkeys(names, layers[path])
+    return known
