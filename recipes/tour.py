@@ -48,7 +48,7 @@ PAGE_PX = 2400
 LANGUAGES = {"en": "English", "zh_CN": "中文"}
 #: The moving picture of the README.
 MOVIE, FRAME_PX = DOCS / "images" / "demo.webp", (660, 900)
-#: Of a page that is drawn while a training takes the machine.
+#: For a training, or what is waited for.
 PATIENCE_S = 600
 QUALITY = 82
 _SLOWER = ("settings.toml", b"lr = 1e-4\n")
@@ -476,8 +476,8 @@ async def take(languages: Sequence[str]) -> None:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         sys.exit("The tour needs Chromium: install the package `chromium`.")
-    # Beside a training, a picture takes longer than the 30 s that simcord allows.
-    _capture._CAPTURE_DEADLINE = PATIENCE_S
+    # Beside a training, a picture takes longer than usual; one of a card that was edited meanwhile never comes.
+    _capture._CAPTURE_DEADLINE = 20.0
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         for language in languages:
