@@ -31,7 +31,7 @@ from simcord.preview import _capture
 
 from bot.app.compose import App, compose
 from bot.cogs.attachments import read_attachment
-from bot.config import WebSettings
+from bot.config import CardSettings, WebSettings
 from bot.demo.show import demo_config
 from bot.demo.simulation import Simulation, simulate
 from bot.log import setup_logging
@@ -484,7 +484,9 @@ async def take(languages: Sequence[str]) -> None:
             with tempfile.TemporaryDirectory() as folder, speaking(language):
                 port = free_port()
                 web = WebSettings(port=port, public_url=f"http://127.0.0.1:{port}")
-                config = demo_config(Path(folder)).model_copy(update={"web": web})
+                # A picture needs some seconds in which the card stays as it is.
+                cards = CardSettings(edit_interval_s=15.0, epoch_interval_s=5.0)
+                config = demo_config(Path(folder)).model_copy(update={"web": web, "cards": cards})
                 async with compose(config, download=read_attachment) as app, simulate(app.new_client()) as simulation:
                     for person in (simulation.ana, simulation.ben):
                         await app.services.languages.choose(language, person=person.id)

@@ -81,7 +81,11 @@ def _lines_of(spec: SamplingSpec, prompt: int) -> list[_Line]:
         several = [word for axis, word in zip(down, key, strict=True) if _is_varied(spec, axis)]
         rest = iter(own)
         while part := tuple(islice(rest, _MOST_COLUMNS)):
-            labels = tuple(names[cell.index][across] if _is_varied(spec, across) else "" for cell in part)
+            # In a row of the base alone, its heading names it.
+            labels = tuple(
+                label if _is_varied(spec, across) and label not in key else ""
+                for label in (names[cell.index][across] for cell in part)
+            )
             lines.append(_Line(prompt=prompt, heading=_(" · ").join(filter(None, several)), cells=part, labels=labels))
     return lines
 

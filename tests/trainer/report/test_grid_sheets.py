@@ -24,6 +24,7 @@ GRIDS: dict[str, dict[str, Any]] = {
     "a model at three strengths beside its base": {"models": 1, "base": True, "strengths": 3, "seeds": 2},
     "five epochs": {"models": 5, "base": True, "prompts": 2},
     "two epochs at two strengths": {"models": 2, "strengths": 2, "seeds": 2},
+    "two epochs at two strengths, and the base": {"models": 2, "base": True, "strengths": 2},
     "four by four by three": {"models": 4, "prompts": 4, "strengths": 3},
     "a prompt with more than a sheet": {"models": 3, "seeds": 10, "strengths": 1},
 }
