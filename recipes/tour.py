@@ -130,14 +130,15 @@ class Camera:
                     locale=self.language.replace("_", "-"),
                 )
                 await page.goto(address.as_uri() if isinstance(address, Path) else address)
-                shown = await page.screenshot(full_page=True)
-                self._store(shown, f"{name}-{device}-{colors}", cut_px=PAGE_PX)
+                whole_px = int(await page.evaluate("document.documentElement.scrollHeight"))
+                # In a window of this height, images that are loaded when they are reached are there.
+                await page.set_viewport_size({"width": width, "height": min(whole_px, PAGE_PX)})
+                await page.wait_for_load_state("networkidle")
+                self._store(await page.screenshot(), f"{name}-{device}-{colors}")
                 await page.close()
 
-    def _store(self, png: bytes, name: str, *, cut_px: int = 0) -> None:
+    def _store(self, png: bytes, name: str) -> None:
         image = Image.open(io.BytesIO(png)).convert("RGB")
-        if cut_px and image.height > cut_px:
-            image = image.crop((0, 0, image.width, cut_px))
         path = PICTURES / self.language / f"{name}.webp"
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path, "WEBP", quality=QUALITY, method=6)
@@ -443,6 +444,7 @@ def write_tour(stops: Sequence[Stop]) -> None:
                 f"images/tour/{language}/{stop.name}-{'-'.join(filter(None, kind))}.webp",
             )
             for language, words in LANGUAGES.items()
+            if (PICTURES / language).exists()
             for kind in kinds
         ]
         lines += ["| " + " | ".join(words for words, _path in shown) + " |", "|" + " --- |" * len(shown)]
