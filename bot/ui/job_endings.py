@@ -10,7 +10,7 @@ from discord import ui
 
 from bot.queue.domain.job import Job, State
 from bot.queue.domain.verbs import Verb, is_applicable, is_drawable
-from bot.ui.buttons import JobButton, job_button
+from bot.ui.buttons import JobButton, job_button, page_button
 from bot.ui.discord_text import escape, inline_code, mention
 from bot.ui.job_card import files_button, finished_words, metric_words, settings_line
 from bot.ui.job_context import JobContext
@@ -109,20 +109,22 @@ def done_post(job: Job, context: JobContext, events: Sequence[Event]) -> Message
         "\n".join(_result_lines(job, finished, tested)),
         _main_file_words(job, main, sent, has_pages=context.has_pages),
         f"-# {settings_line(job)}",
-        row(*_done_buttons(job, is_no_better=is_no_better)),
+        row(*_done_buttons(job, context, is_no_better=is_no_better)),
     )
     carried = [ui.File[ui.LayoutView](file.url) for file in sent if file is not comparison]
     return MessageContent(layout=layout(body, *carried), files=sent, mentions=(job.owner_id,))
 
 
-def _done_buttons(job: Job, *, is_no_better: bool) -> list[JobButton]:
-    """What most people do next; the rest is below the details."""
+def _done_buttons(job: Job, context: JobContext, *, is_no_better: bool) -> list[JobButton]:
+    """What most people do next, in one row; the rest is below the details."""
     found = remedy_buttons(job, FailureKind.DIVERGED) if is_no_better else []
     found.append(files_button(job.id))
     if is_drawable(job):
         found.append(job_button(job.id, TRY_PROMPTS, _("Try prompts"), emoji="🎨"))
-    if is_applicable(Verb.SHARE, job):
+    if is_applicable(Verb.SHARE, job) and not is_no_better:
         found.append(share_button(job.id))
+    if context.has_pages:
+        found.append(page_button(job.id))
     return [*found, job_button(job.id, "details", _("More…"))]
 
 
