@@ -140,7 +140,7 @@ async def test_what_is_delivered_twice_is_done_once(discord: WireDiscord, bot: W
     await ana.send(shown)
     await settled(discord, shown)
     done = await discord.until_posted("is done")
-    pressed = await ana.click(done, "job:1:samples")
+    pressed = await ana.click(done, "job:1:details")
     await ana.send(pressed)
     await settled(discord, pressed)
     typed = await ana.complete("job status", "id", "fo")
