@@ -38,7 +38,7 @@ from bot.errors import DatasetRefused, NoSuchDataset, NotFound
 from bot.web.links import LinkKind
 from bot.web.rendering import render, render_text
 from bot.web.served_files import ServedFile, send_file, send_report
-from bot.web.site import Visit, page_of
+from bot.web.site import Visit, page_of, whole_number
 from trainer.exchange.dataset_dir import SHARED_PAGE
 from trainer.protocol.edits import Crop, Edits
 from trainer.protocol.finding_labels import label, short_labels
@@ -195,7 +195,7 @@ async def decide_image(visit: Visit) -> web.StreamResponse:
     """A form of one image: keep, drop, undecide, right, caption, crop."""
     dataset = await _own_dataset(visit)
     form = await _form(visit)
-    number = int(form.get("number", "0")) if form.get("number", "").isascii() and form["number"].isdigit() else 0
+    number = whole_number(form.get("number", "")) or 0
     report = await visit.site.datasets.report(dataset)
     image = report.images[number - 1] if 1 <= number <= len(report.images) else None
     if image is None or not image.pixels_sha256 or image.pixels_sha256 != form.get("key"):
@@ -440,12 +440,8 @@ def _choose(dataset: Dataset, report: DatasetReport, query: Mapping[str, str]) -
     numbered = question.images if question else list(enumerate(report.images, start=1))
     images = [_edited(each, dataset.edits) for each in numbered]
     words = search.casefold().split()
-    images = [
-        each for each in images if all(word in f"{each.image.source} {each.caption}".casefold() for word in words)
-    ]
-    asked = query.get("page", "1")
-    page = min(max(int(asked), 1), 100_000) if asked.isascii() and asked.isdigit() else 1
-    page = min(page, max(1, -(-len(images) // PAGE_SIZE)))
+    images = [each for each in images if all(word in each.words for word in words)]
+    page = min(whole_number(query.get("page", "")) or 1, max(1, -(-len(images) // PAGE_SIZE)))
     return Shown(
         dataset=dataset,
         report=report,

@@ -14,7 +14,7 @@ from bot.queue.store.gallery_store import GalleryFilter, GalleryPost, GallerySor
 from bot.web.links import LinkKind
 from bot.web.rendering import render
 from bot.web.served_files import ServedFile, send_file
-from bot.web.site import Visit, page_of
+from bot.web.site import Visit, page_of, whole_number
 from trainer.protocol.text import _
 
 PAGE_SIZE = 24
@@ -102,9 +102,7 @@ def gallery_routes() -> list[web.RouteDef]:
 
 
 def _number(query: Mapping[str, str], name: str) -> int | None:
-    """A positive number of the address; None if it has none."""
-    text = query.get(name, "")
-    return int(text) if text.isascii() and text.isdigit() and 0 < len(text) < 19 and int(text) else None
+    return whole_number(query.get(name, ""))
 
 
 def _address(visit: Visit, query: Mapping[str, str]) -> str:

@@ -191,6 +191,11 @@ def accepted_language(request: web.Request) -> str:
     return "zh_CN" if request.headers.get("Accept-Language", "").lower().startswith("zh") else ENGLISH
 
 
+def whole_number(text: str) -> int | None:
+    """The positive number that a form or an address holds; None if that is none, or longer than any of ours."""
+    return int(text) or None if text.isascii() and text.isdigit() and len(text) < 19 else None
+
+
 def remote_address(request: web.Request) -> str:
     """The computer that asks: behind a proxy of this machine or network, the one that the proxy names."""
     peer = request.remote or ""
