@@ -1,10 +1,12 @@
 """Compares `prepare` with its lower bound (decoding alone) and with other tools, on one folder, in interleaved runs.
 
     python -m bench.dataset --images ../shared/data/photos_demo.zip ../shared/data/stamps_demo.zip --copies 6
+    python -m bench.dataset --folder IMAGES --camera 100
     python -m bench.dataset … --peers PEERS_PYTHON        (an interpreter with imagehash, imagededup, cleanvision)
 
-`--copies` is the number of cropped, re-encoded copies of each image, so that a few real images make a large folder.
-Each entry runs in its own process. The table shows images per second on all cores, and per CPU second.
+`--copies` is the number of cropped, re-encoded copies of each image, so that a few real images make a large folder;
+`--folder` has different images already. `--camera` adds a table for so many of them, enlarged to JPEGs of 12 Mpx with
+grain. Each entry runs in its own process. The table shows images per second on all cores, and per CPU second.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import psutil
 from PIL import Image, ImageOps
 
@@ -63,6 +66,8 @@ if __name__ == "__main__":
 }
 
 
+#: Area of an image of `--camera`, px, and standard deviation of its grain, levels: files of 1 to 5 MB.
+_CAMERA_PIXELS, _GRAIN = 12_000_000, 3.0
 #: prctl(2).
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -81,9 +86,12 @@ def main() -> None:
     parser.add_argument("--images", nargs="+", type=Path, default=[])
     parser.add_argument("--copies", type=int, default=6)
     parser.add_argument("--side", type=int, help="longest side of the copies, px (default: the original size)")
+    parser.add_argument("--folder", type=Path, help="a folder of images to prepare, in place of copies")
+    parser.add_argument("--camera", type=int, default=0, help="then, so many images as large as a camera's")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", type=Path, help="Python that has imagehash, imagededup and cleanvision")
     parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--enlarge", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--entry", nargs=3, metavar=("NAME", "FOLDER", "OUT"), help="run one entry, untimed")
     options = parser.parse_args()
     if options.entry:
@@ -93,12 +101,24 @@ def main() -> None:
     if options.make:
         _make_folder(options.images, options.make, options.copies, options.side)
         return
+    if options.enlarge:
+        _enlarge(options.folder, options.enlarge, options.camera)
+        return
     _adopt_orphans()
     with tempfile.TemporaryDirectory() as work:
-        # In a child process, like the entries: its memory and CPU time do not count here.
-        subprocess.run([sys.executable, "-m", "bench.dataset", *sys.argv[1:], "--make", work], check=True)
-        _wait_for_all()
-        _compare(Path(work) / "images", Path(work), options.rounds, options.peers)
+        folder, camera = options.folder or Path(work) / "images", Path(work) / "camera"
+        if options.folder is None:
+            _make("--make", work)
+        _compare(folder, Path(work) / "small", options.rounds, options.peers)
+        if options.camera:
+            _make("--folder", str(folder), "--enlarge", str(camera))
+            _compare(camera, Path(work) / "large", options.rounds, options.peers)
+
+
+def _make(*arguments: str) -> None:
+    """Make images in a child process, like the entries: its memory and CPU time do not count here."""
+    subprocess.run([sys.executable, "-m", "bench.dataset", *sys.argv[1:], *arguments], check=True)
+    _wait_for_all()
 
 
 def _compare(folder: Path, work: Path, rounds: int, peers: Path | None) -> None:
@@ -214,6 +234,27 @@ def _make_folder(sources: Iterable[Path], work: Path, copies: int, side: int | N
             left, top = order.randint(0, original.width - width), order.randint(0, original.height - height)
             crop = original.crop((left, top, left + width, top + height))
             crop.save(folder / f"{number:04}_{copy}.jpg", quality=90)
+
+
+def _enlarge(folder: Path, out: Path, count: int) -> None:
+    """Fill `out` with images of the folder, evenly chosen, as JPEGs of 12 Mpx."""
+    out.mkdir()
+    paths = sorted(folder.iterdir())
+    chosen = paths[:: max(1, len(paths) // count)][:count]
+    with ProcessPoolExecutor(usable_cores()) as pool:
+        for _ in pool.map(_enlarge_one, chosen, [out / f"{path.stem}.jpg" for path in chosen]):
+            pass
+
+
+def _enlarge_one(path: Path, out: Path) -> None:
+    with Image.open(path) as opened:
+        scale = (_CAMERA_PIXELS / (opened.width * opened.height)) ** 0.5
+        size = round(opened.width * scale), round(opened.height * scale)
+        large = np.asarray(opened.convert("RGB").resize(size, Image.Resampling.BICUBIC))
+    grain = np.random.default_rng(0).normal(0, _GRAIN, (256, 256)).astype(np.int16)
+    rows, columns = -(-size[1] // 256), -(-size[0] // 256)
+    everywhere = np.tile(grain, (rows, columns))[: size[1], : size[0], None]
+    Image.fromarray(np.clip(large + everywhere, 0, 255).astype(np.uint8)).save(out, quality=92)
 
 
 _LIMIT = "decoding alone, at the size for the checks"

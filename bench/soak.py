@@ -29,18 +29,22 @@ from bench.soak_bot import DISCORD_FILE
 from bench.soak_checks import Finding, findings
 from bench.soak_claims import COUNTS, claim_all
 from bench.soak_trainer import SLOTS_FOLDER
-from bot.config import LimitSettings
+from bot.config import LimitSettings, SamplingSettings
 from bot.db import DATABASE_FILE, Database, open_db
 from bot.outbox import Outbox
 from bot.queue import JobStore, NewJob, Slot
 from bot.queue.domain.job import ACTIVE, State, StopIntent
 from trainer.exchange.process import ProcessIdentity, read_process_file
+from trainer.protocol.sampling import make_sampling_spec
 from trainer.protocol.spec import make_spec
 
 _ROOT = Path(__file__).parents[1]
 _GUILD, _FIRST_CHANNEL, _CHANNELS = 10, 100, 4
 _TICK_S = 0.1
 _SPEC = make_spec({"name": "fox", "dataset": "/nowhere"})
+_SAMPLING = make_sampling_spec({"models": [{"kind": "base"}], "prompts": [{"prompt": "a fox"}]})
+#: Every so many jobs draw with what was trained.
+_SAMPLINGS_EVERY = 4
 #: What users do with their jobs; "retry" is a cancel and then a retry.
 _ACTIONS = {"": 0.55, "cancel": 0.1, "keep_best": 0.1, "pause": 0.15, "retry": 0.1}
 _INTENTS = {"cancel": StopIntent.CANCEL, "retry": StopIntent.CANCEL, "keep_best": StopIntent.KEEP_BEST,
@@ -103,13 +107,19 @@ class Users:
 
     async def _submit(self) -> None:
         self.submitted += 1
+        is_sampling = self.submitted % _SAMPLINGS_EVERY == 0
+        self.done["samplings"] += is_sampling
         new = NewJob(
             interaction_id=self.submitted,
             guild_id=_GUILD,
             channel_id=_FIRST_CHANNEL + self.submitted % _CHANNELS,
             owner_id=1 + self.submitted % self.users,
-            dataset_id=1,
-            spec=_SPEC,
+            dataset_id=0 if is_sampling else 1,
+            # Of the first training.
+            source_id=1 if is_sampling else None,
+            spec=_SAMPLING if is_sampling else _SPEC,
+            title="fox",
+            max_running=1 if is_sampling else None,
             max_waiting=self.jobs,
         )
         job = await self.store.submit(new)
@@ -213,7 +223,13 @@ async def soak(data_dir: Path, options: argparse.Namespace) -> list[Finding]:
     (data_dir / SLOTS_FOLDER).mkdir()
     async with open_db(data_dir / DATABASE_FILE) as db:
         outbox = Outbox(db)
-        store = JobStore(db, outbox, data_dir=data_dir, limits=LimitSettings(max_jobs_per_user=100))
+        store = JobStore(
+            db,
+            outbox,
+            data_dir=data_dir,
+            limits=LimitSettings(max_jobs_per_user=100),
+            sampling=SamplingSettings(max_waiting_per_user=100, max_waiting=1000),
+        )
         await _prepare(db, store, options.slots)
         bot = Bot(data_dir)
         users = Users(store, db, chance, options.jobs, options.users)

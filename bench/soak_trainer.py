@@ -1,6 +1,6 @@
-"""A trainer that trains nothing for 0.3 to 1 s, writes protocol events, and reports other trainers on its slot.
+"""A trainer that trains and draws nothing for 0.3 to 1 s, writes protocol events, and reports others on its slot.
 
-python -m bench.soak_trainer run JOB_DIR --attempt=N [--finish]
+python -m bench.soak_trainer run|sample JOB_DIR --attempt=N [--finish]
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ from trainer.protocol.events import (
     EpochEnded,
     Event,
     Finished,
+    ImageDrawn,
+    SamplingFinished,
+    SamplingSheet,
+    SamplingStarted,
     Started,
     StepDone,
     Stopped,
@@ -108,6 +112,29 @@ def train(training: Training, *, is_finishing: bool) -> int:
     return EXIT_FINISHED
 
 
+def draw(training: Training) -> int:
+    """Draw the images that are missing; return the exit status."""
+    chance = random.Random(training.folder.name)
+    images = chance.randint(2, 6)
+    pause_s = chance.uniform(0.3, 1.0) / images
+    drawn = [event.cell for event in training.events_written if isinstance(event, ImageDrawn)]
+    training.emit(
+        SamplingStarted(
+            seq=1, time=0.0, device="cpu", precision="fp32", width=64, height=64, images=images,
+            already_drawn=len(drawn),
+        )
+    )  # fmt: skip
+    for cell in range(len(drawn), images):
+        time.sleep(pause_s)
+        if training.must_stop:
+            training.emit(Stopped(seq=1, time=0.0, epoch=0, step=cell, checkpoint=None))
+            return EXIT_STOPPED
+        training.emit(ImageDrawn(seq=1, time=0.0, cell=cell, path=f"samples/{cell:04d}.png"))
+    sheet = SamplingSheet(path="samples/sheet-1.png", alt="")
+    training.emit(SamplingFinished(seq=1, time=0.0, images=images, sheets=(sheet,), seconds=1.0))
+    return EXIT_FINISHED
+
+
 def _started(epochs: int) -> Event:
     return Started(
         seq=1, time=0.0, pid=os.getpid(), device="cpu", precision="fp32", epochs=epochs, total_steps=epochs,
@@ -138,14 +165,14 @@ def _finished(epochs: int) -> Event:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="A fake trainer.")
-    parser.add_argument("command", choices=["run"])
+    parser.add_argument("command", choices=["run", "sample"])
     parser.add_argument("job_dir", type=Path)
     parser.add_argument("--attempt", type=int, required=True)
     parser.add_argument("--finish", action="store_true")
     options = parser.parse_args()
     training = Training(options.job_dir, options.attempt)
     signal.signal(signal.SIGTERM, training.request_stop)
-    return train(training, is_finishing=options.finish)
+    return draw(training) if options.command == "sample" else train(training, is_finishing=options.finish)
 
 
 if __name__ == "__main__":

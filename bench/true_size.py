@@ -6,7 +6,8 @@ The model is one fp16 `.safetensors` in the original layout (SD 3: a folder in d
 it; the first call writes it. `loading` is diffusers' own `from_single_file` (or `from_pretrained`) in its default
 dtype; `bare` takes steps as diffusers' LoRA examples do: parts loaded by `from_pretrained`, frozen weights cast to
 bf16, encoders kept. `anonymous` is the memory that a process holds itself, at its peak; `resident` counts the pages of
-memory-mapped files too, which the system takes back when it needs them.
+memory-mapped files too, which the system takes back when it needs them. Of each step, the median: seconds on the clock,
+of CPU in the process and in the kernel, and pages that the system cleared for it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import argparse
 import gc
 import json
 import logging
+import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -91,12 +94,36 @@ def _status(name: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024 / 1e9
 
 
-def _print_result(phases: Phases, steps_s: list[float]) -> None:
-    timed = sorted(steps_s[1:] or steps_s)
+class StepTimes:
+    """The time and the work of the system that each step takes."""
+
+    _NAMES = ("step_s", "user_s", "system_s", "cleared_pages")
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[float, ...]] = []
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """Measure one step: the body."""
+        before = self._now()
+        yield
+        self._rows.append(tuple(after - each for after, each in zip(self._now(), before, strict=True)))
+
+    def medians(self) -> dict[str, float]:
+        """Return the medians of all steps but the first one."""
+        columns = zip(*(self._rows[1:] or self._rows), strict=True)
+        return {name: round(statistics.median(column), 2) for name, column in zip(self._NAMES, columns, strict=False)}
+
+    def _now(self) -> tuple[float, ...]:
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        return time.perf_counter(), used.ru_utime, used.ru_stime, used.ru_minflt
+
+
+def _print_result(phases: Phases, steps: StepTimes) -> None:
     result = {
         "anonymous_gb": max(each["anonymous"] for each in phases.values()),
         "resident_gb": max(each["resident"] for each in phases.values()),
-        "step_s": round(timed[len(timed) // 2], 2) if timed else None,
+        **steps.medians(),
         "phases_gb": phases,
     }
     sys.stdout.write(json.dumps(result) + "\n")
@@ -116,7 +143,7 @@ def _loading(family: str, options: argparse.Namespace) -> None:
             config = str(as_folder(family, path))
             pipeline = cls.from_single_file(str(path), config=config)
     del pipeline
-    _print_result(phases, [])
+    _print_result(phases, StepTimes())
 
 
 def _no_t5(family: str) -> dict[str, Any]:
@@ -127,7 +154,7 @@ def _bare(family: str, options: argparse.Namespace) -> None:
     """Take steps as diffusers' LoRA examples do, on random latents and captions."""
     from peft import LoraConfig
 
-    path, phases, steps_s = true_size_model(family), Phases(), list[float]()
+    path, phases, steps = true_size_model(family), Phases(), StepTimes()
     folder = path if path.is_dir() else as_folder(family, path)
     kind = _KINDS[family]
     with measured_memory(phases, "load"):
@@ -149,14 +176,14 @@ def _bare(family: str, options: argparse.Namespace) -> None:
     inputs = _random_inputs(family, denoiser, options.resolution // 8)
     with measured_memory(phases, "steps"):
         for _step in range(options.steps):
-            started = time.perf_counter()
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                predicted = denoiser(**inputs, return_dict=False)[0]
-            torch.autograd.backward(predicted.float().square().mean())
-            optimizer.step()
-            optimizer.zero_grad()
-            steps_s.append(time.perf_counter() - started)
-    _print_result(phases, steps_s)
+            with steps.measured():
+                with torch.autocast("cpu", dtype=torch.bfloat16):
+                    predicted = denoiser(**inputs, return_dict=False)[0]
+                torch.autograd.backward(predicted.float().square().mean())
+                torch.nn.utils.clip_grad_norm_(trained, 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+    _print_result(phases, steps)
 
 
 def _random_inputs(family: str, denoiser: Any, side: int) -> dict[str, Any]:
@@ -197,15 +224,14 @@ def _train(job_dir: Path, reporter: Any, stop: Any, options: argparse.Namespace)
     from trainer.training.recipe import prepare_session
     from trainer.training.step import take_step
 
-    phases, steps_s = Phases(), list[float]()
+    phases, steps = Phases(), StepTimes()
     with measured_memory(phases, "load, encode, place"):
         session = prepare_session(reporter, stop, RunOptions(job_dir=job_dir))
     session.task.train_mode(True)
     with measured_memory(phases, "steps"):
         for number in range(options.steps):
-            started = time.perf_counter()
-            take_step(session, session.epoch_views(1)[number % 2], number)
-            steps_s.append(time.perf_counter() - started)
+            with steps.measured():
+                take_step(session, session.epoch_views(1)[number % 2], number)
     if options.finish:
         examples = session.examples[Split.TRAIN]
         with measured_memory(phases, "export"):
@@ -213,7 +239,7 @@ def _train(job_dir: Path, reporter: Any, stop: Any, options: argparse.Namespace)
         gc.collect()
         with measured_memory(phases, "verify"):
             session.task.verify(files, examples, lambda *_: None)
-    _print_result(phases, steps_s)
+    _print_result(phases, steps)
 
 
 def _make_job(family: str, options: argparse.Namespace, folder: Path) -> Path:

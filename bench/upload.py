@@ -1,16 +1,15 @@
-"""An upload by page under load: a gigabyte in 200 files, with lost connections, a restart and a full disk.
+"""An upload by page under load: a gigabyte in 200 files, with lost connections, a restart and no room in the middle.
 
-python -m bench.upload [--gib 1.0] [--files 200]
+    python -m bench.upload [--gib 1.0] [--files 200]
 
-The real bot in a simulated Discord, in this process; the sender is another process, which does what `upload.js` does:
-three files at a time, in pieces with checksums. Three connections are cut off within a piece, the bot is restarted
-once, and for three seconds each write fails as on a full disk. Meanwhile members use commands.
+The unchanged bot is a process of its own on the Discord of `tests/wire`, with a history of 200 jobs. The sender is
+another process, which does what `upload.js` does: three files at a time, in pieces with checksums. Three connections
+are cut off within a piece, the bot is restarted once, and for three seconds the system lets it write no file to its end
+(`RLIMIT_FSIZE`). Meanwhile members use commands, and a heartbeat in the bot's event loop says how late it is.
 
-Printed: whether each byte arrived once, the memory that the bot took on top, and how long commands took. Goals: nothing
-lost or doubled, below 50 MB, and 99 of 100 commands answered within 0.1 s.
-
-A command ends when the simulated Discord has settled, which looks at every timer of the process at each step and takes
-most of its CPU meanwhile: the time before the upload is the one to compare with, and a quiet machine is needed.
+Printed: whether each byte arrived once, the memory that the bot took on top, how soon members had an answer, and how
+late the event loop was, before the upload and during it. Goals: nothing lost or doubled, below 50 MB, and 99 of 100
+first answers within 0.1 s. Four processes share the machine; it needs to be quiet.
 """
 
 from __future__ import annotations
@@ -18,29 +17,31 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
-import errno
 import hashlib
-import os
 import random
 import resource
 import socket
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
 
 import aiohttp
-import simcord
+import psutil
 
-from bot.app.compose import compose
-from bot.cogs.attachments import read_attachment
-from bot.config import CardSettings, Config, LimitSettings, WebSettings
-from bot.datasets.partial_file import PartialFile
-from tests.bot.cogs import conftest
-from tests.bot.cogs.test_page_uploads import ask, link_of
+from bench.queue import fill
+from bot.db import DATABASE_FILE, open_db
+from tests.wire import forked_bot
+from tests.wire.wire_bot import WireBot
+from tests.wire.wire_discord import WireDiscord, WireInteraction
+from tests.wire.wire_people import Person, person
+from tests.wire.wire_state import walk
 
+PNG = b"\x89PNG\r\n\x1a\n"
 TUS = {"Tus-Resumable": "1.0.0"}
 PIECE = 4 * 2**20
 AT_ONCE = 3
@@ -49,6 +50,10 @@ DROPS, RESTART_AT, FULL_AT = (0.15, 0.3, 0.45), 0.5, 0.75
 FULL_S = 3.0
 #: Commands are measured without an upload first: the machine may be busy with something else.
 QUIET_S = 15.0
+_ENDED = 200
+_HEARTBEAT_S = 0.01
+#: Until what was begun is answered.
+_PATIENCE_S = 60.0
 
 
 def say(text: str) -> None:
@@ -58,7 +63,7 @@ def say(text: str) -> None:
 
 def content_of(number: int, size: int) -> bytes:
     """A file that is not all zeros and not like another; begins as a picture does."""
-    return conftest.PNG + random.Random(number).randbytes(size - len(conftest.PNG))
+    return PNG + random.Random(number).randbytes(size - len(PNG))
 
 
 # -- the sender -------------------------------------------------------------------------------------------------------
@@ -139,98 +144,186 @@ class Sender:
 # -- the bot ----------------------------------------------------------------------------------------------------------
 
 
-class Members:
-    """Members who use commands, and how long each took."""
+def run_with_heartbeat(beats: Path, arguments: Sequence[str]) -> int:
+    """Run the bot (`tests/wire/forked_bot.py`); its event loop writes when it woke up, and how much too late."""
+    run = asyncio.Runner.run
 
-    def __init__(self, lab: conftest.World) -> None:
-        self.lab = lab
-        self.seconds: list[float] = []
-        self.is_away = asyncio.Event()
+    async def beat() -> None:
+        with beats.open("a", buffering=1) as file:
+            while True:
+                due = time.perf_counter() + _HEARTBEAT_S
+                await asyncio.sleep(_HEARTBEAT_S)
+                file.write(f"{time.time()} {time.perf_counter() - due}\n")
 
-    async def run(self) -> None:
+    async def beside(main: Any) -> Any:
+        heartbeat = asyncio.create_task(beat())
+        try:
+            return await main
+        finally:
+            heartbeat.cancel()
+
+    def run_beside(runner: asyncio.Runner, main: Any, **options: Any) -> Any:
+        return run(runner, beside(main), **options)
+
+    asyncio.Runner.run = run_beside  # type: ignore[method-assign]
+    return forked_bot.main(arguments)
+
+
+@dataclass
+class Measured:
+    """The bot, its people, and what was seen of both."""
+
+    discord: WireDiscord
+    bot: WireBot
+    beats: Path
+    people: list[Person]
+    asked: list[tuple[float, WireInteraction]] = field(default_factory=list)
+    #: When what is measured began and ended, by its name.
+    spans: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    is_away: bool = False
+    peak_bytes: int = 0
+
+    async def use(self) -> None:
+        """Let members use commands, five a second, whether earlier ones are answered or not."""
+        chance = random.Random(1)
         for turn in range(10**9):
-            if not self.is_away.is_set():
+            await asyncio.sleep(chance.expovariate(5.0))
+            if not self.is_away:
                 command = ("queue", "dataset list", "job list")[turn % 3]
-                began = time.perf_counter()
-                await self.lab.ben.slash(self.lab.channel, command)
-                self.seconds.append(time.perf_counter() - began)
+                asked = await self.people[turn % len(self.people)].slash(command)
+                self.asked.append((time.time(), asked))
+
+    async def watch_memory(self) -> None:
+        while True:
+            if not self.is_away:
+                self.peak_bytes = max(self.peak_bytes, self.resident())
             await asyncio.sleep(0.05)
 
+    def resident(self) -> int:
+        assert self.bot.process is not None
+        return int(psutil.Process(self.bot.process.pid).memory_info().rss)
 
-def resident() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
+    async def answered(self, asked: WireInteraction) -> WireInteraction:
+        await self.discord.until(lambda: asked.is_settled, _PATIENCE_S)
+        return asked
+
+    async def page(self) -> str:
+        """Ask for an upload, and return the address of its page."""
+        asked = await self.people[0].slash("dataset upload")
+        await self.discord.until(lambda: asked.modal is not None, _PATIENCE_S)
+        sent = await self.answered(await self.people[0].submit(asked))
+        assert sent.message is not None
+        return next(each["url"] for each in walk(sent.message.components) if each.get("url"))
+
+    async def restart(self) -> None:
+        self.is_away = True
+        # What was asked before has its answer.
+        await asyncio.sleep(0.5)
+        await self.bot.stop()
+        await self.bot.start()
+        await self.bot.until_online()
+        self.is_away = False
+
+    async def be_full(self) -> None:
+        """For a while, the bot's system writes no file of the upload to its end."""
+        assert self.bot.process is not None
+        pid, (_soft, hard) = self.bot.process.pid, resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (PIECE, hard))
+        await asyncio.sleep(FULL_S)
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))
+
+    def report(self, name: str) -> None:
+        """Print how soon members had an answer, and how late the event loop was, meanwhile."""
+        begin, end = self.spans[name][0][0], self.spans[name][-1][1]
+        asked = [each for at, each in self.asked if any(start <= at < stop for start, stop in self.spans[name])]
+        say_spread(f"first answer {name}", [each.first_answer_s for each in asked])
+        say_spread(f"whole answer {name}", [whole_answer_s(each) for each in asked])
+        lines = [line.split() for line in self.beats.read_text().splitlines() if line.count(" ") == 1]
+        late = [float(by) for at, by in lines if any(start <= float(at) < stop for start, stop in self.spans[name])]
+        say_spread(f"event loop late {name}", list(late))
+        say(f"    ({end - begin:.0f} s)")
 
 
-async def watch_memory(peak: list[int]) -> None:
-    while True:
-        peak[0] = max(peak[0], resident())
-        await asyncio.sleep(0.02)
+def whole_answer_s(asked: WireInteraction) -> float | None:
+    """Seconds until nothing was "thinking…" any more; None: it still is."""
+    if not asked.is_settled or asked.message is None:
+        return None
+    return max(asked.message.versions[-1][0], asked.callbacks[0][0]) - asked.at
 
 
-async def fail_writes() -> None:
-    """For a while, each write fails as on a full disk, after a part of it."""
-    write = PartialFile.write
-
-    def fail(writer: PartialFile, block: bytes) -> None:
-        write(writer, block[: len(block) // 3])
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    PartialFile.write = fail  # type: ignore[method-assign]
-    await asyncio.sleep(FULL_S)
-    PartialFile.write = write  # type: ignore[method-assign]
+def say_spread(what: str, seconds: Sequence[float | None]) -> None:
+    """Print milliseconds; what was never answered counts as infinitely late."""
+    ordered = sorted(float("inf") if each is None else 1000 * each for each in seconds)
+    p50, p99, most = (ordered[int(share * (len(ordered) - 1))] for share in (0.5, 0.99, 1.0))
+    say(f"{what}: p50 {p50:.1f} ms, p99 {p99:.1f} ms, most {most:.1f} ms ({len(ordered)})")
 
 
 async def measure(folder: Path, gib: float, files: int) -> None:
     size = int(gib * 2**30) // files
+    assert size > PIECE, "each file comes in several pieces"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    web = WebSettings(port=port, public_url=f"http://127.0.0.1:{port}", max_upload_gib=2 * gib, max_upload_files=files)
-    limits = LimitSettings(max_stored_mib_per_user=10**6)
-    # Cards are edited as often as in a real server.
-    changes = {"web": web, "limits": limits, "cards": CardSettings()}
-    config: Config = conftest.config_for(folder).model_copy(update=changes)
+    settings = {
+        "web": {
+            "port": port, "public_url": f"http://127.0.0.1:{port}", "max_upload_gib": 2 * gib,
+            "max_upload_files": files,
+        },
+        "limits": {"max_stored_mib_per_user": 10**6},
+        # As in a real server.
+        "cards": {"edit_interval_s": 5.0},
+    }  # fmt: skip
+    beats = folder / "beats"
+    launcher = (sys.executable, "-m", "bench.upload", "--bot", str(beats))
+    async with WireDiscord() as discord:
+        people = [person(discord, f"user{number}") for number in range(10)]
+        bot = WireBot(discord, folder / "bot", settings, launcher=launcher)
+        (bot.data_dir / "datasets" / "a" / "source").mkdir(parents=True)
+        async with open_db(bot.data_dir / DATABASE_FILE) as db:
+            await fill(db, _ENDED, 0, guild_id=discord.guild.id, channel_id=discord.channel.id)
+        try:
+            await bot.start()
+            await bot.until_online()
+            await upload(Measured(discord, bot, beats, people), files, size)
+        finally:
+            await bot.close()
 
-    def bot() -> Any:
-        return compose(config, trainer=conftest.forked_trainer(), download=read_attachment)
 
-    async with bot() as app:
-        env: Any = simcord.Env(app.new_client(), settle_timeout=60)
-        await env.start()
-        lab = conftest.populate(app, env)
-        page = link_of(await ask(lab))
-        for command in ("queue", "dataset list", "job list"):
-            await lab.ben.slash(lab.channel, command)
-        before, peak = resident(), [0]
-        members = Members(lab)
-        tasks = [asyncio.create_task(members.run()), asyncio.create_task(watch_memory(peak))]
-        await asyncio.sleep(QUIET_S)
-        quiet = list(members.seconds)
-        sender = await start_sender(page, files, size)
-        await until_sent(sender, RESTART_AT * files * size)
-        members.is_away.set()
-        await asyncio.sleep(0.5)
+async def upload(at: Measured, files: int, size: int) -> None:
+    """Send all files, with all that comes between; then print what was seen."""
+    page = await at.page()
+    for command in ("queue", "dataset list", "job list"):
+        await at.answered(await at.people[1].slash(command))
+    before = at.resident()
+    tasks = [asyncio.create_task(at.use()), asyncio.create_task(at.watch_memory())]
+    began = time.time()
+    await asyncio.sleep(QUIET_S)
+    at.spans["before the upload"] = [(began, time.time())]
+    began = time.time()
+    sender = await start_sender(page, files, size)
+    await until_sent(sender, RESTART_AT * files * size)
+    at.spans["during it"] = [(began, time.time())]
+    await at.restart()
     say(f"restarted at {RESTART_AT:.0%}")
-    async with bot() as app:
-        lab.app = app
-        await env.restart_bot(app.new_client())
-        members.is_away.clear()
-        await until_sent(sender, FULL_AT * files * size)
-        await fail_writes()
-        say(f"disk full for {FULL_S:g} s at {FULL_AT:.0%}")
-        await until_sent(sender, None)
-        during = members.seconds[len(quiet) :]
-        async with aiohttp.ClientSession() as session, session.post(page, data={"do": "finish"}) as answer:
-            assert answer.status == 200, await answer.text()
-        async with asyncio.timeout(600):
-            while not (found := await app.services.datasets.search(lab.channel.guild.id)):  # noqa: ASYNC110
-                await asyncio.sleep(0.2)
-        for task in tasks:
-            task.cancel()
-        check(found[0].source, files, size)
-        report(before, peak[0], {"before": quiet, "while files arrived": during})
-        await env.shutdown()
+    began = time.time()
+    await until_sent(sender, FULL_AT * files * size)
+    await at.be_full()
+    say(f"no room for {FULL_S:g} s at {FULL_AT:.0%}")
+    await until_sent(sender, None)
+    at.spans["during it"].append((began, time.time()))
+    for task in tasks:
+        task.cancel()
+    await at.discord.until(lambda: all(each.is_settled for _at, each in at.asked), _PATIENCE_S)
+    async with aiohttp.ClientSession() as session, session.post(page, data={"do": "finish"}) as answer:
+        assert answer.status == 200, await answer.text()
+    own = "SELECT * FROM dataset WHERE owner_id = ?"
+    await at.discord.until(lambda: bool(at.bot.rows(own, at.people[0].id)), 600)
+    (dataset,) = at.bot.rows(own, at.people[0].id)
+    check(at.bot.data_dir / "datasets" / dataset["sha256"] / "source", files, size)
+    for name in at.spans:
+        at.report(name)
+    memory = f"{before / 1e6:.0f} MB, at most {at.peak_bytes / 1e6:.0f} MB"
+    say(f"memory of the bot: {memory}: {(at.peak_bytes - before) / 1e6:.0f} MB more")
 
 
 async def start_sender(page: str, files: int, size: int) -> asyncio.subprocess.Process:
@@ -259,27 +352,21 @@ def check(source: Path, files: int, size: int) -> None:
     assert not wrong
 
 
-def report(before: int, peak: int, commands: dict[str, list[float]]) -> None:
-    for name, seconds in commands.items():
-        ordered = sorted(seconds)
-        p50, p99, most = (1000 * ordered[int(share * (len(ordered) - 1))] for share in (0.5, 0.99, 1.0))
-        say(f"{len(ordered)} commands {name}: p50 {p50:.0f} ms, p99 {p99:.0f} ms, most {most:.0f} ms")
-    before_mb, peak_mb = before / 1e6, peak / 1e6
-    say(f"memory of the bot: {before_mb:.0f} MB, at most {peak_mb:.0f} MB: {peak_mb - before_mb:.0f} MB more")
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    if sys.argv[1:2] == ["--bot"]:
+        sys.exit(run_with_heartbeat(Path(sys.argv[2]), sys.argv[3:]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gib", type=float, default=1.0)
     parser.add_argument("--files", type=int, default=200)
+    parser.add_argument("--folder", type=Path, default=None, help="new folder to keep all data in, on another disk")
     parser.add_argument("--send", nargs=3, default=None, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.send:
         page, files, size = options.send
         asyncio.run(Sender(page, int(files), int(size)).run())
         return
-    with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(measure(Path(folder), options.gib, options.files))
+    with tempfile.TemporaryDirectory() as scratch:
+        asyncio.run(measure((options.folder or Path(scratch)).absolute(), options.gib, options.files))
 
 
 if __name__ == "__main__":

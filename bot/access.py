@@ -10,9 +10,9 @@ import discord
 from bot.clock import SYSTEM_CLOCK, Clock
 from bot.config import AccessSettings
 from bot.db import Database
+from bot.db.audit import write_entry
 from bot.db.database import put_setting
 from bot.errors import ChannelNotAllowed, NotAllowed, RoleNeeded
-from bot.queue.store.history import write_entry
 
 _SETTING = "access:"
 #: In an interaction's `extras`: whether its member manages the server.

@@ -122,19 +122,28 @@ class ModelSettings(SettingsGroup):
     default: str = ""
     #: Label → folder in diffusers layout, `.safetensors` file, hub name, or `tiny` (a toy model for the demo, 64 px).
     sources: dict[str, str] = Field(default={"tiny": "tiny"}, min_length=1, max_length=25)
+    #: Label → VAE in place of the model's own: a `.safetensors` file, a folder in diffusers layout, or a hub name.
+    vaes: dict[str, str] = Field(default_factory=dict)
 
     @property
     def default_label(self) -> str | None:
         """Label of the default model; None: only the toy model is there, which is never chosen silently."""
         return self.default or next((label for label, source in self.sources.items() if source != TINY), None)
 
+    def base_of(self, label: str) -> dict[str, str]:
+        """The settings of a spec's base for a label."""
+        vae = self.vaes.get(label)
+        return {"source": self.sources[label], **({} if vae is None else {"vae": vae})}
+
     @model_validator(mode="after")
-    def _default_is_known(self) -> ModelSettings:
+    def _labels_are_known(self) -> ModelSettings:
+        known = ", ".join(self.sources)
         if self.default and self.default not in self.sources:
-            known = ", ".join(self.sources)
             raise ValueError(
                 _("default is {name!r}, which is not among the sources ({known})", name=self.default, known=known)
             )
+        for label in self.vaes.keys() - self.sources.keys():
+            raise ValueError(_("vaes has {name!r}, which is not among the sources ({known})", name=label, known=known))
         return self
 
 
@@ -357,7 +366,7 @@ class WebSettings(SettingsGroup):
     def _has_an_address(self) -> WebSettings:
         if self.port and not self.public_url:
             raise ValueError(
-                _("port is set and public_url is not; write the address that members reach the pages at into it")
+                _("port is set but public_url is not; set public_url to the address at which members reach the pages")
             )
         return self
 

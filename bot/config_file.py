@@ -13,10 +13,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from bot.config import Config
 from bot.errors import ConfigError
+from trainer.protocol.setting_problems import dotted_names
 from trainer.protocol.text import _
 
 
@@ -56,15 +57,6 @@ def read_token(config: Config, environ: Mapping[str, str] = os.environ) -> str:
     raise ConfigError(path=Path("The environment"), problems=[problem])
 
 
-def known_settings(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
-    """Yield every dotted name that a config file may set: `queue.slots`, …"""
-    for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from known_settings(field.annotation, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
 def _problems(error: ValidationError) -> Iterator[str]:
     for problem in error.errors():
         name = ".".join(str(part) for part in problem["loc"])
@@ -100,7 +92,8 @@ def _problems(error: ValidationError) -> Iterator[str]:
 
 def _nearest(name: str) -> str | None:
     groups = list(Config.model_fields)
-    known = [*known_settings(), *groups] if "." in name else groups
+    settings = list(dotted_names(Config))
+    known = [*settings, *groups] if "." in name else groups
     # Right key, wrong group: the last part may still be known.
-    same_key = [known for known in known_settings() if known.rpartition(".")[2] == name.rpartition(".")[2]]
+    same_key = [known for known in settings if known.rpartition(".")[2] == name.rpartition(".")[2]]
     return next(iter([*difflib.get_close_matches(name, known, n=1, cutoff=0.5), *same_key]), None)

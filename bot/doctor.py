@@ -27,12 +27,13 @@ from bot.config_file import load_config, read_token
 from bot.db import DATABASE_FILE
 from bot.errors import ConfigError, DarkroomError
 from bot.health import read_health
+from bot.predictions import usual_memory
 from bot.runners.child_process import run_and_capture
 from bot.runners.confinement import IS_LINUX, Barrier, confined
 from bot.runners.local import query_devices
 from bot.ui.admin_pages import problem_text
 from bot.ui.discord_text import invite_url, missing_permissions
-from bot.ui.model_pages import model_words
+from bot.ui.model_pages import HUB_NAME, model_words
 from trainer.exchange.base_files import base_facts
 from trainer.protocol.devices import Outcome, SelfTestReport
 from trainer.protocol.settings import Base
@@ -137,7 +138,7 @@ def check_pages(config: Config) -> Iterator[CheckResult]:
     if url.startswith("https:"):
         yield _fine(_("web pages: {url}", url=url))
     else:
-        text = _("web pages: {url}, without encryption; whoever reads the network can use the links", url=url)
+        text = _("web pages: {url}, without encryption; others in the network can read the links and use them", url=url)
         yield _note(text, _("Put a reverse proxy or a tunnel with HTTPS before them: docs/web.md."))
 
 
@@ -157,7 +158,7 @@ def check_data_folder(data_dir: Path) -> Iterator[CheckResult]:
         yield _note(text, _("`chmod 700` it, unless they are meant to."))
     text = _("data folder {folder}: writable, {free} free", folder=data_dir.resolve(), free=size(free))
     if free < _LEAST_DISK_BYTES:
-        yield _wrong(text, _("Make room: checkpoints of one job need a GiB and more."))
+        yield _wrong(text, _("Free some space: checkpoints of one job need a GiB and more."))
     elif free < _ENOUGH_DISK_BYTES:
         yield _note(text, _("A few jobs of a large base model will fill it."))
     else:
@@ -194,13 +195,19 @@ async def check_database(config: Config) -> AsyncIterator[CheckResult]:
 def check_models(config: Config, environ: Mapping[str, str]) -> Iterator[CheckResult]:
     """Check whether each base model is present, or would be downloaded."""
     for label, source in config.models.sources.items():
-        yield _check_model(_("model {label} ({source})", label=label, source=source), source, environ)
+        text = _("model {label} ({source})", label=label, source=source)
+        yield _check_model(text, source, environ, usual_memory(config, label, environ))
+    for label, vae in config.models.vaes.items():
+        path = Path(vae).expanduser()
+        if not path.exists() and (path.suffix or not HUB_NAME.fullmatch(vae)):
+            text = _("model {label}: its VAE {vae} is not there", label=label, vae=vae)
+            yield _wrong(text, _("Correct models.vaes in the config."))
     if config.models.default_label is None:
         advice = _("Add one: python -m bot models add LABEL SOURCE. Until then only the toy model can be trained.")
         yield _note(_("there is no real base model"), advice)
 
 
-def _check_model(text: str, source: str, environ: Mapping[str, str]) -> CheckResult:
+def _check_model(text: str, source: str, environ: Mapping[str, str], lora_bytes: int | None) -> CheckResult:
     if source == "tiny":
         package = importlib.util.find_spec("trainer")
         folders = package.submodule_search_locations or [] if package else []
@@ -212,7 +219,7 @@ def _check_model(text: str, source: str, environ: Mapping[str, str]) -> CheckRes
     if path.is_file() or (path / "model_index.json").is_file():
         facts = base_facts(Base(source=source), environ)
         if facts is not None and facts.family:
-            return _fine(_("{model}: {facts}", model=text, facts=model_words(source, facts)))
+            return _fine(_("{model}: {facts}", model=text, facts=model_words(source, facts, lora_bytes)))
         advice = _("Stable Diffusion 1.x, 2.x, XL and 3 can be trained, as .safetensors or as a folder.")
         return _wrong(_("{model}: not a model that can be trained", model=text), advice)
     if path.is_dir():

@@ -131,8 +131,8 @@ class DiskAlmostFull(DatasetRefused):
         self.free_bytes = free_bytes
         super().__init__(
             _(
-                "The machine's disk is almost full ({free} left), so it takes no images now. Nothing was downloaded; "
-                "its operators have to make room.",
+                "The machine's disk is almost full ({free} left), so it takes no images now. Nothing was downloaded. "
+                "Tell the operators of the bot: they have to free disk space.",
                 free=size(free_bytes),
             )
         )
@@ -205,8 +205,8 @@ class TooManyDrafts(JobRefused):
         self.waiting, self.allowed = waiting, allowed
         super().__init__(
             _(
-                "You have {waiting} of {allowed} requests that wait for “Start training”. Press it for one of them, or "
-                "cancel one; each ends after a day. The dataset is kept.",
+                "You have {waiting} of {allowed} requests that wait for “Start training”. Press it on one of them, "
+                "or cancel one; each is dropped after a day. The dataset is kept.",
                 waiting=waiting,
                 allowed=allowed,
             )
@@ -220,8 +220,8 @@ class TooManyEpochs(JobRefused):
         self.epochs, self.allowed = epochs, allowed
         super().__init__(
             _(
-                "{epochs} epochs are more than the {allowed} that you may train in one job here. "
-                "Nothing was queued; use fewer epochs.",
+                "{epochs} epochs are more than the {allowed} that one of your jobs may have here. Nothing was "
+                "queued; use fewer epochs.",
                 epochs=epochs,
                 allowed=allowed,
             )
@@ -235,8 +235,8 @@ class TooManyRuns(JobRefused):
         self.runs, self.allowed = runs, allowed
         super().__init__(
             _(
-                "This study has {runs} runs, and one may have {allowed} here. Nothing was queued; vary fewer values, "
-                "or take fewer folds.",
+                "This study has {runs} runs, and one may have {allowed} here. Nothing was queued; try fewer values "
+                "or fewer parts.",
                 runs=runs,
                 allowed=allowed,
             )
@@ -250,8 +250,8 @@ class CheckpointsDeleted(JobRefused):
         self.job_id = job_id
         super().__init__(
             _(
-                "The checkpoints of #{job} were deleted to make room, so it cannot go on. Train again with /finetune, "
-                "from_dataset and more epochs; /job pin keeps the files of a training.",
+                "The checkpoints of #{job} were deleted to free disk space, so it cannot continue. Train again with "
+                "/finetune, from_dataset and more epochs; /job pin keeps the files of a training.",
                 job=job_id,
             )
         )
@@ -263,7 +263,10 @@ class JobFilesDeleted(JobRefused):
     def __init__(self, *, job_id: int) -> None:
         self.job_id = job_id
         super().__init__(
-            _("The files of #{job} were deleted to make room. Run /finetune with from_dataset.", job=job_id)
+            _(
+                "The files of #{job} were deleted to free disk space. Train it again: /finetune with from_dataset.",
+                job=job_id,
+            )
         )
 
 
@@ -278,10 +281,10 @@ class DuplicateJob(JobRefused):
 class NotAllowed(DarkroomError):
     """Another member's job."""
 
-    def __init__(self, *, job_id: int, owner_id: int, verb: str) -> None:
-        self.job_id, self.owner_id, self.verb = job_id, owner_id, verb
+    def __init__(self, *, job_id: int, owner_id: int) -> None:
+        self.job_id, self.owner_id = job_id, owner_id
         super().__init__(
-            _("Only <@{owner}> or a manager of the server can {verb} #{job}.", owner=owner_id, verb=verb, job=job_id)
+            _("Only <@{owner}> or a manager of the server can do this with #{job}.", owner=owner_id, job=job_id)
         )
 
 
@@ -307,12 +310,11 @@ class ChannelNotAllowed(NotAllowed):
 class NotYourDataset(NotAllowed):
     """Another member's dataset."""
 
-    def __init__(self, *, name: str, owner_id: int, verb: str) -> None:
-        self.name, self.owner_id, self.verb = name, owner_id, verb
+    def __init__(self, *, name: str, owner_id: int) -> None:
+        self.name, self.owner_id = name, owner_id
         text = _(
-            "Only <@{owner}> or a manager of the server can {verb} the dataset `{name}`.",
+            "Only <@{owner}> or a manager of the server can do this with the dataset `{name}`.",
             owner=owner_id,
-            verb=verb,
             name=name,
         )
         DarkroomError.__init__(self, text)
@@ -431,10 +433,12 @@ class NoSuchLink(NotFound):
 class LinkEnded(NotFound):
     """A page's address that no longer opens."""
 
-    def __init__(self, *, is_revoked: bool) -> None:
+    def __init__(self, *, is_revoked: bool, guild_id: int, job_id: int | None = None) -> None:
         self.is_revoked = is_revoked
+        #: Where in Discord there is a button for a new one.
+        self.guild_id, self.job_id = guild_id, job_id
         if is_revoked:
-            text = _("This link was ended, so it opens nothing any more. Ask for a new one in Discord.")
+            text = _("This link was ended and no longer opens anything. Ask for a new one in Discord.")
         else:
             text = _("This link has expired. Ask for a new one in Discord; nothing was lost.")
         super().__init__(text)
@@ -444,7 +448,7 @@ class NotAMember(DarkroomError):
     """A page's address whose member has left the server."""
 
     def __init__(self) -> None:
-        super().__init__(_("This link was made for a member of a Discord server who is no longer there."))
+        super().__init__(_("This link belongs to a member who is no longer in the Discord server."))
 
 
 class PagesNotReady(DarkroomError):

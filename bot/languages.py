@@ -55,14 +55,14 @@ class Languages:
         return self._of(_SERVER, guild_id)
 
     def of(self, interaction: discord.Interaction) -> str:
-        """The language of what only the member sees who acts."""
+        """Return the language of answers that only the acting member sees."""
         known = self._known.get(_name(_PERSON, interaction.user.id), "")
         if known.startswith(_CHOSEN):
             return self.of_person(interaction.user.id)
         return LOCALES.get(interaction.locale, ENGLISH)
 
     def address(self, interaction: discord.Interaction) -> None:
-        """Let what is written in this task be for the person who acts: in their language, and plain if they want."""
+        """Write in this task for the acting member: in their language, and in plain text if they chose it."""
         speak(self.of(interaction))
         _reads_plain.set(self.is_plain(interaction.user.id))
 

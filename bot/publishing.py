@@ -18,10 +18,10 @@ from pydantic import ValidationError
 from bot.clock import SYSTEM_CLOCK, Clock, backoff_s
 from bot.config import HubSettings
 from bot.db import Database, Row
+from bot.db.audit import write_entry
 from bot.errors import DarkroomError
 from bot.outbox import Notification, NotificationKind
 from bot.queue import Job, JobStore
-from bot.queue.store.history import write_entry
 from bot.runners.child_process import run_and_capture
 from trainer.protocol.events import EXIT_REFUSED
 from trainer.protocol.frozen import Frozen
@@ -63,7 +63,7 @@ class AlreadyPublishing(DarkroomError):
     def __init__(self, *, job_id: int, repository: str) -> None:
         self.job_id, self.repository = job_id, repository
         text = _("#{job} is being uploaded to {repository} already.", job=job_id, repository=repository)
-        super().__init__(f"{text} {_('Its thread will say when it is there.')}")
+        super().__init__(f"{text} {_('I will tell you in its thread when it is done.')}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -76,8 +76,8 @@ def require_run(run: Spec, study: Spec, *, max_epochs: int) -> None:
     if changed := [name for name in wanted if wanted[name] != given[name]]:
         raise JobRefused(
             _(
-                "A run of a study has the model and the images of the study, and one would have another {setting}. "
-                "Vary other settings.",
+                "All runs of a study have its model and its images, so {setting} has to stay the same. Vary other "
+                "settings.",
                 setting=changed[0],
             )
         )
@@ -222,7 +222,7 @@ class StudyService:
             for goal in step.goals
         ]
         created = {child.child_name for child in children}
-        # Checked when the study was requested; here against what nobody may exceed, lowered limits or not.
+        # Checked when the study was requested; here against the limits of the server, lowered or not.
         max_epochs = max(self._limits.max_epochs, study.spec.training.epochs)
         for goal in goals:
             if goal.name not in created:

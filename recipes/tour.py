@@ -245,7 +245,7 @@ class Walk:
         )
         await shot("details", "[Details]", "The numbers behind the words.", await self.press(card, "details"))
         queue = await self.slash("queue")
-        await shot("queue", "/queue", "What runs and what waits, for everybody.", queue)
+        await shot("queue", "/queue", "What runs and what waits.", queue)
         while not self.posted("early_stop", 1):
             if (newest := self.posted("epoch", 1)).id != epoch.id:
                 epoch = newest
@@ -388,7 +388,7 @@ class Walk:
         """Wrong values, studies, and what one person chooses for themselves."""
         shot = self.camera.message
         wrong = await self.slash("finetune", from_dataset="blueprint", base="tiny", preset="demo", settings=_WRONG)
-        await shot("wrong", "A wrong value", "What is wrong, and what would be right; nothing typed is lost.", wrong)
+        await shot("wrong", "A wrong value", "What is wrong, and a value that works; nothing you typed is lost.", wrong)
         fix = await self.press(wrong.response.message, "fix")
         await shot("fix", "[Fix in form]", "The form as it was typed, with the nearest right value.", fix)
         study = await self.slash(
@@ -400,7 +400,7 @@ class Walk:
             epochs=2,
         )
         await shot("study", "/study compare", "What a comparison costs, before it is queued.", study)
-        await shot("notify", "/notify", "What one is told, where, and when not.", await self.slash("notify"))
+        await shot("notify", "/notify", "What you are told, where, and when not.", await self.slash("notify"))
 
     async def managing(self) -> None:
         """What the people see who run the server."""
@@ -431,7 +431,7 @@ def write_tour(stops: Sequence[Stop]) -> None:
     lines = [
         "# A tour of Darkroom",
         "",
-        "The real bot and the real trainer in a simulated Discord, whose letters are not Discord's own. The model is",
+        "The real bot and the real trainer in a simulated Discord, whose typeface is not Discord's own. The model is",
         "the toy model that ships (64 px). `make tour` takes all pictures again.",
     ]
     for stop in stops:

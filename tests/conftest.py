@@ -23,6 +23,8 @@ from tests.trainer.fork_server import TRAINER, ForkServer
 #: Seconds of the fast and of the slow tests of each file, recorded by `--record-durations`.
 DURATIONS = Path(__file__).parent / "durations.json"
 _WORKER = "tests.pytest_worker:main"
+#: Imports what the bot and its tests need.
+_BOT = "tests.wire.forked_bot:main"
 #: The environment variable with the socket of the server that the workers share.
 _SHARED_SERVER = "DARKROOM_FORK_SERVER"
 
@@ -53,7 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def _fork_workers(config: pytest.Config) -> None:
     """Let pytest-xdist's workers, and the trainers that they start, be forks of one process with all libraries."""
     # Coverage would miss the lines that were imported before it began.
-    programs = [_WORKER] if config.getoption("cov_source", None) else [_WORKER, TRAINER]
+    programs = [_WORKER] if config.getoption("cov_source", None) else [_WORKER, TRAINER, _BOT]
     server = ForkServer(_WORKER, imports=programs)
     config.add_cleanup(server.__exit__)
     config.option.tx = [f"popen//python={shlex.join(server.command)}" for _ in config.option.tx]

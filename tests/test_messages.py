@@ -19,8 +19,10 @@ ROOT = Path(__file__).parents[1]
 TRANSLATED = [language for language in LANGUAGES if language != ENGLISH]
 
 
-def calls() -> Iterator[tuple[str, ast.Call, int]]:
+@cache
+def calls() -> list[tuple[str, ast.Call, int]]:
     """All calls of `_` and `ngettext`, with their place and the number of their messages."""
+    found = []
     for package in ("bot", "trainer"):
         for path in (ROOT / package).rglob("*.py"):
             if path.name == "text.py":
@@ -28,7 +30,8 @@ def calls() -> Iterator[tuple[str, ast.Call, int]]:
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in {"_", "ngettext"}:
                     place = f"{path.relative_to(ROOT)}:{node.lineno}"
-                    yield place, node, 2 if node.func.id == "ngettext" else 1
+                    found.append((place, node, 2 if node.func.id == "ngettext" else 1))
+    return found
 
 
 def test_messages_are_literals() -> None:
@@ -109,6 +112,26 @@ def test_a_translation_has_the_placeholders_and_the_markup_of_its_message(langua
         wrong += [(ids, text) for text in texts if shape(text) not in wanted and len(ids) == 1]
         wrong += [(ids, text) for text in texts if len(ids) == 2 and not fields(text) - {"n"} <= fields(ids[1])]
     assert wrong == []
+
+
+@pytest.mark.parametrize("language", TRANSLATED)
+def test_a_button_has_one_name_in_all_sentences(language: str) -> None:
+    known = translations(language)
+    names = {ids[0]: texts[0] for ids, texts in known.items() if len(ids) == 1}
+    wrong = [
+        (name, text)
+        for ids, texts in known.items()
+        for text in texts
+        for name in re.findall(r"[\[“]([A-Z][A-Za-z ]+…?)[\]”]", ids[0])
+        if name in names and names[name].strip() not in text
+    ]
+    assert wrong == []
+
+
+def test_chinese_has_the_punctuation_of_chinese() -> None:
+    """A comma, colon, bracket or quotation mark beside a Chinese letter is as wide as the letter."""
+    narrow = re.compile(r"[\u4e00-\u9fff](?:[,;!?](?!\w)|:(?!\w)|[(\"])|[)\"][\u4e00-\u9fff]|[\u4e00-\u9fff]\.{3}")
+    assert [text for texts in translations("zh_CN").values() for text in texts if narrow.search(text)] == []
 
 
 def test_numbers_and_lists_are_translated() -> None:

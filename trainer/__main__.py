@@ -5,6 +5,7 @@ python -m trainer caption DATASET_DIR --model MODEL
 python -m trainer preview DATASET_DIR --preset photo --out SHEET.png
 python -m trainer new --dataset DATASET_DIR --base tiny --preset lora --set epochs=4 --out JOB_DIR
 python -m trainer new --explain
+python -m trainer memory JOB_DIR
 python -m trainer run JOB_DIR
 python -m trainer sample --job JOB_DIR --epochs 4,8 --prompt "a photo of momo" --strengths 0.6,1
 python -m trainer adapter FILE.safetensors
@@ -62,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         ("caption", data_commands.add_caption, "write missing captions with a local model"),
         ("preview", data_commands.add_preview, "draw the augmented variants of a dataset"),
         ("new", training_commands.add_new, "write a job folder with its spec.json"),
+        ("memory", training_commands.add_memory, "print how much memory a training needs, without training"),
         ("run", job_processes.add_run, "train a job, or resume it from its last checkpoint"),
         ("sample", sampling_commands.add_sample, "draw images with trained models"),
         ("adapter", sampling_commands.add_adapter, "check a LoRA file of another place"),

@@ -79,13 +79,13 @@ def hub_problem(source: str, error: Exception) -> MissingModelError | None:
     if "gated" in text or "401" in text or "403" in text:
         return MissingModelError(
             _("{source} is gated or private.", source=source),
-            _("Accept its license on the hub and log in with `hf auth login`."),
+            _("Accept its license on Hugging Face and log in with `hf auth login`."),
         )
     if "LocalEntryNotFound" in " ".join(type(each).__name__ for each in _causes(error)) or any(
         word in text for word in _OFFLINE
     ):
         return MissingModelError(
-            _("{source} is not on this machine and the hub cannot be reached.", source=source),
+            _("{source} is not on this machine, and Hugging Face cannot be reached.", source=source),
             _("Check the network, or download the model once and use its folder."),
         )
     if "safetensors" in text and ("no file named" in text or "not appear to have" in text):

@@ -34,7 +34,7 @@ def scope_name(scope: Scope) -> str:
 
 
 class CommandSync:
-    """The commands of one application; by `check` and `run` beside its connection, or each scope by hand.
+    """Keeps the commands of one application in sync: `check` and `run` beside its connection, or one scope on demand.
 
     An unchanged set costs one request at each start, which also notices that it was deleted or replaced. Only a
     changed one is written: new commands count against Discord's limit of 200 a day.

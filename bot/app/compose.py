@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -19,11 +19,11 @@ import discord
 
 from bot.access import Access
 from bot.app.client import Darkroom
+from bot.app.message_renderer import MessageRenderer
 from bot.app.poster import Poster
 from bot.cogs.attachments import stream_attachment
 from bot.cogs.interaction_gate import InteractionGate
-from bot.cogs.services import Download, Services, context_of
-from bot.cogs.sharing import post_context
+from bot.cogs.services import Download, Services
 from bot.config import Config
 from bot.datasets import DatasetStore, PendingUploads, ResumableUploads
 from bot.db import DATABASE_FILE, Database, hold_data_folder, open_db
@@ -31,9 +31,10 @@ from bot.errors import DarkroomError, RunnerUnreachable
 from bot.health import ConnectionMonitor, read_health
 from bot.languages import Languages
 from bot.operations.metrics import serve_metrics
-from bot.outbox import MessageForm, Notification, NotificationKind, Outbox, Sender
+from bot.outbox import Notification, Outbox, Sender
+from bot.predictions import MemoryPredictions
 from bot.publishing import Publisher
-from bot.queue import Dispatcher, DraftStore, Job, JobStore, Slot, slots_of
+from bot.queue import Dispatcher, DraftStore, JobStore, Slot, slots_of
 from bot.queue.planning.estimates import Estimates
 from bot.queue.planning.forecast import Forecaster
 from bot.queue.planning.retention import Storage
@@ -46,31 +47,18 @@ from bot.runners.ray import RayRunner, count_cluster_slots
 from bot.scheduled import AdmissionControl, DiskMonitor, InterruptedUploads, plan_tasks
 from bot.scheduled.cleanup import RetentionRunner
 from bot.studies import StudyService
-from bot.ui.admin_news import news_post
 from bot.ui.admin_pages import health_page
-from bot.ui.gallery_pages import gallery_post_message, smaller
-from bot.ui.help_pages import welcome_post
-from bot.ui.job_context import JobContext
-from bot.ui.job_posts import card_message, notification_message, undelivered_post
-from bot.ui.layout import MessageContent, mentioning, stacked, text_form, without_pictures
-from bot.ui.notify_pages import direct_post, job_link, thread_linked
-from bot.ui.sample_pages import drawn_post
-from bot.ui.upload_posts import upload_answered_card, upload_card, upload_post
+from bot.ui.layout import MessageContent
 from bot.web import WebLinks
 from bot.web.pages import page_routes
 from bot.web.server import make_application, serve_pages
 from bot.web.site import Site
 from bot.web.visitors import Visitors
-from trainer.protocol.text import _, speak
 
 log = logging.getLogger(__name__)
 
 #: One transition redraws many cards, and each needs a forecast.
 _FORECAST_CACHE_S = 3.0
-#: Messages that are edited.
-_EDITED = frozenset({NotificationKind.CARD, NotificationKind.LATEST, NotificationKind.GALLERY, NotificationKind.UPLOAD})
-#: Largest file in a smaller form of a message, bytes.
-_FILE_LIMITS = {MessageForm.SMALL_FILES: 1024 * 1024, MessageForm.NO_FILES: -1, MessageForm.TEXT: -1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +152,7 @@ def make_services(parts: Parts) -> Services:
         presets=PresetStore(db),
         limits=RoleLimits(db, configured=config.limits),
         estimates=estimates,
+        predictions=MemoryPredictions(config, command=parts.command, env=parts.environment),
         forecaster=Forecaster(db, jobs.control, estimates, windows=parts.admission.windows, cache_s=_FORECAST_CACHE_S),
         publisher=Publisher(db, jobs, settings=config.hub, command=parts.command, env=parts.environment),
         studies=StudyService(jobs, command=parts.command, env=parts.environment, limits=config.limits),
@@ -214,11 +203,12 @@ class App:
         )
         #: Set when Discord refuses the token: no message can be sent, and no connection be kept.
         self.token_refused = asyncio.Event()
+        renderer = MessageRenderer(services, self.client)
         self._sender = Sender(
             outbox,
             Poster(self.client, on_token_refused=self.token_refused.set),
-            self.render,
-            name_thread=self.name_thread,
+            renderer.render,
+            name_thread=renderer.name_thread,
             settings=config.cards,
             log_channel_id=config.discord.log_channel,
         )
@@ -280,96 +270,6 @@ class App:
         self._client = Darkroom(self.services, self.parts.db, self.parts.connection, self.parts.outbox)
         return self._client
 
-    async def name_thread(self, job_id: int) -> str:
-        """Return the name of a job's thread."""
-        job = await self.services.jobs.get(job_id)
-        return f"#{job.id} {job.name}"
-
-    async def render(self, notification: Notification, form: MessageForm) -> MessageContent:
-        """Make the message of a notification from the current state of its job."""
-        content = await self._render_full(notification, file_limit=_FILE_LIMITS.get(form))
-        if form is not MessageForm.TEXT:
-            return content
-        job_id = notification.job_id
-        hint = _("`/job status id:{job}` shows it, `/job files id:{job}` its files.", job=job_id) if job_id else ""
-        text = text_form(content, hint)
-        # A card is edited, and Discord turns no message without a layout into one that has one.
-        return replace(text, text="") if notification.kind in _EDITED else text
-
-    async def _render_full(self, notification: Notification, *, file_limit: int | None) -> MessageContent:
-        job = await self.services.jobs.get(notification.job_id) if notification.job_id else None
-        # Each channel's messages are rendered in a task of its own.
-        speak(self._language_of(notification, job))
-        if notification.kind is NotificationKind.NEWS:
-            return news_post(notification)
-        if notification.kind is NotificationKind.WELCOME:
-            return welcome_post()
-        if notification.kind is NotificationKind.UPLOAD:
-            return await self._upload_card(notification.post_id)
-        if notification.kind is NotificationKind.ANSWER:
-            return upload_post(notification)
-        if notification.kind is NotificationKind.UNDELIVERED:
-            return undelivered_post(notification, job)
-        assert job is not None
-        if notification.kind is NotificationKind.GALLERY:
-            post = await self.services.jobs.gallery.get(notification.post_id)
-            assert post is not None
-            shown = await post_context(self.services, post, self._client)
-            return gallery_post_message(smaller(shown, file_limit))
-        if notification.is_direct:
-            return direct_post(notification, job, await self.services.outbox.cards.of(job.id))
-        content = await self._of_job(notification, job, file_limit)
-        if not job.hides_pictures:
-            return content
-        return without_pictures(
-            content,
-            _(
-                "🔒 It is made from a private dataset: `/job status id:{job}` and `/job files id:{job}` show its "
-                "pictures to those who may see them.",
-                job=job.id,
-            ),
-        )
-
-    async def _of_job(self, notification: Notification, job: Job, file_limit: int | None) -> MessageContent:
-        """Make a message about a job for its channel or thread."""
-        context = await context_of(self.services, job, self._client)
-        if file_limit is not None:
-            context = replace(context, file_limit=min(file_limit, context.file_limit))
-        if notification.kind is NotificationKind.CARD:
-            card = await self.services.outbox.cards.of(job.id)
-            return thread_linked(card_message(job, context), card)
-        if notification.kind is NotificationKind.LATEST:
-            return stacked([await self._news(part, job, context) for part in notification.parts])
-        if notification.kind is NotificationKind.DRAWN:
-            content = drawn_post(job, job_link(job, await self.services.outbox.cards.of(job.id)))
-        else:
-            content = await self._news(notification, job, context)
-        return mentioning(content, notification.mentions, is_quiet=notification.is_quiet)
-
-    async def _upload_card(self, interaction_id: int) -> MessageContent:
-        upload = await self.services.uploads.find(interaction_id)
-        if upload is None:
-            # Answered meanwhile: this message is deleted next.
-            return upload_answered_card()
-        speak(self.parts.languages.of_server(upload.guild_id))
-        return upload_card(upload, await self.services.resumable.arrived(upload))
-
-    def _language_of(self, notification: Notification, job: Job | None) -> str:
-        languages = self.parts.languages
-        if notification.is_direct and not notification.is_returned:
-            return languages.of_person(notification.mentions[0])
-        return languages.of_server(job.guild_id if job else notification.guild_id)
-
-    async def _news(self, notification: Notification, job: Job, context: JobContext) -> MessageContent:
-        """Make the message of news of a job; a post is about the attempt that caused it."""
-        return notification_message(
-            notification,
-            replace(job, attempt=notification.attempt or job.attempt),
-            context,
-            events=await self.services.jobs.events_of(notification),
-            reason=await self.services.jobs.end_reason_of(notification),
-        )
-
     async def startup(self) -> None:
         """Record what an earlier bot left, before a service or a client changes it."""
         await self._scheduler.record_start()
@@ -378,7 +278,8 @@ class App:
     def services_to_run(self) -> list[Coroutine[Any, Any, None]]:
         """The loops of all services."""
         loops = [self._run_queue(), self._sender.run(), self._scheduler.run()]
-        loops += [self._uploads.run(), self._uploads.run_closed(), self.services.publisher.run()]
+        loops += [self._uploads.run(), self._uploads.run_closed()]
+        loops += [self.services.publisher.run(), self.services.predictions.run()]
         return [*loops, *(waiting.run() for waiting in (self._warm, self._samplers) if waiting is not None)]
 
     async def _run_queue(self) -> None:

@@ -12,9 +12,9 @@ from discord.ext import commands
 from pydantic import ValidationError
 
 from bot.access import manages
-from bot.cogs.autocomplete import answered, job_choices
+from bot.cogs.autocomplete import answered, dataset_choices, job_choices
 from bot.cogs.interaction_gate import ButtonHandler, handled
-from bot.cogs.lookups import find_job
+from bot.cogs.lookups import dataset_here, find_job
 from bot.cogs.replies import Acknowledgement, open_form, reply
 from bot.cogs.services import Services
 from bot.config import AccessSettings, DiscordSettings
@@ -28,6 +28,7 @@ from bot.ui.admin_pages import (
     confirm_page,
     deleted_text,
     limits_page,
+    links_ended_text,
     pause_text,
     plan_digest,
     resent_text,
@@ -40,6 +41,7 @@ from bot.ui.discord_text import missing_permissions
 from bot.ui.layout import text_message
 from bot.ui.model_pages import model_lines, models_page
 from bot.ui.queue_pages import audit_page
+from bot.web import LinkKind
 from trainer.protocol.text import LANGUAGES, N_, _
 
 # Discord checks these before it sends a command; `RoleLimit` checks them again.
@@ -61,12 +63,14 @@ else:
 
 #: Verbs about one server; `health` shows only numbers of others. All other verbs are about the machine that servers
 #: share.
-_OF_ONE_SERVER = frozenset({"bump", "limits", "settings", "gallery", "language", "audit", "health", "resend"})
+_OF_ONE_SERVER = frozenset({"bump", "limits", "settings", "gallery", "language", "audit", "health", "resend", "links"})
 
 
 @app_commands.guild_only()
 @app_commands.default_permissions(manage_guild=True)
-class AdminCommands(commands.GroupCog, group_name="admin", group_description=N_("Run the machine.")):
+class AdminCommands(
+    commands.GroupCog, group_name="admin", group_description=N_("Manage the bot: queue, roles, limits, disk space.")
+):
     """The queue's pause, slots, limits, storage, audit and health."""
 
     limits = app_commands.Group(name="limits", description=N_("Limits for the members of a role."))
@@ -117,10 +121,10 @@ class AdminCommands(commands.GroupCog, group_name="admin", group_description=N_(
     @app_commands.command(description=N_("Let the queue run again."))
     async def resume(self, interaction: discord.Interaction) -> None:
         was_paused = await self._services.jobs.control.resume(by=interaction.user.id, guild_id=interaction.guild_id)
-        text = _("🟢 The queue runs again.") if was_paused else _("The queue runs already.")
+        text = _("🟢 The queue is running again.") if was_paused else _("The queue is already running.")
         await reply(interaction, text_message(text))
 
-    @app_commands.command(description=N_("Give a waiting job another priority."))
+    @app_commands.command(description=N_("Change the priority of a waiting job."))
     @app_commands.describe(job=N_("Number or name of the job"), priority=N_("Owners take turns within a priority"))
     @app_commands.rename(job="id")
     async def bump(
@@ -157,7 +161,7 @@ class AdminCommands(commands.GroupCog, group_name="admin", group_description=N_(
         )
         # An enabled slot may let a job start.
         self._services.jobs.changed.set()
-        return "" if is_changed else _("There is no such slot, or it is so already; nothing was changed.")
+        return "" if is_changed else _("There is no such slot, or it is in that state already. Nothing was changed.")
 
     @slots.autocomplete("slot")
     @answered
@@ -172,7 +176,7 @@ class AdminCommands(commands.GroupCog, group_name="admin", group_description=N_(
     # -- limits ---------------------------------------------------------------------------------------------------
 
     @limits.command(
-        name="set", description=N_("Set the limits of a role's members; what you leave out is as configured.")
+        name="set", description=N_("Set limits for the members of a role; anything left out keeps its default.")
     )
     @app_commands.describe(
         role=N_("A member with several roles gets the most generous of each limit"),
@@ -205,7 +209,7 @@ class AdminCommands(commands.GroupCog, group_name="admin", group_description=N_(
         await self._services.limits.set(interaction.guild_id, limit, by=interaction.user.id)
         await self._show_limits(interaction, _("Saved."))
 
-    @limits.command(name="clear", description=N_("Let the configured limits apply to a role again."))
+    @limits.command(name="clear", description=N_("Delete a role's own limits; the usual ones apply again."))
     @app_commands.describe(role=N_("Whose limits to delete"))
     async def clear_limits(self, interaction: discord.Interaction, role: discord.Role) -> None:
         assert interaction.guild_id is not None
@@ -251,13 +255,47 @@ class AdminCommands(commands.GroupCog, group_name="admin", group_description=N_(
         await reply(interaction, text_message(gallery_channel_text(rules.gallery, missing)))
 
     @app_commands.command(description=N_("The language of my posts in the channels of this server."))
-    @app_commands.describe(language=N_("Left out: as Discord says; it says English of servers without Community"))
+    @app_commands.describe(
+        language=N_("Left out: as Discord reports it, which is always English for servers without Community")
+    )
     @app_commands.choices(language=[app_commands.Choice(name=name, value=code) for code, name in LANGUAGES.items()])
     async def language(self, interaction: discord.Interaction, language: str = "") -> None:
         assert interaction.guild_id is not None
         await self._services.languages.choose(language, server=interaction.guild_id)
-        chosen = LANGUAGES.get(language) or _("the one that Discord says")
+        chosen = LANGUAGES.get(language) or _("the one that Discord reports")
         await reply(interaction, text_message(_("The language of my posts here: {language}.", language=chosen)))
+
+    @app_commands.command(description=N_("End links to web pages: all of this server, or only some."))
+    @app_commands.describe(
+        member=N_("Only the links of this person"),
+        job=N_("Only links to this training: its number or name"),
+        dataset=N_("Only links to this dataset"),
+    )
+    async def links(
+        self,
+        interaction: discord.Interaction,
+        member: discord.User | None = None,
+        job: str | None = None,
+        dataset: str | None = None,
+    ) -> None:
+        assert interaction.guild_id is not None
+        subject = None
+        if job is not None and dataset is not None:
+            raise JobRefused(_("Give either job or dataset, not both. Nothing was changed."))
+        if job is not None:
+            subject = (LinkKind.JOB, (await find_job(self._services, interaction, job)).id)
+        elif dataset is not None:
+            subject = (LinkKind.DATASET, (await dataset_here(self._services, interaction, dataset)).id)
+        user_id = None if member is None else member.id
+        ended = await self._services.links.revoke_in(
+            interaction.guild_id, by=interaction.user.id, user_id=user_id, subject=subject
+        )
+        await reply(interaction, text_message(links_ended_text(ended)))
+
+    @links.autocomplete("dataset")
+    @answered
+    async def choose_dataset(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
+        return await dataset_choices(self._services, interaction, typed)
 
     # -- audit and health ---------------------------------------------------------------------------------------------
 
@@ -287,6 +325,7 @@ class AdminCommands(commands.GroupCog, group_name="admin", group_description=N_(
         count = await self._services.outbox.resend(interaction.guild_id, job_id=job_id, channel_id=channel_id)
         await reply(interaction, text_message(resent_text(count, is_here=here)))
 
+    @links.autocomplete("job")
     @audit.autocomplete("job")
     @resend.autocomplete("job")
     @answered

@@ -16,7 +16,17 @@ from bot.cogs.interaction_gate import explain
 from bot.cogs.page_links import page_message
 from bot.cogs.replies import Acknowledgement, AnswerFailed, acknowledge, replace, reply
 from bot.cogs.services import Services, allowance_of_member
-from bot.datasets import Dataset, PendingUpload, Received, Upload, UploadKind, progress_told, title_of
+from bot.datasets import (
+    Dataset,
+    ImportRequest,
+    PendingUpload,
+    Received,
+    Upload,
+    UploadKind,
+    import_files,
+    progress_told,
+    title_of,
+)
 from bot.datasets.dataset_files import copy_folder, temporary_folder
 from bot.errors import DarkroomError, DatasetRefused, DatasetTooLarge, UploadClosed
 from bot.ui.layout import MessageContent, text_message
@@ -46,6 +56,7 @@ async def tracked_upload(
     is_at_once: bool = False,
     dataset_id: int | None = None,
     title: str = "",
+    is_private: bool = False,
 ) -> AsyncIterator[None]:
     """Track an upload, acknowledge its interaction, and run the body; errors are reported to the member and swallowed.
 
@@ -67,6 +78,7 @@ async def tracked_upload(
         is_at_once=is_at_once,
         dataset_id=dataset_id,
         title=title or title_of([each.filename for each in attachments]),
+        is_private=is_private,
     )
     if not await services.uploads.add(upload):
         raise AnswerFailed(Unanswered.REPEATED)
@@ -83,13 +95,10 @@ async def tracked_upload(
             yield
         except AnswerFailed:
             raise
-        except DatasetTooLarge as error:
-            sentence = explain(interaction, error)
-            if await _offer_instead(services, interaction, sentence):
-                return
-            await reply(interaction, text_message(sentence))
         except Exception as error:  # noqa: BLE001 - an edge to Discord: the upload is removed only once the member knows.
             sentence = explain(interaction, error)
+            if isinstance(error, DatasetTooLarge) and await _offer_instead(services, interaction, sentence):
+                return
             await reply(interaction, text_message(sentence))
     except AnswerFailed as failed:
         await services.finish_upload(interaction.id, failed.why, sentence)
@@ -105,6 +114,7 @@ async def offer_page(
     kind: UploadKind,
     request: str = "{}",
     dataset_id: int | None = None,
+    is_private: bool = False,
 ) -> None:
     """Acknowledge an interaction, and answer it with a link to the upload page in place of attachments.
 
@@ -123,6 +133,7 @@ async def offer_page(
         request=request,
         dataset_id=dataset_id,
         title="",
+        is_private=is_private,
         is_by_page=True,
         is_open=True,
     )
@@ -212,17 +223,30 @@ async def progress_shown(
 
 
 async def ingest_attachments(
-    services: Services, interaction: discord.Interaction, attachments: Sequence[discord.Attachment]
+    services: Services,
+    interaction: discord.Interaction,
+    attachments: Sequence[discord.Attachment],
+    *,
+    is_private: bool = False,
 ) -> Dataset:
     """Download attachments and prepare them; content that the server has already is that dataset.
 
     Raises:
         DatasetRefused: They are too large, cannot be trained on, or could not be prepared.
+        NotYourDataset: They are another member's dataset already, and were to be private.
     """
     assert interaction.guild_id is not None
     received = await download_attachments(services, interaction, attachments)
     async with progress_shown(interaction, received.title):
-        dataset = await services.datasets.prepare(received, guild_id=interaction.guild_id, owner_id=interaction.user.id)
+        dataset = await import_files(
+            services.datasets,
+            received,
+            ImportRequest(can_manage=manages(interaction)),
+            guild_id=interaction.guild_id,
+            owner_id=interaction.user.id,
+            captions=services.config.captions,
+            is_private=is_private,
+        )
     failpoint("upload_prepared")
     return dataset
 

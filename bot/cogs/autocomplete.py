@@ -11,12 +11,12 @@ import discord
 from discord import app_commands
 
 from bot.access import manages
-from bot.cogs.lookups import storable, viewer_of
+from bot.cogs.lookups import MAX_SEARCHED, openable, storable, viewer_of
 from bot.cogs.replies import AnswerFailed, offer
 from bot.cogs.services import Services
 from bot.config import Config
 from bot.queue import State
-from bot.queue.domain.verbs import Verb, applicable_states, is_applicable, is_drawable, may_open
+from bot.queue.domain.verbs import Verb, applicable_states, is_applicable, is_drawable
 from bot.ui.dataset_cards import images_words
 from bot.ui.job_card import job_choice
 from bot.ui.model_pages import base_choice
@@ -27,9 +27,6 @@ log = logging.getLogger(__name__)
 #: Discord's limits for choices.
 _MAX_CHOICES = 25
 _MAX_CHOICE_CHARS = 100
-#: Jobs that are searched for those that the member may open, and to which a verb applies.
-_MAX_SEARCHED = 100
-
 
 _Choices: TypeAlias = list[app_commands.Choice[str]]
 _Cog = TypeVar("_Cog")
@@ -69,7 +66,7 @@ async def job_choices(
     jobs = await services.jobs.search(
         interaction.guild_id,
         storable(typed),
-        limit=_MAX_SEARCHED,
+        limit=MAX_SEARCHED,
         states=wanted if verb is None else wanted & applicable_states(verb),
         owner_id=interaction.user.id if is_own else None,
     )
@@ -77,9 +74,8 @@ async def job_choices(
         jobs = [job for job in jobs if is_applicable(verb, job)]
     if can_draw:
         jobs = [job for job in jobs if is_drawable(job)]
-    can_manage = manages(interaction)
-    jobs = [job for job in jobs if may_open(job, user_id=interaction.user.id, can_manage=can_manage)]
-    return [app_commands.Choice(name=job_choice(job), value=str(job.id)) for job in jobs[:_MAX_CHOICES]]
+    shown = openable(interaction, jobs)[:_MAX_CHOICES]
+    return [app_commands.Choice(name=job_choice(job), value=str(job.id)) for job in shown]
 
 
 async def dataset_choices(

@@ -173,7 +173,7 @@ async def _open_privacy(interaction: discord.Interaction, press: DatasetPress) -
 
 
 async def _delete(interaction: discord.Interaction, press: DatasetPress) -> None:
-    dataset = await own_dataset(press.services, interaction, press.dataset_id, "delete")
+    dataset = await own_dataset(press.services, interaction, press.dataset_id)
     await press.services.datasets.delete(dataset.id)
     deleted = _("**{name}** is deleted; its name is free again.", name=escape(dataset.name))
     await replace(interaction, text_message(deleted))

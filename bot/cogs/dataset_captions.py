@@ -14,9 +14,6 @@ from bot.ui.dataset_cards import captions_card
 from bot.ui.dataset_forms import Form, rules_form
 from trainer.protocol.text import ngettext
 
-#: As in "Only … can change the dataset".
-_CHANGE = "change"
-
 
 async def show_captions(services: Services, interaction: discord.Interaction, dataset_id: int) -> None:
     """Answer with how many images have a caption, and the ways to change them.
@@ -24,7 +21,7 @@ async def show_captions(services: Services, interaction: discord.Interaction, da
     Raises:
         NotYourDataset: The member may not change it.
     """
-    dataset = await own_dataset(services, interaction, dataset_id, _CHANGE)
+    dataset = await own_dataset(services, interaction, dataset_id)
     await reply(interaction, captions_card(dataset, can_write=bool(services.config.captions.model)))
 
 
@@ -34,11 +31,11 @@ async def open_rules(services: Services, interaction: discord.Interaction, which
     Raises:
         NotYourDataset: The member may not change it.
     """
-    found = await own_dataset(services, interaction, which, _CHANGE)
+    found = await own_dataset(services, interaction, which)
 
     async def submitted(interaction: discord.Interaction, form: Form) -> None:
         # Again: the dataset, or its member's permissions, may have changed while the form was open.
-        await own_dataset(services, interaction, found.id, _CHANGE)
+        await own_dataset(services, interaction, found.id)
         rules = parse_rules(form.texts)
         changed = await services.datasets.edit(found.id, lambda edits: with_rules(edits, **rules))
         await reply(interaction, await dataset_card(services, interaction, changed))
@@ -56,7 +53,7 @@ async def write_captions(services: Services, interaction: discord.Interaction, d
         NotYourDataset: The member may not change it.
         DatasetRefused: The model cannot be used, or took too long.
     """
-    found = await own_dataset(services, interaction, dataset_id, _CHANGE)
+    found = await own_dataset(services, interaction, dataset_id)
     async with progress_shown(interaction, found.name):
         written = await services.datasets.write_captions(found.id, services.config.captions)
     note = ngettext(

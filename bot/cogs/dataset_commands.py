@@ -55,6 +55,10 @@ class DatasetCommands(
             name=N_("Use attachments as dataset"), callback=self.use_attachments, extras=_TRACKED
         )
         self._menu = app_commands.guild_only(menu)
+        if services.links.are_on:
+            described = N_("Upload images: up to ten files; choose none for a page that takes folders and large files.")
+            # As discord.py sets them from the decorator.
+            self.upload.description, self.upload._locale_description = described, app_commands.locale_str(described)
 
     async def cog_load(self) -> None:
         # discord.py has no decorator for menus in cogs.
@@ -74,8 +78,8 @@ class DatasetCommands(
         from_server: str = "",
     ) -> None:
         if from_server:
-            request = ImportRequest(layout=Layout(folders), is_private=private, can_manage=manages(interaction))
-            await self._import(interaction, [], request, from_server=from_server)
+            request = ImportRequest(layout=Layout(folders), can_manage=manages(interaction))
+            await self._import(interaction, [], request, from_server=from_server, is_private=private)
             return
         has_captioner = bool(self._services.config.captions.model)
         uploaded = partial(self._uploaded, layout=Layout(folders), is_private=private)
@@ -84,7 +88,9 @@ class DatasetCommands(
             interaction, UploadForm(submitted, has_captioner=has_captioner, has_page=self._services.links.are_on)
         )
 
-    @app_commands.command(description=N_("Add images to a dataset; the others stay in their splits."), extras=_TRACKED)
+    @app_commands.command(
+        description=N_("Add images to a dataset; those already in it stay where they are."), extras=_TRACKED
+    )
     @app_commands.describe(
         **_OPTIONS,
         file=N_("Images, an archive, or captions"),
@@ -103,7 +109,7 @@ class DatasetCommands(
         file4: discord.Attachment | None = None,
         file5: discord.Attachment | None = None,
     ) -> None:
-        found = await own_dataset(self._services, interaction, dataset, "add to")
+        found = await own_dataset(self._services, interaction, dataset)
         files = [each for each in (file, file2, file3, file4, file5) if each is not None]
         if not files:
             if not self._services.links.are_on:
@@ -157,7 +163,7 @@ class DatasetCommands(
     @app_commands.command(description=N_("Delete a dataset of yours; trainings that used it are not affected."))
     @app_commands.describe(**_OPTIONS)
     async def delete(self, interaction: discord.Interaction, dataset: str) -> None:
-        await reply(interaction, delete_question(await own_dataset(self._services, interaction, dataset, "delete")))
+        await reply(interaction, delete_question(await own_dataset(self._services, interaction, dataset)))
 
     @upload.autocomplete("from_server")
     @answered
@@ -193,13 +199,18 @@ class DatasetCommands(
             caption_column=texts["caption_column"].strip(),
             layout=layout,
             wants_captions=form.wants_captions,
-            is_private=is_private,
             can_manage=manages(interaction),
         )
         if form.attachments:
-            await self._import(interaction, form.attachments, request)
-        else:
-            await offer_page(self._services, interaction, kind=UploadKind.IMPORT, request=request.model_dump_json())
+            await self._import(interaction, form.attachments, request, is_private=is_private)
+            return
+        await offer_page(
+            self._services,
+            interaction,
+            kind=UploadKind.IMPORT,
+            request=request.model_dump_json(),
+            is_private=is_private,
+        )
 
     async def _import(
         self,
@@ -208,6 +219,7 @@ class DatasetCommands(
         request: ImportRequest,
         *,
         from_server: str = "",
+        is_private: bool = False,
     ) -> None:
         """Make a dataset of files, or of a folder of the machine, and show its card."""
         assert interaction.guild_id is not None
@@ -219,6 +231,7 @@ class DatasetCommands(
             kind=UploadKind.IMPORT,
             request=request.model_dump_json(),
             title=from_server,
+            is_private=is_private,
         ):
             if from_server:
                 received = await copy_server_folder(services, interaction, from_server)
@@ -233,6 +246,7 @@ class DatasetCommands(
                     guild_id=interaction.guild_id,
                     owner_id=interaction.user.id,
                     captions=services.config.captions,
+                    is_private=is_private,
                 )
             failpoint("upload_prepared")
             note = _("These files were uploaded before, as {name}.", name=known.name) if known else ""
@@ -255,14 +269,16 @@ async def open_privacy(services: Services, interaction: discord.Interaction, whi
     Raises:
         NoSuchDataset, NotYourDataset: The member may not change it.
     """
-    found = await own_dataset(services, interaction, which, "change")
+    found = await own_dataset(services, interaction, which)
 
     async def submitted(interaction: discord.Interaction, form: Form) -> None:
         assert isinstance(form, PrivacyForm)
         # Again: it may have another owner's rules by now, and the member other roles.
-        dataset = await own_dataset(services, interaction, found.id, "change")
+        dataset = await own_dataset(services, interaction, found.id)
         guests = [each for each in form.guests if each != dataset.owner_id]
-        dataset = await services.datasets.set_privacy(dataset.id, is_private=form.is_private, guests=guests)
+        dataset = await services.datasets.set_privacy(
+            dataset.id, by=interaction.user.id, is_private=form.is_private, guests=guests
+        )
         await reply(interaction, text_message(privacy_words(dataset)))
 
     form = PrivacyForm(

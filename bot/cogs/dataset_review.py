@@ -34,9 +34,6 @@ from bot.ui.layout import MessageContent, text_message
 from bot.ui.review_page import ReviewView, decided_words, image_page, nothing_to_review, question_page
 from trainer.protocol.text import _
 
-#: As in "Only … can decide about the dataset".
-_DECIDE = "decide about"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Review:
@@ -124,7 +121,7 @@ async def decide(services: Services, interaction: discord.Interaction, dataset_i
     Raises:
         NotYourDataset: The member may not decide.
     """
-    dataset = await own_dataset(services, interaction, dataset_id, _DECIDE)
+    dataset = await own_dataset(services, interaction, dataset_id)
     review = await Review.at(services, dataset, arg)
     if review.image is not None:
         images: Sequence[ReviewImage] = [review.image]
@@ -145,14 +142,14 @@ async def ask_caption(services: Services, interaction: discord.Interaction, data
     Raises:
         NotYourDataset: The member may not decide.
     """
-    dataset = await own_dataset(services, interaction, dataset_id, _DECIDE)
+    dataset = await own_dataset(services, interaction, dataset_id)
     review = await Review.at(services, dataset, arg)
     each = review.image or review.question.images[0]
 
     async def submitted(interaction: discord.Interaction, form: Form) -> None:
         caption = form.texts["caption"]
         # Again: the dataset, or its member's permissions, may have changed while the form was open.
-        await own_dataset(services, interaction, dataset_id, _DECIDE)
+        await own_dataset(services, interaction, dataset_id)
         # By pixels and not by index: others may have decided while the form was open.
         written = await services.datasets.decide(dataset.id, lambda edits: with_caption(edits, each.sha256, caption))
         after = dataclasses.replace(review, dataset=written)

@@ -64,7 +64,7 @@ async def dataset_card(
 ) -> MessageContent:
     """Make the report card of a dataset, with the draft that waits for it if there is one."""
     report = await services.datasets.report(dataset)
-    spec, study, estimate, fit, study_plan = None, None, None, None, None
+    spec, study, estimate, fit, study_plan, memory = None, None, None, None, None, None
     if draft is not None:
         request = JobRequest.model_validate_json(draft.request)
         allowance = await allowance_of_member(services, interaction)
@@ -72,6 +72,7 @@ async def dataset_card(
         study = request.study
         fit = await _fit(services, report, spec)
         estimate = await _estimate(services, request, spec, dataset)
+        memory = await services.predictions.of(spec)
         if study is not None:
             runs = await services.studies.plan(spec, study, max_epochs=allowance.max_epochs)
             study_plan = StudyPlan(
@@ -92,6 +93,7 @@ async def dataset_card(
         study_plan=study_plan,
         fit=fit,
         estimate=estimate,
+        memory=memory,
         may_change=may_change(dataset, user_id=interaction.user.id, can_manage=manages(interaction)),
         is_own=dataset.owner_id == interaction.user.id,
         has_pages=services.links.are_on,
@@ -206,6 +208,7 @@ async def _submit(services: Services, interaction: discord.Interaction, draft: D
         channel_id=draft.channel_id,
         owner_id=draft.owner_id,
         dataset_id=dataset.id,
+        source_id=request.start_job,
         spec=spec,
         priority=request.queue.priority,
         gpus=request.gpus,
@@ -279,11 +282,16 @@ async def _with_start(services: Services, interaction: discord.Interaction, requ
     files = newest_files(await services.jobs.events(job.id))
     start = next((each for each in files if each.format is ExportFormat.KOHYA and each.epoch is None), None)
     if start is None or job.are_files_deleted:
-        raise JobRefused(_("#{job} has no file to start from. Nothing was queued.", job=job.id))
+        raise JobRefused(
+            _(
+                "#{job} has no file to start from. Choose another training, or the base model. Nothing was queued.",
+                job=job.id,
+            )
+        )
     if different := _differing(job.spec, spec):
         raise SpecError(
             _(
-                "A training that starts from #{job} has the same base model and method, and this one has another "
+                "A training that starts from #{job} must have the same base model and method; yours differs in "
                 "{settings}. Nothing was queued.",
                 job=job.id,
                 settings=listed(different),

@@ -82,6 +82,7 @@ class FinetuneCommand(commands.Cog):
     @app_commands.describe(
         dataset=N_("Your images as zip, tar or 7z (with captions as .txt beside them, if you have some)"),
         from_dataset=N_("… or an existing dataset"),
+        private=N_("Only you, managers and people you name see these images"),
         preset=N_("What you want to teach (default: lora), or #12: as in training 12"),
         base=N_("The model to start from"),
         name=N_("Name of the result: lower-case letters, digits, - . _"),
@@ -99,6 +100,7 @@ class FinetuneCommand(commands.Cog):
         interaction: discord.Interaction,
         dataset: discord.Attachment | None = None,
         from_dataset: str | None = None,
+        private: bool = False,
         preset: str | None = None,
         base: str | None = None,
         name: Name | None = None,
@@ -126,9 +128,8 @@ class FinetuneCommand(commands.Cog):
             gpus=gpus,
             run_after=None if start is None else parse_start(start, time.time(), zone),
         )
-        await self._start(
-            interaction, request.model_copy(update={"queue": queue}), dataset, from_dataset, confirm=confirm
-        )
+        request = request.model_copy(update={"queue": queue})
+        await self._start(interaction, request, dataset, from_dataset, is_private=private, confirm=confirm)
 
     async def _read(self, settings: discord.Attachment | None) -> dict[str, Any]:
         """Return the settings of a `.toml` file, by their dotted names.
@@ -161,6 +162,7 @@ class FinetuneCommand(commands.Cog):
         attachment: discord.Attachment | None,
         dataset_name: str | None,
         *,
+        is_private: bool,
         confirm: bool,
     ) -> None:
         # Wrong settings are asked for in a form, once the images are there: they need not be uploaded again.
@@ -171,6 +173,10 @@ class FinetuneCommand(commands.Cog):
             if dataset_name is None:
                 raise DatasetRefused(
                     _("Give me images: dataset:<zip file>, or from_dataset:<name>. Nothing was queued.")
+                )
+            if is_private:
+                raise DatasetRefused(
+                    _("`private` is for images that you attach. For a dataset that is here, use `/dataset privacy`.")
                 )
             dataset = await dataset_here(self._services, interaction, dataset_name)
             await self._offer(interaction, dataset, request, confirm=confirm)
@@ -184,8 +190,9 @@ class FinetuneCommand(commands.Cog):
             kind=UploadKind.FINETUNE,
             request=request.model_dump_json(),
             is_at_once=not confirm,
+            is_private=is_private,
         ):
-            dataset = await ingest_attachments(self._services, interaction, [attachment])
+            dataset = await ingest_attachments(self._services, interaction, [attachment], is_private=is_private)
             await self._offer(interaction, dataset, request, confirm=confirm)
 
     async def _offer(

@@ -55,7 +55,7 @@ class GalleryCommand(commands.Cog):
         self._services = services
 
     @app_commands.command(
-        description=N_("What members of this server show: look, like it, and try its settings."),
+        description=N_("See what members of this server share, like it, and try its settings."),
         extras=handled(rate=PAGES),
     )
     @app_commands.guild_only()

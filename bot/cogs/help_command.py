@@ -15,9 +15,9 @@ from bot.ui.help_pages import HelpPage, help_page
 from trainer.protocol.text import N_
 
 
-async def _show(interaction: discord.Interaction, page: str) -> None:
+async def _show(interaction: discord.Interaction, services: Services, page: str) -> None:
     """Turn the page that a member has, or give one to the member who presses a button of the welcome message."""
-    content = help_page(HelpPage(page))
+    content = help_page(HelpPage(page), has_pages=services.links.are_on)
     if interaction.message is not None and interaction.message.flags.ephemeral:
         await acknowledge(interaction, Acknowledgement.UPDATE)
         await replace(interaction, content)
@@ -41,8 +41,8 @@ class HelpCommand(commands.Cog):
     )
     @app_commands.guild_only()
     async def show_help(self, interaction: discord.Interaction) -> None:
-        await reply(interaction, help_page(HelpPage.START))
+        await reply(interaction, help_page(HelpPage.START, has_pages=self._services.links.are_on))
 
     @commands.Cog.listener()
     async def on_help_button(self, interaction: discord.Interaction, page: str) -> None:
-        await self._services.gate.press(interaction, HANDLERS, "page", page)
+        await self._services.gate.press(interaction, HANDLERS, "page", page, self._services)

@@ -16,7 +16,7 @@ from discord.ext import commands
 from bot.access import Ability, manages
 from bot.cogs import sample_command
 from bot.cogs.interaction_gate import PAGES, REPORTS, ButtonHandler
-from bot.cogs.lookups import job_here
+from bot.cogs.lookups import as_seen, job_here
 from bot.cogs.next_steps import NEXT_STEPS
 from bot.cogs.notify_command import watch
 from bot.cogs.page_links import show_page
@@ -44,8 +44,7 @@ from bot.ui.queue_pages import MAX_LISTED, QUEUE_PAGE, BoardSnapshot, history_pa
 from bot.ui.sample_pages import DRAW_AGAIN
 from bot.web import LinkKind
 from trainer.exchange.job_dir import log_tail
-from trainer.protocol.events import Sampled
-from trainer.protocol.text import _
+from trainer.protocol.events import Sampled, all_of, last_of
 
 _STOP_INTENTS = {
     Verb.CANCEL: StopIntent.CANCEL,
@@ -71,7 +70,7 @@ async def perform(
         NoSuchJob: It was deleted.
     """
     user_id = interaction.user.id
-    require_control(job, user_id=user_id, can_manage=manages(interaction), verb=verb.words)
+    require_control(job, user_id=user_id, can_manage=manages(interaction))
     if verb is Verb.SHARE:
         await share_samples(services, interaction, job)
         return
@@ -148,7 +147,7 @@ async def hand_over_files(services: Services, interaction: discord.Interaction, 
 
 async def _newest_samples(services: Services, job: Job) -> Sampled | None:
     events = await services.jobs.events(job.id)
-    return next((event for event in reversed(events) if isinstance(event, Sampled)), None)
+    return last_of(events, Sampled)
 
 
 async def _open(interaction: discord.Interaction, services: Services, job_id: int) -> None:
@@ -187,7 +186,7 @@ async def ask_how_to_stop(services: Services, interaction: discord.Interaction, 
         NotAllowed: It is another member's job.
     """
     can_manage = manages(interaction)
-    require_control(job, user_id=interaction.user.id, can_manage=can_manage, verb=Verb.KEEP_BEST.words)
+    require_control(job, user_id=interaction.user.id, can_manage=can_manage)
     await reply(interaction, stop_question(job, datetime.now(UTC)))
 
 
@@ -226,7 +225,7 @@ async def write_note(services: Services, interaction: discord.Interaction, job: 
         NotAllowed: It is another member's job.
     """
     can_manage = manages(interaction)
-    require_control(job, user_id=interaction.user.id, can_manage=can_manage, verb=_("write a note on"))
+    require_control(job, user_id=interaction.user.id, can_manage=can_manage)
     after = await services.jobs.write_note(job.id, text.strip(), by=interaction.user.id)
     await reply(interaction, text_message(note_reply(after)))
 
@@ -251,11 +250,14 @@ async def board(services: Services, interaction: discord.Interaction, page: int 
     page = min(page, max(0, counts.get(State.QUEUED, 0) - 1) // MAX_LISTED)
     shown = await jobs.living(interaction.guild_id, most=MAX_LISTED, skip=page * MAX_LISTED)
     studies = [job.id for job in shown if job.study is not None and job.state.is_active]
-    runs = {study: [run for run in await jobs.studies.children(study) if not run.state.is_end] for study in studies}
+    runs = {
+        study: as_seen(interaction, [run for run in await jobs.studies.children(study) if not run.state.is_end])
+        for study in studies
+    }
     positions = await jobs.queue_positions([job.id for job in (*shown, *chain.from_iterable(runs.values()))])
     snapshot = BoardSnapshot(
         now=datetime.now(UTC),
-        jobs=shown,
+        jobs=as_seen(interaction, shown),
         counts=counts,
         runs=runs,
         page=page,
@@ -276,7 +278,7 @@ async def _compare(interaction: discord.Interaction, services: Services, job_id:
     job = await job_here(services, interaction, job_id)
     events = await services.jobs.events(job.id)
     context = await context_of(services, job, interaction.client)
-    await reply(interaction, compare_reply(job, context, [event for event in events if isinstance(event, Sampled)]))
+    await reply(interaction, compare_reply(job, context, all_of(events, Sampled)))
 
 
 async def _draw_again(interaction: discord.Interaction, services: Services, job_id: int) -> None:

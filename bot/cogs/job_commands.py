@@ -21,7 +21,7 @@ from bot.cogs.job_actions import (
     show_log,
     write_note,
 )
-from bot.cogs.lookups import find_job, storable
+from bot.cogs.lookups import as_seen, find_job, storable
 from bot.cogs.next_steps import extend
 from bot.cogs.replies import reply
 from bot.cogs.services import Services, context_of
@@ -65,9 +65,9 @@ class JobCommands(
     async def list_jobs(self, interaction: discord.Interaction) -> None:
         assert interaction.guild_id is not None
         jobs = await self._services.jobs.recent(interaction.guild_id, _LISTED_JOBS)
-        await reply(interaction, job_list(_("Newest trainings"), jobs, datetime.now(UTC)))
+        await reply(interaction, job_list(_("Newest trainings"), as_seen(interaction, jobs), datetime.now(UTC)))
 
-    @app_commands.command(description=N_("Each start of a training, and who changed what."), extras=handled(rate=PAGES))
+    @app_commands.command(description=N_("Every attempt of a training, and who did what."), extras=handled(rate=PAGES))
     @app_commands.describe(**_OPTIONS)
     @app_commands.rename(job="id")
     async def history(self, interaction: discord.Interaction, job: str) -> None:
@@ -130,13 +130,13 @@ class JobCommands(
     async def extend(self, interaction: discord.Interaction, job: str, epochs: Epochs) -> None:
         await extend(self._services, interaction, await find_job(self._services, interaction, job), epochs)
 
-    @app_commands.command(description=N_("Keep the files of a training of yours when room is made."))
+    @app_commands.command(description=N_("Protect the files of a training of yours from cleanup."))
     @app_commands.describe(**_OPTIONS)
     @app_commands.rename(job="id")
     async def pin(self, interaction: discord.Interaction, job: str) -> None:
         await self._perform(interaction, job, Verb.PIN)
 
-    @app_commands.command(description=N_("Stop keeping the files of a training of yours."))
+    @app_commands.command(description=N_("Stop protecting the files of a training of yours."))
     @app_commands.describe(**_OPTIONS)
     @app_commands.rename(job="id")
     async def unpin(self, interaction: discord.Interaction, job: str) -> None:
@@ -152,7 +152,7 @@ class JobCommands(
         await share_samples(self._services, interaction, found, parse_tags(storable(tags)))
 
     @app_commands.command(
-        description=N_("Take its pictures out of the gallery; the files may be deleted when room is made.")
+        description=N_("Take its pictures out of the gallery; its files may then be deleted to free disk space.")
     )
     @app_commands.describe(**_OPTIONS)
     @app_commands.rename(job="id")

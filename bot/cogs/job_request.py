@@ -19,7 +19,7 @@ from trainer.protocol.frozen import Frozen
 from trainer.protocol.presets import Preset, draft_from_preset, preset_named
 from trainer.protocol.setting_problems import SHORT_NAMES, SettingProblem, by_dotted_names
 from trainer.protocol.settings import TINY
-from trainer.protocol.spec import SpecDraft, SpecError
+from trainer.protocol.spec import SpecDraft, SpecError, merge
 from trainer.protocol.study import StudyRequest
 from trainer.protocol.text import _, listed
 
@@ -143,11 +143,12 @@ def make_draft(request: JobRequest, config: Config, *, max_epochs: int) -> SpecD
         SpecError: The preset is unknown, or a value is out of its range or not for members.
     """
     _refuse_foreign_files(request.overrides)
+    base = _base(request, config)
     draft = draft_from_preset(
         request.saved_preset or request.preset,
-        base=_base_source(request, config),
+        base=base.get("source"),
         name=slug(request.name) if request.name else "lora",
-        changes=_nested(request.overrides),
+        changes=merge({"base": base}, _nested(request.overrides)),
     )
     epochs = draft.training.epochs
     if epochs > max_epochs:
@@ -183,7 +184,7 @@ class UnknownMixedDataset(DarkroomError):
         elif is_twice:
             text = _("{name} would be mixed with itself. Set repeats to see its images more often.", name=name)
         else:
-            text = _("There is no dataset {name} here to mix in. /dataset list shows those that there are.", name=name)
+            text = _("There is no dataset {name} here to mix in. /dataset list shows them all.", name=name)
         super().__init__(text)
 
 
@@ -200,15 +201,15 @@ def _refuse_foreign_files(values: Mapping[str, Any]) -> None:
         )
 
 
-def _base_source(request: JobRequest, config: Config) -> str | None:
-    """The model to start from; None leaves it to a preset for one kind of model, such as a classifier."""
+def _base(request: JobRequest, config: Config) -> dict[str, str]:
+    """The model to start from; empty leaves it to a preset for one kind of model, such as a classifier."""
     preset = request.saved_preset or preset_named(request.preset)
     if request.base is None and "base" in preset.settings:
-        return None
+        return {}
     label = request.base or config.models.default_label
     if label is None or label not in config.models.sources:
         raise UnknownBase(label=label, known=config.models.sources)
-    return config.models.sources[label]
+    return config.models.base_of(label)
 
 
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 
 import discord
@@ -11,28 +12,42 @@ from bot.cogs.services import Services
 from bot.datasets import Dataset, may_see, require_change
 from bot.errors import NoSuchDataset, NotFound, NotYourRequest
 from bot.queue import Draft, Job
-from bot.queue.domain.verbs import require_open
+from bot.queue.domain.verbs import may_open, require_open
+from bot.ui.job_card import unnamed
 from trainer.protocol.run_options import JobKind
 from trainer.protocol.text import _
+
+#: Jobs that are searched for those that the member may open.
+MAX_SEARCHED = 100
 
 
 async def find_job(services: Services, interaction: discord.Interaction, typed: str) -> Job:
     """Return the job that a number (`42`, `#42`) or a name means.
 
     Raises:
-        NotFound: This server has no such job.
-        PrivateTraining: It is of a private dataset that is not for the member.
+        NotFound: This server has no such job, or the member may not open one of this name.
+        PrivateTraining: The job of this number is of a private dataset that is not for the member.
     """
     number = typed.strip().removeprefix("#")
     if number.isascii() and number.isdigit() and len(number) < 19:
         return await job_here(services, interaction, int(number))
     # Samplings have the name of their training, which is what a name means.
-    search = partial(services.jobs.search, _server(interaction), storable(typed), limit=1)
-    found = await search(kind=JobKind.TRAIN) or await search()
+    search = partial(services.jobs.search, _server(interaction), storable(typed), limit=MAX_SEARCHED)
+    found = openable(interaction, await search(kind=JobKind.TRAIN)) or openable(interaction, await search())
     if not found:
         raise NotFound(_("There is no job “{name}” here. /job list shows them all.", name=typed[:60]))
-    require_open(found[0], user_id=interaction.user.id, can_manage=manages(interaction))
     return found[0]
+
+
+def openable(interaction: discord.Interaction, jobs: Iterable[Job]) -> list[Job]:
+    """Return the jobs that the member may open."""
+    can_manage = manages(interaction)
+    return [job for job in jobs if may_open(job, user_id=interaction.user.id, can_manage=can_manage)]
+
+
+def as_seen(interaction: discord.Interaction, jobs: Iterable[Job]) -> list[Job]:
+    """Return the jobs of a list, without the names of those that the member may not open."""
+    return [job if openable(interaction, [job]) else unnamed(job) for job in jobs]
 
 
 async def job_here(services: Services, interaction: discord.Interaction, job_id: int) -> Job:
@@ -67,8 +82,8 @@ def viewer_of(interaction: discord.Interaction) -> int | None:
     return None if manages(interaction) else interaction.user.id
 
 
-async def own_dataset(services: Services, interaction: discord.Interaction, which: int | str, verb: str) -> Dataset:
-    """Return a dataset of the interaction's server that its member may `verb`.
+async def own_dataset(services: Services, interaction: discord.Interaction, which: int | str) -> Dataset:
+    """Return a dataset of the interaction's server that its member may change.
 
     Raises:
         NoSuchDataset: The server has none.
@@ -76,7 +91,7 @@ async def own_dataset(services: Services, interaction: discord.Interaction, whic
     """
     dataset = await dataset_here(services, interaction, which)
     can_manage = manages(interaction)
-    require_change(dataset, user_id=interaction.user.id, can_manage=can_manage, verb=verb)
+    require_change(dataset, user_id=interaction.user.id, can_manage=can_manage)
     return dataset
 
 

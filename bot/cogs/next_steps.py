@@ -39,7 +39,6 @@ from bot.ui.remedies import (
     smaller_side,
 )
 from trainer.protocol.spec import Spec, at_resolution, extended, with_rates_divided
-from trainer.protocol.text import _
 
 
 async def extend(services: Services, interaction: discord.Interaction, job: Job, epochs: int) -> None:
@@ -52,7 +51,7 @@ async def extend(services: Services, interaction: discord.Interaction, job: Job,
         SpecError: A training cannot have so many epochs.
     """
     can_manage = manages(interaction)
-    require_control(job, user_id=interaction.user.id, can_manage=can_manage, verb=Verb.EXTEND.words)
+    require_control(job, user_id=interaction.user.id, can_manage=can_manage)
     if job.are_files_deleted:
         raise JobFilesDeleted(job_id=job.id)
     if not is_applicable(Verb.EXTEND, job):
@@ -104,7 +103,7 @@ async def retry_with(services: Services, interaction: discord.Interaction, job: 
         NoSuchDataset: Its dataset was deleted.
     """
     can_manage = manages(interaction)
-    require_control(job, user_id=interaction.user.id, can_manage=can_manage, verb=Verb.RETRY.words)
+    require_control(job, user_id=interaction.user.id, can_manage=can_manage)
     allowance = await allowance_of_member(services, interaction)
     if spec.training.epochs > allowance.max_epochs:
         raise TooManyEpochs(epochs=spec.training.epochs, allowed=allowance.max_epochs)
@@ -135,7 +134,7 @@ async def retry_with(services: Services, interaction: discord.Interaction, job: 
 async def _ask_epochs(interaction: discord.Interaction, services: Services, job_id: int) -> None:
     job = await job_here(services, interaction, job_id)
     can_manage = manages(interaction)
-    require_control(job, user_id=interaction.user.id, can_manage=can_manage, verb=Verb.EXTEND.words)
+    require_control(job, user_id=interaction.user.id, can_manage=can_manage)
 
     async def submitted(interaction: discord.Interaction, form: Form) -> None:
         found = await job_here(services, interaction, job_id)
@@ -187,7 +186,7 @@ async def _own_result(interaction: discord.Interaction, services: Services, job_
     """
     job = await job_here(services, interaction, job_id)
     can_manage = manages(interaction)
-    require_control(job, user_id=interaction.user.id, can_manage=can_manage, verb=_("upload"))
+    require_control(job, user_id=interaction.user.id, can_manage=can_manage)
     require_sharable(job, user_id=interaction.user.id, can_manage=can_manage)
     if job.are_files_deleted:
         raise JobFilesDeleted(job_id=job.id)

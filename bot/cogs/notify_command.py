@@ -90,11 +90,11 @@ class NotifyCommand(commands.Cog):
     )
     @app_commands.describe(
         language=N_("The language that I speak with you"),
-        plain=N_("For screen readers: answers to you without boxes and signs, pictures in words"),
+        plain=N_("Plain text for screen readers: no boxes or symbols, pictures described in words"),
     )
     @app_commands.choices(
         language=[
-            app_commands.Choice(name=N_("That of your Discord"), value=_OF_DISCORD),
+            app_commands.Choice(name=N_("The same as in Discord"), value=_OF_DISCORD),
             *(app_commands.Choice(name=name, value=code) for code, name in LANGUAGES.items()),
         ]
     )
@@ -113,5 +113,8 @@ class NotifyCommand(commands.Cog):
         await reply(interaction, notify_page(preferences, note))
 
     @commands.Cog.listener()
-    async def on_notify_menu(self, interaction: discord.Interaction, verb: str, arg: str) -> None:
+    async def on_notify_menu(
+        self, interaction: discord.Interaction, verb: str, event: str = "", place: str = ""
+    ) -> None:
+        arg = f"{event}-{place}" if event else ""
         await self._services.gate.press(interaction, HANDLERS, verb, arg, self._services)

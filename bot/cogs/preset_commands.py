@@ -136,9 +136,11 @@ def preset_of(job: Job, name: str, summary: str, config: Config) -> tuple[Preset
     for group, names in _OF_IMAGES.items():
         for each in names:
             settings.get(group, {}).pop(each, None)
-    label = next((label for label, source in config.models.sources.items() if source == spec.base.source), "")
+    models, own = config.models, spec.base.model_dump(include={"source", "vae"}, exclude_none=True)
+    label = next((label for label in models.sources if models.base_of(label) == own), "")
     if label:
-        settings.get("base", {}).pop("source", None)
+        for each in own:
+            settings.get("base", {}).pop(each, None)
     settings = {group: value for group, value in settings.items() if value != {}}
     return Preset(name=name, summary=summary, needs=_needs(spec), settings=settings), label
 

@@ -29,13 +29,14 @@ from bot.cogs.sampling_request import (
     suggested,
 )
 from bot.cogs.services import Services, allowance_of_member, context_of, require_hours
-from bot.cogs.sharing import share_picture
+from bot.cogs.sharing import require_may_share, share_picture
 from bot.cogs.uploaded_adapter import copied_adapter, received_adapter
 from bot.errors import JobRefused, StaleButton
 from bot.queue import Job, NewJob
 from bot.queue.domain.job import State
 from bot.queue.domain.verbs import require_control
 from bot.queue.store.gallery_store import Picture, ShownImage
+from bot.queue.store.sample_votes import Ballot
 from bot.ui.dataset_forms import Form, FormCallback
 from bot.ui.layout import text_message
 from bot.ui.sample_pages import (
@@ -46,6 +47,7 @@ from bot.ui.sample_pages import (
     TRY_PROMPTS,
     images_messages,
     sampling_receipt,
+    vote_labels,
 )
 from trainer.exchange.kept_epochs import checkpoint_epochs
 from trainer.protocol.events import Finished, SamplingFinished
@@ -83,11 +85,11 @@ class SampleCommand(commands.Cog):
     @app_commands.describe(
         prompts=N_("What to draw; put | between prompts"),
         job=N_("Number or name of the training to draw with"),
-        file=N_("… or a LoRA of another place, as .safetensors"),
-        base=N_("The base model of the file, or to draw with it alone"),
+        file=N_("… or a LoRA from elsewhere, as a .safetensors file"),
+        base=N_("The base model that the file was made for; or draw with this base alone"),
         epochs=N_("Epochs to compare: base, 2, 4-8, best, all (default: the result)"),
         strengths=N_("How strongly it changes the base model, 0 to 1.5, such as 0.7, 1"),
-        seeds=N_("Numbers that choose the images, such as 1, 2, 3; the same seed gives the same start"),
+        seeds=N_("Numbers that decide the image, such as 1, 2, 3; the same number gives the same image again"),
         negative=N_("What should not be in the images"),
         size=N_("Width x height, such as 512x768 (default: as it was trained)"),
         steps=N_("Steps for each image; more take longer (default: 25)"),
@@ -122,7 +124,7 @@ class SampleCommand(commands.Cog):
         )
         if job is not None:
             if file is not None or base is not None:
-                raise JobRefused(_("Give one of them: job, or file with its base, or base alone. Nothing was queued."))
+                raise JobRefused(_("Give one of these: job, or file with its base, or base alone. Nothing was queued."))
             found = await find_job(self._services, interaction, job)
             await draw_with_job(self._services, interaction, found, request.with_base() if with_base else request)
             return
@@ -146,7 +148,7 @@ class SampleCommand(commands.Cog):
         label = label or models.default_label
         if label is None or label not in models.sources:
             raise UnknownBase(label=label, known=models.sources)
-        base = {"source": models.sources[label]}
+        base = models.base_of(label)
         alone = {"kind": "base", "label": _("base model")}
         if file is None:
             spec = await sampling_of_base(services, base, [alone], request)
@@ -225,7 +227,7 @@ async def submit_sampling(
         source_id=None if source is None else source.id,
         spec=spec,
         title=title,
-        # Each person's in turn: nobody waits for all images of another.
+        # Each person's in turn: no one waits for all images of another.
         max_running=1,
         estimate_s=seconds,
         folder=folder,
@@ -324,6 +326,8 @@ async def _all_images(interaction: discord.Interaction, services: Services, job_
 
 async def _share(interaction: discord.Interaction, services: Services, job_id: int) -> None:
     job = await sampling_here(services, interaction, job_id)
+    # Before it is looked at: whether it is drawn is no matter of theirs.
+    require_may_share(interaction, job)
     model = None if job.source_id is None else await job_here(services, interaction, job.source_id)
     picture = _picture_of(job)
     await share_picture(services, interaction, job, picture, model=model, base=PurePath(job.sampling.base.source).name)
@@ -354,13 +358,15 @@ def _picture_of(job: Job) -> Picture:
     )
 
 
-async def _vote(interaction: discord.Interaction, services: Services, job_id: int, chosen: str) -> None:
+async def _vote(
+    interaction: discord.Interaction, services: Services, job_id: int, chosen: str, *, ballot: Ballot
+) -> None:
     job = await sampling_here(services, interaction, job_id)
-    models = job.sampling.models
-    if job.state is not State.SUCCEEDED or int(chosen) >= len(models):
+    labels = vote_labels(job.sampling, ballot)
+    if job.state is not State.SUCCEEDED or int(chosen) >= len(labels):
         raise StaleButton
-    label = models[int(chosen)].label
-    if await services.jobs.votes.vote(job, interaction.user.id, int(chosen)):
+    label = labels[int(chosen)]
+    if await services.jobs.votes.vote(job, interaction.user.id, ballot, int(chosen)):
         text = _("👍 Your vote for {label} counts. Choose another to change it, the same to take it back.", label=label)
     else:
         text = _("Your vote for {label} is taken back.", label=label)
@@ -374,7 +380,7 @@ async def _use_epoch(interaction: discord.Interaction, services: Services, job_i
         raise StaleButton
     job, epoch = await job_here(services, interaction, sampling.source_id), int(chosen)
     can_manage = manages(interaction)
-    require_control(job, user_id=interaction.user.id, can_manage=can_manage, verb=_("choose the epoch of"))
+    require_control(job, user_id=interaction.user.id, can_manage=can_manage)
     finished = job.terminal_event
     if isinstance(finished, Finished) and finished.best_epoch == epoch:
         await reply(interaction, text_message(_("Epoch {epoch} is the result of #{job} already.", **_of(job, epoch))))
@@ -387,7 +393,9 @@ async def _use_epoch(interaction: discord.Interaction, services: Services, job_i
         raise EpochNotKept(job_id=job.id, epoch=epoch, kept=list(kept.paths))
     if epoch not in await asyncio.to_thread(checkpoint_epochs, services.jobs.job_dir(job)):
         # Only its small file is left: that is what there is to use.
-        text = _("Of epoch {epoch} of #{job} only its small file is left. [All files] has it.", **_of(job, epoch))
+        text = _(
+            "Only the small file of epoch {epoch} of #{job} is left. You find it under [All files].", **_of(job, epoch)
+        )
         await reply(interaction, text_message(text))
         return
     after = await services.jobs.choose_epoch(job.id, epoch, by=interaction.user.id)
@@ -395,8 +403,8 @@ async def _use_epoch(interaction: discord.Interaction, services: Services, job_i
         text = _("#{job} has changed meanwhile; nothing was done. Try again.", job=job.id)
     else:
         text = _(
-            "📦 Epoch {epoch} becomes the result of #{job}. It is tested and saved now; I tell you when its files are "
-            "ready.",
+            "📦 Epoch {epoch} becomes the result of #{job}. It is being tested and saved; I will tell you when its "
+            "files are ready.",
             **_of(job, epoch),
         )
     await reply(interaction, text_message(text))
@@ -419,6 +427,7 @@ HANDLERS: Mapping[str, ButtonHandler] = {
 }
 
 MENUS: Mapping[str, ButtonHandler] = {
-    "vote": ButtonHandler(run=_vote, argument="[0-9]{1,2}", rate=PAGES),
+    "vote": ButtonHandler(run=partial(_vote, ballot=Ballot.MODEL), argument="[0-9]{1,2}", rate=PAGES),
+    "image": ButtonHandler(run=partial(_vote, ballot=Ballot.IMAGE), argument="[0-9]{1,4}", rate=PAGES),
     "use": ButtonHandler(run=_use_epoch, argument="[0-9]{1,4}", ability=Ability.TRAIN),
 }

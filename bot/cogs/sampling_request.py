@@ -13,7 +13,7 @@ from bot.errors import JobFilesDeleted, JobRefused
 from bot.queue import Job
 from trainer.exchange.base_files import base_resolution
 from trainer.exchange.kept_epochs import KeptEpochs, kept_epochs
-from trainer.protocol.events import Sampled
+from trainer.protocol.events import Sampled, last_of
 from trainer.protocol.sampling import MAX_IMAGES, SIDE_STEP, SamplingSpec, check_size, make_sampling_spec
 from trainer.protocol.settings import TaskKind
 from trainer.protocol.text import _, listed
@@ -155,7 +155,10 @@ async def kept_epochs_of(services: Services, job: Job) -> KeptEpochs:
         raise JobRefused(_("#{job} sorts images into classes; it draws none.", job=job.id))
     if job.study is not None:
         raise JobRefused(
-            _("#{job} is a study. Its best settings become a training, and that one draws images.", job=job.id)
+            _(
+                "#{job} is a study: it has no model of its own. Train its best settings, and draw with that training.",
+                job=job.id,
+            )
         )
     events = await services.jobs.events(job.id)
     kept = await asyncio.to_thread(kept_epochs, services.jobs.job_dir(job), events)
@@ -175,7 +178,7 @@ async def suggested(services: Services, job: Job, *, compares: bool) -> Sampling
     prompts = list(samples.prompts)
     if not prompts:
         events = await services.jobs.events(job.id)
-        drawn = next((event for event in reversed(events) if isinstance(event, Sampled)), None)
+        drawn = last_of(events, Sampled)
         prompts = list(dict.fromkeys(each.prompt for each in drawn.samples)) if drawn else []
     if not prompts and job.spec.training.trigger:
         prompts = [job.spec.training.trigger]

@@ -16,6 +16,7 @@ from bot.datasets import DatasetStore, PendingUploads, ResumableUploads
 from bot.errors import NoSuchDataset
 from bot.languages import Languages
 from bot.outbox import Outbox
+from bot.predictions import MemoryPredictions
 from bot.publishing import Publisher
 from bot.queue import Allowance, DraftStore, Job, JobStore, State
 from bot.queue.planning.estimates import Estimates
@@ -40,7 +41,7 @@ FinishUpload: TypeAlias = Callable[[int, Unanswered, str], Awaitable[None]]
 
 
 def always_open() -> str:
-    """No training windows, and room on the disk."""
+    """Return why no job may start now: never, where there are no training windows and no limit of the disk."""
     return ""
 
 
@@ -66,6 +67,8 @@ class Services:
     presets: PresetStore
     limits: RoleLimits
     estimates: Estimates
+    #: The memory that trainings need.
+    predictions: MemoryPredictions
     forecaster: Forecaster
     studies: StudyService
     publisher: Publisher

@@ -12,7 +12,7 @@ from bot.cogs.replies import reply
 from bot.cogs.services import Services, file_limit_of
 from bot.errors import JobFilesDeleted
 from bot.queue import Job
-from bot.queue.domain.verbs import Verb, require_control, require_sharable
+from bot.queue.domain.verbs import require_control, require_sharable
 from bot.queue.store.gallery_store import GalleryPost, Picture, ShownImage
 from bot.ui.discord_text import missing_permissions
 from bot.ui.gallery_pages import PostContext, shared_reply
@@ -20,6 +20,17 @@ from bot.ui.job_card import best_of
 from bot.ui.job_posts import samples_alt
 from bot.ui.job_replies import no_samples
 from trainer.protocol.events import Sampled
+
+
+def require_may_share(interaction: discord.Interaction, job: Job) -> None:
+    """Require that the member may show what a job drew to others.
+
+    Raises:
+        NotAllowed: It is another member's job, or of another member's private dataset.
+    """
+    can_manage = manages(interaction)
+    require_control(job, user_id=interaction.user.id, can_manage=can_manage)
+    require_sharable(job, user_id=interaction.user.id, can_manage=can_manage)
 
 
 async def share_picture(
@@ -47,9 +58,7 @@ async def share_picture(
         NotAllowed: It is another member's job, or of another member's private dataset.
         JobFilesDeleted: The picture is gone.
     """
-    can_manage = manages(interaction)
-    require_control(job, user_id=interaction.user.id, can_manage=can_manage, verb=Verb.SHARE.words)
-    require_sharable(job, user_id=interaction.user.id, can_manage=can_manage)
+    require_may_share(interaction, job)
     if job.are_files_deleted:
         raise JobFilesDeleted(job_id=job.id)
     channel_id = gallery_channel(services, interaction)
@@ -75,9 +84,7 @@ async def share_samples(
     Raises:
         NotAllowed, JobFilesDeleted: As `share_picture`.
     """
-    can_manage = manages(interaction)
-    require_control(job, user_id=interaction.user.id, can_manage=can_manage, verb=Verb.SHARE.words)
-    require_sharable(job, user_id=interaction.user.id, can_manage=can_manage)
+    require_may_share(interaction, job)
     drawn = [event for event in await services.jobs.events(job.id) if isinstance(event, Sampled)]
     best = best_of(job.progress.epochs)
     of_best = [event for event in drawn if best is not None and event.epoch == best.epoch]

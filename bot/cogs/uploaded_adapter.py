@@ -90,7 +90,7 @@ async def copied_adapter(services: Services, interaction: discord.Interaction, j
 async def _download(services: Services, attachment: discord.Attachment, path: Path, most: int) -> None:
     free = (await asyncio.to_thread(shutil.disk_usage, path.parent)).free
     if free - attachment.size < services.config.health.min_free_bytes:
-        raise JobRefused(_("There is no room for the file on the machine now. Nothing was queued; try again later."))
+        raise JobRefused(_("The machine has no space for the file now. Nothing was queued; try again later."))
     count = 0
     with await asyncio.to_thread(path.open, "wb") as file:
         async for chunk in services.download(attachment):
@@ -121,7 +121,7 @@ async def _check(services: Services, attachment: discord.Attachment, path: Path)
             _("{file} could not be checked ({why}). Nothing was queued.", file=attachment.filename, why=error)
         ) from error
     if child.status != 0:
-        why = child.last_error_line or _("it is not a LoRA of a Stable Diffusion model")
+        why = child.last_error_line or _("It is not a LoRA of a Stable Diffusion model.")
         raise JobRefused(_("I cannot draw with {file}: {why} Nothing was queued.", file=attachment.filename, why=why))
 
 

@@ -176,11 +176,21 @@ def may_change(dataset: Dataset, *, user_id: int, can_manage: bool) -> bool:
     return can_manage or user_id == dataset.owner_id
 
 
-def require_change(dataset: Dataset, *, user_id: int, can_manage: bool, verb: str = "change") -> None:
-    """Raise unless a member may `verb` a dataset.
+def require_seen(known: Dataset | None, user_id: int) -> None:
+    """Raise unless a member who uploads the files of an existing dataset may see that dataset.
+
+    Raises:
+        PrivateCopy: They may not.
+    """
+    if known is not None and not may_see(known, user_id=user_id, can_manage=False):
+        raise PrivateCopy
+
+
+def require_change(dataset: Dataset, *, user_id: int, can_manage: bool) -> None:
+    """Raise unless a member may change a dataset.
 
     Raises:
         NotYourDataset: The member is neither its owner nor a manager.
     """
     if not may_change(dataset, user_id=user_id, can_manage=can_manage):
-        raise NotYourDataset(name=dataset.name, owner_id=dataset.owner_id, verb=verb)
+        raise NotYourDataset(name=dataset.name, owner_id=dataset.owner_id)

@@ -9,8 +9,9 @@ import re
 import secrets
 import shutil
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -146,6 +147,11 @@ def dataset_name(file_name: str) -> str:
     return slug[:36].strip("-._") or "dataset"
 
 
+def free_name(wanted: str, taken: Container[str]) -> str:
+    """Return the name of a new dataset: as wanted, else with the first number that is not taken."""
+    return next(name for name in chain([wanted], (f"{wanted}-{number}" for number in count(2))) if name not in taken)
+
+
 def _numbered(path: str, number: int) -> str:
     if number == 1:
         return path
@@ -225,8 +231,8 @@ def free_names(new: Sequence[str], taken: Iterable[str]) -> dict[str, str]:
     if tables := sorted(name for name in new if name.casefold() in names and _base(name) in _TABLES):
         raise DatasetRefused(
             _(
-                "This dataset already has a {table}, and the two cannot be told apart. "
-                "Put the new images and their captions into a zip, and add that.",
+                "This dataset already has a {table}, and the two cannot be told apart. Put the new images and their "
+                "captions into a zip and add the zip.",
                 table=tables[0],
             )
         )

@@ -21,8 +21,9 @@ SEARCH = f"SELECT * {_SEEN} AND instr(name, lower(:text)) > 0 ORDER BY id DESC L
 SET_PRIVACY = "UPDATE dataset SET is_private = ?, guests = ? WHERE id = ? RETURNING *"
 
 INSERT = """
-INSERT INTO dataset (guild_id, owner_id, name, created_at, sha256, bytes, digest, report_version, counts, summary)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING *
+INSERT INTO dataset (guild_id, owner_id, name, is_private, created_at, sha256, bytes, digest, report_version, counts,
+    summary)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING *
 """
 
 #: What a person has, in all servers.

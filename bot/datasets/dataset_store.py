@@ -22,16 +22,16 @@ from bot.datasets.dataset import (
     PREPARED,
     SOURCE,
     Dataset,
-    PrivateCopy,
     Received,
     ReceivedFile,
     Upload,
-    may_see,
+    require_seen,
     revision_name,
 )
 from bot.datasets.dataset_files import (
     dataset_name,
     file_sizes,
+    free_name,
     link_uploads,
     merge_files,
     pack_report,
@@ -43,6 +43,7 @@ from bot.datasets.dataset_files import (
 from bot.datasets.prepare_runner import PrepareRunner
 from bot.datasets.upload_limits import UploadLimits
 from bot.db import Connection, Database, Row
+from bot.db.audit import write_entry
 from bot.errors import DatasetInUse, DatasetRefused, NoSuchDataset
 from trainer.protocol.edits import Edits
 from trainer.protocol.report import DatasetReport
@@ -152,7 +153,9 @@ class DatasetStore:
         self._claim(sha256)
         return received
 
-    async def prepare(self, received: Received, *, guild_id: int, owner_id: int, name: str | None = None) -> Dataset:
+    async def prepare(
+        self, received: Received, *, guild_id: int, owner_id: int, name: str | None = None, is_private: bool = False
+    ) -> Dataset:
         """Prepare received files and store them as a dataset of a server; known content is a look-up.
 
         Raises:
@@ -162,7 +165,7 @@ class DatasetStore:
         """
         async with self._deleted_if_refused(received):
             known = await self.with_content(guild_id, received)
-            _require_seen(known, owner_id)
+            require_seen(known, owner_id)
             if known is not None and known.is_current and await asyncio.to_thread(known.folder.is_dir):
                 return known
             report = await self._runner.prepare(
@@ -174,7 +177,8 @@ class DatasetStore:
             self._limits.require_enough_images(report.counts)
             wanted = dataset_name(name or received.files[0].name)
             async with self._db.transaction() as connection:
-                return self._dataset(await self._insert(connection, received, guild_id, owner_id, wanted, report))
+                row = await self._insert(connection, received, guild_id, owner_id, wanted, report, is_private)
+                return self._dataset(row)
 
     async def with_content(self, guild_id: int, received: Received) -> Dataset | None:
         """Return the dataset of a server that is made of exactly these files."""
@@ -247,7 +251,7 @@ class DatasetStore:
 
     # -- change ---------------------------------------------------------------------------------------------------
 
-    async def set_privacy(self, dataset_id: int, *, is_private: bool, guests: Sequence[int] = ()) -> Dataset:
+    async def set_privacy(self, dataset_id: int, *, by: int, is_private: bool, guests: Sequence[int] = ()) -> Dataset:
         """Let only its owner, managers and `guests` see a dataset, or everyone.
 
         Raises:
@@ -255,7 +259,12 @@ class DatasetStore:
         """
         values = (is_private, json.dumps(sorted(set(guests))), dataset_id)
         async with self._db.transaction() as connection:
-            return self._dataset(_only(await connection.execute_fetchall(dataset_sql.SET_PRIVACY, values), dataset_id))
+            rows = await connection.execute_fetchall(dataset_sql.SET_PRIVACY, values)
+            dataset = self._dataset(_only(rows, dataset_id))
+            verb = "hide dataset" if is_private else "show dataset"
+            at, guild_id = self._clock.time(), dataset.guild_id
+            await write_entry(connection, at=at, verb=verb, guild_id=guild_id, by=by, after=dataset.name)
+        return dataset
 
     async def decide(self, dataset_id: int, change: Callable[[Edits], Edits]) -> Dataset:
         """Store a decision as a change of the newest edits, so that concurrent decisions all count.
@@ -283,15 +292,7 @@ class DatasetStore:
             dataset = await self.get(dataset_id)
             while dataset.is_pending:
                 folder = dataset.folder.with_name(revision_name(dataset.edits, dataset.earlier))
-                report = await self._runner.prepare(
-                    dataset.source,
-                    folder,
-                    title=dataset.name,
-                    owner_id=dataset.owner_id,
-                    edits=dataset.edits,
-                    earlier=dataset.folder,
-                )
-                self._limits.require_enough_images(report.counts)
+                report = await self._prepare_next(dataset, dataset.source, folder)
                 await self._move_on(dataset, folder, dataset.earlier, report)
                 # There may be more decisions by now.
                 dataset = await self.get(dataset_id)
@@ -330,8 +331,13 @@ class DatasetStore:
         """Prepare the files of a dataset and those that are added; False if the dataset has changed meanwhile."""
         earlier = f"{dataset.sha256}/{dataset.folder.name}"
         folder = merged.source.parent / revision_name(dataset.edits, earlier)
+        report = await self._prepare_next(dataset, merged.source, folder)
+        return await self._move_on(dataset, folder, earlier, report, source_bytes=merged.bytes, upload_id=upload_id)
+
+    async def _prepare_next(self, dataset: Dataset, source: Path, folder: Path) -> DatasetReport:
+        """Prepare the revision that follows a dataset."""
         report = await self._runner.prepare(
-            merged.source,
+            source,
             folder,
             title=dataset.name,
             owner_id=dataset.owner_id,
@@ -339,7 +345,7 @@ class DatasetStore:
             earlier=dataset.folder,
         )
         self._limits.require_enough_images(report.counts)
-        return await self._move_on(dataset, folder, earlier, report, source_bytes=merged.bytes, upload_id=upload_id)
+        return report
 
     async def write_captions(self, dataset_id: int, settings: CaptionSettings) -> Dataset:
         """Let a model write the missing captions; each is marked as automatic.
@@ -411,7 +417,7 @@ class DatasetStore:
                 return False
             for other in await connection.execute_fetchall(dataset_sql.BY_CONTENT, (seen.guild_id, sha256)):
                 if other["id"] != seen.id:
-                    _require_seen(self._dataset(other), seen.owner_id)
+                    require_seen(self._dataset(other), seen.owner_id)
                     raise DatasetRefused(
                         _(
                             "Together these files are the dataset {other} already. {name} was not changed.",
@@ -435,9 +441,10 @@ class DatasetStore:
         owner_id: int,
         wanted: str,
         report: DatasetReport,
+        is_private: bool,
     ) -> Row:
         for known in await connection.execute_fetchall(dataset_sql.BY_CONTENT, (guild_id, received.sha256)):
-            _require_seen(self._dataset(known), owner_id)
+            require_seen(self._dataset(known), owner_id)
             if known["revision"] != PREPARED:
                 return known
             # Prepared again, by another version of the trainer.
@@ -445,12 +452,10 @@ class DatasetStore:
             return next(iter(await connection.execute_fetchall(dataset_sql.REPORT_AGAIN, again)))
         stored = await connection.execute_fetchall(dataset_sql.STORED, (owner_id,))
         self._limits.require_share(stored, datasets=1, more_bytes=received.bytes)
-        taken = {row[0] for row in await connection.execute_fetchall(dataset_sql.NAMES, (guild_id,))}
-        name, number = wanted, 2
-        while name in taken:
-            name, number = f"{wanted}-{number}", number + 1
+        name = free_name(wanted, {row[0] for row in await connection.execute_fetchall(dataset_sql.NAMES, (guild_id,))})
         values = (
-            guild_id, owner_id, name, self._clock.time(), received.sha256, received.bytes, *_report_values(report)
+            guild_id, owner_id, name, is_private, self._clock.time(), received.sha256, received.bytes,
+            *_report_values(report)
         )  # fmt: skip
         return next(iter(await connection.execute_fetchall(dataset_sql.INSERT, values)))
 
@@ -477,12 +482,6 @@ class DatasetStore:
 
     def _dataset(self, row: Row) -> Dataset:
         return Dataset.from_row(row, self._datasets)
-
-
-def _require_seen(known: Dataset | None, user_id: int) -> None:
-    """Raise unless a member who brings the files of a dataset may see it."""
-    if known is not None and not may_see(known, user_id=user_id, can_manage=False):
-        raise PrivateCopy
 
 
 def _report_values(report: DatasetReport) -> tuple[str, int, str, str]:

@@ -102,7 +102,7 @@ async def _write(writer: PartialFile, block: bytes) -> None:
 
 
 async def run_to_its_end(call: Callable[[], _T]) -> _T:
-    """Run a call in a thread, and wait for its end also if this task is cancelled: nobody else may write meanwhile."""
+    """Run a call in a thread, and wait for its end even if this task is cancelled: the file has one writer."""
     running = asyncio.ensure_future(asyncio.to_thread(call))
     try:
         return await asyncio.shield(running)

@@ -20,8 +20,8 @@ _FILES = TypeAdapter(tuple[ReceivedFile, ...])
 
 _INSERT = """
 INSERT INTO upload (interaction_id, guild_id, channel_id, owner_id, kind, request, is_at_once, dataset_id, title,
-    is_by_page, is_open, created_at)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (interaction_id) DO NOTHING RETURNING interaction_id
+    is_private, is_by_page, is_open, created_at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (interaction_id) DO NOTHING RETURNING interaction_id
 """
 
 
@@ -50,6 +50,8 @@ class PendingUpload:
     dataset_id: int | None = None
     #: Names the files in messages to their owner.
     title: str
+    #: Only its owner, managers and people whom the owner names may see the dataset that they become.
+    is_private: bool = False
     #: Set once the files are on the disk.
     sha256: str | None = None
     files: tuple[ReceivedFile, ...] = ()
@@ -73,6 +75,7 @@ class PendingUpload:
             is_at_once=bool(row["is_at_once"]),
             dataset_id=row["dataset_id"],
             title=row["title"],
+            is_private=bool(row["is_private"]),
             sha256=row["sha256"],
             files=() if row["files"] is None else _FILES.validate_json(row["files"]),
             is_by_page=bool(row["is_by_page"]),
@@ -101,6 +104,7 @@ class PendingUploads:
             upload.is_at_once,
             upload.dataset_id,
             upload.title,
+            upload.is_private,
             upload.is_by_page,
             upload.is_open,
             self._clock.time(),
@@ -155,8 +159,6 @@ class ImportRequest(Frozen):
     caption_column: str = Field(default="", max_length=100)
     layout: Layout = Layout.AUTO
     wants_captions: bool = False
-    #: Only its owner, managers and people whom the owner names may see it.
-    is_private: bool = False
     #: The member could manage the server then. It matters if the files are another member's dataset already.
     can_manage: bool = False
 
@@ -169,6 +171,7 @@ async def import_files(
     guild_id: int,
     owner_id: int,
     captions: CaptionSettings,
+    is_private: bool = False,
 ) -> Dataset:
     """Prepare files as a dataset and apply the request to it. Idempotent.
 
@@ -176,10 +179,12 @@ async def import_files(
         DatasetRefused: The dataset cannot be trained on, or could not be prepared.
         NotYourDataset: The files are another member's dataset already, and the request would change it.
     """
-    dataset = await store.prepare(received, guild_id=guild_id, owner_id=owner_id, name=request.name)
-    if request.is_private and not dataset.is_private:
+    dataset = await store.prepare(
+        received, guild_id=guild_id, owner_id=owner_id, name=request.name, is_private=is_private
+    )
+    if is_private and not dataset.is_private:
         require_change(dataset, user_id=owner_id, can_manage=request.can_manage)
-        dataset = await store.set_privacy(dataset.id, is_private=True)
+        dataset = await store.set_privacy(dataset.id, by=owner_id, is_private=True)
     changes = bool(request.trigger or request.caption_column or request.layout is not Layout.AUTO)
     if changes or request.wants_captions:
         require_change(dataset, user_id=owner_id, can_manage=request.can_manage)

@@ -166,12 +166,13 @@ class ResumableUploads:
         path_on_disk = self._path(upload.interaction_id, file_id)
         # Before its row: a file that is announced can be asked for.
         await asyncio.to_thread(_make_empty, path_on_disk)
-        row = None
+        is_announced = False
         try:
             async with self._db.transaction() as connection:
                 row = await self._insert(connection, upload, file_id, path, size, max_bytes, client_key, metadata)
+            is_announced = row["id"] == file_id
         finally:
-            if row is None or row["id"] != file_id:
+            if not is_announced:
                 await asyncio.to_thread(path_on_disk.unlink, missing_ok=True)
         return await asyncio.to_thread(self._file, row)
 
@@ -266,7 +267,8 @@ class ResumableUploads:
             raise DatasetRefused(
                 ngettext(
                     "{n} file has not arrived completely: {file}. Add it again, or remove it from the list.",
-                    "{n} files have not arrived completely, {file} for one. Add them again, or remove them.",
+                    "{n} files have not arrived completely, such as {file}. Add them again, or remove them from the "
+                    "list.",
                     len(missing),
                     file=missing[0].path,
                 )
@@ -349,7 +351,7 @@ class ResumableUploads:
         most = self._settings.max_upload_files
         if len(rows) >= most:
             raise DatasetRefused(
-                _("One upload may have {allowed} files, and this would be more. Put them into a zip.", allowed=most)
+                _("One upload may have {allowed} files; this one would have more. Put them into a zip.", allowed=most)
             )
         if sum(row["bytes"] for row in rows) + size > max_bytes:
             raise DatasetTooLarge(file_name=plain_path(path), max_bytes=max_bytes)

@@ -75,7 +75,7 @@ class UploadLimits:
         if files > allowed:
             raise DatasetRefused(
                 _(
-                    "A dataset may have {allowed} files, and this would have {files}. Put them into a zip.",
+                    "A dataset may have {allowed} files; this one would have {files}. Put them into a zip.",
                     allowed=allowed,
                     files=files,
                 )

@@ -116,7 +116,7 @@ class DatabaseUnwritable(DataFolderError):
         self.path, self.why = path, why
         super().__init__(
             _(
-                "I cannot write anything at the moment: {why}. Nothing was changed and nothing is lost. The operator "
+                "I cannot save anything at the moment: {why}. Nothing was changed and nothing is lost. The operator "
                 "of this bot has to free disk space or repair the disk; then try again.",
                 why=why,
             )

@@ -103,9 +103,9 @@ async def _page(config: Config, archive: tuple[str, bytes], port: int) -> int:
         )
         async with preview as page:
             accept_late_presses(simulation.env, page)
-            say(f"\n  Darkroom demo: open this page, and leave with Ctrl+C\n\n    {page.url}\n")
-            say("  You are Ana. Press the buttons, or run /finetune with a zip of your own images.")
-            say(f"  Everything is kept in {config.storage.data_dir.resolve()}\n")
+            say(f"\n  Darkroom demo: open this page; Ctrl+C ends it\n\n    {page.url}\n")
+            say("  You are Ana: press the buttons, or type /finetune and attach a zip of your own images.")
+            say(f"  All files are in {config.storage.data_dir.resolve()}\n")
             refreshing = asyncio.create_task(_refresh(simulation, page))
             try:
                 await _offer_more(simulation)

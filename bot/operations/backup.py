@@ -32,8 +32,8 @@ from bot.db import (
     open_to_read,
     verify_copy,
 )
+from bot.db.audit import write_entry
 from bot.db.errors import CopyFailed, CopyRefused, DatabaseDamaged, DatabaseUnreadable, DataFolderError, SchemaTooNew
-from bot.queue.store.history import write_entry
 from trainer.exchange.attempt import read_attempt
 from trainer.exchange.files import sync
 from trainer.exchange.process import read_process_file

@@ -6,7 +6,6 @@ every attempt ever made: 0.3 s for 100,000 on a busy machine, and nothing waits 
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -25,8 +24,7 @@ from bot.db import open_to_read
 from bot.errors import DarkroomError
 from bot.health import ConnectionMonitor, HealthSnapshot, snapshot
 from bot.queue import State
-
-log = logging.getLogger(__name__)
+from bot.web.server import listen
 
 #: Upper bounds of the histogram of attempt durations, seconds: a minute to two days.
 _BUCKETS_S = (60, 300, 900, 3600, 14_400, 43_200, 86_400, 172_800)
@@ -135,19 +133,9 @@ async def serve_metrics(
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=5.0)
     await runner.setup()
     try:
-        yield await _listen(runner, settings)
+        yield await listen(runner, settings.host, settings.port, what="metrics")
     finally:
         await runner.cleanup()
-
-
-async def _listen(runner: web.AppRunner, settings: MetricsSettings) -> int | None:
-    try:
-        await web.TCPSite(runner, settings.host, settings.port).start()
-    except OSError as error:
-        log.warning("no metrics: %s:%d cannot be used (%s)", settings.host, settings.port, error.strerror or error)
-        return None
-    log.info("metrics on http://%s:%d/metrics", settings.host, settings.port)
-    return settings.port
 
 
 class _Collector:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from bot.config import Config
 from bot.config_file import load_config
 from bot.errors import ConfigError, DarkroomError
+from bot.predictions import MemoryPredictions, usual_memory
 from bot.ui.model_pages import HUB_NAME, model_lines, model_words
 from trainer.exchange.base_files import BaseFacts, base_facts
 from trainer.exchange.files import write_text
@@ -24,7 +26,20 @@ class ModelNotAdded(DarkroomError):
     """A base model was not added; the configuration is unchanged."""
 
 
-def add_model(path: Path, label: str, source: str, environ: Mapping[str, str] = os.environ) -> str:
+def predict_memory(config: Config, label: str) -> None:
+    """Let a trainer process predict the memory that a LoRA of a base needs, unless that was done before."""
+    predictions = MemoryPredictions(config, command=config.trainer.command, env=config.trainer_environment())
+    asyncio.run(predictions.of_base(label))
+
+
+def add_model(
+    path: Path,
+    label: str,
+    source: str,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    predict: Callable[[Config, str], None] = predict_memory,
+) -> str:
     """Add a base model to the configuration; return what it is and what to do next.
 
     Raises:
@@ -46,19 +61,28 @@ def add_model(path: Path, label: str, source: str, environ: Mapping[str, str] = 
     content = _with_line(text, line)
     config = _require_valid(path, content, label)
     write_text(path, content)
-    lines = [_("Added “{label}” to {path}: {facts}.", label=label, path=path, facts=model_words(source, facts))]
+    predict(config, label)
+    words = model_words(source, facts, usual_memory(config, label, environ))
+    lines = [_("Added “{label}” to {path}: {facts}.", label=label, path=path, facts=words)]
     if config.models.default_label == label:
         lines.append(_("Requests that name no base use it."))
     lines.append(_("Restart the bot, and try it: `/finetune base:{label}`.", label=label))
     return "\n".join(lines)
 
 
-def models_text(config: Config, environ: Mapping[str, str] = os.environ) -> str:
-    """Each base model with its family, resolution and size; and what is missing."""
+def models_text(
+    config: Config,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    predict: Callable[[Config, str], None] = predict_memory,
+) -> str:
+    """Each base model with its family, resolution, size and the memory of a LoRA; and what is missing."""
+    for label in config.models.sources:
+        predict(config, label)
     lines = list(model_lines(config, environ))
     if config.models.default_label is None:
         lines.append(
-            _('Only the toy model is there. Add a real one: python -m bot models add "SDXL" FILE_FOLDER_OR_HUB_NAME')
+            _('Only the toy model is set up. Add a real one: python -m bot models add "SDXL" FILE_FOLDER_OR_HUB_NAME')
         )
     return "\n".join(lines)
 

@@ -66,7 +66,7 @@ async def resume_queue(config: Config) -> str:
     """
     async with _writable_store(config) as store:
         was_paused = await store.control.resume(by=COMMAND_LINE)
-    return _("The queue runs again.") if was_paused else _("The queue runs already.")
+    return _("The queue is running again.") if was_paused else _("The queue is already running.")
 
 
 @asynccontextmanager

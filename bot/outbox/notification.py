@@ -20,7 +20,7 @@ class NotificationKind(StrEnum):
     STARTED = "started"
     #: The base's samples and validation loss, before the first step.
     BASE = "base"
-    #: A picture of a job in the gallery: one message, edited when somebody likes it, deleted when it is withdrawn.
+    #: A picture of a job in the gallery: one message, edited with each like, deleted when it is withdrawn.
     GALLERY = "gallery"
     #: Of no job: how much of an upload by page has arrived; one message, edited, and deleted once it is answered.
     UPLOAD = "upload"
@@ -32,7 +32,7 @@ class NotificationKind(StrEnum):
     STAGE = "stage"
     #: A warning of the trainer.
     WARNING = "warning"
-    #: The first warning of a job that costs its owner something as long as nobody acts: the same, in the channel.
+    #: The first warning of a job that costs its owner something until a person acts: the same, in the channel.
     ALARM = "alarm"
     #: The result; mentions the owner.
     DONE = "done"

@@ -26,7 +26,7 @@ from bot.outbox.transport import HoldReason
 LOOK_EVERY_S = 60.0
 #: So long after the roles or channels of a server changed: changes come in bursts.
 _LOOK_SOON_S = 1.0
-#: Only sent if it calls somebody.
+#: Only sent if it mentions a person.
 _ON_DEMAND = frozenset({NotificationKind.QUEUED, NotificationKind.STARTED, NotificationKind.DRAWN})
 #: Without a thread, the card alone shows these.
 _ON_CARD = _ON_DEMAND | {NotificationKind.PAUSED, NotificationKind.CANCELLED, NotificationKind.STAGE}

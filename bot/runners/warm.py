@@ -89,7 +89,7 @@ class WaitingProcess:
         return bool(received)
 
     def reap(self) -> None:
-        """Take note of its exit, if it has exited; whoever else waits for it may have done so."""
+        """Record its exit status, if it has exited; another caller may have reaped it."""
         with suppress(ChildProcessError):
             os.waitpid(self.pid, os.WNOHANG)
 

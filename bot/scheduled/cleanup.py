@@ -17,10 +17,10 @@ from bot.clock import SYSTEM_CLOCK, Clock
 from bot.config import RetentionSettings
 from bot.datasets import DatasetStore, ResumableUploads
 from bot.db import Connection, Database, Row
+from bot.db.audit import write_entry
 from bot.queue import DraftStore
 from bot.queue.domain.job import ENDS, State, folder_of
-from bot.queue.planning.retention import BROUGHT_FILES, CHECKPOINTS, IS_SAMPLED, Deletion, DeletionScope, Storage
-from bot.queue.store.history import write_entry
+from bot.queue.planning.retention import BROUGHT_FILES, CHECKPOINTS, IS_SOURCE, Deletion, DeletionScope, Storage
 from bot.queue.store.job_sql import listed
 from bot.scheduled.alerts import AdminNotifier
 from bot.ui.admin_news import FilesDeleted
@@ -38,7 +38,7 @@ _STILL_DELETABLE = f"""state IN {listed(ENDS)} AND pinned_at IS NULL AND shared_
 AND parent_id IS NULL AND NOT EXISTS (
     SELECT 1 FROM job AS child WHERE child.parent_id = job.id
     AND (child.state NOT IN {listed(ENDS)} OR child.pinned_at IS NOT NULL OR child.shared_at IS NOT NULL))
-AND NOT {IS_SAMPLED}"""
+AND NOT {IS_SOURCE}"""
 _MARK_DELETED = f"UPDATE job SET files_deleted_at = :now WHERE id = :id AND {_STILL_DELETABLE} RETURNING *"
 _MARK_CHILDREN = "UPDATE job SET files_deleted_at = :now WHERE parent_id = :id"
 _STILL_FINAL = f"""
@@ -55,7 +55,7 @@ async def sweep_datasets(datasets: DatasetStore) -> None:
 
 
 async def sweep_uploads(uploads: ResumableUploads, links: WebLinks) -> None:
-    """Delete uploads by page that nobody went on with, and links that ended long ago."""
+    """Delete abandoned uploads by page, and links that ended long ago."""
     if count := await uploads.sweep():
         log.info("%d unfinished uploads by page deleted", count)
     await links.forget_ended()

@@ -38,8 +38,10 @@ _RETRY_S = 60.0
 
 
 class InterruptedUploads:
-    """After a start, those of an earlier bot (`record` before a client connects, `run` in a task of its own); later
-    those that Discord takes no answer to (`finish`), and those that came by the page (`page_closed`, `run_closed`).
+    """Finishes uploads whose interaction cannot be answered any more.
+
+    After a start, those of an earlier bot (`record` before a client connects, `run` in a task of its own); later those
+    that Discord takes no answer to (`finish`), and those that came by the page (`page_closed`, `run_closed`).
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class InterruptedUploads:
                 group.create_task(self._finish_safely(upload, Unanswered.RESTARTED))
 
     def page_closed(self, interaction_id: int) -> None:
-        """Let an upload be finished that came by the page; it is closed."""
+        """Queue an upload that came by the page, and is complete, to be finished by `run_closed`."""
         self._closed.put_nowait(interaction_id)
 
     async def run_closed(self) -> None:
@@ -155,25 +157,21 @@ class InterruptedUploads:
         return await self._request(upload, dataset, why)
 
     async def _dataset(self, upload: PendingUpload, received: Received) -> Dataset:
-        guild_id, owner_id = upload.guild_id, upload.owner_id
-        match upload.kind:
-            case UploadKind.FINETUNE:
-                return await self._datasets.prepare(received, guild_id=guild_id, owner_id=owner_id)
-            case UploadKind.IMPORT:
-                request = ImportRequest.model_validate_json(upload.request)
-                return await import_files(
-                    self._datasets,
-                    received,
-                    request,
-                    guild_id=guild_id,
-                    owner_id=owner_id,
-                    captions=self._captions,
-                )
-            case UploadKind.ADD:
-                assert upload.dataset_id is not None
-                if upload.is_done:
-                    return await self._datasets.get(upload.dataset_id)
-                return await self._datasets.add(upload.dataset_id, received, upload_id=upload.interaction_id)
+        if upload.kind is UploadKind.ADD:
+            assert upload.dataset_id is not None
+            if upload.is_done:
+                return await self._datasets.get(upload.dataset_id)
+            return await self._datasets.add(upload.dataset_id, received, upload_id=upload.interaction_id)
+        is_import = upload.kind is UploadKind.IMPORT
+        return await import_files(
+            self._datasets,
+            received,
+            ImportRequest.model_validate_json(upload.request) if is_import else ImportRequest(),
+            guild_id=upload.guild_id,
+            owner_id=upload.owner_id,
+            captions=self._captions,
+            is_private=upload.is_private,
+        )
 
     async def _request(self, upload: PendingUpload, dataset: Dataset, why: Unanswered) -> Notification | None:
         """Store the draft as the command would have. It always waits: the member's roles are checked at the press.

@@ -81,9 +81,15 @@ def access_text(rules: AccessSettings) -> str:
         _("**Draw with models:** {who}", who=_roles(rules.sample) or everyone),
         _("**Share results:** {who}", who=_roles(rules.share) or everyone),
         _("**See and add datasets:** {who}", who=_roles(rules.datasets) or everyone),
-        _("**Manage Darkroom:** {who}", who=listed([*map(_role, rules.manage), _("whoever may manage the server")])),
+        _(
+            "**Manage Darkroom:** {who}",
+            who=listed([*map(_role, rules.manage), _("members who may manage the server")]),
+        ),
         _("**Channels:** {where}", where=listed(f"<#{each}>" for each in rules.channels) or _("all")),
-        _("**Gallery:** {where}", where=f"<#{rules.gallery}>" if rules.gallery else _("where a picture is shared")),
+        _(
+            "**Gallery:** {where}",
+            where=f"<#{rules.gallery}>" if rules.gallery else _("the channel where a picture is shared"),
+        ),
     )
     return "\n".join((_("### Saved"), *lines))
 
@@ -91,7 +97,7 @@ def access_text(rules: AccessSettings) -> str:
 def gallery_channel_text(channel_id: int, missing: Sequence[str]) -> str:
     """Where shared pictures are posted from now on, and what the bot needs for it."""
     if not channel_id:
-        return _("Shared pictures are posted where their owners share them.")
+        return _("Shared pictures are posted in the channel where they are shared.")
     where = _("Shared pictures are posted in <#{channel}> from now on.", channel=channel_id)
     if not missing:
         return where

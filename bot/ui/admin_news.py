@@ -161,7 +161,7 @@ def news_text(news: News) -> str:
             return _gpu_text(news)
         case BackupFailed():
             return _(
-                "The nightly backup of the database failed: {error} It is tried again within the hour.",
+                "The nightly backup of the database failed: {error} I will try again within the hour.",
                 error=news.error,
             )
         case FilesDeleted():
@@ -186,9 +186,9 @@ def news_text(news: News) -> str:
 def _disk_text(news: DiskSpace) -> str:
     free = size(news.free_bytes)
     if not news.is_low:
-        return _("There is room on the disk again: {free} free. Trainings start.", free=free)
+        return _("The disk has space again: {free} free. Trainings start again.", free=free)
     return _(
-        "The disk is nearly full: {free} free, {least} are needed. No training starts until there is room; running "
+        "The disk is nearly full: {free} free, {least} are needed. No training starts until there is space; running "
         "ones continue. /admin storage shows what can be deleted.",
         free=free,
         least=size(news.min_free_bytes),
@@ -248,7 +248,7 @@ def _unkillable_text(news: JobUnkillable) -> str:
 
 def digest_text(week: WeeklyDigest) -> str:
     """The digest in lines."""
-    lines = [_("### The week until {day}", day=f"{week.until:%d %B}"), _ends_line(week)]
+    lines = [_("### The week until {day}", day=f"<t:{week.until.timestamp():.0f}:D>"), _ends_line(week)]
     if hours := sum(week.gpu_seconds.values()) / 3600:
         by_use = sorted(week.gpu_seconds.items(), key=lambda item: (-item[1], item[0]))
         owners = [f"<@{owner_id}> {seconds / 3600:.1f} h" for owner_id, seconds in by_use]

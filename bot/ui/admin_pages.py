@@ -15,9 +15,10 @@ from bot.queue.store.limits import RoleLimit
 from bot.queue.store.queue_control import PauseKind, QueuePause
 from bot.queue.store.slots import Slot
 from bot.ui.buttons import AdminButton, admin_button
-from bot.ui.discord_text import escape, first_lines, hold_words, relative_time, shorten
-from bot.ui.job_card import state_words
+from bot.ui.discord_text import date_time, escape, first_lines, hold_words, relative_time, shorten
+from bot.ui.job_card import in_sentence, settled_words, state_words
 from bot.ui.layout import Color, MessageContent, box, layout, row
+from bot.ui.queue_pages import priority_name
 from trainer.protocol.text import _, duration, listed, ngettext, size
 
 #: Owners and deletions that the storage page lists; problems and jobs that the health page lists.
@@ -32,7 +33,7 @@ def pause_text(pause: QueuePause, running: int) -> str:
     """What a pause or a drain means for the running trainings."""
     is_drain = pause.kind is PauseKind.DRAIN
     why = f" (“{escape(pause.why, 300)}”)" if pause.why else ""
-    head = _("⛔ The queue is drained{why}.", why=why) if is_drain else _("⛔ The queue is paused{why}.", why=why)
+    head = _("⛔ The queue is being emptied{why}.", why=why) if is_drain else _("⛔ The queue is paused{why}.", why=why)
     if not running:
         effect = _("No new training starts, and none runs.")
     elif is_drain:
@@ -52,12 +53,12 @@ def pause_text(pause: QueuePause, running: int) -> str:
 
 def bump_text(before: Job, after: Job, priority: Priority) -> str:
     """The result of changing a job's priority."""
-    values = {"job": after.id, "priority": priority.name.lower()}
+    values = {"job": after.id, "priority": priority_name(priority.name)}
     if before.state is not State.QUEUED:
         return _(
-            "#{job} does not wait: {state}. Only waiting jobs have a priority.",
+            "#{job} is not waiting: {state}. Only waiting jobs have a priority.",
             job=after.id,
-            state=state_words(before)[1].lower(),
+            state=in_sentence(state_words(before)[1]),
         )
     if before.priority is priority:
         return _("#{job} already has {priority} priority.", **values)
@@ -67,8 +68,8 @@ def bump_text(before: Job, after: Job, priority: Priority) -> str:
 def hold_text(*, opens_at: datetime | None = None, free_bytes: int = 0) -> str:
     """Why no training starts now: the next opening of the windows, else the free space on a full disk."""
     if opens_at is not None:
-        return _("The training window opens {when} ({zone}).", when=f"{opens_at:%a %H:%M}", zone=str(opens_at.tzinfo))
-    return _("The disk is nearly full ({free} free); nothing starts until there is room.", free=size(free_bytes))
+        return _("The training window opens {when}.", when=date_time(opens_at))
+    return _("The disk is nearly full ({free} free); nothing starts until there is space.", free=size(free_bytes))
 
 
 # -- slots ---------------------------------------------------------------------------------------------------------
@@ -77,7 +78,7 @@ def hold_text(*, opens_at: datetime | None = None, free_bytes: int = 0) -> str:
 def slots_page(slots: Sequence[Slot], note: str = "") -> MessageContent:
     """Every slot, with its use."""
     lines = first_lines([_slot_line(slot) for slot in slots], most=30, characters=2500)
-    text = "\n".join([_("### Slots"), *(lines or [_("There are none; nothing can run.")])])
+    text = "\n".join([_("### Slots"), *(lines or [_("No slots: no training can run.")])])
     return MessageContent(layout=layout(box(Color.NOTE, note or None, text)))
 
 
@@ -101,18 +102,20 @@ def _slot_line(slot: Slot) -> str:
 def limits_page(limits: Sequence[RoleLimit], note: str = "") -> MessageContent:
     """The limits of each role; a member with several roles gets the most generous of each."""
     lines = first_lines([_limit_line(limit) for limit in limits], characters=2500)
-    text = "\n".join([_("### Limits of roles"), *(lines or [_("None: the configuration applies.")])])
+    text = "\n".join(
+        [_("### Limits of roles"), *(lines or [_("No role has limits of its own; the usual ones apply.")])]
+    )
     return MessageContent(layout=layout(box(Color.NOTE, note or None, text)))
 
 
 def _limit_line(limit: RoleLimit) -> str:
-    any_number = _("any number of")
+    running, hours = limit.max_running, limit.gpu_hours_per_week
     parts = [
         None if limit.max_waiting is None else _("{n} waiting", n=limit.max_waiting),
-        None if limit.max_running is None else _("{n} running", n=limit.max_running or _("any number")),
+        None if running is None else _("{n} running", n=running) if running else _("any number running"),
         None if limit.max_epochs is None else ngettext("{n} epoch", "{n} epochs", limit.max_epochs),
         None if limit.max_dataset_mib is None else _("{size} a dataset", size=f"{limit.max_dataset_mib:,} MiB"),
-        None if limit.gpu_hours_per_week is None else _("{n} GPU-h a week", n=limit.gpu_hours_per_week or any_number),
+        None if hours is None else _("{n} GPU hours a week", n=hours) if hours else _("any number of GPU hours a week"),
     ]
     return f"<@&{limit.role_id}> · {listed(part for part in parts if part) or _('nothing of its own')}"
 
@@ -137,7 +140,7 @@ def storage_page(plan: RetentionPlan, totals: StorageTotals, note: str = "") -> 
     )
     protected = None
     if totals.protected_bytes:
-        protected = _("-# {size} are pinned or shared, and kept.", size=size(totals.protected_bytes))
+        protected = _("-# {size} of it are pinned or shared, and kept.", size=size(totals.protected_bytes))
     body = box(Color.NOTE, head, "\n".join(_shown(owners)) or None, protected, _deletions_text(plan))
     delete = row(_plan_button("delete", plan, _("Delete these"))) if plan.deletions else None
     return MessageContent(layout=layout(body, note or None, delete))
@@ -215,6 +218,17 @@ def _plan_button(verb: str, plan: RetentionPlan, label: str) -> AdminButton:
     return admin_button(verb, plan_digest(plan), label, style=discord.ButtonStyle.danger)
 
 
+def links_ended_text(count: int) -> str:
+    """The result of `/admin links`."""
+    if not count:
+        return _("There is no such link that still opens. Nothing was changed.")
+    return ngettext(
+        "{n} link no longer opens. If its owner may still see that page, they get a new link with **Open page**.",
+        "{n} links no longer open. Those who may still see these pages get new links with **Open page**.",
+        count,
+    )
+
+
 def resent_text(count: int, *, is_here: bool) -> str:
     """The result of sending undelivered messages again."""
     if not count:
@@ -264,7 +278,8 @@ def problem_text(problem: Problem, health: HealthSnapshot, *, guild_id: int | No
             )
         case ProblemKind.DISK_FULL:
             return _(
-                "The data folder has only {free} of free space; {least} are needed. Delete old jobs or make room.",
+                "The data folder has only {free} of free space; {least} are needed. Delete old jobs or free disk "
+                "space.",
                 free=size(health.free_disk_bytes),
                 least=size(health.min_free_bytes),
             )
@@ -332,6 +347,16 @@ def _connection_problem_text(problem: Problem, health: HealthSnapshot) -> str:
     )
 
 
+def _state_name(state: State) -> str:
+    living = {
+        State.QUEUED: _("Queued"),
+        State.PREPARING: _("Starting"),
+        State.RUNNING: _("Training"),
+        State.STOPPING: _("Stopping"),
+    }
+    return in_sentence(living.get(state) or settled_words(state))
+
+
 def _health_lines(health: HealthSnapshot) -> Iterator[str]:
     integrity = {"ok": _("intact"), None: _("not checked")}.get(health.integrity, _("damaged"))
     yield _(
@@ -342,7 +367,8 @@ def _health_lines(health: HealthSnapshot) -> Iterator[str]:
         schema=health.schema,
     )
     yield _("**Disk** {free} free", free=size(health.free_disk_bytes))
-    yield _("**Jobs** {jobs}", jobs=", ".join(f"{n:,} {state}" for state, n in health.jobs.items()) or _("none yet"))
+    jobs = [_("{n} {state}", n=f"{n:,}", state=_state_name(State(state))) for state, n in health.jobs.items()]
+    yield _("**Jobs** {jobs}", jobs=_(", ").join(jobs) or _("none yet"))
     slots = _("**Slots** {free} of {slots} free", free=health.free_slots, slots=health.enabled_slots)
     lost = len(health.slots) - health.enabled_slots
     yield slots + (_(" · {n} gone and still held", n=lost) if lost else "")
@@ -398,4 +424,4 @@ def _job_health_line(job: JobHealth) -> str:
         heartbeat = _("heartbeat {age} ago", age=duration(job.heartbeat_age_s))
     if job.event_age_s is not None:
         event = _("event {age} ago", age=duration(job.event_age_s))
-    return f"`#{job.job_id}` {job.state} · {heartbeat} · {event}"
+    return f"`#{job.job_id}` {_state_name(State(job.state))} · {heartbeat} · {event}"

@@ -7,84 +7,105 @@ has not made with an empty verb, so that it is answered like that of another ver
 from __future__ import annotations
 
 import re
-from typing import Any, Self
+from typing import Any, ClassVar, Self, TypeAlias, TypeVar, cast
 
 import discord
 from discord import ui
 
 from trainer.protocol.text import _
 
-_JOB = re.compile(r"job:([0-9]{1,18}):([a-z_]{1,20})")
-_SAMPLE = re.compile(r"sample:([0-9]{1,18}):([a-z]{1,20})")
-_DATASET = re.compile(r"ds:([0-9]{1,18}):([a-z_]{1,20})(?::([0-9a-z_-]{1,64}))?")
-_GALLERY = re.compile(r"gallery:([0-9]{1,18}):([a-z_]{1,20})(?::([0-9a-z-]{1,80}))?")
-_FORM = re.compile(r"form:([0-9]{1,19})")
-_HELP = re.compile(r"help:([a-z]{1,20})")
-_ADMIN = re.compile(r"admin:([a-z_]{1,20}):([0-9a-z]{1,40})")
+_Control = TypeVar("_Control", bound="ui.Button[ui.LayoutView] | ui.Select[ui.LayoutView]")
 
 
-class _PersistentButton(ui.DynamicItem[ui.Button[ui.LayoutView]], template=r"(?!)"):
-    """A button that is known by its custom id alone."""
+class _Persistent(ui.DynamicItem[_Control], template=r"(?!)"):
+    """A button or menu that is known by its custom id alone.
+
+    A press is dispatched with the parts of the custom id (the number of a thing as `int`), and what was chosen: through
+    the client, because layouts know nothing of stores, and errors are reported in one place.
+    """
+
+    #: What it is dispatched as, and the custom ids that the bot makes.
+    event: ClassVar[str]
+    form: ClassVar[str]
 
     @classmethod
     async def from_custom_id(
         cls, interaction: discord.Interaction[Any], item: ui.Item[Any], match: re.Match[str], /
     ) -> Self:
-        assert isinstance(item, ui.Button)
-        return cls(item)
-
-
-class JobButton(_PersistentButton, template=r"(?s:job:.*)"):
-    """A button about a job; a press is dispatched as `job_button` with the job's number and the verb."""
+        return cls(cast("_Control", item))
 
     async def callback(self, interaction: discord.Interaction[Any]) -> None:
-        # Through the client: layouts know nothing of stores, and errors are reported in one place.
-        found = _JOB.fullmatch(self.custom_id)
-        job_id, verb = found.groups() if found else (0, "")
-        interaction.client.dispatch("job_button", interaction, int(job_id), verb)
+        pattern = re.compile(self.form)
+        found = pattern.fullmatch(self.custom_id)
+        parts: list[str | int] = [*found.groups("")] if found else [""] * pattern.groups
+        if "number" in pattern.groupindex:
+            parts[0] = int(parts[0] or 0)
+        if isinstance(self.item, ui.Select):
+            parts.append("".join(self.item.values[:1]))
+        interaction.client.dispatch(self.event, interaction, *parts)
 
 
-class DatasetButton(_PersistentButton, template=r"(?s:ds:.*)"):
-    """A button about a dataset; a press is dispatched as `dataset_button` with number, verb, and argument."""
-
-    async def callback(self, interaction: discord.Interaction[Any]) -> None:
-        found = _DATASET.fullmatch(self.custom_id)
-        dataset_id, verb, arg = found.groups("") if found else (0, "", "")
-        interaction.client.dispatch("dataset_button", interaction, int(dataset_id), verb, arg)
+_Button: TypeAlias = _Persistent[ui.Button[ui.LayoutView]]
+_Menu: TypeAlias = _Persistent[ui.Select[ui.LayoutView]]
 
 
-class GalleryButton(_PersistentButton, template=r"(?s:gallery:.*)"):
-    """A button of the gallery; a press is dispatched as `gallery_button` with the post's number, verb, and argument."""
+class JobButton(_Button, template=r"(?s:job:.*)"):
+    """A button about a job, dispatched with the job's number and the verb."""
 
-    async def callback(self, interaction: discord.Interaction[Any]) -> None:
-        found = _GALLERY.fullmatch(self.custom_id)
-        post_id, verb, arg = found.groups("") if found else (0, "", "")
-        interaction.client.dispatch("gallery_button", interaction, int(post_id), verb, arg)
+    event, form = "job_button", r"job:(?P<number>[0-9]{1,18}):([a-z_]{1,20})"
 
 
-class AdminButton(_PersistentButton, template=r"(?s:admin:.*)"):
-    """A button for operators; a press is dispatched as `admin_button` with its verb and argument."""
+class DatasetButton(_Button, template=r"(?s:ds:.*)"):
+    """A button about a dataset, dispatched with number, verb, and argument."""
 
-    async def callback(self, interaction: discord.Interaction[Any]) -> None:
-        found = _ADMIN.fullmatch(self.custom_id)
-        verb, arg = found.groups() if found else ("", "")
-        interaction.client.dispatch("admin_button", interaction, verb, arg)
+    event, form = "dataset_button", r"ds:(?P<number>[0-9]{1,18}):([a-z_]{1,20})(?::([0-9a-z_-]{1,64}))?"
 
 
-class FormButton(_PersistentButton, template=r"(?s:form:.*)"):
-    """[Fix in form]; a press is dispatched as `form_button` with the key of the form."""
+class GalleryButton(_Button, template=r"(?s:gallery:.*)"):
+    """A button of the gallery, dispatched with the post's number, verb, and argument."""
 
-    async def callback(self, interaction: discord.Interaction[Any]) -> None:
-        found = _FORM.fullmatch(self.custom_id)
-        interaction.client.dispatch("form_button", interaction, found[1] if found else "")
+    event, form = "gallery_button", r"gallery:(?P<number>[0-9]{1,18}):([a-z_]{1,20})(?::([0-9a-z-]{1,80}))?"
 
 
-class HelpButton(_PersistentButton, template=r"(?s:help:.*)"):
-    """A page of `/help`; a press is dispatched as `help_button` with the page."""
+class AdminButton(_Button, template=r"(?s:admin:.*)"):
+    """A button for operators, dispatched with its verb and argument."""
 
-    async def callback(self, interaction: discord.Interaction[Any]) -> None:
-        found = _HELP.fullmatch(self.custom_id)
-        interaction.client.dispatch("help_button", interaction, found[1] if found else "")
+    event, form = "admin_button", r"admin:([a-z_]{1,20}):([0-9a-z]{1,40})"
+
+
+class FormButton(_Button, template=r"(?s:form:.*)"):
+    """[Fix in form], dispatched with the key of the form."""
+
+    event, form = "form_button", r"form:([0-9]{1,19})"
+
+
+class HelpButton(_Button, template=r"(?s:help:.*)"):
+    """A page of `/help`, dispatched with the page."""
+
+    event, form = "help_button", r"help:([a-z]{1,20})"
+
+
+class NotifyButton(_Button, template=r"(?s:notify:quiet)"):
+    """[Quiet hours…] of `/notify`, dispatched with `quiet`."""
+
+    event, form = "notify_menu", r"notify:(quiet)"
+
+
+class NotifyMenu(_Menu, template=r"notify:at:[a-z_]{1,20}"):
+    """A menu of `/notify`, dispatched with `at`, the event, and the chosen place."""
+
+    event, form = "notify_menu", r"notify:(at):([a-z_]{1,20})"
+
+
+class SampleMenu(_Menu, template=r"(?s:sample:.*)"):
+    """A menu of a sampling, dispatched with its number, the verb, and the choice."""
+
+    event, form = "sample_menu", r"sample:(?P<number>[0-9]{1,18}):([a-z]{1,20})"
+
+    @classmethod
+    def of(cls, job_id: int, verb: str, options: list[discord.SelectOption], placeholder: str) -> Self:
+        """Make the menu of a sampling."""
+        return cls(ui.Select(custom_id=f"sample:{job_id}:{verb}", options=options, placeholder=placeholder))
 
 
 def form_button(key: int) -> FormButton:
@@ -98,50 +119,6 @@ def help_button(page: str, label: str, *, is_disabled: bool = False) -> HelpButt
     return HelpButton(
         ui.Button(custom_id=f"help:{page}", label=label, style=discord.ButtonStyle.secondary, disabled=is_disabled)
     )
-
-
-class NotifyButton(_PersistentButton, template=r"(?s:notify:quiet)"):
-    """A button of `/notify`; a press is dispatched as `notify_menu` with its verb."""
-
-    async def callback(self, interaction: discord.Interaction[Any]) -> None:
-        interaction.client.dispatch("notify_menu", interaction, "quiet", "")
-
-
-class NotifyMenu(ui.DynamicItem[ui.Select[ui.LayoutView]], template=r"notify:at:(?P<event>[a-z_]{1,20})"):
-    """A menu of `/notify`; a choice is dispatched as `notify_menu` with `event-place`."""
-
-    @classmethod
-    async def from_custom_id(
-        cls, interaction: discord.Interaction[Any], item: ui.Item[Any], match: re.Match[str], /
-    ) -> Self:
-        assert isinstance(item, ui.Select)
-        return cls(item)
-
-    async def callback(self, interaction: discord.Interaction[Any]) -> None:
-        event = self.custom_id.rpartition(":")[2]
-        interaction.client.dispatch("notify_menu", interaction, "at", f"{event}-{''.join(self.item.values[:1])}")
-
-
-class SampleMenu(ui.DynamicItem[ui.Select[ui.LayoutView]], template=r"(?s:sample:.*)"):
-    """A menu of a sampling; a choice is dispatched as `sample_menu` with its number, the verb, and the choice."""
-
-    @classmethod
-    def of(cls, job_id: int, verb: str, options: list[discord.SelectOption], placeholder: str) -> Self:
-        """Make the menu of a sampling."""
-        return cls(ui.Select(custom_id=f"sample:{job_id}:{verb}", options=options, placeholder=placeholder))
-
-    @classmethod
-    async def from_custom_id(
-        cls, interaction: discord.Interaction[Any], item: ui.Item[Any], match: re.Match[str], /
-    ) -> Self:
-        assert isinstance(item, ui.Select)
-        return cls(item)
-
-    async def callback(self, interaction: discord.Interaction[Any]) -> None:
-        found = _SAMPLE.fullmatch(self.custom_id)
-        job_id, verb = found.groups() if found else (0, "")
-        chosen = "".join(self.item.values[:1])
-        interaction.client.dispatch("sample_menu", interaction, int(job_id), verb, chosen)
 
 
 def job_button(

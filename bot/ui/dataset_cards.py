@@ -55,6 +55,8 @@ class ReportView:
     fit: ResolutionFit | None = None
     #: None: no comparable job has run yet.
     estimate: Estimate | None = None
+    #: That the training needs with one image at once, bytes; None: not known.
+    memory: int | None = None
     #: The member who sees it may change the dataset, or owns it.
     may_change: bool = True
     #: There are web pages.
@@ -103,7 +105,7 @@ def _posts_words(view: ReportView) -> str | None:
 def _pending_words(dataset: Dataset) -> str | None:
     if not dataset.is_pending:
         return None
-    return _("✏️ Decisions are stored and not applied yet; the numbers are from before.")
+    return _("✏️ Your decisions are saved but not applied yet; the numbers are from before.")
 
 
 def _answers(dataset_id: int, draft_id: int) -> ui.ActionRow[ui.LayoutView]:
@@ -202,8 +204,8 @@ def captions_card(dataset: Dataset, *, can_write: bool) -> MessageContent:
     if missing:
         lines.append(
             ngettext(
-                "{n} of {all} images has no caption. Only the image is learned then, not its name.",
-                "{n} of {all} images have no caption. Only the images are learned then, not their names.",
+                "{n} of {all} images has no caption. Then only the image is learned, not its name.",
+                "{n} of {all} images have no caption. Then only the images are learned, not their names.",
                 missing,
                 all=dataset.counts.kept,
             )
@@ -316,6 +318,8 @@ def _plan(view: ReportView, spec: Spec) -> str:
             _("**Study**: {study}", study=request_words(view.study)),
             *(study_lines(view.study_plan) if view.study_plan else ()),
         ]
+    if view.memory is not None:
+        lines.append(_("**Memory**: needs about {memory}.", memory=size(view.memory)))
     return "\n".join(lines)
 
 

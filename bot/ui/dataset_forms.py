@@ -137,7 +137,7 @@ class UploadForm(Form):
         self._files: ui.FileUpload[Any] = ui.FileUpload(
             custom_id="files", required=not has_page, min_values=0 if has_page else 1, max_values=MAX_FILES
         )
-        few = _("Up to ten files. A caption is a .txt of its image's name.")
+        few = _("Up to ten files. A caption is a .txt file with the name of its image.")
         any_number = _("Up to ten files here. For folders and large files choose none: you get a page for them.")
         self.add_item(
             ui.Label(
@@ -163,7 +163,7 @@ class UploadForm(Form):
         self.add_text(
             "caption_column",
             _("Caption column"),
-            _("Of a table (CSV, JSON) with several columns of text"),
+            _("For a table (CSV, JSON) with several columns of text"),
             max_length=_MAX_COLUMN_CHARS,
         )
 

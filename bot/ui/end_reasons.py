@@ -26,7 +26,7 @@ def end_reason_text(reason: EndReason) -> str:
 def audit_reason_text(why: str) -> str:
     """The `why` of an audit line: a user's own words stay as they are."""
     phrases: dict[str, str] = {
-        AuditReason.QUEUE_DRAINED: _("the queue is drained"),
+        AuditReason.QUEUE_DRAINED: _("the queue is being emptied"),
         AuditReason.WINDOW_CLOSED: _("the training window closed"),
         AuditReason.EPOCH_REACHED: _("it reached the epoch that its study asked for"),
         AuditReason.STUDY_CHILD: _("a training of a study"),

@@ -210,7 +210,7 @@ def shared_reply(post: GalleryPost, channel_id: int, *, missing: Sequence[str] =
     if missing:
         lines.append(
             _(
-                "I may not post there yet, so it waits: I lack {permissions}. Ask a manager of the server.",
+                "I may not post there yet, so it waits. I need {permissions} there: ask a manager of the server.",
                 permissions=listed(missing),
             )
         )
@@ -226,10 +226,10 @@ def shared_reply(post: GalleryPost, channel_id: int, *, missing: Sequence[str] =
 def unshared_text(count: int) -> str:
     """Pictures were taken out of the gallery."""
     return ngettext(
-        "{n} picture is no longer in the gallery, and its message is removed. The files may be deleted when room is "
-        "made.",
-        "{n} pictures are no longer in the gallery, and their messages are removed. The files may be deleted when room "
-        "is made.",
+        "{n} picture is no longer in the gallery, and its message is removed. The files may now be deleted to free "
+        "disk space.",
+        "{n} pictures are no longer in the gallery, and their messages are removed. The files may now be deleted to "
+        "free disk space.",
         count,
     )
 

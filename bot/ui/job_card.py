@@ -21,7 +21,7 @@ from bot.ui.sample_pages import TRY_PROMPTS, sampling_words
 from trainer.protocol.events import EpochEnded, Finished, Phase, Stopped
 from trainer.protocol.settings import TINY
 from trainer.protocol.spec import Spec
-from trainer.protocol.text import _, duration, rough_duration, verdict
+from trainer.protocol.text import _, duration, percent, rough_duration, verdict
 
 #: Signs and colors of running jobs and of the states whose words never change.
 _PHASE_SIGNS: dict[Phase | None, tuple[str, Color]] = {
@@ -82,7 +82,7 @@ def state_words(job: Job, position: int | None = None) -> tuple[str, str, Color]
             if isinstance(job.terminal_event, Finished) and not job.terminal_event.best_ratio < 1:
                 return "⚠️", _("Done, but not better than the base model"), Color.NOTE
             sign, color = _STATE_SIGNS[job.state]
-            return sign, _settled_words(job.state), color
+            return sign, settled_words(job.state), color
 
 
 def _phase_words(job: Job) -> str:
@@ -133,10 +133,11 @@ def _stopping_words(intent: StopIntent | None) -> str:
         case StopIntent.PAUSE:
             return _("Pausing")
         case StopIntent.REQUEUE:
-            return _("Stopping to make room. It continues later")
+            return _("Stopping to free its GPU. It continues later")
 
 
-def _settled_words(state: State) -> str:
+def settled_words(state: State) -> str:
+    """How a job in this state stands, which neither waits nor runs."""
     match state:
         case State.PAUSED:
             return _("Paused")
@@ -180,11 +181,6 @@ def share_done(job: Job, now: datetime | None = None) -> float:
     if now is not None and job.state in ACTIVE and job.progress.phase is not Phase.TRAINING:
         passed = max(0.0, now.timestamp() - step.time)
     return min(_MOST_SHARE, (step.elapsed_s + passed) / (step.elapsed_s + step.eta_s))
-
-
-def percent_words(share: float) -> str:
-    """`61 %`."""
-    return _("{share} %", share=f"{100 * share:.0f}")
 
 
 def settings_line(job: Job, *, without: Container[str] = ()) -> str:
@@ -253,7 +249,7 @@ def _lines(job: Job, context: JobContext) -> list[str]:
         lines.append(sentence)
     if job.progress.step and job.state in ACTIVE:
         share = share_done(job, context.now)
-        lines.append(f"{progress_bar(share)} {percent_words(share)}")
+        lines.append(f"{progress_bar(share)} {percent(share)}")
     elif job.progress.base and not job.progress.epochs:
         lines.append(_("The base model is measured. Every epoch is compared with it."))
     if place := _place_line(job):
@@ -348,7 +344,7 @@ def _end_lines(job: Job) -> list[str]:
     if job.end_reason:
         lines.append(escape(end_reason_text(job.end_reason), 300))
     if job.are_files_deleted:
-        lines.append(_("Its files were deleted to make room."))
+        lines.append(_("Its files were deleted to free disk space."))
     return lines
 
 
@@ -373,7 +369,7 @@ def metric_words(metrics: Mapping[str, float]) -> list[str]:
         "f1": _("F1 {share}, as an average over the classes"),
     }
     return [
-        words.get(name, "{name}: {share}").format(name=escape(name, 30), share=percent_words(value))
+        words.get(name, "{name}: {share}").format(name=escape(name, 30), share=percent(value))
         for name, value in metrics.items()
     ]
 
@@ -436,8 +432,13 @@ def files_button(job_id: int) -> JobButton:
 
 def job_choice(job: Job) -> str:
     """A job in an autocomplete list: `#42 · fox-lora · training 61 %` (no Markdown there)."""
-    percent = f" {percent_words(share_done(job))}" if job.progress.step and not job.state.is_end else ""
-    return f"#{job.id} · {job.name} · {in_sentence(state_words(job)[1])}{percent}"[:100]
+    done = f" {percent(share_done(job))}" if job.progress.step and not job.state.is_end else ""
+    return f"#{job.id} · {job.name} · {in_sentence(state_words(job)[1])}{done}"[:100]
+
+
+def unnamed(job: Job) -> Job:
+    """A job of a private dataset in a list, for those who may not open it: everything but what it is called."""
+    return job.changed(name=_("🔒 private"), child_name=None)
 
 
 def job_line(
@@ -446,12 +447,8 @@ def job_line(
     """A job in a list, one line; among waiting jobs its position is enough."""
     sign, words, _color = state_words(job)
     if job.progress.step and not job.state.is_end:
-        percent = percent_words(share_done(job, now))
-        words = (
-            f"{words} · {percent}"
-            if job.state.is_active
-            else _("{words}, {percent} done", words=words, percent=percent)
-        )
+        done = percent(share_done(job, now))
+        words = f"{words} · {done}" if job.state.is_active else _("{words}, {percent} done", words=words, percent=done)
     if position is not None:
         line = position_words(position)
         words = line if is_among_waiting and not job.attempt else f"{words} · {line}"

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from bot.queue.domain.job import Job
 from bot.queue.store.queue_control import PauseKind, QueuePause
+from bot.queue.store.sample_votes import Ballot
 from bot.ui.discord_text import date_time, escape, mention, relative_time, time_or_date
 from trainer.protocol.study import StudyStep
-from trainer.protocol.text import _, ngettext, rough_duration
+from trainer.protocol.text import _, ngettext, percent, rough_duration
 
 #: A forecast start this close to the requested one is not shown again.
 _SAME = timedelta(minutes=1)
@@ -56,8 +57,8 @@ class JobContext:
     has_hub: bool = False
     slots: int = 0
     forecast: StartForecast = StartForecast()
-    #: Of a drawn sampling: votes by the index of the model.
-    votes: Mapping[int, int] = field(default_factory=dict)
+    #: Of a drawn sampling: votes by the index of the model, and of the image.
+    votes: Mapping[Ballot, Mapping[int, int]] = field(default_factory=dict)
     #: Of a study: its runs, and the trainer's last answer about them.
     children: tuple[Job, ...] = ()
     step: StudyStep | None = None
@@ -139,7 +140,7 @@ def forecast_line(forecast: StartForecast, now: datetime, *, hides_start: bool =
         if forecast.usual_error is None:
             parts.append(_("takes about {duration}", duration=time))
         else:
-            error = f"{forecast.usual_error:.0%}"
+            error = percent(forecast.usual_error)
             parts.append(_("takes about {duration} (usually ±{error})", duration=time, error=error))
     line = " · ".join(parts)
     return line[:1].upper() + line[1:]

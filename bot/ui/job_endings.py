@@ -27,8 +27,9 @@ from trainer.protocol.events import (
     Reader,
     Stopped,
     Tested,
+    last_of,
 )
-from trainer.protocol.exported_files import loading_code, newest_files
+from trainer.protocol.exported_files import loading_code, name_of, newest_files
 from trainer.protocol.settings import TINY, MethodKind, SplitKind, TaskKind
 from trainer.protocol.text import _, ngettext, noise_levels, size, verdict
 
@@ -60,7 +61,7 @@ def files_messages(job: Job, context: JobContext, events: Sequence[Event]) -> li
 
 def _report_file(job: Job, context: JobContext, events: Sequence[Event]) -> FileToSend | None:
     """The report of a training (one page with its pictures in it); None if there is none."""
-    finished = next((event for event in events if isinstance(event, Finished)), None)
+    finished = last_of(events, Finished)
     if finished is None or finished.shared_report is None:
         return None
     return FileToSend(folder=context.job_dir, path=finished.shared_report, name=f"{job.name}-report.html")
@@ -89,8 +90,8 @@ def split_files(
 
 def done_post(job: Job, context: JobContext, events: Sequence[Event]) -> MessageContent:
     """The result: base and best side by side, then the verdict, then the file that most people need."""
-    finished = next((event for event in events if isinstance(event, Finished)), None)
-    tested = next((event for event in events if isinstance(event, Tested)), None)
+    finished = last_of(events, Finished)
+    tested = last_of(events, Tested)
     weights = [_exported_file(job, context, event) for event in newest_files(events)]
     main = _main_file(weights)
     comparison = None
@@ -191,11 +192,8 @@ class _ExportedFile:
 
 
 def _exported_file(job: Job, context: JobContext, event: Exported) -> _ExportedFile:
-    path = PurePath(event.path)
-    # The file name of an embedding is the word in the prompt; that of an epoch has its number.
-    is_named = event.format is ExportFormat.EMBEDDING or event.epoch is not None
-    name = path.name if is_named else f"{job.name}-{event.format}{path.suffix}"
-    return _ExportedFile(exported=event, file=FileToSend(folder=context.job_dir, path=event.path, name=name))
+    file = FileToSend(folder=context.job_dir, path=event.path, name=name_of(event, job.name))
+    return _ExportedFile(exported=event, file=file)
 
 
 def _main_file(weights: Sequence[_ExportedFile]) -> _ExportedFile | None:
@@ -288,7 +286,7 @@ def _uses(exported: Exported, name: str) -> Iterator[str]:
         library = next(each for each in exported.readers if each in _LIBRARIES)
         yield f"{library}: " + " · ".join(inline_code(line) for line in code)
     if exported.format is ExportFormat.CHECKPOINT and not exported.readers:
-        yield _("A file of this kind cannot say that the model predicts the velocity: choose *v-prediction* by hand.")
+        yield _("Programs cannot tell from this file that it needs v-prediction: choose *v-prediction* by hand.")
     if set(exported.readers) == {Reader.LYCORIS}:
         yield _("For LyCORIS: no other program reads it exactly.")
 
@@ -359,7 +357,7 @@ def _result_lines(job: Job, finished: Finished | None, tested: Tested | None) ->
             )
         )
     if job.spec.split.kind is SplitKind.ALL:
-        lines.append(_("It was measured on its own training images, because none are held out."))
+        lines.append(_("It was measured on its own training images, because no others were set aside."))
     best = next((ended for ended in job.progress.epochs if ended.epoch == finished.best_epoch), None)
     if best and (levels := noise_levels([band.ratio for band in best.validation.bands])):
         lines.append("-# " + _("Where it learned: {levels}.", levels=levels))

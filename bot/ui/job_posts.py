@@ -34,6 +34,8 @@ from trainer.protocol.events import (
     Stopped,
     StoppedEarly,
     Warned,
+    all_of,
+    last_of,
 )
 from trainer.protocol.text import _, listed, ngettext, rough_duration, verdict
 
@@ -43,7 +45,7 @@ _MAX_BLOCKS = 8
 #: must have grown since its best epoch.
 _MEMORIZING_GAP, _GROWN_GAP = 0.25, 0.05
 
-_E = TypeVar("_E")
+_E = TypeVar("_E", StoppedEarly, StageBegan, Warned)
 
 
 def card_message(job: Job, context: JobContext) -> MessageContent:
@@ -64,7 +66,7 @@ def files_reply(job: Job, context: JobContext, events: Sequence[Event]) -> list[
         return found
     if job.state in LIVING:
         state = in_sentence(state_words(job)[1])
-        why = _("#{job} has no files yet ({state}). It saves them at its end.", job=job.id, state=state)
+        why = _("#{job} has no files yet ({state}). It saves them when it ends.", job=job.id, state=state)
     elif job.state in {State.SUCCEEDED, State.STOPPED}:
         why = _("#{job} has saved no files. `/job status id:{job}` shows what it did.", job=job.id)
     else:
@@ -96,11 +98,11 @@ def notification_message(
         case NotificationKind.DONE:
             return done_post(job, context, events)
         case NotificationKind.FAILED if job.is_sampling:
-            return sampling_failed_post(job, _first(events, Failed), detail)
+            return sampling_failed_post(job, last_of(events, Failed), detail)
         case NotificationKind.FAILED:
-            return failed_post(job, context, _first(events, Failed), detail)
+            return failed_post(job, context, last_of(events, Failed), detail)
         case NotificationKind.CANCELLED:
-            return cancelled_post(job, context, _first(events, Stopped), detail)
+            return cancelled_post(job, context, last_of(events, Stopped), detail)
         case NotificationKind.LOST:
             return lost_post(job, context, detail)
         case NotificationKind.PAUSED:
@@ -118,10 +120,10 @@ def _progress_message(
 ) -> MessageContent:
     match notification.kind:
         case NotificationKind.BASE:
-            return base_post(job, context, _first(events, Sampled), _first(events, BaseValidated))
+            return base_post(job, context, last_of(events, Sampled), last_of(events, BaseValidated))
         case NotificationKind.EPOCH:
-            ended = [event for event in events if isinstance(event, EpochEnded)]
-            return epoch_post(job, context, _first(events, Sampled), ended, notification.epochs)
+            ended = all_of(events, EpochEnded)
+            return epoch_post(job, context, last_of(events, Sampled), ended, notification.epochs)
         case NotificationKind.EARLY_STOP:
             return early_stop_post(job, context, _required(events, StoppedEarly))
         case NotificationKind.STAGE:
@@ -130,12 +132,8 @@ def _progress_message(
             return warning_post(job, context, _required(events, Warned))
 
 
-def _first(events: Sequence[Event], kind: type[_E]) -> _E | None:
-    return next((event for event in events if isinstance(event, kind)), None)
-
-
 def _required(events: Sequence[Event], kind: type[_E]) -> _E:
-    event = _first(events, kind)
+    event = last_of(events, kind)
     assert event is not None, f"a notification without its {kind.__name__}"
     return event
 
@@ -277,7 +275,7 @@ def undelivered_post(notification: Notification, job: Job | None) -> MessageCont
     match undelivered.kind:
         case NotificationKind.DONE:
             news = _("{job} is done.", job=name)
-            commands = _("`/job files id:{job}` hands over its files.", job=notification.job_id)
+            commands = _("`/job files id:{job}` gives you its files.", job=notification.job_id)
         case NotificationKind.FAILED:
             news = _("{job} failed.", job=name)
             commands = _("`/job status id:{job}` says why.", job=notification.job_id)

@@ -179,7 +179,7 @@ def stop_reply(verb: Verb, before: Job, after: Job) -> str:
     if after.state is State.PAUSED:
         return _("⏸️ #{job} is paused. /job resume continues it.", job=job)
     if verb is Verb.KEEP_BEST and after.stop_intent is StopIntent.KEEP_BEST:
-        return _("🟠 #{job} will test and save its best epoch as soon as there is room.", job=job)
+        return _("🟠 #{job} will test and save its best epoch as soon as a GPU is free.", job=job)
     return _("#{job} continues: {state}.", job=job, state=_state(after))
 
 
@@ -213,7 +213,7 @@ def _restart_reply(verb: Verb, before: Job, after: Job, position: int | None) ->
             state=_state(after),
         )
     if before.is_sampling:
-        reply = _("🕓 #{job} goes on with the images that are missing", job=job)
+        reply = _("🕓 #{job} continues with the images that are missing", job=job)
     elif has_checkpoint(before):
         reply = _("🕓 #{job} continues where it stopped", job=job)
     else:
@@ -235,7 +235,7 @@ def _extend_reply(before: Job, after: Job, position: int | None) -> str:
     )
     trained = after.progress.kept_epoch
     if continues_exactly(before.spec, trained=trained, epochs=after.spec.training.epochs - trained):
-        words = _("It goes on exactly as if it had been planned longer.")
+        words = _("It continues exactly as if it had been planned longer.")
     else:
         words = _(
             "It keeps what it has learned. Its learning rate starts again from the beginning of its schedule, so the "
@@ -251,8 +251,8 @@ def epochs_form(submitted: FormCallback, job: Job) -> Form:
         "epochs",
         _("How many more epochs"),
         ngettext(
-            "It has trained {n} epoch so far, and goes on with what it has learned.",
-            "It has trained {n} epochs so far, and goes on with what it has learned.",
+            "It has trained {n} epoch so far, and continues with what it has learned.",
+            "It has trained {n} epochs so far, and continues with what it has learned.",
             job.progress.kept_epoch,
         ),
         placeholder=str(max(1, job.progress.kept_epoch // 2)),
@@ -339,9 +339,9 @@ def _number_lines(job: Job) -> list[str]:
             )
         )
         if newest.gap is not None:
-            lines.append(_("Gap to its own training images: {gap} %", gap=f"{100 * newest.gap:.0f}"))
+            lines.append(_("Gap between its training images and new ones: {gap} %", gap=f"{100 * newest.gap:.0f}"))
     if job.slots:
-        lines.append(_("Runs or ran on {slots}", slots=listed([escape(name, 60) for name in job.slots], most=4)))
+        lines.append(_("Place: {slots}", slots=listed([escape(name, 60) for name in job.slots], most=4)))
     return lines
 
 

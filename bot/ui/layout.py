@@ -36,7 +36,7 @@ class Color(IntEnum):
     STOPPING = 0xE67E22
     DONE = 0x2ECC71
     FAILED = 0xDA373C
-    #: Somebody should look at this.
+    #: A person should look at this.
     NOTE = 0xF0B232
 
 

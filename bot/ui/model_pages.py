@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from bot.config import Config
+from bot.predictions import usual_memory
 from bot.ui.discord_text import escape
 from bot.ui.layout import Color, MessageContent, box, layout
 from trainer.exchange.base_files import BaseFacts, base_facts
@@ -18,7 +19,7 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 def models_page(lines: Sequence[str], *, has_default: bool) -> MessageContent:
     """The base models, and how to add one on the machine."""
-    missing = _("Only the toy model is there. A training without `base` is refused until there is a real one.")
+    missing = _("Only the toy model is set up. A training without `base` is refused until there is a real one.")
     how = "\n".join(
         (
             _("**Add one** on the machine that runs the bot, then restart it:"),
@@ -34,12 +35,13 @@ def models_page(lines: Sequence[str], *, has_default: bool) -> MessageContent:
 def model_lines(config: Config, environ: Mapping[str, str] = os.environ) -> Iterator[str]:
     """A line for each base model: `Our own: SDXL, 1024 px, 6.9 GB (default)`."""
     for label, source in config.models.sources.items():
-        line = f"{label}: {model_words(source, base_facts(Base(source=source), environ))}"
+        facts = base_facts(Base(source=source), environ)
+        line = f"{label}: {model_words(source, facts, usual_memory(config, label, environ))}"
         yield _("{model} (default)", model=line) if label == config.models.default_label else line
 
 
-def model_words(source: str, facts: BaseFacts | None) -> str:
-    """What a base model is, as far as its files tell."""
+def model_words(source: str, facts: BaseFacts | None, lora_bytes: int | None = None) -> str:
+    """What a base model is, as far as its files tell, and the memory that a LoRA of it needs."""
     if source == TINY:
         return _("toy model for the demo, 64 px, simple shapes only")
     if facts is None and HUB_NAME.fullmatch(source):
@@ -48,8 +50,8 @@ def model_words(source: str, facts: BaseFacts | None) -> str:
         return _("⚠ there is no such file or folder")
     family = facts.family or _("⚠ not a model that can be trained")
     words = [family, *([_("{px} px", px=facts.resolution)] if facts.resolution else []), size(facts.bytes)]
-    if facts.lora_bytes is not None:
-        words.append(_("a LoRA takes {memory} of GPU memory or more", memory=size(facts.lora_bytes)))
+    if lora_bytes is not None:
+        words.append(_("a LoRA needs about {memory} of memory", memory=size(lora_bytes)))
     return ", ".join(words)
 
 

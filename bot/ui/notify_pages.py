@@ -199,7 +199,9 @@ def parse_quiet_hours(texts: Mapping[str, str]) -> QuietHours | None:
         raise NoQuietHours(_("Write both times. Leave both empty to have no quiet hours."))
     found = QuietHours(begins=_minutes(begins), ends=_minutes(ends), zone=_zone(zone))
     if found.begins == found.ends:
-        raise NoQuietHours(_("Quiet hours that begin and end at {time} are empty.", time=_time_words(found.begins)))
+        raise NoQuietHours(
+            _("The quiet hours begin and end at {time}. Write two different times.", time=_time_words(found.begins))
+        )
     return found
 
 

@@ -19,7 +19,7 @@ def publish_question(job: Job, repository: str) -> MessageContent:
         _("**Upload #{job} {name} to Hugging Face?**", job=job.id, name=escape(job.name)),
         _("It becomes **{repository}**. It is private: only members of that account see it.", repository=repository),
         _(
-            "Uploaded are the files of the best epoch, a few of its samples, and a page with prompts, trigger word, "
+            "I upload the files of the best epoch, a few of its samples, and a page with prompts, trigger word, "
             "settings and numbers about the images."
         ),
         _("None of your images is uploaded."),
@@ -31,7 +31,7 @@ def publish_question(job: Job, repository: str) -> MessageContent:
 def publishing_text(job: Job, repository: str) -> str:
     """The upload was accepted."""
     return _(
-        "⏫ #{job} is being uploaded to {repository}. Its thread will say when it is there.",
+        "⏫ #{job} is being uploaded to {repository}. I will tell you in its thread when it is done.",
         job=job.id,
         repository=repository,
     )

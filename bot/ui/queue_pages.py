@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from bot.db.audit import AuditEntry
 from bot.queue.domain.job import ACTIVE, Job, State
 from bot.queue.planning.forecast import Forecast
-from bot.queue.store.history import AttemptRecord, AuditEntry
+from bot.queue.store.history import AttemptRecord
 from bot.queue.store.queue_control import QueuePause
 from bot.queue.store.slots import Slot
 from bot.ui.buttons import JobButton, job_button
@@ -17,7 +18,6 @@ from bot.ui.end_reasons import audit_reason_text, end_reason_text
 from bot.ui.job_card import (
     in_sentence,
     job_line,
-    percent_words,
     priority_words,
     share_done,
     state_words,
@@ -25,7 +25,7 @@ from bot.ui.job_card import (
 )
 from bot.ui.job_context import pause_line, position_words, start_words
 from bot.ui.layout import Color, MessageContent, box, layout, row
-from trainer.protocol.text import _, duration, listed, ngettext
+from trainer.protocol.text import _, duration, listed, ngettext, percent
 
 #: Characters for all jobs of the board: those of a layout, less the most that stands above and below the jobs.
 _MAX_JOB_CHARS = 2_200
@@ -186,7 +186,7 @@ def _run_lines(job: Job, snapshot: BoardSnapshot) -> list[str]:
     for run in runs:
         sign, words, _color = state_words(run)
         if run.state.is_active:
-            words = f"{in_sentence(words)} · {percent_words(share_done(run, snapshot.now))}"
+            words = f"{in_sentence(words)} · {percent(share_done(run, snapshot.now))}"
         else:
             position = snapshot.positions.get(run.id)
             words = position_words(position) if position else in_sentence(words)
@@ -260,7 +260,7 @@ def entry_line(entry: AuditEntry, *, names_job: bool) -> str:
     who = "Darkroom" if entry.actor_id is None else mention(entry.actor_id)
     job = f"#{entry.job_id}" if names_job and entry.job_id is not None else _("this training")
     line = f"{date_time(entry.at)} · {_deed(entry).format(who=who, job=job, after=escape(entry.after or '', 80))}"
-    why = _bumped_words(entry.why or "") if entry.verb == "bump" else audit_reason_text(entry.why or "")
+    why = priority_name(entry.why or "") if entry.verb == "bump" else audit_reason_text(entry.why or "")
     return f"{line}: {escape(why, 160)}" if why else line
 
 
@@ -269,7 +269,7 @@ def _deed(entry: AuditEntry) -> str:
     if entry.verb == "settle":
         return _ended(entry)
     if entry.verb.startswith("delete "):
-        return _("{who} deleted files of {job} to make room")
+        return _("{who} deleted files of {job} to free disk space")
     deeds = {
         "submit": _("{who} queued {job}"),
         "claim": _("{who} gave {job} a place and began to load"),
@@ -292,6 +292,9 @@ def _deed(entry: AuditEntry) -> str:
         "queue pause": _("{who} paused the queue"),
         "queue drain": _("{who} began to empty the queue"),
         "queue resume": _("{who} resumed the queue"),
+        "hide dataset": _("{who} made the dataset {after} private, or changed who else sees it"),
+        "show dataset": _("{who} let everyone see the dataset {after}"),
+        "end links": _("{who} ended links to web pages: {after}"),
         "limit role": _("{who} changed the limits of a role"),
         "slot on": _("{who} switched a GPU on"),
         "slot off": _("{who} switched a GPU off"),
@@ -316,6 +319,6 @@ def _without_braces(verb: str) -> str:
     return escape(verb, 60).replace("{", "").replace("}", "")
 
 
-def _bumped_words(priority: str) -> str:
-    names = {"LOW": _("low"), "NORMAL": _("normal"), "HIGH": _("high")}
-    return names.get(priority, priority)
+def priority_name(name: str) -> str:
+    """The name of a `Priority` in words."""
+    return {"LOW": _("low"), "NORMAL": _("normal"), "HIGH": _("high")}.get(name, name)

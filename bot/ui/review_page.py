@@ -189,7 +189,7 @@ def _left_words(view: ReviewView) -> str:
         return "-# " + ngettext("{n} image left to decide", "{n} images left to decide", left)
     if dataset.is_pending:
         return "-# " + _("All decided: **Done** applies it.")
-    return "-# " + _("Nothing needs a decision; any can be overruled.")
+    return "-# " + _("Nothing needs a decision, but you can change any.")
 
 
 def _all_buttons(view: ReviewView) -> list[DatasetButton]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import discord
@@ -10,6 +10,7 @@ from discord import ui
 
 from bot.queue.domain.job import Job, State
 from bot.queue.domain.verbs import Verb, is_applicable
+from bot.queue.store.sample_votes import Ballot
 from bot.ui.buttons import JobButton, SampleMenu, job_button, page_button
 from bot.ui.discord_text import escape, first_lines, mention, progress_bar, shorten
 from bot.ui.end_reasons import end_reason_text
@@ -70,7 +71,7 @@ def sampling_words(job: Job, position: int | None = None) -> tuple[str, str]:
     progress = job.progress
     match job.state:
         case State.QUEUED:
-            words = _("Waiting to go on") if job.attempt else _("Waiting to be drawn")
+            words = _("Waiting to continue") if job.attempt else _("Waiting to be drawn")
             return "🕓", words + (" · " + position_words(position) if position else "")
         case State.PREPARING:
             return "🔵", _("Loading the model")
@@ -139,7 +140,7 @@ def _lines(job: Job, context: JobContext) -> list[str]:
                 )
             )
     if job.are_files_deleted:
-        lines.append(_("Its files were deleted to make room."))
+        lines.append(_("Its files were deleted to free disk space."))
     return [line for line in lines if line]
 
 
@@ -154,17 +155,27 @@ def _left_words(job: Job, context: JobContext) -> str:
 
 def _result_lines(job: Job, finished: SamplingFinished, context: JobContext) -> list[str]:
     lines = [_("Drawn in {duration}.", duration=duration(finished.seconds))]
-    spec, votes = job.sampling, context.votes
-    if votes:
-        most = max(votes.values())
-        liked = [escape(spec.models[index].label, 60) for index in sorted(votes) if votes[index] == most]
-        names = listed([f"**{name}**" for name in liked])
-        lines.append(
-            ngettext(
-                "👍 Most liked: {names}, with {n} vote.", "👍 Most liked: {names}, with {n} votes.", most, names=names
+    for ballot, votes in context.votes.items():
+        labels = vote_labels(job.sampling, ballot)
+        most = max(votes.values(), default=0)
+        names = listed([f"**{escape(labels[index], 60)}**" for index in votes if votes[index] == most], most=8)
+        if most:
+            lines.append(
+                ngettext(
+                    "👍 Most liked: {names}, with {n} vote.",
+                    "👍 Most liked: {names}, with {n} votes.",
+                    most,
+                    names=names,
+                )
             )
-        )
     return lines
+
+
+def vote_labels(spec: SamplingSpec, ballot: Ballot) -> list[str]:
+    """What is voted for: the models, or the images by their numbers."""
+    if ballot is Ballot.MODEL:
+        return [model.label for model in spec.models]
+    return [_("image {number}", number=cell.index + 1) for cell in spec.cells]
 
 
 def sampling_wait_lines(job: Job, context: JobContext) -> list[str]:
@@ -175,7 +186,7 @@ def sampling_wait_lines(job: Job, context: JobContext) -> list[str]:
         return [escape(context.why_closed, 300)]
     lines = []
     if context.owner_may_run is not None and context.owner_runs >= context.owner_may_run:
-        lines.append(_("One request of each person is drawn at a time. This one is drawn next."))
+        lines.append(_("I draw one request of each person at a time. This one is next."))
     elif context.slots and not context.free_slots:
         lines.append(
             _("All places are taken now. This is drawn as soon as one is free, before the trainings that wait.")
@@ -225,13 +236,13 @@ def _note_on_size(
 ) -> str | None:
     if len(shown) == len(images) or not job.state.is_end:
         return None
-    return "-# " + _("A part of it is missing, or too large for this server. [All images] has them one by one.")
+    return "-# " + _("Some images are missing, or too large for this server. [All images] shows them one by one.")
 
 
 def images_messages(job: Job, context: JobContext) -> list[MessageContent]:
     """Every image that was drawn, ten to a message, with what it shows."""
     if job.are_files_deleted:
-        return [text_message(_("The files of #{job} were deleted to make room.", job=job.id))]
+        return [text_message(_("The files of #{job} were deleted to free disk space.", job=job.id))]
     spec = job.sampling
     rest = {image_file(job, context, cell): cell for cell in spec.cells}
     found: list[MessageContent] = []
@@ -240,7 +251,8 @@ def images_messages(job: Job, context: JobContext) -> list[MessageContent]:
         title = _("**#{job} {name}**, {first} to {last}", job=job.id, name=escape(job.name), **_ends(cells))
         lines = first_lines([f"-# {cell.index + 1}. {escape(cell_words(spec, cell), 180)}" for cell in cells])
         gallery = images_gallery((file, cell_words(spec, cell)) for file, cell in zip(batch, cells, strict=True))
-        found.append(MessageContent(layout=layout(title, gallery, "\n".join(lines)), files=batch))
+        menu = row(_image_menu(job, cells, context)) if len(spec.cells) > 1 and job.state is State.SUCCEEDED else None
+        found.append(MessageContent(layout=layout(title, gallery, "\n".join(lines), menu), files=batch))
     return found or [text_message(_("#{job} has drawn no images yet.", job=job.id))]
 
 
@@ -282,18 +294,12 @@ def _controls(job: Job, context: JobContext) -> list[ui.ActionRow[Any] | None]:
 
 
 def _menus(job: Job, context: JobContext) -> list[SampleMenu]:
-    """Votes for one of several models, and which epoch becomes the result of the training."""
-    models = list(enumerate(job.sampling.models))[:_MAX_OPTIONS]
+    """Votes for one of several models, else for one of few images; and which epoch becomes the training's result."""
+    models, cells = list(enumerate(job.sampling.models))[:_MAX_OPTIONS], job.sampling.cells
     if len(models) < 2:
-        return []
-    votes = [
-        discord.SelectOption(
-            label=shorten(model.label, _MAX_OPTION_CHARS),
-            value=str(index),
-            description=ngettext("{n} vote", "{n} votes", context.votes[index]) if context.votes.get(index) else None,
-        )
-        for index, model in models
-    ]
+        # Of many, [All images] has a menu for every ten.
+        return [_image_menu(job, cells, context)] if 1 < len(cells) <= _MAX_OPTIONS else []
+    votes = [_vote_option(index, model.label, context.votes.get(Ballot.MODEL, {})) for index, model in models]
     menus = [SampleMenu.of(job.id, "vote", votes, _("👍 Which one is best? One vote for each person"))]
     epochs = [
         discord.SelectOption(label=_("Use epoch {epoch}", epoch=model.epoch), value=str(model.epoch))
@@ -303,6 +309,18 @@ def _menus(job: Job, context: JobContext) -> list[SampleMenu]:
     if job.source_id is not None and epochs:
         menus.append(SampleMenu.of(job.id, "use", epochs, _("📦 Make one of them the result of the training")))
     return menus
+
+
+def _image_menu(job: Job, cells: Sequence[Cell], context: JobContext) -> SampleMenu:
+    """Votes for one of these images; each person has one for all images of the sampling."""
+    spec, votes = job.sampling, context.votes.get(Ballot.IMAGE, {})
+    options = [_vote_option(cell.index, f"{cell.index + 1}. {cell_words(spec, cell)}", votes) for cell in cells]
+    return SampleMenu.of(job.id, "image", options, _("👍 Which image is best? One vote for each person"))
+
+
+def _vote_option(index: int, label: str, votes: Mapping[int, int]) -> discord.SelectOption:
+    words = ngettext("{n} vote", "{n} votes", votes[index]) if votes.get(index) else None
+    return discord.SelectOption(label=shorten(label, _MAX_OPTION_CHARS), value=str(index), description=words)
 
 
 # -- answers and news -----------------------------------------------------------------------------------------------

@@ -162,7 +162,7 @@ def _learning_fields() -> tuple[SettingField, ...]:
         SettingField(
             name="training.repeats",
             label=_("Repeats"),
-            description=_("How often each image is seen in one epoch."),
+            description=_("How often each image is seen in one epoch. 0: as often as needed for 350 images."),
         ),
     )
 
@@ -204,7 +204,9 @@ def _stopping_fields() -> tuple[SettingField, ...]:
         SettingField(
             name="training.max_steps",
             label=_("Most steps"),
-            description=_("It ends after so many steps, even within an epoch, or with the last epoch."),
+            description=_(
+                "It ends after this many steps, even in the middle of an epoch; at the latest after the last epoch."
+            ),
         ),
         SettingField(
             name="early_stopping.enabled",
@@ -215,12 +217,12 @@ def _stopping_fields() -> tuple[SettingField, ...]:
         SettingField(
             name="early_stopping.patience",
             label=_("Patience, epochs"),
-            description=_("So many epochs without progress before it stops early."),
+            description=_("It stops early after this many epochs without progress."),
         ),
         SettingField(
             name="early_stopping.max_hours",
             label=_("Most hours"),
-            description=_("The training ends with the epoch after so many hours."),
+            description=_("After this many hours, the training ends with the current epoch."),
         ),
         SettingField(
             name="training.seed",
@@ -246,7 +248,7 @@ def _caption_fields() -> tuple[SettingField, ...]:
         SettingField(
             name="training.keep_tags",
             label=_("Tags that stay in front"),
-            description=_("So many are never shuffled or left out. The trigger word counts."),
+            description=_("This many tags are never shuffled or left out. The trigger word counts."),
         ),
         SettingField(
             name="training.tag_dropout",
@@ -287,7 +289,7 @@ def _loss_fields() -> tuple[SettingField, ...]:
         SettingField(
             name="method.dropout",
             label=_("Dropout"),
-            description=_("Leaves out parts of the LoRA by chance, against copying. 0.1 is usual."),
+            description=_("Leaves out random parts of the LoRA, so that it copies your images less. 0.1 is usual."),
         ),
     )
 
@@ -314,7 +316,9 @@ def _variant_fields() -> tuple[SettingField, ...]:
         SettingField(
             name="prior.images",
             label=_("Class images"),
-            description=_("So many images of what your subject is are drawn by the base and learned beside yours."),
+            description=_(
+                "The base draws this many images of what your subject is; they are learned together with yours."
+            ),
         ),
         SettingField(
             name="prior.weight",

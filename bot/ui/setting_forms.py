@@ -144,7 +144,7 @@ def base_field(sources: Mapping[str, str]) -> SettingField:
     return SettingField(
         name="base",
         label=_("Base model"),
-        description=_("The model that is taught."),
+        description=_("The model to teach."),
         choices=tuple(sources),
         hints={label: model_words(source, None) for label, source in sources.items() if source == TINY},
         is_closed=True,
@@ -221,7 +221,7 @@ def settings_card(dataset_id: int, draft_id: int, name: str, overrides: Mapping[
         Color.WAITING,
         f"### ⚙️ {_('Settings of {name}', name=escape(name))}",
         "\n".join(lines) or _("Everything is as in the preset."),
-        "-# " + _("Leave a field empty to leave it to the preset."),
+        "-# " + _("An empty field keeps the preset's value."),
         *_rows(buttons),
         row(dataset_button(dataset_id, "back", _("Back"), arg=draft_id, style=discord.ButtonStyle.primary)),
     )

@@ -18,7 +18,6 @@ from bot.ui.job_card import (
     files_button,
     in_sentence,
     paused_line,
-    percent_words,
     settings_line,
     share_done,
     state_words,
@@ -28,7 +27,7 @@ from bot.ui.job_endings import files_hint, split_files
 from bot.ui.layout import Color, FileToSend, MessageContent, box, image_gallery, layout, public_path, row, sendable
 from bot.ui.remedies import TRAIN_WINNER
 from trainer.protocol.study import ChildState, KfoldRequest, StudyRequest, StudyRow, StudyStep, make_study_request
-from trainer.protocol.text import _, ngettext, verdict
+from trainer.protocol.text import _, ngettext, percent, verdict
 
 #: Runs that a card lists; a study may have hundreds.
 _SHOWN_RUNS = 20
@@ -150,7 +149,7 @@ def _run_line(child: Job, known: StudyRow | None) -> str:
     sign, words, _color = state_words(child)
     words = in_sentence(words)
     if child.progress.step and not child.state.is_end:
-        words += f" · {percent_words(share_done(child))}"
+        words += f" · {percent(share_done(child))}"
     if known is not None and not child.state.is_active:
         sign, words = _row_words(known.state) or (sign, words)
     parts = [f"{sign} **{escape(child.child_name or child.name, 60)}**"]

@@ -14,7 +14,7 @@ from bot.ui.buttons import dataset_button
 from bot.ui.discord_text import escape, mention, progress_bar
 from bot.ui.layout import Color, MessageContent, box, layout, row, text_message
 from trainer.protocol.progress import PreparePhase, PrepareProgress
-from trainer.protocol.text import _, ngettext, size
+from trainer.protocol.text import _, ngettext, percent, size
 
 
 class Unanswered(StrEnum):
@@ -61,8 +61,8 @@ def upload_card(upload: PendingUpload, arrived: Arrived) -> MessageContent:
         return text_message(_("⏳ The files of {who} are being examined.", who=who))
     share = arrived.arrived_bytes / arrived.bytes if arrived.bytes else 0.0
     text = ngettext(
-        "📥 {who} uploads {n} file by the upload page: {complete} of them is here.",
-        "📥 {who} uploads {n} files by the upload page: {complete} of them are here.",
+        "📥 {who} is uploading {n} file on the upload page: {complete} of them has arrived.",
+        "📥 {who} is uploading {n} files on the upload page: {complete} of them have arrived.",
         arrived.files,
         who=who,
         complete=f"{arrived.complete:,}",
@@ -74,13 +74,13 @@ def upload_card(upload: PendingUpload, arrived: Arrived) -> MessageContent:
 def upload_link(interaction_id: int, url: str, *, limit_bytes: int, days: int, sentence: str = "") -> MessageContent:
     """A link to the upload page, for one person; with why the files did not come as attachments."""
     what = _(
-        "The upload page takes files and whole folders, up to {limit}, and goes on where it was if the connection "
-        "drops. When all files are there, the answer comes into this channel.",
+        "The upload page takes files and whole folders, up to {limit}. If the connection drops, the upload continues "
+        "where it was. When all files are there, the answer comes into this channel.",
         limit=size(limit_bytes),
     )
     ends = ngettext(
-        "The link is for you alone: it acts as you. It ends {n} day after the last file.",
-        "The link is for you alone: it acts as you. It ends {n} days after the last file.",
+        "Keep this link to yourself: others could act as you with it. It stops working {n} day after the last file.",
+        "Keep this link to yourself: others could act as you with it. It stops working {n} days after the last file.",
         days,
     )
     link: ui.Button[ui.LayoutView] = ui.Button(url=url, label=_("Open the upload page"))
@@ -111,12 +111,11 @@ def progress_step(progress: PrepareProgress) -> str:
     n, total = progress.done, progress.total
     match progress.phase:
         case PreparePhase.WAITING:
-            return _("waiting: other datasets are looked at first")
+            return _("waiting: other datasets are examined first")
         case PreparePhase.READING:
             return _("reading the images: {n} of {total}", n=n, total=total)
         case PreparePhase.COMPARING:
-            share = f"{n / total:.0%}" if total else "100%"
-            return _("looking for duplicates: {share}", share=share)
+            return _("looking for duplicates: {share}", share=percent(n / total if total else 1))
         case PreparePhase.DRAWING:
             return _("drawing the overview")
         case PreparePhase.CAPTIONING:

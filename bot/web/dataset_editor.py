@@ -93,7 +93,7 @@ class EditedImage:
 
     @property
     def is_unread(self) -> bool:
-        """Its caption was written by a model, and nobody has read it."""
+        """Its caption was written by a model, and no person has checked it."""
         is_written = self.key in self.edits.captions or self.key in self.edits.reviewed
         return self.image.is_caption_automatic and not is_written
 

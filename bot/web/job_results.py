@@ -26,15 +26,16 @@ from trainer.protocol.events import (
     EpochEnded,
     Event,
     Exported,
-    ExportFormat,
     Failed,
     Finished,
     Sampled,
     SamplingFinished,
     Tested,
     Warned,
+    all_of,
+    last_of,
 )
-from trainer.protocol.exported_files import loading_code, newest_files
+from trainer.protocol.exported_files import loading_code, name_of, newest_files
 from trainer.protocol.settings import TINY
 from trainer.protocol.text import _, duration, verdict
 
@@ -119,12 +120,12 @@ async def job_page(visit: Visit) -> web.StreamResponse:
         sentences=[*_sentences(job, events), *(step.verdict if step else ())],
         share=share_done(job) if job.state.is_active and job.progress.step else None,
         is_changing=not job.state.is_end,
-        curve=_curve([event for event in events if isinstance(event, EpochEnded)]),
-        epochs=[(each, verdict(each.validation.ratio)) for each in events if isinstance(each, EpochEnded)],
+        curve=_curve(all_of(events, EpochEnded)),
+        epochs=[(each, verdict(each.validation.ratio)) for each in all_of(events, EpochEnded)],
         strips=await asyncio.to_thread(_strips, visit, job, events),
-        comparison=next((event for event in events if isinstance(event, Finished)), None),
-        sheets=[sheet for event in events if isinstance(event, SamplingFinished) for sheet in event.sheets],
-        warnings=list(dict.fromkeys(event.message for event in events if isinstance(event, Warned))),
+        comparison=last_of(events, Finished),
+        sheets=[sheet for event in all_of(events, SamplingFinished) for sheet in event.sheets],
+        warnings=list(dict.fromkeys(event.message for event in all_of(events, Warned))),
         files=files,
         total_bytes=sum(file.exported.bytes for file in files),
         has_report=_report(visit, job, events) is not None,
@@ -252,7 +253,7 @@ def _end_sentences(job: Job, events: Sequence[Event]) -> Iterator[str]:
                 yield failed.hint
         case _ if not job.is_sampling and job.progress.epochs:
             yield _("So far: {result}", result=standing_words(job))
-    if tested := next((event for event in events if isinstance(event, Tested)), None):
+    if tested := last_of(events, Tested):
         yield _("On images that it has never seen, it is {verdict}.", verdict=verdict(tested.test.ratio))
     if job.end_reason:
         yield end_reason_text(job.end_reason)
@@ -308,7 +309,7 @@ def _strips(visit: Visit, job: Job, events: Sequence[Event]) -> list[Strip]:
 
 def _epoch_strips(job: Job, events: Sequence[Event]) -> Iterator[Strip]:
     """The samples of one prompt and seed in all epochs; an epoch that was repeated after a loss counts once."""
-    drawn = {event.epoch: event for event in events if isinstance(event, Sampled)}
+    drawn = {event.epoch: event for event in all_of(events, Sampled)}
     best = best_of(job.progress.epochs)
     for index in range(max((len(event.samples) for event in drawn.values()), default=0)):
         with_it = [drawn[epoch] for epoch in sorted(drawn) if index < len(drawn[epoch].samples)]
@@ -352,10 +353,7 @@ def _offered_files(visit: Visit, job: Job, events: Sequence[Event]) -> list[Offe
     found = []
     for event in newest_files(events):
         path = PurePosixPath(event.path)
-        # The file name of an embedding is the word in the prompt; that of an epoch has its number.
-        is_named = event.format is ExportFormat.EMBEDDING or event.epoch is not None
-        name = path.name if is_named else f"{job.name}-{event.format}{path.suffix}"
-        file = ServedFile(folder=job_dir, path=event.path, name=name)
+        file = ServedFile(folder=job_dir, path=event.path, name=name_of(event, job.name))
         # Of the files of epochs only the newest are kept.
         if path.parts[0] in _OFFERED and (job_dir / path).exists():
             found.append(OfferedFile(exported=event, file=file, is_folder=(job_dir / path).is_dir()))
@@ -364,7 +362,7 @@ def _offered_files(visit: Visit, job: Job, events: Sequence[Event]) -> list[Offe
 
 def _report(visit: Visit, job: Job, events: Sequence[Event]) -> ServedFile | None:
     """The trainer's report as one page; None if there is none."""
-    finished = next((event for event in events if isinstance(event, Finished)), None)
+    finished = last_of(events, Finished)
     if finished is None or finished.shared_report is None or job.are_files_deleted:
         return None
     report = ServedFile(folder=visit.site.jobs.job_dir(job), path=finished.shared_report, name=f"{job.name}.html")
@@ -386,11 +384,10 @@ def _zip_files(visit: Visit, job: Job, events: Sequence[Event]) -> list[ServedFi
         files += [ServedFile(folder=job_dir, path=frame.path, name=frame.path) for frame in strip.frames]
     files += [
         ServedFile(folder=job_dir, path=sheet.path, name=sheet.path)
-        for event in events
-        if isinstance(event, SamplingFinished)
+        for event in all_of(events, SamplingFinished)
         for sheet in event.sheets
     ]
-    if finished := next((event for event in events if isinstance(event, Finished)), None):
+    if finished := last_of(events, Finished):
         files.append(ServedFile(folder=job_dir, path=finished.comparison, name=finished.comparison))
     if report := _report(visit, job, events):
         files.append(ServedFile(folder=report.folder, path=report.path, name="report.html"))

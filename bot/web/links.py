@@ -11,6 +11,7 @@ from enum import StrEnum
 from bot.clock import SYSTEM_CLOCK, Clock
 from bot.config import WebSettings
 from bot.db import Database, Row
+from bot.db.audit import write_entry
 from bot.errors import LinkEnded, NoSuchLink
 
 _TOKEN_BYTES = 32
@@ -25,6 +26,13 @@ VALUES (?, ?, ?, ?, ?, ?, ?)
 _REVOKE = """
 UPDATE web_link SET revoked_at = :now
 WHERE kind = :kind AND subject_id = :subject_id AND (:user_id IS NULL OR user_id = :user_id) AND revoked_at IS NULL
+"""
+#: Of a server: all, or those of one person or to one subject.
+_REVOKE_IN = """
+UPDATE web_link SET revoked_at = :now
+WHERE guild_id = :guild_id AND (:user_id IS NULL OR user_id = :user_id)
+    AND (:kind IS NULL OR (kind = :kind AND subject_id = :subject_id)) AND revoked_at IS NULL AND expires_at > :now
+RETURNING id
 """
 _EXTEND = "UPDATE web_link SET expires_at = MAX(expires_at, ?) WHERE id = ? AND revoked_at IS NULL"
 
@@ -111,7 +119,8 @@ class WebLinks:
         if link is None or link.kind is not kind:
             raise NoSuchLink
         if link.is_revoked or link.expires_at.timestamp() <= self._clock.time():
-            raise LinkEnded(is_revoked=link.is_revoked)
+            job_id = link.subject_id if kind is LinkKind.JOB else None
+            raise LinkEnded(is_revoked=link.is_revoked, guild_id=link.guild_id, job_id=job_id)
         return link
 
     async def extend(self, link: Link) -> None:
@@ -124,6 +133,21 @@ class WebLinks:
         values = {"now": self._clock.time(), "kind": kind, "subject_id": subject_id, "user_id": user_id}
         async with self._db.transaction() as connection:
             return len(list(await connection.execute_fetchall(f"{_REVOKE} RETURNING id", values)))
+
+    async def revoke_in(
+        self, guild_id: int, *, by: int, user_id: int | None = None, subject: tuple[LinkKind, int] | None = None
+    ) -> int:
+        """End the links of a server, or only those of one person or to one subject; return how many ended."""
+        kind, subject_id = subject or (None, None)
+        values = {"guild_id": guild_id, "user_id": user_id, "kind": kind, "subject_id": subject_id}
+        async with self._db.transaction() as connection:
+            now = self._clock.time()
+            ended = len(list(await connection.execute_fetchall(_REVOKE_IN, {**values, "now": now})))
+            job_id = subject_id if kind is LinkKind.JOB else None
+            await write_entry(
+                connection, at=now, verb="end links", guild_id=guild_id, by=by, job_id=job_id, after=str(ended)
+            )
+        return ended
 
     async def forget_ended(self) -> None:
         """Delete the links that ended long ago."""

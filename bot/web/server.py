@@ -12,6 +12,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from bot.config import WebSettings
 from bot.datasets.decisions import EditConflict
+from bot.db.errors import DatabaseUnwritable
 from bot.errors import (
     DarkroomError,
     DatasetRefused,
@@ -56,6 +57,8 @@ _STATUS: tuple[tuple[type[DarkroomError], int], ...] = (
     (TooOften, 429),
     (PagesNotReady, 503),
     (DatasetRefused, 422),
+    # As of a full disk (`bot.web.tus`): senders try again.
+    (DatabaseUnwritable, 507),
 )
 #: For a form with text; files come by `bot.web.tus`, which reads them in pieces.
 _MAX_FORM_BYTES = 1024 * 1024
@@ -101,20 +104,21 @@ async def serve_pages(settings: WebSettings, application: web.Application) -> As
     await runner.setup()
     watch = asyncio.create_task(_close_silent(runner, application[_ASKED]), name="silent connections")
     try:
-        yield await _listen(runner, settings)
+        yield await listen(runner, settings.host, settings.port, what="pages")
     finally:
         watch.cancel()
         await runner.cleanup()
 
 
-async def _listen(runner: web.AppRunner, settings: WebSettings) -> int | None:
+async def listen(runner: web.AppRunner, host: str, port: int, *, what: str) -> int | None:
+    """Begin to answer requests; return the port, or None if it cannot be used, which is logged."""
     try:
-        await web.TCPSite(runner, settings.host, settings.port).start()
+        await web.TCPSite(runner, host, port).start()
     except OSError as error:
-        log.warning("no pages: %s:%d cannot be used (%s)", settings.host, settings.port, error.strerror or error)
+        log.warning("no %s: %s:%d cannot be used (%s)", what, host, port, error.strerror or error)
         return None
-    log.info("pages on http://%s:%d for %s", settings.host, settings.port, settings.public_url)
-    return settings.port
+    log.info("%s on http://%s:%d", what, host, port)
+    return port
 
 
 async def _close_silent(runner: web.AppRunner, asked: set[object]) -> None:
@@ -149,7 +153,8 @@ async def _explain_errors(request: web.Request, handler: Handler) -> web.StreamR
     except DarkroomError as error:
         status = next((status for kind, status in _STATUS if isinstance(error, kind)), 400)
         sentence = await request.app[SITE].visitors.spelled(request.get(GUILD, 0), str(error))
-        response = _error(request, status, sentence)
+        new_link_at = await _new_link_at(request.app[SITE], error) if isinstance(error, LinkEnded) else ""
+        response = _error(request, status, sentence, new_link_at)
         if isinstance(error, TooOften):
             response.headers["Retry-After"] = str(max(1, round(error.wait_s)))
         if isinstance(error, PagesNotReady):
@@ -157,16 +162,23 @@ async def _explain_errors(request: web.Request, handler: Handler) -> web.StreamR
         return response
     except ConnectionError as error:
         log.debug("a visitor has left: %r", error)
-        # Nobody reads it.
+        # The body is not read.
         return web.Response(status=400)
     except Exception:
         log.exception("a page could not be answered (%s)", getattr(handler, "__name__", handler))
         return _error(request, 500, _("Something broke on my side. Try again; its operators can see why in the log."))
 
 
-def _error(request: web.Request, status: int, sentence: str) -> web.Response:
+async def _new_link_at(site: Site, ended: LinkEnded) -> str:
+    """The place in Discord with a button for a new link. Only there is it known who presses."""
+    card = None if ended.job_id is None else await site.outbox.cards.of(ended.job_id)
+    channel_id = "" if card is None else card.thread_id or card.channel_id
+    return f"https://discord.com/channels/{ended.guild_id}/{channel_id}"
+
+
+def _error(request: web.Request, status: int, sentence: str, new_link_at: str = "") -> web.Response:
     if "text/html" in request.headers.get("Accept", ""):
-        return render(request, "error.html.j2", status=status, sentence=sentence)
+        return render(request, "error.html.j2", status=status, sentence=sentence, new_link_at=new_link_at)
     return web.Response(status=status, text=f"{sentence}\n")
 
 

@@ -29,12 +29,12 @@ _EXTENSIONS = "creation,expiration,checksum,termination"
 _CHUNK_TYPE = "application/offset+octet-stream"
 #: What comes between an upload and its end, and passes: the status (460 is the checksum extension's), and why.
 _FAILURES: dict[type[Exception], tuple[int, str]] = {
-    WrongOffset: (409, N_("The file goes on at another place. Ask how much has arrived.")),
+    WrongOffset: (409, N_("The file continues at another place. Ask how much has arrived.")),
     ChecksumMismatch: (460, N_("What arrived is not what was sent. Send it again.")),
     BeyondItsEnd: (413, N_("More bytes came than the file was to have.")),
     FileBusy: (423, N_("Another connection still sends this file. Try again in a moment.")),
     TimeoutError: (408, N_("Nothing arrived for a while. What had arrived is kept.")),
-    DiskAlmostFull: (507, N_("The machine's disk is full. What has arrived is kept; try again when there is room.")),
+    DiskAlmostFull: (507, N_("The machine's disk is full. What has arrived is kept; try again when there is space.")),
 }
 #: The protocol demands SHA-1; our page sends SHA-256.
 _DIGEST_BYTES = {"sha1": 20, "sha256": 32}
@@ -152,7 +152,7 @@ async def _append_to(at: TusVisit) -> web.StreamResponse:
         return _refusal(415, _("The bytes of a file come as {type}.", type=_CHUNK_TYPE))
     offset = _number(headers.get("Upload-Offset"))
     if offset is None:
-        return _refusal(400, _("The upload does not say where it goes on (Upload-Offset)."))
+        return _refusal(400, _("The upload does not say where it continues (Upload-Offset)."))
     text = headers.get("Upload-Checksum")
     checksum = None if text is None else _checksum(text)
     if text is not None and checksum is None:

@@ -99,7 +99,7 @@ async def _decide(visit: Visit) -> web.StreamResponse:
 
 
 def _form_of(upload: PendingUpload) -> ImportRequest | None:
-    """What the form begins with; None: the files belong to a request or a dataset that has all of this."""
+    """Return the first values of the form; None if the request or dataset of the files has them already."""
     return ImportRequest.model_validate_json(upload.request) if upload.kind is UploadKind.IMPORT else None
 
 
@@ -116,7 +116,7 @@ async def _dataset_name(visit: Visit, upload: PendingUpload) -> str:
 async def _words(visit: Visit, upload: PendingUpload) -> str:
     arrived = await visit.site.resumable.arrived(upload)
     if arrived.progress is None:
-        return _("Your files wait for their examination.")
+        return _("Your files wait to be examined.")
     return progress_step(arrived.progress)
 
 
@@ -127,12 +127,12 @@ def _script_texts() -> dict[str, str]:
         "sending": _("{percent} %"),
         "done": _("here"),
         "paused": _("paused"),
-        "partial": _("{percent} % are here; add the file again to go on"),
+        "partial": _("{percent} % has arrived; add the file again to continue"),
         "retry": _("no connection; I try again by myself"),
         "full": _("the machine's disk is full; I try again by myself"),
         "refused": _("refused: {reason}"),
         "remove": _("Remove {file}"),
-        "overall": _("{done} of {all} files are here · {sent} of {total}"),
+        "overall": _("{done} of {all} files have arrived · {sent} of {total}"),
         "rate": _("{rate} a second, about {time} left"),
         "too_many": _("You chose {files} files, and one upload may have {most}. Put them into a zip."),
         "too_large": _("These files are {size} in all, and one dataset may have {most} here."),
@@ -140,7 +140,7 @@ def _script_texts() -> dict[str, str]:
         "skipped_many": _("{n} files were left out: hidden files and those of the system are not needed."),
         "pause": _("Pause"),
         "resume": _("Go on"),
-        "ended": _("This link does not take files any more. Ask for a new one in Discord."),
+        "ended": _("This link no longer takes files. Ask for a new one in Discord."),
         "leave": _("Your files are not all here yet."),
         "seconds": _("{n} s"),
         "minutes": _("{n} min"),

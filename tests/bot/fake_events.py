@@ -11,8 +11,12 @@ from trainer.protocol.events import (
     Failed,
     FailureKind,
     Finished,
+    ImageDrawn,
     Sample,
     Sampled,
+    SamplingFinished,
+    SamplingSheet,
+    SamplingStarted,
     Started,
     StepDone,
     Stopped,
@@ -122,3 +126,16 @@ def stopped(seq: int, epoch: int = 1, checkpoint: str | None = "checkpoints/last
 
 def failed(seq: int, kind: FailureKind = FailureKind.BAD_DATASET, at: float = 0.0) -> Event:
     return Failed(seq=seq, time=at, kind=kind, message="It broke.", hint="Fix it.")
+
+
+def sampling_started(seq: int, at: float = 0.0) -> Event:
+    return SamplingStarted(seq=seq, time=at, device="cpu", precision="fp32", width=64, height=64, images=2)
+
+
+def image_drawn(seq: int, cell: int = 0, at: float = 0.0) -> Event:
+    return ImageDrawn(seq=seq, time=at, cell=cell, path=f"samples/{cell:04d}.png")
+
+
+def sampling_finished(seq: int, at: float = 0.0) -> Event:
+    sheet = SamplingSheet(path="grid.png", alt="All.")
+    return SamplingFinished(seq=seq, time=at, images=2, sheets=(sheet,), seconds=3)

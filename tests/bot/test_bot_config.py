@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from bot.config import Config
-from bot.config_file import known_settings, load_config, read_token
+from bot.config_file import load_config, read_token
 from bot.errors import ConfigError
+from trainer.protocol.setting_problems import dotted_names
 
 EXAMPLE = Path(__file__).parents[2] / "config.example.toml"
 
@@ -29,7 +30,7 @@ def test_the_example_has_the_defaults() -> None:
 
 def test_the_example_names_every_setting() -> None:
     text = EXAMPLE.read_text()
-    for dotted in known_settings():
+    for dotted in dotted_names(Config):
         name = dotted.rpartition(".")[2]
         assert re.search(rf"^(# )?{name} = |^\[{re.escape(dotted)}\]", text, re.MULTILINE), dotted
 
@@ -69,6 +70,12 @@ def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
         "queue.slotz is not a setting; did you mean queue.slots?",
         "storrage is not a setting; did you mean storage?",
     ]
+
+
+def test_a_vae_is_for_a_known_model(tmp_path: Path) -> None:
+    [problem] = problems_of(tmp_path, '[models.vaes]\nown = "/vae.safetensors"\n')
+    assert "own" in problem
+    assert "tiny" in problem
 
 
 def test_a_right_name_in_the_wrong_group_is_recognized(tmp_path: Path) -> None:

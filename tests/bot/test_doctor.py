@@ -137,12 +137,23 @@ def test_each_model_is_searched_where_it_would_come_from(tmp_path: Path) -> None
         "cached": "owner/cached",
         "hub": "owner/other",
     }
-    config = Config(models=ModelSettings(sources=sources))
+    config = Config(models=ModelSettings(sources=sources), storage=StorageSettings(data_dir=tmp_path / "data"))
     found = list(check_models(config, {"HF_HUB_CACHE": str(cache)}))
     wrong = [Mark.WRONG] * 3
     assert [finding.mark for finding in found] == [*[Mark.FINE] * 3, *wrong, Mark.FINE, Mark.NOTE]
     assert "SDXL, 1024 px" in found[2].text
-    assert "9.0 GiB of GPU memory" in found[2].text
+
+
+def test_a_vae_that_is_not_there_is_found(tmp_path: Path) -> None:
+    (tmp_path / "vae.safetensors").touch()
+    sources = dict.fromkeys(["own", "lost", "hub", "tiny"], "tiny")
+    vaes = {"own": str(tmp_path / "vae.safetensors"), "lost": str(tmp_path / "gone.safetensors"), "hub": "owner/vae"}
+    found = [
+        each
+        for each in check_models(Config(models=ModelSettings(sources=sources, vaes=vaes)), {})
+        if "VAE" in each.text
+    ]
+    assert [(each.mark, "lost" in each.text) for each in found] == [(Mark.WRONG, True)]
 
 
 def test_an_unwritable_data_folder_is_found(tmp_path: Path) -> None:

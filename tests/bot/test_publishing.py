@@ -117,7 +117,7 @@ async def test_a_failure_is_tried_again_later_and_given_up_in_the_end(
     db: Database, submit: Submit, publisher: Publisher, trainer: Trainer, clock: FakeClock
 ) -> None:
     await publisher.request(await submit(), by=7)
-    trainer.answers(4, err="The hub cannot be reached (ConnectError).")
+    trainer.answers(4, err="Hugging Face cannot be reached (ConnectError).")
     await publisher.step()
     await publisher.step()
     assert len(trainer.calls) == 1, "not again at once"

@@ -21,7 +21,8 @@ from trainer.protocol.presets import spec_from_preset
 CHANNEL, GUILD, OWNER, INTERACTION = 100, 10, 1, 77
 QUICK = {
     "training": {"epochs": 4, "repeats": 3, "trigger": ""},
-    "samples": {"steps": 2, "prompts": ["a red star"], "unrelated_prompts": []},
+    "samples": {"steps": 2, "prompts": ["a red star"], "unrelated_prompts": [], "every_epochs": 1},
+    "exports": {"every_epochs": None},
     "validation": {"timesteps": 2, "draws": 1},
     "early_stopping": {"enabled": False},
 }

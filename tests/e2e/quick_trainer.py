@@ -1,11 +1,12 @@
 """A trainer that starts within 30 ms and trains nothing, for tests that start hundreds; standard library only.
 
-python -S -E tests/e2e/quick_trainer.py EVENTS.json run JOB_DIR --attempt=N [--finish]
+python -S -E tests/e2e/quick_trainer.py EVENTS.json run|sample JOB_DIR --attempt=N [--finish]
 
 EVENTS.json holds one event of each kind; the trainer writes them with its own numbers. The job's name selects its run:
-`plain`, `long`, `dies` (the first attempt, by SIGKILL), `fails` (the first attempt), `waits` (until it is asked to
-stop), `hangs` (the first attempt: its main thread sleeps forever, its
-heartbeats continue), `garbles` (garbage between its events).
+`plain`, `long`, `pauses` (waits in its fourth epoch until it has been stopped once), `dies` (the first attempt, by
+SIGKILL), `fails` (the first attempt), `waits` (until it is asked to stop), `hangs` (the first attempt: its main thread
+sleeps forever, its heartbeats continue), `garbles` (garbage between its events). A sampling draws three images; its
+first attempt dies after the first.
 It holds the job folder's lock, as the real one does, and a lock for each of its slots: two trainers on a slot, or in a
 folder, leave a line in `clashes`.
 """
@@ -21,13 +22,14 @@ from pathlib import Path
 from typing import IO
 
 EPOCHS = 3
+IMAGES = 3
 #: No UTF-8, no JSON, no event, an event of another version, and more than a line of anything should be.
 GARBAGE = b"\xff\xfe\x00\n{]\n[1]\n" + b'{"type": "epoch_ended", "seq": 1}\n' + b"x" * 3_000_000 + b"\n"
 EXIT_FINISHED, EXIT_FAILED, EXIT_STOPPED, EXIT_FOLDER_HELD, EXIT_FENCED = 0, 1, 3, 6, 7
 
 
 class Trainer:
-    def __init__(self, events: Path, job_dir: Path, options: list[str]) -> None:
+    def __init__(self, events: Path, command: str, job_dir: Path, options: list[str]) -> None:
         self.events = json.loads(events.read_text())
         self.job_dir = job_dir
         self.attempt = next((int(each.partition("=")[2]) for each in options if each.startswith("--attempt=")), 0)
@@ -35,7 +37,9 @@ class Trainer:
         self.must_stop = False
         self.pause_s = float(os.environ.get("QUICK_EPOCH_S", "0.03"))
         signal.signal(signal.SIGTERM, self.tell)
-        self.name = json.loads((job_dir / "spec.json").read_text())["name"]
+        self.is_sampling = command == "sample"
+        spec = json.loads((job_dir / ("sampling.json" if self.is_sampling else "spec.json")).read_text())
+        self.name = spec.get("name", "")
 
     def tell(self, *_: object) -> None:
         self.must_stop = True
@@ -59,18 +63,24 @@ class Trainer:
         self.file.seek(0, os.SEEK_END)
         self.seq = written[-1]["seq"] if written else 0
         kept = max((each["epoch"] for each in written if each["type"] == "epoch_ended"), default=0)
-        starts = sum(each["type"] == "started" for each in written)
-        return self.train(self.name, kept, starts)
+        starts = sum(each["type"].endswith("started") for each in written)
+        if self.is_sampling:
+            return self.draw([each["cell"] for each in written if each["type"] == "image_drawn"], starts)
+        has_stopped = any(each["type"] == "stopped" for each in written)
+        return self.train(self.name, kept, starts, has_stopped=has_stopped)
 
-    def train(self, name: str, kept: int, starts: int) -> int:
+    def train(self, name: str, kept: int, starts: int, *, has_stopped: bool) -> int:
         self.emit("started")
-        epochs = {"long": 8, "waits": 1000}.get(name, EPOCHS)
+        epochs = {"long": 8, "pauses": 8, "waits": 1000}.get(name, EPOCHS)
         for epoch in range(kept + 1, 0 if self.is_finishing else epochs + 1):
             time.sleep(self.pause_s)
             (self.job_dir / "heartbeat").touch()
             if self.is_fenced():
                 return EXIT_FENCED
             self.emit("step_done", epoch=epoch)
+            while name == "pauses" and epoch == 4 and not (has_stopped or self.must_stop):
+                time.sleep(self.pause_s)
+                (self.job_dir / "heartbeat").touch()
             if name == "garbles":
                 self.file.write(GARBAGE)
             if name == "dies" and epoch == 2 and starts == 0:
@@ -85,6 +95,23 @@ class Trainer:
                 return EXIT_STOPPED
             self.emit("epoch_ended", epoch=epoch)
         self.emit("finished")
+        return EXIT_FINISHED
+
+    def draw(self, drawn: list[int], starts: int) -> int:
+        self.emit("sampling_started", images=IMAGES, already_drawn=len(drawn))
+        for cell in range(IMAGES):
+            time.sleep(self.pause_s)
+            (self.job_dir / "heartbeat").touch()
+            if self.is_fenced():
+                return EXIT_FENCED
+            if self.must_stop:
+                self.emit("stopped", epoch=0, step=cell, checkpoint=None)
+                return EXIT_STOPPED
+            if cell not in drawn:
+                self.emit("image_drawn", cell=cell)
+            if starts == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        self.emit("sampling_finished", images=IMAGES)
         return EXIT_FINISHED
 
     def hang(self) -> None:
@@ -137,4 +164,4 @@ def identity() -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    sys.exit(Trainer(Path(sys.argv[1]), Path(sys.argv[3]), sys.argv[4:]).run())
+    sys.exit(Trainer(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4:]).run())

@@ -2,8 +2,9 @@
 
 python tests/e2e/team_bot.py DATA_DIR
 
-Two users submit six jobs for two GPUs. One is cancelled while it trains, one paused and resumed, one dies once, one
-fails and is retried. The users act on the state they see, so they continue where they were after the bot was killed.
+Two users submit seven jobs for two GPUs. One is cancelled while it trains, one paused and resumed, one dies once, one
+fails and is retried, one draws and dies once. The users act on the state they see, so they continue where they were
+after the bot was killed.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ from bot.runners import LocalRunner
 from tests.bot import fake_events
 from tests.bot.conftest import CHANNEL, GUILD, add_dataset
 from trainer.protocol.devices import Devices, Gpu
+from trainer.protocol.sampling import make_sampling_spec
 from trainer.protocol.spec import make_spec
 
 QUICK_TRAINER = Path(__file__).with_name("quick_trainer.py")
 #: Names of the jobs (how they go) and their owners.
-JOBS = (("plain", 1), ("waits", 2), ("long", 1), ("dies", 2), ("fails", 1), ("plain", 2))
+JOBS = (("plain", 1), ("waits", 2), ("pauses", 1), ("dies", 2), ("fails", 1), ("plain", 2), ("draws", 2))
+SAMPLING = make_sampling_spec({"models": [{"kind": "base"}], "prompts": [{"prompt": "a fox"}], "seeds": [1, 2, 3]})
 SETTINGS = QueueSettings(poll_s=0.05, retry_pause_s=0, max_attempts=10, stop_grace_s=5)
 
 
@@ -88,6 +91,7 @@ def write_event_samples(path: Path) -> Path:
     events = (
         fake_events.started(1), fake_events.step_done(1, 1), fake_events.epoch_ended(1, 1),
         fake_events.failed(1), fake_events.stopped(1), fake_events.finished(1),
+        fake_events.sampling_started(1), fake_events.image_drawn(1), fake_events.sampling_finished(1),
     )  # fmt: skip
     path.write_text(json.dumps({event.type: event.model_dump(mode="json") for event in events}))
     return path
@@ -127,13 +131,17 @@ class Services:
 
 
 def new_job(number: int, name: str, owner: int) -> NewJob:
+    is_sampling = name == "draws"
     return NewJob(
         interaction_id=number,
         guild_id=GUILD,
         channel_id=CHANNEL + owner,
         owner_id=owner,
-        dataset_id=1,
-        spec=make_spec({"name": name, "dataset": "/nowhere"}),
+        dataset_id=0 if is_sampling else 1,
+        # Of the first training.
+        source_id=1 if is_sampling else None,
+        spec=SAMPLING if is_sampling else make_spec({"name": name, "dataset": "/nowhere"}),
+        title=name,
     )
 
 
@@ -143,9 +151,9 @@ async def use(store: JobStore, job: Job) -> bool:
     match job.name:
         case "waits" if is_training:
             await store.request_stop(job.id, by=job.owner_id, intent=StopIntent.CANCEL)
-        case "long" if is_training and job.progress.epoch and job.progress.epoch.epoch < 5:
+        case "pauses" if is_training and job.progress.epoch and job.progress.epoch.epoch < 5:
             await store.request_stop(job.id, by=job.owner_id, intent=StopIntent.PAUSE)
-        case "long" if job.state is State.PAUSED:
+        case "pauses" if job.state is State.PAUSED:
             await store.resume(job.id, by=job.owner_id)
         case "fails" if job.state is State.FAILED and job.round == 1:
             await store.retry(job.id, by=job.owner_id)

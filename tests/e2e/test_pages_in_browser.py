@@ -19,7 +19,7 @@ from bot.web import LinkKind
 from tests.bot.conftest import GUILD, add_dataset, make_store, set_slots
 from tests.bot.fake_events import epoch_ended
 from tests.bot.fakes import FakeClock, uploads
-from tests.bot.web.conftest import ANA, Pages, running_pages
+from tests.bot.web.conftest import ANA, Pages, running_pages, small_png
 from tests.bot.web.test_job_results import FILES, WHOLE, exported, sampled
 from tests.bot.web.test_shared_gallery import share
 from tests.e2e.browser import chromium, contrast_problems
@@ -96,6 +96,20 @@ async def test_every_page_can_be_read(tmp_path: Path, viewport: dict[str, int], 
                 answer = await page.goto(url, wait_until="networkidle")
                 assert answer.status == 200
                 await require_readable(page)
+
+
+@pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
+async def test_the_kept_epoch_is_seen_beside_the_base(tmp_path: Path, viewport: dict[str, int]) -> None:
+    epochs = range(1, 21)
+    drawn = [event for epoch in epochs for event in (sampled(epoch), epoch_ended(1, epoch))]
+    pictures = {f"samples/e{epoch}-{n}.png": small_png() for epoch in (0, *epochs) for n in range(2)}
+    async with browsed(tmp_path) as pages:
+        job = await pages.job([WHOLE[0], sampled(0), *drawn, exported(), WHOLE[-1]], {**FILES, **pictures})
+        async with window(await pages.link(LinkKind.JOB, job.id), viewport) as page:
+            for frame in (".frames figure:first-child", ".frames .best"):
+                place = await page.locator(frame).first.bounding_box()
+                assert place["x"] >= 0, frame
+                assert place["x"] + place["width"] <= viewport["width"], frame
 
 
 async def test_pictures_are_looked_at_by_keyboard(tmp_path: Path) -> None:

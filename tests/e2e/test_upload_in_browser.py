@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from tests.bot.cogs.conftest import World, world
-from tests.bot.cogs.test_page_uploads import _pages_are_on, ask, link_of  # noqa: F401 - a fixture.
+from tests.bot.cogs.conftest import World, pages_are_on, world  # noqa: F401 - a fixture.
+from tests.bot.cogs.test_page_uploads import ask, link_of
 from tests.bot.web.conftest import small_png
 from tests.e2e.browser import chromium, contrast_problems
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("pages_are_on")]
 
 DESK, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 

@@ -55,7 +55,8 @@ SMALL: dict[str, Any] = {
     "training": {"epochs": 3, "learning_rate": 5e-3, "batch_size": 4, "micro_batch_size": 2, "repeats": 2},
     "method": {"rank": 4, "alpha": 2.0, "targets": "all", "text_encoder": True, "dropout": 0.1},
     "validation": {"timesteps": 2, "draws": 1, "train_images": 2},
-    "samples": {"steps": 1, "prompts": ["a red egg", "a blue egg"], "unrelated_prompts": []},
+    "samples": {"steps": 1, "prompts": ["a red egg", "a blue egg"], "unrelated_prompts": [], "every_epochs": 1},
+    "exports": {"every_epochs": None},
 }
 
 

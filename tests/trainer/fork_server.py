@@ -222,7 +222,7 @@ class _Server:
             if pid == 0:
                 _become(request, descriptors)
         finally:
-            # Also if the client was killed as it wrote: whoever reads its output waits for the end of it.
+            # Also if the client was killed as it wrote: the reader of its output waits for the end of it.
             for descriptor in descriptors:
                 os.close(descriptor)
         # A client may be killed at any moment; if it has gone, its fork is killed below.

@@ -36,6 +36,7 @@ def test_prepare_new_and_run_make_a_lora(tmp_path: Path, random_base: Path) -> N
     trainer = [sys.executable, "-m", "trainer"]
     settings = [
         "training.epochs=1",
+        "training.repeats=1",
         "validation.timesteps=2",
         "validation.draws=1",
         "samples.steps=1",

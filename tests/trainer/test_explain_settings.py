@@ -10,8 +10,8 @@ import pytest
 
 from trainer.__main__ import main
 from trainer.commands.explain_settings import settings_as_toml
-from trainer.protocol.setting_problems import SHORT_NAMES, by_dotted_names
-from trainer.protocol.spec import known_settings, make_spec
+from trainer.protocol.setting_problems import SHORT_NAMES, by_dotted_names, dotted_names
+from trainer.protocol.spec import Spec, make_spec
 
 #: Settings that are not chosen, and those that stand in entries of a list.
 NOT_LISTED = {"version", "dataset", "method.start_sha256", "stages", "mix"}
@@ -34,7 +34,7 @@ def test_every_setting_is_listed_with_its_default() -> None:
     found = set(re.findall(r"^# (\w+) =", tables[0], flags=re.MULTILINE))
     for group, body in zip(tables[1::2], tables[2::2], strict=True):
         found |= {f"{group}.{name}" for name in re.findall(r"^# (\w+) =", body, flags=re.MULTILINE)}
-    assert set(known_settings()) - NOT_LISTED <= found
+    assert set(dotted_names(Spec)) - NOT_LISTED <= found
     assert {"stages.epochs", "stages.train", "mix.dataset", "mix.weight"} <= found
     assert "## 1 to 1000" in text
     assert "## Images per optimizer step (the effective batch)." in text

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from trainer import device
+from trainer.training.selftest_job import MemoryInUse
 
 CPU = torch.device("cpu")
 
@@ -54,11 +55,13 @@ def test_the_smallest_limit_is_the_memory(monkeypatch: pytest.MonkeyPatch) -> No
     assert device.total_memory_bytes(CPU) > 2**30
 
 
-#: Blocks of 1 MiB, with small ones that stay between them, after the C library has learned to keep large blocks.
+#: Frees blocks of 1 MiB with small ones that stay between them, and blocks in a heap without holes, after the C
+#: library has learned to keep large blocks. Prints what is still resident, what is in use, and how many pages the
+#: system cleared for a second round, all in MiB.
 _ALLOCATE = """
-import ctypes, sys
+import ctypes, resource, sys
 from pathlib import Path
-from trainer.dataset.memory import return_large_blocks
+from trainer.dataset import memory
 
 library = ctypes.CDLL(None)
 library.malloc.restype = ctypes.c_void_p
@@ -72,27 +75,54 @@ def give(address):
     library.free(ctypes.c_void_p(address))
 
 def resident():
-    return int(Path("/proc/self/statm").read_text().split()[1])
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+def cleared():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt * 4096
 
 give(take(30 * 2**20))
-if sys.argv[1] == "returned":
-    return_large_blocks()
-before, blocks = resident(), []
+if sys.argv[1]:
+    getattr(memory, sys.argv[1])()
+before, used_before, blocks = resident(), memory.allocated_bytes(), []
 for _ in range(100):
     blocks.append(take(2**20))
     take(512)
 for block in blocks:
     give(block)
-print((resident() - before) * 4096 / 2**20)
+after, used = resident() - before, memory.allocated_bytes() - used_before
+for number in range(2):
+    cleared_before = cleared()
+    for block in [take(size) for size in [2**20] * 300 + [40 * 2**20]]:
+        give(block)
+print(*(each / 2**20 for each in (after, used, cleared() - cleared_before)))
 """
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="of glibc")
-def test_blocks_that_are_freed_between_others_go_back_to_the_system() -> None:
-    kept, returned = (
-        float(subprocess.run([sys.executable, "-c", _ALLOCATE, how], capture_output=True, text=True, check=True).stdout)
-        for how in ("kept", "returned")
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="of glibc")
+def test_freed_memory_goes_back_at_once_or_is_kept_for_the_next_step() -> None:
+    default, kept, returned = (
+        [float(each) for each in subprocess.check_output([sys.executable, "-c", _ALLOCATE, how], text=True).split()]
+        for how in ("", "keep_memory_between_steps", "return_large_blocks")
     )
 
-    assert kept > 90
-    assert returned < 10
+    assert default[0] > 90
+    assert kept[0] > 90
+    assert returned[0] < 10
+    assert all(used < 10 for _resident, used, _cleared in (default, kept, returned))
+    # The second round uses the memory of the first one.
+    assert kept[2] < 10
+    assert default[2] > 150
+    assert returned[2] > 290
+
+
+def test_the_memory_in_use_is_what_is_allocated_at_the_peak() -> None:
+    with MemoryInUse(CPU) as idle:
+        pass
+    with MemoryInUse(CPU) as busy:
+        tensor = torch.ones(100 * 2**20, dtype=torch.uint8)
+    assert busy.peak_bytes is not None
+    assert idle.peak_bytes is not None
+    assert busy.peak_bytes - idle.peak_bytes == pytest.approx(tensor.nbytes, rel=0.1)
+    with MemoryInUse(torch.device("cuda")) as unknown:
+        pass
+    assert unknown.peak_bytes is None

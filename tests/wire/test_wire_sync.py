@@ -31,7 +31,7 @@ async def test_a_first_sync_that_fails_is_tried_again(discord: WireDiscord, offl
     await offline_bot.start()
     await offline_bot.until_online()
     assert len(discord.syncs) == 1
-    # Commands that somebody deleted at Discord are noticed.
+    # Commands that were deleted at Discord are noticed.
     assert await offline_bot.stop() == 0
     discord.commands.clear()
     await offline_bot.start()

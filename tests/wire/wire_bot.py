@@ -33,7 +33,8 @@ class WireBot:
     `settings` are tables of config.toml (`{"cards": {"edit_interval_s": 5.0}}`), `env` the bot's environment. What is
     for the simple trainer there reaches it: `FAKE_STEP_S` is its pace (0.02 s a step, 4 steps an epoch).
 
-    With a `server` (of `forked_bot.py`), the bot is a fork of it and not a fresh process; `trainer` is a command.
+    With a `server` (of `forked_bot.py`), the bot is a fork of it and not a fresh process; `trainer` is a command, and
+    `launcher` one that takes what `run_bot.py` takes.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class WireBot:
         *,
         env: dict[str, str] | None = None,
         trainer: Sequence[str] = (sys.executable, str(SIMPLE_TRAINER)),
+        launcher: Sequence[str] = (sys.executable, str(_LAUNCHER)),
         server: ForkServer | None = None,
     ) -> None:
         self.discord = discord
@@ -55,6 +57,7 @@ class WireBot:
         self.process: asyncio.subprocess.Process | _Fork | None = None
         folder.mkdir(parents=True, exist_ok=True)
         self._trainer = trainer
+        self._launcher = launcher
         self._server = server
         self._trainer_script = folder / "trainer"
         self.configure(settings or {})
@@ -97,7 +100,7 @@ class WireBot:
             return
         with self.log_file.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                sys.executable, str(_LAUNCHER), self.discord.url, *command, stdout=log, stderr=log, env=environment
+                *self._launcher, self.discord.url, *command, stdout=log, stderr=log, env=environment
             )
 
     def _environment(self) -> dict[str, str]:
@@ -119,7 +122,7 @@ class WireBot:
             fork = _Fork(self._server.start(*command, log=log, env=self._environment()))
             return await asyncio.wait_for(fork.wait(), seconds), log.read_text()
         process = await asyncio.create_subprocess_exec(
-            sys.executable, str(_LAUNCHER), *command, env=self._environment(),
+            *self._launcher, *command, env=self._environment(),
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
         )  # fmt: skip
         output, _ = await asyncio.wait_for(process.communicate(), seconds)

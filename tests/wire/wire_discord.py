@@ -59,7 +59,7 @@ class WireInteraction:
     has_expired: bool = False
 
     def is_late(self, at: float) -> bool:
-        """True if nobody has answered within 3 s."""
+        """True if there was no answer within 3 s."""
         return not self.callbacks and at - self.at > _ANSWER_S
 
     def expire(self) -> None:

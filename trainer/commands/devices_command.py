@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 _PCI = Path("/sys/bus/pci/devices")
 _NVIDIA, _DISPLAY = "0x10de", "0x03"
-_TABLE = "{:28} {:12} {:>9} {:>9} {:>9} {:>18}  {}"
+_TABLE = "{:28} {:12} {:>9} {:>9} {:>9} {:>9} {:>18}  {}"
 #: Seconds after which the self-test begins or goes on with no model of true size.
 _LONG_S = 540.0
 
@@ -173,15 +173,16 @@ def run_selftest(options: argparse.Namespace) -> int:
 
 
 def _columns() -> tuple[str, ...]:
-    return _("check"), _("result"), _("a step"), _("memory"), _("predicted"), _("difference (limit)"), ""
+    return _("check"), _("result"), _("a step"), _("memory"), _("in use"), _("predicted"), _("difference (limit)"), ""
 
 
 def _line_of(result: SelfTestResult) -> str:
     """Return a result as a line of a table."""
     seconds = "–" if result.step_s is None else f"{result.step_s:.3g} s"
-    peak, predicted = (
-        "–" if number is None else text.size(number) for number in (result.peak_bytes, result.predicted_bytes)
+    peak, used, predicted = (
+        "–" if number is None else text.size(number)
+        for number in (result.peak_bytes, result.used_bytes, result.predicted_bytes)
     )
     distance = "–" if result.distance is None else f"{result.distance:.1g} (≤ {result.limit:g})"
-    cells = result.name, result.outcome, seconds, peak, predicted, distance, result.note
+    cells = result.name, result.outcome, seconds, peak, used, predicted, distance, result.note
     return _TABLE.format(*cells).rstrip()

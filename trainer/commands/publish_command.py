@@ -41,23 +41,25 @@ def _publish(options: argparse.Namespace) -> int:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     if not os.environ.get(TOKEN_VARIABLE, "").strip():
-        return refuse(_("Set {variable} to a token of the hub that may write.", variable=TOKEN_VARIABLE))
+        return refuse(_("Set {variable} to a Hugging Face token that may write.", variable=TOKEN_VARIABLE))
     try:
         files = files_of(options.job_dir)
     except (OSError, ValueError, SpecError) as error:
-        return refuse(_("{path} is no finished job: {error}", path=options.job_dir, error=error))
+        return refuse(_("{path} is not a finished job: {error}", path=options.job_dir, error=error))
     if not any(name.endswith((".safetensors", ".bin")) for name in files):
         return refuse(_("{path} has no files of a finished training to upload.", path=options.job_dir))
     try:
         published = upload(files, options.repository, is_public=options.public)
     except HFValidationError:
-        return refuse(_("{name} is no name that the hub accepts; write it as owner/name.", name=options.repository))
+        return refuse(
+            _("{name} is not a name that Hugging Face accepts; write it as owner/name.", name=options.repository)
+        )
     except OfflineModeIsEnabled:
         return refuse(_("HF_HUB_OFFLINE is set, so nothing can be uploaded."))
     except HfHubHTTPError as error:
         return _report(error, options.repository)
     except Exception as error:  # noqa: BLE001 - of whatever library the hub's client connects with, and of hf_xet
-        sys.stderr.write(_("The hub cannot be reached ({error}).", error=type(error).__name__) + "\n")
+        sys.stderr.write(_("Hugging Face cannot be reached ({error}).", error=type(error).__name__) + "\n")
         return EXIT_FAILED
     sys.stdout.write(published.model_dump_json() + "\n")
     return EXIT_FINISHED
@@ -115,10 +117,10 @@ def _report(error: HfHubHTTPError, repository: str) -> int:
     """Print why the hub refused; the status tells whether another try can help."""
     status = error.response.status_code
     if status == 401:
-        return refuse(_("The hub does not accept the token. Make a new one that may write."))
+        return refuse(_("Hugging Face does not accept the token. Make a new one that may write."))
     if status in {403, 404}:
         return refuse(_("The token may not write to {repository}. Give it the permission.", repository=repository))
     if status == 400:
-        return refuse(_("The hub refuses the upload: {error}", error=error.server_message or error))
-    sys.stderr.write(_("The hub answers with an error ({status}).", status=status) + "\n")
+        return refuse(_("Hugging Face refuses the upload: {error}", error=error.server_message or error))
+    sys.stderr.write(_("Hugging Face answers with an error ({status}).", status=status) + "\n")
     return EXIT_FAILED

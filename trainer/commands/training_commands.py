@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from trainer.commands.explain_settings import settings_as_toml
-from trainer.commands.terminal import not_prepared, refuse
+from trainer.commands.terminal import not_prepared, quieten_libraries, refuse
 from trainer.errors import JobFolderBusyError, TrainerError
 from trainer.exchange.dataset_dir import read_report
 from trainer.exchange.event_file import EVENTS_FILE, read_all_events
 from trainer.exchange.job_dir import SPEC_FILE, read_spec, write_spec
+from trainer.exchange.memory_predictions import is_predictable, keep_prediction, read_prediction
 from trainer.protocol.events import EXIT_BUSY
 from trainer.protocol.presets import presets, spec_from_preset
 from trainer.protocol.setting_problems import SHORT_NAMES, by_dotted_names
 from trainer.protocol.settings import MethodKind
 from trainer.protocol.spec import Spec, SpecError, changed_settings, extended, make_spec, merge
-from trainer.protocol.text import _
+from trainer.protocol.text import _, size
 from trainer.protocol.training_settings import Precision
 
 log = logging.getLogger(__name__)
@@ -93,6 +94,52 @@ def _make_job(arguments: argparse.Namespace) -> int:
     except (SpecError, TrainerError) as error:
         return refuse(str(error))
     sys.stdout.write(f"{write_spec(arguments.out, spec)}\n")
+    _print_memory(spec)
+    return 0
+
+
+def _print_memory(spec: Spec) -> None:
+    """Tell how much memory a new job needs, where that matters; not among what a script reads."""
+    if (memory := predicted_memory(spec, Path(spec.dataset) / "cache")) is not None:
+        message = _("This training needs about {memory} of memory.", memory=size(memory))
+        sys.stderr.write(f"{message}\n")
+
+
+def predicted_memory(spec: Spec, folder: Path) -> int | None:
+    """Return the memory that a training needs, kept in `folder`; None if it is small, or cannot be told."""
+    if not is_predictable(spec):
+        return None
+    if (known := read_prediction(folder, spec)) is not None:
+        return known
+    quieten_libraries()
+    from trainer.training.batch_size_finder import predict_job
+
+    try:
+        memory = predict_job(spec)
+    except (TrainerError, RuntimeError, NotImplementedError):
+        log.warning("the memory of a training on %s cannot be predicted", spec.base.source, exc_info=True)
+        return None
+    keep_prediction(folder, spec, memory)
+    return memory
+
+
+def add_memory(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `memory`."""
+    parser.add_argument("job_dir", type=Path, metavar="JOB_DIR")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where to keep it (default: that of the dataset)")
+    parser.set_defaults(command=run_memory)
+
+
+def run_memory(arguments: argparse.Namespace) -> int:
+    """Print how much memory a training needs, in bytes, without training; it takes half a minute."""
+    try:
+        spec = read_spec(arguments.job_dir)
+    except SpecError as error:
+        return refuse(str(error))
+    memory = predicted_memory(spec, arguments.keep or Path(spec.dataset) / "cache")
+    if memory is None:
+        return refuse(_("The memory of this training is not known: its base is the toy model, or not on this machine."))
+    sys.stdout.write(f"{memory}\n")
     return 0
 
 
@@ -246,7 +293,7 @@ def run_extend(arguments: argparse.Namespace) -> int:
     if not arguments.job_dir.is_dir():
         return refuse(_("There is no job folder {folder}.", folder=arguments.job_dir))
     try:
-        # Nobody may run it meanwhile.
+        # No trainer may run it meanwhile.
         with Reporter(arguments.job_dir):
             spec = extend_job(arguments.job_dir, arguments.epochs)
     except JobFolderBusyError as error:
@@ -255,7 +302,7 @@ def run_extend(arguments: argparse.Namespace) -> int:
     except (SpecError, TrainerError) as error:
         return refuse(str(error))
     message = _(
-        "It has {n} epochs now. Go on with `python -m trainer run {job}`.",
+        "It has {n} epochs now. Continue with `python -m trainer run {job}`.",
         n=spec.training.epochs,
         job=arguments.job_dir,
     )

@@ -393,12 +393,12 @@ def is_os_clutter(name: str) -> bool:
 
 def composed(name: str) -> str:
     """The name with composed letters: macOS stores "é" as two characters."""
-    return unicodedata.normalize("NFC", name)
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def same_name_key(name: str) -> str:
     """Equal for names that some file systems treat as one: ignores case and Unicode composition."""
-    return composed(composed(name).casefold())
+    return name.lower() if name.isascii() else composed(composed(name).casefold())
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:

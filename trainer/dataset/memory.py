@@ -1,19 +1,22 @@
-"""Private memory: a limit on this process, and a budget that several processes share."""
+"""Private memory: a limit on this process, a budget that several processes share, and what the C library keeps."""
 
 from __future__ import annotations
 
 import ctypes
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 #: From here on, memory is given back to the system after use.
 _LARGE_BYTES = 128 * 2**20
-#: Parameters of mallopt(3), and the free memory at the end of the heap that is kept.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _KEPT_BYTES = -1, -3, 32 * 2**20
+#: Parameters of mallopt(3).
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
+#: Freed memory at the end of the heap that a process keeps: while it decodes images, and while it trains. All that a
+#: step frees, since the next one needs as much; 2 GiB is the most that can be set.
+_KEPT_BYTES, _KEPT_BETWEEN_STEPS = 32 * 2**20, 2**31 - 1
 #: A block of memory that is a mapping of its own, where holes of a heap would cost too much.
 _MAPPED_BYTES = 2**18
 
@@ -76,16 +79,52 @@ def keep_freed_memory() -> None:
 
     Else each array of an image is cleared by the system first, which takes as long as all measures together.
     """
-    if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
-        mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES // 2)
-        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+    _set_malloc({_M_MMAP_THRESHOLD: _KEPT_BYTES // 2, _M_TRIM_THRESHOLD: _KEPT_BYTES})
+
+
+def keep_memory_between_steps() -> None:
+    """Let each step use the memory that the one before has freed; `release_memory` gives it back (glibc).
+
+    Else most of it goes back after each step, and each block of more than 32 MiB at once (oneDNN takes one for each of
+    the largest convolutions); the system clears all of it again: 165,000 pages and 0.45 s of the 4.1 s of CPU that a
+    step of SD 1.5 took at 256 px. Then there were none; the peak was the same.
+    """
+    _set_malloc({_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: _KEPT_BETWEEN_STEPS})
 
 
 def return_large_blocks() -> None:
-    """Let each freed block of 256 KiB or more go back to the system at once (glibc).
+    """Let each freed block of 256 KiB or more go back to the system at once (glibc): less memory, for more time.
 
     Else the C library keeps tensors of up to 32 MiB in one heap, in whose holes few others fit: a step of a LoRA of SD
-    1.5 at 512 px peaked at 3.65 GiB instead of 3.15, of SDXL at 8.77 instead of 7.44. It costs a tenth of the CPU.
+    1.5 at 512 px peaked at 3.65 GiB instead of 3.15, of SDXL at 8.77 instead of 7.44. The system clears each block
+    again, so that the step took 10.3 s instead of 5.8.
     """
+    _set_malloc({_M_MMAP_THRESHOLD: _MAPPED_BYTES, _M_TRIM_THRESHOLD: _KEPT_BYTES})
+
+
+def _set_malloc(values: Mapping[int, int]) -> None:
     if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
-        mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
+        for parameter, value in values.items():
+            mallopt(parameter, value)
+
+
+#: `uordblks` is what lies in heaps, `hblkhd` what lies in mappings of its own; both in use.
+_MALLINFO_FIELDS = (
+    *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+    *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+)
+
+
+class _MallInfo(ctypes.Structure):
+    """`struct mallinfo2` of malloc.h."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in _MALLINFO_FIELDS]
+
+
+def allocated_bytes() -> int | None:
+    """Return what the C library has handed out to this process, and nothing that it keeps (glibc from 2.33 on)."""
+    if (mallinfo := getattr(ctypes.CDLL(None), "mallinfo2", None)) is None:
+        return None
+    mallinfo.restype = _MallInfo
+    info = mallinfo()
+    return int(info.uordblks + info.hblkhd)

@@ -31,9 +31,6 @@ _FAMILIES = {
     "StableDiffusion3Pipeline": "SD 3",
     "StableDiffusionXLPipeline": "SDXL",
 }
-#: Memory of a LoRA of a released model, in bytes: one image of its own resolution at once in bf16, gradient
-#: checkpointing, samples, and 0.7 GB of libraries. Computed (docs/families.md). That of an SD 3 depends on its size.
-_LORA_MEMORY = {"SD 1.x": 3.4 * 2**30, "SDXL": 9.0 * 2**30}
 #: Width of the text embeddings of SD 2.x; that of SD 1.x is 768.
 _SD2_WIDTH = 1024
 
@@ -48,15 +45,10 @@ class BaseFacts:
     resolution: int | None
     bytes: int
 
-    @property
-    def lora_bytes(self) -> int | None:
-        """The memory that a LoRA takes at least, as computed for the family; None if it is not known."""
-        return int(_LORA_MEMORY[self.family]) if self.family in _LORA_MEMORY else None
-
 
 def base_facts(base: Base, environ: Mapping[str, str] = os.environ) -> BaseFacts | None:
     """Return what the files of a base tell; None if they are not on this machine."""
-    path = _path(base, environ)
+    path = path_of(base, environ)
     if not path.exists():
         return None
     files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
@@ -90,7 +82,7 @@ def base_resolution(base: Base, environ: Mapping[str, str] = os.environ) -> int 
 
     None if its files are not on this machine or do not tell; `environ` names the cache of the hub.
     """
-    path = _path(base, environ)
+    path = path_of(base, environ)
     try:
         return _of_single_file(path) if path.is_file() else _of_folder(path)
     except (OSError, ValueError, LookupError, TypeError):
@@ -98,7 +90,7 @@ def base_resolution(base: Base, environ: Mapping[str, str] = os.environ) -> int 
         return None
 
 
-def _path(base: Base, environ: Mapping[str, str]) -> Path:
+def path_of(base: Base, environ: Mapping[str, str] = os.environ) -> Path:
     """The file or folder of a base, or of its configs; it may not exist."""
     path = Path(base.config or base.source).expanduser()
     if base.source == TINY:

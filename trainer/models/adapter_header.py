@@ -24,21 +24,31 @@ from trainer.protocol.text import _, sanitize, size
 #: differences of SDXL's weights 5 GB.
 MAX_HEADER, MAX_BYTES = 2**24, 6 * 2**30
 _MAX_TENSORS = 50_000
+#: Tokens of a word: all that a chunk of a prompt has.
+_MAX_VECTORS = 75
 #: Bits of the numbers that weights are stored in.
 _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "I64": 64, "I32": 32}
 #: What ends the name of a tensor, by the kind of adapter; the first that is found is the kind.
 _ENDS: Mapping[str, tuple[str, ...]] = {
     MethodKind.DORA: ("dora_scale", "lora_magnitude_vector", "lora_magnitude_vector.weight"),
-    MethodKind.LORA: ("lora_down.weight", "lora_up.weight", "lora_A.weight", "lora_B.weight"),
-    MethodKind.LOHA: ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
-    MethodKind.LOKR: ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"),
+    MethodKind.LORA: ("lora_down.weight", "lora_up.weight", "lora_mid.weight", "lora_A.weight", "lora_B.weight"),
+    MethodKind.LOHA: ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
+    MethodKind.LOKR: ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
     MethodKind.IA3: ("on_input", "weight"),
-    "difference": ("diff",),
+    "difference": ("diff", "diff_b", "w_norm", "b_norm"),
 }
 _END = "|".join(sorted(map(re.escape, {"alpha"}.union(*_ENDS.values())), key=len, reverse=True))
 _KNOWN = re.compile(rf"(.+?)\.({_END})")
 #: Beginnings of names in the files of kohya, LyCORIS, diffusers and peft, and the module that they are of.
 _MODULES = {
+    # Of SD 3: its original names.
+    "lora_unet_joint_blocks_": "transformer",
+    "lora_unet_context_embedder": "transformer",
+    "lora_unet_x_embedder_": "transformer",
+    "lora_unet_y_embedder_": "transformer",
+    "lora_unet_t_embedder_": "transformer",
+    "lora_unet_final_layer_": "transformer",
+    "lora_te3_": "text_encoder_3",
     "lora_unet_": "unet",
     "unet.": "unet",
     "lora_te2_": "text_encoder_2",
@@ -84,6 +94,8 @@ def read_adapter_header(path: Path) -> AdapterFacts:
         BadSpecError: It is not a whole `.safetensors` file, or no adapter that can be applied to Stable Diffusion.
     """
     entries, metadata = _read_header(path)
+    if set(entries) == {"clip_l", "clip_g"} or (len(entries) == 1 and "." not in next(iter(entries))):
+        return _word_facts(path, entries, metadata)
     layers: dict[str, set[str]] = {}
     for name in entries:
         found = _KNOWN.fullmatch(name)
@@ -98,6 +110,11 @@ def read_adapter_header(path: Path) -> AdapterFacts:
             )
         layers.setdefault(found[1], set()).add(found[2])
     modules = _modules_of(path, layers)
+    if "text_encoder_3" in modules:
+        raise BadSpecError(
+            _("{file} also changes the T5 text encoder, which cannot be changed here.", file=path.name),
+            _("Give a file that was trained without it."),
+        )
     ends = set().union(*layers.values())
     kind = next((kind for kind, own in _ENDS.items() if ends & set(own)), None)
     if kind is None:
@@ -115,6 +132,34 @@ def read_adapter_header(path: Path) -> AdapterFacts:
         bytes=path.stat().st_size,
         title=_text_of(metadata, "modelspec.title", "ss_output_name"),
         trigger=_text_of(metadata, "modelspec.trigger_phrase"),
+    )
+
+
+def _word_facts(path: Path, entries: Mapping[str, _TensorEntry], metadata: Mapping[str, str]) -> AdapterFacts:
+    """Return what the header of a word says (textual inversion): `emb_params` or its token for one text encoder,
+    `clip_l` and `clip_g` for the two of SDXL.
+
+    Raises:
+        BadSpecError: It is for another model, or no word.
+    """
+    shapes = {name: (1, *entry.shape) if len(entry.shape) == 1 else entry.shape for name, entry in entries.items()}
+    name, shape = next(iter(shapes.items()))
+    vectors = shape[0] if all(len(each) == 2 and each[0] == shape[0] for each in shapes.values()) else 0
+    own = _family_by_name(metadata) or ("sdxl" if len(shapes) == 2 else _WIDTHS.get(shape[-1], ""))
+    if not 1 <= vectors <= _MAX_VECTORS or own not in ({"sdxl"} if len(shapes) == 2 else {"sd1", "sd2"}):
+        raise _refused(_("{file} is not for Stable Diffusion 1, 2, XL or 3.", file=path.name))
+    # A1111 takes the word from the file's name, diffusers from that of the tensor.
+    token = path.stem if name in {"emb_params", "clip_l", "clip_g"} else name.strip("<>")
+    return AdapterFacts(
+        family=own,
+        method=MethodKind.TEXTUAL_INVERSION,
+        ranks=(),
+        layers=0,
+        modules=("text_encoder", "text_encoder_2")[: len(shapes)],
+        bytes=path.stat().st_size,
+        title=_text_of(metadata, "modelspec.title", "ss_output_name"),
+        trigger=_text_of(metadata, "modelspec.trigger_phrase") or sanitize(token)[:50].strip(),
+        vectors=vectors,
     )
 
 
@@ -184,6 +229,10 @@ def _family_of(entries: Mapping[str, _TensorEntry], modules: Iterable[str], meta
             break
     if "text_encoder_2" in modules:
         return "sdxl"
+    return _family_by_name(metadata)
+
+
+def _family_by_name(metadata: Mapping[str, str]) -> str:
     said = (metadata.get("ss_base_model_version", ""), metadata.get("modelspec.architecture", ""))
     return next((family for start, family in _VERSIONS.items() if any(each.startswith(start) for each in said)), "")
 
@@ -195,5 +244,6 @@ def _text_of(metadata: Mapping[str, Any], *names: str) -> str:
 
 def _refused(why: str) -> BadSpecError:
     return BadSpecError(
-        why, _("Give a LoRA (or LoHa, LoKr, DoRA) for Stable Diffusion 1, 2, XL or 3 as a .safetensors file.")
+        why,
+        _("Give a LoRA, LoHa, LoKr, DoRA or embedding for Stable Diffusion 1, 2, XL or 3 as a .safetensors file."),
     )

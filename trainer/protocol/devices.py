@@ -48,7 +48,9 @@ class SelfTestResult(Frozen):
     note: str = ""
     step_s: float | None = None
     peak_bytes: int | None = None
-    #: What the memory was predicted to be, and what was free before.
+    #: Of the peak what was in use, on a CPU: its C library keeps memory that it could give back. None: not known.
+    used_bytes: int | None = None
+    #: What the memory in use was predicted to be, and what was free before.
     predicted_bytes: int | None = None
     free_bytes: int | None = None
     #: Relative distance of the update to the reference's, and the largest that is right.

@@ -6,8 +6,9 @@ terminal event of a run is `finished` (or `sampling_finished`), `stopped` or `fa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
@@ -467,3 +468,16 @@ def parse_event(line: str | bytes) -> Event:
         pydantic.ValidationError: The line is not an event of this version.
     """
     return _event.validate_json(line)
+
+
+_E = TypeVar("_E", bound=_Event)
+
+
+def all_of(events: Sequence[Event], kind: type[_E]) -> tuple[_E, ...]:
+    """Return the events of one kind, in order."""
+    return tuple(event for event in events if isinstance(event, kind))
+
+
+def last_of(events: Sequence[Event], kind: type[_E]) -> _E | None:
+    """Return the last event of one kind, None if there is none: a job that goes on after its end has several ends."""
+    return next((event for event in reversed(events) if isinstance(event, kind)), None)

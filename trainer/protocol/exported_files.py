@@ -18,6 +18,14 @@ def newest_files(events: Iterable[Event]) -> tuple[Exported, ...]:
     return tuple(sorted(files.values(), key=lambda file: file.epoch or 0))
 
 
+def name_of(exported: Exported, job_name: str) -> str:
+    """Return the name under which a file is handed over."""
+    path = PurePosixPath(exported.path)
+    # The file name of an embedding is the word in the prompt; that of an epoch has its number.
+    is_named = exported.format is ExportFormat.EMBEDDING or exported.epoch is not None
+    return path.name if is_named else f"{job_name}-{exported.format}{path.suffix}"
+
+
 def loading_code(exported: Exported, path: str) -> tuple[str, ...]:
     """Return the lines of Python that load a file, which lies at `path`, into the pipeline `pipe`; none: no library
     reads it. A whole model is a pipeline of its own.

@@ -39,7 +39,7 @@ _LABELS: Mapping[FindingKind, FindingLabel] = {
         (
             K.EXTREME_ASPECT,
             N_("Very long or very wide"),
-            N_("extreme aspect"),
+            N_("extreme shape"),
             N_("Much of it is cropped in training."),
         ),
         (K.EXACT_DUPLICATE, N_("Exact duplicates"), N_("duplicate"), N_("The same pixels twice: one copy is enough.")),
@@ -70,7 +70,7 @@ _LABELS: Mapping[FindingKind, FindingLabel] = {
             K.CAPTION_MOJIBAKE,
             N_("Garbled captions"),
             N_("garbled"),
-            N_("Letters of one encoding were read as another."),
+            N_("The file has another text encoding, so letters are garbled."),
         ),
         (
             K.CAPTION_UNREADABLE,

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from trainer.protocol.frozen import Frozen
 from trainer.protocol.setting_problems import SettingProblem
-from trainer.protocol.settings import Base
+from trainer.protocol.settings import TINY, Base
 from trainer.protocol.spec import Settings, Spec, SpecDraft, SpecError, make_spec_draft, merge
 from trainer.protocol.text import _, listed
 
@@ -35,17 +35,26 @@ _BUILT_IN: dict[str, PresetAudience] = {
     "demo": PresetAudience.DEMO,
 }
 DEFAULT_PRESET = next(iter(_BUILT_IN))
+#: What built-in presets start from for bases of true size, where a step takes long: validation and samples of 20 to 60
+#: images then take less than a quarter of an epoch (docs/adr/0018).
+_TRUE_SIZE: dict[str, Any] = {
+    "training": {"repeats": 0},
+    "validation": {"train_images": 8},
+    "samples": {"every_epochs": 2, "steps": 20},
+    # Small files of all epochs, to choose one by eye (*Compare epochs*).
+    "exports": {"every_epochs": 1},
+}
 
 
 def _summaries() -> dict[str, str]:
     """Return what each built-in preset is for; with its name and audience it fits into Discord's 100 characters."""
     return {
         "lora": _("A character, an object or a style from 15 to 200 images. Start here."),
-        "style": _("A style from 30 or more images. The captions should say what is on them."),
+        "style": _("A style from 30 or more images. The captions should say what is in them."),
         "dreambooth": _("One subject from 3 to 10 images. Asks for a trigger word and what it is."),
         "adaptive": _("Finds the learning rate itself. For when lora learned too little or too much."),
         "dora": _("Like lora, closer to a full fine-tune, and slower."),
-        "loha": _("Several characters at once, or when lora overfits."),
+        "loha": _("Several characters at once, or when lora copies your images."),
         "lokr": _("Keeps details that lora misses, in a file of about 12 MB."),
         "oft": _("Gentle: it rotates weights, so the model keeps what it knows."),
         "ia3": _("A style in less than 1 MB, for the one base it was trained on."),
@@ -61,7 +70,7 @@ def _summaries() -> dict[str, str]:
 def _needed() -> dict[str, str]:
     """Return what a setting is that a preset may need."""
     return {
-        "training.trigger": _("a word that stands for what is on the images, such as zkz"),
+        "training.trigger": _("a word that stands for what is in the images, such as zkz"),
         "prior.class_prompt": _("what it is one of, such as “a photo of a dog”"),
     }
 
@@ -79,7 +88,9 @@ class Preset(Frozen):
     bases: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     def settings_for(self, base_source: str) -> dict[str, Any]:
-        return merge(self.settings, self.bases.get(base_source, {}))
+        is_for_large = self.audience is not None and base_source != TINY and "task" not in self.settings
+        below = _TRUE_SIZE if is_for_large else {}
+        return merge(below, self.settings, self.bases.get(base_source, {}))
 
     @property
     def audience(self) -> PresetAudience | None:

@@ -213,7 +213,7 @@ class AdapterFacts(Frozen):
 
     #: `sd1`, `sd2`, `sdxl` or `sd3`.
     family: str
-    #: `lora`, `dora`, `loha`, `lokr`, `ia3`, or `difference` for whole differences of weights.
+    #: `lora`, `dora`, `loha`, `lokr`, `ia3`, `difference` for whole differences of weights, or `textual_inversion`.
     method: str
     #: The ranks of its layers, ascending; empty where the kind has none.
     ranks: tuple[int, ...]
@@ -221,6 +221,8 @@ class AdapterFacts(Frozen):
     #: The modules that it changes: `unet`, `text_encoder`, …
     modules: tuple[str, ...]
     bytes: int
-    #: Its name and its trigger, where the header has them.
+    #: Its name and its trigger, where the header has them; a word has one always.
     title: str = ""
     trigger: str = ""
+    #: Tokens of a word; 0: it is none.
+    vectors: int = 0

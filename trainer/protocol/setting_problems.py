@@ -251,7 +251,7 @@ def _conflict_sentence(name: str, message: str) -> str:
 
 
 def dotted_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Yield every setting of a model by its dotted name."""
+    """Yield the dotted name of every setting of a model: `training.epochs`, `method.rank`, …"""
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from dotted_names(field.annotation, f"{prefix}{name}.")

@@ -152,7 +152,7 @@ class Method(Frozen):
     #: Train the text encoders too, by the same kind.
     text_encoder: bool = False
     #: Tokens that the new word of textual_inversion takes in a prompt.
-    vectors: int = Field(default=1, ge=1, le=32)
+    vectors: int = Field(default=1, ge=1, le=75)
     #: Word whose meaning the new word starts from; only for textual_inversion.
     initial_word: str = Field(default="", max_length=50)
     #: Weights to start from: a finished job's folder, or an exported file or folder of the same kind, of any format.
@@ -389,8 +389,9 @@ class Exports(Frozen):
     #: Also a small file of every n-th epoch, to compare epochs; None: of the last epoch, if another is the best. Of
     #: adapters and new words.
     every_epochs: int | None = Field(default=None, ge=1, le=1000)
-    #: How many files of epochs are kept; the oldest are deleted.
+    #: How many files of epochs are kept, and how large they may be together (MiB); the oldest are deleted.
     keep: int = Field(default=20, ge=1, le=1000)
+    keep_mib: int = Field(default=512, ge=1, le=1_000_000)
     #: Also write full differences where few programs read the small file: of dora, ia3 and oft. As large as the
     #: changed layers in fp16: SDXL's attention takes 1.9 GB.
     differences: bool = True

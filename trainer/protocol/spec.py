@@ -7,7 +7,7 @@ name; every number has a range; settings that contradict each other are refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self, TypeAlias, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
@@ -24,7 +24,6 @@ from trainer.protocol.conflicts import (
 from trainer.protocol.frozen import Frozen
 from trainer.protocol.setting_problems import (
     SettingProblem,
-    dotted_names,
     problem_sentences,
     range_of,
     setting_problems,
@@ -257,11 +256,6 @@ def _flat(settings: Settings, prefix: str = "") -> dict[str, Any]:
     for name, value in settings.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return flat
-
-
-def known_settings() -> Iterator[str]:
-    """Yield every dotted name that a spec knows: `training.epochs`, `method.rank`, …"""
-    return dotted_names(Spec)
 
 
 def allowed_range(dotted_name: str) -> tuple[float, float]:

@@ -137,16 +137,17 @@ def listed(words: Iterable[str], *, most: int | None = None) -> str:
     return _("{items} and {last}", items=_(", ").join(items[:-1]), last=items[-1])
 
 
-def percent(share: float) -> str:
-    """A share with one decimal: `61.2 %`."""
-    return f"{100 * share:.1f} %"
+def percent(share: float, digits: int = 0) -> str:
+    """A share: `61 %`, or with decimals `61.2 %`."""
+    value = round(100 * share, digits) or 0.0  # Never −0.
+    return _("{share} %", share=f"{value:.{digits}f}".replace("-", "−"))
 
 
 def change(ratio: float) -> str:
     """A ratio as a signed change: `+1.2 %`, `−0.4 %`, `±0.0 %`."""
     value = round(100 * (ratio - 1), 1)
     sign = "+" if value > 0 else "−" if value < 0 else "±"
-    return f"{sign}{abs(value):.1f} %"
+    return _("{share} %", share=f"{sign}{abs(value):.1f}")
 
 
 def verdict(ratio: float, low: float | None = None, high: float | None = None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
+from math import ceil
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, StringConstraints
@@ -90,6 +91,11 @@ class Precision(StrEnum):
     FP16 = "fp16"
 
 
+#: Images that an epoch shows at least if the repeats of a dataset are chosen for it: validation and samples take less
+#: than a quarter of the time of such an epoch (docs/adr/0018).
+MIN_EPOCH_IMAGES = 350
+
+
 class Training(Frozen):
     """The optimization of all stages; a stage may override some of these."""
 
@@ -98,8 +104,9 @@ class Training(Frozen):
     #: Optimizer steps after which the training ends, within an epoch if need be, and the schedule with it; None: with
     #: the epochs. `trainer new` sets `epochs` to as many as they take, unless it is given, too.
     max_steps: int | None = Field(default=None, ge=1, le=1_000_000)
-    #: How often each training image is seen in one epoch.
-    repeats: int = Field(default=1, ge=1, le=1000)
+    #: How often each training image is seen in one epoch; 0: as often as it takes to `MIN_EPOCH_IMAGES`, and those of
+    #: `mix` as often as that more.
+    repeats: int = Field(default=1, ge=0, le=1000)
     #: Images per optimizer step (the effective batch).
     batch_size: int = Field(default=4, ge=1, le=1024)
     #: Images in memory at once; gradient accumulation makes up the rest of `batch_size`. None: as many as fit, found
@@ -166,6 +173,10 @@ class Training(Frozen):
     #: Keep the checkpoint of every n-th epoch, beside the last and the best; None: only those.
     keep_every_epochs: int | None = Field(default=None, ge=1, le=1000)
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
+
+    def repeats_of(self, images: float) -> int:
+        """Return how often so many training images are seen in an epoch."""
+        return self.repeats or max(1, ceil(MIN_EPOCH_IMAGES / max(1, images)))
 
 
 class Unfreeze(Frozen):

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 
-from trainer.protocol.text import _, ngettext, sanitize
+from trainer.protocol.text import _, ngettext, percent, sanitize
 from trainer.report.charts import LETTERS, TITLE_LETTERS, new_figure, plain, save_figure
 from trainer.report.gallery import BACKGROUND, drawn
 
@@ -94,7 +94,7 @@ def _accuracy(counts: ConfusionMatrix) -> str:
 
 
 def _percent(part: int, whole: int) -> str:
-    return f"{part / whole:.0%}" if whole else "–"
+    return percent(part / whole) if whole else "–"
 
 
 def _color(counts: ConfusionMatrix, row: int, column: int) -> tuple[float, ...]:

@@ -15,7 +15,7 @@ from typing import ParamSpec, TypeVar
 from PIL import Image, ImageDraw, ImageFont
 
 from trainer.exchange.files import atomic_write
-from trainer.protocol.text import ENGLISH, _, current_language, ngettext, sanitize, speaking
+from trainer.protocol.text import ENGLISH, _, current_language, ngettext, percent, sanitize, speaking
 from trainer.trigger import has_trigger
 
 #: Discord's dark theme, as in the charts.
@@ -252,7 +252,7 @@ def draw_prediction(path: Path, image: Image.Image, *, label: str, confidence: f
     tile = image.resize(_fit(image, room), Image.Resampling.BICUBIC)
     sheet.paste("#1e1f22", (_FRAME, _FRAME, _FRAME + room[0], _FRAME + room[1]))
     sheet.paste(tile, (_FRAME + (room[0] - tile.width) // 2, _FRAME + (room[1] - tile.height) // 2))
-    text, share = f"{'✓' if is_right else '✗'} {sanitize(label)}", f"{confidence:.0%}"
+    text, share = f"{'✓' if is_right else '✗'} {sanitize(label)}", percent(confidence)
     # Pillow's own font has no check marks.
     font = text_font(text, _LETTERS, is_bold=True)
     draw, middle = ImageDraw.Draw(sheet), _TILE - _STRIP // 2

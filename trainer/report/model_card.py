@@ -15,7 +15,7 @@ from typing import Any
 
 from trainer.exchange.dataset_dir import read_report
 from trainer.exchange.files import write_text
-from trainer.protocol.events import Event, Exported, Finished, Sampled, Tested
+from trainer.protocol.events import Event, Exported, Finished, Sampled, Tested, all_of, last_of
 from trainer.protocol.exported_files import loading_code, newest_files
 from trainer.protocol.report import DatasetReport
 from trainer.protocol.settings import MethodKind, TaskKind
@@ -49,7 +49,7 @@ _RELEASED_BY = ("stabilityai/", "runwayml/", "CompVis/", "stable-diffusion-v1-5/
 def write_model_card(job_dir: Path, spec: Spec, events: Sequence[Event]) -> Path:
     """Write the card of a finished job into `output/`, with the samples of its best epoch; return its path."""
     output = job_dir / "output"
-    finished = next((event for event in reversed(events) if isinstance(event, Finished)), None)
+    finished = last_of(events, Finished)
     images = _copy_samples(job_dir, output / IMAGES_FOLDER, finished, events)
     try:
         report = read_report(Path(spec.dataset))
@@ -66,7 +66,7 @@ def _copy_samples(
     job_dir: Path, folder: Path, finished: Finished | None, events: Sequence[Event]
 ) -> list[tuple[str, str, int]]:
     """Put the best epoch's samples beside the card; return path from the card, prompt and seed of each."""
-    drawn = [event for event in events if isinstance(event, Sampled)]
+    drawn = all_of(events, Sampled)
     of_best = [event for event in drawn if finished is not None and event.epoch == finished.best_epoch]
     found: list[tuple[str, str, int]] = []
     shutil.rmtree(folder, ignore_errors=True)
@@ -209,10 +209,10 @@ def _result(spec: Spec, events: Sequence[Event], finished: Finished) -> Iterator
     if spec.task is not TaskKind.DIFFUSION:
         sentence = _("The best of {epochs} epochs is epoch {best}.", epochs=finished.epochs, best=finished.best_epoch)
     yield from (escape_markdown(sentence), "")
-    tested = next((event for event in reversed(events) if isinstance(event, Tested)), None)
+    tested = last_of(events, Tested)
     if tested is not None:
         words = _(
-            "On test images, which nothing was decided by, it is {verdict}.",
+            "On test images, which were used for nothing else, it is {verdict}.",
             verdict=verdict(tested.test.ratio, tested.test.ratio_low, tested.test.ratio_high),
         )
         yield from (escape_markdown(words), "")

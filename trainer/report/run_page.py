@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any
 
 from markupsafe import Markup
 
@@ -34,11 +34,13 @@ from trainer.protocol.events import (
     Tested,
     ValidationLoss,
     Warned,
+    all_of,
+    last_of,
 )
 from trainer.protocol.exported_files import loading_code, newest_files
 from trainer.protocol.settings import SplitKind, TaskKind
 from trainer.protocol.spec import Spec
-from trainer.protocol.text import _, by_level, ngettext, noise_levels, share_off, verdict
+from trainer.protocol.text import _, by_level, ngettext, noise_levels, percent, share_off, verdict
 from trainer.report.insights import Insight, NeverLearned, read_insight
 from trainer.report.templating import light_variant, render_html, self_contained
 
@@ -50,9 +52,7 @@ LOSS_CHART, LEVELS_CHART = "charts/loss.png", "charts/levels.png"
 #: Frames of a filmstrip: more would hide the best epoch behind a scroll bar.
 _MAX_FRAMES = 12
 #: Warnings that explain something and need no decision; all others are about the result.
-_EXPLAINING = frozenset({"idle_setting", "no_similarity_model", "mix_overlap", "diagnostics_failed"})
-
-E = TypeVar("E", bound=Event)
+_EXPLAINING = frozenset({"idle_setting", "no_similarity_model", "mix_overlap", "diagnostics_failed", "memory_short"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,16 +188,6 @@ def _page_values(job_dir: Path, spec: Spec, events: Sequence[Event]) -> dict[str
     }
 
 
-def all_of(events: Sequence[Event], kind: type[E]) -> tuple[E, ...]:
-    """Return the events of one kind, in order."""
-    return tuple(event for event in events if isinstance(event, kind))
-
-
-def last_of(events: Sequence[Event], kind: type[E]) -> E | None:
-    """Return the last event of one kind, None if there is none."""
-    return next((event for event in reversed(events) if isinstance(event, kind)), None)
-
-
 def best_of(ended: Sequence[EpochEnded]) -> EpochEnded:
     """Return the epoch whose weights are kept, of at least one."""
     return next((event for event in ended if event.epoch == ended[-1].best_epoch), ended[-1])
@@ -243,7 +233,7 @@ def _outcome(spec: Spec, events: Sequence[Event], ended: Sequence[EpochEnded]) -
     if tested is not None:
         sentence += _("; on the test images, never seen before, {verdict}", verdict=_verdict(tested.test))
         if "accuracy" in tested.metrics:
-            sentence += _(", with {share:.0%} of them classified correctly", share=tested.metrics["accuracy"])
+            sentence += _(", with {share} of them classified correctly", share=percent(tested.metrics["accuracy"]))
     if levels := noise_levels([band.ratio for band in best.validation.bands]):
         sentence += _(". By level: {levels}", levels=levels)
     return sentence + "."

@@ -18,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 from PIL import Image
 
-from trainer.protocol.text import _, current_language, duration, ngettext, sanitize, size
+from trainer.protocol.text import _, current_language, duration, ngettext, percent, sanitize, size
 
 _MARKDOWN_SIGNS = re.compile(r"([\\`*_\[\]<>#|~&@$])")
 #: GitHub and Discord make links of bare addresses.
@@ -149,7 +149,7 @@ def _sanitize_strings(value: object) -> object:
 
 
 def _percent(share: float) -> str:
-    return f"{share:.1%}" if 0 < share < 0.0995 else f"{share:.0%}"
+    return percent(share, 1 if 0 < share < 0.0995 else 0)
 
 
 def _number(value: float) -> str:

@@ -178,7 +178,7 @@ class _Process:
                 self._adopt()
             case _ if self._starts >= MAX_STARTS:
                 log = self._job_dir / LOG_FILE
-                reason = _("It died {n} times without an error; {log} may say why.", n=MAX_STARTS, log=log)
+                reason = _("It ended {n} times without an error; {log} may say why.", n=MAX_STARTS, log=log)
                 self._end(ChildOutcome.FAILED, reason)
 
     def _end(self, outcome: ChildOutcome, reason: str = "") -> None:

@@ -69,11 +69,7 @@ def kfold_page(spec: Spec, folds: Sequence[Child], summary: FoldSummary | None, 
             Column(name=_("trains on")),
             Column(name=_("validates on")),
             Column(name=_("best loss")),
-            Column(name=_("95 % interval")),
-            Column(name=_("best epoch")),
-            Column(name=_("epochs")),
-            Column(name=_("time")),
-            Column(name="", is_number=False),
+            *_last_columns(),
         ),
         rows=tuple(rows),
         notes=(
@@ -145,7 +141,7 @@ def _mean_sentence(summary: FoldSummary) -> str:
 
 
 def _range(interval: tuple[float, float] | None) -> str:
-    return _("{low} to {high}", low=percent(interval[0]), high=percent(interval[1])) if interval else ""
+    return _("{low} to {high}", low=percent(interval[0], 1), high=percent(interval[1], 1)) if interval else ""
 
 
 def _fold_row(name: str, fold: Child) -> TableRow:
@@ -156,7 +152,7 @@ def _fold_row(name: str, fold: Child) -> TableRow:
             name,
             str(history.started.train_images) if history.started else "",
             str(history.started.validation_images) if history.started else "",
-            percent(best.validation.ratio) if best else "",
+            percent(best.validation.ratio, 1) if best else "",
             _range((low, high)) if low is not None and high is not None else "",
             str(best.epoch) if best else "",
             str(history.last_epoch),
@@ -169,7 +165,7 @@ def _fold_row(name: str, fold: Child) -> TableRow:
 
 def _mean_row(summary: FoldSummary) -> TableRow:
     best = f"{summary.mean_best_epoch:.1f}"
-    cells = (_("mean of the folds"), "", "", percent(summary.mean_ratio), _range(summary.interval), best, "", "", "")
+    cells = (_("mean of the folds"), "", "", percent(summary.mean_ratio, 1), _range(summary.interval), best, "", "", "")
     return TableRow(cells=cells)
 
 
@@ -183,7 +179,7 @@ def _final_row(final: Child) -> TableRow:
             *("", "", "", ""),
             str(history.last_epoch),
             duration(history.seconds) if history.epochs else "",
-            _("test {ratio}", ratio=percent(test.test.ratio)) if test else _remark(final),
+            _("test {ratio}", ratio=percent(test.test.ratio, 1)) if test else _remark(final),
         ),
         is_first=True,
         is_faint=final.state is ChildState.FAILED,
@@ -241,36 +237,47 @@ def comparison_page(
             *(Column(name=name) for name in names),
             Column(name=_("best loss")),
             Column(name=_("compared with the first")),
-            Column(name=_("95 % interval")),
-            Column(name=_("best epoch")),
-            Column(name=_("epochs")),
-            Column(name=_("time")),
-            Column(name="", is_number=False),
+            *_last_columns(),
         ),
         rows=tuple(
             _entry_row(entry, settings, is_first=index == 0 and entry.is_contender)
             for index, entry in enumerate(entries)
         ),
-        notes=(
-            _(
-                "The loss is the best validation loss as a share of the base model's on the same images. All "
-                "candidates share images, split, seeds and validation triples."
-            ),
-            _(
-                "Compared with the first: how much more loss, with its 95 % interval over images, at the best epochs "
-                "up to the one after which the worse ended. If the interval holds 0 %, the difference may be chance."
-            ),
-            _(
-                "The first is the best of many, so its own figure is slightly too good. The test is not: nothing was "
-                "chosen by it."
-            ),
-            *hints,
-        ),
+        notes=(*_comparison_notes(), *hints),
         chart_path=CANDIDATES_CHART,
         chart_title=_("{name}: validation loss of {n} candidates", name=spec.name, n=len(curves)),
         chart_alt=_("Validation loss of each candidate by epoch"),
         curves=tuple(curves),
         command=f"python -m trainer run {study_dir / WINNER_FOLDER}" if is_winner_open else "",
+    )
+
+
+def _comparison_notes() -> tuple[str, ...]:
+    return (
+        _(
+            "The loss is the best validation loss as a share of the base model's on the same images. All "
+            "candidates share images, split, seeds and validation triples."
+        ),
+        _(
+            "Compared with the first: how much more loss, with its 95 % interval over images, at the best epochs "
+            "up to the one after which the worse ended. If the interval includes 0 %, the difference may be "
+            "chance."
+        ),
+        _(
+            "The first is the best of many, so its own figure is slightly too good. The test is not: nothing was "
+            "chosen by it."
+        ),
+    )
+
+
+def _last_columns() -> tuple[Column, ...]:
+    """What every table of runs ends with."""
+    return (
+        Column(name=_("95 % interval")),
+        Column(name=_("best epoch")),
+        Column(name=_("epochs")),
+        Column(name=_("time")),
+        Column(name="", is_number=False),
     )
 
 
@@ -330,7 +337,8 @@ def _doubts(others: Sequence[LeaderboardEntry]) -> Iterator[str]:
         yield _("It is not clearly better than {names}.", names=listed(equal))
     if early:
         yield _(
-            "It was not clearly better than {names} when that ended early; a comparison without early ends would tell.",
+            "It was not clearly better than {names} when that ended early; a comparison that lets every candidate "
+            "finish would tell.",
             names=listed(early),
         )
     if others and all(entry.against_first is not None and not entry.may_be_as_good for entry in others):
@@ -351,7 +359,7 @@ def _entry_row(entry: LeaderboardEntry, settings: Sequence[str], *, is_first: bo
         cells=(
             entry.candidate.name,
             *(format_value(entry.candidate.values[setting]) for setting in settings),
-            percent(best.validation.ratio) if best else "",
+            percent(best.validation.ratio, 1) if best else "",
             change(against.ratio) if against else "",
             _change_range(entry),
             str(best.epoch) if best else "",

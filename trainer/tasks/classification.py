@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from itertools import count, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from trainer.protocol.text import _, listed, ngettext
 from trainer.protocol.training_settings import Precision
 from trainer.report.confusion import describe_confusion, draw_confusion
 from trainer.report.gallery import draw_prediction
-from trainer.tasks.examples import Encoded, Examples, ImageView
+from trainer.tasks.examples import Examples, ImageView, encode_members
 from trainer.tasks.memory_prediction import StepSettings
 from trainer.tasks.pixels import as_image, encode_pixels, encode_variants
 from trainer.tasks.task import DrawnSample, FrozenLoss, Verified
@@ -92,23 +92,30 @@ class ClassificationTask:
             BadSpecError: the classifier cannot read images of that size.
         """
         self.classifier.check_resolution(resolution)
-        members = self.mixture.members
-        originals, variants = self._encode(resolution, progress)
-        weights = loss_weights(
-            self.mixture, self.spec.classifier.class_weights, self.spec.training.regularization_weight
+        members, augmentation, seed = self.mixture.members, self.spec.augmentation, self.spec.training.seed
+        originals, variants = encode_members(
+            self.mixture,
+            augmentation,
+            progress,
+            images=lambda folder, indices, tick: encode_pixels(
+                folder, [members[index].image for index in indices], resolution, tick
+            ),
+            variants=lambda folder, indices, tick: encode_variants(
+                folder, [members[index].image for index in indices], resolution, augmentation, seed, tick
+            ),
         )
-        by_split = {}
-        for split in Split:
-            chosen = [index for index, member in enumerate(members) if member.split is split]
-            by_split[split] = Examples(
-                members=tuple(members[i] for i in chosen),
-                sizes=((resolution, resolution),) * len(chosen),
-                caption_orders=tuple((members[i].image.class_name,) for i in chosen),
-                loss_weights=tuple(weights[i] for i in chosen),
-                originals=tuple(originals[i] for i in chosen),
-                variants=tuple(variants.get(i) for i in chosen),
-            )
-        return by_split
+        class_weights, regularization_weight = (
+            self.spec.classifier.class_weights,
+            self.spec.training.regularization_weight,
+        )
+        return Examples(
+            members=tuple(members),
+            sizes=((resolution, resolution),) * len(members),
+            caption_orders=tuple((member.image.class_name,) for member in members),
+            loss_weights=tuple(loss_weights(self.mixture, class_weights, regularization_weight)),
+            originals=originals,
+            variants=variants,
+        ).by_split()
 
     def place(self, precision: Precision) -> None:
         """Move the classifier to the device. All of it stays in fp32: a later stage may train any part."""
@@ -228,33 +235,6 @@ class ClassificationTask:
             logits_BK = self.classifier.logits(pixels_BCHW).cpu()
         pil_images = [as_image(pixels_CHW) for pixels_CHW in pixels_BCHW]
         return [verify_folder(file, pil_images, logits_BK, self.class_names, self.device) for file in files]
-
-    def _encode(
-        self, resolution: int, progress: Callable[[int, int], None]
-    ) -> tuple[dict[int, Encoded], dict[int, Encoded]]:
-        """Encode all images, and the variants of training images, by index; each dataset has its own cache."""
-        members, augmentation, seed = self.mixture.members, self.spec.augmentation, self.spec.training.seed
-        # Validation, test and regularization images are not augmented.
-        is_varied = [
-            augmentation.is_on and member.split is Split.TRAIN and self.mixture.source_of(member).role is MixRole.TRAIN
-            for member in members
-        ]
-        done, total = count(), len(members) + augmentation.variants * sum(is_varied)
-
-        def tick() -> None:
-            progress(next(done), total)
-
-        originals: dict[int, Encoded] = {}
-        variants: dict[int, Encoded] = {}
-        for number, source in enumerate(self.mixture.sources):
-            indices = [index for index, member in enumerate(members) if member.source == number]
-            varied = [index for index in indices if is_varied[index]]
-            images = [members[index].image for index in indices]
-            originals |= zip(indices, encode_pixels(source.folder, images, resolution, tick), strict=True)
-            images = [members[index].image for index in varied]
-            encoded = encode_variants(source.folder, images, resolution, augmentation, seed, tick)
-            variants |= zip(varied, encoded, strict=True)
-        return originals, variants
 
     def _logits(self, pixels_BCHW: Tensor, dropout_seeds: Sequence[int] | None = None) -> Tensor:
         seeds = None if dropout_seeds is None else [derive_seed("dropout", seed) for seed in dropout_seeds]

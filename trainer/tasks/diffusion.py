@@ -17,7 +17,7 @@ import torch
 from PIL import Image as PILImage
 from torch import Tensor
 
-from trainer.dataset.memory import release_memory, return_large_blocks
+from trainer.dataset.memory import release_memory
 from trainer.dataset.seeds import derive_seed
 from trainer.dataset.split.mixing import Mixture, with_source
 from trainer.device import autocast, choose_precision, dtype_of, to_device
@@ -62,8 +62,6 @@ log = logging.getLogger(__name__)
 
 #: Mean squared error.
 _PLAIN = Objective()
-#: From here on a CPU's memory is worth more than the time to ask for it; not measured on smaller ones.
-_LARGE_WEIGHTS = 500_000_000
 
 
 class DiffusionTask:
@@ -155,8 +153,6 @@ class DiffusionTask:
         """
         self.precision = precision
         denoiser = self.base.denoiser
-        if self.device.type == "cpu" and self.weights >= _LARGE_WEIGHTS:
-            return_large_blocks()
         widen(self.trained)
         self._place_frozen(precision)
         for buffer in denoiser.buffers():
@@ -280,6 +276,8 @@ class DiffusionTask:
         ]
         if not samples[shard]:
             return samples
+        # What the steps have left: images are decoded in larger blocks, which are not taken from it.
+        release_memory()
         with autocast(self.device, self.precision):
             pil_images = self._draw(plan[shard], self.spec.samples, progress)
         for sample, pil_image in zip(samples[shard], pil_images, strict=True):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from math import lcm
 from pathlib import Path
 
@@ -31,7 +30,15 @@ from trainer.protocol.bucket_shapes import Size, default_step
 from trainer.protocol.report import Image, Split
 from trainer.protocol.settings import MixRole
 from trainer.protocol.spec import Spec
-from trainer.tasks.examples import Encoded, Examples, captions_per_image, tag_orders, without_separator
+from trainer.tasks.examples import (
+    Encoded,
+    Examples,
+    captions_per_image,
+    encode_members,
+    is_varied,
+    tag_orders,
+    without_separator,
+)
 from trainer.tasks.pixels import encode_masks
 from trainer.tasks.tensor_cache import cache_key, cached
 
@@ -232,34 +239,38 @@ def encode_splits(
         UnreadableFilesError: images are missing or damaged.
         BadSpecError: the loss is masked, but no image has a mask.
     """
-    members = mixture.members
+    members, augmentation, seed = mixture.members, spec.augmentation, spec.training.seed
     sizes = _sizes(spec, members, resolution, encoder.base)
-    is_varied = [_is_varied(spec, mixture, member) for member in members]
-    originals, variants = _encode(spec, mixture, encoder, sizes, is_varied, progress)
-    captions = _captions(spec, mixture)
+
+    def chosen(indices: Sequence[int]) -> tuple[list[Image], list[Size]]:
+        return [members[index].image for index in indices], [sizes[index] for index in indices]
+
+    originals, variants = encode_members(
+        mixture,
+        augmentation,
+        progress,
+        images=lambda folder, indices, tick: encoder.images(folder, *chosen(indices), tick),
+        variants=lambda folder, indices, tick: encoder.variants(folder, *chosen(indices), augmentation, seed, tick),
+    )
     masks: Sequence[tuple[Tensor, ...] | None] = ()
     if spec.objective.masked:
         masks = encode_masks(
             spec,
             mixture,
             sizes,
-            is_varied,
+            [is_varied(augmentation, mixture, member) for member in members],
             vae_scale=encoder.base.vae_scale,
             tick=lambda: progress(len(members), len(members)),
         )
-    by_split = {}
-    for split in Split:
-        chosen = [index for index, member in enumerate(members) if member.split is split]
-        by_split[split] = Examples(
-            members=tuple(members[i] for i in chosen),
-            sizes=tuple(sizes[i] for i in chosen),
-            caption_orders=tuple(captions[i] for i in chosen),
-            loss_weights=tuple(_loss_weight(spec, mixture, members[i]) for i in chosen),
-            originals=tuple(originals[i] for i in chosen),
-            variants=tuple(variants.get(i) for i in chosen),
-            masks=tuple(masks[i] for i in chosen) if masks else (),
-        )
-    return by_split
+    return Examples(
+        members=tuple(members),
+        sizes=sizes,
+        caption_orders=tuple(_captions(spec, mixture)),
+        loss_weights=tuple(_loss_weight(spec, mixture, member) for member in members),
+        originals=originals,
+        variants=variants,
+        masks=tuple(masks),
+    ).by_split()
 
 
 def _sizes(spec: Spec, members: Sequence[JobImage], resolution: int, base: LoadedBase) -> tuple[Size, ...]:
@@ -291,38 +302,3 @@ def _captions(spec: Spec, mixture: Mixture) -> list[tuple[str, ...]]:
 def _loss_weight(spec: Spec, mixture: Mixture, member: JobImage) -> float:
     is_class_image = mixture.source_of(member).role is MixRole.REGULARIZATION
     return spec.training.regularization_weight if is_class_image else 1.0
-
-
-def _is_varied(spec: Spec, mixture: Mixture, member: JobImage) -> bool:
-    """Whether an image is augmented: training images only, not validation, test or regularization images."""
-    is_trained = member.split is Split.TRAIN and mixture.source_of(member).role is MixRole.TRAIN
-    return spec.augmentation.is_on and is_trained
-
-
-def _encode(
-    spec: Spec,
-    mixture: Mixture,
-    encoder: Encoder,
-    sizes: Sequence[Size],
-    is_varied: Sequence[bool],
-    progress: Callable[[int, int], None],
-) -> tuple[dict[int, Encoded], dict[int, Encoded]]:
-    """Latents of all images, and of variants, by index; each dataset has its own cache."""
-    members, augmentation, seed = mixture.members, spec.augmentation, spec.training.seed
-    done, total = count(), len(members) + augmentation.variants * sum(is_varied)
-
-    def tick() -> None:
-        progress(next(done), total)
-
-    originals: dict[int, Encoded] = {}
-    variants: dict[int, Encoded] = {}
-    for number, source in enumerate(mixture.sources):
-        indices = [index for index, member in enumerate(members) if member.source == number]
-        varied = [index for index in indices if is_varied[index]]
-        images, image_sizes = [members[i].image for i in indices], [sizes[i] for i in indices]
-        originals |= zip(indices, encoder.images(source.folder, images, image_sizes, tick), strict=True)
-        if varied:
-            images, image_sizes = [members[i].image for i in varied], [sizes[i] for i in varied]
-            encoded = encoder.variants(source.folder, images, image_sizes, augmentation, seed, tick)
-            variants |= zip(varied, encoded, strict=True)
-    return originals, variants

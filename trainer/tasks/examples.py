@@ -1,10 +1,13 @@
-"""The encoded images of one split: model inputs, captions, masks and loss weights."""
+"""The encoded images of a job and of its splits: model inputs, captions, masks and loss weights."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import count
+from pathlib import Path
 from random import Random
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,9 +15,12 @@ from torch import Tensor
 from trainer.dataset.buckets import crop_offset
 from trainer.dataset.captions.caption_words import KEEP_TOKENS_SEPARATOR, vary_tags
 from trainer.dataset.seeds import derive_seed
+from trainer.dataset.split.mixing import Mixture
 from trainer.dataset.split.overlap import JobImage
+from trainer.protocol.augmentation import Augmentation
 from trainer.protocol.bucket_shapes import Size
-from trainer.protocol.report import Image
+from trainer.protocol.report import Image, Split
+from trainer.protocol.settings import MixRole
 from trainer.protocol.training_settings import Training
 
 #: Tag orders embedded per caption, and embeddings in all. Bounded: a new order at each step would keep the text encoder
@@ -48,7 +54,7 @@ class Encoded:
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """The encoded images of one split; all fields are indexed by image."""
+    """Encoded images of a job, or of one split; all fields are indexed by image."""
 
     members: tuple[JobImage, ...]
     #: Width and height in training, px.
@@ -61,6 +67,17 @@ class Examples:
     variants: tuple[Encoded | None, ...] = field(repr=False)
     #: Loss masks, [1, H, W], of the image and then of its variants; None for an image without a mask.
     masks: tuple[tuple[Tensor, ...] | None, ...] = field(default=(), repr=False)
+
+    def by_split(self) -> dict[Split, Examples]:
+        """Return the examples of each split."""
+        return {
+            split: self._part([index for index, member in enumerate(self.members) if member.split is split])
+            for split in Split
+        }
+
+    def _part(self, indices: Sequence[int]) -> Examples:
+        columns = {each.name: getattr(self, each.name) for each in fields(self)}
+        return replace(self, **{name: tuple(column[i] for i in indices) for name, column in columns.items() if column})
 
     @property
     def images(self) -> tuple[Image, ...]:
@@ -113,6 +130,42 @@ class Examples:
         if view.variant == 0 or variants is None:
             return self.originals[view.index][0]
         return variants[view.variant - 1]
+
+
+def is_varied(augmentation: Augmentation, mixture: Mixture, member: JobImage) -> bool:
+    """Whether an image is augmented: training images only, not validation, test or regularization images."""
+    return augmentation.is_on and member.split is Split.TRAIN and mixture.source_of(member).role is MixRole.TRAIN
+
+
+#: Encodes images of a dataset folder, given by their indices in the job, and calls the function for each.
+EncodeImages: TypeAlias = Callable[[Path, Sequence[int], Callable[[], None]], Sequence[Encoded]]
+
+
+def encode_members(
+    mixture: Mixture,
+    augmentation: Augmentation,
+    progress: Callable[[int, int], None],
+    *,
+    images: EncodeImages,
+    variants: EncodeImages,
+) -> tuple[tuple[Encoded, ...], tuple[Encoded | None, ...]]:
+    """Encode all images of a job, and the variants of those that are augmented; each dataset has its own cache."""
+    members = mixture.members
+    augmented = {index for index, member in enumerate(members) if is_varied(augmentation, mixture, member)}
+    done, total = count(), len(members) + augmentation.variants * len(augmented)
+
+    def tick() -> None:
+        progress(next(done), total)
+
+    originals: dict[int, Encoded] = {}
+    varied: dict[int, Encoded] = {}
+    for number, source in enumerate(mixture.sources):
+        indices = [index for index, member in enumerate(members) if member.source == number]
+        originals |= zip(indices, images(source.folder, indices, tick), strict=True)
+        if chosen := [index for index in indices if index in augmented]:
+            varied |= zip(chosen, variants(source.folder, chosen, tick), strict=True)
+    order = range(len(members))
+    return tuple(originals[index] for index in order), tuple(varied.get(index) for index in order)
 
 
 def tag_orders(captions: Sequence[Sequence[str]], training: Training) -> list[tuple[str, ...]]:

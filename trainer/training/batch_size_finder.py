@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,16 @@ from torch import Tensor, nn
 from trainer.device import free_memory_bytes, is_out_of_memory, peak_memory_bytes
 from trainer.errors import BadSpecError, OutOfMemoryError
 from trainer.exchange.files import write_text
+from trainer.models.base import load_base
+from trainer.models.methods import attach
 from trainer.protocol.frozen import Frozen
 from trainer.protocol.settings import Arguments
 from trainer.protocol.spec import Settings, Spec, SpecError, make_spec, merge
 from trainer.protocol.text import _, listed, size
 from trainer.protocol.training_settings import Precision, Stage, Training
+from trainer.tasks.drawing import BATCH as SAMPLES_AT_ONCE
 from trainer.tasks.examples import Examples, ImageView
-from trainer.tasks.memory_prediction import StepSettings
+from trainer.tasks.memory_prediction import MemoryNeed, StepSettings, predict_memory, predict_sampling
 from trainer.tasks.task import Task
 from trainer.training.optimizers import make_optimizer
 
@@ -53,6 +56,8 @@ class MemoryPlan(Frozen):
 
     precision: Precision
     micro_batch_size: int = Field(ge=1)
+    #: Freed memory goes back to the system at once, which is slower: there is little of it (CPU).
+    returns_memory: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,13 +261,7 @@ def check_fits(task: Task, spec: Spec, precision: Precision, memory: float) -> N
     Raises:
         BadSpecError: it does not fit; the hint says which changes of the settings would.
     """
-    trained = sum(parameter.numel() for _name, parameter in task.trained.named_parameters())
-    state_bytes = max(_step_settings(task, spec, stage, precision).state_bytes for stage in spec.plan)
-    if 3 * (4 * task.weights + (8 + state_bytes) * trained) < memory:
-        # Far from the limit, and a prediction takes seconds.
-        return
-    needed = _predict(task, spec, precision)
-    if needed <= memory:
+    if _is_far_below(task, spec, precision, memory) or (needed := _predict(task, spec, precision)) <= memory:
         return
     changes = _changes_that_fit(task, spec, precision, needed, memory)
     if changes is None:
@@ -278,6 +277,23 @@ def check_fits(task: Task, spec: Spec, precision: Precision, memory: float) -> N
         ),
         hint,
     )
+
+
+def is_memory_short(task: Task, spec: Spec, precision: Precision, free: float) -> bool:
+    """True if a training on a CPU fits into the `free` bytes only if freed memory goes back to the system at once.
+
+    Else the C library keeps up to as much as a step takes (docs/performance.md).
+    """
+    if task.device.type != "cpu" or _is_far_below(task, spec, precision, free):
+        return False
+    return max((need.total + need.step + _OVERHEAD for need in _needs(task, spec, precision)), default=0.0) > free
+
+
+def _is_far_below(task: Task, spec: Spec, precision: Precision, memory: float) -> bool:
+    """True if a training needs so much less that it is not predicted, which takes seconds."""
+    trained = sum(parameter.numel() for _name, parameter in task.trained.named_parameters())
+    state_bytes = max(_step_settings(spec, stage, precision, task.resolution).state_bytes for stage in spec.plan)
+    return 3 * (4 * task.weights + (8 + state_bytes) * trained) < memory
 
 
 #: What takes less memory, the change that costs the least first: time, then bits, then what is learned.
@@ -323,16 +339,41 @@ def _as_toml(value: object) -> str:
 
 def _predict(task: Task, spec: Spec, precision: Precision) -> float:
     """Return what the largest stage needs, in bytes; 0 if that is not known."""
-    needs = [task.predict_memory(_step_settings(task, spec, stage, precision)) for stage in spec.plan]
-    return max((need.total + _OVERHEAD for need in needs if need is not None), default=0.0)
+    return max((need.total + _OVERHEAD for need in _needs(task, spec, precision)), default=0.0)
 
 
-def _step_settings(task: Task, spec: Spec, stage: Stage, precision: Precision) -> StepSettings:
+def _needs(task: Task, spec: Spec, precision: Precision) -> list[MemoryNeed]:
+    """Return what each stage needs, as far as it is known."""
+    needs = (task.predict_memory(_step_settings(spec, stage, precision, task.resolution)) for stage in spec.plan)
+    return [need for need in needs if need is not None]
+
+
+def predict_job(spec: Spec) -> int:
+    """Predict a training's memory with one image at once from its settings alone, in bytes, libraries included.
+
+    For captions of one chunk, and samples; the base is opened on the CPU.
+
+    Raises:
+        TrainerError: The base cannot be opened, or the method does not fit it.
+        RuntimeError, NotImplementedError: It has an operation that fake tensors lack.
+    """
+    base = load_base(spec.base, spec.objective, as_stored=True)
+    trained = dict(attach(base, spec).named_parameters())
+    found = []
+    for stage in spec.plan:
+        settings = _step_settings(spec, stage, spec.training.precision, base.resolution)
+        need = predict_memory(base, trained, settings)
+        found.append(replace(need, sampling=predict_sampling(base, settings, images=SAMPLES_AT_ONCE)))
+    return int(max(need.total for need in found) + _OVERHEAD)
+
+
+def _step_settings(spec: Spec, stage: Stage, precision: Precision, resolution: int) -> StepSettings:
+    """Return what a stage's memory depends on; `resolution` is that of the base."""
     training = spec.training
     average_bytes = 4 if training.ema_decay is not None else 0
     return StepSettings(
         precision=Precision.BF16 if precision is Precision.AUTO else precision,
-        resolution=stage.resolution or training.resolution or task.resolution,
+        resolution=stage.resolution or training.resolution or resolution,
         state_bytes=average_bytes + _state_bytes_per_weight(str(stage.optimizer), stage.optimizer_arguments or {}),
         is_checkpointed=training.gradient_checkpointing,
         accumulates=training.batch_size > 1,

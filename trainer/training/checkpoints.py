@@ -253,8 +253,8 @@ def find_checkpoint(checkpoints: Checkpoints, spec: Spec, reporter: Reporter) ->
     state = continued(checkpoints.load_state(latest), spec)
     for damaged in found[: found.index(latest)]:
         message = _(
-            "The checkpoint {name} is damaged: its files are not those that were written. The training goes on from "
-            "epoch {epoch}, step {step}; what came after is trained again.",
+            "The checkpoint {name} is damaged: its files are not those that were written. The training continues "
+            "from epoch {epoch}, step {step}; what came after is trained again.",
             name=damaged.name,
             epoch=state.epoch,
             step=state.step,

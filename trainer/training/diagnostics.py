@@ -21,7 +21,7 @@ from trainer.errors import TrainerError
 from trainer.protocol.events import Exported, Finished, Phase, Warned
 from trainer.protocol.report import Split
 from trainer.protocol.settings import MixRole, TaskKind
-from trainer.protocol.text import _, listed, ngettext
+from trainer.protocol.text import _, listed, ngettext, percent
 from trainer.report.gallery import MAX_COMPARED, ComparedColumn, draw_comparison
 from trainer.report.insights import (
     Forgetting,
@@ -124,7 +124,7 @@ def _try(session: Session, part: str, find: Callable[[], T]) -> T | None:
     except Exception as error:  # no failure here is worth losing a trained model
         log.exception("diagnostics failed: %s", part)
         cause = str(error) if isinstance(error, TrainerError) else f"{type(error).__name__}: {str(error)[:200]}"
-        message = _("{part}: the diagnosis failed. {cause}", part=part, cause=cause)
+        message = _("{part}: this part failed. {cause}", part=part, cause=cause)
         session.reporter.emit(Warned, kind="diagnostics_failed", message=message)
         return None
 
@@ -406,9 +406,9 @@ def describe_forgetting(found: Forgetting) -> str:
 def measured_forgetting(found: Forgetting) -> str:
     """Return the numbers behind `describe_forgetting`."""
     text = _(
-        "Measured: {pixels:.0%} of the pixel range, {features:.2f} in features; distance to the training images "
+        "Measured: {pixels} of the pixel range, {features:.2f} in features; distance to the training images "
         "{before:.2f} before, {after:.2f} after.",
-        pixels=found.moved_pixels,
+        pixels=percent(found.moved_pixels),
         features=found.moved_features,
         before=found.distance_before,
         after=found.distance_after,

@@ -8,7 +8,7 @@ from statistics import median
 
 from trainer.protocol.frozen import Frozen
 from trainer.protocol.settings import EarlyStopping
-from trainer.protocol.text import _, duration, ngettext, verdict
+from trainer.protocol.text import _, duration, ngettext, percent, verdict
 
 #: A gap that moved by less than this counts as unchanged: it is measured on a few images.
 _MIN_GAP_CHANGE = 0.01
@@ -146,17 +146,13 @@ class StopMemory(Frozen):
         if before is None or now is None:
             return ""
         if abs(now - before) < _MIN_GAP_CHANGE:
-            return _("; the gap to the training images stayed at {now}", now=_percent(now))
+            return _("; the gap to the training images stayed at {now}", now=percent(now))
         if now > before:
             return _(
                 "; the gap to the training images grew from {before} to {now}",
-                before=_percent(before),
-                now=_percent(now),
+                before=percent(before),
+                now=percent(now),
             )
         return _(
-            "; the gap to the training images fell from {before} to {now}", before=_percent(before), now=_percent(now)
+            "; the gap to the training images fell from {before} to {now}", before=percent(before), now=percent(now)
         )
-
-
-def _percent(share: float) -> str:
-    return f"{round(share * 100):d} %".replace("-", "−")

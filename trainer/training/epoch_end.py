@@ -190,7 +190,7 @@ def _not_a_number(session: Session) -> dict[str, Any]:
 
 def _diverging(session: Session, validation: ValidationLoss) -> dict[str, Any]:
     message = _(
-        "After epoch {epoch} the model is {verdict}: it unlearns. The learning rate is probably too high.",
+        "After epoch {epoch} the model is {verdict}: it is getting worse. The learning rate is probably too high.",
         epoch=session.state.epoch,
         verdict=verdict(validation.ratio),
     )

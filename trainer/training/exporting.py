@@ -63,9 +63,18 @@ def _write_epoch(session: Session, sample: Path) -> dict[str, Any] | None:
     file = session.task.trained.export_epoch(folder, session.spec.name, epoch, metadata)
     if file is None:
         return None
-    for old in sorted(folder.iterdir())[: -session.spec.exports.keep]:
-        old.unlink()
+    delete_oldest(folder, keep=session.spec.exports.keep, keep_bytes=session.spec.exports.keep_mib * 2**20)
     return {**_exported(session, file), "epoch": epoch}
+
+
+def delete_oldest(folder: Path, *, keep: int, keep_bytes: int) -> None:
+    """Delete files of epochs, the oldest first, until so many and so much are left; the newest one always stays."""
+    newest_first = sorted(folder.iterdir(), reverse=True)
+    total = 0
+    for index, file in enumerate(newest_first):
+        total += file.stat().st_size
+        if index and (index >= keep or total > keep_bytes):
+            file.unlink()
 
 
 def _exported(session: Session, file: ExportedFile) -> dict[str, Any]:

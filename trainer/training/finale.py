@@ -64,7 +64,7 @@ def _take_epoch(session: Session, epoch: int) -> None:
     point = next((point for point in session.state.curve if point.epoch == epoch), None)
     if point is None or epoch not in steps:
         raise CheckpointError(
-            _("The checkpoint of epoch {epoch} is not there any more.", epoch=epoch),
+            _("The checkpoint of epoch {epoch} no longer exists.", epoch=epoch),
             _("Choose one of these epochs: {epochs}.", epochs=", ".join(map(str, sorted(steps)))),
         )
     _set_best(session, point, steps[epoch])

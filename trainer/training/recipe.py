@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from trainer.dataset.images.decoding import UnreadableFilesError
+from trainer.dataset.memory import keep_memory_between_steps, return_large_blocks
 from trainer.dataset.seeds import derive_seed
 from trainer.dataset.split.mixing import (
     Mixture,
@@ -33,6 +34,7 @@ from trainer.device import (
     Processes,
     choose_precision,
     describe_device,
+    free_memory_bytes,
     make_accelerator,
     require_assigned_gpus,
     total_memory_bytes,
@@ -59,7 +61,7 @@ from trainer.protocol.report import Split
 from trainer.protocol.run_options import NEEDS_GPU_VARIABLE, RunOptions
 from trainer.protocol.settings import SplitKind
 from trainer.protocol.spec import Spec, SpecError
-from trainer.protocol.text import _
+from trainer.protocol.text import _, size
 from trainer.protocol.training_settings import Precision
 from trainer.reporter import Reporter
 from trainer.tasks import make_task
@@ -73,6 +75,7 @@ from trainer.training.batch_size_finder import (
     check_fits,
     find_micro_batch,
     find_precision,
+    is_memory_short,
     known_precision,
     read_memory_plan,
     write_memory_plan,
@@ -255,6 +258,9 @@ def _plan_memory(session: Session) -> None:
     """Find precision and micro-batch size, unless an earlier run did, and move the model to the device."""
     task, training = session.task, session.spec.training
     plan = session.processes.broadcast(read_memory_plan(session.job_dir))
+    returns_memory = _returns_memory(session) if plan is None else plan.returns_memory
+    if returns_memory:
+        return_large_blocks()
     if plan is None:
         candidates = session.train_by_resolution.values()
         dry_run = DryRun(task, candidates)
@@ -262,16 +268,33 @@ def _plan_memory(session: Session) -> None:
         precision = _find_precision(session, trial)
         dry_run.release()
         task.place(precision)
-        sizes = [size for train in candidates for size in train.sizes]
-        largest = max(map(sizes.count, set(sizes)), default=1) * training.repeats
+        sides = [each for train in candidates for each in train.sizes]
+        largest = max(map(sides.count, set(sides)), default=1) * session.mixture.sources[0].repeats
         if session.options.micro_batch is not None:
             largest = min(largest, session.options.micro_batch)
         micro_batch = find_micro_batch(training, task.weights, largest, trial)
-        plan = session.processes.broadcast(MemoryPlan(precision=precision, micro_batch_size=micro_batch))
+        found = MemoryPlan(precision=precision, micro_batch_size=micro_batch, returns_memory=returns_memory)
+        plan = session.processes.broadcast(found)
         if session.processes.is_main:
             write_memory_plan(session.job_dir, plan)
     session.memory_plan = plan
     task.place(plan.precision)
+    if task.device.type == "cpu" and not returns_memory:
+        keep_memory_between_steps()
+
+
+def _returns_memory(session: Session) -> bool:
+    """Return whether there is so little memory that a training should be slower to take less; the user is warned."""
+    free = free_memory_bytes(session.task.device)
+    is_short = is_memory_short(session.task, session.spec, session.memory_plan.precision, free)
+    if is_short:
+        message = _(
+            "Only {free} of memory is free on this machine. The training will use as little as it can, and may take "
+            "twice as long. To avoid that, close other programs, or choose a smaller training.resolution.",
+            free=size(free),
+        )
+        session.reporter.emit(Warned, kind="memory_short", message=message)
+    return is_short
 
 
 def _find_precision(session: Session, trial: Trial) -> Precision:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-#: With one of these, whoever starts the trainer has chosen.
+#: Variables by which the person who starts the trainer chooses how OpenMP threads wait.
 _OPENMP_SETTINGS = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
 #: How often, and for how many seconds each, the machine is looked at; and what others may use of one core then.
 _LOOKS, _LOOK_S, _MAX_BUSY_PERCENT = 3, 0.1, 30.0

@@ -20,7 +20,7 @@ from trainer.models.methods.applying import AdapterChange, Change, FileChange, M
 from trainer.models.methods.starting_files import read_start
 from trainer.models.methods.trained import Trained, Weights
 from trainer.protocol.sampling import SampledBase, SampledFile, SampledJob, SampledModel, SamplingSpec
-from trainer.protocol.settings import MethodKind, Objective, Prediction, TaskKind
+from trainer.protocol.settings import Method, MethodKind, Objective, Prediction, TaskKind
 from trainer.protocol.spec import Spec, SpecError
 from trainer.protocol.text import _, listed
 from trainer.training.checkpoints import Checkpoints, by_module, is_intact
@@ -68,6 +68,13 @@ def _find_file(model: SampledFile, job_dir: Path) -> FoundModel:
             _("The file {file} is not in the job's folder.", file=model.path), _("Upload it again.")
         ) from None
     facts = read_adapter_header(path)
+    if facts.vectors:
+        word = WordChange(
+            method=Method(kind=MethodKind.TEXTUAL_INVERSION, vectors=facts.vectors),
+            trigger=facts.trigger,
+            weights=lambda trained: trained.weights_from(read_start(path)),
+        )
+        return FoundModel(label=model.label, change=word, family=facts.family)
     return FoundModel(label=model.label, change=FileChange(path=path), family=facts.family, file_name=path.stem)
 
 
@@ -94,7 +101,7 @@ def _find_job(model: SampledJob, sampling: SamplingSpec) -> FoundModel:
                 theirs=spec.base.source,
                 ours=sampling.base.source,
             ),
-            _("Sample models of one base together."),
+            _("Draw with models of one base at a time."),
         )
     kept = kept_epochs(job_dir, events)
     epoch = _chosen_epoch(model, kept)

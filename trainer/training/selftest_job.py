@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import statistics
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import psutil
@@ -17,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from trainer.dataset.memory import allocated_bytes, release_memory
 from trainer.dataset.split.mixing import read_mixture
 from trainer.device import free_memory_bytes, is_out_of_memory, peak_memory_bytes
 from trainer.errors import TrainerError, first_line
@@ -44,6 +46,8 @@ DATASET, ONE_IMAGE = "dataset", "one-image"
 _COMPARED_STEPS, _TIMED_STEPS = 2, 3
 #: A loss scale that no step on the tiny base overflows.
 _LOSS_SCALE = 1024.0
+#: Seconds between two looks at the memory in use.
+_SAMPLING_S = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +70,8 @@ class Measured:
 
     step_s: float
     peak_bytes: int
+    #: Of it in use, on a CPU; None: not known.
+    used_bytes: int | None = None
     #: Of the device, before the job.
     free_bytes: int
     #: Of all trained weights, by the compared steps.
@@ -173,21 +179,53 @@ def _measure_steps(session: Session, free_bytes: int, compared: int, timed: int)
     steps = session.epoch_views(1)
     before = _weights(session)
     session.task.train_mode(True)
-    for number in range(compared):
-        take_step(session, steps[number], number)
-    update = _weights(session) - before
-    seconds = []
-    for number in range(compared, compared + timed):
-        began = time.perf_counter()
-        # Reading the loss waits for the device.
-        take_step(session, steps[number], number).item()
-        seconds.append(time.perf_counter() - began)
+    with MemoryInUse(session.task.device) as memory:
+        for number in range(compared):
+            take_step(session, steps[number], number)
+        update = _weights(session) - before
+        seconds = []
+        for number in range(compared, compared + timed):
+            began = time.perf_counter()
+            # Reading the loss waits for the device.
+            take_step(session, steps[number], number).item()
+            seconds.append(time.perf_counter() - began)
     return Measured(
         step_s=statistics.median(seconds),
         peak_bytes=peak_memory_bytes(session.task.device),
+        used_bytes=memory.peak_bytes,
         free_bytes=free_bytes,
         update=update,
     )
+
+
+class MemoryInUse:
+    """The most memory in use on a CPU within its context, without freed memory that the C library keeps; sampled."""
+
+    def __init__(self, device: torch.device) -> None:
+        #: In bytes, with libraries and files; None on a GPU, and where the C library cannot be asked.
+        self.peak_bytes: int | None = None
+        self._is_known = device.type == "cpu" and allocated_bytes() is not None
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._sample)
+
+    def __enter__(self) -> Self:
+        if self._is_known:
+            # Then resident memory is what is in use, by the C library and by all else.
+            release_memory()
+            self._others = psutil.Process().memory_info().rss - (allocated_bytes() or 0)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stopped.set()
+        if self._is_known:
+            self._thread.join()
+
+    def _sample(self) -> None:
+        is_last = False
+        while not is_last:
+            is_last = self._stopped.wait(_SAMPLING_S)
+            self.peak_bytes = max(self.peak_bytes or 0, self._others + (allocated_bytes() or 0))
 
 
 def _weights(session: Session) -> NDArray[np.float32]:

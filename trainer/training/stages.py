@@ -110,7 +110,7 @@ def with_epochs_for_steps(spec: Spec, mixture: Mixture) -> Spec:
                 epochs=epochs,
                 steps=steps,
                 limit=limit,
-                repeats=spec.training.repeats * ceil(epochs / limit),
+                repeats=mixture.sources[0].repeats * ceil(epochs / limit),
             )
         )
     training = spec.training.model_copy(update={"epochs": epochs})

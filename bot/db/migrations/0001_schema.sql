@@ -69,7 +69,7 @@ CREATE TABLE job (
     owner_id          INTEGER NOT NULL,
     -- NULL: a sampling of a base model, or of a file of another place.
     dataset_id        INTEGER REFERENCES dataset (id),
-    -- Of a sampling: the training whose results it draws with; its files are kept until then.
+    -- The training whose results it draws with, or starts from; its files are kept until this job has ended.
     source_id         INTEGER REFERENCES job (id),
     name              TEXT    NOT NULL,
     -- `Spec`, or `SamplingSpec`.
@@ -166,8 +166,10 @@ CREATE INDEX job_by_source ON job (source_id) WHERE source_id IS NOT NULL;
 CREATE TABLE sample_vote (
     job_id  INTEGER NOT NULL REFERENCES job (id),
     user_id INTEGER NOT NULL,
-    model   INTEGER NOT NULL,
-    PRIMARY KEY (job_id, user_id)
+    -- Of all models the best one, or of all images; `number` is its index.
+    ballot  TEXT    NOT NULL CHECK (ballot IN ('model', 'image')),
+    number  INTEGER NOT NULL,
+    PRIMARY KEY (job_id, user_id, ballot)
 ) STRICT, WITHOUT ROWID;
 
 -- Presets that members saved; `content` is `trainer.protocol.presets.Preset`.
@@ -453,6 +455,8 @@ CREATE TABLE upload (
     dataset_id     INTEGER REFERENCES dataset (id),
     -- What the files are called in messages to their owner.
     title          TEXT    NOT NULL,
+    -- 1: the dataset that they become is private.
+    is_private     INTEGER NOT NULL DEFAULT 0,
     -- Once they are on the disk: their content, and name, SHA-256 and bytes of each (JSON).
     sha256         TEXT,
     files          TEXT,
@@ -485,7 +489,7 @@ CREATE TABLE upload_file (
     UNIQUE (interaction_id, client_key)
 ) STRICT;
 
--- Links to web pages (`bot.web.links`); the token itself is in nobody's hands but its member's.
+-- Links to web pages (`bot.web.links`); only the member has the token itself.
 CREATE TABLE web_link (
     id           INTEGER PRIMARY KEY AUTOINCREMENT,
     token_sha256 TEXT    NOT NULL UNIQUE,

@@ -157,7 +157,7 @@ class _Requested:
     owner_id: int
     #: 0: none, of a sampling of a base model or of a file of another place.
     dataset_id: int
-    #: Of a sampling: the training whose results it draws with; None: another's.
+    #: The training whose results it draws with, or starts from; None: of no training of this bot.
     source_id: int | None = None
     priority: Priority = Priority.NORMAL
     #: Slots that it needs; 0 for a study, whose children need them.

@@ -59,7 +59,7 @@ def ingest_events(job: ActiveJob, events: Iterable[Event]) -> IngestResult:
     if not new:
         return IngestResult(job=job)
     steps = [event for event in new if isinstance(event, StepDone)]
-    # Of the phase that the batch ends in: one that began again counts anew.
+    # Of the phase that the batch ends in; a phase that began again counts from zero.
     phase_began = max((event.seq for event in new if isinstance(event, PhaseBegan | Started)), default=0)
     counted = [event for event in new if isinstance(event, PhaseProgress) and event.seq > phase_began]
     stored = tuple(event for event in new if not isinstance(event, (StepDone, PhaseProgress, KeepAlive)))

@@ -26,10 +26,6 @@ class Verb(StrEnum):
     SHARE = "share"
     UNSHARE = "unshare"
 
-    @property
-    def words(self) -> str:
-        return "stop" if self is Verb.KEEP_BEST else self.value
-
 
 #: States in which a verb may change anything; a verb that is not here, in any.
 _STATES = {
@@ -118,14 +114,14 @@ def require_open(job: Job, *, user_id: int, can_manage: bool) -> None:
         raise PrivateTraining(job_id=job.id, owner_id=job.private_to[0])
 
 
-def require_control(job: Job, *, user_id: int, can_manage: bool, verb: str = "cancel") -> None:
-    """Raise unless the member may `verb` this job.
+def require_control(job: Job, *, user_id: int, can_manage: bool) -> None:
+    """Raise unless the member may change this job.
 
     Raises:
         NotAllowed: They may not.
     """
     if not may_control(job, user_id=user_id, can_manage=can_manage):
-        raise NotAllowed(job_id=job.id, owner_id=job.owner_id, verb=verb)
+        raise NotAllowed(job_id=job.id, owner_id=job.owner_id)
 
 
 def require_room(waiting: int, allowed: int) -> None:
@@ -155,16 +151,17 @@ class TooManySamplings(JobRefused):
         self.waiting, self.is_own = waiting, is_own
         if is_own:
             text = ngettext(
-                "{n} request of yours waits to be drawn. Wait until it is done, or cancel it; nothing was queued.",
-                "{n} requests of yours wait to be drawn. Wait until one is done, or cancel one; nothing was queued.",
+                "You have {n} request that waits to be drawn. Wait until it is done, or cancel it; nothing was queued.",
+                "You have {n} requests that wait to be drawn. Wait until one is done, or cancel one; nothing was "
+                "queued.",
                 waiting,
             )
         else:
             text = ngettext(
-                "{n} request waits to be drawn on this server, and no more may. Try again in a few minutes; nothing "
-                "was queued.",
-                "{n} requests wait to be drawn on this server, and no more may. Try again in a few minutes; nothing "
-                "was queued.",
+                "This server has {n} request that waits to be drawn, the most it may have. Try again in a few "
+                "minutes; nothing was queued.",
+                "This server has {n} requests that wait to be drawn, the most it may have. Try again in a few "
+                "minutes; nothing was queued.",
                 waiting,
             )
         super().__init__(text)

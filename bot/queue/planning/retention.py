@@ -29,10 +29,10 @@ KEEP_FAILED_DAYS = 7
 _DAY_S = 86_400
 #: These are done, so their checkpoints may go, and with them the way to extend them.
 _FINAL = frozenset({State.SUCCEEDED, State.STOPPED})
-#: True while a sampling that has not ended draws with a training.
-IS_SAMPLED = f"""EXISTS (SELECT 1 FROM job AS sampling
-    WHERE sampling.source_id = job.id AND sampling.state NOT IN {listed(ENDS)})"""
-_KEPT = f"SELECT *, {IS_SAMPLED} AS is_sampled FROM job WHERE files_deleted_at IS NULL ORDER BY id"
+#: True while a job that has not ended draws with a training, or with a run of a study, or starts from it.
+IS_SOURCE = f"""EXISTS (SELECT 1 FROM job AS following WHERE following.state NOT IN {listed(ENDS)}
+    AND following.source_id IN (SELECT job.id UNION ALL SELECT run.id FROM job AS run WHERE run.parent_id = job.id))"""
+_KEPT = f"SELECT *, {IS_SOURCE} AS is_source FROM job WHERE files_deleted_at IS NULL ORDER BY id"
 
 
 def has_checkpoint(job_dir: Path) -> bool:
@@ -69,7 +69,7 @@ class StoredJob:
     #: It or one of its children is pinned, or shared with the team.
     is_pinned: bool
     is_shared: bool
-    #: It or one of its children has not ended, or is sampled.
+    #: It or one of its children has not ended, or a job that has not ended uses its weights.
     is_active: bool
     #: It is a sampling: a few images, and no result to keep for its own sake.
     is_sampling: bool = False
@@ -160,7 +160,7 @@ def _stored_job(family: Sequence[Row], jobs_dir: Path) -> StoredJob:
         ended_at=job["ended_at"],
         is_pinned=any(row["pinned_at"] is not None for row in family),
         is_shared=any(row["shared_at"] is not None for row in family),
-        is_active=any(State(row["state"]) not in ENDS or row["is_sampled"] for row in family),
+        is_active=any(State(row["state"]) not in ENDS or row["is_source"] for row in family),
         is_sampling=job["kind"] == JobKind.SAMPLE,
         checkpoint_bytes=sum(bytes_in(jobs_dir / folder_of(row) / CHECKPOINTS) for row in family),
         bytes=bytes_in(jobs_dir / folder_of(job)),

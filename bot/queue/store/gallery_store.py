@@ -105,7 +105,7 @@ class NoSuchPost(NotFound):
     """A picture that was withdrawn, or never was in this server's gallery."""
 
     def __init__(self) -> None:
-        super().__init__(_("This picture is no longer in the gallery. /gallery shows those that are."))
+        super().__init__(_("This picture is no longer in the gallery. /gallery shows the others."))
 
 
 class NotYourPicture(NotAllowed):
@@ -113,7 +113,11 @@ class NotYourPicture(NotAllowed):
 
     def __init__(self, *, owner_id: int) -> None:
         self.owner_id = owner_id
-        text = _("Only <@{owner}> or a manager of the server can take this picture out of the gallery.", owner=owner_id)
+        text = _(
+            "This is <@{owner}>'s picture. Only they or a manager of the server can change its tags or take it out of "
+            "the gallery.",
+            owner=owner_id,
+        )
         Exception.__init__(self, text)
 
 

@@ -340,7 +340,7 @@ RETURNING *
 EXTEND = f"""
 UPDATE job SET {_NEXT_ROUND}, chosen_epoch = NULL, spec = :spec, fingerprint = :fingerprint, estimate_s = :estimate_s
 WHERE id = :id AND state IN ('succeeded', 'stopped') AND state IN {states_before(State.QUEUED)}
-  AND spec = :before AND study IS NULL AND parent_id IS NULL AND files_deleted_at IS NULL
+  AND kind = 'train' AND spec = :before AND study IS NULL AND parent_id IS NULL AND files_deleted_at IS NULL
 RETURNING *
 """
 

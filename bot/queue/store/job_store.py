@@ -11,6 +11,7 @@ from bot.bot_failpoints import failpoint
 from bot.clock import SYSTEM_CLOCK, Clock
 from bot.config import LimitSettings, QueueSettings, SamplingSettings
 from bot.db import Connection, Database, Row
+from bot.db.audit import AuditEntry, read_entries
 from bot.errors import DuplicateJob, JobFilesDeleted, NoSuchDataset, NoSuchJob
 from bot.outbox import Notification, NotificationKind, Outbox
 from bot.queue.domain.job import ACTIVE, EndReason, Job, NewJob, Priority, State, StopIntent
@@ -20,7 +21,7 @@ from bot.queue.store import job_sql
 from bot.queue.store.attempts import AttemptStore
 from bot.queue.store.draft_store import require_waiting
 from bot.queue.store.gallery_store import GalleryStore
-from bot.queue.store.history import AttemptRecord, AuditEntry, AuditReason, read_attempts, read_entries
+from bot.queue.store.history import AttemptRecord, AuditReason, read_attempts
 from bot.queue.store.limits import require_gpus
 from bot.queue.store.queue_control import QueueControl
 from bot.queue.store.sample_votes import SampleVotes
@@ -239,7 +240,7 @@ class JobStore:
             DuplicateJob: A job with its fingerprint is queued, runs, or has succeeded.
             DraftEnded: Its draft was cancelled.
             NotEnoughGpus: It needs more GPUs than there are.
-            NoSuchDataset: Its dataset was deleted.
+            NoSuchDataset, JobFilesDeleted: Its dataset was deleted, or what it draws with or starts from.
         """
         async with self._db.transaction() as connection:
             row = await first(connection, "SELECT * FROM job WHERE interaction_id = ?", (new.interaction_id,))
@@ -247,8 +248,7 @@ class JobStore:
                 await require_waiting(connection, new.interaction_id)
                 if new.kind is JobKind.TRAIN:
                     await self._require_dataset(connection, new.dataset_id)
-                else:
-                    await self._require_source(connection, new)
+                await self._require_source(connection, new)
                 await self._require_room(connection, new, new.max_waiting)
                 if not may_repeat:
                     await self._require_unique(connection, new)
@@ -267,7 +267,7 @@ class JobStore:
             raise NoSuchDataset(wanted=dataset_id)
 
     async def _require_source(self, connection: Connection, new: NewJob) -> None:
-        # In the transaction of the sampling: what it draws with is kept from here on.
+        # In the transaction of the new job: what it draws with, or starts from, is kept from here on.
         row = await first(connection, "SELECT files_deleted_at FROM job WHERE id = ?", (new.source_id,))
         if new.source_id is not None and (row is None or row["files_deleted_at"] is not None):
             raise JobFilesDeleted(job_id=new.source_id)

@@ -13,9 +13,9 @@ from pydantic import Field
 from bot.clock import SYSTEM_CLOCK, Clock
 from bot.config import LimitSettings
 from bot.db import Database
+from bot.db.audit import write_entry
 from bot.errors import DarkroomError, JobRefused
 from bot.queue.domain.job import LIVING, Priority
-from bot.queue.store.history import write_entry
 from bot.queue.store.job_sql import listed
 from bot.queue.store.transitions import first
 from trainer.protocol.frozen import Frozen
@@ -90,9 +90,9 @@ class UnknownHours(JobRefused):
         self.left_h = left_h
         super().__init__(
             _(
-                "You have {left} GPU-h left until Monday. Nothing like this was trained here before, so I cannot "
-                "estimate whether all runs of the study fit. Nothing was queued. Train one job with these settings "
-                "first (`/finetune`).",
+                "You have {left} GPU hours left until Monday. Nothing like this was trained here before, so I cannot "
+                "tell whether all runs of the study fit. Nothing was queued. Train one job with these settings first "
+                "(`/finetune`).",
                 left=hours_words(left_h),
             )
         )
@@ -121,14 +121,14 @@ class OverBudget(JobRefused):
         self.needed_h, self.left_h, self.allowed_h = needed_h, left_h, allowed_h
         if needed_h is None or left_h <= 0:
             text = _(
-                "Your {allowed} GPU-h of this week are used or reserved by your other jobs. Wait until Monday, or "
-                "cancel one of your waiting jobs; nothing was queued.",
+                "Your {allowed} GPU hours of this week are used or reserved by your other jobs. Wait until Monday, "
+                "or cancel one of your waiting jobs; nothing was queued.",
                 allowed=f"{allowed_h:g}",
             )
         else:
             text = _(
-                "This needs ≈ {needed} GPU-h; you have {left} h left until Monday. Take fewer epochs, or wait until "
-                "then; nothing was queued.",
+                "This needs about {needed} GPU hours; you have {left} left until Monday. Take fewer epochs, or wait "
+                "until then; nothing was queued.",
                 needed=hours_words(needed_h),
                 left=hours_words(left_h),
             )

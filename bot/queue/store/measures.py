@@ -52,10 +52,11 @@ def planned_steps(spec: Spec, counts: Counts) -> int:
     The trainer's own number (`Started.total_steps`) depends on image sizes and on memory, and is known only once it
     runs. This one is computed in the same way for past and future jobs, so its error cancels out.
     """
-    images = _training_images(spec, counts) * spec.training.repeats
+    images = _training_images(spec, counts)
     # Class images and weighted datasets of a mix take their share of each epoch.
     others = sum(part.weight or 0.0 for part in spec.mix) + (spec.prior.weight if spec.prior.is_on else 0.0)
     views = images / max(0.05, 1 - others)
+    views *= spec.training.repeats_of(views)
     steps = max(1, ceil(views / spec.training.batch_size)) * spec.training.epochs
     return steps if spec.training.max_steps is None else min(steps, spec.training.max_steps)
 

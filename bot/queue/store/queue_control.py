@@ -7,8 +7,8 @@ from datetime import datetime
 from enum import StrEnum
 
 from bot.db import Connection, put_setting, read_setting
+from bot.db.audit import write_entry
 from bot.queue.store import job_sql
-from bot.queue.store.history import write_entry
 from bot.queue.store.transitions import Transitions
 from trainer.protocol.frozen import Frozen
 

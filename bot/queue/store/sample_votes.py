@@ -1,17 +1,30 @@
-"""Votes for the models of a drawn sampling: one for each person, which can be changed and taken back."""
+"""Votes in a drawn sampling, for a model and for an image: one of each for each person, which can be changed."""
 
 from __future__ import annotations
+
+from enum import StrEnum
 
 from bot.queue.domain.job import Job
 from bot.queue.store.transitions import Transitions, first
 
 _TAKE_BACK = """
-DELETE FROM sample_vote WHERE job_id = :job_id AND user_id = :user_id AND model = :model RETURNING model
+DELETE FROM sample_vote WHERE job_id = :job_id AND user_id = :user_id AND ballot = :ballot AND number = :number
+RETURNING number
 """
 _VOTE = """
-INSERT INTO sample_vote (job_id, user_id, model) VALUES (:job_id, :user_id, :model)
-ON CONFLICT (job_id, user_id) DO UPDATE SET model = excluded.model
+INSERT INTO sample_vote (job_id, user_id, ballot, number) VALUES (:job_id, :user_id, :ballot, :number)
+ON CONFLICT (job_id, user_id, ballot) DO UPDATE SET number = excluded.number
 """
+_COUNT = """
+SELECT ballot, number, COUNT(*) AS votes FROM sample_vote WHERE job_id = ? GROUP BY ballot, number ORDER BY number
+"""
+
+
+class Ballot(StrEnum):
+    """What a vote is for, by its index: one of the models that drew, or one of the images."""
+
+    MODEL = "model"
+    IMAGE = "image"
 
 
 class SampleVotes:
@@ -21,9 +34,9 @@ class SampleVotes:
         self._transitions = transitions
         self._db = transitions.db
 
-    async def vote(self, job: Job, user_id: int, model: int) -> bool:
-        """Vote for a model by its index; the same vote again takes it back. True if the person has a vote now."""
-        values = {"job_id": job.id, "user_id": user_id, "model": model}
+    async def vote(self, job: Job, user_id: int, ballot: Ballot, number: int) -> bool:
+        """Vote; the same vote again takes it back. True if the person has a vote now."""
+        values = {"job_id": job.id, "user_id": user_id, "ballot": ballot, "number": number}
         async with self._db.transaction() as connection:
             is_back = await first(connection, _TAKE_BACK, values) is not None
             if not is_back:
@@ -32,9 +45,9 @@ class SampleVotes:
             await cards.touch(connection, job.id, channel_id=job.channel_id, at_once=True, is_threaded=False)
         return not is_back
 
-    async def counts(self, job_id: int) -> dict[int, int]:
-        """Return the votes of each model that has some, by its index."""
-        rows = await self._db.all(
-            "SELECT model, COUNT(*) AS votes FROM sample_vote WHERE job_id = ? GROUP BY model", (job_id,)
-        )
-        return {row["model"]: row["votes"] for row in rows}
+    async def counts(self, job_id: int) -> dict[Ballot, dict[int, int]]:
+        """Return the votes of each model and image that has some."""
+        counts: dict[Ballot, dict[int, int]] = {ballot: {} for ballot in Ballot}
+        for row in await self._db.all(_COUNT, (job_id,)):
+            counts[Ballot(row["ballot"])][row["number"]] = row["votes"]
+        return counts

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from bot.clock import SYSTEM_CLOCK, Clock
 from bot.db import Database, Row
-from bot.queue.store.history import write_entry
+from bot.db.audit import write_entry
 from bot.queue.store.transitions import first
 from trainer.protocol.devices import Devices
 

@@ -9,12 +9,12 @@ from typing import Any
 
 from bot.clock import SYSTEM_CLOCK, Clock
 from bot.db import Connection, Database, Row
+from bot.db.audit import write_entry
 from bot.outbox import Notification, NotificationKind, Outbox
 from bot.queue.domain.job import ActiveJob, State
 from bot.queue.domain.reducer import end_notification
 from bot.queue.domain.rules import AttemptOutcome
 from bot.queue.store import job_sql
-from bot.queue.store.history import write_entry
 from bot.queue.store.measures import write_measure
 from trainer.protocol.events import TerminalEvent
 from trainer.protocol.run_options import JobKind
@@ -72,7 +72,7 @@ class Transitions:
         )
 
     async def notify_queued(self, connection: Connection, row: Row) -> None:
-        """Notify those who want to know that a training is queued; whoever asked for a sampling knows."""
+        """Notify watchers that a training is queued; the person who asked for a sampling knows."""
         if row["kind"] == JobKind.SAMPLE:
             return
         notification = Notification(

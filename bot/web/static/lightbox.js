@@ -13,6 +13,14 @@ function show(index) {
   dialog.querySelector(".rest").textContent = `${at + 1} / ${shown.length}`;
 }
 
+// The epoch that is kept is seen at once, beside the base model.
+for (const best of document.querySelectorAll(".frames .best")) {
+  const frames = best.parentElement;
+  const base = frames.firstElementChild;
+  frames.scrollLeft = best.offsetLeft - frames.offsetLeft - 2 * base.offsetWidth;
+  if (innerWidth < 520) frames.scrollLeft += base.offsetWidth - 12;
+}
+
 document.addEventListener("click", (event) => {
   const link = event.target.closest("a[data-lightbox]");
   if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;

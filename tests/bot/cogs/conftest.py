@@ -9,6 +9,7 @@ import io
 import json
 import os
 import signal
+import socket
 import sys
 import zipfile
 from collections.abc import AsyncIterator, Callable
@@ -23,7 +24,7 @@ import simcord
 
 from bot.app.compose import App, compose
 from bot.cogs.attachments import read_attachment
-from bot.config import Config, ModelSettings
+from bot.config import Config, ModelSettings, WebSettings
 from bot.queue import Job, JobStore
 from tests.trainer.fork_server import ForkServer
 from trainer.exchange.process import read_process_file
@@ -205,6 +206,21 @@ def populate(app: App, env: Any) -> World:
     channel = guild.create_text_channel("lab")
     ana, ben = (guild.add_member(env.create_user(name)) for name in ("ana", "ben"))
     return World(app=app, env=env, channel=channel, ana=ana, ben=ben)
+
+
+@pytest.fixture
+def pages_are_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the bots of a test have web pages, which take few and small files."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    web = WebSettings(port=port, public_url=f"http://127.0.0.1:{port}", max_upload_gib=0.01, max_upload_files=60)
+    without = config_for
+
+    def with_pages(folder: Path, **trainer_env: str) -> Config:
+        return without(folder, **trainer_env).model_copy(update={"web": web})
+
+    monkeypatch.setattr(f"{__name__}.config_for", with_pages)
 
 
 @asynccontextmanager

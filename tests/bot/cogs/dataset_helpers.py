@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import discord
@@ -14,17 +15,23 @@ DEFECTIVE = archive(6, blur__png=PNG + b"blur", twin__png=PNG + b"twin")
 
 def buttons(message: Any) -> dict[str, str]:
     """Map label or emoji of each enabled button of a message to its id; links have none."""
-    return dict(_buttons(message.components))
+    return {
+        part.get("label") or part["emoji"]["name"]: part["custom_id"]
+        for part in _parts(message.components)
+        if part.get("type") == 2 and not part.get("disabled") and "custom_id" in part
+    }
 
 
-def _buttons(components: Any) -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
-    for part in components:
-        part = part if isinstance(part, dict) else part.to_dict()
-        if part.get("type") == 2 and not part.get("disabled") and "custom_id" in part:
-            found.append((part.get("label") or part["emoji"]["name"], part["custom_id"]))
-        found += _buttons(part.get("components", []))
-    return found
+def menus(message: Any) -> list[str]:
+    """The ids of a message's menus."""
+    return [part["custom_id"] for part in _parts(message.components) if part.get("type") == 3]
+
+
+def _parts(components: Any) -> Iterator[dict[str, Any]]:
+    for component in components:
+        part = component if isinstance(component, dict) else component.to_dict()
+        yield part
+        yield from _parts(part.get("components", []))
 
 
 async def press(actor: Any, message: Any, label: str) -> Any:

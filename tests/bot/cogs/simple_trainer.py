@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> int:
             is_allowed = os.environ["HF_TOKEN"] == "hf_secret"
             published = Published(url=f"https://huggingface.co/{repository}", is_private=True)
             sys.stdout.write(f"{published.model_dump_json()}\n")
-            return 0 if is_allowed else refuse("The hub does not accept the token.")
+            return 0 if is_allowed else refuse("Hugging Face does not accept the token.")
         case ["run", job_dir, *rest]:
             return Run(Path(job_dir), is_finishing="--finish" in rest, chosen=chosen_epoch(rest)).run()
     return events.EXIT_REFUSED
@@ -227,18 +227,12 @@ def study(folder: Path) -> int:
     return 0
 
 
-class Run:
-    """One run of a job folder; it continues after the last epoch in its event file."""
+class _Run:
+    """One run in a job folder: its events, and a stop on SIGTERM."""
 
-    def __init__(self, job_dir: Path, *, is_finishing: bool, chosen: int = 0) -> None:
+    def __init__(self, job_dir: Path) -> None:
         self.job_dir = job_dir
-        self.spec: Spec = read_spec(job_dir)
-        self.is_finishing = is_finishing
-        self.chosen = chosen
         self.must_stop = False
-        self.step_s = float(os.environ.get("FAKE_STEP_S", "0.02"))
-        #: `oom:2`: it fails in epoch 2; `die:2`: its process dies there, the first time; `die_always:2`.
-        self.failure, _, self.failure_epoch = os.environ.get("FAKE_TROUBLE", "").partition(":")
         self.path = job_dir / "events.jsonl"
         lines = self.path.read_bytes().splitlines() if self.path.exists() else []
         self.earlier = [events.parse_event(line) for line in lines]
@@ -253,10 +247,26 @@ class Run:
         with self.path.open("a") as file:
             file.write(event(seq=self.seq, time=time.time(), **values).model_dump_json() + "\n")
 
-    def run(self) -> int:
+    def identify(self) -> None:
         identity = identify(os.getpid())
         assert identity is not None
         (self.job_dir / PROCESS_FILE).write_text(identity.model_dump_json())
+
+
+class Run(_Run):
+    """One run of a job folder; it continues after the last epoch in its event file."""
+
+    def __init__(self, job_dir: Path, *, is_finishing: bool, chosen: int = 0) -> None:
+        super().__init__(job_dir)
+        self.spec: Spec = read_spec(job_dir)
+        self.is_finishing = is_finishing
+        self.chosen = chosen
+        self.step_s = float(os.environ.get("FAKE_STEP_S", "0.02"))
+        #: `oom:2`: it fails in epoch 2; `die:2`: its process dies there, the first time; `die_always:2`.
+        self.failure, _, self.failure_epoch = os.environ.get("FAKE_TROUBLE", "").partition(":")
+
+    def run(self) -> int:
+        self.identify()
         epochs = self.spec.training.epochs
         last = sum(isinstance(event, events.EpochEnded) for event in self.earlier)
         self.emit(
@@ -360,29 +370,15 @@ class Run:
         draw(self.job_dir / path, text, 40 + 7 * self.seq % 200)
 
 
-class Sampling:
+class Sampling(_Run):
     """One run of a sampling's folder; it draws what is missing, at the pace of FAKE_DRAW_S."""
 
     def __init__(self, job_dir: Path) -> None:
-        self.job_dir = job_dir
+        super().__init__(job_dir)
         self.spec = read_sampling(job_dir)
-        self.must_stop = False
-        self.path = job_dir / "events.jsonl"
-        self.seq = len(self.path.read_bytes().splitlines()) if self.path.exists() else 0
-        signal.signal(signal.SIGTERM, self.stop)
-
-    def stop(self, *_: Any) -> None:
-        self.must_stop = True
-
-    def emit(self, event: Callable[..., Any], /, **values: Any) -> None:
-        self.seq += 1
-        with self.path.open("a") as file:
-            file.write(event(seq=self.seq, time=time.time(), **values).model_dump_json() + "\n")
 
     def draw_all(self) -> int:
-        identity = identify(os.getpid())
-        assert identity is not None
-        (self.job_dir / PROCESS_FILE).write_text(identity.model_dump_json())
+        self.identify()
         missing = [cell for cell in self.spec.cells if not (self.job_dir / cell.path).exists()]
         number = self.spec.images
         self.emit(

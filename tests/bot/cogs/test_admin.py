@@ -38,6 +38,7 @@ SERVER: tuple[tuple[str, dict[str, Any]], ...] = (
     ("admin audit", {}),
     ("admin health", {}),
     ("admin resend", {}),
+    ("admin links", {}),
 )
 COMMANDS = MACHINE + SERVER
 
@@ -65,9 +66,9 @@ async def test_a_paused_queue_starts_nothing_and_shows_the_reason(data_dir: Path
         assert expected in await lab.until_shown("#1 fox")
         assert f"⛔ <@{manager.id}> has paused the queue" in answer(await lab.ana.slash(lab.channel, "queue"))
         assert await state(lab) is State.QUEUED
-        assert "The queue runs again." in answer(await manager.slash(lab.channel, "admin resume"))
+        assert "The queue is running again." in answer(await manager.slash(lab.channel, "admin resume"))
         await lab.until_shown("is done")
-        assert "The queue runs already." in answer(await manager.slash(lab.channel, "admin resume"))
+        assert "The queue is already running." in answer(await manager.slash(lab.channel, "admin resume"))
 
 
 async def test_a_drain_frees_the_machine_and_loses_nothing(data_dir: Path) -> None:
@@ -95,7 +96,7 @@ async def test_a_bump_is_for_jobs_that_wait(data_dir: Path) -> None:
         assert "#3 has high priority now." in answer(await manager.slash(lab.channel, "admin bump", id="3"))
         assert await lab.jobs.queued_ids() == [3, 2]
         assert "#3 already has high priority." in answer(await manager.slash(lab.channel, "admin bump", id="3"))
-        assert "#1 does not wait: training" in answer(await manager.slash(lab.channel, "admin bump", id="1"))
+        assert "#1 is not waiting: training" in answer(await manager.slash(lab.channel, "admin bump", id="1"))
         assert (await lab.jobs.get(3)).priority is Priority.HIGH
 
 
@@ -114,7 +115,7 @@ async def test_a_slot_is_switched_off_and_on(data_dir: Path) -> None:
         assert [choice["value"] for choice in choices] == [slot.id]
         off = answer(await manager.slash(lab.channel, "admin slots", slot=slot.id, switch="off"))
         assert "**switched off**" in off
-        assert "nothing was changed" in answer(
+        assert "Nothing was changed" in answer(
             await manager.slash(lab.channel, "admin slots", slot=slot.id, switch="off")
         )
         assert "neither" in answer(await manager.slash(lab.channel, "admin slots", slot=slot.id))
@@ -129,7 +130,7 @@ async def test_limits_of_a_role_are_set_listed_and_cleared(data_dir: Path) -> No
         manager = lab.add_manager()
         role = lab.channel.guild.create_role("trainer")
         reply = answer(await manager.slash(lab.channel, "admin limits set", role=role, waiting=2, gpu_hours=2.5))
-        assert f"<@&{role.id}> · 2 waiting and 2.5 GPU-h a week" in reply
+        assert f"<@&{role.id}> · 2 waiting and 2.5 GPU hours a week" in reply
         # The operator's configuration has 3.
         await manager.slash(lab.channel, "admin limits set", role=role, waiting=4)
         assert lab.refusals() == [AboveCeiling]

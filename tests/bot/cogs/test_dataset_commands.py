@@ -126,7 +126,7 @@ async def test_known_files_are_recognized_and_not_changed_by_another_member(data
         reply = answer(await upload(lab, lab.ben, loose(), name="mine"))
         assert "These files were uploaded before, as foxes." in reply
         refused = answer(await upload(lab, lab.ben, loose(), trigger="bens"))
-        assert f"Only <@{lab.ana.id}> or a manager of the server can change the dataset `foxes`" in refused
+        assert f"Only <@{lab.ana.id}> or a manager of the server can do this with the dataset `foxes`" in refused
         assert await names(lab) == ["foxes"]
         dataset = await lab.app.services.datasets.named(lab.channel.guild.id, "foxes")
         assert dataset.edits.rules.trigger == ""
@@ -228,7 +228,7 @@ async def test_files_are_added_by_the_owner(data_dir: Path) -> None:
         again = await lab.ana.slash(lab.channel, "dataset add", dataset="fox", file=("a.png", PNG + b"a"))
         assert "a.png is in this dataset already" in answer(again)
         other = await lab.ben.slash(lab.channel, "dataset add", dataset="fox", file=("b.png", PNG + b"b"))
-        assert "can add to the dataset `fox`" in answer(other)
+        assert "can do this with the dataset `fox`" in answer(other)
         assert lab.env.errors
 
 
@@ -250,7 +250,7 @@ async def test_the_form_for_caption_rules_shows_the_current_ones(data_dir: Path)
         refused = answer(await lab.ana.submit_modal(again, {"replace": "no arrow here"}))
         assert "Write one per line as: old =" in refused
         other = await lab.ben.slash(lab.channel, "dataset captions", dataset="fox")
-        assert "can change the dataset `fox`" in answer(other)
+        assert "can do this with the dataset `fox`" in answer(other)
         assert lab.env.errors
 
 
@@ -265,7 +265,7 @@ async def test_a_model_writes_the_missing_captions_in_one_press(
         # No model is set up.
         assert set(buttons(overview)) == {"One by one", "Change all at once"}
         forged = await press_forged(lab, "ds:1:write", user=lab.ben)
-        assert "can change the dataset `fox`" in forged
+        assert "can do this with the dataset `fox`" in forged
 
         captions = lab.app.services.config.captions.model_copy(update={"model": "blip"})
         object.__setattr__(lab.app.services.config, "captions", captions)
@@ -304,9 +304,8 @@ async def test_captions_are_written_image_by_image_and_those_without_one_come_fi
         assert [image.caption for image in report.images[4:]] == ["a fox in snow", "a bare fox"]
 
 
-async def test_an_upload_shows_how_far_it_has_come_and_then_its_card(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def recorded_progress(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The lines of progress that are shown from now on."""
     shown: list[str] = []
     monkeypatch.setattr(prepare_runner, "PROGRESS_EVERY_S", 0.02)
 
@@ -315,6 +314,13 @@ async def test_an_upload_shows_how_far_it_has_come_and_then_its_card(
         return shown[-1]
 
     monkeypatch.setattr(attachments, "progress_words", recorded)
+    return shown
+
+
+async def test_an_upload_shows_how_far_it_has_come_and_then_its_card(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = recorded_progress(monkeypatch)
     async with world(data_dir, FAKE_PREPARE_S="1") as lab:
         card = await upload_dataset(lab)
 
@@ -327,14 +333,7 @@ async def test_an_upload_shows_how_far_it_has_come_and_then_its_card(
 async def test_decisions_that_are_applied_show_how_far_they_have_come(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shown: list[str] = []
-    monkeypatch.setattr(prepare_runner, "PROGRESS_EVERY_S", 0.02)
-
-    def recorded(title: str, progress: PrepareProgress) -> str:
-        shown.append(progress_words(title, progress))
-        return shown[-1]
-
-    monkeypatch.setattr(attachments, "progress_words", recorded)
+    shown = recorded_progress(monkeypatch)
     async with world(data_dir, FAKE_PREPARE_S="0.5") as lab:
         await upload_dataset(lab)
         step = "⏳ **fox** · reading the images: 2 of 6"
@@ -384,9 +383,9 @@ async def test_a_manager_may_delete_a_dataset_and_another_member_may_not(data_di
     async with world(data_dir) as lab:
         await upload_dataset(lab)
         reply = answer(await lab.ben.slash(lab.channel, "dataset delete", dataset="fox"))
-        assert f"Only <@{lab.ana.id}> or a manager of the server can delete the dataset `fox`" in reply
+        assert f"Only <@{lab.ana.id}> or a manager of the server can do this with the dataset `fox`" in reply
         reply = await press_forged(lab, "ds:1:delete", user=lab.ben)
-        assert f"Only <@{lab.ana.id}> or a manager of the server can delete" in reply
+        assert f"Only <@{lab.ana.id}> or a manager of the server can do this" in reply
         assert await names(lab) == ["fox"]
         manager = lab.add_manager()
         question = await manager.slash(lab.channel, "dataset delete", dataset="fox")

@@ -159,7 +159,7 @@ async def test_another_member_may_look_and_only_a_manager_may_decide(data_dir: P
         assert f"Only <@{lab.ana.id}> or a manager of the server can decide" in text_of(page)
         for custom_id in set(buttons(await review(lab)).values()) - set(buttons(page).values()):
             reply = await press_forged(lab, custom_id, user=lab.ben)
-            assert f"Only <@{lab.ana.id}> or a manager of the server can decide about" in reply
+            assert f"Only <@{lab.ana.id}> or a manager of the server can do this" in reply
         assert "2 of 2" in text_of((await press(lab.ben, page, "▶️")).response.message)
         assert (await dataset_of(lab)).edits.decisions == {}
         manager = lab.add_manager()
@@ -194,7 +194,7 @@ async def test_pending_decisions_are_shown_and_can_be_applied(data_dir: Path) ->
         await upload_dataset(lab)
         await press(lab.ana, await review(lab), "Drop")
         card = (await lab.ben.slash(lab.channel, "dataset inspect", dataset="fox")).response.message
-        assert "Decisions are stored and not applied yet" in text_of(card)
+        assert "Your decisions are saved but not applied yet" in text_of(card)
         assert "Apply decisions" not in buttons(card)
         await press_forged(lab, "ds:1:done", user=lab.ben)
         assert (await dataset_of(lab)).is_pending

@@ -124,6 +124,7 @@ COMMANDS: dict[str, Row] = {
     "admin audit": Row(MANAGE),
     "admin health": Row(MANAGE),
     "admin resend": Row(MANAGE),
+    "admin links": Row(MANAGE),
     "admin storage": Row(MANAGE),
 }
 #: By the custom id; `{draft}`, `{image}` and `{question}` are the owner's.
@@ -214,6 +215,7 @@ BUTTONS: dict[str, Row] = {
 MENUS: dict[str, Row] = {
     "notify:at:done": Row(EVERYONE, {"choice": "none"}),
     "sample:3:vote": Row(EVERYONE, {"choice": "0"}),
+    "sample:3:image": Row(EVERYONE, {"choice": "0"}),
     "sample:3:use": Row(OWN, {"choice": "0"}),
 }
 #: What these end is not there for those who come later; they are walked last.
@@ -256,7 +258,7 @@ class Walk:
         gate.report = reported  # type: ignore[method-assign]
 
     def check(self, where: str, row: Row, role: str, result: Any) -> None:
-        """Whoever may is not refused, whoever may not is; each gets an answer in their language."""
+        """Members who may are not refused, those who may not are; each gets an answer in their language."""
         messages = [*([result.response] if result.response else []), *result.followups]
         told = [text for each in messages for text in texts(each.components)]
         if not told and not result.modal and not row.is_silent:

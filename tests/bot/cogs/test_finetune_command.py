@@ -194,9 +194,9 @@ async def test_estimates_are_shown_and_the_gpu_hours_of_a_week_are_limited(data_
         assert [job.estimate_s is not None for job in await lab.recent()] == [True, False]
         await lab.until(lambda: len(lab.posts("is done")) == 2)
         await limit_everyone(lab, gpu_hours_per_week=1e-9)
-        assert "GPU-h of this week are used or reserved" in answer(await lab.finetune(seed=3))
+        assert "GPU hours of this week are used or reserved" in answer(await lab.finetune(seed=3))
         # Another member has hours of their own, and needs more.
-        assert "This needs ≈" in answer(await lab.finetune(lab.ben, seed=3))
+        assert "This needs about" in answer(await lab.finetune(lab.ben, seed=3))
         assert len(await lab.recent()) == 2
         assert await lab.app.services.uploads.unfinished() == []
 

@@ -148,6 +148,8 @@ async def test_a_training_starts_from_what_another_has_learned(data_dir: Path) -
         earlier, job = await lab.jobs.get(1), await lab.jobs.get(2)
         (exported,) = [each for each in await lab.jobs.events(1) if each.type == "exported" and each.format == "kohya"]
         assert job.spec.method.start_sha256 == exported.sha256
+        # So retention keeps it while this one waits.
+        assert job.source_id == 1
         copied = lab.jobs.job_dir(job) / "start.safetensors"
         assert copied.read_bytes() == (lab.jobs.job_dir(earlier) / exported.path).read_bytes()
 
@@ -164,7 +166,7 @@ async def test_a_start_that_does_not_fit_is_refused_before_it_waits(data_dir: Pa
         shown = await press(
             lab.ana, result.followups[-1] if result.followups else result.response.message, "Start training"
         )
-        assert "starts from #1 has the same base model and method" in answer(shown)
+        assert "starts from #1 must have the same base model and method" in answer(shown)
         assert len(await lab.recent()) == 1
 
 

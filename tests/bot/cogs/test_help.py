@@ -7,10 +7,11 @@ from pathlib import Path
 
 import discord
 
-from bot.ui.help_pages import HelpPage, help_page, page_label, welcome_post
+from bot.ui.help_pages import PAGE_LABELS, HelpPage, help_page, welcome_post
 from bot.ui.layout import weight
 from tests.bot.cogs.conftest import World, answer, text_of, world
 from tests.bot.cogs.dataset_helpers import buttons, press, press_forged, shown_again
+from trainer.protocol.text import translate
 
 #: A command in a text, with what follows it: `/job extend`, `/finetune dataset:`.
 COMMAND = re.compile(r"`/([a-z ]+)")
@@ -21,9 +22,9 @@ async def test_every_page_is_reached_by_its_button_in_one_message(data_dir: Path
         shown = (await lab.ana.slash(lab.channel, "help")).response
         assert shown.ephemeral
         for page in HelpPage:
-            if page_label(page) in buttons(shown):
-                await press(lab.ana, shown.message, page_label(page))
-            assert f"### {page_label(page)}" in text_of(shown_again(lab, shown.message))
+            if translate(PAGE_LABELS[page]) in buttons(shown):
+                await press(lab.ana, shown.message, translate(PAGE_LABELS[page]))
+            assert f"### {translate(PAGE_LABELS[page])}" in text_of(shown_again(lab, shown.message))
             # All but the one that is open.
             assert len(buttons(shown_again(lab, shown.message))) == len(HelpPage) - 1
         assert lab.channel.history() == []
@@ -57,8 +58,8 @@ async def test_the_bot_introduces_itself_once_to_a_server_that_invites_it(data_d
         assert len(await lab.app.db.all("SELECT 1 FROM outbox WHERE dedupe_key LIKE 'welcome:%'")) == 1
         (welcome,) = [each for each in lab.channel.history() if "Hello!" in text_of(each)]
         assert lab.mentions() == [[]]
-        # A page is for whoever presses: the message stays as it is.
-        result = await press(lab.ben, welcome, page_label(HelpPage.MANAGE))
+        # A page is for the person who presses: the message stays as it is.
+        result = await press(lab.ben, welcome, translate(PAGE_LABELS[HelpPage.MANAGE]))
         assert result.response.ephemeral
         assert "`/admin models`" in answer(result)
         assert "Hello!" in text_of(lab.channel.history()[0])

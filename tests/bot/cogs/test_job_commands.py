@@ -100,7 +100,7 @@ async def test_a_retry_needs_gpu_hours_like_a_new_job(data_dir: Path) -> None:
         await lab.ana.slash(lab.channel, "job cancel", id="2")
         await limit_everyone(lab, gpu_hours_per_week=1e-9)
         reply = answer(await lab.ana.slash(lab.channel, "job retry", id="2"))
-        assert "1e-09 GPU-h of this week are used or reserved" in reply
+        assert "1e-09 GPU hours of this week are used or reserved" in reply
         # A job that cannot be retried is refused for that reason.
         assert "and #1 is not: done." in answer(await lab.ana.slash(lab.channel, "job retry", id="1"))
         # Some hours are left, but fewer than the estimate.
@@ -108,7 +108,7 @@ async def test_a_retry_needs_gpu_hours_like_a_new_job(data_dir: Path) -> None:
         budget = await lab.app.services.limits.budget(lab.channel.guild.id, lab.ana.id, 1)
         assert needed_h
         await limit_everyone(lab, gpu_hours_per_week=budget.used_h + needed_h / 2)
-        assert "This needs ≈" in answer(await lab.ana.slash(lab.channel, "job retry", id="2"))
+        assert "This needs about" in answer(await lab.ana.slash(lab.channel, "job retry", id="2"))
         assert await state(lab, 2) is State.CANCELLED
         await limit_everyone(lab, gpu_hours_per_week=budget.used_h + needed_h * 2)
         assert "#2 starts again from the beginning" in answer(await lab.ana.slash(lab.channel, "job retry", id="2"))
@@ -154,7 +154,7 @@ async def test_an_extension_keeps_within_the_limits_of_a_member(data_dir: Path) 
         assert "5 epochs are more than the 4" in reply
         await limit_everyone(lab, gpu_hours_per_week=1e-9)
         reply = answer(await lab.ana.slash(lab.channel, "job extend", id="1", epochs=1))
-        assert "1e-09 GPU-h of this week are used or reserved" in reply
+        assert "1e-09 GPU hours of this week are used or reserved" in reply
         await limit_everyone(lab, gpu_hours_per_week=100)
         shutil.rmtree(lab.jobs.job_dir(finished) / "checkpoints")
         reply = answer(await lab.ana.slash(lab.channel, "job extend", id="1", epochs=1))
@@ -213,7 +213,7 @@ async def test_whoever_sees_a_finished_job_gets_its_files_at_any_time(data_dir: 
             assert shown.response.ephemeral
         async with lab.app.db.transaction() as connection:
             await connection.execute("UPDATE job SET files_deleted_at = 1 WHERE id = 1")
-        assert "were deleted to make room" in answer(await lab.ana.slash(lab.channel, "job files", id="1"))
+        assert "were deleted to free disk space" in answer(await lab.ana.slash(lab.channel, "job files", id="1"))
         assert lab.env.errors
 
 

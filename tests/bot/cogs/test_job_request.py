@@ -42,6 +42,18 @@ def test_a_preset_for_one_kind_of_model_brings_its_own_base() -> None:
     assert draft(request()).base.source == "tiny"
 
 
+def test_a_base_brings_its_vae_and_no_member_another() -> None:
+    models = ModelSettings(sources={"Own": "/own.safetensors", "Same": "/own.safetensors"}, vaes={"Own": "/vae"})
+    own, same = (
+        make_draft(request(base=label), Config(models=models), max_epochs=1000).base for label in ("Own", "Same")
+    )
+
+    assert (own.source, own.vae) == ("/own.safetensors", "/vae")
+    assert (same.source, same.vae) == ("/own.safetensors", None)
+    with pytest.raises(SpecError):
+        draft(request(overrides={"base.vae": "/other"}))
+
+
 @pytest.mark.parametrize("preset", ["lora", "classifier"])
 def test_an_unknown_base_is_refused_for_every_preset(preset: str) -> None:
     with pytest.raises(JobRefused, match="sd9"):

@@ -13,9 +13,11 @@ import simcord.interactions
 
 from bot.app.compose import compose
 from bot.db import open_db
+from bot.errors import NotAllowed, NotYourDataset
 from bot.languages import LOCALES, Languages
 from tests.bot.cogs.conftest import answer, config_for, world
 from tests.bot.cogs.dataset_helpers import press
+from tests.bot.cogs.test_job_buttons import SLOW
 
 
 def interaction(user: int = 1, locale: str = "en-US", guild_locale: str = "en-US") -> Any:
@@ -124,3 +126,30 @@ async def test_refusals_are_in_chinese(data_dir: Path) -> None:
         assert lab.refusals()
     assert [found for text in shown for found in english(text)] == []
     assert all(re.search("[\u4e00-\u9fff]", text) for text in shown)
+
+
+#: English that Chinese sentences keep: names of settings, presets and programs.
+_NAMES = frozenset({"adamw", "constant", "fox", "lora", "px", "zip", "zkz"})
+
+
+def english_words(text: str) -> set[str]:
+    """Words in small letters that no Chinese sentence has: values which were put into it untranslated."""
+    plain = re.sub(r"`[^`]*`|“[^”]*”|<[^>]*>|https?:\S+|/\w+(?: \w+)*(?: \w+:\S*)*|\w*[._]\w+", " ", text)
+    return set(re.findall(r"(?<![A-Za-z])[a-z]{3,}(?![A-Za-z])", plain)) - _NAMES
+
+
+@pytest.mark.usefixtures("in_chinese")
+async def test_values_within_sentences_are_in_chinese(data_dir: Path) -> None:
+    async with world(data_dir, FAKE_STEP_S=SLOW) as lab:
+        await lab.finetune(epochs=2)
+        await lab.finetune(from_dataset="fox", epochs=3)
+        manager = lab.add_manager()
+        shown = [
+            answer(await lab.ben.slash(lab.channel, "job cancel", id="2")),
+            answer(await lab.ben.slash(lab.channel, "dataset captions", dataset="fox")),
+            answer(await lab.ben.slash(lab.channel, "dataset delete", dataset="fox")),
+            answer(await manager.slash(lab.channel, "admin bump", id="2")),
+            answer(await manager.slash(lab.channel, "admin health")),
+        ]
+        assert lab.refusals() == [NotAllowed, NotYourDataset, NotYourDataset]
+    assert [found for text in shown if (found := english_words(text))] == []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
-import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,27 +13,12 @@ from urllib.parse import urljoin
 import aiohttp
 import pytest
 
-from bot.config import Config, WebSettings
-from tests.bot.cogs import conftest
 from tests.bot.cogs.conftest import PNG, World, archive, first_bot, next_bot, text_of, world
 from tests.bot.cogs.dataset_helpers import buttons, press, press_forged, upload_dataset
 from tests.bot.web.test_tus import TUS, checksum
 
+pytestmark = pytest.mark.usefixtures("pages_are_on")
 IMAGES = {f"fox pictures/{number}.png": PNG + bytes([number]) * 3000 for number in range(6)}
-
-
-@pytest.fixture(autouse=True)
-def _pages_are_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    web = WebSettings(port=port, public_url=f"http://127.0.0.1:{port}", max_upload_gib=0.01, max_upload_files=60)
-    without = conftest.config_for
-
-    def with_pages(folder: Path, **trainer_env: str) -> Config:
-        return without(folder, **trainer_env).model_copy(update={"web": web})
-
-    monkeypatch.setattr(conftest, "config_for", with_pages)
 
 
 @pytest.fixture
@@ -112,7 +96,7 @@ async def test_a_folder_becomes_a_dataset_and_the_answer_is_in_the_channel(
             assert response.status == 200
         assert 'value="zkz fox"' in text
         await send(browser, page, IMAGES)
-        await lab.until_shown("6 of them are here")
+        await lab.until_shown("6 of them have arrived")
         status, text = await finish(browser, page, trigger="zkz fox")
         assert status == 200
         await over(browser, page)

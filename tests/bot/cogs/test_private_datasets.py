@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bot.errors import NoSuchDataset, NotYourDataset
+from bot.errors import DatasetRefused, NoSuchDataset, NotFound, NotYourDataset
+from bot.queue import PauseKind
 from bot.queue.domain.verbs import PrivateTraining
 from tests.bot.cogs.conftest import World, answer, text_of, world
 from tests.bot.cogs.dataset_helpers import DEFECTIVE, buttons, press, press_forged, upload_dataset
@@ -64,7 +65,7 @@ async def test_whom_its_owner_names_sees_it_and_trains_with_it(data_dir: Path) -
         await upload_dataset(lab)
         assert f"<@{lab.ben.id}>" in await hide(lab, lab.ben)
         assert "Private: only" in await said(lab, lab.ben, "dataset inspect", dataset="fox")
-        assert "can change" in await said(lab, lab.ben, "dataset privacy", dataset="fox")
+        assert "or a manager of the server can" in await said(lab, lab.ben, "dataset privacy", dataset="fox")
 
         # What others see of it are posts without pictures.
         asked = await lab.ben.slash(lab.channel, "finetune", from_dataset="fox", epochs=1, confirm=True)
@@ -132,3 +133,56 @@ async def test_the_same_files_do_not_open_it(data_dir: Path) -> None:
         refused = answer(await lab.ben.submit_modal(form, {"files": [DEFECTIVE]}))
         assert "exactly these files as a private dataset" in refused
         assert "exactly these files" in await said(lab, lab.ben, "finetune", dataset=DEFECTIVE, epochs=1)
+
+
+async def test_lists_say_that_a_training_is_there_and_not_what_it_is_called(data_dir: Path) -> None:
+    async with world(data_dir) as lab:
+        await upload_dataset(lab)
+        await hide(lab)
+        await lab.train(from_dataset="fox", name="secret", epochs=1)
+        await lab.app.services.jobs.control.pause(PauseKind.PAUSE, by=1)
+        for number, name in enumerate(("secret-two", "secret-three"), start=2):
+            asked = await lab.ana.slash(lab.channel, "finetune", from_dataset="fox", name=name, epochs=number)
+            await press(lab.ana, asked.response.message, "Start training")
+        for command, shown in (("queue", "🔒 private"), ("job list", "🔒 private")):
+            of_ben = await said(lab, lab.ben, command)
+            assert "secret" not in of_ben, command
+            assert shown in of_ben, command
+            assert "#2" in of_ben, command
+            assert "secret-two" in await said(lab, lab.ana, command), command
+        board = (await lab.ben.slash(lab.channel, "queue")).response.message
+        assert "secret" not in await press_forged(lab, "job:0:queue_page", lab.ben)
+        assert "secret" not in text_of(board)
+        # A name that is typed is no way to learn that it is right.
+        unknown = await said(lab, lab.ben, "job status", id="nothing")
+        assert await said(lab, lab.ben, "job status", id="secret") == unknown.replace("nothing", "secret")
+        assert "secret" in await said(lab, lab.ana, "job status", id="secret")
+        assert await lab.ben.autocomplete(lab.channel, "sample", "job", "") == []
+        assert lab.refusals() == [NotFound, NotFound]
+
+
+async def test_who_sees_a_dataset_is_in_the_audit(data_dir: Path) -> None:
+    async with world(data_dir) as lab:
+        await upload_dataset(lab)
+        await hide(lab, lab.ben)
+        await hide(lab, who="everyone")
+        boss = lab.add_manager()
+        audit = await said(lab, boss, "admin audit")
+        assert "let everyone see the dataset fox" in audit
+        assert "made the dataset fox private" in audit
+
+
+async def test_images_that_come_with_finetune_may_be_private_from_the_start(data_dir: Path) -> None:
+    async with world(data_dir) as lab:
+        asked = await lab.ana.slash(lab.channel, "finetune", dataset=DEFECTIVE, private=True, confirm=True)
+        assert "Your dataset is private" in answer(asked)
+        assert await names_offered(lab, lab.ben) == []
+        # Also after others could see it; and no one hides another's.
+        assert "Everyone here" in await hide(lab, who="everyone")
+        refused = await said(lab, lab.ben, "finetune", dataset=DEFECTIVE, private=True, confirm=True)
+        assert "or a manager of the server can" in refused
+        assert "fox" in await names_offered(lab, lab.ben)
+        await lab.ana.slash(lab.channel, "finetune", dataset=DEFECTIVE, private=True, confirm=True)
+        assert await names_offered(lab, lab.ben) == []
+        assert "dataset privacy" in await said(lab, lab.ana, "finetune", from_dataset="fox", private=True)
+        assert lab.refusals() == [DatasetRefused]

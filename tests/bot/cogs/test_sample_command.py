@@ -14,7 +14,7 @@ import discord
 from bot.queue import Job, State
 from bot.queue.domain.verbs import PrivateTraining
 from tests.bot.cogs.conftest import World, answer, first_bot, next_bot, text_of, world
-from tests.bot.cogs.dataset_helpers import press, press_forged
+from tests.bot.cogs.dataset_helpers import menus, press, press_forged
 from trainer.exchange.process import read_process_file
 from trainer.protocol.events import Finished
 
@@ -80,7 +80,7 @@ async def test_a_grid_of_epochs_is_drawn_in_the_thread_of_its_training(data_dir:
         assert [cell.seed for cell in job.sampling.cells] == [1234] * 14, "each model draws with the same seed"
         # The name still means the training.
         assert "### ✅ #1 fox" in answer(await lab.ben.slash(lab.channel, "job status", id="fox"))
-        # Whoever asked is called once, where the images are.
+        # The person who asked is mentioned once, where the images are.
         called = [text for text in lab.thread_texts() if "14 images are drawn" in text]
         assert len(called) == 1
         assert f"<@{lab.ben.id}>" in called[0]
@@ -97,7 +97,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"job": "fox", "size": "huge"}, "Size: I do not understand “huge”."),
     ({"job": "fox", "size": "1024"}, "not 1024×1024. Sizes that fit:"),
     ({"job": "fox", "seeds": " ".join(map(str, range(1, 16))), "epochs": "all", "strengths": "0 0.5 1"}, "135 images"),
-    ({"job": "fox", "base": "tiny"}, "Give one of them"),
+    ({"job": "fox", "base": "tiny"}, "Give one of these"),
     ({}, "Say what to draw with"),
     ({"base": "tiny", "epochs": "2"}, "Only a training has epochs"),
     ({"base": "huge"}, "There is no base model “huge” here."),
@@ -151,6 +151,31 @@ async def test_votes_are_one_for_each_person_and_stay_on_the_card(data_dir: Path
         await lab.until(lambda: "with 1 vote." in text_of(card_of(lab, 2)))
 
 
+async def test_images_have_votes_of_their_own(data_dir: Path) -> None:
+    async with first_bot(data_dir) as lab:
+        await trained(lab)
+        await lab.ana.slash(lab.channel, "sample", prompts="a|b|c|d|e|f", job="1", epochs="1, 2")
+        card = await drawn(lab, 2)
+        assert "sample:2:image" not in menus(card), "it asks for the best epoch"
+        shown = await press(lab.ben, card, "All images")
+        first, second = shown.response.message, shown.followups[-1]
+        assert (menus(first), menus(second)) == (["sample:2:image"], ["sample:2:image"])
+        await lab.ben.select(first, ["3"], custom_id="sample:2:image")
+        await lab.ben.select(card, ["1"], custom_id="sample:2:vote")
+        # One for all images: the other one is taken back.
+        await lab.ben.select(second, ["11"], custom_id="sample:2:image")
+        await lab.until(lambda: "Most liked: **image 12**, with 1 vote." in text_of(card_of(lab, 2)))
+        assert "Most liked: **epoch 2**, with 1 vote." in text_of(card_of(lab, 2))
+    async with next_bot(lab, data_dir):
+        shown = await press(lab.ana, card_of(lab, 2), "All images")
+        voted = await lab.ana.select(shown.followups[-1], ["11"], custom_id="sample:2:image")
+        assert "Your vote for image 12 counts" in answer(voted)
+        await lab.until(lambda: "Most liked: **image 12**, with 2 votes." in text_of(card_of(lab, 2)))
+        # Few images of one model: the menu is on the card.
+        await lab.ana.slash(lab.channel, "sample", prompts="a|b", job="1")
+        assert menus(await drawn(lab, 3)) == ["sample:3:image"]
+
+
 async def test_a_sampling_goes_on_after_the_bot_and_its_process_were_killed(data_dir: Path) -> None:
     async with first_bot(data_dir, FAKE_DRAW_S="0.3") as lab:
         await trained(lab)
@@ -183,7 +208,7 @@ async def test_others_may_look_and_only_the_owner_or_a_manager_stops(data_dir: P
         await until_state(lab, 2, State.CANCELLED)
         await lab.until(lambda: "they are kept" in text_of(card_of(lab, 2)) or "it is kept" in text_of(card_of(lab, 2)))
         again = await lab.ana.click(card_of(lab, 2), custom_id="job:2:draw_again")
-        assert "goes on with the images that are missing" in answer(again)
+        assert "continues with the images that are missing" in answer(again)
         await drawn(lab, 2)
 
 

@@ -295,7 +295,7 @@ async def test_buttons(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None
 
 
 async def test_forms(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Opened by somebody who may, and sent when they no longer may."""
+    """Opened by a member who may, and sent when they no longer may."""
     made = {
         name
         for name, each in inspect.getmembers(dataset_forms)

@@ -12,6 +12,8 @@ from bot.config import Config, ModelSettings
 from bot.config_file import load_config
 from bot.operations.models_command import ModelNotAdded, add_model, models_text
 from bot.ui.model_pages import model_lines
+from trainer.exchange.memory_predictions import is_predictable, keep_prediction
+from trainer.protocol.presets import spec_from_preset
 
 
 def single_file(path: Path, *names: str) -> Path:
@@ -24,6 +26,20 @@ def single_file(path: Path, *names: str) -> Path:
 @pytest.fixture
 def sdxl(tmp_path: Path) -> Path:
     return single_file(tmp_path / "own.safetensors", "conditioner.embedders.0.transformer.weight")
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The data folder is relative to where the command runs."""
+    monkeypatch.chdir(tmp_path)
+
+
+def keep_9_gib(config: Config, label: str) -> None:
+    """Predict, as a trainer process would."""
+    base = config.models.base_of(label)
+    spec = spec_from_preset("lora", dataset="/data", base=base["source"], changes={"base": base})
+    if is_predictable(spec):
+        keep_prediction(config.storage.data_dir / "predictions", spec, 9 * 2**30)
 
 
 @pytest.mark.parametrize(
@@ -39,8 +55,9 @@ def test_a_model_is_added_and_everything_else_stays(tmp_path: Path, sdxl: Path, 
     path = tmp_path / "config.toml"
     if before:
         path.write_text(before)
-    text = add_model(path, 'Our "own"', str(sdxl))
+    text = add_model(path, 'Our "own"', str(sdxl), predict=keep_9_gib)
     assert "SDXL, 1024 px" in text
+    assert "9.0 GiB of memory" in text
     config = load_config(path)
     assert config.models.sources['Our "own"'] == str(sdxl)
     assert ("Requests that name no base use it." in text) == (config.models.default == "")
@@ -88,8 +105,10 @@ def test_each_model_is_shown_with_what_its_files_tell(tmp_path: Path, sdxl: Path
     assert lines[1].endswith("(default)")
     assert lines[2] == "Lost: ⚠ there is no such file or folder"
     assert lines[3] == "Hub: owner/name, downloaded at its first use (some GB)"
-    assert "Only the toy model is there" not in models_text(Config(models=ModelSettings(sources=sources)))
-    assert "Only the toy model is there" in models_text(Config())
+    text = models_text(Config(models=ModelSettings(sources=sources)), predict=keep_9_gib)
+    assert "Only the toy model is set up" not in text
+    assert text.count("9.0 GiB of memory") == 1
+    assert "Only the toy model is set up" in models_text(Config())
 
 
 def test_the_toy_model_is_the_default_only_if_it_is_said() -> None:

@@ -331,7 +331,7 @@ async def test_closed_direct_messages_are_told_in_the_thread(
 async def test_closed_direct_messages_without_a_thread_are_told_in_the_channel(
     db: Database, outbox: Outbox, post: ScriptedPost, sender: Sender
 ) -> None:
-    """An edited message would call nobody."""
+    """An edited message would mention no one."""
     await outbox.audience.choose(OWNER, NotifyEvent.DONE, NotifyPlace.DIRECT)
     post.answers[OWNER] = RecipientUnreachable("403 50007")
     post.thread_error = NoThread("403 50013")

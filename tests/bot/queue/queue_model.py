@@ -8,10 +8,16 @@ from dataclasses import dataclass, field
 from bot.queue import ACTIVE, ENDS, TRANSITIONS, State, StopIntent
 from bot.queue.domain.rules import MAX_RETRY_PAUSE_S
 from trainer.protocol.events import FailureKind
+from trainer.protocol.run_options import JobKind
 
 STRENGTH = (StopIntent.REQUEUE, StopIntent.PAUSE, StopIntent.KEEP_BEST, StopIntent.CANCEL)
 RETRY_PAUSE_S = 30.0
 MAX_ATTEMPTS = 3
+#: Samplings before a training that could start.
+IN_A_ROW = 5
+
+#: Jobs are served by turns within one of these: owner, kind, priority.
+Line = tuple[int, JobKind, int]
 
 
 @dataclass(kw_only=True)
@@ -27,6 +33,7 @@ class ModelJob:
     turn: int
     #: Rises with each time that a job is queued.
     queued_as: int
+    kind: JobKind = JobKind.TRAIN
     state: State = State.QUEUED
     is_front: bool = False
     is_finishing: bool = False
@@ -36,6 +43,8 @@ class ModelJob:
     round: int = 1
     kept_epoch: int = 0
     seq: int = 0
+    #: Of its newest attempt; 0: it has none.
+    claimed_as: int = 0
     slots: list[int] = field(default_factory=list)
     #: Its states, in order.
     path: list[State] = field(default_factory=lambda: [State.QUEUED])
@@ -49,8 +58,12 @@ class ModelJob:
             self.ends[self.round] += 1
 
     @property
-    def order(self) -> tuple[bool, int, int, int]:
-        return (not self.is_front, -self.priority, self.turn, self.id)
+    def order(self) -> tuple[bool, bool, int, int, int]:
+        return (self.kind is JobKind.TRAIN, not self.is_front, -self.priority, self.turn, self.id)
+
+    @property
+    def line(self) -> Line:
+        return (self.owner, self.kind, self.priority)
 
 
 class Model:
@@ -58,9 +71,11 @@ class Model:
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
+        #: A sampling may run without a slot.
+        self.shares = False
         self.jobs: dict[int, ModelJob] = {}
-        #: The last turn that each (owner, priority) was served.
-        self.served: Counter[tuple[int, int]] = Counter()
+        #: The last turn that was served in each line.
+        self.served: Counter[Line] = Counter()
         self.is_paused = False
         self._queued = 0
         #: How often an owner's first job was overtaken, by (its job, `queued_as`, the owner who did).
@@ -71,20 +86,19 @@ class Model:
     def queue(self) -> list[ModelJob]:
         return sorted((job for job in self.jobs.values() if job.state is State.QUEUED), key=lambda job: job.order)
 
-    def next_turn(self, owner: int, priority: int) -> int:
-        mine = (owner, priority)
-        waiting = [job.turn for job in self.queue() if (job.owner, job.priority) == mine and not job.is_front]
-        being_served = max((turn for (_, at), turn in self.served.items() if at == priority), default=0)
+    def next_turn(self, mine: Line) -> int:
+        waiting = [job.turn for job in self.queue() if job.line == mine and not job.is_front]
+        being_served = max((turn for (_, *others), turn in self.served.items() if others == [*mine[1:]]), default=0)
         return max(max(waiting, default=0) + 1, self.served[mine] + 1, being_served)
 
     def next_number(self) -> int:
         self._queued += 1
         return self._queued
 
-    def leave_queue(self, job: ModelJob, turn: int, priority: int) -> None:
+    def leave_queue(self, line: Line, turn: int) -> None:
         """Move up the owner's later jobs."""
         for other in self.queue():
-            if (other.owner, other.priority) == (job.owner, priority) and not other.is_front and other.turn > turn:
+            if other.line == line and not other.is_front and other.turn > turn:
                 other.turn -= 1
 
     def active(self) -> list[ModelJob]:
@@ -96,28 +110,43 @@ class Model:
 
     def is_ready(self, job: ModelJob, now: float) -> bool:
         is_time = job.run_after <= now or (job.attempt > 0 and job.run_after > now + MAX_RETRY_PAUSE_S)
-        running = sum(other.owner == job.owner for other in self.active())
+        running = sum((other.owner, other.kind) == (job.owner, job.kind) for other in self.active())
         return is_time and (job.max_running is None or running < job.max_running)
 
     def claim(self, now: float) -> ModelJob | None:
-        first = next((job for job in self.queue() if self.is_ready(job, now)), None)
-        if self.is_paused or first is None or len(self.free()) < first.gpus:
+        first = self._first_ready(now)
+        if self.is_paused or first is None:
+            return None
+        if len(self.free()) < first.gpus and not self._may_share(first):
             return None
         if not first.is_front:
             self._count_overtaken(first, now)
-            who = (first.owner, first.priority)
-            self.served[who] = max(self.served[who], first.turn)
+            self.served[first.line] = max(self.served[first.line], first.turn)
         first.slots = self.free()[: first.gpus]
         first.attempt += 1
+        first.claimed_as = 1 + max(job.claimed_as for job in self.jobs.values())
         first.is_front, first.run_after = False, 0.0
         first.intent = first.intent if first.is_finishing else None
         first.enter(State.PREPARING)
         return first
 
+    def _first_ready(self, now: float) -> ModelJob | None:
+        ready = [job for job in self.queue() if self.is_ready(job, now)]
+        trainings = [job for job in ready if job.kind is JobKind.TRAIN]
+        claimed = sorted((job for job in self.jobs.values() if job.claimed_as), key=lambda job: -job.claimed_as)
+        newest = [job.kind for job in claimed[:IN_A_ROW]]
+        if newest == [JobKind.SAMPLE] * IN_A_ROW and trainings:
+            return trainings[0]
+        return next(iter(ready), None)
+
+    def _may_share(self, job: ModelJob) -> bool:
+        is_new_sampling = job.kind is JobKind.SAMPLE and not job.attempt
+        return self.shares and is_new_sampling and all(other.kind is JobKind.TRAIN for other in self.active())
+
     def _count_overtaken(self, job: ModelJob, now: float) -> None:
         """Count the owners whose first job of this priority was queued earlier, and may start."""
         for owner in {other.owner for other in self.queue()} - {job.owner}:
-            theirs = [other for other in self.queue() if other.owner == owner and other.priority == job.priority]
+            theirs = [other for other in self.queue() if other.line == (owner, *job.line[1:])]
             head = next((other for other in theirs if not other.is_front), None)
             # Within a turn the ID decides, and a retried job keeps its ID.
             if head and self.is_ready(head, now) and head.queued_as < job.queued_as and job.turn < head.turn:
@@ -129,7 +158,7 @@ class Model:
         is_kept = intent is StopIntent.KEEP_BEST
         waits = job.state in {State.QUEUED, State.PAUSED}
         was_queued = job.state is State.QUEUED and not job.is_front
-        turn = job.turn
+        line, turn = job.line, job.turn
         if waits and (intent is StopIntent.CANCEL or (is_kept and not job.kept_epoch)):
             job.intent = StopIntent.CANCEL
             job.enter(State.CANCELLED)
@@ -155,12 +184,12 @@ class Model:
         else:
             return
         if was_queued:
-            self.leave_queue(job, turn, job.priority)
+            self.leave_queue(line, turn)
 
     def resume(self, job: ModelJob) -> None:
         if job.state is State.PAUSED:
             if not job.is_front:
-                job.turn = self.next_turn(job.owner, job.priority)
+                job.turn = self.next_turn(job.line)
             job.run_after, job.intent, job.queued_as = 0.0, None, self.next_number()
             job.enter(State.QUEUED)
 
@@ -169,11 +198,11 @@ class Model:
             self.next_round(job)
 
     def extend(self, job: ModelJob) -> None:
-        if job.state in {State.SUCCEEDED, State.STOPPED}:
+        if job.kind is JobKind.TRAIN and job.state in {State.SUCCEEDED, State.STOPPED}:
             self.next_round(job)
 
     def next_round(self, job: ModelJob) -> None:
-        job.turn, job.queued_as = self.next_turn(job.owner, job.priority), self.next_number()
+        job.turn, job.queued_as = self.next_turn(job.line), self.next_number()
         job.round += 1
         job.uncounted, job.run_after, job.is_front, job.is_finishing = job.attempt, 0.0, False, False
         job.intent = None
@@ -181,11 +210,11 @@ class Model:
 
     def bump(self, job: ModelJob, priority: int) -> None:
         if job.state is State.QUEUED and job.priority != priority:
-            before, turn = job.priority, job.turn
-            job.turn = 0 if job.is_front else self.next_turn(job.owner, priority)
+            before, turn = job.line, job.turn
+            job.turn = 0 if job.is_front else self.next_turn((job.owner, job.kind, priority))
             job.priority, job.queued_as = priority, self.next_number()
             if not job.is_front:
-                self.leave_queue(job, turn, before)
+                self.leave_queue(before, turn)
 
     # -- ends of attempts ----------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from bot.config import LimitSettings, QueueSettings
+from bot.config import LimitSettings, QueueSettings, SamplingSettings
 from bot.db import Database, database, open_db
 from bot.outbox import Outbox
 from bot.queue import ACTIVE, TRANSITIONS, JobStore, NewJob, PauseKind, Priority, State, StopIntent
@@ -25,12 +25,15 @@ from tests.bot import fake_events, fakes
 from tests.bot.conftest import CHANNEL, GUILD, add_dataset, notifications, set_slots
 from tests.bot.queue.queue_model import MAX_ATTEMPTS, RETRY_PAUSE_S, Model, ModelJob
 from trainer.protocol.events import Event, FailureKind
+from trainer.protocol.run_options import JobKind
+from trainer.protocol.sampling import make_sampling_spec
 from trainer.protocol.spec import make_spec
 
 SLOTS = 3
 OWNERS = st.integers(1, 4)
 PICK = st.integers(0, 1_000)
 SPEC = make_spec({"name": "fox", "dataset": "/nowhere"})
+SAMPLING = make_sampling_spec({"models": [{"kind": "base"}], "prompts": [{"prompt": "a fox"}]})
 T = TypeVar("T")
 
 #: Only this process dies, not the machine: no need to wait for the disk.
@@ -48,14 +51,14 @@ class QueueMachine(RuleBasedStateMachine):
         self.model = Model(SLOTS)
         self.interactions = 0
         self.read_bytes = 0
-        self.run(self.open())
+        self.run(self.open(shares=False))
         self.run(add_dataset(self.db))
         self.run(set_slots(self.store, SLOTS))
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self.loop.run(work)
 
-    async def open(self) -> None:
+    async def open(self, *, shares: bool) -> None:
         self.stack = AsyncExitStack()
         self.db: Database = await self.stack.enter_async_context(open_db(self.folder / "darkroom.db"))
         self.store = JobStore(
@@ -63,6 +66,7 @@ class QueueMachine(RuleBasedStateMachine):
             Outbox(self.db, clock=self.clock),
             data_dir=self.folder,
             limits=LimitSettings(max_jobs_per_user=100),
+            sampling=SamplingSettings(beside_training=shares, max_waiting_per_user=100, max_waiting=1000),
             queue=QueueSettings(retry_pause_s=RETRY_PAUSE_S, max_attempts=MAX_ATTEMPTS),
             clock=self.clock,
         )
@@ -81,26 +85,32 @@ class QueueMachine(RuleBasedStateMachine):
 
     # -- users ------------------------------------------------------------------------------------------------
 
-    @initialize(owners=st.lists(OWNERS, min_size=8, max_size=8))
-    def a_full_queue(self, owners: list[int]) -> None:
+    @initialize(owners=st.lists(OWNERS, min_size=8, max_size=8), shares=st.booleans())
+    def a_full_queue(self, owners: list[int], shares: bool) -> None:
+        self.restart(shares)
         for number, owner in enumerate(owners):
-            self.submit(owner, Priority.NORMAL, 1 + (number == 5), 0, None)
+            self.submit(JobKind.TRAIN, owner, Priority.NORMAL, 1 + (number == 5), 0, None)
         self.claim_all()
 
     @rule(
+        kind=st.sampled_from(JobKind),
         owner=OWNERS,
         priority=st.sampled_from([*Priority, Priority.NORMAL, Priority.NORMAL]),
         gpus=st.sampled_from([1, 1, 1, 2]),
         delay_s=st.sampled_from([0, 0, 0, 600]),
         max_running=st.sampled_from([None, None, 1]),
     )
-    def submit(self, owner: int, priority: Priority, gpus: int, delay_s: int, max_running: int | None) -> None:
+    def submit(
+        self, kind: JobKind, owner: int, priority: Priority, gpus: int, delay_s: int, max_running: int | None
+    ) -> None:
         self.interactions += 1
-        new = self._new(owner, priority, gpus, delay_s, max_running)
+        gpus = gpus if kind is JobKind.TRAIN else 1
+        new = self._new(kind, owner, priority, gpus, delay_s, max_running)
         job = self.run(self.store.submit(new))
-        turn = self.model.next_turn(owner, priority)
+        turn = self.model.next_turn((owner, kind, priority))
         self.model.jobs[job.id] = ModelJob(
             id=job.id,
+            kind=kind,
             owner=owner,
             priority=priority,
             gpus=gpus,
@@ -112,14 +122,20 @@ class QueueMachine(RuleBasedStateMachine):
         # Pressed twice, or redelivered by Discord: one job.
         assert self.run(self.store.submit(new)).id == job.id
 
-    def _new(self, owner: int, priority: Priority, gpus: int, delay_s: int, max_running: int | None) -> NewJob:
+    def _new(
+        self, kind: JobKind, owner: int, priority: Priority, gpus: int, delay_s: int, max_running: int | None
+    ) -> NewJob:
+        is_sampling = kind is JobKind.SAMPLE
         return NewJob(
             interaction_id=self.interactions,
             guild_id=GUILD,
             channel_id=CHANNEL,
             owner_id=owner,
-            dataset_id=1,
-            spec=SPEC,
+            dataset_id=0 if is_sampling else 1,
+            # The first of the full queue.
+            source_id=1 if is_sampling else None,
+            spec=SAMPLING if is_sampling else SPEC,
+            title="fox",
             priority=priority,
             gpus=gpus,
             run_after=datetime.fromtimestamp(self.clock.at + delay_s, UTC) if delay_s else None,
@@ -153,7 +169,7 @@ class QueueMachine(RuleBasedStateMachine):
         job = self.job(pick)
         self.model.extend(job)
         found = self.run(self.store.get(job.id))
-        self.run(self.store.extend(found, found.spec, fingerprint="extended", estimate_s=None, by=9, max_waiting=None))
+        self.run(self.store.extend(found, SPEC, fingerprint="extended", estimate_s=None, by=9, max_waiting=None))
 
     @precondition(lambda self: self.model.jobs)
     @rule(pick=PICK, priority=st.sampled_from(Priority))
@@ -183,6 +199,25 @@ class QueueMachine(RuleBasedStateMachine):
         assert (claimed and claimed.id) == (expected and expected.id)
         assert max(self.model.overtaken.values(), default=0) <= 1, self.model.overtaken
 
+    @rule(owner=OWNERS)
+    def samplings_and_trainings_take_turns(self, owner: int) -> None:
+        """More samplings than go before a training, each drawn at once."""
+        for number in range(7):
+            self.submit(JobKind.SAMPLE, 1 + (owner + number) % 4, Priority.NORMAL, 1, 0, 1)
+            self.finish_one_and_start_the_next()
+
+    @rule(owner=OWNERS)
+    def a_sampling_that_ran_beside_trainings_is_lost(self, owner: int) -> None:
+        """It does not run without a slot again."""
+        self.claim_all()
+        self.submit(JobKind.SAMPLE, owner, Priority.NORMAL, 1, 0, None)
+        self.claim()
+        for number, job in enumerate(self.model.active()):
+            if not job.slots:
+                self.lose(number, is_node_lost=True)
+                self.claim()
+                break
+
     @rule()
     def claim_all(self) -> None:
         for _ in range(SLOTS):
@@ -206,10 +241,11 @@ class QueueMachine(RuleBasedStateMachine):
     def clock_jumps(self, seconds: int) -> None:
         self.clock.advance(seconds)
 
-    @rule()
-    def restart(self) -> None:
+    @rule(shares=st.booleans())
+    def restart(self, shares: bool) -> None:
+        self.model.shares = shares
         self.run(self.stack.aclose())
-        self.run(self.open())
+        self.run(self.open(shares=shares))
 
     def ingest(self, job: ModelJob, event: Event) -> None:
         self.read_bytes += 10
@@ -222,13 +258,17 @@ class QueueMachine(RuleBasedStateMachine):
         job.seq += 1
         if job.state is State.PREPARING:
             job.enter(State.RUNNING)
-        self.ingest(job, fake_events.started(job.seq))
+        is_sampling = job.kind is JobKind.SAMPLE
+        self.ingest(job, (fake_events.sampling_started if is_sampling else fake_events.started)(job.seq))
 
     @precondition(lambda self: self.model.active())
     @rule(pick=PICK)
-    def epoch_ends(self, pick: int) -> None:
+    def epoch_ends_or_image_is_drawn(self, pick: int) -> None:
         job = self.active_job(pick)
         job.seq += 1
+        if job.kind is JobKind.SAMPLE:
+            self.ingest(job, fake_events.image_drawn(job.seq))
+            return
         job.kept_epoch += 1
         self.ingest(job, fake_events.epoch_ended(job.seq, job.kept_epoch))
 
@@ -238,13 +278,15 @@ class QueueMachine(RuleBasedStateMachine):
         job = self.active_job(pick)
         job.seq += 1
         self.model.finished(job)
-        self.ingest(job, fake_events.finished(job.seq))
+        is_sampling = job.kind is JobKind.SAMPLE
+        self.ingest(job, (fake_events.sampling_finished if is_sampling else fake_events.finished)(job.seq))
 
     @precondition(lambda self: self.model.active())
     @rule(pick=PICK, has_checkpoint=st.booleans())
     def trainer_stops(self, pick: int, has_checkpoint: bool) -> None:
         job = self.active_job(pick)
         job.seq += 1
+        has_checkpoint &= job.kind is JobKind.TRAIN
         self.model.stopped(job, has_checkpoint=has_checkpoint)
         self.ingest(job, fake_events.stopped(job.seq, checkpoint="checkpoints/last" if has_checkpoint else None))
 
@@ -300,7 +342,9 @@ class QueueMachine(RuleBasedStateMachine):
         assert sorted((row["job_id"], row["attempt"], row["position"]) for row in held) == sorted(
             (job.id, job.attempt, slot) for job in self.model.active() for slot in job.slots
         )
-        assert all(len(job.slots) == job.gpus for job in self.model.active())
+        beside = [job for job in self.model.active() if len(job.slots) != job.gpus]
+        assert len(beside) <= 1
+        assert all(job.kind is JobKind.SAMPLE and not job.slots for job in beside)
         open_attempts = self.run(self.db.all("SELECT job_id, attempt FROM attempt WHERE ended_at IS NULL"))
         assert {tuple(row) for row in open_attempts} == {(job.id, job.attempt) for job in self.model.active()}
 
@@ -337,7 +381,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert all(each.state in ACTIVE for each in busy)
 
 
-EXAMPLES = int(os.environ.get("DARKROOM_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("DARKROOM_EXAMPLES", "40"))
 
 
 @pytest.fixture(autouse=True)
@@ -350,7 +394,7 @@ QueueMachine.TestCase.settings = settings(
     stateful_step_count=50,
     deadline=None,
     database=None,
-    derandomize=EXAMPLES == 60,
+    derandomize=EXAMPLES == 40,
     suppress_health_check=list(HealthCheck),
 )
 TestQueue = QueueMachine.TestCase

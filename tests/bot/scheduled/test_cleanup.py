@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from pathlib import Path
@@ -10,9 +11,10 @@ import pytest
 
 from bot.config import RetentionSettings
 from bot.db import Database
+from bot.db.audit import read_entries
+from bot.errors import JobFilesDeleted
 from bot.queue import JobStore, NewJob
 from bot.queue.planning.retention import Storage, bytes_in
-from bot.queue.store.history import read_entries
 from bot.scheduled import cleanup as module
 from bot.scheduled.alerts import AdminNotifier
 from bot.scheduled.cleanup import RetentionRunner
@@ -21,6 +23,7 @@ from tests.bot.conftest import CHANNEL, GUILD, Submit
 from tests.bot.fakes import FakeClock, Killed
 from tests.bot.scheduled.conftest import LOG_CHANNEL, ReadNews
 from trainer.protocol.sampling import make_sampling_spec
+from trainer.protocol.spec import make_spec
 
 
 @pytest.fixture
@@ -114,6 +117,45 @@ async def test_a_job_that_is_needed_again_since_the_plan_is_kept(
     await store.pin(2, by=1)
     assert [await retention.delete(deletion) for deletion in plan.deletions] == [False, False]
     assert len(files(jobs_dir)) == 6
+
+
+@pytest.mark.parametrize("waits", ["from a training", "from a run of a study"])
+async def test_what_a_job_that_waits_starts_from_is_kept_until_it_has_ended(
+    db: Database,
+    store: JobStore,
+    submit: Submit,
+    clock: FakeClock,
+    jobs_dir: Path,
+    retention: RetentionRunner,
+    tmp_path: Path,
+    waits: str,
+) -> None:
+    for number in (1, 2):
+        await submit()
+        await end(db, number, clock, days=61)
+    async with db.transaction() as connection:
+        await connection.execute_fetchall("UPDATE job SET parent_id = 1, child_name = 'a', folder = '1/a' WHERE id = 2")
+    fill(jobs_dir / "1")
+    settings = RetentionSettings(max_age_days=30, keep_newest=0)
+    plan, _ = await Storage(db, data_dir=tmp_path / "data", settings=settings, clock=clock).survey()
+    source = 1 if waits == "from a training" else 2
+    new = NewJob(
+        interaction_id=99,
+        guild_id=GUILD,
+        channel_id=CHANNEL,
+        owner_id=2,
+        dataset_id=1,
+        source_id=source,
+        spec=make_spec({"name": "more", "dataset": "/nowhere"}),
+    )
+    following = await store.submit(new)
+    # Also if it began to wait between plan and deletion.
+    assert [await retention.delete(each) for each in plan.deletions] == [False]
+    assert await retention.run() == 0
+    await end(db, following.id, clock)
+    assert await retention.run() == 1
+    with pytest.raises(JobFilesDeleted):
+        await store.submit(dataclasses.replace(new, interaction_id=100))
 
 
 async def test_a_study_and_its_children_are_deleted_together_or_not_at_all(

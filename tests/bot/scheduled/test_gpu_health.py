@@ -6,8 +6,8 @@ import pytest
 
 from bot.config import HealthSettings
 from bot.db import Database
+from bot.db.audit import read_entries
 from bot.queue import JobStore, slots_of
-from bot.queue.store.history import read_entries
 from bot.scheduled.alerts import AdminNotifier
 from bot.scheduled.gpu_health import GpuMonitor
 from bot.ui.admin_news import GpuHealth, GpuTrouble

@@ -202,12 +202,20 @@ async def test_an_import_gets_the_requested_name_and_trigger(place: Place) -> No
     assert await place.requests() == []
 
 
+@pytest.mark.parametrize("kind", [UploadKind.FINETUNE, UploadKind.IMPORT])
+async def test_what_was_to_be_private_is_private_after_a_restart(place: Place, kind: UploadKind) -> None:
+    await place.receive_upload(kind, is_private=True)
+    await place.start()
+    newest, *_earlier = await place.datasets.search(GUILD)
+    assert newest.is_private
+
+
 async def test_a_restart_does_not_let_a_member_change_the_dataset_of_another(place: Place) -> None:
     dataset = await prepared(place)
     await place.receive_upload(UploadKind.IMPORT, owner_id=8, request=ImportRequest(trigger="mine").model_dump_json())
     await place.start()
     (notification,) = await place.answers()
-    assert "a manager of the server can change the dataset" in notification.detail
+    assert "or a manager of the server can do this with the dataset" in notification.detail
     assert (await place.datasets.get(dataset.id)).edits == dataset.edits
     await place.receive_upload(
         UploadKind.IMPORT, owner_id=8, request=ImportRequest(trigger="x", can_manage=True).model_dump_json()

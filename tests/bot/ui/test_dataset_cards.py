@@ -96,7 +96,12 @@ def test_the_report_card(dataset_dir: Path) -> None:
         "decided": view(dataset_dir, one, edits=kept, is_pending=True),
         "with a draft": view(dataset_dir, one, draft_id=7, spec=spec, estimate=estimate, fit=one.fit(64)),
         "with a draft of a larger base": view(
-            dataset_dir, one, draft_id=7, spec=spec, fit=fit_images([(300, 300), (2000, 1024), (500, 500)], 1024)
+            dataset_dir,
+            one,
+            draft_id=7,
+            spec=spec,
+            fit=fit_images([(300, 300), (2000, 1024), (500, 500)], 1024),
+            memory=9 * 2**30,
         ),
         "with a draft of a study": view(
             dataset_dir,

@@ -12,9 +12,10 @@ from discord import ui
 from bot.cogs.replies import opened
 from bot.datasets import PendingUpload, UploadKind
 from bot.datasets.decisions import review_questions
+from bot.db.audit import AuditEntry
 from bot.outbox import HoldReason, Notification, NotificationKind, Undelivered, UndeliveredReason
 from bot.queue.domain.job import EndReason, EndReasonKind, Job, State
-from bot.queue.store.history import AttemptRecord, AuditEntry
+from bot.queue.store.history import AttemptRecord
 from bot.queue.store.queue_control import PauseKind, QueuePause
 from bot.queue.store.slots import Slot
 from bot.ui.admin_news import BackupFailed, news_post

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from bot.db.audit import AuditEntry
 from bot.queue.domain.job import EndReason, EndReasonKind, Job, Priority, State
 from bot.queue.domain.job_progress import Progress
 from bot.queue.planning.forecast import Forecast
-from bot.queue.store.history import AttemptRecord, AuditEntry
+from bot.queue.store.history import AttemptRecord
 from bot.queue.store.queue_control import PauseKind, QueuePause
 from bot.queue.store.slots import Slot
 from bot.ui.queue_pages import BoardSnapshot, audit_page, entry_line, history_page, job_list, queue_board

@@ -9,6 +9,7 @@ from typing import Any
 
 from bot.queue.domain.job import Job, State
 from bot.queue.domain.job_progress import Progress
+from bot.queue.store.sample_votes import Ballot
 from bot.ui.job_context import StartForecast
 from bot.ui.job_posts import card_message
 from bot.ui.layout import MAX_BYTES, MAX_CHARACTERS, MAX_PARTS, weight
@@ -70,7 +71,7 @@ def test_the_card_in_each_state(tmp_path: Path) -> None:
         "drawing": card_message(sampling(state=State.RUNNING, progress=drawing, started_at=NOW), context(folder)),
         "done": card_message(
             sampling(state=State.SUCCEEDED, progress=drawing, terminal_event=finished()),
-            context(folder, votes={1: 2, 2: 1}),
+            context(folder, votes={Ballot.MODEL: {1: 2, 2: 1}, Ballot.IMAGE: {0: 1, 3: 1}}),
         ),
         "done, one sheet is too large": card_message(
             sampling(state=State.SUCCEEDED, progress=drawing, terminal_event=finished(2)), context(folder)
@@ -119,13 +120,19 @@ def test_the_largest_grid_is_within_discords_limits(tmp_path: Path) -> None:
     )
     folder = tmp_path / "jobs" / "7"
     folder.mkdir(parents=True)
-    for number in range(1, 11):
-        (folder / f"grid-{number}.png").write_bytes(b"x")
+    for name in (*(f"grid-{number}.png" for number in range(1, 11)), *(cell.path for cell in largest.sampling.cells)):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    votes = {Ballot.MODEL: dict.fromkeys(range(16), 1), Ballot.IMAGE: dict.fromkeys(range(256), 1)}
     for language in ("en", "zh_CN"):
         with speaking(language):
             for message in (
-                card_message(largest, context(folder, votes=dict.fromkeys(range(16), 1))),
+                card_message(
+                    largest,
+                    context(folder, votes=votes),
+                ),
                 sampling_receipt(largest, context(folder)),
+                *images_messages(largest, context(folder, votes={Ballot.IMAGE: {0: 3}})),
             ):
                 parts, characters, size = weight(message.layout)
                 assert parts <= MAX_PARTS

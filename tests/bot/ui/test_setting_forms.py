@@ -20,8 +20,8 @@ from bot.ui.setting_forms import (
     typed_text,
 )
 from trainer.protocol.presets import Preset, presets
-from trainer.protocol.setting_problems import SettingProblem
-from trainer.protocol.spec import known_settings, make_spec_draft
+from trainer.protocol.setting_problems import SettingProblem, dotted_names
+from trainer.protocol.spec import Spec, make_spec_draft
 from trainer.protocol.text import LANGUAGES, speaking
 
 #: Fields that are no settings of a spec.
@@ -66,7 +66,7 @@ async def test_presets_and_bases_are_offered_within_the_limits(language: str) ->
 
 
 def test_every_field_is_a_setting_and_every_choice_can_be_trained_with() -> None:
-    known = set(known_settings())
+    known = set(dotted_names(Spec))
     for page in SettingsPage:
         for field in fields_of(page):
             assert field.name in known | OTHERS, field.name

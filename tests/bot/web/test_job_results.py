@@ -14,9 +14,19 @@ import pytest
 from bot.queue import NewJob
 from bot.web import LinkKind
 from tests.bot.conftest import GUILD
-from tests.bot.fake_events import epoch_ended, started
+from tests.bot.fake_events import epoch_ended, started, was_tested
 from tests.bot.web.conftest import ANA, BEN, LEAD, STRANGER, Pages, small_png, write_files
-from trainer.protocol.events import Event, Exported, ExportFormat, Finished, Reader, Sample, Sampled, Warned
+from trainer.protocol.events import (
+    Event,
+    Exported,
+    ExportFormat,
+    Finished,
+    Reader,
+    Sample,
+    Sampled,
+    ValidationLoss,
+    Warned,
+)
 from trainer.protocol.sampling import SampledBase, SampledJob, SampledPrompt, SamplingSpec
 
 SHARED = "report-shared.html"
@@ -91,6 +101,16 @@ async def test_a_finished_job_is_shown_with_all_it_drew_and_made(pages: Pages, j
     assert "<svg" in text
     assert "data-refresh" not in text, "nothing changes any more"
     assert "script-src 'self'" in headers["Content-Security-Policy"]
+
+
+async def test_a_test_that_was_repeated_after_a_loss_is_shown_as_it_was_last(pages: Pages) -> None:
+    def measured(ratio: float) -> Event:
+        return was_tested(1).model_copy(update={"test": ValidationLoss(loss=0.1, ratio=ratio, bands=())})
+
+    job = await pages.job([*WHOLE[:-1], measured(0.8), measured(0.4), finished()], FILES)
+    _status, text, _headers = await pages.get(await pages.link(LinkKind.JOB, job.id))
+    assert "60 %" in text
+    assert "20 %" not in text
 
 
 async def test_the_page_of_a_running_job_asks_again_and_is_sent_once(pages: Pages) -> None:
@@ -313,7 +333,7 @@ async def test_only_reading_is_possible(pages: Pages, job_url: str) -> None:
 async def test_a_private_training_opens_for_those_who_may_see_its_images(pages: Pages) -> None:
     job = await pages.job(WHOLE, FILES)
     links = {who: await pages.link(LinkKind.JOB, job.id, who) for who in (ANA, BEN, LEAD)}
-    await pages.site.datasets.set_privacy(1, is_private=True, guests=())
+    await pages.site.datasets.set_privacy(1, by=1, is_private=True, guests=())
     for rest in ("", "/report", "/all.zip", "/files/samples/e1-0.png"):
         assert {who: (await pages.get(url + rest))[0] for who, url in links.items()} == {ANA: 200, BEN: 403, LEAD: 200}
 

@@ -151,7 +151,7 @@ async def test_a_visitor_is_the_member_with_the_roles_of_this_minute(db: Databas
 async def test_a_stranger_opens_nothing(pages: Pages, kind: LinkKind) -> None:
     status, text, _headers = await pages.get(await pages.link(kind, 1, user_id=STRANGER))
     assert status == 403
-    assert "no longer there" in text
+    assert "no longer in the Discord server" in text
 
 
 @pytest.mark.parametrize("path", ["/", "/u/", "/u/x", "/j/../../etc/passwd", "/static/../server.py", "/static/x.css"])

@@ -114,6 +114,7 @@ def test_a_machine_without_a_card_has_no_problem(monkeypatch: pytest.MonkeyPatch
     assert find_devices(tmp_path) == find_devices(tmp_path / "nothing") == Devices()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_the_command_prints_one_line_of_json(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "trainer", "devices"], capture_output=True, text=True, check=False)

@@ -114,6 +114,27 @@ def test_family_and_kind_are_recognized(
 
 
 @pytest.mark.parametrize(
+    ("shapes", "metadata", "family", "vectors", "trigger"),
+    [
+        ({"emb_params": (2, 768)}, {}, "sd1", 2, "momo"),
+        ({"emb_params": (1, 1024)}, {"modelspec.trigger_phrase": "zkz"}, "sd2", 1, "zkz"),
+        ({"<cat-toy>": (768,)}, {}, "sd1", 1, "cat-toy"),
+        ({"clip_l": (4, 768), "clip_g": (4, 1280)}, {}, "sdxl", 4, "momo"),
+    ],
+)
+def test_a_word_has_the_name_by_which_prompts_call_it(
+    tmp_path: Path,
+    shapes: dict[str, tuple[int, ...]],
+    metadata: dict[str, str],
+    family: str,
+    vectors: int,
+    trigger: str,
+) -> None:
+    facts = read_adapter_header(write(tmp_path / "momo.safetensors", shapes, metadata))
+    assert (facts.family, facts.method, facts.vectors, facts.trigger) == (family, "textual_inversion", vectors, trigger)
+
+
+@pytest.mark.parametrize(
     ("content", "sentence"),
     [
         (b"", "is not a .safetensors file"),
@@ -154,12 +175,16 @@ def test_a_header_that_does_not_fit_its_file_is_refused(tmp_path: Path, options:
     ("shapes", "sentence"),
     [
         ({"model.diffusion_model.input_blocks.0.0.weight": (4, 4)}, "which no kind of adapter"),
-        ({"emb_params": (2, 768)}, "has “emb_params”, which no kind"),
+        ({"emb_params": (2, 640)}, "is not for Stable Diffusion"),
+        ({"emb_params": (76, 768)}, "is not for Stable Diffusion"),
+        ({"clip_l": (2, 768), "clip_g": (3, 1280)}, "is not for Stable Diffusion"),
+        ({"<cat-toy>": (2, 2048)}, "is not for Stable Diffusion"),
         ({f"{_LAYER}.alpha": ()}, "has no weights of an adapter"),
         (lora(3072, "lora_unet_double_blocks_0_img_attn_qkv"), "is not for Stable Diffusion"),
         (lora(3072, "transformer.single_transformer_blocks.0.attn.to_q"), "is not for Stable Diffusion"),
         (lora(640, "lora_unet_x_attn1_to_q"), "is not for Stable Diffusion"),
-        ({**lora(), f"{_LAYER}.lora_mid.weight": (8, 8)}, "lora_mid.weight”, which no kind"),
+        ({**lora(), f"{_LAYER}.oft_blocks": (8, 8, 8)}, "oft_blocks”, which no kind"),
+        ({**lora(), **lora(64, "lora_te3_encoder_block_0_layer_0_SelfAttention_q")}, "also changes the T5"),
     ],
 )
 def test_what_is_no_adapter_for_stable_diffusion_is_refused(

@@ -221,7 +221,7 @@ def test_a_file_with_layers_of_another_shape_or_kind_is_refused(load: Load, tmp_
     if broken == "shape":
         tensors[last] = torch.zeros(4, 5)
     else:
-        tensors[last.replace("lora_down.weight", "lora_mid.weight")] = torch.zeros(4, 4)
+        tensors[last.replace("lora_down.weight", "oft_blocks")] = torch.zeros(4, 4)
     save_file(tensors, path)
     fresh = load("sd1")
     weights, untrained = changeable(fresh), predict(fresh)

@@ -172,7 +172,7 @@ def test_a_folder_that_is_not_a_complete_classifier_is_refused(tmp_path: Path, d
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("microsoft/resnet-18", "the hub cannot be reached"),
+        ("microsoft/resnet-18", "Hugging Face cannot be reached"),
         ("tiny", "no image classifier at tiny"),
         ("/nowhere", "no image classifier at /nowhere"),
     ],

@@ -17,13 +17,12 @@ from trainer.exchange.job_dir import read_spec, write_spec
 from trainer.protocol.advice import doubtful_settings, idle_settings
 from trainer.protocol.augmentation import FLIPS, RANGES, Augmenter, AugmenterName
 from trainer.protocol.presets import DEFAULT_PRESET, PresetAudience, preset_named, presets, spec_from_preset
-from trainer.protocol.setting_problems import SHORT_NAMES, SettingProblem, with_short_names
+from trainer.protocol.setting_problems import SHORT_NAMES, SettingProblem, dotted_names, with_short_names
 from trainer.protocol.spec import (
     Spec,
     SpecError,
     allowed_range,
     at_resolution,
-    known_settings,
     make_spec,
     with_rates_divided,
 )
@@ -73,7 +72,7 @@ def test_every_preset_file_is_offered() -> None:
 
 @pytest.mark.parametrize("short", SHORT_NAMES)
 def test_a_short_name_is_a_setting_and_stands_in_sentences_for_it(short: str) -> None:
-    assert SHORT_NAMES[short] in known_settings()
+    assert SHORT_NAMES[short] in dotted_names(Spec)
     assert with_short_names(f"{SHORT_NAMES[short]} 3 is wrong, and so is {SHORT_NAMES[short]}.") == (
         f"{short} 3 is wrong, and so is {short}."
     )
@@ -338,9 +337,9 @@ def test_numeric_settings_have_a_range() -> None:
     assert allowed_range("mix.0.repeats") == (1, 1000)
 
 
-def test_known_settings_are_dotted_names() -> None:
+def test_settings_have_dotted_names() -> None:
     assert {"training.epochs", "method.rank", "early_stopping.patience", "augmentation.custom", "mix", "name"} <= set(
-        known_settings()
+        dotted_names(Spec)
     )
 
 

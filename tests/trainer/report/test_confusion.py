@@ -57,7 +57,7 @@ def test_a_class_without_pictures_is_drawn_and_counts_for_nothing(tmp_path: Path
 
 
 def test_the_description_names_the_most_frequent_mistake() -> None:
-    assert describe_confusion(["cat", "dog"], [[4, 0], [0, 4]]) == "8 of 8 images are classified correctly (100%)."
+    assert describe_confusion(["cat", "dog"], [[4, 0], [0, 4]]) == "8 of 8 images are classified correctly (100 %)."
     assert describe_confusion(["cat", "dog", "newt"], [[4, 1, 0], [0, 3, 2], [0, 0, 0]]) == (
-        "7 of 10 images are classified correctly (70%). The most frequent mistake: dog is taken for newt (2)."
+        "7 of 10 images are classified correctly (70 %). The most frequent mistake: dog is taken for newt (2)."
     )

@@ -104,8 +104,9 @@ def test_a_sheet_is_drawn_for_a_phone(images_of: Callable[[SamplingSpec], Path],
         assert image.width <= 285 / 70 * 256 + 60
         # Not so high that a channel cuts it off.
         assert image.height <= 4 * image.width
+        pixels = image.convert("RGB")
         teal = sum(
-            image.convert("RGB").getpixel((x, y)) == (0, 128, 128)
+            pixels.getpixel((x, y)) == (0, 128, 128)
             for x in range(0, image.width, 8)
             for y in range(0, image.height, 8)
         )

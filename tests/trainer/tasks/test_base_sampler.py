@@ -53,6 +53,8 @@ def test_fewer_images_at_once_where_four_do_not_fit(sampler: BaseSampler, monkey
     monkeypatch.setattr(base_sampler, "_SMALL_SHARE", 0.0)
     need = {batch: sampler._predict((64, 64), batch) for batch in (1, 2, 4)}
     assert need[1] < need[2] < need[4]
+    # Each prediction takes a second of CPU.
+    monkeypatch.setattr(sampler, "_predict", lambda _size, batch: need[batch])
 
     for batch, expected in ((4, 4), (2, 2), (1, 1)):
         memory = need[batch] + base_sampler._LIBRARIES

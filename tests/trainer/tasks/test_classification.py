@@ -182,7 +182,7 @@ def test_metrics_of_a_constant_guess_follow_the_formulas(tmp_path: Path, resnet:
     )
     sentence = task.draw_chart(examples, tmp_path / "confusion.png", lambda: None)
     assert sentence is not None
-    assert sentence.startswith("3 of 4 images are classified correctly (75%).")
+    assert sentence.startswith("3 of 4 images are classified correctly (75 %).")
     assert "square is taken for circle (1)" in sentence
     with PILImage.open(tmp_path / "confusion.png") as chart:
         assert chart.width > 300

@@ -23,7 +23,7 @@ def simulated_losses(
     return PairedLosses(model=base_UK * gain_UK * random.lognormal(0, noise / 3, shape), base=base_UK)
 
 
-def overfitting(epochs: int, *, minimum_at: int, depth: float, rise: float) -> Curve:
+def overfitting(epochs: int, *, minimum_at: float, depth: float, rise: float) -> Curve:
     """Simulate a validation ratio that falls from 1 by about `depth` and rises after epoch `minimum_at`.
 
     The sum of an exponential decay and a power of the epoch, with opposite slopes at the minimum; the power grows

@@ -12,15 +12,20 @@ import pytest
 import torch
 from torch import nn
 
+from tests.trainer.conftest import MakeJob
+from tests.trainer.job_events import events_of
 from trainer.errors import BadSpecError, OutOfMemoryError
 from trainer.models.base import LoadedBase, load_base
 from trainer.models.methods.adapters import attach_adapter
 from trainer.models.methods.trained import Trained
+from trainer.protocol.events import Warned
+from trainer.protocol.run_options import RunOptions
 from trainer.protocol.settings import Base, Method, MethodKind, Quantization, Targets
 from trainer.protocol.spec import make_spec
 from trainer.protocol.training_settings import Precision, Training
+from trainer.reporter import Reporter
 from trainer.tasks.memory_prediction import MemoryNeed, StepSettings, predict_memory
-from trainer.training import batch_size_finder
+from trainer.training import batch_size_finder, recipe
 from trainer.training.batch_size_finder import (
     DryRun,
     MemoryPlan,
@@ -29,10 +34,12 @@ from trainer.training.batch_size_finder import (
     check_fits,
     find_micro_batch,
     find_precision,
+    is_memory_short,
     known_precision,
     read_memory_plan,
     write_memory_plan,
 )
+from trainer.training.run import StopRequest
 
 LARGE = batch_size_finder.MIN_TRIAL_WEIGHTS
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -203,9 +210,16 @@ def predicted(lora: tuple[LoadedBase, Trained], **changes: Any) -> MemoryNeed:
     return predict_memory(base, dict(trained.named_parameters()), StepSettings(resolution=64, **settings))
 
 
-def test_the_predicted_memory_of_a_step_is_that_of_a_real_one(lora: tuple[LoadedBase, Trained]) -> None:
+@pytest.fixture(scope="module")
+def need(lora: tuple[LoadedBase, Trained]) -> MemoryNeed:
+    """A prediction takes seconds of CPU."""
+    return predicted(lora)
+
+
+def test_the_predicted_memory_of_a_step_is_that_of_a_real_one(
+    lora: tuple[LoadedBase, Trained], need: MemoryNeed
+) -> None:
     base, trained = lora
-    need = predicted(lora)
 
     # The same step with numbers, by torch's own count of what its allocator hands out.
     base.denoiser.train()
@@ -227,14 +241,12 @@ def test_the_predicted_memory_of_a_step_is_that_of_a_real_one(lora: tuple[Loaded
     assert need.optimizer == 8 * sum(parameter.numel() for _name, parameter in trained.named_parameters())
 
 
-def test_what_saves_memory_is_predicted_to_save_it(lora: tuple[LoadedBase, Trained]) -> None:
-    whole = predicted(lora)
-
-    assert predicted(lora, is_checkpointed=True).step < 0.7 * whole.step
-    assert predicted(lora, images=1).step < 0.5 * whole.step
-    half = predicted(lora, precision=Precision.BF16)
-    assert half.weights < 0.6 * whole.weights
-    assert half.step < whole.step
+def test_what_saves_memory_is_predicted_to_save_it(lora: tuple[LoadedBase, Trained], need: MemoryNeed) -> None:
+    assert predicted(lora, is_checkpointed=True).step < 0.7 * need.step
+    small = predicted(lora, precision=Precision.BF16, images=1)
+    assert small.weights < 0.6 * need.weights
+    # A quarter of the images, and half the bits of most tensors.
+    assert small.step < 0.25 * need.step
 
 
 def test_the_state_of_an_optimizer_is_measured() -> None:
@@ -248,6 +260,7 @@ class FakeTask:
 
     weights = 4_000_000_000
     resolution = 1024
+    device = CPU
 
     def __init__(self, trained: int) -> None:
         self._count = trained
@@ -306,3 +319,34 @@ def test_a_training_far_from_the_limit_is_not_predicted() -> None:
     task.predict_memory = lambda *_given, **_settings: pytest.fail("it takes seconds")
 
     check_fits(task, make_spec({"dataset": "data"}), Precision.BF16, 100e9)
+
+
+@pytest.mark.parametrize(("free", "is_short"), [(30e9, False), (17e9, True), (15e9, True)])
+def test_freed_memory_goes_back_at_once_only_where_it_is_short(free: float, is_short: bool) -> None:
+    # 8 GB of weights, and 8 of a step, of which the C library may keep as much again.
+    task: Any = FakeTask(10_000_000)
+    spec = make_spec({"dataset": "data"})
+
+    assert is_memory_short(task, spec, Precision.BF16, free) is is_short
+    task.device = GPU
+    assert not is_memory_short(task, spec, Precision.BF16, free)
+
+
+@pytest.mark.parametrize(("free", "chosen"), [(1000, "return_large_blocks"), (10**12, "keep_memory_between_steps")])
+def test_a_training_that_is_slower_to_save_memory_says_so(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, free: int, chosen: str
+) -> None:
+    job_dir, calls = make_job(), list[str]()
+    monkeypatch.setattr(recipe, "free_memory_bytes", lambda _device: free)
+    for name in ("return_large_blocks", "keep_memory_between_steps"):
+        # They are for the whole process, which is that of the tests.
+        monkeypatch.setattr(recipe, name, lambda name=name: calls.append(name))
+    for _start in range(2):
+        with StopRequest() as stop, Reporter(job_dir) as reporter:
+            session = recipe.prepare_session(reporter, stop, RunOptions(job_dir=job_dir))
+        assert session.memory_plan.returns_memory == (chosen == "return_large_blocks")
+
+    # The second start goes on as the first one did, and does not say it again.
+    assert calls == [chosen] * 2
+    warned = [event for event in events_of(job_dir) if isinstance(event, Warned) and event.kind == "memory_short"]
+    assert len(warned) == (chosen == "return_large_blocks")

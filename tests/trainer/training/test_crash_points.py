@@ -23,7 +23,8 @@ SHORT: dict[str, Any] = {
     "training": {"epochs": 2, "learning_rate": 5e-3, "batch_size": 4, "micro_batch_size": 4, "repeats": 1},
     "method": {"rank": 2, "alpha": 2.0},
     "validation": {"timesteps": 1, "draws": 1},
-    "samples": {"steps": 1, "prompts": ["a red egg"], "unrelated_prompts": []},
+    "samples": {"steps": 1, "prompts": ["a red egg"], "unrelated_prompts": [], "every_epochs": 1},
+    "exports": {"every_epochs": None},
 }
 ONCE = ("base_validated", "stage_began", "sampled", "epoch_ended", "tested", "finished")
 #: Each start goes further than the one before: a checkpoint of the first epoch is half written, then written, then one

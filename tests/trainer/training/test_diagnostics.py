@@ -32,9 +32,9 @@ from trainer.training.run import StopRequest, run
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 CHANGES: dict[str, Any] = {
-    "training": {"epochs": 1, "learning_rate": 5e-3, "batch_size": 4, "micro_batch_size": 4},
+    "training": {"epochs": 1, "learning_rate": 5e-3, "batch_size": 4, "micro_batch_size": 4, "repeats": 1},
     "method": {"rank": 4},
-    "validation": {"timesteps": 2, "draws": 1},
+    "validation": {"timesteps": 2, "draws": 1, "train_images": 32},
     "samples": {"steps": 2, "prompts": ["a red egg", "a blue egg"], "unrelated_prompts": ["a lake", "a bowl"]},
 }
 

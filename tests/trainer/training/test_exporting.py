@@ -23,6 +23,7 @@ from trainer.protocol.events import EXIT_FINISHED, EpochEnded, Exported, ExportF
 from trainer.protocol.run_options import RunOptions
 from trainer.protocol.settings import MethodKind
 from trainer.tasks.diffusion import architecture_metadata
+from trainer.training.exporting import delete_oldest
 from trainer.training.run import run
 
 EPOCHS = 5
@@ -60,6 +61,27 @@ def test_a_file_of_every_nth_epoch_and_of_the_last_one_is_written(job: Path) -> 
     # Each comes after its checkpoint and its epoch.
     order = [(e.type, e.epoch) for e in events_of(job) if isinstance(e, EpochEnded | Exported) and e.epoch]
     assert order.index(("exported", 4)) == order.index(("epoch_ended", 4)) + 1
+
+
+@pytest.mark.parametrize(
+    ("keep", "keep_bytes", "left"),
+    [
+        (20, 1500, [1, 2, 3, 4, 5]),
+        (20, 1499, [2, 3, 4, 5]),
+        (2, 1500, [4, 5]),
+        # The newest one always stays.
+        (20, 100, [5]),
+    ],
+)
+def test_files_of_epochs_are_kept_up_to_a_number_and_a_size(
+    tmp_path: Path, keep: int, keep_bytes: int, left: list[int]
+) -> None:
+    for epoch in range(1, 6):
+        (tmp_path / f"fox-{epoch:06}.safetensors").write_bytes(b"x" * 300)
+
+    delete_oldest(tmp_path, keep=keep, keep_bytes=keep_bytes)
+
+    assert sorted(int(each.stem[-1]) for each in tmp_path.iterdir()) == left
 
 
 def test_the_file_of_an_epoch_has_its_weights_and_says_which_epoch_it_is(job: Path) -> None:

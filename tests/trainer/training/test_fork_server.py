@@ -86,7 +86,7 @@ def with_path() -> dict[str, str]:
 
 
 def test_a_client_that_is_killed_as_it_writes_leaves_no_open_pipe() -> None:
-    # Whoever started the client reads this pipe to its end.
+    # The parent of the client reads this pipe to its end.
     reader, writer = os.pipe()
     with ForkServer("builtins:len") as server:
         path = server.command[-1]

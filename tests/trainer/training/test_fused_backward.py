@@ -176,6 +176,7 @@ def test_running_out_of_memory_within_the_pass_ends_the_job_and_does_not_repeat_
     assert "micro_batch_halved" not in {event.kind for event in events_of(job_dir, Warned)}
 
 
+@pytest.mark.slow
 def test_a_full_fine_tune_that_cannot_fit_is_refused_before_its_weights_take_memory(
     make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:

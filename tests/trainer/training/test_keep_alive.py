@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 CHANGES = {
     **SMALL,
-    "training": {"epochs": 1, "batch_size": 2, "micro_batch_size": 1},
+    "training": {"epochs": 1, "batch_size": 2, "micro_batch_size": 1, "repeats": 1},
     "method": {"rank": 4},
     "prior": {"class_prompt": "an egg", "images": 4, "steps": 3},
     "samples": {"steps": 3, "prompts": ["a red egg"], "unrelated_prompts": ["a house"]},

@@ -24,6 +24,7 @@ from tests.trainer.random_base import make_random_sd2, make_random_sd3, make_ran
 from tests.trainer.training.trained_jobs import make_trained_job
 from trainer.exchange.job_dir import read_sampling, write_sampling
 from trainer.exchange.kept_epochs import kept_epochs
+from trainer.models.base import load_base
 from trainer.protocol.events import (
     EXIT_FAILED,
     EXIT_FINISHED,
@@ -39,11 +40,15 @@ from trainer.protocol.events import (
 )
 from trainer.protocol.run_options import JobKind, RunOptions
 from trainer.protocol.sampling import make_sampling_spec
-from trainer.protocol.settings import MethodKind
+from trainer.protocol.settings import Base, MethodKind
 from trainer.tasks import base_sampler, drawing
-from trainer.trainer_failpoints import FAILPOINT_VARIABLE
+from trainer.trainer_failpoints import FAILPOINT_VARIABLE, POINTS
 from trainer.training import sample_recipe
 from trainer.training.run import KeptBase, run
+
+#: The trainer's failpoints, and how often each is passed first; those of checkpoints and exports are of trainings.
+KILLED = ("lock_held", "event_half_written:5", "event_written:6", "before_terminal_event", "after_terminal_event")
+NOT_REACHED = {"checkpoint_half_written", "checkpoint_written", "epoch_emitted", "export_written"}
 
 MakeSampling = Callable[..., Path]
 BASE = {"kind": "base"}
@@ -255,6 +260,23 @@ def test_a_file_of_another_place_is_drawn_like_the_job_that_made_it(make_samplin
     assert abs(ours - base).max() > 10
 
 
+@pytest.mark.parametrize("tensor", ["emb_params", "<momo>"])
+def test_a_word_of_another_place_changes_the_images_whose_prompts_have_it(
+    make_sampling: MakeSampling, random_base: Path, tensor: str
+) -> None:
+    theirs = {"kind": "file", "label": "theirs", "path": "momo.safetensors"}
+    job_dir = make_sampling(models=[theirs, BASE], seeds=[1], prompts=[{"prompt": "a momo egg"}, {"prompt": "an egg"}])
+    width = load_base(Base(source=str(random_base))).text_encoders["text_encoder"].config.hidden_size
+    vectors = torch.randn((2, width), generator=torch.Generator().manual_seed(5))
+    save_file({tensor: vectors}, job_dir / "momo.safetensors", {"ss_base_model_version": "sd_v1"})
+
+    assert draw(job_dir) == EXIT_FINISHED, events_of(job_dir)[-1]
+
+    with_word, without, base_with_word, base_without = pixels(job_dir)
+    assert with_word != base_with_word
+    assert without == base_without
+
+
 @pytest.mark.parametrize(
     ("version", "cut", "sentence"),
     [
@@ -290,18 +312,20 @@ def test_a_kill_loses_at_most_the_images_of_a_batch(
     undisturbed, job_dir = (make_sampling(name, models=[BASE, of_job(lora)]) for name in ("undisturbed", "killed"))
     assert draw(undisturbed) == EXIT_FINISHED
 
+    assert {point.partition(":")[0] for point in KILLED} == set(POINTS) - NOT_REACHED
     drawn = 0
-    for point in ("lock_held", "event_half_written:5", "event_written:6", "before_terminal_event"):
+    for point in KILLED:
         done = fork_server.run("sample", str(job_dir), log=job_dir / "log", env={FAILPOINT_VARIABLE: point})
         assert done.returncode == -signal.SIGKILL, (point, (job_dir / "log").read_text())
         assert len(pixels(job_dir)) >= drawn
         drawn = len(pixels(job_dir))
-    assert draw(job_dir) == EXIT_FINISHED
 
     assert pixels(job_dir) == pixels(undisturbed)
+    assert len(events_of(job_dir, TerminalEvent)) == 1
+    # Killed after its last event, it is over; started once more, it draws nothing again.
+    assert draw(job_dir) == EXIT_FINISHED
     counts = Counter(event.cell for event in events_of(job_dir, ImageDrawn))
     assert counts == dict.fromkeys(range(8), 1)
-    assert len(events_of(job_dir, TerminalEvent)) == 1
     assert events_of(job_dir, SamplingStarted)[-1].already_drawn == 8
 
 

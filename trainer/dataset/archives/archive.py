@@ -169,7 +169,7 @@ def refusal_for(error: Exception) -> RefusedError:
     message = str(error).lower()
     # lzma and zstd, when they need more than the limit that they were given.
     if isinstance(error, MemoryError) or "memory usage limit" in message or "requires too much memory" in message:
-        return RefusedError(RefusalKind.TOO_LARGE, _("inflating it takes more memory than is allowed"))
+        return RefusedError(RefusalKind.TOO_LARGE, _("unpacking it takes more memory than is allowed"))
     return damaged(printable(str(error))[:120] or type(error).__name__)
 
 
@@ -195,7 +195,7 @@ def is_one_of_several() -> RefusedError:
 
 
 def inflates_too_far() -> RefusedError:
-    return RefusedError(RefusalKind.TOO_LARGE, _("it inflates to more than it claims"))
+    return RefusedError(RefusalKind.TOO_LARGE, _("it unpacks to more than it claims"))
 
 
 def _too_many(limits: Limits, entries: int | None = None) -> RefusedError:
@@ -228,11 +228,11 @@ def check_sizes(packed_bytes: int, inflated_bytes: int, limits: Limits) -> None:
     """
     if inflated_bytes > limits.max_archive_bytes:
         size, most = text.size(inflated_bytes), text.size(limits.max_archive_bytes)
-        reason = _("it inflates to {size}; at most {most} are opened", size=size, most=most)
+        reason = _("it unpacks to {size}; at most {most} are opened", size=size, most=most)
         raise RefusedError(RefusalKind.TOO_LARGE, reason)
     if inflated_bytes > limits.ratio_floor_bytes and inflated_bytes > packed_bytes * limits.max_ratio:
         ratio = f"{inflated_bytes / max(packed_bytes, 1):,.0f}"
-        reason = _("it inflates to {ratio} times its size, as a zip bomb does", ratio=ratio)
+        reason = _("it unpacks to {ratio} times its size, as a zip bomb does", ratio=ratio)
         raise RefusedError(RefusalKind.RATIO, reason)
 
 
@@ -241,7 +241,7 @@ def size_refusal(size_bytes: int, limits: Limits) -> RefusedError | None:
     if size_bytes < 0:
         return RefusedError(RefusalKind.DAMAGED, _("it claims a negative size"))
     if size_bytes > limits.max_entry_bytes:
-        return RefusedError(RefusalKind.TOO_LARGE, _("it inflates to {size}", size=text.size(size_bytes)))
+        return RefusedError(RefusalKind.TOO_LARGE, _("it unpacks to {size}", size=text.size(size_bytes)))
     return None
 
 
@@ -290,5 +290,5 @@ class Spool:
 
 
 def _disk_full(error: OSError) -> RefusedError:
-    reason = _("there is no room to inflate it ({error})", error=error.strerror or error)
+    reason = _("there is no space to unpack it ({error})", error=error.strerror or error)
     return RefusedError(RefusalKind.TOO_LARGE, reason)

@@ -145,7 +145,7 @@ def _raw_lzma(properties: bytes, limits: Limits) -> lzma.LZMADecompressor:
         raise lzma.LZMAError("invalid properties")
     packed, dictionary_bytes = struct.unpack("<BL", properties)
     if dictionary_bytes > limits.max_dictionary_bytes:
-        reason = _("inflating it takes {size} of memory", size=text.size(dictionary_bytes))
+        reason = _("unpacking it takes {size} of memory", size=text.size(dictionary_bytes))
         raise RefusedError(RefusalKind.TOO_LARGE, reason)
     rest, lc = divmod(packed, 9)
     pb, lp = divmod(rest, 5)

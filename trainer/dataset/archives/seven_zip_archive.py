@@ -222,7 +222,7 @@ def _decoded_header(file: IO[bytes], body: int, header: io.BytesIO, limits: Limi
 def _check_dictionary(folder: Any, limits: Limits) -> None:
     needed = max((_dictionary_bytes(coder) for coder in folder.coders), default=0)
     if needed > limits.max_dictionary_bytes:
-        reason = _("inflating it takes {size} of memory", size=text.size(needed))
+        reason = _("unpacking it takes {size} of memory", size=text.size(needed))
         raise RefusedError(RefusalKind.TOO_LARGE, reason)
 
 
@@ -267,12 +267,12 @@ def _bombs(entries: Sequence[Any], header: Any, limits: Limits) -> dict[int, Ref
 
 def _inflates_as_a_bomb() -> RefusedError:
     return RefusedError(
-        RefusalKind.RATIO, _("it inflates to far more than its block of the archive, as a zip bomb does")
+        RefusalKind.RATIO, _("it unpacks to far more than its block of the archive, as a zip bomb does")
     )
 
 
 def _is_behind_a_bomb() -> RefusedError:
-    return RefusedError(RefusalKind.RATIO, _("it is packed behind an entry that inflates as a zip bomb does"))
+    return RefusedError(RefusalKind.RATIO, _("it is packed behind an entry that unpacks as a zip bomb does"))
 
 
 def _refusal(entry: Any, limits: Limits) -> RefusedError | None:

@@ -217,9 +217,9 @@ def _bounds(packed_bytes: int, limits: Limits) -> tuple[int, RefusedError]:
     by_ratio = max(limits.ratio_floor_bytes, int(packed_bytes * limits.max_ratio))
     if by_ratio < limits.max_archive_bytes:
         ratio = f"{limits.max_ratio:g}"
-        reason = _("it inflates to more than {ratio} times its size, as a zip bomb does", ratio=ratio)
+        reason = _("it unpacks to more than {ratio} times its size, as a zip bomb does", ratio=ratio)
         return by_ratio, RefusedError(RefusalKind.RATIO, reason)
-    reason = _("it inflates to more than {size}", size=text.size(limits.max_archive_bytes))
+    reason = _("it unpacks to more than {size}", size=text.size(limits.max_archive_bytes))
     return limits.max_archive_bytes, RefusedError(RefusalKind.TOO_LARGE, reason)
 
 

@@ -272,5 +272,5 @@ def _refusal(info: zipfile.ZipInfo, limits: Limits) -> RefusedError | None:
         return RefusedError(RefusalKind.UNSUPPORTED, reason)
     if info.file_size > limits.ratio_floor_bytes and info.file_size > info.compress_size * limits.max_ratio:
         ratio = f"{info.file_size // max(info.compress_size, 1):,}"
-        return RefusedError(RefusalKind.RATIO, _("it inflates to {ratio} times its size", ratio=ratio))
+        return RefusedError(RefusalKind.RATIO, _("it unpacks to {ratio} times its size", ratio=ratio))
     return size_refusal(info.file_size, limits)

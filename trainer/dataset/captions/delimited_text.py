@@ -256,5 +256,5 @@ def _repaired(line: str, delimiter: str) -> list[str]:
 
 
 def _bare_cells(line: str, delimiter: str) -> list[str]:
-    """Roughly the cells of a line, without quotes, to look for names of images."""
+    """Split a line at each delimiter, also within quotes: good enough to look for names of images."""
     return [cell.strip().strip('"') for cell in line.split(delimiter, _MAX_SEARCHED)]

@@ -41,6 +41,9 @@ THUMBNAIL_PX = 192
 _WORKER_BYTES = 160 * MIB
 #: Files that are read ahead, together; each is in the memory of both processes.
 _READ_AHEAD_BYTES = 128 * MIB
+#: Small files are sent to a decoder several at a time, until they have so many bytes: a message takes the time of an
+#: image of 0.1 Mpx.
+_BATCH, _BATCH_BYTES = 4, 2**18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +79,7 @@ class DecodeTask:
 DecodeResult = ImagePixels | ImageError
 #: Returns the cached result of the same input, with its files linked to where the task wants them, or None.
 CacheLookup = Callable[[DecodeTask], ImagePixels | None]
-_Pending = tuple[DecodeTask, Future[DecodeResult]]
+_Pending = tuple[Sequence[DecodeTask], Future[list[DecodeResult]]]
 
 
 def decode_all(
@@ -96,48 +99,70 @@ def decode_all(
     count = processes or _processes_for(limits)
     pool = _pool(count, limits)
     pending: deque[_Pending] = deque()
-    source = iter(tasks)
+    batches = _batches(tasks, cached)
     try:
         while True:
-            while _has_room(pending, count) and (task := next(source, None)) is not None:
-                reused = cached(task)
-                pending.append((task, _submit(pool, task, limits) if reused is None else _completed(reused)))
+            while _has_room(pending, count) and (following := next(batches, None)) is not None:
+                batch, reused = following
+                pending.append((batch, _submit(pool, batch, limits) if reused is None else _completed(reused)))
             if not pending:
                 return
-            task, future = pending.popleft()
+            done, future = pending.popleft()
             try:
-                yield task.number, future.result()
+                yield from zip((task.number for task in done), future.result(), strict=True)
             except BrokenProcessPool:
-                over_time = _close_broken(pool, task.root)
-                yield from _recover([(task, future), *pending], limits, over_time)
+                over_time = _close_broken(pool, done[0].root)
+                yield from _recover([(done, future), *pending], limits, over_time)
                 pending.clear()
                 pool = _pool(count, limits)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _batches(
+    tasks: Iterable[DecodeTask], cached: CacheLookup
+) -> Iterator[tuple[list[DecodeTask], list[DecodeResult] | None]]:
+    """Yield the tasks in order, those that are sent to a decoder together, and the others with their cached result."""
+    batch: list[DecodeTask] = []
+    for task in tasks:
+        reused = cached(task)
+        if reused is None:
+            batch.append(task)
+        if batch and (reused is not None or len(batch) == _BATCH or _bytes(batch) >= _BATCH_BYTES):
+            yield batch, None
+            batch = []
+        if reused is not None:
+            yield [task], [reused]
+    if batch:
+        yield batch, None
+
+
+def _bytes(tasks: Iterable[DecodeTask]) -> int:
+    return sum(len(task.data) + len(task.mask or b"") for task in tasks)
+
+
 def _has_room(pending: Sequence[_Pending], count: int) -> bool:
-    waiting = sum(len(task.data) + len(task.mask or b"") for task, _future in pending)
-    return len(pending) < 2 * count and waiting < _READ_AHEAD_BYTES
+    return len(pending) < 2 * count and sum(_bytes(batch) for batch, _future in pending) < _READ_AHEAD_BYTES
 
 
 def _recover(
     pending: Sequence[_Pending], limits: Limits, over_time: Collection[int]
 ) -> Iterator[tuple[int, DecodeResult]]:
-    """Finish the tasks of a broken pool: one of them killed its process, and all unfinished ones lost their result.
+    """Finish the tasks of a broken pool: one of them killed its process, and all unfinished batches lost their results.
 
     Those in `over_time` had their time.
     """
-    for task, lost in pending:
+    for batch, lost in pending:
         if lost.done() and not lost.cancelled() and lost.exception() is None:
-            yield task.number, lost.result()
+            yield from zip((task.number for task in batch), lost.result(), strict=True)
         else:
-            yield task.number, _crashed(limits) if task.number in over_time else _decode_alone(task, limits)
+            for task in batch:
+                yield task.number, _crashed(limits) if task.number in over_time else _decode_alone(task, limits)
 
 
 def _close_broken(pool: ProcessPoolExecutor, root: Path) -> list[int]:
     """Close a pool of which a worker has died; return the tasks at which workers were killed for their CPU time."""
-    # The pool itself tells nobody how its workers ended.
+    # The pool does not report how its workers ended.
     workers = dict(pool._processes)
     pool.shutdown(wait=True, cancel_futures=True)
     over_time = []
@@ -164,18 +189,18 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _submit(pool: ProcessPoolExecutor, task: DecodeTask, limits: Limits) -> Future[DecodeResult]:
+def _submit(pool: ProcessPoolExecutor, batch: Sequence[DecodeTask], limits: Limits) -> Future[list[DecodeResult]]:
     try:
-        return pool.submit(decode_one, task, limits)
+        return pool.submit(_decode_batch, decode_one, batch, limits)
     except BrokenProcessPool as error:
-        failed: Future[DecodeResult] = Future()
+        failed: Future[list[DecodeResult]] = Future()
         failed.set_exception(error)
         return failed
 
 
-def _completed(result: DecodeResult) -> Future[DecodeResult]:
-    future: Future[DecodeResult] = Future()
-    future.set_result(result)
+def _completed(results: list[DecodeResult]) -> Future[list[DecodeResult]]:
+    future: Future[list[DecodeResult]] = Future()
+    future.set_result(results)
     return future
 
 
@@ -207,7 +232,7 @@ def _require_workers(limits: Limits) -> None:
             raise DecodersError(
                 _("The processes that decode images cannot be started on this machine."),
                 _(
-                    "The log above tells why; together they may use {n} MiB of memory (--limit memory_bytes=…).",
+                    "The log above says why; together they may use {n} MiB of memory (--limit memory_bytes=…).",
                     n=limits.decoders_bytes >> 20,
                 ),
             ) from error
@@ -241,6 +266,12 @@ def _confine(memory: SharedMemoryBudget) -> None:
     # There is a worker for each core: OpenCV's own threads would compete with them.
     cv2.setNumThreads(1)
     keep_freed_memory()
+
+
+def _decode_batch(
+    decoder: Callable[[DecodeTask, Limits], DecodeResult], batch: Sequence[DecodeTask], limits: Limits
+) -> list[DecodeResult]:
+    return [decoder(task, limits) for task in batch]
 
 
 def decode_one(task: DecodeTask, limits: Limits) -> DecodeResult:
@@ -316,7 +347,7 @@ def stored_file(decoded: DecodedImage) -> tuple[bytes, str]:
 def _pixels_sha256(pixels: Pixels) -> str:
     """Identify pixels: XXH3 of all of them in a thirtieth of the time of SHA-256, and SHA-256 of each 16th.
 
-    XXH3 alone is no cryptographic hash; two images that somebody made to have the same would have to look the same too.
+    XXH3 alone is no cryptographic hash; images made to collide would have to look the same too.
     """
     height, width = pixels.shape[:2]
     digest = hashlib.sha256(f"{width}x{height}:".encode())

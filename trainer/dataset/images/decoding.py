@@ -311,7 +311,7 @@ def _webp_pixels(head: bytes) -> int:
 
 def _check_pixels(pixels: int, limits: Limits) -> None:
     if pixels > limits.max_pixels:
-        raise _too_many_pixels(_("it has {n:.0f} Mpx", n=pixels / 1e6), pixels, limits)
+        raise _too_many_pixels(_("it has {n:.0f} megapixels", n=pixels / 1e6), pixels, limits)
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:
@@ -324,7 +324,7 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
 def _too_many_pixels(message: str, pixels: int | None, limits: Limits) -> ImageError:
     return ImageError(
         FindingKind.TOO_MANY_PIXELS,
-        _("{what}; at most {n:.0f} Mpx are decoded", what=message, n=limits.max_pixels / 1e6),
+        _("{what}; at most {n:.0f} megapixels are opened", what=message, n=limits.max_pixels / 1e6),
         None if pixels is None else float(pixels),
         float(limits.max_pixels),
     )

@@ -35,7 +35,7 @@ _MAX_DISTANCE, _MIN_WHOLE_DISTANCE = 2.65, 1.2
 #: Squared distance up to which features are equal: what rounding leaves.
 _SAME_GAP = 1e-4
 #: Distances that are computed at once, of 4 bytes each.
-_BLOCK = 2**21
+_BLOCK = 2**19
 #: Spread of a style column below which it is ignored.
 _MIN_SPREAD = 0.06
 #: At most this share, and always up to three, are reported: of more, the set is mixed and its kinds are no outliers.

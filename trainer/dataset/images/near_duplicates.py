@@ -44,9 +44,9 @@ _ORDERS, _NEXT = 8, 6
 _BLOCK, _MOST_SHARED = 2**16, 4_000_000
 #: Bits, of 256, by which two keypoints of one motif differ at most, and keypoints that two images must share.
 _MAX_BITS, _MIN_SHARED = 44, 4
-#: Those that must agree on how one image is moved to the other where their layouts differ, and of two frames:
-#: none of 1,150 copies found without it had fewer, and of 61 pairs of frames none had fewer than 10.
-_MIN_CONSISTENT, _MIN_CONSISTENT_OF_FRAMES = 6, 5
+#: Those that must agree on how one image is moved to the other: where their layouts differ, where they are similar (one
+#: of 656 pairs found without it had fewer), and of two frames (of 61 pairs none had fewer than 10).
+_MIN_CONSISTENT, _MIN_CONSISTENT_OF_SIMILAR, _MIN_CONSISTENT_OF_FRAMES = 6, 4, 5
 #: Correlation of two layouts from which a pair is compared, and with common keypoints; the margin around the middle.
 _MIN_CORRELATION, _MIN_SUPPORTED_CORRELATION, _MARGIN = 0.94, 0.8, 0.1
 #: Correlation of the layouts of two frames of a burst at least; a third of a second apart it is 0.87 and more.
@@ -246,8 +246,8 @@ def _comparing(
             yield partial(pool.map, _confirmed_here)
     except BrokenProcessPool as error:
         raise DecodersError(
-            _("A process that compares images died, for want of memory or because it was killed."),
-            _("The log above may tell why; nothing was written. Close other programs and prepare the images again."),
+            _("A process that compares images ended: there was too little memory, or it was killed."),
+            _("The log above may say why; nothing was written. Close other programs and prepare the images again."),
         ) from error
 
 
@@ -292,10 +292,10 @@ def candidates(hashes: Mapping[int, ImageHashes]) -> Iterator[Pair]:
     }
     for pair in sorted(scores, key=lambda pair: (-scores[pair], pair)):
         one, other = numbers[pair[0]], numbers[pair[1]]
+        correlation = alike.get(pair, 0.0)
+        least = _MIN_CONSISTENT if correlation < _MIN_SUPPORTED_CORRELATION else _MIN_CONSISTENT_OF_SIMILAR
         # Most images that share keypoints have a corner or a letter in common. To rule them out here takes a 30th.
-        if alike.get(pair, 0.0) >= _MIN_SUPPORTED_CORRELATION or _are_consistent(
-            hashes[one], hashes[other], _MIN_CONSISTENT
-        ):
+        if correlation >= _MIN_CORRELATION or _are_consistent(hashes[one], hashes[other], least):
             yield one, other
 
 

@@ -38,7 +38,7 @@ from trainer.protocol.text import _
 def assess(
     records: Sequence[ImageRecord], root: Path, *, limits: Limits, edits: Edits, progress: Progress
 ) -> list[ImageRecord]:
-    """Return the records, in order, with their assessments.
+    """Return the records, in order, with their assessments, and without the hashes that are not needed any more.
 
     Args:
         records: Decoded images.
@@ -51,7 +51,7 @@ def assess(
     if edits.layout is Layout.AUTO:
         alone = _without_probable_masks(alone, root / THUMBNAILS)
     grouped = _group_duplicates(alone, root / THUMBNAILS, progress)
-    return _assess_together(grouped, edits)
+    return _assess_together([_without_hashes(record) for record in grouped], edits)
 
 
 def kept_pixels(records: Iterable[ImageRecord]) -> dict[int, ImagePixels]:
@@ -172,6 +172,14 @@ def _group_duplicates(records: Sequence[ImageRecord], thumbnails: Path, progress
         return record
 
     return [with_duplicates(record) for record in records]
+
+
+def _without_hashes(record: ImageRecord) -> ImageRecord:
+    """Free what found near duplicates, before there is a report: more than half of the memory of a record."""
+    if record.pixels is None:
+        return record
+    hashes = replace(record.pixels.hashes, blurred=b"", content=b"", keypoints=b"", places=b"")
+    return replace(record, pixels=replace(record.pixels, hashes=hashes))
 
 
 def _exact_copies(records: Sequence[ImageRecord]) -> dict[int, int]:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -30,7 +31,7 @@ from trainer.protocol.report import DatasetReport
 from trainer.protocol.text import _
 
 #: Raise it when the same input would be prepared differently.
-_METHOD_VERSION = 8
+_METHOD_VERSION = 9
 
 #: Draws contact sheets: from a report and its thumbnails by image number into a folder; returns the files.
 DrawSheets = Callable[[DatasetReport, Mapping[int, Path], Path], Sequence[Path]]
@@ -71,21 +72,18 @@ def prepare(
     _require_outside(sources, out)
     reused = [*earlier, out]
     with Sources(sources, limits, layout=edits.layout, caption_column=edits.caption_column, out=out) as opened:
-        settings = {
-            "method": _METHOD_VERSION,
-            "limits": asdict(limits),
-            "resolutions": list(resolutions),
-            "shares": asdict(shares),
-            "edits": edits.model_dump(mode="json"),
-            # Without `out`: the same input would get another digest once it is prepared.
+        settings = _as_json(limits, resolutions, shares, edits)
+        # Without `out`: the same input would get another digest once it is prepared.
+        settings |= {
             "earlier": previous_splits(earlier, shares),
-            "drawn": [draw_sheets is not None, write_pages is not None],
+            "drawn": [each is not None for each in (draw_sheets, write_pages)],
         }
         input_digest = _sha256([opened.digest(), settings])
         if (existing := _existing_report(out, input_digest)) is not None:
             return existing
         with publish_folder(out) as root:
             records = read_images(opened, root, limits, progress, DecodeCache(reused, limits).link)
+            write_decoded(root, [record.pixels for record in records if record.pixels is not None], limits)
             records = assess(records, root, limits=limits, edits=edits, progress=progress)
             refused = tuple(sorted(opened.refused, key=lambda entry: entry.source))
             if not any(record.is_kept for record in records):
@@ -104,11 +102,20 @@ def prepare(
             report = make_report(records, context)
             _set_dropped_aside(report, root)
             write_edits(root / EDITS_NAME, edits)
-            write_decoded(root, [record.pixels for record in records if record.pixels is not None], limits)
             report = _draw(report, root, draw_sheets, write_pages, progress)
             # The report comes last: a folder with a report is complete.
             write_text(root / REPORT_NAME, report.model_dump_json(indent=1) + "\n", durable=True)
     return report
+
+
+def _as_json(limits: Limits, resolutions: Sequence[int], shares: Shares, edits: Edits) -> dict[str, Any]:
+    return {
+        "method": _METHOD_VERSION,
+        "limits": asdict(limits),
+        "resolutions": list(resolutions),
+        "shares": asdict(shares),
+        "edits": edits.model_dump(mode="json"),
+    }
 
 
 def _require_outside(sources: Sequence[Path | str], out: Path) -> None:

@@ -24,7 +24,7 @@ from trainer.protocol.report import (
     RefusalKind,
     Refused,
 )
-from trainer.protocol.text import _, listed, ngettext
+from trainer.protocol.text import _, listed, ngettext, percent
 
 #: Below this number of groups, one image more or less in validation changes the result.
 _FEW_GROUPS = 10
@@ -116,7 +116,7 @@ def _counts(report: DatasetReport, kept: Sequence[Image]) -> str:
     if counts.dropped:
         parts.append(_("{n} dropped ({reasons})", n=counts.dropped, reasons=tally(_drop_reasons(report.images))))
     return _(
-        "{images}: {parts}; split {train}/{validation}/{test} (train/validation/test).",
+        "{images}: {parts}; {train} for training, {validation} for validation, {test} for the test.",
         images=ngettext("{n} image", "{n} images", counts.images),
         parts=", ".join(parts),
         train=counts.train,
@@ -157,8 +157,8 @@ def _caption_sources(kept: Sequence[Image], columns: Sequence[CaptionColumn]) ->
         )
     if several := sum(bool(image.other_captions) for image in kept):
         yield ngettext(
-            "{n} image has several captions, of which each view has one.",
-            "{n} images have several captions, of which each view has one.",
+            "{n} image has several captions; one of them is used each time.",
+            "{n} images have several captions; one of them is used each time.",
             several,
         )
 
@@ -194,7 +194,9 @@ def _doubtful_captions(kept: Sequence[Image], counts: Counts, captions: CaptionS
 
 def _masks(kept: Sequence[Image]) -> Iterator[str]:
     if masked := sum(image.mask is not None for image in kept):
-        yield ngettext("{n} has a mask, for a masked loss.", "{n} have a mask, for a masked loss.", masked)
+        yield ngettext(
+            "{n} has a mask, which objective.masked uses.", "{n} have a mask, which objective.masked uses.", masked
+        )
 
 
 def _recognized(files: Sequence[RecognizedFiles]) -> Iterator[str]:
@@ -204,8 +206,8 @@ def _recognized(files: Sequence[RecognizedFiles]) -> Iterator[str]:
     if classes := counts[FileRole.REGULARIZATION]:
         folders = listed(each.folder for each in files if each.role is FileRole.REGULARIZATION)
         yield ngettext(
-            "{n} image in {folders} is for regularization: it trains, and is never measured.",
-            "{n} images in {folders} are for regularization: they train, and are never measured.",
+            "{n} image in {folders} is for regularization: it is trained on, and never measured.",
+            "{n} images in {folders} are for regularization: they are trained on, and never measured.",
             classes,
             folders=folders,
         )
@@ -257,12 +259,14 @@ def _cropped(report: DatasetReport) -> Iterator[str]:
     # Of all resolutions the first, the smallest by default, crops most: its shapes are the coarsest.
     fit = report.fit(report.resolutions[0])
     if fit.mean_cropped > _MENTIONED_MEAN_CROP:
-        yield _("Cropping to the training shapes removes {share:.0%} of an image on average.", share=fit.mean_cropped)
+        yield _(
+            "Cropping to the training shapes removes {share} of an image on average.", share=percent(fit.mean_cropped)
+        )
     numbers = [number for number, image in enumerate(report.images, start=1) if image.status == "kept"]
     shares = {number: each.cropped for number, each in zip(numbers, fit.images, strict=True)}
     much = sorted((n for n, share in shares.items() if share > _MENTIONED_CROP), key=lambda n: -shares[n])
     if len(much) == 1:
-        yield _("No. {n} loses {share:.0%} of its area by cropping.", n=much[0], share=shares[much[0]])
+        yield _("No. {n} loses {share} of its area by cropping.", n=much[0], share=percent(shares[much[0]]))
     elif much:
         listing = listed(map(str, much), most=_MAX_NAMED)
         yield _("{n} lose more than a quarter by cropping (no. {numbers}).", n=len(much), numbers=listing)
@@ -288,16 +292,19 @@ def _split(kept: Sequence[Image], advised_folds: int | None) -> Iterator[str]:
     groups = len({image.group for image in kept})
     images = ngettext("one image", "{n} different images", groups)
     if groups < 3:
-        yield _("With {images} there is nothing to validate on: all train, without early stopping.", images=images)
+        yield _(
+            "With {images}, none can be held back for checking: all are trained on, and training does not stop early.",
+            images=images,
+        )
     elif groups < _FEW_GROUPS and advised_folds:
         yield _(
-            "With {images} the split is rough: read the validation loss with care, or compare with {folds}-fold "
-            "cross-validation.",
+            "With {images}, few can be held back for checking: read the validation loss with care, or compare with "
+            "{folds}-fold cross-validation.",
             images=images,
             folds=advised_folds,
         )
     elif groups < _FEW_GROUPS:
-        yield _("With {images} the split is rough: read the validation loss with care.", images=images)
+        yield _("With {images}, few can be held back for checking: read the validation loss with care.", images=images)
     else:
         yield from _small_classes(kept)
 

@@ -448,7 +448,9 @@ def _not_found(name: HubName, error: Exception) -> DatasetError:
     if isinstance(error, errors.HfHubHTTPError):
         message = _("{name} cannot be downloaded: the Hugging Face hub answers {status}.", name=name, status=status)
         return DatasetError(message, _("Try again later."))
-    message = _("{name} cannot be downloaded: the hub cannot be reached ({error}).", name=name, error=_one_line(error))
+    message = _(
+        "{name} cannot be downloaded: Hugging Face cannot be reached ({error}).", name=name, error=_one_line(error)
+    )
     return DatasetError(message, _("Check the connection, or give an exported folder of the dataset."))
 
 

@@ -20,7 +20,8 @@ from trainer.exchange.job_dir import dataset_path
 from trainer.protocol.report import DatasetReport, Split
 from trainer.protocol.settings import MethodKind, MixRole, SplitChoice, SplitKind
 from trainer.protocol.spec import Spec
-from trainer.protocol.text import _, listed, ngettext
+from trainer.protocol.text import _, listed, ngettext, percent
+from trainer.protocol.training_settings import Training
 from trainer.trigger import has_trigger, with_trigger
 
 #: The bot names the folders of datasets by their content.
@@ -177,7 +178,9 @@ def read_mixture(spec: Spec) -> Mixture:
     training = spec.training
     main = _read_report(spec.dataset, spec.split)
     sources = [
-        MixSource(folder=dataset_path(spec.dataset), report=main, trigger=training.trigger, repeats=training.repeats),
+        MixSource(
+            folder=dataset_path(spec.dataset), report=main, trigger=training.trigger, repeats=max(1, training.repeats)
+        ),
         *(
             MixSource(
                 folder=dataset_path(part.dataset),
@@ -193,7 +196,14 @@ def read_mixture(spec: Spec) -> Mixture:
     mixture = mix([*sources, *_class_images(sources)], needs_validation=spec.split.kind is not SplitKind.ALL)
     if spec.method.kind is MethodKind.TEXTUAL_INVERSION and training.trigger:
         _require_word(mixture, training.trigger, spec.base.max_token_length)
-    return mixture
+    return mixture if training.repeats else _with_chosen_repeats(mixture, training)
+
+
+def _with_chosen_repeats(mixture: Mixture, training: Training) -> Mixture:
+    """Repeat all datasets, each as often as the others, until an epoch is long enough."""
+    times = training.repeats_of(plan_repeats(mixture, training.seed).views)
+    sources = tuple(replace(source, repeats=times * source.repeats) for source in mixture.sources)
+    return replace(mixture, sources=sources)
 
 
 def _class_images(sources: Sequence[MixSource]) -> Iterator[MixSource]:
@@ -258,7 +268,7 @@ def unreadable_sentences(mixture: Mixture, error: UnreadableFilesError) -> Itera
     for member in mixture.members:
         for file in sorted(mixture.files_of(member) & error.reasons.keys()):
             yield _(
-                "{image} is left out: its file {file} in the prepared dataset cannot be read any more ({reason}).",
+                "{image} is left out: its file {file} in the prepared dataset can no longer be read ({reason}).",
                 image=member.image.source,
                 file=file.name,
                 reason=error.reasons[file],
@@ -345,7 +355,7 @@ def _dataset_exposure(row: EpochExposure, has_shares: bool) -> str:
     else:
         images = ngettext("{n} image of {dataset}", "{n} images of {dataset}", row.images, dataset=row.dataset)
     often = {1.0: _("once"), 2.0: _("twice")}.get(row.per_image) or _("{n:.3g} times", n=row.per_image)
-    return f"{images} {often}" + (f" ({row.share:.0%})" if has_shares else "")
+    return f"{images} {often}" + (f" ({percent(row.share)})" if has_shares else "")
 
 
 def exposure_table(rows: Sequence[EpochExposure]) -> str:
@@ -360,18 +370,18 @@ def exposure_table(rows: Sequence[EpochExposure]) -> str:
 
 def overlap_sentence(mixture: Mixture) -> str | None:
     """Describe what was left out because it would leak; None if nothing was."""
-    counts = {split: sum(member.split is split for member in mixture.left_out) for split in Split}
-    parts = [
-        ngettext("{n} image of the {split} split", "{n} images of the {split} split", count, split=split)
-        for split, count in counts.items()
-        if count
-    ]
-    if not parts:
+    if not mixture.left_out:
         return None
+    train, validation, test = (sum(each.split is split for each in mixture.left_out) for split in Split)
+    parts = (
+        ngettext("{n} training image", "{n} training images", train) if train else None,
+        ngettext("{n} validation image", "{n} validation images", validation) if validation else None,
+        ngettext("{n} test image", "{n} test images", test) if test else None,
+    )
     return _(
         "Left out: {images}. Another dataset of the mix validates or tests with the same images, so the loss would "
         "look better than it is.",
-        images=listed(parts),
+        images=listed(filter(None, parts)),
     )
 
 
@@ -393,7 +403,7 @@ def _require_splits(mixture: Mixture, needed: Sequence[Split]) -> None:
                 "The dataset has {n} usable image and none for the {split} split.",
                 "The dataset has {n} usable images and none for the {split} split.",
                 kept,
-                split=split,
+                split={Split.TRAIN: _("train"), Split.VALIDATION: _("validation"), Split.TEST: _("test")}[split],
             )
             if mixture.left_out:
                 message += " " + _("Other datasets of the mix measure with the same images.")

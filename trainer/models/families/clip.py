@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trainer.errors import BadSpecError
 from trainer.models.families.model import stack_captions
+from trainer.protocol.settings import Base
 
 #: A chunk ends at a comma that is among its last tokens, so that no tag is cut: A1111's `comma_padding_backtrack`.
 _COMMA_REACH = 20
@@ -86,23 +87,23 @@ def clip_text_model(encoder: Any) -> Any:
     return getattr(encoder, "text_model", encoder)
 
 
-def check_clip_skip(source: str, clip_skip: int, deepest: int) -> None:
-    """Check that a layer is left to read; `deepest` is the largest clip skip with one.
+def clip_encoders(base: Base, pipeline: Any, *names: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return CLIP text encoders of a pipeline and their tokenizers, both by the names of the encoders.
+
+    Their pooled embedding is read at the end token, not at the token with the highest id: old configs (SDXL's second
+    encoder among them) give 2 as the id of the end token. transformers then takes the highest id, which is the end
+    token only until textual inversion adds tokens after it.
 
     Raises:
-        BadSpecError: `clip_skip` is larger.
+        BadSpecError: `base.clip_skip` leaves no layer to read.
     """
-    if clip_skip > deepest:
-        raise BadSpecError(
-            f"base.clip_skip {clip_skip} leaves no layer of the text encoder of {source}.",
-            f"Take {deepest} at most.",
-        )
-
-
-def find_end_by_token(encoder: Any, tokenizer: Any) -> None:
-    """Read the pooled embedding at the end token, not at the token with the highest id.
-
-    Old configs (SDXL's second encoder among them) give 2 as the id of the end token. transformers then takes the
-    highest id, which is the end token only until textual inversion adds tokens after it.
-    """
-    clip_text_model(encoder).eos_token_id = tokenizer.eos_token_id
+    encoders = {name: getattr(pipeline, name) for name in names}
+    tokenizers = {name: getattr(pipeline, name.replace("text_encoder", "tokenizer")) for name in names}
+    for name, encoder in encoders.items():
+        if base.clip_skip > (deepest := encoder.config.num_hidden_layers):
+            raise BadSpecError(
+                f"base.clip_skip {base.clip_skip} leaves no layer of the text encoder of {base.source}.",
+                f"Take {deepest} at most.",
+            )
+        clip_text_model(encoder).eos_token_id = tokenizers[name].eos_token_id
+    return encoders, tokenizers

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from trainer.models.families.clip import check_clip_skip, chunked_ids, clip_text_model, find_end_by_token, join_chunks
+from trainer.models.families.clip import chunked_ids, clip_encoders, clip_text_model, join_chunks
 from trainer.models.families.model import Family, LoadedBase, Text
 from trainer.models.families.noising import make_discrete_noising
 from trainer.protocol.settings import Base, Objective
@@ -85,15 +85,13 @@ def assemble(base: Base, objective: Objective, pipeline: Any) -> LoadedBase:
         MissingModelError: Darkroom does not train its noise schedule or prediction target.
         BadSpecError: the settings do not fit it.
     """
-    encoder = pipeline.text_encoder
-    check_clip_skip(base.source, base.clip_skip, encoder.config.num_hidden_layers)
-    find_end_by_token(encoder, pipeline.tokenizer)
+    encoders, tokenizers = clip_encoders(base, pipeline, "text_encoder")
     noising, sampler = make_discrete_noising(base.source, pipeline.scheduler, objective)
     architecture = StableDiffusion(
         unet=pipeline.unet,
         vae=pipeline.vae,
-        text_encoder=encoder,
-        tokenizer=pipeline.tokenizer,
+        text_encoder=encoders["text_encoder"],
+        tokenizer=tokenizers["text_encoder"],
         clip_skip=base.clip_skip,
         max_tokens=base.max_token_length,
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  its customary name
 
-from trainer.models.families.clip import check_clip_skip, find_end_by_token, penultimate, token_ids
+from trainer.models.families.clip import clip_encoders, penultimate, token_ids
 from trainer.models.families.model import Family, LoadedBase, Text
 from trainer.models.families.noising import make_flow_noising
 from trainer.protocol.settings import Base, Objective
@@ -98,11 +98,7 @@ def assemble(base: Base, objective: Objective, pipeline: Any) -> LoadedBase:
         MissingModelError: it has no flow-matching scheduler.
         BadSpecError: the settings do not fit it.
     """
-    encoders = {"text_encoder": pipeline.text_encoder, "text_encoder_2": pipeline.text_encoder_2}
-    tokenizers = {"text_encoder": pipeline.tokenizer, "text_encoder_2": pipeline.tokenizer_2}
-    for name, encoder in encoders.items():
-        check_clip_skip(base.source, base.clip_skip, encoder.config.num_hidden_layers)
-        find_end_by_token(encoder, tokenizers[name])
+    encoders, tokenizers = clip_encoders(base, pipeline, "text_encoder", "text_encoder_2")
     if pipeline.text_encoder_3 is not None and pipeline.tokenizer_3 is not None:
         encoders["text_encoder_3"], tokenizers["text_encoder_3"] = pipeline.text_encoder_3, pipeline.tokenizer_3
     noising, sampler = make_flow_noising(base.source, pipeline.scheduler, objective)

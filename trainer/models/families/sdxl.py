@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from trainer.models.families.clip import (
-    check_clip_skip,
     chunked_ids,
-    find_end_by_token,
+    clip_encoders,
     join_chunks,
     of_first_chunks,
     penultimate,
@@ -96,11 +95,7 @@ def assemble(base: Base, objective: Objective, pipeline: Any) -> LoadedBase:
         MissingModelError: Darkroom does not train its noise schedule or prediction target.
         BadSpecError: the settings do not fit it.
     """
-    encoders = {"text_encoder": pipeline.text_encoder, "text_encoder_2": pipeline.text_encoder_2}
-    tokenizers = {"text_encoder": pipeline.tokenizer, "text_encoder_2": pipeline.tokenizer_2}
-    for name, encoder in encoders.items():
-        check_clip_skip(base.source, base.clip_skip, encoder.config.num_hidden_layers)
-        find_end_by_token(encoder, tokenizers[name])
+    encoders, tokenizers = clip_encoders(base, pipeline, "text_encoder", "text_encoder_2")
     noising, sampler = make_discrete_noising(base.source, pipeline.scheduler, objective)
     if pipeline.vae.config.force_upcast:
         keep_vae_in_fp32(pipeline.vae)

@@ -17,16 +17,24 @@ import torch
 from torch import Tensor, nn
 
 from trainer.errors import BadSpecError
-from trainer.models.families.model import LoadedBase
+from trainer.models.families.model import Family, LoadedBase
 from trainer.models.methods.adapter_files import PEFT_PREFIX
 from trainer.models.methods.adapters import attach_adapter, merged_layers, remove_adapter
 from trainer.models.methods.inversion import Inversion, attach_inversion
-from trainer.models.methods.kohya import kohya_keys, merged_weight, with_text_model
+from trainer.models.methods.kohya import (
+    has_swapped_halves,
+    kohya_keys,
+    merged_weight,
+    sd3_layers,
+    with_text_model,
+)
 from trainer.models.methods.starting_files import by_layer_name, read_start
 from trainer.models.methods.trained import Trained, Weights
 from trainer.protocol.settings import Method
 from trainer.protocol.text import _
 
+#: The layers that files change.
+_CHANGEABLE = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
 #: A weight of the base in fp32, on the device that it is computed on.
 Original: TypeAlias = Callable[[nn.Parameter], Tensor]
 
@@ -63,6 +71,16 @@ class AdapterChange:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _FileLayer:
+    """A layer by the name that a file has for it."""
+
+    #: One layer of the base, or three that are one in the file, one after another.
+    modules: tuple[nn.Module, ...]
+    #: The two halves of its outputs are the other way around in the file.
+    is_swapped: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class FileChange:
     """An adapter of another place: a file by the names of kohya, LyCORIS, diffusers or peft."""
 
@@ -73,32 +91,48 @@ class FileChange:
         tensors = {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in read_start(self.path).items()}
         layers = by_layer_name(tensors)
         known = _layers_by_name(base)
-        unknown = [name for name in layers if name not in known]
-        if unknown:
+        for name in layers:
+            if name not in known:
+                raise self._missing(name)
+        for name, own in layers.items():
+            bias = next((own.pop(end) for end in ("diff_b", "b_norm") if end in own), None)
+            if "w_norm" in own:
+                own = {"diff": own["w_norm"]}
+            if own:
+                yield from self._merged(name, known[name], "weight", own, original)
+            if bias is not None:
+                yield from self._merged(name, known[name], "bias", {"diff": bias}, original)
+
+    def _missing(self, name: str) -> BadSpecError:
+        return BadSpecError(
+            _("{file} changes {layer}, which this base does not have.", file=self.path.name, layer=name),
+            _("It was made for another model. Choose the base that it was trained on."),
+        )
+
+    def _merged(
+        self, name: str, layer: _FileLayer, kind: str, change: Mapping[str, Tensor], original: Original
+    ) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Yield the weights (or biases) of a layer of the file, each with what it becomes."""
+        parameters = [getattr(module, kind) for module in layer.modules]
+        if any(parameter is None for parameter in parameters):
+            raise self._missing(f"{name}.{kind}")
+        weight = torch.cat([original(parameter) for parameter in parameters])
+        try:
+            merged = _swapped(merged_weight(_swapped(weight, layer), change), layer)
+        except (RuntimeError, LookupError, ValueError) as error:
             raise BadSpecError(
                 _(
-                    "{file} changes {layer}, which this base does not have.",
+                    "{file} does not fit this base: {layer} has {shape} weights here.",
                     file=self.path.name,
-                    layer=unknown[0],
+                    layer=name,
+                    shape="×".join(map(str, weight.shape)),
                 ),
                 _("It was made for another model. Choose the base that it was trained on."),
-            )
-        for name, own in layers.items():
-            parameter = known[name].get_parameter("weight")
-            weight = original(parameter)
-            try:
-                merged = merged_weight(weight, own)
-            except (RuntimeError, LookupError, ValueError) as error:
-                raise BadSpecError(
-                    _(
-                        "{file} does not fit this base: {layer} has {shape} weights here.",
-                        file=self.path.name,
-                        layer=name,
-                        shape="×".join(map(str, weight.shape)),
-                    ),
-                    _("It was made for another model. Choose the base that it was trained on."),
-                ) from error
-            yield parameter, merged
+            ) from error
+        start = 0
+        for parameter in parameters:
+            yield parameter, merged[start : start + len(parameter)]
+            start += len(parameter)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,20 +230,30 @@ class ChangeableWeights:
         return placed
 
 
-def _layers_by_name(base: LoadedBase) -> Mapping[str, nn.Module]:
+def _swapped(weight: Tensor, layer: _FileLayer) -> Tensor:
+    return torch.cat(weight.chunk(2)[::-1]) if layer.is_swapped else weight
+
+
+def _layers_by_name(base: LoadedBase) -> Mapping[str, _FileLayer]:
     """Map the names that files have for the layers of a model to the layers.
 
-    The UNet of SDXL goes by its original names in kohya's files, and by those of diffusers in some others'.
+    The UNet of SDXL goes by its original names in kohya's files, and by those of diffusers in some others'; the
+    transformer of SD 3 as well.
     """
-    known: dict[str, nn.Module] = {}
+    known: dict[str, _FileLayer] = {}
     for name in (base.denoiser_name, *base.clip_encoders):
-        modules = base.module(name).named_modules()
-        layers = {path: layer for path, layer in modules if isinstance(layer, nn.Linear | nn.Conv2d)}
+        layers = {path: layer for path, layer in base.module(name).named_modules() if isinstance(layer, _CHANGEABLE)}
         is_encoder = name.startswith("text_encoder")
         for path, key in kohya_keys(base, name, layers).items():
             dotted = with_text_model(path) if is_encoder else path
             names = {key, f"{name}.{path}", f"{name}.{dotted}"}
             if not is_encoder:
                 names |= {f"lora_{name}_{path.replace('.', '_')}", path}
-            known |= dict.fromkeys(names, layers[path])
+            known |= dict.fromkeys(names, _FileLayer(modules=(layers[path],)))
+        if base.family is Family.SD3 and not is_encoder:
+            blocks = len(base.denoiser.transformer_blocks)
+            for key, paths in sd3_layers(blocks).items():
+                if layers.keys() >= set(paths):
+                    modules = tuple(layers[path] for path in paths)
+                    known[key] = _FileLayer(modules=modules, is_swapped=has_swapped_halves(paths[0], blocks))
     return known

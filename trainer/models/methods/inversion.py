@@ -126,7 +126,9 @@ class Inversion:
                 "The file to start from has no vectors for the text encoders of this base.",
                 "Choose the base that the word was trained on.",
             )
-        return {name: {_VECTORS: tensors[key].float()} for name, key in keys.items()}
+        return {
+            name: {_VECTORS: tensors[key].float().reshape(-1, tensors[key].shape[-1])} for name, key in keys.items()
+        }
 
     @contextmanager
     def base_only(self) -> Iterator[None]:

@@ -132,7 +132,8 @@ def merged_weight(weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
     """Merge one layer of an adapter's file into a base weight, in fp32, same shape.
 
     Formulas of KohakuBlueleaf/LyCORIS 4.1.3: `functional/` `locon.py`, `loha.py`, `lokr.py`, `modules/ia3.py`, and
-    `weight_decompose` of `functional/general.py` for DoRA. A full difference is added.
+    `apply_weight_decompose` of `modules/` for DoRA, whose magnitudes are of the outputs or, in older files, of the
+    inputs. A full difference is added.
 
     Args:
         weight: Of the base.
@@ -150,29 +151,44 @@ def merged_weight(weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         side = 1 if t["on_input"] else 0
         shape = [-1 if dim == side else 1 for dim in range(base.ndim)]
         return base * (1 + t["weight"].reshape(shape))
+    # peft has that of convolutions as [1, out, 1, 1].
+    of_inputs = "dora_scale" in t and t["dora_scale"].shape[0] == 1 < base.shape[0]
     magnitude = next((t.pop(name) for name in ("dora_scale", "lora_magnitude_vector") if name in t), None)
     merged = base + _product(t).reshape(base.shape)
     if magnitude is None:
         return merged
-    norms: Tensor = torch.linalg.vector_norm(merged.flatten(1), dim=1)
-    return merged * (magnitude.flatten() / norms).reshape(-1, *(1,) * (base.ndim - 1))
+    others = [dim for dim in range(base.ndim) if dim != of_inputs]
+    norms = torch.linalg.vector_norm(merged, dim=others, keepdim=True)
+    scaled: Tensor = merged * (magnitude.reshape(norms.shape) / norms)
+    return scaled
 
 
 def _product(t: Mapping[str, Tensor]) -> Tensor:
     """The weight update of LoRA, LoHa or LoKr; its shape may be flattened."""
-    match sorted(t.keys() - {"alpha"}):
+    match sorted(t.keys() - {"alpha", "lora_mid", "hada_t1", "hada_t2", "lokr_t2"}):
         case [down, up] if (down, up) in {("lora_down", "lora_up"), ("lora_A", "lora_B")}:
-            return _scale(t, len(t[down])) * (t[up].flatten(1) @ t[down].flatten(1))
+            left = t[up].flatten(1)
+            left = left.T if "lora_mid" in t else left
+            return _scale(t, len(t[down])) * _low_rank(left, t[down].flatten(1), t.get("lora_mid"))
         case ["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"]:
             scale = _scale(t, len(t["hada_w1_b"]))
-            return scale * (t["hada_w1_a"] @ t["hada_w1_b"]) * (t["hada_w2_a"] @ t["hada_w2_b"])
-        case ["lokr_w1" | "lokr_w1_a", *_rest] if not any(name.endswith("_t2") for name in t):
+            first = _low_rank(t["hada_w1_a"], t["hada_w1_b"], t.get("hada_t1"))
+            return scale * first * _low_rank(t["hada_w2_a"], t["hada_w2_b"], t.get("hada_t2"))
+        case ["lokr_w1" | "lokr_w1_a", *_rest]:
             small = t["lokr_w1"] if "lokr_w1" in t else t["lokr_w1_a"] @ t["lokr_w1_b"]
-            large = t["lokr_w2"] if "lokr_w2" in t else t["lokr_w2_a"] @ t["lokr_w2_b"]
-            # Kernel pixels are the last axes of the large factor, so its rows may be flattened.
-            return lokr_scale(t) * torch.kron(small, large.flatten(1))
+            large = t["lokr_w2"] if "lokr_w2" in t else _low_rank(t["lokr_w2_a"], t["lokr_w2_b"], t.get("lokr_t2"))
+            # Kernel pixels are the last axes of the large factor.
+            return lokr_scale(t) * torch.kron(small.reshape(*small.shape, *(1,) * (large.ndim - 2)), large.contiguous())
         case others:
             raise ValueError(f"no known kind of adapter has {', '.join(others)}")
+
+
+def _low_rank(a: Tensor, b: Tensor, core: Tensor | None) -> Tensor:
+    """The product of a [out, rank] and b [rank, …]; of a [rank, out] and b [rank, in] with a core between them, which
+    is a Tucker decomposition (`rebuild_tucker` of LyCORIS)."""
+    if core is None:
+        return (a @ b.flatten(1)).reshape(len(a), *b.shape[1:])
+    return torch.einsum("ij...,ip,jr->pr...", core, a, b)
 
 
 def _scale(t: Mapping[str, Tensor], rank: int) -> Tensor:
@@ -220,3 +236,48 @@ def with_text_model(name: str) -> str:
     transformers >= 5.23 dropped that level of CLIPTextModel.
     """
     return name if name.startswith(("text_model.", "text_projection.")) else f"text_model.{name}"
+
+
+#: Layers of SD 3 in the files of kohya's scripts (`networks/lora_sd3.py`), which have the original names, and those of
+#: diffusers: `convert_sd3_transformer_checkpoint_to_diffusers` of its `loaders/single_file_utils.py`. Queries, keys and
+#: values are one layer there.
+_SD3_HEADS = {
+    "context_embedder": "context_embedder",
+    "x_embedder_proj": "pos_embed.proj",
+    "t_embedder_mlp_0": "time_text_embed.timestep_embedder.linear_1",
+    "t_embedder_mlp_2": "time_text_embed.timestep_embedder.linear_2",
+    "y_embedder_mlp_0": "time_text_embed.text_embedder.linear_1",
+    "y_embedder_mlp_2": "time_text_embed.text_embedder.linear_2",
+    "final_layer_linear": "proj_out",
+    "final_layer_adaLN_modulation_1": "norm_out.linear",
+}
+_SD3_BLOCK = {
+    "x_block_attn_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+    "x_block_attn_proj": ("attn.to_out.0",),
+    "x_block_attn2_qkv": ("attn2.to_q", "attn2.to_k", "attn2.to_v"),
+    "x_block_attn2_proj": ("attn2.to_out.0",),
+    "x_block_mlp_fc1": ("ff.net.0.proj",),
+    "x_block_mlp_fc2": ("ff.net.2",),
+    "x_block_adaLN_modulation_1": ("norm1.linear",),
+    "context_block_attn_qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    "context_block_attn_proj": ("attn.to_add_out",),
+    "context_block_mlp_fc1": ("ff_context.net.0.proj",),
+    "context_block_mlp_fc2": ("ff_context.net.2",),
+    "context_block_adaLN_modulation_1": ("norm1_context.linear",),
+}
+
+
+def sd3_layers(blocks: int) -> dict[str, tuple[str, ...]]:
+    """Map kohya's names of the layers of an SD 3 transformer to the paths of the one or three layers that they are."""
+    names: dict[str, tuple[str, ...]] = {f"lora_unet_{theirs}": (ours,) for theirs, ours in _SD3_HEADS.items()}
+    for number in range(blocks):
+        for theirs, paths in _SD3_BLOCK.items():
+            own = tuple(f"transformer_blocks.{number}.{path}" for path in paths)
+            names[f"lora_unet_joint_blocks_{number}_{theirs}"] = own
+    return names
+
+
+def has_swapped_halves(path: str, blocks: int) -> bool:
+    """True for a layer of SD 3 that gives shift and scale, in this order in original files, and the other way around in
+    diffusers: of the last norm, and of that of the last block's context."""
+    return path in {"norm_out.linear", f"transformer_blocks.{blocks - 1}.norm1_context.linear"}

@@ -45,6 +45,8 @@ _KINDS = {
     ".ia3_l": MethodKind.IA3,
     ".oft_R.weight": MethodKind.OFT,
 }
+#: Tensors that are the weight of a module of their own: `….lora_up.weight`.
+_NAMED_WEIGHT = {"lora_down", "lora_mid", "lora_up", "lora_A", "lora_B", "oft_R"}
 _PEFT_WEIGHTS = "adapter_model.safetensors"
 _METADATA = "lora_adapter_metadata"
 
@@ -70,7 +72,7 @@ def read_start(path: Path) -> dict[str, Tensor]:
             _("{path} cannot be read ({error}).", path=path, error=first_line(error)), _("Copy or download it again.")
         ) from error
     raise CheckpointError(
-        _("{path} is no file to start from.", path=path),
+        _("Training cannot start from {path}.", path=path),
         _("Give a .safetensors file, the exported folder diffusers/, or the folder of a finished job."),
     )
 
@@ -136,7 +138,7 @@ def by_layer_name(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]
     layers: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         own = name.removesuffix(".weight")
-        is_weight = own != name and own.rpartition(".")[2] in {"lora_down", "lora_up", "lora_A", "lora_B", "oft_R"}
+        is_weight = own != name and own.rpartition(".")[2] in _NAMED_WEIGHT
         layer, _dot, weight = (own if is_weight or own.endswith("lora_magnitude_vector") else name).rpartition(".")
         layers.setdefault(layer, {})[weight] = tensor
     return layers
@@ -151,6 +153,9 @@ def _peft_tensors(t: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
         down, up = t.get("lora_down", t.get("lora_A")), t.get("lora_up", t.get("lora_B"))
         assert down is not None
         assert up is not None
+        if "lora_mid" in t:
+            # The core of a Tucker decomposition, put into A.
+            down = torch.einsum("ij...,jr->ir...", t["lora_mid"], down.flatten(1))
         found = {"lora_A.weight": down, "lora_B.weight": up * (_alpha(t, len(down)) / len(down) / scale)}
         magnitude = t.get("dora_scale", t.get("lora_magnitude_vector"))
         return found if magnitude is None else {**found, "lora_magnitude_vector": magnitude}

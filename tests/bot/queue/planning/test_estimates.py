@@ -34,6 +34,8 @@ def mixed(**settings: Any) -> Spec:
 def test_steps_are_planned_from_images_repeats_epochs_and_batch_size() -> None:
     assert planned_steps(spec(epochs=10, batch_size=2), COUNTS) == 10 * 4
     assert planned_steps(spec(epochs=10, batch_size=2, repeats=3), COUNTS) == 10 * 11
+    # Chosen: 50 times 7 images.
+    assert planned_steps(spec(epochs=10, batch_size=2, repeats=0), COUNTS) == 10 * 175
     assert planned_steps(mixed(split={"kind": "all"}, early_stopping={"enabled": False}), COUNTS) == 8
     assert planned_steps(mixed(split={"kind": "fold", "folds": 4}), COUNTS) == 6
     # As many class images as own ones.

@@ -13,11 +13,11 @@ from pydantic import ValidationError
 
 from bot.config import LimitSettings
 from bot.db import Database
+from bot.db.audit import read_entries
 from bot.outbox import Outbox
 from bot.queue import Priority
 from bot.queue.domain.job import StopIntent
 from bot.queue.store import limits
-from bot.queue.store.history import read_entries
 from bot.queue.store.limits import (
     AboveCeiling,
     Budget,

@@ -18,9 +18,9 @@ from bot.queue.planning.forecast import Forecaster
 from bot.queue.planning.retention import Storage
 from bot.queue.planning.windows import ALWAYS_OPEN
 from tests.bot.conftest import CHANNEL, GUILD, Submit, claim, notifications, set_slots
-from tests.bot.fake_events import failed, finished, started
+from tests.bot.fake_events import failed, finished, image_drawn, sampling_finished, sampling_started, started
 from tests.bot.fakes import FakeClock
-from trainer.protocol.events import Event, FailureKind, ImageDrawn, SamplingFinished, SamplingSheet, SamplingStarted
+from trainer.protocol.events import Event, FailureKind, SamplingStarted
 from trainer.protocol.run_options import JobKind
 from trainer.protocol.sampling import SamplingSpec, make_sampling_spec
 
@@ -53,10 +53,8 @@ async def sample(store: JobStore, *, owner: int = 1, source: int | None = None) 
 
 def drawn(*, first: int = 1) -> list[Event]:
     """All events of a sampling of two images."""
-    sheet = SamplingSheet(path="grid.png", alt="All.")
-    started_ = SamplingStarted(seq=first, time=0, device="cpu", precision="fp32", width=64, height=64, images=2)
-    images = [ImageDrawn(seq=first + 1 + cell, time=0, cell=cell, path=f"samples/000{cell}.png") for cell in (0, 1)]
-    return [started_, *images, SamplingFinished(seq=first + 3, time=0, images=2, sheets=(sheet,), seconds=3)]
+    images = [image_drawn(first + 1 + cell, cell) for cell in (0, 1)]
+    return [sampling_started(first), *images, sampling_finished(first + 3)]
 
 
 async def end(store: JobStore, job: Job, events: list[Event]) -> None:

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 import pytest
 
 from bot.db import Database
+from bot.db.audit import read_entries
 from bot.queue import Admission, Dispatcher, JobStore, PauseKind, Slot, State, StopIntent, slots_of
-from bot.queue.store.history import read_entries
 from bot.queue.store.limits import NotEnoughGpus
 from tests.bot.conftest import Submit, set_slots
 from tests.bot.fake_events import epoch_ended, finished, started, stopped

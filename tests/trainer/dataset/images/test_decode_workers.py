@@ -79,12 +79,24 @@ def test_tasks_are_taken_only_as_fast_as_images_are_decoded(tmp_path: Path) -> N
     taken: list[int] = []
 
     def source() -> Iterator[DecodeTask]:
-        for task in tasks(tmp_path, 20):
+        for task in tasks(tmp_path, 40):
             taken.append(task.number)
             yield task
 
     for number, _result in decode_all(source(), Limits(), processes=2):
-        assert len(taken) <= number + 4
+        assert len(taken) <= number + 16
+
+
+def test_small_files_are_sent_together_and_cached_ones_not_at_all(tmp_path: Path) -> None:
+    [before, *_others] = dict(decode_all(tasks(tmp_path, 1), Limits(), processes=1)).values()
+    assert isinstance(before, ImagePixels)
+    small = tasks(tmp_path, 8)
+    large = DecodeTask(number=9, data=bytes(decode_workers._BATCH_BYTES), root=tmp_path)
+
+    batches = list(decode_workers._batches([*small, large], lambda task: before if task.number == 3 else None))
+
+    assert [[task.number for task in batch] for batch, _reused in batches] == [[1, 2], [3], [4, 5, 6, 7], [8, 9]]
+    assert [reused for _batch, reused in batches] == [None, [before], None, None]
 
 
 def test_an_image_that_took_its_time_is_not_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -217,9 +217,9 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     numbers: list[int] = []
     submit = decode_workers._submit
 
-    def counting(pool: object, task: decode_workers.DecodeTask, limits: Limits) -> object:
-        numbers.append(task.number)
-        return submit(pool, task, limits)  # type: ignore[arg-type]
+    def counting(pool: object, batch: list[decode_workers.DecodeTask], limits: Limits) -> object:
+        numbers.extend(task.number for task in batch)
+        return submit(pool, batch, limits)  # type: ignore[arg-type]
 
     monkeypatch.setattr(decode_workers, "_submit", counting)
     return numbers

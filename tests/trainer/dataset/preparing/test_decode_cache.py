@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.trainer.dataset.edited_images import photograph
 from tests.trainer.dataset.image_files import encoded, make_zip, noise, png
 from trainer.dataset.dataset_folder import DECODED_NAME
 from trainer.dataset.images import decode_workers
@@ -24,9 +25,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     counter: Counter[str] = Counter()
     submit = decode_workers._submit
 
-    def counting(pool: object, task: decode_workers.DecodeTask, limits: Limits) -> object:
-        counter[task.file_sha256] += 1
-        return submit(pool, task, limits)  # type: ignore[arg-type]
+    def counting(pool: object, batch: list[decode_workers.DecodeTask], limits: Limits) -> object:
+        counter.update(task.file_sha256 for task in batch)
+        return submit(pool, batch, limits)  # type: ignore[arg-type]
 
     monkeypatch.setattr(decode_workers, "_submit", counting)
     return counter
@@ -58,6 +59,21 @@ def test_adding_five_images_decodes_five_and_moves_none(tmp_path: Path, decoded:
         assert image.thumbnail is not None
         assert (out / image.path).read_bytes()
         assert (out / image.thumbnail).read_bytes()
+
+
+def test_a_copy_of_an_image_that_is_not_decoded_again_is_found(tmp_path: Path, decoded: Counter[str]) -> None:
+    folder, out = tmp_path / "images", tmp_path / "out"
+    folder.mkdir()
+    for seed in range(3):
+        photograph(seed).save(folder / f"{seed}.png")
+    prepare([folder], out)
+    decoded.clear()
+    photograph(1).save(folder / "copy.jpg", quality=70)
+
+    groups = {image.source: image.group for image in prepare([folder], out).images}
+
+    assert decoded.total() == 1
+    assert groups["copy.jpg"] == groups["1.png"]
 
 
 def test_another_folder_can_be_reused(tmp_path: Path, decoded: Counter[str]) -> None:

@@ -109,9 +109,9 @@ def test_findings_with_their_own_sentence_do_not_ask_for_a_look(kind: FindingKin
     assert "to look at" not in summary(images(12, findings=(found(kind),)))
 
 
-def test_a_set_of_ten_different_images_is_not_called_rough() -> None:
-    assert "rough" in summary(images(9))
-    assert "rough" not in summary(images(10))
+def test_a_set_of_ten_different_images_is_enough_to_hold_some_back() -> None:
+    assert "held back" in summary(images(9))
+    assert "held back" not in summary(images(10))
 
 
 def dropped_record(kind: FindingKind) -> ImageRecord:

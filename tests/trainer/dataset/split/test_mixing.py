@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from trainer.exchange.dataset_dir import read_report
 from trainer.protocol.report import Split
 from trainer.protocol.settings import MixRole
 from trainer.protocol.spec import make_spec
+from trainer.protocol.text import speaking
 
 TRAIN, VALIDATION, TEST = Split.TRAIN, Split.VALIDATION, Split.TEST
 MAIN = [*(drawn(seed) for seed in range(1, 5)), drawn(8, VALIDATION), drawn(9, TEST)]
@@ -61,6 +63,16 @@ def test_one_dataset_is_used_as_its_report_says(tmp_path: Path) -> None:
     assert overlap_sentence(mixture) is None
     (main,) = epoch_exposure(mixture, plan_repeats(mixture, 0))
     assert (main.images, main.views, main.per_image) == (4, 12, 3.0)
+
+
+def test_repeats_are_chosen_so_that_an_epoch_is_long_enough(tmp_path: Path) -> None:
+    main = [drawn(1, repeats=2), *MAIN[1:]]
+    mixture = mixture_of(tmp_path, main, ([drawn(11), drawn(12)], {"repeats": 3}), repeats=0)
+
+    # 2 + 1 + 1 + 1 and twice 3 are 11 images, of which 32 rounds are 352.
+    assert plan_repeats(mixture, 0).fixed == (64, 32, 32, 32, 96, 96)
+    with_weight = mixture_of(tmp_path / "weight", MAIN, ([drawn(11)], {"weight": 0.5}), repeats=0)
+    assert plan_repeats(with_weight, 0).views == 352
 
 
 def test_repeats_of_a_part_of_the_job_and_of_kohya_folders_multiply(tmp_path: Path) -> None:
@@ -350,3 +362,5 @@ def test_the_sentences_about_exposure_and_overlap(tmp_path: Path) -> None:
     rows = [epoch_exposure(mixture, plan_repeats(mixture, 0)) for mixture in (alone, mixed)]
     texts = [*map(exposure_sentence, rows), exposure_table(rows[1]), overlap_sentence(mixed) or ""]
     check_golden(Path(__file__).parent / "golden" / "mixing.txt", "\n".join(texts))
+    with speaking("zh_CN"):
+        assert re.findall("[A-Za-z]+", overlap_sentence(mixed) or "?") == []
