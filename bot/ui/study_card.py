@@ -58,16 +58,19 @@ def study_card(job: Job, context: JobContext) -> MessageContent:
 
 
 def study_post(job: Job, context: JobContext) -> MessageContent:
-    """The result of a study: verdict, runs, curves, and the files of its winner."""
+    """The result of a study: verdict, samples beside each other, runs, curves, and the files of its winner."""
     step = context.step
     chart = _chart(context)
+    samples = _samples(context)
     results = _results(job, context)
-    sent = sendable([*([chart] if chart else []), *results], context.file_limit)
+    sent = sendable([*filter(None, (samples, chart)), *results], context.file_limit)
     verdict = _verdict(step) or _("Finished, but without a result.")
     body = box(
         Color.DONE,
         f"## ✅ {_('#{job} {name} is done', job=job.id, name=escape(job.name))} · {mention(job.owner_id)}\n"
         f"{_('Your {study} is finished.', study=kind_words(job))}\n{verdict}",
+        image_gallery(samples, step.samples_alt) if samples and step and samples in sent else None,
+        _samples_notes(step) if samples is None or samples in sent else None,
         "\n".join(run_lines(context.children, step)) or None,
         image_gallery(chart, step.chart_alt) if chart and step and chart in sent else None,
         f"-# {files_hint(has_pages=context.has_pages)}" if any(file not in sent for file in results) else None,
@@ -91,8 +94,9 @@ def _winner_buttons(job: Job, step: StudyStep | None) -> list[JobButton]:
 
 
 def study_files(job: Job, context: JobContext) -> list[MessageContent]:
-    """The files of a study's winner for one person; see `files_messages`."""
-    results = _results(job, context)
+    """The samples of a study and the files of its winner for one person; see `files_messages`."""
+    samples = _samples(context)
+    results = [*_results(job, context), *sendable([samples] if samples else [], context.file_limit)]
     title = _("**#{job} {name}**", job=job.id, name=escape(job.name))
     return split_files(results, context.file_limit, lambda sent: _locations(context, results, sent), title=title)
 
@@ -188,6 +192,17 @@ def _chart(context: JobContext) -> FileToSend | None:
     epochs = sum(line.epochs for line in step.table)
     chart = FileToSend(folder=context.job_dir, path=step.chart, name=f"study-{epochs}.png")
     return chart if sendable([chart], context.file_limit) else None
+
+
+def _samples(context: JobContext) -> FileToSend | None:
+    step = context.step
+    if step is None or step.samples is None:
+        return None
+    return FileToSend(folder=context.job_dir, path=step.samples, name="samples.png")
+
+
+def _samples_notes(step: StudyStep | None) -> str | None:
+    return "\n".join(f"-# {escape(note, 400)}" for note in step.samples_notes) or None if step else None
 
 
 def _results(job: Job, context: JobContext) -> list[FileToSend]:

@@ -37,6 +37,7 @@ from trainer.protocol.events import (
 )
 from trainer.protocol.exported_files import loading_code, name_of, newest_files
 from trainer.protocol.settings import TINY
+from trainer.protocol.study import StudyStep
 from trainer.protocol.text import _, duration, verdict
 
 #: What a page offers of a job's folder; its log, settings and checkpoints name paths of the machine, or train on.
@@ -124,6 +125,8 @@ async def job_page(visit: Visit) -> web.StreamResponse:
         epochs=[(each, verdict(each.validation.ratio)) for each in all_of(events, EpochEnded)],
         strips=await asyncio.to_thread(_strips, visit, job, events),
         comparison=last_of(events, Finished),
+        study=step,
+        has_study_samples=await asyncio.to_thread(_has_study_samples, visit, job, step),
         sheets=[sheet for event in all_of(events, SamplingFinished) for sheet in event.sheets],
         warnings=list(dict.fromkeys(event.message for event in all_of(events, Warned))),
         files=files,
@@ -305,6 +308,13 @@ def _strips(visit: Visit, job: Job, events: Sequence[Event]) -> list[Strip]:
         for strip in found
     ]
     return [strip for strip in there if strip.frames]
+
+
+def _has_study_samples(visit: Visit, job: Job, step: StudyStep | None) -> bool:
+    """True if the samples of a study's runs lie beside each other on a sheet."""
+    if step is None or step.samples is None or job.are_files_deleted:
+        return False
+    return (visit.site.jobs.job_dir(job) / step.samples).is_file()
 
 
 def _epoch_strips(job: Job, events: Sequence[Event]) -> Iterator[Strip]:

@@ -113,6 +113,11 @@ def _read_settings(path: Path) -> dict[str, Any]:
     return content
 
 
+def sample_folder(job_dir: Path, epoch: int) -> Path:
+    """Return the folder of an epoch's samples, 0 for the base model; they have the same names in each."""
+    return job_dir / "samples" / f"epoch-{epoch:03d}"
+
+
 def dataset_path(dataset: str) -> Path:
     """Return the folder on this machine of a dataset that a spec names."""
     return Path(read_dataset_paths(os.environ).get(dataset, dataset))

@@ -153,5 +153,10 @@ class StudyStep(Frozen):
     #: All curves in one image (PNG); None before the first epoch.
     chart: RelativePath | None = None
     chart_alt: str = ""
+    #: Samples of the runs beside each other, the best first (PNG); None before the first of them has finished.
+    samples: RelativePath | None = None
+    samples_alt: str = ""
+    #: How to read them, and which runs are not among them, one sentence each.
+    samples_notes: tuple[str, ...] = ()
     #: Folder of the run whose `output/` is the study's result; None until it has finished.
     result: RelativePath | None = None

@@ -28,6 +28,8 @@ _PIXEL_ART = 3
 #: A phone shows a sheet 285 px wide, whatever its own width is; letters have 11 px there.
 _PHONE_WIDTH, _PHONE_LETTERS = 285, 11
 _CAPTION_LINES = 3
+#: Above a column of a comparison; with four columns a line has about ten letters.
+_HEADING_LINES, _NOTE_LINES = 4, 2
 #: Prompts in a comparison: a higher image would not be seen at once.
 MAX_COMPARED = 4
 
@@ -160,12 +162,13 @@ def draw_comparison(path: Path, columns: Sequence[ComparedColumn], captions: Seq
     line, room = size + 6, _width(len(columns)) - 2 * _GAP
     prompts = [_wrap(text, text_font(text, size), room, 2) for text in captions[:MAX_COMPARED]]
     heights = [len(lines) * line + _TILE + 2 * _GAP for lines in prompts]
-    sheet = _blank(len(columns), 2 * line + 2 * _GAP + sum(heights))
-    for number, column in enumerate(columns):
-        left = _GAP + number * (_TILE + _GAP)
-        _write_line(sheet, column.heading, (left, _GAP), size, is_bold=True)
-        _write_line(sheet, column.note, (left, _GAP + line), size, color=_DIM)
-    top = 2 * line + 2 * _GAP
+    headings = [_heading_lines(column, size) for column in columns]
+    top = max(map(len, headings)) * line + 2 * _GAP
+    sheet = _blank(len(columns), top + sum(heights))
+    for number, lines_of_column in enumerate(headings):
+        for row, (text, is_bold) in enumerate(lines_of_column):
+            at = (_GAP + number * (_TILE + _GAP), _GAP + row * line)
+            _write_line(sheet, text, at, size, color=_TEXT if is_bold else _DIM, is_bold=is_bold)
     for row, (lines, height) in enumerate(zip(prompts, heights, strict=True)):
         for number, text in enumerate(lines):
             _write_line(sheet, text, (_GAP, top + number * line), size, width=room)
@@ -173,6 +176,13 @@ def draw_comparison(path: Path, columns: Sequence[ComparedColumn], captions: Seq
             _paste(sheet, column.images[row], (_GAP + number * (_TILE + _GAP), top + len(lines) * line + 4))
         top += height
     return save_png(sheet, path)
+
+
+def _heading_lines(column: ComparedColumn, size: int) -> list[tuple[str, bool]]:
+    """The lines above a column, those of its heading in bold."""
+    heading = _wrap(column.heading, text_font(column.heading, size, is_bold=True), _TILE, _HEADING_LINES)
+    note = _wrap(column.note, text_font(column.note, size), _TILE, _NOTE_LINES)
+    return [*((text, True) for text in heading), *((text, False) for text in note)]
 
 
 @drawn

@@ -57,6 +57,17 @@ class MeanCurve:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StudySamples:
+    """Samples of the runs beside each other."""
+
+    #: PNG, relative to the study's folder; empty if there are no images to show.
+    path: str
+    alt: str
+    #: How to read them, and which runs are not among them, one sentence each.
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyPage:
     """Everything that a results page shows."""
 
@@ -74,6 +85,8 @@ class StudyPage:
     chart_alt: str = ""
     curves: tuple[RunCurve, ...] = ()
     mean: MeanCurve | None = None
+    #: None before a run has finished, and for classifiers.
+    samples: StudySamples | None = None
     #: A command that continues from here; empty if there is none.
     command: str = ""
 
@@ -104,6 +117,10 @@ def study_markdown(page: StudyPage) -> str:
         lines += [escape_markdown(sentence), ""]
     if page.chart:
         lines += [f"![{escape_markdown(page.chart_alt)}]({quote(page.chart)})", ""]
+    if page.samples:
+        if page.samples.path:
+            lines += [f"![{escape_markdown(page.samples.alt)}]({quote(page.samples.path)})", ""]
+        lines += [*(f"- {escape_markdown(note)}" for note in page.samples.notes), ""]
     lines += _markdown_table(page.columns, page.rows)
     lines += ["", *(f"- {escape_markdown(note)}" for note in page.notes)]
     if page.command:

@@ -29,6 +29,7 @@ from trainer.studies.child_specs import make_candidates, measured_spec, parse_ax
 from trainer.studies.leaderboard import LeaderboardEntry, rank
 from trainer.studies.results_page import WINNER_FOLDER, comparison_page, make_step
 from trainer.studies.run_history import Child, RunHistory, child_of, read_child, read_history
+from trainer.studies.run_samples import comparison_samples
 from trainer.studies.study_folder import Rung, StudyFolder, StudyKind, dataset_report
 
 CANDIDATES_FOLDER = "candidates"
@@ -80,9 +81,10 @@ class ComparisonPlanner:
         winner = self._winner(folder, entries[0], ended) if is_measured and entries[0].is_contender else None
         children = [*alive.values(), *([winner] if winner else [])]
         has_winner_failed = winner is not None and winner.state is ChildState.FAILED
+        page = comparison_page(folder.path, self.spec, entries, winner, is_measured=is_measured, hints=self._hints())
         return make_step(
             folder.path,
-            comparison_page(folder.path, self.spec, entries, winner, is_measured=is_measured, hints=self._hints()),
+            replace(page, samples=comparison_samples(folder.path, self.spec, entries)),
             [*(entry.child.row(entry.candidate.label) for entry in entries), *([winner.row()] if winner else [])],
             goals=[child.goal for child in children if child.state is ChildState.OPEN],
             has_failed=is_measured and (not entries[0].is_contender or has_winner_failed),

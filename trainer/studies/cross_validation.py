@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 from trainer.dataset.split.group_split import check_folds
@@ -13,6 +14,7 @@ from trainer.studies.child_specs import final_spec, fold_spec
 from trainer.studies.fold_summary import summarize_folds
 from trainer.studies.results_page import kfold_page, make_step
 from trainer.studies.run_history import Child, read_child, read_history
+from trainer.studies.run_samples import final_run_samples
 from trainer.studies.study_folder import StudyFolder, StudyKind, dataset_report
 
 FOLDS_FOLDER, FINAL_FOLDER = "folds", "final"
@@ -57,9 +59,10 @@ class KfoldPlanner:
             # A fold gets another try after the final run has begun.
             final = Child(goal=goal, history=read_history(folder.path / FINAL_FOLDER), state=ChildState.HALTED)
         children = [*folds, *([final] if final else [])]
+        page = kfold_page(self.spec, folds, summary, final)
         return make_step(
             folder.path,
-            kfold_page(self.spec, folds, summary, final),
+            replace(page, samples=final_run_samples(folder.path, self.spec, final)),
             [child.row() for child in children],
             goals=[child.goal for child in children if child.state is ChildState.OPEN],
             has_failed=is_measured and (summary is None or final is None or final.state is ChildState.FAILED),

@@ -7,21 +7,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from trainer.exchange.dataset_dir import read_report
-from trainer.exchange.event_file import read_all_events
 from trainer.exchange.job_dir import read_spec
-from trainer.protocol.events import Sample, Sampled
 from trainer.protocol.job_comparison import DifferingSetting, JobComparison
 from trainer.protocol.spec import Spec
-from trainer.protocol.text import _, gain, listed, ngettext, verdict
+from trainer.protocol.text import _, gain, ngettext, verdict
 from trainer.report.charts import draw_study_chart
-from trainer.report.gallery import MAX_COMPARED, ComparedColumn, draw_comparison
 from trainer.report.run_page import setting_values
 from trainer.report.study_page import RunCurve
 from trainer.studies.leaderboard import compare_best
 from trainer.studies.run_history import RunHistory, read_history
+from trainer.studies.run_samples import SampledRun, draw_samples, gain_note
 from trainer.training.intervals import Interval
 
 CHART, SAMPLES = "curves.png", "samples.png"
@@ -58,15 +54,20 @@ def compare_jobs(jobs: Mapping[str, Path], folder: Path) -> JobComparison:
         for label, path in jobs.items()
     ]
     ranked = sorted(known, key=lambda job: (job.ratio is None, job.ratio or 0.0))
-    has_chart, has_samples = _draw_chart(ranked, folder), _draw_samples(ranked, folder)
+    has_chart = _draw_chart(ranked, folder)
+    runs = [
+        SampledRun(name=job.label, heading=job.label, note=gain_note(job.history), history=job.history)
+        for job in ranked
+    ]
+    sheet = draw_samples(folder / SAMPLES, runs, most=len(runs), with_base=False)
     return JobComparison(
         order=tuple(known.index(job) for job in ranked),
-        verdict=tuple(_verdict(ranked)),
+        verdict=tuple(filter(None, (*_verdict(ranked), sheet.missing_words))),
         settings=tuple(_differences(known)),
         chart=CHART if has_chart else None,
         chart_alt=_chart_alt(ranked),
-        samples=SAMPLES if has_samples else None,
-        samples_alt=_("The same prompts and seeds, drawn by {names}", names=listed([job.label for job in ranked])),
+        samples=SAMPLES if sheet.is_drawn else None,
+        samples_alt=sheet.alt,
     )
 
 
@@ -171,42 +172,3 @@ def _chart_alt(ranked: Sequence[_Job]) -> str:
         if (best := job.history.best) is not None and job.ratio is not None
     ]
     return _("Loss by epoch. {jobs}", jobs="; ".join(parts))
-
-
-def _draw_samples(ranked: Sequence[_Job], folder: Path) -> bool:
-    """Draw the samples that all jobs have of the same prompts and seeds, each at its best epoch."""
-    drawn = [_samples_of(job) for job in ranked]
-    shown = [(job, samples) for job, samples in zip(ranked, drawn, strict=True) if samples]
-    if len(shown) < 2:
-        return False
-    common = [key for key in shown[0][1] if all(key in samples for _job, samples in shown)][:MAX_COMPARED]
-    if not common:
-        return False
-    columns = [
-        ComparedColumn(
-            heading=job.label,
-            note="" if job.ratio is None else gain(job.ratio),
-            images=[_opened(job.job_dir / samples[key].path) for key in common],
-        )
-        for job, samples in shown
-    ]
-    draw_comparison(folder / SAMPLES, columns, [prompt or _("(no prompt)") for prompt, _seed in common])
-    return True
-
-
-def _samples_of(job: _Job) -> dict[tuple[str, int], Sample]:
-    """The samples of the best epoch, else the newest, by prompt and seed; only those whose files are there."""
-    sampled = [event for event in read_all_events(job.job_dir) if isinstance(event, Sampled) and event.epoch]
-    best = job.history.best
-    chosen = [event for event in sampled if best is not None and event.epoch == best.epoch] or sampled
-    return {
-        (each.prompt, each.seed): each
-        for event in chosen[-1:]
-        for each in event.samples
-        if (job.job_dir / each.path).is_file()
-    }
-
-
-def _opened(path: Path) -> Image.Image:
-    with Image.open(path) as image:
-        return image.convert("RGB")

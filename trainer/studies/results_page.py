@@ -48,6 +48,9 @@ def make_step(
         report=MARKDOWN_NAME,
         chart=page.chart,
         chart_alt=page.chart_alt if page.chart else "",
+        samples=(page.samples and page.samples.path) or None,
+        samples_alt=page.samples.alt if page.samples else "",
+        samples_notes=page.samples.notes if page.samples else (),
         result=result,
     )
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from trainer.exchange.event_file import read_events
+from trainer.exchange.job_dir import sample_folder
 from trainer.protocol.events import (
     BaseValidated,
     EpochEnded,
     Event,
     Failed,
     Finished,
+    Sampled,
     Started,
     Stopped,
     StoppedEarly,
@@ -30,6 +32,8 @@ class RunHistory:
     job_dir: Path
     started: Started | None = None
     base: BaseValidated | None = None
+    #: The newest samples, epoch 0 for the base model's.
+    sampled: Sampled | None = None
     epochs: list[EpochEnded] = field(default_factory=list)
     stopped_early: StoppedEarly | None = None
     test: Tested | None = None
@@ -75,6 +79,15 @@ class RunHistory:
         known = [each for each in self.epochs if each.epoch <= epoch]
         return next((each for each in known if each.epoch == known[-1].best_epoch), None)
 
+    def samples_at(self, epoch: int) -> dict[tuple[str, int], Path]:
+        """The files of an epoch's samples, 0 for the base model, by prompt and seed; they may not exist.
+
+        Those of the best epoch may be drawn at the end of the run, without an event. They have the same names.
+        """
+        folder = sample_folder(self.job_dir, epoch)
+        samples = self.sampled.samples if self.sampled is not None else ()
+        return {(each.prompt, each.seed): folder / PurePosixPath(each.path).name for each in samples}
+
     def _apply(self, event: Event) -> None:
         self.terminal_event = event if isinstance(event, Finished | Stopped | Failed) else None
         match event:
@@ -82,6 +95,8 @@ class RunHistory:
                 self.started = event
             case BaseValidated():
                 self.base = event
+            case Sampled():
+                self.sampled = event
             case EpochEnded():
                 self.epochs.append(event)
             case StoppedEarly():

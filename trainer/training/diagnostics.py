@@ -18,6 +18,7 @@ from PIL import Image
 
 from trainer.dataset.split.overlap import JobImage, thumbnail_path
 from trainer.errors import TrainerError
+from trainer.exchange.job_dir import sample_folder
 from trainer.protocol.events import Exported, Finished, Phase, Warned
 from trainer.protocol.report import Split
 from trainer.protocol.settings import MixRole, TaskKind
@@ -36,7 +37,6 @@ from trainer.report.model_card import write_model_card
 from trainer.report.run_page import PAGE_NAME, SHARED_PAGE_NAME, write_run_page
 from trainer.tasks.sample_similarity import Album, NearestImage, clip_score, feature_distance, pixel_difference
 from trainer.tasks.task import DrawnSample
-from trainer.training.epoch_end import sample_folder
 from trainer.training.image_history import describe_never_learned, never_learned, read_history
 from trainer.training.run import StopRequestedError
 from trainer.training.session import Session

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import time
 from math import isfinite
-from pathlib import Path
 from typing import Any
 
 from trainer.errors import DivergedError
+from trainer.exchange.job_dir import sample_folder
 from trainer.protocol.events import (
     BaseValidated,
     EpochEnded,
@@ -304,7 +304,3 @@ def draw_epoch_samples(session: Session, epoch: int) -> dict[str, Any]:
         ],
         "sheet": str(sheet.relative_to(session.job_dir)),
     }
-
-
-def sample_folder(job_dir: Path, epoch: int) -> Path:
-    return job_dir / "samples" / f"epoch-{epoch:03d}"

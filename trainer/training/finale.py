@@ -8,12 +8,13 @@ from math import isfinite
 from typing import Any
 
 from trainer.errors import CheckpointError, DivergedError
+from trainer.exchange.job_dir import sample_folder
 from trainer.protocol.events import BaseValidated, Finished, Tested, Warned
 from trainer.protocol.report import Split
 from trainer.protocol.text import _, gain
 from trainer.tasks.task import DrawnSample
 from trainer.training.checkpoints import EpochPoint, is_intact
-from trainer.training.epoch_end import draw_epoch_samples, sample_folder
+from trainer.training.epoch_end import draw_epoch_samples
 from trainer.training.exporting import export_best
 from trainer.training.session import Session
 from trainer.training.validation import EvalSet, base_losses, evaluate, summarize_evaluation

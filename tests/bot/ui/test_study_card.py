@@ -8,7 +8,7 @@ from typing import Any
 
 from bot.queue.domain.job import Job, State
 from bot.ui.job_posts import card_message
-from bot.ui.study_card import run_lines, study_post
+from bot.ui.study_card import run_lines, study_files, study_post
 from tests.bot.ui.examples import OWNER, context, job, progress
 from tests.bot.ui.rendering import check_messages, file_names, text_of, verbs
 from trainer.protocol.study import ChildState, CompareRequest, KfoldRequest, StudyRequest, StudyRow, StudyStep
@@ -53,9 +53,9 @@ def test_the_card_of_a_study(tmp_path: Path) -> None:
     assert verbs(cards["running"]) == ["details", "watch", "stop"]
 
 
-def test_the_result_of_a_study_carries_its_chart_and_its_model(tmp_path: Path) -> None:
+def test_the_result_of_a_study_carries_its_samples_its_chart_and_its_model(tmp_path: Path) -> None:
     folder = tmp_path / "jobs" / "7"
-    for path in ("study/chart.png", "final/output/kohya.safetensors"):
+    for path in ("study/chart.png", "samples/runs.png", "final/output/kohya.safetensors"):
         (folder / path).parent.mkdir(parents=True)
         (folder / path).write_bytes(b"x")
     step = StudyStep(
@@ -66,13 +66,24 @@ def test_the_result_of_a_study_carries_its_chart_and_its_model(tmp_path: Path) -
         report="study/report.md",
         chart="study/chart.png",
         chart_alt="curves",
+        samples="samples/runs.png",
+        samples_alt="From left to right: rank 8 (best) and base model.",
+        samples_notes=("The same prompts and seeds.", "The best 3 of 4 are shown."),
         result="final",
     )
     parent = study(CompareRequest(vary=("method.rank=8,32",)), state=State.SUCCEEDED)
 
-    post = study_post(parent, context(folder, children=(child("a", state=State.SUCCEEDED),), step=step))
+    about = context(folder, children=(child("a", state=State.SUCCEEDED),), step=step)
+    post = study_post(parent, about)
 
-    assert file_names(post) == ["study-3.png", "fox-lora-kohya.safetensors"]
+    assert file_names(post) == ["samples.png", "study-3.png", "fox-lora-kohya.safetensors"]
     assert post.mentions == (OWNER,)
     assert " · rank " not in text_of(post), "the rank varies from run to run"
     check_messages(GOLDEN / "study_post.txt", {"comparison": post}, folder)
+
+    assert file_names(study_files(parent, about)[0]) == ["fox-lora-kohya.safetensors", "samples.png"]
+
+    (folder / "samples" / "runs.png").unlink()
+    without = study_post(parent, about)
+    assert file_names(without) == ["study-3.png", "fox-lora-kohya.safetensors"]
+    assert "The same prompts" not in text_of(without), "nothing is said of a picture that is not there"

@@ -28,6 +28,7 @@ from trainer.protocol.events import (
     Warned,
 )
 from trainer.protocol.sampling import SampledBase, SampledJob, SampledPrompt, SamplingSpec
+from trainer.protocol.study import CompareRequest, StudyStep
 
 SHARED = "report-shared.html"
 WEIGHTS = bytes(range(256)) * 4096
@@ -349,6 +350,30 @@ async def test_the_runs_of_a_study_are_pages_below_its_own(pages: Pages) -> None
     assert (status, f"/runs/{other.id}/files/" in text) == (200, True)
     assert (await pages.get(f"{url}/runs/{other.id}/files/samples/e1-0.png"))[0] == 200
     assert (await pages.get(f"{url}/runs/{'9' * 18}"))[0] == 404
+
+
+async def test_a_study_shows_the_samples_of_its_runs_beside_each_other(pages: Pages) -> None:
+    step = StudyStep(
+        page="results.html",
+        report="results.md",
+        samples="samples/runs.png",
+        samples_alt="rank 8 (best) and <base>",
+        samples_notes=("The best 3 of 4 are shown.",),
+    )
+    request = CompareRequest(vary=("method.rank=8,32",))
+    job = await pages.job(WHOLE, FILES | {"samples/runs.png": small_png()})
+    async with pages.site.jobs._db.transaction() as connection:
+        await connection.execute_fetchall(
+            "UPDATE job SET study = ?, study_step = ? WHERE id = ?",
+            (request.model_dump_json(), step.model_dump_json(), job.id),
+        )
+    url = await pages.link(LinkKind.JOB, job.id)
+    _status, text, _headers = await pages.get(url)
+    assert '/files/samples/runs.png" alt="rank 8 (best) and &lt;base&gt;"' in text
+    assert "The best 3 of 4 are shown." in text
+    assert (await pages.get(f"{url}/files/samples/runs.png"))[0] == 200
+    (pages.site.jobs.job_dir(job) / "samples" / "runs.png").unlink()
+    assert "runs.png" not in (await pages.get(url))[1]
 
 
 async def test_the_pages_speak_the_member_s_language(pages: Pages, job_url: str) -> None:

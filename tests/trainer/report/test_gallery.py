@@ -96,6 +96,16 @@ def test_a_comparison_shows_a_few_prompts_and_every_column(tmp_path: Path) -> No
         assert sheet.height < (MAX_COMPARED + 1) * 340
 
 
+def test_a_long_name_of_a_column_takes_several_lines(tmp_path: Path) -> None:
+    def height(heading: str) -> int:
+        columns = [ComparedColumn(heading=heading, note="", images=[Image.new("RGB", (64, 64), "red")])] * 4
+        with Image.open(draw_comparison(tmp_path / "x.png", columns, ["a fox"])) as sheet:
+            return sheet.height
+
+    # Four columns on a phone: 42 px for letters, 6 between lines.
+    assert height("rank 8, alpha 16") == height("rank 8") + 48
+
+
 def test_every_original_and_every_variant_is_on_the_sheet(tmp_path: Path) -> None:
     path = draw_variants(tmp_path / "charts" / "sheet.png", [row("red", 4), row("blue", 4, (96, 48))])
 

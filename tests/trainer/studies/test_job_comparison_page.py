@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from PIL import Image
 from tests.trainer.studies.test_leaderboard import losses, run
 from trainer.__main__ import main
 from trainer.exchange.event_file import EVENTS_FILE
-from trainer.exchange.job_dir import write_spec
+from trainer.exchange.job_dir import sample_folder, write_spec
 from trainer.protocol.events import EXIT_REFUSED
 from trainer.protocol.job_comparison import JobComparison
 from trainer.protocol.spec import make_spec
@@ -25,13 +26,18 @@ def job(folder: Path, epoch_losses: list[float], ratio: float, **settings: Any) 
     run(folder, epoch_losses)
     spec = {"name": folder.name, "dataset": "/nowhere", "training": {"learning_rate": 1e-4}, **settings}
     write_spec(folder, make_spec(spec))
-    Image.new("RGB", (64, 64), "red").save(folder / "sample.png")
+    samples = sample_folder(folder, 1)
+    samples.mkdir(parents=True)
+    Image.new("RGB", (64, 64), "red").save(samples / "0.png")
     events = [json.loads(line) for line in (folder / EVENTS_FILE).read_text().splitlines()]
     for event in events:
         if event["type"] == "epoch_ended":
             event["validation"]["ratio"] = ratio
-    samples = [{"path": "sample.png", "prompt": "a fox", "seed": 1}, {"path": "gone.png", "prompt": "b", "seed": 1}]
-    events.append({"type": "sampled", "seq": 99, "time": 0, "epoch": 1, "sheet": "sheet.png", "samples": samples})
+    named = [
+        {"path": f"samples/epoch-001/{number}.png", "prompt": prompt, "seed": 1}
+        for number, prompt in enumerate(("a fox", "a prompt whose file is gone"))
+    ]
+    events.append({"type": "sampled", "seq": 99, "time": 0, "epoch": 1, "sheet": "sheet.png", "samples": named})
     (folder / EVENTS_FILE).write_text("".join(json.dumps(event) + "\n" for event in events))
     return folder
 
@@ -80,6 +86,15 @@ def test_jobs_without_common_prompts_or_epochs_have_no_pictures(tmp_path: Path) 
     empty = compare_jobs({"b": other, "again": other}, tmp_path)
     assert empty.chart is None
     assert empty.verdict == ("None of them has ended an epoch yet.",)
+
+
+def test_a_job_without_its_files_is_left_out_of_the_samples_and_named(tmp_path: Path) -> None:
+    jobs = {name: job(tmp_path / name, losses(0.5, 0.5), 0.7) for name in ("a", "b", "c")}
+    shutil.rmtree(jobs["b"] / "samples")
+    found = compare_jobs(jobs, tmp_path)
+    assert found.samples is not None
+    assert "From left to right: a (30 % better) and c (30 % better)." in found.samples_alt
+    assert found.verdict[-1] == "There are no images of the same prompts and seeds from b."
 
 
 def test_the_command_prints_one_line_of_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

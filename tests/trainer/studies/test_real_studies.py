@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.trainer.conftest import MakeJob, job_maker
 from tests.trainer.fork_server import ForkServer
 from tests.trainer.studies.study_helpers import epochs_of, events_of
-from trainer.exchange.job_dir import read_spec, write_spec
+from trainer.exchange.job_dir import read_spec, sample_folder, write_spec
 from trainer.protocol import events
 from trainer.protocol.events import EpochEnded, Finished, Started
 from trainer.protocol.study import CompareRequest, KfoldRequest, StudyRequest, StudyStep
@@ -70,6 +71,11 @@ def test_the_worst_of_three_rates_ends_early_and_the_winner_resumes_bit_for_bit(
     assert epochs_of(job / "winner") == [1, 2, 3]
 
     best = job / "candidates" / step.table[0].name
+    assert step.samples is not None
+    (finished,) = events_of(best, Finished)
+    drawn = [pixels(sample_folder(best, epoch) / "3.png") for epoch in (finished.best_epoch, 0)]
+    assert lowest_tile(job / step.samples) == drawn[0] != drawn[1]
+    assert step.samples_notes[-1] == "Trainings that ended early are not shown: they drew no images."
     whole = job.parent / "whole"
     write_spec(whole, read_spec(best))
     assert fork_server.run("run", str(whole)).returncode == 0
@@ -79,3 +85,15 @@ def test_the_worst_of_three_rates_ends_early_and_the_winner_resumes_bit_for_bit(
 def losses_of(job_dir: Path) -> list[tuple[float, float]]:
     """Return what was measured, epoch by epoch."""
     return [(event.validation.ratio, event.train_loss) for event in events_of(job_dir, EpochEnded)]
+
+
+def lowest_tile(sheet: Path) -> bytes:
+    """Return the pixels of the first column's last image, which is enlarged from 64 px to 256."""
+    with Image.open(sheet) as image:
+        tile = image.convert("RGB").crop((12, image.height - 276, 268, image.height - 20))
+    return tile.resize((64, 64), Image.Resampling.NEAREST).tobytes()
+
+
+def pixels(path: Path) -> bytes:
+    with Image.open(path) as image:
+        return image.convert("RGB").tobytes()
