@@ -33,7 +33,7 @@ if sys.argv[1:] == ["devices"]:
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from trainer.exchange.dataset_dir import read_edits, read_report, write_edits, write_progress
-from trainer.exchange.job_dir import read_sampling, read_spec, write_spec
+from trainer.exchange.job_dir import read_sampling, read_spec, sample_folder, write_spec
 from trainer.exchange.process import PROCESS_FILE, identify
 from trainer.exchange.study_dir import read_study_request
 from trainer.protocol import events
@@ -219,7 +219,11 @@ def study(folder: Path) -> int:
             goals.append(ChildGoal(name=name, folder=name))
         state = ChildState.FINISHED if is_over else ChildState.OPEN
         rows.append(StudyRow(name=name, folder=name, state=state, epochs=1, ratio=0.9))
+    if not goals:
+        draw(folder / "samples" / "runs.png", "fold 1 | base")
     step = StudyStep(
+        samples=None if goals else "samples/runs.png", samples_alt="" if goals else "Fold 1 and the base model.",
+        samples_notes=() if goals else ("Each row has the same prompt.",),
         goals=tuple(goals), is_over=not goals, table=tuple(rows), page="study.html",
         report="study.md", verdict=() if goals else ("All folds agree.",), result=None if goals else "fold 1",
     )  # fmt: skip
@@ -359,12 +363,14 @@ class Run(_Run):
         return events.EXIT_FINISHED
 
     def sample(self, epoch: int) -> None:
-        self.draw(f"samples/e{epoch}.png", f"epoch {epoch}")
         prompts = self.spec.samples.prompts or ("a fox",)
+        folder = sample_folder(Path(), epoch)
         samples = [
-            events.Sample(path=f"samples/e{epoch}.png", prompt=prompt, seed=n) for n, prompt in enumerate(prompts)
+            events.Sample(path=str(folder / f"{n}.png"), prompt=prompt, seed=n) for n, prompt in enumerate(prompts)
         ]
-        self.emit(events.Sampled, epoch=epoch, samples=samples, sheet=f"samples/e{epoch}.png")
+        for each in samples:
+            self.draw(each.path, f"epoch {epoch}")
+        self.emit(events.Sampled, epoch=epoch, samples=samples, sheet=samples[0].path)
 
     def draw(self, path: str, text: str) -> None:
         draw(self.job_dir / path, text, 40 + 7 * self.seq % 200)

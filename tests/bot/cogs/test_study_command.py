@@ -55,6 +55,9 @@ async def test_a_cross_validation_is_one_card_and_one_result(data_dir: Path) -> 
         done = await lab.until_shown("#2 fox is done")
         assert "Your 2-fold cross-validation is finished.\nAll folds agree." in done
         assert "**fold 1**" in done
+        assert "Each row has the same prompt." in done
+        (post,) = (message for message in lab.messages() if "#2 fox is done" in text_of(message))
+        assert "samples.png" in [file.filename for file in post.attachments]
         assert await state(lab, 2) is State.SUCCEEDED
         assert lab.posts("#3") == []
         assert "3-fold" not in done
