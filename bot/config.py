@@ -337,6 +337,8 @@ class DatasetSettings(SettingsGroup):
 
     #: Label → folder on this machine that those who manage a server may make datasets of; it is copied.
     folders: dict[str, Path] = Field(default_factory=dict, max_length=25)
+    #: Those who manage a server may have public datasets of the Hugging Face hub downloaded.
+    hub: bool = False
 
 
 class WebSettings(SettingsGroup):

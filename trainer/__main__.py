@@ -2,6 +2,8 @@
 
 python -m trainer prepare images.zip --out DATASET_DIR
 python -m trainer caption DATASET_DIR --model MODEL
+python -m trainer fetch-dataset hf://OWNER/NAME --out FOLDER
+python -m trainer extract-rows FOLDER
 python -m trainer preview DATASET_DIR --preset photo --out SHEET.png
 python -m trainer new --dataset DATASET_DIR --base tiny --preset lora --set epochs=4 --out JOB_DIR
 python -m trainer new --explain
@@ -61,6 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     for name, add_arguments, help_text in (
         ("prepare", data_commands.add_prepare, "make a dataset folder from archives, images and folders"),
         ("caption", data_commands.add_caption, "write missing captions with a local model"),
+        ("fetch-dataset", data_commands.add_fetch, "download a public dataset of the Hugging Face hub as files"),
+        ("extract-rows", data_commands.add_extract, "write the images in a folder's Parquet and Arrow tables as files"),
         ("preview", data_commands.add_preview, "draw the augmented variants of a dataset"),
         ("new", training_commands.add_new, "write a job folder with its spec.json"),
         ("memory", training_commands.add_memory, "print how much memory a training needs, without training"),

@@ -25,7 +25,7 @@ from bot.cogs.attachments import stream_attachment
 from bot.cogs.interaction_gate import InteractionGate
 from bot.cogs.services import Download, Services
 from bot.config import Config
-from bot.datasets import DatasetStore, PendingUploads, ResumableUploads
+from bot.datasets import DatasetStore, HubDatasets, PendingUploads, ResumableUploads
 from bot.db import DATABASE_FILE, Database, hold_data_folder, open_db
 from bot.errors import DarkroomError, RunnerUnreachable
 from bot.health import ConnectionMonitor, read_health
@@ -136,6 +136,7 @@ def make_services(parts: Parts) -> Services:
         min_free_bytes=config.health.min_free_bytes,
     )
     uploads, drafts = PendingUploads(db), DraftStore(db, max_waiting=config.limits.max_drafts_per_user)
+    hub_datasets = HubDatasets(datasets, prepare=config.prepare, web=config.web, incoming=data_dir / "incoming")
     resumable = ResumableUploads(db, parts.outbox, uploads, datasets, data_dir=data_dir, settings=config.web)
     return Services(
         config=config,
@@ -147,7 +148,8 @@ def make_services(parts: Parts) -> Services:
         datasets=datasets,
         uploads=uploads,
         resumable=resumable,
-        finish_upload=_interrupted_uploads(parts, uploads, resumable, datasets, drafts).finish,
+        hub_datasets=hub_datasets,
+        finish_upload=_interrupted_uploads(parts, uploads, resumable, datasets, hub_datasets, drafts).finish,
         drafts=drafts,
         presets=PresetStore(db),
         limits=RoleLimits(db, configured=config.limits),
@@ -167,7 +169,12 @@ def make_services(parts: Parts) -> Services:
 
 
 def _interrupted_uploads(
-    parts: Parts, uploads: PendingUploads, resumable: ResumableUploads, datasets: DatasetStore, drafts: DraftStore
+    parts: Parts,
+    uploads: PendingUploads,
+    resumable: ResumableUploads,
+    datasets: DatasetStore,
+    hub_datasets: HubDatasets,
+    drafts: DraftStore,
 ) -> InterruptedUploads:
     return InterruptedUploads(
         parts.db,
@@ -175,6 +182,7 @@ def _interrupted_uploads(
         uploads=uploads,
         resumable=resumable,
         datasets=datasets,
+        hub_datasets=hub_datasets,
         drafts=drafts,
         captions=parts.config.captions,
     )
@@ -226,7 +234,7 @@ class App:
             data_dir=parts.data_dir,
         )
         self._uploads = _interrupted_uploads(
-            parts, services.uploads, services.resumable, services.datasets, services.drafts
+            parts, services.uploads, services.resumable, services.datasets, services.hub_datasets, services.drafts
         )
 
     def __repr__(self) -> str:

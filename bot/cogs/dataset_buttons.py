@@ -11,7 +11,7 @@ from discord.ext import commands
 from bot.access import Ability
 from bot.cogs.attachments import cancel_page_upload, show_upload_link
 from bot.cogs.dataset_captions import open_rules, show_captions, write_captions
-from bot.cogs.dataset_commands import list_page, open_privacy
+from bot.cogs.dataset_commands import download_hub_dataset, list_page, open_privacy
 from bot.cogs.dataset_review import (
     ask_caption,
     decide,
@@ -143,6 +143,10 @@ async def _renew_upload(interaction: discord.Interaction, press: DatasetPress, u
     await show_upload_link(press.services, interaction, int(upload_id))
 
 
+async def _download(interaction: discord.Interaction, press: DatasetPress, upload_id: str) -> None:
+    await download_hub_dataset(press.services, interaction, int(upload_id))
+
+
 async def _end_upload(interaction: discord.Interaction, press: DatasetPress, upload_id: str) -> None:
     await cancel_page_upload(press.services, interaction, int(upload_id))
 
@@ -248,6 +252,8 @@ async def _train(interaction: discord.Interaction, press: DatasetPress) -> None:
 
 
 _UPDATE, _FORM = Acknowledgement.UPDATE, Acknowledgement.NONE
+#: `tracked_upload` acknowledges these, once it has stored the upload.
+_TRACKED = Acknowledgement.NONE
 
 HANDLERS: Mapping[str, ButtonHandler] = {
     "list": ButtonHandler(
@@ -279,6 +285,9 @@ HANDLERS: Mapping[str, ButtonHandler] = {
     "done": ButtonHandler(run=_finish, acknowledgement=_UPDATE, ability=Ability.DATASETS),
     "report": ButtonHandler(run=_send_report, rate=REPORTS, ability=Ability.DATASETS),
     "upload_link": ButtonHandler(run=_renew_upload, argument=_INTERACTION, rate=PAGES, ability=Ability.DATASETS),
+    "hub_download": ButtonHandler(
+        run=_download, argument=_INTERACTION, acknowledgement=_TRACKED, rate=UPLOADS, ability=Ability.DATASETS
+    ),
     "upload_end": ButtonHandler(run=_end_upload, argument=_INTERACTION),
     "web": ButtonHandler(run=_open_web_page, rate=PAGES, ability=Ability.DATASETS),
     "privacy": ButtonHandler(run=_open_privacy, acknowledgement=_FORM, rate=PAGES, ability=Ability.DATASETS),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -19,13 +19,14 @@ from bot.cogs.dataset_review import review_content
 from bot.cogs.drafts import dataset_card
 from bot.cogs.interaction_gate import PAGES, UPLOADS, handled
 from bot.cogs.lookups import dataset_here, own_dataset, viewer_of
-from bot.cogs.replies import Acknowledgement, open_form, reply
+from bot.cogs.replies import Acknowledgement, acknowledge, open_form, reply
 from bot.cogs.services import Services
-from bot.datasets import ImportRequest, UploadKind, import_files
-from bot.errors import DatasetRefused
+from bot.datasets import ImportRequest, PendingUpload, Received, UploadKind, hub_name, import_files, title_of
+from bot.errors import DatasetRefused, UploadClosed
 from bot.ui.dataset_cards import LIST_PAGE, dataset_list, delete_question, privacy_words
 from bot.ui.dataset_forms import Form, PrivacyForm, UploadForm
 from bot.ui.layout import MessageContent, text_message
+from bot.ui.upload_posts import hub_question
 from trainer.protocol.edits import Layout
 from trainer.protocol.text import N_, _, ngettext
 
@@ -69,6 +70,7 @@ class DatasetCommands(
         folders=N_("plain: train on every image, whatever its folder is called"),
         private=N_("Only you, managers and people you name see it"),
         from_server=N_("A folder on the bot's machine, for managers"),
+        from_hub=N_("A dataset on Hugging Face, as owner/name, for managers"),
     )
     async def upload(
         self,
@@ -76,17 +78,21 @@ class DatasetCommands(
         folders: Literal["auto", "plain"] = "auto",
         private: bool = False,
         from_server: str = "",
+        from_hub: app_commands.Range[str, 0, 200] = "",
     ) -> None:
+        services = self._services
+        request = ImportRequest(layout=Layout(folders), can_manage=manages(interaction))
         if from_server:
-            request = ImportRequest(layout=Layout(folders), can_manage=manages(interaction))
-            await self._import(interaction, [], request, from_server=from_server, is_private=private)
+            receive = partial(copy_server_folder, services, interaction, from_server)
+            await import_dataset(services, interaction, receive, request, title=from_server, is_private=private)
             return
-        has_captioner = bool(self._services.config.captions.model)
+        if from_hub:
+            await offer_hub_dataset(services, interaction, from_hub, request, is_private=private)
+            return
+        has_captioner = bool(services.config.captions.model)
         uploaded = partial(self._uploaded, layout=Layout(folders), is_private=private)
-        submitted = self._services.gate.form(uploaded, UPLOADS, is_tracked=True)
-        await open_form(
-            interaction, UploadForm(submitted, has_captioner=has_captioner, has_page=self._services.links.are_on)
-        )
+        submitted = services.gate.form(uploaded, UPLOADS, is_tracked=True)
+        await open_form(interaction, UploadForm(submitted, has_captioner=has_captioner, has_page=services.links.are_on))
 
     @app_commands.command(
         description=N_("Add images to a dataset; those already in it stay where they are."), extras=_TRACKED
@@ -218,39 +224,127 @@ class DatasetCommands(
         files: Sequence[discord.Attachment],
         request: ImportRequest,
         *,
-        from_server: str = "",
         is_private: bool = False,
     ) -> None:
-        """Make a dataset of files, or of a folder of the machine, and show its card."""
-        assert interaction.guild_id is not None
-        services = self._services
-        async with tracked_upload(
-            services,
-            interaction,
-            files,
-            kind=UploadKind.IMPORT,
-            request=request.model_dump_json(),
-            title=from_server,
-            is_private=is_private,
-        ):
-            if from_server:
-                received = await copy_server_folder(services, interaction, from_server)
-            else:
-                received = await download_attachments(services, interaction, files)
-            known = await services.datasets.with_content(interaction.guild_id, received)
-            async with progress_shown(interaction, received.title):
-                dataset = await import_files(
-                    services.datasets,
-                    received,
-                    request,
-                    guild_id=interaction.guild_id,
-                    owner_id=interaction.user.id,
-                    captions=services.config.captions,
-                    is_private=is_private,
-                )
-            failpoint("upload_prepared")
-            note = _("These files were uploaded before, as {name}.", name=known.name) if known else ""
-            await reply(interaction, await dataset_card(services, interaction, dataset, note=note))
+        receive = partial(download_attachments, self._services, interaction, files)
+        title = title_of([each.filename for each in files])
+        await import_dataset(self._services, interaction, receive, request, title=title, is_private=is_private)
+
+
+async def import_dataset(
+    services: Services,
+    interaction: discord.Interaction,
+    receive: Callable[[], Awaitable[Received]],
+    request: ImportRequest,
+    *,
+    title: str,
+    is_private: bool = False,
+) -> None:
+    """Make a dataset of what `receive` brings, and show its card.
+
+    Args:
+        services: The bot's services.
+        interaction: Not acknowledged yet.
+        receive: Brings the files, once the upload is stored.
+        request: What was asked for.
+        title: Names the files in messages.
+        is_private: Only its owner, managers and people whom they name see it.
+    """
+    assert interaction.guild_id is not None
+    async with tracked_upload(
+        services,
+        interaction,
+        (),
+        kind=UploadKind.IMPORT,
+        request=request.model_dump_json(),
+        title=title,
+        is_private=is_private,
+    ):
+        received = await receive()
+        known = await services.datasets.with_content(interaction.guild_id, received)
+        async with progress_shown(interaction, received.title):
+            dataset = await import_files(
+                services.datasets,
+                received,
+                request,
+                guild_id=interaction.guild_id,
+                owner_id=interaction.user.id,
+                captions=services.config.captions,
+                is_private=is_private,
+            )
+        failpoint("upload_prepared")
+        note = _("These files were uploaded before, as {name}.", name=known.name) if known else ""
+        await reply(interaction, await dataset_card(services, interaction, dataset, note=note))
+
+
+async def offer_hub_dataset(
+    services: Services, interaction: discord.Interaction, typed: str, request: ImportRequest, *, is_private: bool
+) -> None:
+    """Acknowledge an interaction, and ask whether to download a dataset of the Hugging Face hub, with what it is.
+
+    Raises:
+        DatasetRefused: The member may not, or the dataset cannot be taken.
+        AnswerFailed: The interaction came too late or twice; nothing was done.
+    """
+    assert interaction.guild_id is not None
+    _require_hub(services, interaction)
+    await acknowledge(interaction, Acknowledgement.THINKING)
+    await services.datasets.require_share(interaction.user.id, datasets=1, more_bytes=1)
+    facts = await services.hub_datasets.look_up(hub_name(typed))
+    question = PendingUpload(
+        interaction_id=interaction.id,
+        guild_id=interaction.guild_id,
+        channel_id=interaction.channel_id or 0,
+        owner_id=interaction.user.id,
+        kind=UploadKind.IMPORT,
+        request=request.model_copy(update={"hub": facts}).model_dump_json(),
+        title=facts.name,
+        is_private=is_private,
+        is_by_page=True,
+        is_open=True,
+    )
+    await services.uploads.add(question)
+    await reply(interaction, hub_question(question.interaction_id, facts))
+
+
+async def download_hub_dataset(services: Services, interaction: discord.Interaction, question_id: int) -> None:
+    """Download the dataset of a question that `offer_hub_dataset` asked, and import it.
+
+    Raises:
+        DatasetRefused: The member may not.
+        UploadClosed: It is no question of theirs, or it was answered.
+    """
+    _require_hub(services, interaction)
+    question = await services.uploads.find(question_id)
+    if question is None or not question.is_open or question.owner_id != interaction.user.id:
+        raise UploadClosed
+    request = ImportRequest.model_validate_json(question.request)
+    facts = request.hub
+    if facts is None:
+        raise UploadClosed
+
+    async def receive() -> Received:
+        async with progress_shown(interaction, question.title):
+            received = await services.hub_datasets.download(facts, owner_id=question.owner_id)
+        await services.uploads.mark_received(interaction.id, received)
+        failpoint("upload_received")
+        # Only now: a download that failed can be tried again.
+        await services.uploads.remove(question_id)
+        return received
+
+    await import_dataset(services, interaction, receive, request, title=question.title, is_private=question.is_private)
+
+
+def _require_hub(services: Services, interaction: discord.Interaction) -> None:
+    if not manages(interaction):
+        raise DatasetRefused(_("Only managers of this server may let me download datasets from Hugging Face."))
+    if not services.config.datasets.hub:
+        raise DatasetRefused(
+            _(
+                "Downloads from Hugging Face are switched off. The operators of the bot can allow them: `hub = true` "
+                "in `[datasets]`."
+            )
+        )
 
 
 async def list_page(services: Services, interaction: discord.Interaction, page: int) -> MessageContent:

@@ -12,7 +12,7 @@ import discord
 from bot.access import Access
 from bot.cogs.interaction_gate import InteractionGate
 from bot.config import Config
-from bot.datasets import DatasetStore, PendingUploads, ResumableUploads
+from bot.datasets import DatasetStore, HubDatasets, PendingUploads, ResumableUploads
 from bot.errors import NoSuchDataset
 from bot.languages import Languages
 from bot.outbox import Outbox
@@ -62,6 +62,8 @@ class Services:
     uploads: PendingUploads
     #: Files of uploads by page.
     resumable: ResumableUploads
+    #: Datasets of the Hugging Face hub.
+    hub_datasets: HubDatasets
     drafts: DraftStore
     #: Presets that members saved.
     presets: PresetStore

@@ -2,6 +2,7 @@
 
 from bot.datasets.dataset import Dataset, Received, ReceivedFile, Upload, may_change, may_see, require_change, title_of
 from bot.datasets.dataset_store import DatasetStore
+from bot.datasets.hub_datasets import HubDatasets, hub_name
 from bot.datasets.pending_uploads import ImportRequest, PendingUpload, PendingUploads, UploadKind, import_files
 from bot.datasets.prepare_runner import progress_told
 from bot.datasets.resumable_uploads import ArrivingFile, ResumableUploads
@@ -10,6 +11,7 @@ __all__ = [
     "ArrivingFile",
     "Dataset",
     "DatasetStore",
+    "HubDatasets",
     "ImportRequest",
     "PendingUpload",
     "PendingUploads",
@@ -18,6 +20,7 @@ __all__ = [
     "ResumableUploads",
     "Upload",
     "UploadKind",
+    "hub_name",
     "import_files",
     "may_change",
     "may_see",

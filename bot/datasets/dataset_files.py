@@ -160,7 +160,16 @@ def _numbered(path: str, number: int) -> str:
 
 
 def copy_folder(folder: Path, to: Path, *, max_files: int, max_bytes: int) -> dict[str, Path]:
-    """Copy the files below a folder, and return where each is by its name in a dataset.
+    """Copy what `folder_files` finds, and return where each copy is by its name in a dataset."""
+    found = folder_files(folder, max_files=max_files, max_bytes=max_bytes)
+    copies = {name: to / str(number) for number, name in enumerate(found)}
+    for name, file in found.items():
+        shutil.copyfile(file, copies[name])
+    return copies
+
+
+def folder_files(folder: Path, *, max_files: int, max_bytes: int) -> dict[str, Path]:
+    """Return the files below a folder by their names in a dataset.
 
     Links are not followed, and hidden files and folders are left out.
 
@@ -184,8 +193,7 @@ def copy_folder(folder: Path, to: Path, *, max_files: int, max_bytes: int) -> di
                 raise DatasetTooLarge(file_name=folder.name, max_bytes=max_bytes)
             path = free_path(plain_path(file.relative_to(folder.parent).as_posix()), taken)
             taken.add(path.casefold())
-            found[path] = to / str(len(found))
-            shutil.copyfile(file, found[path])
+            found[path] = file
     if not found:
         raise DatasetRefused(_("The folder has no files that I can read. Nothing was kept."))
     return found

@@ -72,7 +72,7 @@ class DatasetStore:
         self._datasets = data_dir.absolute() / "datasets"
         self._incoming = data_dir.absolute() / "incoming"
         self._limits = UploadLimits(limits or LimitSettings(), web or WebSettings(), min_free_bytes=min_free_bytes)
-        self._runner = PrepareRunner(
+        self.runner = PrepareRunner(
             command=command,
             env=Config().confined_environment() if env is None else env,
             download_env=Config().trainer_environment() if download_env is None else download_env,
@@ -168,7 +168,7 @@ class DatasetStore:
             require_seen(known, owner_id)
             if known is not None and known.is_current and await asyncio.to_thread(known.folder.is_dir):
                 return known
-            report = await self._runner.prepare(
+            report = await self.runner.prepare(
                 received.source,
                 self._datasets / received.sha256 / PREPARED,
                 title=received.title,
@@ -240,7 +240,7 @@ class DatasetStore:
 
     async def report(self, dataset: Dataset) -> DatasetReport:
         """Return the report of a dataset's prepared folder."""
-        return await self._runner.report(dataset.folder)
+        return await self.runner.report(dataset.folder)
 
     @asynccontextmanager
     async def packed_report(self, dataset: Dataset) -> AsyncIterator[Path]:
@@ -336,7 +336,7 @@ class DatasetStore:
 
     async def _prepare_next(self, dataset: Dataset, source: Path, folder: Path) -> DatasetReport:
         """Prepare the revision that follows a dataset."""
-        report = await self._runner.prepare(
+        report = await self.runner.prepare(
             source,
             folder,
             title=dataset.name,
@@ -354,7 +354,7 @@ class DatasetStore:
             NoSuchDataset: It was deleted.
             DatasetRefused: The model cannot be used, or took too long.
         """
-        written = await self._runner.write_captions(await self.apply(dataset_id), settings)
+        written = await self.runner.write_captions(await self.apply(dataset_id), settings)
 
         def with_captions(edits: Edits) -> Edits:
             automatic = {**edits.automatic, **written.automatic}

@@ -15,6 +15,7 @@ from bot.datasets.decisions import with_rules
 from bot.db import Connection, Database, Row
 from trainer.protocol.edits import Edits, Layout
 from trainer.protocol.frozen import Frozen
+from trainer.protocol.hub_dataset import HubDatasetFacts
 
 _FILES = TypeAdapter(tuple[ReceivedFile, ...])
 
@@ -159,6 +160,8 @@ class ImportRequest(Frozen):
     caption_column: str = Field(default="", max_length=100)
     layout: Layout = Layout.AUTO
     wants_captions: bool = False
+    #: The dataset of the Hugging Face hub whose files they are: what was found out before the download.
+    hub: HubDatasetFacts | None = None
     #: The member could manage the server then. It matters if the files are another member's dataset already.
     can_manage: bool = False
 

@@ -179,7 +179,7 @@ class PrepareRunner:
         file = content / f"captions-{secrets.token_hex(4)}.json"
         await asyncio.to_thread(write_edits, file, dataset.edits)
         arguments = ["caption", str(dataset.folder), "--model", settings.model, "--edits", str(file)]
-        run = partial(self._run, title=dataset.name, log_file=content / "captions.log", timeout_s=settings.timeout_s)
+        run = partial(self.run, title=dataset.name, log_file=content / "captions.log", timeout_s=settings.timeout_s)
         try:
             if not await asyncio.to_thread(_is_folder, settings.model):
                 # The process with the network and the hub's token opens no image; the one that opens them has neither.
@@ -217,7 +217,7 @@ class PrepareRunner:
         for name, value in limits.items():
             arguments += ["--limit", f"{name}={str(value).lower()}"]
         try:
-            await self._run(
+            await self.run(
                 arguments,
                 title,
                 folder.parent / "prepare.log",
@@ -230,7 +230,7 @@ class PrepareRunner:
             await asyncio.to_thread(file.unlink, missing_ok=True)
         log.info("%s prepared: %s", title, folder)
 
-    async def _run(
+    async def run(
         self,
         arguments: Sequence[str],
         title: str,
@@ -250,7 +250,7 @@ class PrepareRunner:
         try:
             async with _progress_reported(log_file) as more:
                 child = await run_and_capture(
-                    [*self._command, *arguments, *(more if is_confined else ())],
+                    [*self._command, *arguments, *more],
                     self._env if is_confined else self._download_env,
                     timeout_s=timeout_s,
                     memory_bytes=None if memory_mib is None else memory_mib * 2**20,

@@ -14,6 +14,7 @@ from bot.config import CaptionSettings
 from bot.datasets import (
     Dataset,
     DatasetStore,
+    HubDatasets,
     ImportRequest,
     PendingUpload,
     PendingUploads,
@@ -52,6 +53,7 @@ class InterruptedUploads:
         uploads: PendingUploads,
         resumable: ResumableUploads,
         datasets: DatasetStore,
+        hub_datasets: HubDatasets,
         drafts: DraftStore,
         captions: CaptionSettings,
     ) -> None:
@@ -60,6 +62,7 @@ class InterruptedUploads:
         self._uploads = uploads
         self._resumable = resumable
         self._datasets = datasets
+        self._hub_datasets = hub_datasets
         self._drafts = drafts
         self._captions = captions
         self._interrupted: list[PendingUpload] = []
@@ -144,17 +147,24 @@ class InterruptedUploads:
         received = None
         if upload.sha256 is not None:
             received = await self._datasets.find_received(upload.sha256, upload.files)
-        if received is None and upload.is_by_page:
-            received = await self._resumable.assemble(upload)
+        if received is None:
+            received = await self._received_again(upload)
+            if received is None:
+                return _notification(upload, upload_incomplete(upload))
             await self._uploads.mark_received(upload.interaction_id, received)
             failpoint("upload_received")
-        if received is None:
-            return _notification(upload, upload_incomplete(upload))
         dataset = await self._dataset(upload, received)
         failpoint("upload_prepared")
         if upload.kind is not UploadKind.FINETUNE:
             return _notification(upload, upload_prepared(upload, dataset, why), dataset_id=dataset.id)
         return await self._request(upload, dataset, why)
+
+    async def _received_again(self, upload: PendingUpload) -> Received | None:
+        """Return the files of an upload that still can be had; None for attachments, whose addresses expire."""
+        if upload.is_by_page:
+            return await self._resumable.assemble(upload)
+        hub = ImportRequest.model_validate_json(upload.request).hub if upload.kind is UploadKind.IMPORT else None
+        return None if hub is None else await self._hub_datasets.download(hub, owner_id=upload.owner_id)
 
     async def _dataset(self, upload: PendingUpload, received: Received) -> Dataset:
         if upload.kind is UploadKind.ADD:

@@ -13,6 +13,7 @@ from bot.outbox.notification import Notification
 from bot.ui.buttons import dataset_button
 from bot.ui.discord_text import escape, mention, progress_bar
 from bot.ui.layout import Color, MessageContent, box, layout, row, text_message
+from trainer.protocol.hub_dataset import HubDatasetFacts
 from trainer.protocol.progress import PreparePhase, PrepareProgress
 from trainer.protocol.text import _, ngettext, percent, size
 
@@ -91,6 +92,26 @@ def upload_link(interaction_id: int, url: str, *, limit_bytes: int, days: int, s
     )
 
 
+def hub_question(interaction_id: int, facts: HubDatasetFacts) -> MessageContent:
+    """What a dataset of the Hugging Face hub is, asked before it is downloaded."""
+    what = ngettext(
+        "**[{name}]({page})** on Hugging Face has {n} file that I would use: {size}.",
+        "**[{name}]({page})** on Hugging Face has {n} files that I would use: {size}.",
+        facts.files,
+        name=escape(facts.name),
+        page=facts.page,
+        size=size(facts.bytes),
+    )
+    rights = _("It names no license: ask its author whether you may train with these images.")
+    if facts.license:
+        name = escape(facts.license)
+        rights = _("Its license is **{license}**: check that you may train with these images.", license=name)
+    commit = facts.commit[:8]
+    version = _("Nothing is downloaded yet. You get version {commit}, also if it changes later.", commit=commit)
+    button = dataset_button(0, "hub_download", _("Download"), arg=interaction_id, style=discord.ButtonStyle.primary)
+    return MessageContent(layout=layout(box(Color.NOTE, what, rights, f"-# {version}", row(button))))
+
+
 def upload_cancelled() -> MessageContent:
     """The answer to [Cancel upload]."""
     return text_message(_("⬛ Cancelled: the link no longer opens, and what had arrived is deleted."))
@@ -112,6 +133,8 @@ def progress_step(progress: PrepareProgress) -> str:
     match progress.phase:
         case PreparePhase.WAITING:
             return _("waiting: other datasets are examined first")
+        case PreparePhase.DOWNLOADING:
+            return _("downloading the files: {n} of {total}", n=n, total=total)
         case PreparePhase.READING:
             return _("reading the images: {n} of {total}", n=n, total=total)
         case PreparePhase.COMPARING:

@@ -1,4 +1,4 @@
-"""The commands about one dataset: `prepare`, `caption` and `preview`."""
+"""The commands about one dataset: `prepare`, `fetch-dataset`, `extract-rows`, `caption` and `preview`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from trainer.protocol.bucket_shapes import COMMON_RESOLUTIONS
 from trainer.protocol.edits import CaptionRules, Edits, EditsError, Layout, Replacement
 from trainer.protocol.report import DatasetReport
 from trainer.protocol.settings import Base
-from trainer.protocol.text import _, ngettext
+from trainer.protocol.text import _, ngettext, size
 
 
 def add_prepare(parser: argparse.ArgumentParser) -> None:
@@ -35,11 +35,11 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
         help="zip, tar, 7z, image, folder, or a Hugging Face dataset (hf://owner/name)",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DATASET_DIR")
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument(
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument(
         "--base", metavar="MODEL", help="report what its resolution means (default: 512, 768 and 1024 px)"
     )
-    size.add_argument("--resolution", type=_resolutions, metavar="PX,PX", help="report what these resolutions mean")
+    sizes.add_argument("--resolution", type=_resolutions, metavar="PX,PX", help="report what these resolutions mean")
     parser.add_argument(
         "--earlier",
         type=Path,
@@ -70,10 +70,14 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
     people.add_argument("--strip", action="append", metavar="WORD", help="removed from each caption")
     people.add_argument("--replace", action="append", metavar="OLD=NEW", help="replaced in each caption")
     parser.add_argument("--background", type=_color, help="background of transparent images: white, #rrggbb")
-    limits = "a limit for untrusted files: " + ", ".join(_plain_limits())
-    parser.add_argument("--limit", action="append", default=[], metavar="NAME=VALUE", help=limits)
+    _add_limits(parser)
     _add_progress(parser)
     parser.set_defaults(command=run_prepare)
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    limits = "a limit for untrusted files: " + ", ".join(_plain_limits())
+    parser.add_argument("--limit", action="append", default=[], metavar="NAME=VALUE", help=limits)
 
 
 def _add_progress(parser: argparse.ArgumentParser) -> None:
@@ -143,7 +147,8 @@ def _plain_limits() -> list[str]:
 
 def _limits(options: argparse.Namespace) -> Limits:
     """Return the limits of the command line; raise UsageError if one is unknown or not a number."""
-    limits = Limits() if options.background is None else Limits(background=options.background)
+    background = getattr(options, "background", None)
+    limits = Limits() if background is None else Limits(background=background)
     for assignment in options.limit:
         name, _equals, text = assignment.partition("=")
         if name not in _plain_limits():
@@ -220,6 +225,61 @@ def _rules(options: argparse.Namespace) -> dict[str, object]:
         pairs = [pair.partition("=") for pair in options.replace]
         given["replace"] = tuple(Replacement(old=old, new=new).model_dump() for old, _equals, new in pairs if old)
     return given
+
+
+def add_fetch(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `fetch-dataset`."""
+    parser.add_argument("name", metavar="hf://OWNER/NAME")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--out", type=Path, metavar="FOLDER", help="where the files go")
+    where.add_argument("--facts", type=Path, metavar="FILE", help="download nothing, and write what it is, as JSON")
+    _add_limits(parser)
+    _add_progress(parser)
+    parser.set_defaults(command=run_fetch)
+
+
+def run_fetch(options: argparse.Namespace) -> int:
+    """Download a dataset, or write the facts about it, and print its size."""
+    from trainer.dataset.sources.hf_datasets import parse_name
+    from trainer.dataset.sources.hub_files import download, look_up
+
+    try:
+        limits, name = _limits(options), parse_name(options.name)
+        if options.facts is not None:
+            facts = look_up(name, limits)
+            options.facts.write_text(facts.model_dump_json(), encoding="utf-8")
+        else:
+            with ProgressBar() as bar:
+                facts = download(name, options.out, limits, ProgressFile(options.progress, bar))
+    except TrainerError as error:
+        return refuse(str(error))
+    except OSError as error:
+        return refuse(_("{path} cannot be written: {error}.", path=options.out or options.facts, error=error.strerror))
+    sys.stdout.write(f"{facts.source}: {size(facts.bytes)}\n")
+    return 0
+
+
+def add_extract(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `extract-rows`."""
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="its tables are deleted")
+    _add_limits(parser)
+    _add_progress(parser)
+    parser.set_defaults(command=run_extract)
+
+
+def run_extract(options: argparse.Namespace) -> int:
+    """Write the images in the rows of tables as files, and print their number."""
+    from trainer.dataset.sources.hub_files import extract_rows
+
+    try:
+        with ProgressBar() as bar:
+            n = extract_rows(options.folder, _limits(options), ProgressFile(options.progress, bar))
+    except TrainerError as error:
+        return refuse(str(error))
+    except OSError as error:
+        return refuse(_("{path} cannot be written: {error}.", path=options.folder, error=error.strerror))
+    sys.stdout.write(ngettext("{n} image", "{n} images", n) + "\n")
+    return 0
 
 
 def add_caption(parser: argparse.ArgumentParser) -> None:

@@ -14,6 +14,8 @@ class PreparePhase(StrEnum):
 
     #: For a place: other datasets are looked at first.
     WAITING = "waiting"
+    #: From the Hugging Face hub, by files.
+    DOWNLOADING = "downloading"
     READING = "reading"
     COMPARING = "comparing"
     DRAWING = "drawing"
@@ -24,6 +26,6 @@ class PrepareProgress(Frozen):
     """How much of a phase is done."""
 
     phase: PreparePhase
-    #: Images; pairs of images while they are compared.
+    #: Images; pairs of images while they are compared, files while they are downloaded.
     done: int = Field(ge=0)
     total: int = Field(ge=0)

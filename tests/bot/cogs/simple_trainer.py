@@ -56,14 +56,14 @@ def main(arguments: list[str]) -> int:
         case ["prepare", source, "--out", out, *rest]:
             options = dict(zip(rest[::2], rest[1::2], strict=True))
             return prepare(Path(source), Path(out), **{name.strip("-"): Path(path) for name, path in options.items()})
-        case ["caption", *_rest, "--download-only"]:
+        case ["caption", *rest] if "--download-only" in rest:
             return 0
         case ["caption", dataset_dir, "--model", model, "--edits", edits, *_progress]:
             return caption(Path(dataset_dir), model, Path(edits))
         case [("study" | "sample" | "adapter") as name, path, *_rest]:
             return {"study": study, "sample": sample, "adapter": check_adapter}[name](Path(path))
-        case ["compare-jobs", *_rest]:
-            # The real one: it reads what this trainer writes.
+        case [("compare-jobs" | "fetch-dataset" | "extract-rows"), *_rest]:
+            # The real one: it reads what this trainer, or a hub, writes.
             from trainer.__main__ import main as real_main
 
             return real_main(arguments)

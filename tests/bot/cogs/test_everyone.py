@@ -195,6 +195,7 @@ BUTTONS: dict[str, Row] = {
     "ds:1:done": Row(TEAM),
     "ds:1:report": Row(TEAM),
     "ds:0:upload_link:0": Row(TEAM),
+    "ds:0:hub_download:0": Row(TEAM),
     "ds:0:upload_end:0": Row(EVERYONE),
     "ds:1:web": Row(TEAM),
     "ds:1:privacy": Row(OWN, typed={"who": "everyone"}),

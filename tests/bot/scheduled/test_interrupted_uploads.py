@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from bot.config import CaptionSettings, LimitSettings, WebSettings
+from bot.config import CaptionSettings, LimitSettings, PrepareSettings, WebSettings
 from bot.datasets import (
     Dataset,
     DatasetStore,
+    HubDatasets,
     ImportRequest,
     PendingUpload,
     PendingUploads,
@@ -50,6 +51,7 @@ class Place:
     datasets: DatasetStore
     uploads: PendingUploads
     resumable: ResumableUploads
+    hub_datasets: HubDatasets
     drafts: DraftStore
 
     def next_bot(self) -> InterruptedUploads:
@@ -59,6 +61,7 @@ class Place:
             uploads=self.uploads,
             resumable=self.resumable,
             datasets=self.datasets,
+            hub_datasets=self.hub_datasets,
             drafts=self.drafts,
             captions=CaptionSettings(),
         )
@@ -124,6 +127,9 @@ def place(db: Database, outbox: Outbox, tmp_path: Path, clock: FakeClock) -> Pla
         uploads=uploads,
         resumable=ResumableUploads(
             db, outbox, uploads, datasets, data_dir=tmp_path / "data", settings=WebSettings(), clock=clock
+        ),
+        hub_datasets=HubDatasets(
+            datasets, prepare=PrepareSettings(), web=WebSettings(), incoming=tmp_path / "data" / "incoming"
         ),
         drafts=DraftStore(db, clock=clock),
     )

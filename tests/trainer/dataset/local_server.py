@@ -20,7 +20,8 @@ def body(data: bytes, status: int = 200, **headers: str) -> Answer:
         for name, value in {"Content_Length": str(len(data)), **headers}.items():
             request.send_header(name.replace("_", "-"), value)
         request.end_headers()
-        request.wfile.write(data)
+        if request.command != "HEAD":
+            request.wfile.write(data)
 
     return send
 
@@ -41,6 +42,9 @@ def serving(answers: dict[str, Answer]) -> Iterator[tuple[str, list[str]]]:
                 answers.get(self.path.partition("?")[0], body(b"nothing here", 404))(self)
             except OSError:
                 self.close_connection = True
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
 
         def log_message(self, *_: object) -> None:
             pass

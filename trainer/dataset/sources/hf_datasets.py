@@ -420,18 +420,24 @@ def _look_up(name: HubName, endpoint: str | None) -> tuple[str, int]:
     try:
         info = api.dataset_info(name.repository, revision=name.revision, files_metadata=True, timeout=30)
     except Exception as error:
-        raise _not_found(name, error) from error
+        raise not_found(name, error) from error
     return str(info.sha), sum(file.size or 0 for file in info.siblings or ())
 
 
-def _not_found(name: HubName, error: Exception) -> DatasetError:
+def gated(name: HubName, *, may_have_token: bool) -> DatasetError:
+    """The error about a dataset that not everyone may download."""
+    hint = _("Download it yourself, and give the files.")
+    if may_have_token:
+        hint = _("Ask for access on its page on huggingface.co, then set HF_TOKEN to your token.")
+    return DatasetError(_("{name} is gated: its owner must grant access first.", name=name), hint)
+
+
+def not_found(name: HubName, error: Exception, *, may_have_token: bool = True) -> DatasetError:
+    """The error for what the hub, or the way to it, answered; `may_have_token`: the reader may set HF_TOKEN."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):
-        message = _("{name} is gated: its owner must grant access first.", name=name)
-        return DatasetError(
-            message, _("Ask for access on its page on huggingface.co, then set HF_TOKEN to your token.")
-        )
+        return gated(name, may_have_token=may_have_token)
     if isinstance(error, errors.RevisionNotFoundError):
         message = _("{repository} has no revision {revision}.", repository=name.repository, revision=name.revision)
         return DatasetError(message, _("Leave the revision out for the newest one."))
@@ -439,7 +445,10 @@ def _not_found(name: HubName, error: Exception) -> DatasetError:
     # The hub does not say which of the two it is.
     if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 404):
         message = _("There is no dataset {name} on the Hugging Face hub, or it is private.", name=name.repository)
-        return DatasetError(message, _("Check its name; for a private one, set HF_TOKEN to your token."))
+        hint = _("Check its name.")
+        return DatasetError(
+            message, _("Check its name; for a private one, set HF_TOKEN to your token.") if may_have_token else hint
+        )
     if isinstance(error, errors.HFValidationError):
         return DatasetError(_("{name} is not the name of a dataset.", name=name), _("Write it as hf://owner/name."))
     if isinstance(error, errors.OfflineModeIsEnabled):
