@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from math import isfinite
@@ -228,6 +229,12 @@ def new_figure(height: float, theme: Theme = DARK) -> Figure:
 
 @cache
 def _families() -> list[str]:
+    # matplotlib remembers the fonts of its first start, and never looks for those that are installed later.
+    known = {font.fname for font in font_manager.fontManager.ttflist}
+    for path in {*font_manager.findSystemFonts()} - known:
+        # A file that is damaged or of bitmaps.
+        with suppress(OSError, RuntimeError, ValueError):
+            font_manager.fontManager.addfont(path)
     installed = set(font_manager.get_font_names())
     return ["DejaVu Sans", *(name for name in _CJK_FAMILIES if name in installed)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from matplotlib import font_manager
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -221,3 +223,18 @@ def _blobs(path: Path, color: str) -> int:
     mask = (np.abs(read(path) - wanted).max(axis=2) < 40).astype(np.uint8)
     _, _, stats, _ = cv2.connectedComponentsWithStats(mask)
     return int((stats[1:, cv2.CC_STAT_AREA] > 20).sum())
+
+
+def test_a_font_that_was_installed_after_the_first_chart_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = font_manager.fontManager.ttflist
+    new, broken = tmp_path / "new.ttf", tmp_path / "broken.ttf"
+    shutil.copyfile(font_manager.findfont("DejaVu Sans"), new)
+    broken.write_bytes(b"no font")
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", list(known))
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [str(broken), str(new)])
+    charts._families.cache_clear()
+    charts.new_figure(1.0)
+    assert str(new) in {font.fname for font in font_manager.fontManager.ttflist}
+    charts._families.cache_clear()
