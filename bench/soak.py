@@ -34,7 +34,9 @@ from bot.db import DATABASE_FILE, Database, open_db
 from bot.outbox import Outbox
 from bot.queue import JobStore, NewJob, Slot
 from bot.queue.domain.job import ACTIVE, State, StopIntent
+from bot.queue.store.sample_votes import Ballot
 from trainer.exchange.process import ProcessIdentity, read_process_file
+from trainer.protocol.run_options import JobKind
 from trainer.protocol.sampling import make_sampling_spec
 from trainer.protocol.spec import make_spec
 
@@ -47,6 +49,8 @@ _SAMPLING = make_sampling_spec({"models": [{"kind": "base"}], "prompts": [{"prom
 _SAMPLINGS_EVERY = 4
 #: What users do with their jobs; "retry" is a cancel and then a retry.
 _ACTIONS = {"": 0.55, "cancel": 0.1, "keep_best": 0.1, "pause": 0.15, "retry": 0.1}
+#: How probable a vote on a drawn sampling is in a round.
+_VOTES = 0.02
 _INTENTS = {"cancel": StopIntent.CANCEL, "retry": StopIntent.CANCEL, "keep_best": StopIntent.KEEP_BEST,
             "pause": StopIntent.PAUSE}  # fmt: skip
 
@@ -92,6 +96,8 @@ class Users:
     users: int
     submitted: int = 0
     done: Counter[str] = field(default_factory=Counter)
+    #: The image that each user likes of each sampling.
+    votes: dict[tuple[int, int], int | None] = field(default_factory=dict)
     #: The planned action of each job.
     plans: dict[int, str] = field(default_factory=dict)
 
@@ -99,9 +105,11 @@ class Users:
         """Do one round of actions; return False once all jobs have ended and nothing is planned."""
         for _ in range(min(self.chance.choice((0, 0, 1, 5)), self.jobs - self.submitted)):
             await self._submit()
-        rows = await self.db.all("SELECT id, state FROM job")
+        rows = await self.db.all("SELECT id, state, kind FROM job")
         for row in rows:
             await self._act_on(row["id"], State(row["state"]))
+            if row["kind"] == JobKind.SAMPLE and row["state"] == State.SUCCEEDED and self.chance.random() < _VOTES:
+                await self._vote(row["id"])
         is_over = all(State(row["state"]).is_end for row in rows) and "again" not in self.plans.values()
         return self.submitted < self.jobs or not is_over
 
@@ -144,6 +152,13 @@ class Users:
         elif plan == "cancelling" and state.is_end:
             # The job may have finished just before the stop.
             self.plans[job_id] = "again" if state is State.CANCELLED else ""
+
+    async def _vote(self, job_id: int) -> None:
+        """Vote for an image, or for another one, or take the vote back."""
+        user_id, image = self.chance.randint(1, self.users), self.chance.randint(0, 1)
+        has_vote = await self.store.votes.vote(await self.store.get(job_id), user_id, Ballot.IMAGE, image)
+        self.votes[job_id, user_id] = image if has_vote else None
+        self.done["votes given, changed or taken back"] += 1
 
     async def _do(self, what: str, work: Awaitable[object]) -> None:
         await work
@@ -246,12 +261,18 @@ async def soak(data_dir: Path, options: argparse.Namespace) -> list[Finding]:
             # Also after an error, or a process would stay frozen.
             await faults.wait_until_thawed()
             bot.kill()
+        votes = {(row["job_id"], row["user_id"]): row["number"] for row in await db.all("SELECT * FROM sample_vote")}
         await db.checkpoint()
     log = bot.log.read_text(encoding="utf-8", errors="replace")
     lines = [json.loads(line) for line in (data_dir / DISCORD_FILE).read_text(encoding="utf-8").splitlines()]
     made = Counter(line["nonce"] for line in lines if line["text"])
     return [
         *findings(data_dir, options.jobs, made, len(lines) - made.total()),
+        Finding(
+            what="votes that count",
+            figure=str(len(votes)),
+            holds=votes == {voter: image for voter, image in users.votes.items() if image is not None},
+        ),
         Finding(what="errors in the bot's log", figure=str(log.count("Traceback")), holds="Traceback" not in log),
         *(Finding(what=what, figure=str(number)) for what, number in sorted((users.done + faults.done).items())),
         Finding(what="seconds", figure=f"{time.monotonic() - begin:.0f}"),
