@@ -20,6 +20,7 @@ import pytest
 from bot.bot_failpoints import FAILPOINT_VARIABLE
 from bot.db import database
 from bot.queue import ENDS, TRANSITIONS, State
+from tests.bot.conftest import FAST_PRAGMAS
 from tests.e2e.team_bot import JOBS, work
 from tests.trainer.fork_server import ForkedProcess, ForkServer
 from trainer.exchange.failpoints import Failpoints
@@ -81,8 +82,7 @@ class Team:
     def run_in_process(self) -> None:
         """Run a bot in this process to its end."""
         with pytest.MonkeyPatch.context() as patch:
-            # Only the bot dies, not the machine: no need to wait for the disk.
-            patch.setattr(database, "_PRAGMAS", ("journal_mode=WAL", "synchronous=OFF", "foreign_keys=ON"))
+            patch.setattr(database, "_PRAGMAS", FAST_PRAGMAS)
             asyncio.run(asyncio.wait_for(work(self.data_dir), DEADLINE_S))
 
     def wait_for(self, bot: subprocess.Popen[bytes] | ForkedProcess) -> int:

@@ -25,7 +25,7 @@ from bot.outbox import MessageForm, Notification, NotificationKind, Outbox, Send
 from bot.queue import Dispatcher, Job, JobStore, NewJob, State, StopIntent, slots_of
 from bot.runners import LocalRunner
 from tests.bot import fake_events
-from tests.bot.conftest import CHANNEL, GUILD, add_dataset
+from tests.bot.conftest import CHANNEL, FAST_PRAGMAS, GUILD, add_dataset
 from trainer.protocol.devices import Devices, Gpu
 from trainer.protocol.sampling import make_sampling_spec
 from trainer.protocol.spec import make_spec
@@ -41,11 +41,10 @@ class FileDiscord:
     """A `Transport` to a file, one line per message; the same nonce returns the existing message, as on Discord."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self._path = path
         path.touch()
-
-    def _lines(self) -> list[dict[str, str]]:
-        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+        #: Of the messages, whose IDs are 1, 2, 3 …
+        self._nonces = [json.loads(line)["nonce"] for line in path.read_text(encoding="utf-8").splitlines()]
 
     def is_ready(self) -> bool:
         return True
@@ -54,22 +53,20 @@ class FileDiscord:
         return user_id
 
     async def send(self, channel_id: int, message: Any, nonce: str) -> int:
-        known = self._lines()
-        for number, each in enumerate(known, 1):
-            if each["nonce"] == nonce:
-                return number
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"nonce": nonce, "text": message}) + "\n")
-        return len(known) + 1
+        if nonce not in self._nonces:
+            self._nonces.append(nonce)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"nonce": nonce, "text": message}) + "\n")
+        return self._nonces.index(nonce) + 1
 
     async def edit(self, channel_id: int, message_id: int, message: Any) -> None:
-        assert 1 <= message_id <= len(self._lines())
+        assert 1 <= message_id <= len(self._nonces)
 
     async def delete(self, channel_id: int, message_id: int) -> None:
         raise AssertionError("no card is replaced")
 
     async def find(self, channel_id: int, nonce: str) -> int | None:
-        return next((number for number, each in enumerate(self._lines(), 1) if each["nonce"] == nonce), None)
+        return self._nonces.index(nonce) + 1 if nonce in self._nonces else None
 
     async def start_thread(self, channel_id: int, message_id: int, name: str) -> int:
         return message_id
@@ -186,8 +183,7 @@ async def work(data_dir: Path) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    # Only this process dies, not the machine: no need to wait for the disk.
-    setattr(database, "_PRAGMAS", ("journal_mode=WAL", "synchronous=OFF", "foreign_keys=ON"))  # noqa: B010
+    setattr(database, "_PRAGMAS", FAST_PRAGMAS)  # noqa: B010
     asyncio.run(work(Path(arguments[0])))
     return 0
 

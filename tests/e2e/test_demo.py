@@ -9,12 +9,12 @@ import pytest
 
 from bot.app.compose import compose
 from bot.demo import show
-from tests.bot.cogs.conftest import FAKE_TRAINER, archive
+from tests.bot.cogs.conftest import archive, forked_trainer
 
 
 @pytest.fixture
 def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(show, "compose", functools.partial(compose, trainer=FAKE_TRAINER))
+    monkeypatch.setattr(show, "compose", functools.partial(compose, trainer=forked_trainer()))
     path = tmp_path / "fox.zip"
     path.write_bytes(archive()[1])
     return path
@@ -45,7 +45,7 @@ def test_the_demo_prints_the_channel_and_the_paths_of_the_files(
 def test_the_demo_fails_if_the_training_fails(
     tmp_path: Path, dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    in_trouble = ("env", "FAKE_TROUBLE=oom:2", *FAKE_TRAINER)
+    in_trouble = ("env", "FAKE_TROUBLE=oom:2", *forked_trainer())
     monkeypatch.setattr(show, "compose", functools.partial(compose, trainer=in_trouble))
     assert run(tmp_path, dataset) == 1
     assert "It ran out of memory at step 9." in capsys.readouterr().out

@@ -72,34 +72,25 @@ def stage(tmp_path: Path, bot_server: ForkServer, fork_server: ForkServer) -> St
     return Stage(tmp_path, bot_server, fork_server.command)
 
 
-def assert_sent_once(stage: Stage) -> None:
-    assert stage.epochs_posted() == [1, 2, 3, 4]
-    assert sum("is done" in post for post in stage.posts()) == 1
-
-
-def test_a_killed_bot_finds_its_training_again_and_no_message_is_missing_or_doubled(stage: Stage) -> None:
+def test_after_kills_of_bot_and_trainer_the_job_ends_once_and_no_message_is_missing_or_doubled(stage: Stage) -> None:
     bot = stage.start_bot()
     stage.wait_for_epoch(1, bot)
     trainer = stage.trainer()
     bot.send_signal(signal.SIGKILL)
     bot.wait()
-
     time.sleep(1)
     assert trainer.is_alive()
-    assert stage.start_bot().wait(DEADLINE_S) == 0, stage.log.read_text(encoding="utf-8")
 
-    assert stage.trainer() == trainer
-    assert_sent_once(stage)
-
-
-def test_a_killed_trainer_is_reported_and_the_job_continues_from_its_checkpoint(stage: Stage) -> None:
+    # The next bot finds its training again.
     bot = stage.start_bot()
     stage.wait_for_epoch(2, bot)
-    os.kill(stage.trainer().pid, signal.SIGKILL)
+    assert stage.trainer() == trainer
+    os.kill(trainer.pid, signal.SIGKILL)
 
+    # A killed trainer is reported, and the job continues from its checkpoint.
     assert bot.wait(DEADLINE_S) == 0, stage.log.read_text(encoding="utf-8")
-
-    assert_sent_once(stage)
+    assert stage.epochs_posted() == [1, 2, 3, 4]
+    assert sum("is done" in post for post in stage.posts()) == 1
     (lost,) = [post for post in stage.posts() if "ended unexpectedly" in post]
     assert "It continues from the checkpoint of epoch" in lost
     assert "(attempt 2 of 3)" in lost

@@ -22,10 +22,10 @@ from tests.bot.fakes import FakeClock, uploads
 from tests.bot.web.conftest import ANA, Pages, running_pages, small_png
 from tests.bot.web.test_job_results import FILES, WHOLE, exported, sampled
 from tests.bot.web.test_shared_gallery import share
-from tests.e2e.browser import chromium, contrast_problems
+from tests.e2e.conftest import contrast_problems
 from trainer.protocol.edits import Crop
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 DESK, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 LOOKS = [(DESK, "light"), (DESK, "dark"), (PHONE, "light"), (PHONE, "dark")]
@@ -45,10 +45,9 @@ async def browsed(folder: Path) -> AsyncIterator[Pages]:
 
 
 @asynccontextmanager
-async def window(url: str, viewport: dict[str, int] = DESK, **context: Any) -> AsyncIterator[Any]:
+async def window(browser: Any, url: str, viewport: dict[str, int] = DESK, **context: Any) -> AsyncIterator[Any]:
     """A page in a browser; any error of a script or of the policy fails the test."""
-    async with chromium() as browser:
-        opened = await browser.new_context(viewport=viewport, **context)
+    async with await browser.new_context(viewport=viewport, **context) as opened:
         page = await opened.new_page()
         problems: list[str] = []
         page.on("pageerror", lambda error: problems.append(str(error)))
@@ -80,42 +79,39 @@ async def require_readable(page: Any) -> None:
     assert await page.evaluate(f"{pictures}.every(each => !each.complete || each.naturalWidth > 0)")
 
 
-@pytest.mark.parametrize(("viewport", "scheme"), LOOKS)
-async def test_every_page_can_be_read(tmp_path: Path, viewport: dict[str, int], scheme: str) -> None:
+async def test_every_page_can_be_read(tmp_path: Path, browser: Any) -> None:
     async with browsed(tmp_path) as pages:
         job = await pages.job(WHOLE, FILES)
         await share(pages, job, "samples/shared.png", ("red",))
         dataset = await made_dataset(pages)
         job_url = await pages.link(LinkKind.JOB, job.id)
-        async with window(job_url, viewport, color_scheme=scheme) as page:
-            for url in (
-                job_url,
-                await pages.link(LinkKind.DATASET, dataset.id),
-                await pages.link(LinkKind.GALLERY),
-            ):
-                answer = await page.goto(url, wait_until="networkidle")
-                assert answer.status == 200
-                await require_readable(page)
+        urls = (job_url, await pages.link(LinkKind.DATASET, dataset.id), await pages.link(LinkKind.GALLERY))
+        for viewport, scheme in LOOKS:
+            async with window(browser, job_url, viewport, color_scheme=scheme) as page:
+                for url in urls:
+                    answer = await page.goto(url, wait_until="networkidle")
+                    assert answer.status == 200
+                    await require_readable(page)
 
 
-@pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
-async def test_the_kept_epoch_is_seen_beside_the_base(tmp_path: Path, viewport: dict[str, int]) -> None:
+async def test_the_kept_epoch_is_seen_beside_the_base(tmp_path: Path, browser: Any) -> None:
     epochs = range(1, 21)
     drawn = [event for epoch in epochs for event in (sampled(epoch), epoch_ended(1, epoch))]
     pictures = {f"samples/e{epoch}-{n}.png": small_png() for epoch in (0, *epochs) for n in range(2)}
     async with browsed(tmp_path) as pages:
         job = await pages.job([WHOLE[0], sampled(0), *drawn, exported(), WHOLE[-1]], {**FILES, **pictures})
-        async with window(await pages.link(LinkKind.JOB, job.id), viewport) as page:
-            for frame in (".frames figure:first-child", ".frames .best"):
-                place = await page.locator(frame).first.bounding_box()
-                assert place["x"] >= 0, frame
-                assert place["x"] + place["width"] <= viewport["width"], frame
+        for viewport in (DESK, PHONE):
+            async with window(browser, await pages.link(LinkKind.JOB, job.id), viewport) as page:
+                for frame in (".frames figure:first-child", ".frames .best"):
+                    box = await page.locator(frame).first.bounding_box()
+                    assert box["x"] >= 0, frame
+                    assert box["x"] + box["width"] <= viewport["width"], frame
 
 
-async def test_pictures_are_looked_at_by_keyboard(tmp_path: Path) -> None:
+async def test_pictures_are_looked_at_by_keyboard(tmp_path: Path, browser: Any) -> None:
     async with browsed(tmp_path) as pages:
         job = await pages.job(WHOLE, FILES)
-        async with window(await pages.link(LinkKind.JOB, job.id)) as page:
+        async with window(browser, await pages.link(LinkKind.JOB, job.id)) as page:
             first = page.locator("a[data-lightbox]").first
             await first.focus()
             await page.keyboard.press("Enter")
@@ -131,10 +127,10 @@ async def test_pictures_are_looked_at_by_keyboard(tmp_path: Path) -> None:
             assert await page.evaluate("document.activeElement.dataset.words") == "epoch 2: a fox"
 
 
-async def test_the_page_of_a_running_job_becomes_new_without_moving(tmp_path: Path) -> None:
+async def test_the_page_of_a_running_job_becomes_new_without_moving(tmp_path: Path, browser: Any) -> None:
     async with browsed(tmp_path) as pages:
         job = await pages.job(WHOLE[:6], FILES)
-        async with window(await pages.link(LinkKind.JOB, job.id)) as page:
+        async with window(browser, await pages.link(LinkKind.JOB, job.id)) as page:
             await page.locator("details summary").first.click()
             assert await page.locator("tbody tr").count() == 2
             later = [each.model_copy(update={"seq": 20 + n}) for n, each in enumerate((sampled(3), epoch_ended(1, 3)))]
@@ -145,10 +141,12 @@ async def test_the_page_of_a_running_job_becomes_new_without_moving(tmp_path: Pa
 
 
 @pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
-async def test_images_are_decided_captioned_and_cropped_in_place(tmp_path: Path, viewport: dict[str, int]) -> None:
+async def test_images_are_decided_captioned_and_cropped_in_place(
+    tmp_path: Path, browser: Any, viewport: dict[str, int]
+) -> None:
     async with browsed(tmp_path) as pages:
         dataset = await made_dataset(pages)
-        async with window(await pages.link(LinkKind.DATASET, dataset.id), viewport) as page:
+        async with window(browser, await pages.link(LinkKind.DATASET, dataset.id), viewport) as page:
             await page.evaluate("window.isTheSame = true")
             tile = page.locator("#no-1")
             await tile.get_by_role("button", name="Drop").click()
@@ -182,12 +180,12 @@ async def test_images_are_decided_captioned_and_cropped_in_place(tmp_path: Path,
         assert not (await pages.site.datasets.get(dataset.id)).is_pending
 
 
-async def test_what_another_person_wrote_is_told_and_one_s_own_words_stay(tmp_path: Path) -> None:
+async def test_what_another_person_wrote_is_told_and_one_s_own_words_stay(tmp_path: Path, browser: Any) -> None:
     async with browsed(tmp_path) as pages:
         dataset = await made_dataset(pages)
         report = await pages.site.datasets.report(dataset)
         key = str(report.images[0].pixels_sha256)
-        async with window(await pages.link(LinkKind.DATASET, dataset.id)) as page:
+        async with window(browser, await pages.link(LinkKind.DATASET, dataset.id)) as page:
             await pages.site.datasets.decide(dataset.id, lambda edits: with_caption(edits, key, "by Lea"))
             await page.locator("#caption-1").fill("by Ana")
             await page.locator("#no-1").get_by_role("button", name="Save caption").click()
@@ -199,10 +197,10 @@ async def test_what_another_person_wrote_is_told_and_one_s_own_words_stay(tmp_pa
         assert (await pages.site.datasets.get(dataset.id)).edits.captions == {key: "by Ana"}
 
 
-async def test_without_scripts_everything_can_be_decided(tmp_path: Path) -> None:
+async def test_without_scripts_everything_can_be_decided(tmp_path: Path, browser: Any) -> None:
     async with browsed(tmp_path) as pages:
         dataset = await made_dataset(pages)
-        async with window(await pages.link(LinkKind.DATASET, dataset.id), java_script_enabled=False) as page:
+        async with window(browser, await pages.link(LinkKind.DATASET, dataset.id), java_script_enabled=False) as page:
             await page.locator("#no-2").get_by_role("button", name="Drop").click()
             await page.wait_for_selector("#no-2.dropped")
             await page.locator("#no-1 summary").click()
@@ -215,29 +213,29 @@ async def test_without_scripts_everything_can_be_decided(tmp_path: Path) -> None
         assert list(edits.crops.values()) == [Crop(left=0.1, top=0, right=0.9, bottom=1)]
 
 
-async def test_a_download_is_the_file_and_a_report_runs_nothing(tmp_path: Path) -> None:
+async def test_a_download_is_the_file_and_a_report_runs_nothing(tmp_path: Path, browser: Any) -> None:
     async with browsed(tmp_path) as pages:
         job = await pages.job([*WHOLE[:6], exported(size=len(FILES["output/lora.safetensors"])), WHOLE[-1]], FILES)
         url = await pages.link(LinkKind.JOB, job.id)
-        async with window(url) as page:
+        async with window(browser, url) as page:
             async with page.expect_download() as started:
                 await page.get_by_role("link", name="Download fox-kohya.safetensors").click()
             downloaded = await (await started.value).path()
             content = await asyncio.to_thread(Path(downloaded).read_bytes)
             assert content == FILES["output/lora.safetensors"]
-        async with chromium() as browser:
-            opened = await browser.new_page()
+        async with await browser.new_context() as opened:
+            page = await opened.new_page()
             alerts: list[str] = []
-            opened.on("dialog", lambda dialog: alerts.append(dialog.message))
-            await opened.goto(f"{url}/report", wait_until="networkidle")
-            assert "report" in await opened.inner_text("body")
+            page.on("dialog", lambda dialog: alerts.append(dialog.message))
+            await page.goto(f"{url}/report", wait_until="networkidle")
+            assert "report" in await page.inner_text("body")
             assert alerts == []
 
 
-async def test_a_picture_is_liked(tmp_path: Path) -> None:
+async def test_a_picture_is_liked(tmp_path: Path, browser: Any) -> None:
     async with browsed(tmp_path) as pages:
         await share(pages, await pages.job(WHOLE, FILES), "samples/shared.png")
-        async with window(await pages.link(LinkKind.GALLERY)) as page:
+        async with window(browser, await pages.link(LinkKind.GALLERY)) as page:
             await page.locator("article button").click()
             await page.wait_for_selector("article button[aria-pressed=true]")
             assert await page.locator("article button .number").inner_text() == "1"

@@ -14,19 +14,22 @@ import pytest
 from tests.bot.cogs.conftest import World, pages_are_on, world  # noqa: F401 - a fixture.
 from tests.bot.cogs.test_page_uploads import ask, link_of
 from tests.bot.web.conftest import small_png
-from tests.e2e.browser import chromium, contrast_problems
+from tests.e2e.conftest import contrast_problems
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("pages_are_on")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.usefixtures("pages_are_on"),
+]
 
 DESK, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 
 
 @asynccontextmanager
-async def opened(lab: World, viewport: dict[str, int], **context: Any) -> AsyncIterator[Any]:
+async def opened(browser: Any, lab: World, viewport: dict[str, int], **context: Any) -> AsyncIterator[Any]:
     """The upload page of Ana in a browser window; any error of a script or of the policy fails the test."""
     url = link_of(await ask(lab))
-    async with chromium() as browser:
-        window = await browser.new_context(viewport=viewport, **context)
+    async with await browser.new_context(viewport=viewport, **context) as window:
         page = await window.new_page()
         problems: list[str] = []
         page.on("pageerror", lambda error: problems.append(str(error)))
@@ -57,9 +60,11 @@ async def arrived(lab: World, kept: int) -> None:
 
 
 @pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
-async def test_a_folder_is_uploaded_and_becomes_a_dataset(tmp_path: Path, viewport: dict[str, int]) -> None:
+async def test_a_folder_is_uploaded_and_becomes_a_dataset(
+    tmp_path: Path, browser: Any, viewport: dict[str, int]
+) -> None:
     folder = write_folder(tmp_path / "chosen", 8)
-    async with world(tmp_path / "data") as lab, opened(lab, viewport) as page:
+    async with world(tmp_path / "data") as lab, opened(browser, lab, viewport) as page:
         assert await page.locator("#finish").is_disabled()
         await page.locator("#pick-folder").set_input_files(folder)
         await page.wait_for_selector("#files li[data-state=done] >> nth=7", timeout=60_000)
@@ -74,8 +79,10 @@ async def test_a_folder_is_uploaded_and_becomes_a_dataset(tmp_path: Path, viewpo
         await arrived(lab, 8)
 
 
-async def test_dropped_files_are_sent_after_the_connection_was_lost_and_the_page_reloaded(tmp_path: Path) -> None:
-    async with world(tmp_path / "data") as lab, opened(lab, DESK) as page:
+async def test_dropped_files_are_sent_after_the_connection_was_lost_and_the_page_reloaded(
+    tmp_path: Path, browser: Any
+) -> None:
+    async with world(tmp_path / "data") as lab, opened(browser, lab, DESK) as page:
         window = page.context
         folder = write_folder(tmp_path / "chosen", 6)
         large = folder / "large.png"
@@ -85,10 +92,12 @@ async def test_dropped_files_are_sent_after_the_connection_was_lost_and_the_page
         await page.wait_for_selector("#files li[data-state=retry]", timeout=60_000)
         await window.set_offline(False)
         line = await window.new_cdp_session(page)
-        slow = {"offline": False, "latency": 1, "downloadThroughput": 2**20, "uploadThroughput": 2**20}
+        # The large file takes half a minute, unless the upload is paused.
+        slow = {"offline": False, "latency": 1, "downloadThroughput": -1, "uploadThroughput": 100_000}
         await line.send("Network.emulateNetworkConditions", slow)
         await page.wait_for_selector("#files li[data-state=done] >> nth=1", timeout=60_000)
         await page.locator("#pause").click()
+        await line.send("Network.emulateNetworkConditions", {**slow, "uploadThroughput": -1})
         await page.reload()
         known = await page.locator("#files li").count()
         assert known >= 2
@@ -106,8 +115,8 @@ async def test_dropped_files_are_sent_after_the_connection_was_lost_and_the_page
         assert stored.read_bytes() == large.read_bytes()
 
 
-async def test_a_folder_is_dropped_with_what_is_in_its_folders(tmp_path: Path) -> None:
-    async with world(tmp_path / "data") as lab, opened(lab, DESK) as page:
+async def test_a_folder_is_dropped_with_what_is_in_its_folders(tmp_path: Path, browser: Any) -> None:
+    async with world(tmp_path / "data") as lab, opened(browser, lab, DESK) as page:
         folder = write_folder(tmp_path / "chosen", 10)
         (folder / "more").mkdir()
         for number in range(3):
@@ -124,18 +133,20 @@ async def test_a_folder_is_dropped_with_what_is_in_its_folders(tmp_path: Path) -
         ]
 
 
-async def test_too_many_files_are_told_before_any_is_sent(tmp_path: Path) -> None:
-    async with world(tmp_path / "data") as lab, opened(lab, PHONE) as page:
+async def test_too_many_files_are_told_before_any_is_sent(tmp_path: Path, browser: Any) -> None:
+    async with world(tmp_path / "data") as lab, opened(browser, lab, PHONE) as page:
         await page.locator("#pick-folder").set_input_files(write_folder(tmp_path / "chosen", 61))
         assert "61 files, and one upload may have 60" in await page.locator("#note").inner_text()
         assert await page.locator("#files li").count() == 0
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_the_page_speaks_chinese_and_can_be_read_in_both_schemes(tmp_path: Path, scheme: str) -> None:
+async def test_the_page_speaks_chinese_and_can_be_read_in_both_schemes(
+    tmp_path: Path, browser: Any, scheme: str
+) -> None:
     async with world(tmp_path / "data") as lab:
         await lab.app.services.languages.choose("zh_CN", person=lab.ana.id)
-        async with opened(lab, PHONE, color_scheme=scheme) as page:
+        async with opened(browser, lab, PHONE, color_scheme=scheme) as page:
             assert await page.get_attribute("html", "lang") == "zh-CN"
             await page.locator("#pick-folder").set_input_files(write_folder(tmp_path / "chosen", 3))
             await page.wait_for_selector("#files li[data-state=done] >> nth=2", timeout=60_000)

@@ -1,13 +1,13 @@
-"""Chromium without a window, for tests of the web pages."""
+"""Chromium without a window, for the tests of the web pages."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 #: Texts whose color is less than 4.5 times as light or dark as what is behind them (WCAG 2.2, 1.4.3).
 _CONTRAST = """() => {
@@ -34,19 +34,19 @@ _CONTRAST = """() => {
 }"""
 
 
-@asynccontextmanager
-async def chromium() -> AsyncIterator[Any]:
-    """Run a browser; the test is skipped where there is none."""
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Any]:
+    """Run a browser for the tests of a file, which need `loop_scope="module"`; skip them where there is none."""
     playwright = pytest.importorskip("playwright.async_api")
     path = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
     if path is None:
         pytest.skip("there is no Chromium on this machine")
     async with playwright.async_playwright() as run:
-        browser = await run.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        launched = await run.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
         try:
-            yield browser
+            yield launched
         finally:
-            await browser.close()
+            await launched.close()
 
 
 async def contrast_problems(page: Any) -> list[str]:
