@@ -138,7 +138,9 @@ def _compare(folder: Path, work: Path, rounds: int, peers: Path | None) -> None:
 
 
 def _commands(folder: Path, out: Path, peers: Path | None) -> dict[str, list[str]]:
-    ours = {name: [sys.executable, "-m", "bench.dataset", "--entry", name, str(folder), str(out)] for name in _ENTRIES}
+    # Not `-m`: each process that decodes would import this module as its own `__main__` again.
+    run = [sys.executable, "-c", "from bench.dataset import main; main()", "--entry"]
+    ours = {name: [*run, name, str(folder), str(out)] for name in _ENTRIES}
     if peers is None:
         return ours
     return ours | {name: [str(peers), "-W", "ignore", "-c", code, str(folder)] for name, code in _PEERS.items()}
@@ -196,7 +198,9 @@ class _Peak:
 
 
 def _decode_alone(folder: Path, *, is_full: bool) -> None:
-    with ProcessPoolExecutor(usable_cores(), mp_context=multiprocessing.get_context("forkserver")) as pool:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bench.dataset"])
+    with ProcessPoolExecutor(usable_cores(), mp_context=context) as pool:
         for _ in pool.map(_decode_fully if is_full else _decode_for_checks, sorted(folder.iterdir()), chunksize=8):
             pass
 

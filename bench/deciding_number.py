@@ -23,6 +23,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -279,7 +280,7 @@ def _leave_few(dataset: Path, few: Path) -> None:
     images = list(report.images)
     trained = [at for at, image in enumerate(images) if image.split is Split.TRAIN]
     for at in trained[_FEW:]:
-        images[at] = images[at].model_copy(update={"split": Split.VALIDATION})
+        images[at] = replace(images[at], split=Split.VALIDATION)
     write_text(few / REPORT_FILE, report.model_copy(update={"images": tuple(images)}).model_dump_json())
 
 

@@ -25,7 +25,8 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
 from trainer.dataset.images.decode_workers import THUMBNAIL_PX
 from trainer.dataset.images.image_quality import reduced
 from trainer.dataset.images.image_registration import ThumbnailComparer
-from trainer.dataset.images.near_duplicates import UnionFind, image_hashes, near_pairs
+from trainer.dataset.images.near_duplicates import UnionFind, near_pairs
+from trainer.dataset.images.perceptual_hash import HashTable, image_hashes
 
 Edit = Callable[[Image.Image, Random], Image.Image]
 
@@ -138,7 +139,9 @@ def _grouped(images: Sequence[Image.Image]) -> tuple[UnionFind, list[tuple[int, 
             paths[index] = Path(folder) / f"{index}.jpg"
             Image.fromarray(small).save(paths[index], quality=92, subsampling=0)
             hashes[index] = image_hashes(Image.fromarray(small))
-        pairs = [(one, other) for one, other, _ in near_pairs(hashes, ThumbnailComparer(paths).difference)]
+        pairs = [
+            (one, other) for one, other, _ in near_pairs(HashTable(hashes.items()), ThumbnailComparer(paths).difference)
+        ]
     sets = UnionFind(len(images))
     for one, other in pairs:
         sets.join(one, other)

@@ -15,7 +15,7 @@ from trainer.commands import job_processes
 from trainer.commands.terminal import quieten_libraries
 from trainer.protocol.run_options import RunOptions
 from trainer.reporter import Reporter
-from trainer.training.run import StopRequest, choose_openmp_spin
+from trainer.training.run import StopRequest, choose_openmp_spin, without_collection
 
 
 def main() -> None:
@@ -26,8 +26,9 @@ def main() -> None:
         job_processes.warm_up()
         started_at = time.time()
     with StopRequest() as stop, Reporter(job_dir) as reporter:
-        from trainer.training.recipe import prepare_session
-        from trainer.training.step import take_step
+        with without_collection():
+            from trainer.training.recipe import prepare_session
+            from trainer.training.step import take_step
 
         session = prepare_session(reporter, stop, RunOptions(job_dir=job_dir))
         session.task.train_mode(True)

@@ -86,7 +86,7 @@ class Access:
         if manages(interaction):
             return
         rules = self.rules_of(interaction.guild_id or 0)
-        if rules.channels and not _place(interaction) & set(rules.channels):
+        if rules.channels and not _channel_ids(interaction) & set(rules.channels):
             raise ChannelNotAllowed(channel_ids=rules.channels)
         if ability is not None:
             self.require_role(interaction.guild_id or 0, ability, _role_ids(interaction))
@@ -135,7 +135,7 @@ def _role_ids(interaction: discord.Interaction) -> set[int]:
     return {role.id for role in getattr(interaction.user, "roles", ())}
 
 
-def _place(interaction: discord.Interaction) -> set[int]:
+def _channel_ids(interaction: discord.Interaction) -> set[int]:
     """The channel, and for a thread the channel that it belongs to."""
     parent_id = getattr(interaction.channel, "parent_id", None)
     return {each for each in (interaction.channel_id, parent_id) if each is not None}

@@ -197,7 +197,7 @@ class SamplingSettings(SettingsGroup):
     beside_training: bool = False
     #: How long a process waits for the next request with the base model loaded; 0: not at all.
     keep_warm_s: float = Field(default=300.0, ge=0, le=86_400)
-    #: A LoRA of another place that a member brings.
+    #: A LoRA from elsewhere that a member brings.
     max_file_mib: int = Field(default=512, ge=1, le=8192)
 
 

@@ -33,11 +33,12 @@ from bot.runners.confinement import IS_LINUX, Barrier, confined
 from bot.runners.local import query_devices
 from bot.ui.admin_pages import problem_text
 from bot.ui.discord_text import invite_url, missing_permissions
+from bot.ui.job_card import state_name
 from bot.ui.model_pages import HUB_NAME, model_words
 from trainer.exchange.base_files import base_facts
 from trainer.protocol.devices import Outcome, SelfTestReport
 from trainer.protocol.settings import Base
-from trainer.protocol.text import _, duration, size
+from trainer.protocol.text import _, duration, listed, size
 
 DISCORD_API = "https://discord.com/api/v10"
 _TIMEOUT_S = 10
@@ -177,7 +178,8 @@ async def check_database(config: Config) -> AsyncIterator[CheckResult]:
     except DarkroomError as error:
         yield _wrong(str(error), advice)
         return
-    jobs = ", ".join(f"{count} {state}" for state, count in health.jobs.items()) or _("no jobs yet")
+    counts = (_("{n} {state}", n=f"{n:,}", state=state_name(state)) for state, n in health.jobs.items())
+    jobs = listed(counts) or _("no jobs yet")
     is_intact = health.integrity == "ok"
     text = _(
         "database {path}: schema {schema}, {size}, {jobs}",

@@ -21,8 +21,6 @@ DarkroomError
 │   └── DuplicateJob         the same data and settings wait, run, or have succeeded
 ├── DatasetInUse             a training that has not ended needs it
 ├── DraftEnded               a request that waited for [Start training] and no longer does
-├── NotAMember              a page's address whose member has left the server
-├── PagesNotReady           Discord cannot be asked who opens a page
 ├── TooOften                 more uses of a command or button than a person needs
 ├── StaleButton              a button that this version does not know
 ├── FormForgotten            a form that cannot be opened again with what was typed
@@ -32,11 +30,9 @@ DarkroomError
 │   ├── NotYourDataset
 │   ├── NotYourRequest
 │   └── NotAnOperator        the whole machine, which is for its operators
-├── NotFound
+├── NotFound                 it does not exist (here); `bot.web.links` and the stores have more
 │   ├── NoSuchJob
-│   ├── NoSuchDataset
-│   ├── NoSuchLink           a page's address that was never given out
-│   └── LinkEnded            … or that no longer opens
+│   └── NoSuchDataset
 ├── LaunchFailed             no trainer process could be started
 ├── JobFolderUnwritable      the job's folder cannot be written
 └── RunnerUnreachable        the cluster does not answer; its trainings may well be running
@@ -275,7 +271,7 @@ class DuplicateJob(JobRefused):
 
     def __init__(self, *, job_id: int, state: str) -> None:
         self.job_id, self.state = job_id, state
-        super().__init__(_("Same data and settings as #{job} ({state}). Nothing was queued.", job=job_id, state=state))
+        super().__init__(_("#{job} has the same data and settings. Nothing was queued.", job=job_id))
 
 
 class NotAllowed(DarkroomError):
@@ -421,43 +417,6 @@ class FormForgotten(DarkroomError):
 
     def __init__(self) -> None:
         super().__init__(_("I no longer have what you typed there. Open the form again, by the command or the button."))
-
-
-class NoSuchLink(NotFound):
-    """A page's address that was never given out, or was for another page."""
-
-    def __init__(self) -> None:
-        super().__init__(_("This address opens nothing. Copy the whole link from Discord, or ask for a new one there."))
-
-
-class LinkEnded(NotFound):
-    """A page's address that no longer opens."""
-
-    def __init__(self, *, is_revoked: bool, guild_id: int, job_id: int | None = None) -> None:
-        self.is_revoked = is_revoked
-        #: Where in Discord there is a button for a new one.
-        self.guild_id, self.job_id = guild_id, job_id
-        if is_revoked:
-            text = _("This link was ended and no longer opens anything. Ask for a new one in Discord.")
-        else:
-            text = _("This link has expired. Ask for a new one in Discord; nothing was lost.")
-        super().__init__(text)
-
-
-class NotAMember(DarkroomError):
-    """A page's address whose member has left the server."""
-
-    def __init__(self) -> None:
-        super().__init__(_("This link belongs to a member who is no longer in the Discord server."))
-
-
-class PagesNotReady(DarkroomError):
-    """Discord cannot be asked who opens a page."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            _("I cannot reach Discord at the moment, so I do not know who you are. Try again in a minute.")
-        )
 
 
 class LaunchFailed(DarkroomError):

@@ -18,7 +18,7 @@ import aiohttp
 import aiosqlite
 
 from bot.clock import SYSTEM_CLOCK, Clock
-from bot.db import Database, Row, integrity_of, open_to_read, schema_of
+from bot.db import Database, Row, as_stored, integrity_of, open_to_read, schema_of
 from bot.db.database import read_setting
 from bot.db.errors import DatabaseDamaged
 from bot.outbox import HoldReason, NotificationKind
@@ -162,7 +162,7 @@ class ConnectionMonitor:
         self, _session: aiohttp.ClientSession, _context: SimpleNamespace, end: aiohttp.TraceRequestEndParams
     ) -> None:
         if end.response.status == _TOO_MANY_REQUESTS:
-            # Discord's own responses come through a proxy and have `Via`; discord.py tells them apart in the same way.
+            # Discord's own responses come through a proxy and have `Via`; discord.py distinguishes them so, too.
             self.rate_limited(is_block="Via" not in end.response.headers)
 
 
@@ -360,26 +360,18 @@ async def _outbox_health(db: Database, at: float) -> OutboxHealth:
 
 
 def _held_channel(row: Row) -> HeldChannel:
-    return HeldChannel(
-        channel_id=row["channel_id"],
-        guild_id=row["guild_id"],
-        reason=HoldReason(row["reason"]),
-        detail=row["detail"],
-        since=datetime.fromtimestamp(row["since"], UTC),
-        messages=row["messages"],
-        cards=row["cards"],
-    )
+    values = as_stored(HeldChannel, row)
+    values |= {"reason": HoldReason(row["reason"]), "since": datetime.fromtimestamp(row["since"], UTC)}
+    return HeldChannel(**values)
 
 
 def _dead_message(row: Row) -> DeadMessage:
-    return DeadMessage(
-        job_id=row["job_id"],
-        guild_id=row["guild_id"],
-        channel_id=row["channel_id"],
-        kind=NotificationKind(row["kind"]),
-        reason=row["reason"] or "",
-        at=datetime.fromtimestamp(row["created_at"], UTC),
-    )
+    values = as_stored(DeadMessage, row) | {
+        "kind": NotificationKind(row["kind"]),
+        "reason": row["reason"] or "",
+        "at": datetime.fromtimestamp(row["created_at"], UTC),
+    }
+    return DeadMessage(**values)
 
 
 async def _row(db: Database, query: str, *values: float) -> Row:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextvars import ContextVar
+from typing import Any
 
 import discord
-from discord import app_commands
 
 from bot.db import Database
 from bot.db.database import write_setting
@@ -75,7 +76,7 @@ class Languages:
         await self._store(f"{_PLAIN}{user_id}", _YES if is_plain else _NO)
 
     async def remember(self, interaction: discord.Interaction) -> None:
-        """Store the locales that Discord tells of a member and the server, for messages that answer no interaction."""
+        """Store the locales that Discord sends for a member and the server, for messages that answer no interaction."""
         try:
             await self._note(_PERSON, interaction.user.id, interaction.locale)
             if interaction.guild_id is not None and interaction.guild_locale is not None:
@@ -107,24 +108,11 @@ def _name(whose: str, number: int) -> str:
     return f"language:{whose}:{number}"
 
 
-class CatalogTranslator(app_commands.Translator):
-    """Descriptions, choices and menu entries for Discord's clients; names of commands and options stay as typed."""
-
-    async def translate(
-        self, string: app_commands.locale_str, locale: discord.Locale, context: app_commands.TranslationContextTypes
-    ) -> str | None:
-        is_typed = context.location not in _TRANSLATED and not isinstance(context.data, app_commands.ContextMenu)
-        if is_typed or (language := LOCALES.get(locale)) is None:
-            return None
-        translated = catalog(language).gettext(string.message)
-        return None if translated == string.message else translated
-
-
-_TRANSLATED = frozenset(
-    {
-        app_commands.TranslationContextLocation.command_description,
-        app_commands.TranslationContextLocation.group_description,
-        app_commands.TranslationContextLocation.parameter_description,
-        app_commands.TranslationContextLocation.choice_name,
-    }
-)
+def localized(part: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a command, option or choice with what Discord shows of it in every language; what people type stays."""
+    # A choice and an entry of a menu have no description: their name is what is read.
+    shown = "description" if "description" in part else "name"
+    texts = {locale.value: catalog(language).gettext(part[shown]) for locale, language in LOCALES.items()}
+    translations = {locale: text for locale, text in texts.items() if text != part[shown]}
+    parts = {key: [localized(each) for each in part[key]] for key in ("options", "choices") if key in part}
+    return {**part, **parts, **({f"{shown}_localizations": translations} if translations else {})}

@@ -1,6 +1,6 @@
 """Uploads models to the Hugging Face hub: each by `python -m trainer publish`, one after the other, over restarts too.
 
-A wish is a row until the model is on the hub or the hub has refused it. An upload that a restart cuts off is made
+A request is a row until the model is on the hub or the hub has refused it. An upload that a restart cuts off is made
 again, and the trainer sends only what the hub does not have yet.
 """
 
@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from bot.clock import SYSTEM_CLOCK, Clock, backoff_s
 from bot.config import HubSettings
-from bot.db import Database, Row
+from bot.db import Database, Row, as_stored
 from bot.db.audit import write_entry
 from bot.errors import DarkroomError
 from bot.outbox import Notification, NotificationKind
@@ -25,7 +25,7 @@ from bot.queue import Job, JobStore
 from bot.runners.child_process import run_and_capture
 from trainer.protocol.events import EXIT_REFUSED
 from trainer.protocol.frozen import Frozen
-from trainer.protocol.publication import Published, repository_of
+from trainer.protocol.hub import Published, repository_of
 from trainer.protocol.text import _
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class AlreadyPublishing(DarkroomError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Wish:
+class _UploadRequest:
     job_id: int
     user_id: int
     repository: str
@@ -75,14 +75,8 @@ class _Wish:
     created_at: float
 
     @classmethod
-    def from_row(cls, row: Row) -> _Wish:
-        return cls(
-            job_id=row["job_id"],
-            user_id=row["user_id"],
-            repository=row["repository"],
-            tries=row["tries"],
-            created_at=row["created_at"],
-        )
+    def from_row(cls, row: Row) -> _UploadRequest:
+        return cls(**as_stored(cls, row))
 
 
 class Publisher:
@@ -104,7 +98,7 @@ class Publisher:
         self._command = tuple(command)
         self._env = dict(env)
         self._clock = clock
-        self._wished = asyncio.Event()
+        self._requested = asyncio.Event()
 
     def repository(self, job: Job) -> str:
         """Return where a job's model would be on the hub."""
@@ -135,20 +129,20 @@ class Publisher:
                 by=by,
                 why=repository,
             )
-            self._db.after_commit(self._wished.set)
+            self._db.after_commit(self._requested.set)
         return repository
 
     async def run(self) -> None:
-        """Upload until cancelled; each wish wakes it."""
+        """Upload until cancelled; each request wakes it."""
         while True:
-            self._wished.clear()
+            self._requested.clear()
             try:
                 await self.step()
             except Exception:
                 log.exception("models could not be uploaded; trying again")
             try:
                 async with asyncio.timeout(_POLL_S):
-                    await self._wished.wait()
+                    await self._requested.wait()
             except TimeoutError:
                 continue
 
@@ -156,54 +150,54 @@ class Publisher:
         """Upload all that is due."""
         due = "SELECT * FROM publication WHERE retry_at <= ? ORDER BY created_at, job_id LIMIT 1"
         while (row := await self._db.one(due, (self._clock.time(),))) is not None:
-            await self._upload(_Wish.from_row(row))
+            await self._upload(_UploadRequest.from_row(row))
 
-    async def _upload(self, wish: _Wish) -> None:
-        job = await self._jobs.get(wish.job_id)
-        publication = await self._try(job, wish)
+    async def _upload(self, request: _UploadRequest) -> None:
+        job = await self._jobs.get(request.job_id)
+        publication = await self._try(job, request)
         if publication is not None:
-            await self._end(job, wish, publication)
+            await self._end(job, request, publication)
             return
-        pause_s = backoff_s(wish.tries + 1, _FIRST_PAUSE_S, _LONGEST_PAUSE_S)
+        pause_s = backoff_s(request.tries + 1, _FIRST_PAUSE_S, _LONGEST_PAUSE_S)
         async with self._db.transaction() as connection:
             await connection.execute_fetchall(
                 "UPDATE publication SET tries = tries + 1, retry_at = ? WHERE job_id = ?",
-                (self._clock.time() + pause_s, wish.job_id),
+                (self._clock.time() + pause_s, request.job_id),
             )
 
-    async def _try(self, job: Job, wish: _Wish) -> Publication | None:
+    async def _try(self, job: Job, request: _UploadRequest) -> Publication | None:
         """Run the trainer once; None: another try may help, and there is one left."""
-        arguments = ("publish", str(self._jobs.job_dir(job)), "--repository", wish.repository)
+        arguments = ("publish", str(self._jobs.job_dir(job)), "--repository", request.repository)
         try:
             answer = await run_and_capture([*self._command, *arguments], self._child_env(), timeout_s=_TIMEOUT_S)
             if answer.status == 0:
                 published = Published.model_validate_json(answer.last_line)
-                return Publication(outcome=PublicationOutcome.DONE, repository=wish.repository, published=published)
+                return Publication(outcome=PublicationOutcome.DONE, repository=request.repository, published=published)
             reason = answer.last_error_line
             if answer.status == EXIT_REFUSED:
-                return Publication(outcome=PublicationOutcome.REFUSED, repository=wish.repository, reason=reason)
+                return Publication(outcome=PublicationOutcome.REFUSED, repository=request.repository, reason=reason)
         except (OSError, ValidationError) as error:
             reason = type(error).__name__
-        log.warning("#%d: not uploaded to %s: %s", job.id, wish.repository, reason)
-        if wish.tries + 1 < MAX_TRIES:
+        log.warning("#%d: not uploaded to %s: %s", job.id, request.repository, reason)
+        if request.tries + 1 < MAX_TRIES:
             return None
-        return Publication(outcome=PublicationOutcome.GIVEN_UP, repository=wish.repository, reason=reason)
+        return Publication(outcome=PublicationOutcome.GIVEN_UP, repository=request.repository, reason=reason)
 
     def _child_env(self) -> dict[str, str]:
         token = os.environ.get(self._settings.token_env, "")
         return {**self._env, "HF_TOKEN": token, "HF_HUB_OFFLINE": "0"}
 
-    async def _end(self, job: Job, wish: _Wish, publication: Publication) -> None:
+    async def _end(self, job: Job, request: _UploadRequest, publication: Publication) -> None:
         notification = Notification(
             kind=NotificationKind.PUBLISHED,
             job_id=job.id,
-            dedupe_key=f"job:{job.id}:published:{wish.created_at!r}",
+            dedupe_key=f"job:{job.id}:published:{request.created_at!r}",
             detail=publication.model_dump_json(exclude_defaults=True),
             guild_id=job.guild_id,
-            owner_id=wish.user_id,
-            mentions=(wish.user_id,),
+            owner_id=request.user_id,
+            mentions=(request.user_id,),
         )
         async with self._db.transaction() as connection:
             await connection.execute_fetchall("DELETE FROM publication WHERE job_id = ?", (job.id,))
             await self._jobs.outbox.put(connection, notification, channel_id=job.channel_id, thread_of=job.id)
-        log.info("#%d: upload to %s: %s", job.id, wish.repository, publication.outcome)
+        log.info("#%d: upload to %s: %s", job.id, request.repository, publication.outcome)

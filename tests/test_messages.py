@@ -8,6 +8,7 @@ import string
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import TypeGuard
 
 import pytest
 from babel.messages.extract import extract_from_dir
@@ -20,18 +21,27 @@ TRANSLATED = [language for language in LANGUAGES if language != ENGLISH]
 
 
 @cache
+def sources() -> dict[str, ast.Module]:
+    """All modules that have messages, parsed, by their path."""
+    paths = [path for package in ("bot", "trainer") for path in (ROOT / package).rglob("*.py")]
+    texts = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in paths}
+    return {path: ast.parse(text) for path, text in texts.items() if re.search(r"\b(_|ngettext)\(", text)}
+
+
+def is_message(node: ast.AST) -> TypeGuard[ast.Call]:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in {"_", "ngettext"}
+
+
+@cache
 def calls() -> list[tuple[str, ast.Call, int]]:
     """All calls of `_` and `ngettext`, with their place and the number of their messages."""
-    found = []
-    for package in ("bot", "trainer"):
-        for path in (ROOT / package).rglob("*.py"):
-            if path.name == "text.py":
-                continue
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in {"_", "ngettext"}:
-                    place = f"{path.relative_to(ROOT)}:{node.lineno}"
-                    found.append((place, node, 2 if node.func.id == "ngettext" else 1))
-    return found
+    return [
+        (f"{path}:{node.lineno}", node, 2 if ast.unparse(node.func) == "ngettext" else 1)
+        for path, tree in sources().items()
+        if not path.endswith("/text.py")
+        for node in ast.walk(tree)
+        if is_message(node)
+    ]
 
 
 def test_messages_are_literals() -> None:
@@ -173,14 +183,12 @@ def placeholders(message: str) -> set[str]:
 
 def test_nothing_is_translated_at_import() -> None:
     """A module is imported once, and the language differs from task to task."""
-    early = []
-    for package in ("bot", "trainer"):
-        for path in (ROOT / package).rglob("*.py"):
-            early += [
-                f"{path.relative_to(ROOT)}:{node.lineno}"
-                for node in outside_functions(ast.parse(path.read_text(encoding="utf-8")))
-                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in {"_", "ngettext"}
-            ]
+    early = [
+        f"{path}:{node.lineno}"
+        for path, tree in sources().items()
+        for node in outside_functions(tree)
+        if is_message(node)
+    ]
     assert early == []
 
 

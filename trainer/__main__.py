@@ -41,7 +41,12 @@ from trainer.commands import (
     study_commands,
     training_commands,
 )
-from trainer.protocol.events import EXIT_REFUSED
+from trainer.commands.terminal import refuse
+from trainer.errors import JobFolderBusyError, TrainerError
+from trainer.protocol.edits import EditsError
+from trainer.protocol.events import EXIT_BUSY, EXIT_REFUSED
+from trainer.protocol.spec import SpecError
+from trainer.protocol.study import StudyRequestError
 
 
 class _Parser(argparse.ArgumentParser):
@@ -53,7 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status (`trainer/protocol/events.py`)."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    status: int = options.command(options)
+    try:
+        status: int = options.command(options)
+    except JobFolderBusyError as error:
+        sys.stderr.write(f"{error}\n")
+        return EXIT_BUSY
+    except (TrainerError, SpecError, EditsError, StudyRequestError) as error:
+        return refuse(str(error))
     return status
 
 
@@ -70,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         ("memory", training_commands.add_memory, "print how much memory a training needs, without training"),
         ("run", job_processes.add_run, "train a job, or resume it from its last checkpoint"),
         ("sample", sampling_commands.add_sample, "draw images with trained models"),
-        ("adapter", sampling_commands.add_adapter, "check a LoRA file of another place"),
+        ("adapter", sampling_commands.add_adapter, "check a LoRA file from elsewhere"),
         ("extend", training_commands.add_extend, "give a finished job more epochs"),
         ("wait", job_processes.add_wait, "load the libraries, then do the job named on standard input"),
         ("devices", devices_command.add_devices, "print the GPUs that a training could use, as JSON"),

@@ -99,7 +99,8 @@ class Console:
         self._bar.update(event.step - self._bar.n)
 
 
-def _verdict(loss: ValidationLoss) -> str:
+def loss_verdict(loss: ValidationLoss) -> str:
+    """A validation loss beside the base model's, with its interval."""
     return verdict(loss.ratio, loss.ratio_low, loss.ratio_high)
 
 
@@ -113,13 +114,13 @@ def describe(event: Event) -> str | None:
                 "epoch {epoch}: training loss {loss:.4f}, {verdict}, {time}",
                 epoch=event.epoch,
                 loss=event.train_loss,
-                verdict=_verdict(event.validation),
+                verdict=loss_verdict(event.validation),
                 time=duration(event.seconds),
             ) + ("  * best" if event.is_best and event.validation.ratio < 1 else "")
         case StoppedEarly(reason=sentence) | Warned(message=sentence):
             return sentence
         case Tested():
-            return _("on the test images: {verdict}", verdict=_verdict(event.test))
+            return _("on the test images: {verdict}", verdict=loss_verdict(event.test))
         case Exported():
             return _(
                 "{format}: {path} ({size}), loaded back and compared",

@@ -33,7 +33,7 @@ from bot.cogs.services import Services
 from bot.cogs.study_command import StudyCommands
 from bot.db import Database
 from bot.health import ConnectionMonitor
-from bot.languages import CatalogTranslator
+from bot.languages import localized
 from bot.outbox import Notification, NotificationKind, Outbox
 from bot.ui.buttons import (
     AdminButton,
@@ -149,8 +149,8 @@ class Darkroom(commands.Bot):
 
     async def command_sync(self, application_id: int) -> CommandSync:
         """Return what syncs the commands of this client, in every language; it must be logged in."""
-        translator = CatalogTranslator()
-        commands = [await each.get_translated_payload(self.tree, translator) for each in self.tree.get_commands()]
+        # discord.py's own way asks for every text in each of Discord's 34 languages.
+        commands = [localized(each.to_dict(self.tree)) for each in self.tree.get_commands()]
         guild_ids = self._services.config.discord.guild_ids
         return CommandSync(self.http, application_id, commands, self._db, guild_ids=guild_ids)
 
@@ -196,12 +196,12 @@ class Darkroom(commands.Bot):
         if len(self.guilds) <= _MAX_SEARCHED:
             self._check_commands([guild.id for guild in self.guilds])
         # What has changed meanwhile is not reported.
-        await self._outbox.look_again()
+        await self._outbox.recheck_held()
 
     async def on_guild_join(self, guild: discord.Guild) -> None:
         self._check_commands([guild.id])
         await self._welcome(guild)
-        await self._outbox.look_again()
+        await self._outbox.recheck_held()
 
     async def _welcome(self, guild: discord.Guild) -> None:
         """Introduce the bot to a server that has invited it, in the first channel that it may write in."""
@@ -224,21 +224,21 @@ class Darkroom(commands.Bot):
     # -- a channel that refused messages may take them now ----------------------------------------------------------
 
     async def on_guild_role_update(self, _before: discord.Role, _after: discord.Role) -> None:
-        await self._outbox.look_again()
+        await self._outbox.recheck_held()
 
     async def on_guild_channel_update(
         self, _before: discord.abc.GuildChannel, _after: discord.abc.GuildChannel
     ) -> None:
-        await self._outbox.look_again()
+        await self._outbox.recheck_held()
 
     async def on_member_update(self, _before: discord.Member, after: discord.Member) -> None:
         # Without a privileged intent only the bot itself is reported.
         if after.id == after.guild.me.id:
-            await self._outbox.look_again()
+            await self._outbox.recheck_held()
 
     async def on_raw_thread_update(self, _update: discord.RawThreadUpdateEvent) -> None:
         # Raw: a thread that was archived is not in the cache.
-        await self._outbox.look_again()
+        await self._outbox.recheck_held()
 
 
 def _skip_unreadable(event: str, parse: Callable[[Any], None], data: Any) -> None:

@@ -382,7 +382,7 @@ async def find_slots(parts: Parts) -> list[Slot]:
     config = parts.config
     if config.ray.address:
         number = config.queue.slots or await _count_cluster_slots(config)
-        # The cluster chooses the GPU when it starts a job; the device only tells that there is one.
+        # The cluster chooses the GPU when it starts a job; the device only says that there is one.
         device = "cluster:{}" if config.ray.gpus else ""
         return [
             Slot(id=f"cluster:{index}", device=device.format(index), name=f"cluster {index}")

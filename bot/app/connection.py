@@ -85,7 +85,7 @@ async def stay_connected(app: App, token: str, token_env: str) -> None:
 
 @asynccontextmanager
 async def _closed_by(refused: asyncio.Event, client: Darkroom) -> AsyncIterator[None]:
-    """Close the client once a request is refused for its token: whether the token is, the next login tells."""
+    """Close the client once a request is refused for its token: the next login shows whether the token itself is."""
 
     async def close() -> None:
         await refused.wait()
@@ -103,7 +103,7 @@ async def _closed_by(refused: asyncio.Event, client: Darkroom) -> AsyncIterator[
 
 
 def _is_by_discord(error: discord.LoginFailure) -> bool:
-    """True unless the answer is a page of some proxy before Discord, which says nothing about the token."""
+    """True if Discord answered, and not a proxy before it, whose page proves nothing about the token."""
     refusal = error.__cause__
     if not isinstance(refusal, discord.HTTPException):
         return True

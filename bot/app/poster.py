@@ -173,7 +173,7 @@ class Poster:
     async def send(self, channel_id: int, message: MessageContent, nonce: str) -> int:
         """See `Transport.send`."""
         channel = self._channel(channel_id)
-        # Of the message only the IDs of its components come back as they were sent, and nobody sees them.
+        # Of the message only the IDs of its components come back as they were sent, and no user sees them.
         message.layout.children[0].id = component_id(nonce)
         with opened(message.files) as files:
             async with self._request(channel_id, message, files, reference=reference(nonce)):
@@ -214,7 +214,7 @@ class Poster:
     async def _edit(
         self, channel_id: int, message_id: int, message: MessageContent, files: Sequence[discord.File] | None = None
     ) -> None:
-        """Edit a message; None: the files that it has stay."""
+        """Edit a message; with `files` None it keeps those that it has."""
         target = self._channel(channel_id).get_partial_message(message_id)
         # `attachments` and not `files`: the new images replace the old ones.
         attachments = discord.utils.MISSING if files is None else files

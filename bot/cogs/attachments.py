@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import aiohttp
 import discord
@@ -24,7 +25,7 @@ from bot.datasets import (
     Upload,
     UploadKind,
     import_files,
-    progress_told,
+    progress_reported,
     title_of,
 )
 from bot.datasets.dataset_files import copy_folder, temporary_folder
@@ -67,12 +68,8 @@ async def tracked_upload(
     Raises:
         AnswerFailed: The interaction came too late or twice; nothing was done.
     """
-    assert interaction.guild_id is not None
-    upload = PendingUpload(
-        interaction_id=interaction.id,
-        guild_id=interaction.guild_id,
-        channel_id=interaction.channel_id or 0,
-        owner_id=interaction.user.id,
+    upload = upload_of(
+        interaction,
         kind=kind,
         request=request,
         is_at_once=is_at_once,
@@ -121,14 +118,10 @@ async def offer_page(
     Raises:
         AnswerFailed: The interaction came too late or twice; nothing was done.
     """
-    assert interaction.guild_id is not None
     await acknowledge(interaction, Acknowledgement.THINKING)
     await services.datasets.require_share(interaction.user.id, datasets=int(dataset_id is None), more_bytes=1)
-    upload = PendingUpload(
-        interaction_id=interaction.id,
-        guild_id=interaction.guild_id,
-        channel_id=interaction.channel_id or 0,
-        owner_id=interaction.user.id,
+    upload = upload_of(
+        interaction,
         kind=kind,
         request=request,
         dataset_id=dataset_id,
@@ -139,6 +132,18 @@ async def offer_page(
     )
     await services.uploads.add(upload)
     await show_upload_link(services, interaction, upload.interaction_id)
+
+
+def upload_of(interaction: discord.Interaction, **more: Any) -> PendingUpload:
+    """Return the upload that an interaction asks for; `more`: its other fields."""
+    assert interaction.guild_id is not None
+    return PendingUpload(
+        interaction_id=interaction.id,
+        guild_id=interaction.guild_id,
+        channel_id=interaction.channel_id or 0,
+        owner_id=interaction.user.id,
+        **more,
+    )
 
 
 async def _offer_instead(services: Services, interaction: discord.Interaction, sentence: str) -> bool:
@@ -213,7 +218,7 @@ async def progress_shown(
             log.info("interaction %s: the progress was not taken (%r)", interaction.id, error)
 
     try:
-        with progress_told(show):
+        with progress_reported(show):
             yield
     except (DarkroomError, SpecError):
         if shown and again is not None:
@@ -229,19 +234,32 @@ async def ingest_attachments(
     *,
     is_private: bool = False,
 ) -> Dataset:
-    """Download attachments and prepare them; content that the server has already is that dataset.
+    """Download attachments and prepare them; raises what `prepare_received` raises, and if they are too large."""
+    received = await download_attachments(services, interaction, attachments)
+    request = ImportRequest(can_manage=manages(interaction))
+    return await prepare_received(services, interaction, received, request, is_private=is_private)
+
+
+async def prepare_received(
+    services: Services,
+    interaction: discord.Interaction,
+    received: Received,
+    request: ImportRequest,
+    *,
+    is_private: bool,
+) -> Dataset:
+    """Prepare files as a dataset, with the progress shown; content that the server has already is that dataset.
 
     Raises:
-        DatasetRefused: They are too large, cannot be trained on, or could not be prepared.
-        NotYourDataset: They are another member's dataset already, and were to be private.
+        DatasetRefused: They cannot be trained on, or could not be prepared.
+        NotYourDataset: They are another member's dataset already, and the request would change it.
     """
     assert interaction.guild_id is not None
-    received = await download_attachments(services, interaction, attachments)
     async with progress_shown(interaction, received.title):
         dataset = await import_files(
             services.datasets,
             received,
-            ImportRequest(can_manage=manages(interaction)),
+            request,
             guild_id=interaction.guild_id,
             owner_id=interaction.user.id,
             captions=services.config.captions,

@@ -12,7 +12,15 @@ from discord.ext import commands
 
 from bot.access import manages
 from bot.bot_failpoints import failpoint
-from bot.cogs.attachments import copy_server_folder, download_attachments, offer_page, progress_shown, tracked_upload
+from bot.cogs.attachments import (
+    copy_server_folder,
+    download_attachments,
+    offer_page,
+    prepare_received,
+    progress_shown,
+    tracked_upload,
+    upload_of,
+)
 from bot.cogs.autocomplete import answered, dataset_choices
 from bot.cogs.dataset_captions import open_rules
 from bot.cogs.dataset_review import review_content
@@ -21,7 +29,7 @@ from bot.cogs.interaction_gate import PAGES, UPLOADS, handled
 from bot.cogs.lookups import dataset_here, own_dataset, viewer_of
 from bot.cogs.replies import Acknowledgement, acknowledge, open_form, reply
 from bot.cogs.services import Services
-from bot.datasets import ImportRequest, PendingUpload, Received, UploadKind, hub_name, import_files, title_of
+from bot.datasets import ImportRequest, Received, UploadKind, hub_name, title_of
 from bot.errors import DatasetRefused, UploadClosed
 from bot.ui.dataset_cards import LIST_PAGE, dataset_list, delete_question, privacy_words
 from bot.ui.dataset_forms import Form, PrivacyForm, UploadForm
@@ -57,9 +65,9 @@ class DatasetCommands(
         )
         self._menu = app_commands.guild_only(menu)
         if services.links.are_on:
-            described = N_("Upload images: up to ten files; choose none for a page that takes folders and large files.")
-            # As discord.py sets them from the decorator.
-            self.upload.description, self.upload._locale_description = described, app_commands.locale_str(described)
+            self.upload.description = N_(
+                "Upload images: up to ten files; choose none for a page that takes folders and large files."
+            )
 
     async def cog_load(self) -> None:
         # discord.py has no decorator for menus in cogs.
@@ -262,17 +270,7 @@ async def import_dataset(
     ):
         received = await receive()
         known = await services.datasets.with_content(interaction.guild_id, received)
-        async with progress_shown(interaction, received.title):
-            dataset = await import_files(
-                services.datasets,
-                received,
-                request,
-                guild_id=interaction.guild_id,
-                owner_id=interaction.user.id,
-                captions=services.config.captions,
-                is_private=is_private,
-            )
-        failpoint("upload_prepared")
+        dataset = await prepare_received(services, interaction, received, request, is_private=is_private)
         note = _("These files were uploaded before, as {name}.", name=known.name) if known else ""
         await reply(interaction, await dataset_card(services, interaction, dataset, note=note))
 
@@ -286,16 +284,12 @@ async def offer_hub_dataset(
         DatasetRefused: The member may not, or the dataset cannot be taken.
         AnswerFailed: The interaction came too late or twice; nothing was done.
     """
-    assert interaction.guild_id is not None
     _require_hub(services, interaction)
     await acknowledge(interaction, Acknowledgement.THINKING)
     await services.datasets.require_share(interaction.user.id, datasets=1, more_bytes=1)
     facts = await services.hub_datasets.look_up(hub_name(typed))
-    question = PendingUpload(
-        interaction_id=interaction.id,
-        guild_id=interaction.guild_id,
-        channel_id=interaction.channel_id or 0,
-        owner_id=interaction.user.id,
+    question = upload_of(
+        interaction,
         kind=UploadKind.IMPORT,
         request=request.model_copy(update={"hub": facts}).model_dump_json(),
         title=facts.name,

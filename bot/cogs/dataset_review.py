@@ -65,9 +65,9 @@ class Review:
     def turned(self, by: int) -> Self:
         """Return the review at the image before or after; where another question begins, at that question."""
         assert self.image is not None
-        place = self.question.images.index(self.image) + by
-        if 0 <= place < len(self.question.images):
-            return dataclasses.replace(self, image=self.question.images[place])
+        index = self.question.images.index(self.image) + by
+        if 0 <= index < len(self.question.images):
+            return dataclasses.replace(self, image=self.question.images[index])
         other = self.questions.index(self.question) + by
         if 0 <= other < len(self.questions):
             return dataclasses.replace(self, question=self.questions[other], image=None)
@@ -182,7 +182,7 @@ async def finish_review(services: Services, interaction: discord.Interaction, da
 
 
 async def _show(interaction: discord.Interaction, review: Review, note: str) -> None:
-    """Show a page below what was decided."""
+    """Show a page of the review, with the decision that was made above it."""
     page = review.content(interaction, note)
     if interaction.message is None:
         await reply(interaction, page)

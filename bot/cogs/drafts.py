@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import logging
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 
@@ -14,11 +15,11 @@ from bot.cogs.attachments import progress_shown
 from bot.cogs.interaction_gate import sentence_of
 from bot.cogs.job_request import JobRequest, UnknownMixedDataset, make_draft, problems_of
 from bot.cogs.lookups import dataset_here, job_here
-from bot.cogs.replies import reply
+from bot.cogs.replies import AnswerFailed, renew, reply
 from bot.cogs.services import Services, allowance_of_member, context_of, hours_left, require_hours
 from bot.datasets import Dataset, may_change
 from bot.datasets.dataset import may_mix
-from bot.errors import DarkroomError, DuplicateJob, JobRefused, NoSuchDataset
+from bot.errors import DarkroomError, DraftEnded, DuplicateJob, JobRefused, NoSuchDataset
 from bot.queue import Allowance, Draft, Job, NewJob
 from bot.queue.domain.job import fingerprint
 from bot.queue.planning.estimates import Estimate
@@ -38,12 +39,14 @@ from trainer.protocol.settings import TaskKind
 from trainer.protocol.spec import Spec, SpecError
 from trainer.protocol.text import _, listed, ngettext
 
+log = logging.getLogger(__name__)
+
 
 async def store_draft(
     services: Services, interaction: discord.Interaction, dataset: Dataset, request: JobRequest
 ) -> Draft:
     """Store a request for a dataset. The draft carries the interaction's id, so that one command makes one job."""
-    return await services.drafts.keep(
+    return await services.drafts.add(
         interaction_id=interaction.id,
         guild_id=dataset.guild_id,
         channel_id=interaction.channel_id or 0,
@@ -72,7 +75,7 @@ async def dataset_card(
         study = request.study
         fit = await _fit(services, report, spec)
         estimate = await _estimate(services, request, spec, dataset)
-        memory = await services.predictions.of(spec)
+        memory = await _memory(services, interaction, spec, partial(_again, services, interaction, draft.id, sheet))
         if study is not None:
             runs = await services.studies.plan(spec, study, max_epochs=allowance.max_epochs)
             study_plan = StudyPlan(
@@ -120,6 +123,39 @@ async def draft_card(
         return problem_card(dataset.id, draft.id, name=name, sentence=sentence_of(error), problems=problems)
 
 
+async def _again(services: Services, interaction: discord.Interaction, draft_id: int, sheet: int) -> MessageContent:
+    """Make the card of a draft once more.
+
+    Raises:
+        DraftEnded: It no longer waits.
+    """
+    draft = await services.drafts.get(draft_id)
+    if draft.job_id is not None:
+        raise DraftEnded(is_expired=False)
+    return await draft_card(services, interaction, draft, sheet=sheet)
+
+
+async def _memory(
+    services: Services,
+    interaction: discord.Interaction,
+    spec: Spec,
+    again: Callable[[], Awaitable[MessageContent]],
+) -> int | None:
+    """Return the memory that a training needs, if it is known; else the answer is made `again` once it is."""
+
+    async def renew_answer() -> None:
+        if interaction.is_expired():
+            return
+        try:
+            message = await interaction.original_response()
+            if services.gate.is_newest(interaction, message):
+                await renew(interaction, await again(), message=message)
+        except (DarkroomError, SpecError, AnswerFailed, discord.NotFound) as error:
+            log.info("interaction %s: the answer stays without the memory (%r)", interaction.id, error)
+
+    return await services.predictions.of(spec, renew_answer)
+
+
 async def queue_draft(
     services: Services, interaction: discord.Interaction, draft: Draft, *, may_repeat: bool = False
 ) -> MessageContent:
@@ -148,9 +184,20 @@ async def queue_draft(
     except NoSuchDataset:
         # Deleted since the job has ended.
         return text_message(queued_already(job.id))
-    report = await services.datasets.report(dataset)
+    return await receipt_of(services, interaction, job, await services.datasets.report(dataset))
+
+
+async def receipt_of(
+    services: Services, interaction: discord.Interaction, job: Job, report: DatasetReport
+) -> MessageContent:
+    """Make the receipt of a job that was just queued."""
     fit = await _fit(services, report, job.spec)
-    return receipt(job, await context_of(services, job, None), report, fit)
+    context = await context_of(services, job, interaction.client)
+
+    async def content() -> MessageContent:
+        return receipt(job, context, report, fit, await _memory(services, interaction, job.spec, content))
+
+    return await content()
 
 
 async def ask_to_start(services: Services, interaction: discord.Interaction, draft: Draft) -> None:
@@ -299,7 +346,8 @@ async def _with_start(services: Services, interaction: discord.Interaction, requ
             problems=[SettingProblem(name=each) for each in different],
         )
     path = services.jobs.job_dir(job) / start.path
-    method = spec.method.model_copy(update={"start_from": str(path), "start_sha256": start.sha256})
+    # From the file of a PiSSA, an ordinary LoRA goes on.
+    method = spec.method.exported.model_copy(update={"start_from": str(path), "start_sha256": start.sha256})
     return spec.model_copy(update={"method": method})
 
 
@@ -364,7 +412,7 @@ async def _mixed(
 
 
 async def _fit(services: Services, report: DatasetReport, spec: Spec) -> ResolutionFit | None:
-    """What the resolution of a training means for the images; None if its base is not here to tell."""
+    """What the resolution of a training means for the images; None if its base is not on this machine."""
 
     def read() -> ResolutionFit | None:
         resolution = training_resolution(spec, services.config.trainer_environment())

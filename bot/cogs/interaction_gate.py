@@ -97,6 +97,8 @@ class InteractionGate:
         self._access = access
         self._seen: OrderedDict[int, None] = OrderedDict()
         self._uses: OrderedDict[tuple[str, int], app_commands.Cooldown] = OrderedDict()
+        #: The newest interaction that replaces a message, by the message.
+        self._newest: OrderedDict[int, int] = OrderedDict()
         #: Forms that were refused, with who sent them, by the interaction.
         self._refused_forms: OrderedDict[int, tuple[int, Form]] = OrderedDict()
 
@@ -211,9 +213,18 @@ class InteractionGate:
         self._access.require(interaction, _needed.get())
         if rate is not None:
             self._count(interaction.user.id, rate)
+        if how is Acknowledgement.UPDATE and interaction.message is not None:
+            self._newest.pop(interaction.message.id, None)
+            self._newest[interaction.message.id] = interaction.id
+            if len(self._newest) > _MAX_SEEN:
+                self._newest.popitem(last=False)
         await acknowledge(interaction, how)
         await self._languages.remember(interaction)
         return True
+
+    def is_newest(self, interaction: discord.Interaction, message: discord.Message) -> bool:
+        """Whether no later press has replaced the message that an interaction was answered by."""
+        return self._newest.get(message.id, interaction.id) == interaction.id
 
     def _is_new(self, interaction: discord.Interaction) -> bool:
         if interaction.id in self._seen:

@@ -138,8 +138,8 @@ async def hand_over_files(services: Services, interaction: discord.Interaction, 
             if error.status != _TOO_LARGE and error.code != _ENTITY_TOO_LARGE:
                 raise
             # Whatever the limit was said to be: where they lie.
-            for places in files_reply(job, replace_fields(context, file_limit=-1), events):
-                await reply(interaction, places)
+            for content in files_reply(job, replace_fields(context, file_limit=-1), events):
+                await reply(interaction, content)
             break
     if context.has_pages:
         await show_page(services, interaction, LinkKind.JOB, job.id)

@@ -8,23 +8,19 @@ from collections.abc import Mapping
 import discord
 
 from bot.access import Ability, manages
+from bot.cogs.drafts import receipt_of
 from bot.cogs.interaction_gate import PAGES, ButtonHandler
 from bot.cogs.lookups import dataset_here, job_here
 from bot.cogs.replies import Acknowledgement, open_form, reply
 from bot.cogs.request_edits import open_settings_of, run_again
-from bot.cogs.services import Services, allowance_of_member, context_of, require_hours
+from bot.cogs.services import Services, allowance_of_member, require_hours
 from bot.errors import CheckpointsDeleted, JobFilesDeleted, StaleButton, TooManyEpochs
 from bot.queue import Job, NewJob, State, require_control
 from bot.queue.domain.job import fingerprint
 from bot.queue.domain.verbs import Verb, is_applicable, require_sharable
 from bot.queue.planning.retention import has_checkpoint
 from bot.ui.dataset_forms import Form
-from bot.ui.job_replies import (
-    epochs_form,
-    epochs_of,
-    receipt,
-    verb_reply,
-)
+from bot.ui.job_replies import epochs_form, epochs_of, verb_reply
 from bot.ui.layout import text_message
 from bot.ui.publication_pages import publish_question, publishing_text
 from bot.ui.remedies import (
@@ -128,7 +124,7 @@ async def retry_with(services: Services, interaction: discord.Interaction, job: 
     )
     queued = await services.jobs.submit(new)
     report = await services.datasets.report(dataset)
-    await reply(interaction, receipt(queued, await context_of(services, queued, interaction.client), report))
+    await reply(interaction, await receipt_of(services, interaction, queued, report))
 
 
 async def _ask_epochs(interaction: discord.Interaction, services: Services, job_id: int) -> None:

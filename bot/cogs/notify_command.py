@@ -59,7 +59,7 @@ async def _ask_quiet(interaction: discord.Interaction, services: Services) -> No
 
 
 async def watch(interaction: discord.Interaction, services: Services, job_id: int) -> None:
-    """[🔔]: tell a person of a job from now on, or no more."""
+    """[🔔]: notify a person of a job from now on, or no more."""
     job = await job_here(services, interaction, job_id)
     audience, user_id = services.outbox.audience, interaction.user.id
     is_watching = not await audience.is_watching(job.id, user_id, owner_id=job.owner_id)

@@ -176,6 +176,15 @@ async def replace(interaction: discord.Interaction, content: MessageContent) -> 
     await _replace(interaction, plain_text(content) if is_own and reads_plain_text() else content)
 
 
+async def renew(interaction: discord.Interaction, content: MessageContent, *, message: discord.Message) -> None:
+    """Replace an answer that was given before (`original_response`), while Discord still takes that.
+
+    Raises:
+        AnswerFailed: Discord does not take it.
+    """
+    await _replace(interaction, plain_text(content) if message.flags.ephemeral and reads_plain_text() else content)
+
+
 async def _replace(interaction: discord.Interaction, content: MessageContent) -> None:
 
     async def request() -> None:

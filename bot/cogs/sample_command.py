@@ -221,7 +221,7 @@ async def submit_sampling(
     new = NewJob(
         interaction_id=interaction.id,
         guild_id=interaction.guild_id,
-        channel_id=await _place_of(services, interaction, source),
+        channel_id=await _channel_of(services, interaction, source),
         owner_id=interaction.user.id,
         dataset_id=0 if source is None else source.dataset_id,
         source_id=None if source is None else source.id,
@@ -236,7 +236,7 @@ async def submit_sampling(
     await reply(interaction, sampling_receipt(job, await context_of(services, job, interaction.client)))
 
 
-async def _place_of(services: Services, interaction: discord.Interaction, source: Job | None) -> int:
+async def _channel_of(services: Services, interaction: discord.Interaction, source: Job | None) -> int:
     """The channel of a sampling's card: the thread of its training, else where it was asked for."""
     if source is None:
         return interaction.channel_id or 0

@@ -226,7 +226,7 @@ def _drawing(request: SamplingRequest, *, negative: str, seed: int) -> dict[str,
 
 
 async def _checked(services: Services, settings: dict[str, Any], resolutions: Sequence[int]) -> SamplingSpec:
-    """Validate the settings, their number of images, and their size as far as the base's files tell.
+    """Validate the settings, their number of images, and their size as far as it is known from the base's files.
 
     Raises:
         TooManyImages: The grid is too large.

@@ -1,4 +1,4 @@
-"""A LoRA of another place that a member brings: downloaded, and its header checked before anything is queued."""
+"""A LoRA from elsewhere that a member brings: downloaded, and its header checked before anything is queued."""
 
 from __future__ import annotations
 

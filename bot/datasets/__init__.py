@@ -4,7 +4,7 @@ from bot.datasets.dataset import Dataset, Received, ReceivedFile, Upload, may_ch
 from bot.datasets.dataset_store import DatasetStore
 from bot.datasets.hub_datasets import HubDatasets, hub_name
 from bot.datasets.pending_uploads import ImportRequest, PendingUpload, PendingUploads, UploadKind, import_files
-from bot.datasets.prepare_runner import progress_told
+from bot.datasets.prepare_runner import progress_reported
 from bot.datasets.resumable_uploads import ArrivingFile, ResumableUploads
 
 __all__ = [
@@ -24,7 +24,7 @@ __all__ = [
     "import_files",
     "may_change",
     "may_see",
-    "progress_told",
+    "progress_reported",
     "require_change",
     "title_of",
 ]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bot.db import Row
+from bot.db import Row, as_stored
 from bot.errors import DatasetRefused, NotYourDataset
 from trainer.protocol.edits import Edits
 from trainer.protocol.report import REPORT_VERSION, Counts
@@ -104,25 +104,16 @@ class Dataset:
     def from_row(cls, row: Row, datasets: Path) -> Dataset:
         """Build a dataset from its row; `datasets` is the folder of all contents."""
         edits = Edits.model_validate_json(row["edits"])
-        return cls(
-            id=row["id"],
-            guild_id=row["guild_id"],
-            owner_id=row["owner_id"],
-            name=row["name"],
-            sha256=row["sha256"],
-            bytes=row["bytes"],
-            folder=datasets / row["sha256"] / row["revision"],
-            earlier=row["earlier"],
-            edits=edits,
-            is_pending=revision_name(edits, row["earlier"]) != row["revision"],
-            digest=row["digest"],
-            report_version=row["report_version"],
-            counts=Counts.model_validate_json(row["counts"]),
-            summary=row["summary"],
-            is_private=bool(row["is_private"]),
-            guests=tuple(json.loads(row["guests"])),
-            created_at=datetime.fromtimestamp(row["created_at"], UTC),
-        )
+        values = as_stored(cls, row) | {
+            "folder": datasets / row["sha256"] / row["revision"],
+            "edits": edits,
+            "is_pending": revision_name(edits, row["earlier"]) != row["revision"],
+            "counts": Counts.model_validate_json(row["counts"]),
+            "is_private": bool(row["is_private"]),
+            "guests": tuple(json.loads(row["guests"])),
+            "created_at": datetime.fromtimestamp(row["created_at"], UTC),
+        }
+        return cls(**values)
 
     @property
     def source(self) -> Path:

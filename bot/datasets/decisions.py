@@ -14,7 +14,7 @@ from trainer.protocol.finding_labels import KINDS, QUIET, main_kind
 from trainer.protocol.report import DatasetReport, FindingKind, Image
 from trainer.protocol.text import _
 
-#: Of the pixel hash, in a button's id: 80 bits tell the images of one dataset apart.
+#: Of the pixel hash, in a button's id: 80 bits distinguish the images of one dataset.
 KEY_LETTERS = 20
 #: Key of the question about captions that a model wrote; the others are named by their kind of finding.
 AUTOMATIC = "automatic"
@@ -59,7 +59,7 @@ class ReviewQuestion:
 
     @property
     def key(self) -> str:
-        """Part of a button's id, and unique in a report."""
+        """Identifies the question in a button's id; unique in a report."""
         if self.is_about_captions:
             return CAPTIONS
         if self.kind is None:

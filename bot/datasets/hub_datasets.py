@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face hub: trainer processes say what one is, download it, and make files of its tables.
+"""Datasets of the Hugging Face hub: trainer processes look one up, download it, and make files of its tables.
 
 The process with the network opens no file, and the one that opens tables has no network; the bot does neither.
 """
@@ -16,7 +16,7 @@ from bot.datasets.dataset import Received
 from bot.datasets.dataset_files import folder_files, temporary_folder
 from bot.datasets.dataset_store import DatasetStore
 from bot.errors import PrepareFailed
-from trainer.protocol.hub_dataset import HubDatasetFacts
+from trainer.protocol.hub import HubDatasetFacts
 from trainer.protocol.text import _
 
 _LOOK_UP_S = 120.0
@@ -38,12 +38,14 @@ class HubDatasets:
         self._prepare = prepare
         self._web = web
         self._incoming = incoming
+        #: Downloads that run, by the version that they bring.
+        self._downloads: dict[str, asyncio.Task[Received]] = {}
 
     async def look_up(self, name: str) -> HubDatasetFacts:
         """Return what a dataset consists of.
 
         Args:
-            name: `hf://owner/name`, also with a folder or a revision.
+            name: `hf://owner/name`, also with a configuration, a folder or a revision.
 
         Raises:
             DatasetRefused: It is missing, not public, too large, without images, or the hub cannot be reached.
@@ -59,10 +61,24 @@ class HubDatasets:
     async def download(self, facts: HubDatasetFacts, *, owner_id: int) -> Received:
         """Download a dataset, as if its files had been uploaded as a folder.
 
+        Someone who asks for it while it is downloaded gets the same files.
+
         Raises:
             DatasetRefused: It is no longer there, has no images, or is too large; or nothing more can be stored.
         """
         await self._store.require_share(owner_id, datasets=1, more_bytes=facts.bytes)
+        while (running := self._downloads.get(facts.source)) is not None:
+            shared = await asyncio.shield(running)
+            # None if the first one was refused and the files were deleted.
+            if (received := await self._store.find_received(shared.sha256, shared.files)) is not None:
+                return received
+        download = self._downloads[facts.source] = asyncio.create_task(self._download(facts))
+        try:
+            return await download
+        finally:
+            del self._downloads[facts.source]
+
+    async def _download(self, facts: HubDatasetFacts) -> Received:
         # The tables and the images in them lie on the disk at the same time.
         await self._store.require_disk(facts.bytes * (2 if facts.has_tables else 1))
         max_bytes, max_files = self._web.max_upload_bytes, self._web.max_upload_files

@@ -12,10 +12,10 @@ from bot.config import CaptionSettings
 from bot.datasets.dataset import Dataset, Received, ReceivedFile, require_change
 from bot.datasets.dataset_store import DatasetStore
 from bot.datasets.decisions import with_rules
-from bot.db import Connection, Database, Row
+from bot.db import Connection, Database, Row, as_stored
 from trainer.protocol.edits import Edits, Layout
 from trainer.protocol.frozen import Frozen
-from trainer.protocol.hub_dataset import HubDatasetFacts
+from trainer.protocol.hub import HubDatasetFacts
 
 _FILES = TypeAdapter(tuple[ReceivedFile, ...])
 
@@ -66,24 +66,11 @@ class PendingUpload:
 
     @classmethod
     def from_row(cls, row: Row) -> PendingUpload:
-        return cls(
-            interaction_id=row["interaction_id"],
-            guild_id=row["guild_id"],
-            channel_id=row["channel_id"],
-            owner_id=row["owner_id"],
-            kind=UploadKind(row["kind"]),
-            request=row["request"],
-            is_at_once=bool(row["is_at_once"]),
-            dataset_id=row["dataset_id"],
-            title=row["title"],
-            is_private=bool(row["is_private"]),
-            sha256=row["sha256"],
-            files=() if row["files"] is None else _FILES.validate_json(row["files"]),
-            is_by_page=bool(row["is_by_page"]),
-            is_open=bool(row["is_open"]),
-            tries=row["tries"],
-            is_done=bool(row["is_done"]),
-        )
+        values = as_stored(cls, row)
+        values |= {name: bool(row[name]) for name in values if name.startswith("is_")}
+        values["kind"] = UploadKind(row["kind"])
+        values["files"] = () if row["files"] is None else _FILES.validate_json(row["files"])
+        return cls(**values)
 
 
 class PendingUploads:

@@ -47,7 +47,7 @@ _listener: ContextVar[ProgressListener | None] = ContextVar("progress_listener",
 
 
 @contextmanager
-def progress_told(listener: ProgressListener) -> Iterator[None]:
+def progress_reported(listener: ProgressListener) -> Iterator[None]:
     """Call `listener` with the progress of the preparations in this context, one call at a time."""
     token = _listener.set(listener)
     try:
@@ -59,15 +59,15 @@ def progress_told(listener: ProgressListener) -> Iterator[None]:
 class Turns:
     """Places for costly work, in turns between people: one at a time for each, however much they ask for."""
 
-    def __init__(self, places: int) -> None:
-        self._free = places
+    def __init__(self, limit: int) -> None:
+        self._free = limit
         #: What waits, by person; the first of those who hold no place is next.
         self._waiting: dict[int, list[asyncio.Future[None]]] = {}
         self._holders: set[int] = set()
 
     @asynccontextmanager
     async def of(self, person: int) -> AsyncIterator[None]:
-        """Hold a place for a person while the body runs."""
+        """Wait until it is this person's turn, and run the body; one at a time for each person."""
         turn = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(person, []).append(turn)
         self._admit()
@@ -117,7 +117,7 @@ class PrepareRunner:
         #: Of the confined processes that open images, and of the one that downloads a captioning model.
         self._env, self._download_env = dict(env), dict(download_env)
         self._settings = settings
-        #: What an archive may inflate to, on the disk too, if the configuration does not tell.
+        #: What an archive may inflate to, on the disk too, if the configuration has no limit.
         self._max_archive_bytes = max(_MIN_ARCHIVE_BYTES, _INFLATION * max_upload_bytes)
         #: Preparations at the same time; they never wait for a training. A captioning model may take half an hour.
         self._turns, self._caption_turns = Turns(cpu_slots), Turns(1)

@@ -83,7 +83,7 @@ class FileBusy(Exception):
 
 
 class WrongOffset(Exception):
-    """The sender goes on at another place than the file ends."""
+    """The sender continues at another byte than the end of the file."""
 
 
 class ChecksumMismatch(Exception):
@@ -291,7 +291,7 @@ class ResumableUploads:
         return await self._datasets.adopt(paths)
 
     async def show(self, upload: PendingUpload, progress: PrepareProgress | None = None) -> None:
-        """Let the message in the channel follow."""
+        """Update the message in the channel that shows how far the upload has come."""
         if progress is not None:
             self._progress[upload.interaction_id] = progress
         async with self._db.transaction() as connection:
@@ -358,7 +358,7 @@ class ResumableUploads:
 
     @asynccontextmanager
     async def _writing(self, file_id: str) -> AsyncIterator[None]:
-        """Be the only one who writes to a file.
+        """Hold the lock of a file, so that only the body writes to it.
 
         A request that comes later replaces one that still runs: its sender has lost the connection, and the server
         does not know yet.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from bot.db.database import Connection, Database
+from bot.db.database import Connection, Database, as_stored
 
 _WRITE = """
 INSERT INTO audit (at, job_id, guild_id, actor_id, verb, before, after, why)
@@ -68,15 +68,4 @@ async def read_entries(
         values.append(job_id)
     where = " AND ".join(conditions)
     rows = await db.all(f"SELECT * FROM audit WHERE {where} ORDER BY id DESC LIMIT ?", (*values, limit))
-    return [
-        AuditEntry(
-            at=datetime.fromtimestamp(row["at"], UTC),
-            job_id=row["job_id"],
-            actor_id=row["actor_id"],
-            verb=row["verb"],
-            before=row["before"],
-            after=row["after"],
-            why=row["why"],
-        )
-        for row in rows
-    ]
+    return [AuditEntry(**as_stored(AuditEntry, row) | {"at": datetime.fromtimestamp(row["at"], UTC)}) for row in rows]

@@ -13,9 +13,10 @@ import re
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
+from dataclasses import fields
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import aiosqlite
@@ -30,6 +31,9 @@ from bot.db.errors import (
     SchemaTooOld,
 )
 from trainer.protocol.text import N_, translate
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 log = logging.getLogger(__name__)
 
@@ -294,6 +298,12 @@ async def _migrate(connection: Connection, path: Path) -> None:
             raise
         failpoint("migrated")
         log.info("database %s migrated to schema %d", path, number)
+
+
+def as_stored(record: type[DataclassInstance], row: Row) -> dict[str, Any]:
+    """Return the columns of a row that are named as fields of a record, with their values as they are stored."""
+    columns = row.keys()
+    return {field.name: row[field.name] for field in fields(record) if field.name in columns}
 
 
 def _statements(script: str) -> list[str]:

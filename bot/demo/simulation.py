@@ -33,7 +33,7 @@ class Simulation:
         """The messages of the channel and of its threads, oldest first, with those that only Ana sees."""
         channels = (self.channel, *self.channel.threads)
         shown = [message for channel in channels for message in channel.history(viewer=self.ana)]
-        # simcord tells the channel of each thread, Discord only of one that starts from an older message.
+        # simcord notifies the channel of each thread, Discord only of one that starts from an older message.
         shown = [message for message in shown if message.type is not discord.MessageType.thread_created]
         return sorted(shown, key=lambda message: message.id)
 

@@ -183,7 +183,9 @@ async def _assigned_numbers(database: Path, jobs_dir: Path) -> dict[str, int]:
 async def _catch_up(
     part: Path, jobs_dir: Path, assigned: Mapping[str, int], now: datetime, name: str
 ) -> tuple[set[int], tuple[int, ...]]:
-    """Upgrade the copy to this schema and to what the folders know; return its jobs, and those it was behind on."""
+    """Upgrade the copy to this schema and to the attempts in the job folders; return its jobs, and those with newer
+    attempts.
+    """
     async with open_db(part) as db:
         rows = await db.all("SELECT id, attempt, COALESCE(folder, id) AS folder FROM job")
         folders = {row["id"]: jobs_dir / str(row["folder"]) for row in rows}
@@ -251,7 +253,7 @@ def _remove_leftovers(part: Path) -> None:
 
 
 def _swap(part: Path, database: Path, now: datetime) -> Path | None:
-    """Make the part the database; a power cut at any point leaves one of the two in place, whole."""
+    """Replace the database with the restored copy; a power cut at any point leaves one of the two, whole."""
     set_aside = None
     if database.exists():
         _checkpoint(database)

@@ -111,10 +111,10 @@ def _require_usable(source: str, environ: Mapping[str, str]) -> BaseFacts | None
 def _with_line(text: str, line: str) -> str:
     """The configuration with a line in its table of models."""
     lines = text.splitlines()
-    place = next((index for index, each in enumerate(lines) if each.strip() == _TABLE), None)
-    if place is None:
+    index = next((number for number, each in enumerate(lines) if each.strip() == _TABLE), None)
+    if index is None:
         return "\n".join([*lines, *([""] if lines else []), _TABLE, line, ""])
-    return "\n".join([*lines[: place + 1], line, *lines[place + 1 :], ""])
+    return "\n".join([*lines[: index + 1], line, *lines[index + 1 :], ""])
 
 
 def _require_valid(path: Path, content: str, label: str) -> Config:

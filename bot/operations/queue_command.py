@@ -13,6 +13,7 @@ from bot.config import Config
 from bot.db import DATABASE_FILE, open_db, open_to_read
 from bot.outbox import Outbox
 from bot.queue import ACTIVE, Job, JobStore, PauseKind, QueuePause, Slot, State
+from bot.ui.job_card import state_name
 from bot.ui.queue_pages import BoardSnapshot
 from trainer.protocol.text import _
 
@@ -133,7 +134,7 @@ def _job_line(job: Job) -> str:
 
 def _job_parts(job: Job) -> Iterator[str]:
     yield f"#{job.id} {job.name}"
-    yield str(job.state)
+    yield state_name(job.state)
     yield _("owner {owner}", owner=job.owner_id)
     step = job.progress.step
     if step is not None and job.state.is_active:

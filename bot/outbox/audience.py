@@ -99,7 +99,7 @@ class Audience:
         return Preferences(places=places, quiet=None if row is None else _quiet(row))
 
     async def choose(self, user_id: int, event: NotifyEvent, place: NotifyPlace) -> None:
-        """Set where a person is told of an event."""
+        """Set where a person is notified of an event."""
         await self._change(
             """INSERT INTO notify_choice (user_id, event, place) VALUES (?, ?, ?)
                ON CONFLICT (user_id, event) DO UPDATE SET place = excluded.place""",
@@ -117,12 +117,12 @@ class Audience:
             )
 
     async def is_watching(self, job_id: int, user_id: int, *, owner_id: int) -> bool:
-        """Whether a person is told of a job; its owner is, unless they chose not to be."""
+        """Whether a person is notified of a job; its owner is, unless they chose not to be."""
         row = await self._db.one("SELECT is_watching FROM watcher WHERE job_id = ? AND user_id = ?", (job_id, user_id))
         return user_id == owner_id if row is None else bool(row[0])
 
     async def watch(self, job_id: int, user_id: int, *, is_watching: bool) -> None:
-        """Let a person be told of a job, or no more."""
+        """Notify a person of a job from now on, or no more."""
         await self._change(
             """INSERT INTO watcher (job_id, user_id, is_watching) VALUES (?, ?, ?)
                ON CONFLICT (job_id, user_id) DO UPDATE SET is_watching = excluded.is_watching""",

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bot.clock import Clock
-from bot.db import Connection, Database, Row
+from bot.db import Connection, Database, Row, as_stored
 from bot.outbox.notification import Notification, NotificationKind
 
 #: A job has a thread only as long as its card says so: it cannot have one, or lost it.
@@ -297,23 +297,12 @@ def _parts(text: str | None) -> tuple[Notification, ...]:
 
 
 def _card(row: Row) -> Card:
-    return Card(
-        job_id=row["job_id"],
-        kind=NotificationKind(row["kind"]),
-        parts=_parts(row["parts"]),
-        post_id=row["post_id"],
-        is_removed=bool(row["is_removed"]),
-        channel_id=row["channel_id"],
-        thread_id=row["thread_id"],
-        version=row["version"],
-        shown_version=row["shown_version"],
-        urgent_version=row["urgent_version"],
-        nonce=row["nonce"],
-        may_be_there=row["state"] == "sending",
-        tries=row["tries"],
-        errors=row["errors"],
-        retry_at=row["retry_at"],
-        message_id=row["message_id"],
-        sent_at=row["sent_at"] or 0.0,
-        shown_at=row["shown_at"] or 0.0,
-    )
+    values = as_stored(Card, row) | {
+        "kind": NotificationKind(row["kind"]),
+        "parts": _parts(row["parts"]),
+        "is_removed": bool(row["is_removed"]),
+        "may_be_there": row["state"] == "sending",
+        "sent_at": row["sent_at"] or 0.0,
+        "shown_at": row["shown_at"] or 0.0,
+    }
+    return Card(**values)

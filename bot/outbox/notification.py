@@ -54,7 +54,7 @@ class NotificationKind(StrEnum):
     ANSWER = "answer"
     #: Of no job: the bot has joined a server.
     WELCOME = "welcome"
-    #: Another message could not be delivered: tells its owner elsewhere, in a direct message or the log channel.
+    #: Another message could not be delivered: notifies its owner elsewhere, in a direct message or the log channel.
     UNDELIVERED = "undelivered"
 
 
@@ -72,7 +72,7 @@ IN_CHANNEL = frozenset(
 )
 
 
-#: Their owner is told at once if they cannot be delivered.
+#: Their owner is notified at once if they cannot be delivered.
 AWAITED = frozenset({NotificationKind.DONE, NotificationKind.DRAWN, NotificationKind.FAILED, NotificationKind.ANSWER})
 
 
@@ -112,8 +112,8 @@ class Notification(Frozen):
     dedupe_key: str = ""
     #: Of news and uploads.
     detail: str = ""
-    #: The server and the user whose matter it is; 0: none. Its managers may send it again; the user is told elsewhere
-    #: if it cannot be delivered.
+    #: The server and the user whose matter it is; 0: none. Its managers may send it again; the user is notified
+    #: elsewhere if it cannot be delivered.
     guild_id: int = 0
     owner_id: int = 0
     #: Of an upload: the draft and dataset that it became (0: none).
@@ -135,7 +135,7 @@ class Notification(Frozen):
     undelivered: Undelivered | None = None
 
     def as_undelivered(self, undelivered: Undelivered, *, key: str) -> Notification:
-        """Return the notification that tells this one's owner that it is not where it belongs."""
+        """Return the notification for this one's owner that it could not be delivered."""
         changes = {
             "kind": NotificationKind.UNDELIVERED,
             "dedupe_key": f"undelivered:{key}",

@@ -16,16 +16,16 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 
 from bot.clock import SYSTEM_CLOCK, Clock
-from bot.db import Connection, Database, Row
+from bot.db import Connection, Database, Row, as_stored
 from bot.outbox.audience import EVENT_OF, Addressee, Audience, NotifyPlace
 from bot.outbox.cards import DELAYED, NO_THREAD, Cards, Failure, failure_values, new_nonce
 from bot.outbox.notification import IN_CHANNEL, Notification, NotificationKind
 from bot.outbox.transport import HoldReason
 
 #: A held channel is looked at again after this long.
-LOOK_EVERY_S = 60.0
+RECHECK_EVERY_S = 60.0
 #: So long after the roles or channels of a server changed: changes come in bursts.
-_LOOK_SOON_S = 1.0
+_RECHECK_SOON_S = 1.0
 #: Only sent if it mentions a person.
 _ON_DEMAND = frozenset({NotificationKind.QUEUED, NotificationKind.STARTED, NotificationKind.DRAWN})
 #: Without a thread, the card alone shows these.
@@ -183,7 +183,7 @@ class Outbox:
                    WHERE state IN ('waiting', 'sending') GROUP BY channel_id, recipient_id, thread_of
                    UNION ALL SELECT DISTINCT channel_id, 0, 0, 0 FROM card WHERE shown_version < version)
                LEFT JOIN channel_hold USING (channel_id)
-               WHERE thread_of > 0 OR look_at IS NULL OR look_at <= ? OR newest_id > seen_id""",
+               WHERE thread_of > 0 OR recheck_at IS NULL OR recheck_at <= ? OR newest_id > seen_id""",
             (self._clock.time(),),
         )
         return [_destination(row) for row in rows]
@@ -202,7 +202,7 @@ class Outbox:
         return await _unsent(connection, Destination(channel_id=channel_id))
 
     async def merge_epochs(self, pending: Pending, *, is_due: bool) -> Pending | None:
-        """Let one message stand for all epochs that wait in a row, `pending` being the first.
+        """Merge the notifications of epochs that wait in a row into one message; `pending` is the first.
 
         Returns that message; None if it is not due and nothing else waits behind it. What may have been sent already,
         or is no epoch, stays as it is.
@@ -302,7 +302,7 @@ class Outbox:
                 await self.cards.show_latest(connection, job_id, news, channel_id=channel_id)
 
     async def resend(self, guild_id: int, *, job_id: int | None = None, channel_id: int | None = None) -> int:
-        """Send what a server lacks again, now; returns how many messages.
+        """Send the undelivered messages of a server again, now; returns how many.
 
         Args:
             guild_id: The server.
@@ -329,7 +329,7 @@ class Outbox:
                        AND job_id IN (SELECT id FROM job WHERE guild_id = :guild_id)""",
                 values,
             )
-            await connection.execute_fetchall("UPDATE channel_hold SET look_at = :now", values)
+            await connection.execute_fetchall("UPDATE channel_hold SET recheck_at = :now", values)
             self._db.after_commit(self.filled.set)
         return len(list(rows))
 
@@ -349,13 +349,13 @@ class Outbox:
         refusal may be older than the change.
         """
         now = self._clock.time()
-        look_at = now + (_LOOK_SOON_S if self._changed_at > tried_at else LOOK_EVERY_S)
+        recheck_at = now + (_RECHECK_SOON_S if self._changed_at > tried_at else RECHECK_EVERY_S)
         rows = await connection.execute_fetchall(
-            """INSERT INTO channel_hold (channel_id, reason, detail, since, look_at, seen_id)
+            """INSERT INTO channel_hold (channel_id, reason, detail, since, recheck_at, seen_id)
                VALUES (?1, ?2, ?3, ?4, ?5, (SELECT COALESCE(MAX(id), 0) FROM outbox)) ON CONFLICT (channel_id) DO UPDATE
-               SET reason = excluded.reason, detail = excluded.detail, look_at = excluded.look_at,
+               SET reason = excluded.reason, detail = excluded.detail, recheck_at = excluded.recheck_at,
                    seen_id = excluded.seen_id RETURNING *""",
-            (channel_id, reason, detail, now, look_at),
+            (channel_id, reason, detail, now, recheck_at),
         )
         return _hold(next(iter(rows)))
 
@@ -363,12 +363,12 @@ class Outbox:
         """Send a channel's messages again: one was accepted, or the channel is gone."""
         await self._update("DELETE FROM channel_hold WHERE channel_id = :channel_id", channel_id=channel_id)
 
-    async def look_again(self) -> None:
+    async def recheck_held(self) -> None:
         """Look at the held channels and threads soon: roles or channels have changed."""
         self._changed_at = self._clock.time()
-        soon = self._changed_at + _LOOK_SOON_S
+        soon = self._changed_at + _RECHECK_SOON_S
         if await self._db.one("SELECT 1 FROM channel_hold") is not None:
-            await self._update("UPDATE channel_hold SET look_at = MIN(look_at, :soon)", soon=soon)
+            await self._update("UPDATE channel_hold SET recheck_at = MIN(recheck_at, :soon)", soon=soon)
         if await self._db.one(f"SELECT 1 FROM outbox WHERE {_WAITS_FOR_THREAD}", {"soon": soon}) is not None:
             await self._update(f"UPDATE outbox SET retry_at = :soon WHERE {_WAITS_FOR_THREAD}", soon=soon)
 
@@ -399,23 +399,17 @@ def _json(notification: Notification) -> str:
 
 
 def _destination(row: Row) -> Destination:
-    return Destination(channel_id=row["channel_id"], recipient_id=row["recipient_id"], thread_of=row["thread_of"])
+    return Destination(**as_stored(Destination, row))
 
 
 def _hold(row: Row) -> Hold:
-    return Hold(
-        channel_id=row["channel_id"], reason=HoldReason(row["reason"]), detail=row["detail"], since=row["since"]
-    )
+    return Hold(**as_stored(Hold, row) | {"reason": HoldReason(row["reason"])})
 
 
 def _pending(row: Row) -> Pending:
-    return Pending(
-        id=row["id"],
-        notification=Notification.model_validate_json(row["notification"]),
-        to=_destination(row),
-        nonce=row["nonce"],
-        may_be_there=row["state"] == "sending",
-        tries=row["tries"],
-        errors=row["errors"],
-        retry_at=row["retry_at"],
-    )
+    values = as_stored(Pending, row) | {
+        "notification": Notification.model_validate_json(row["notification"]),
+        "to": _destination(row),
+        "may_be_there": row["state"] == "sending",
+    }
+    return Pending(**values)

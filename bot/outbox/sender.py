@@ -23,11 +23,10 @@ from typing import Any, TypeAlias
 from bot.bot_failpoints import failpoint
 from bot.clock import SYSTEM_CLOCK, Clock, backoff_s, jittered
 from bot.config import CardSettings
-from bot.db import Connection
 from bot.db.errors import DatabaseUnwritable
 from bot.outbox.cards import NO_THREAD, Card, Failure
-from bot.outbox.notification import AWAITED, Notification, NotificationKind, Undelivered, UndeliveredReason
-from bot.outbox.outbox import LOOK_EVERY_S, Destination, Hold, Outbox, Pending
+from bot.outbox.notification import Notification, NotificationKind
+from bot.outbox.outbox import RECHECK_EVERY_S, Destination, Outbox, Pending
 from bot.outbox.transport import (
     ChannelGone,
     ChannelHeld,
@@ -40,6 +39,7 @@ from bot.outbox.transport import (
     Transport,
     in_smaller_forms,
 )
+from bot.outbox.undeliverable import UndeliverableMessages
 
 log = logging.getLogger(__name__)
 
@@ -86,10 +86,9 @@ class Sender:
         self._render = render
         self._name_thread = name_thread
         self._settings = settings or CardSettings()
-        #: Gets what a user does not take as a direct message; 0: none.
-        self._log_channel_id = log_channel_id
         self._poll_s = poll_s
         self._clock = clock
+        self._undeliverable = UndeliverableMessages(outbox, log_channel_id=log_channel_id, clock=clock)
         self._busy: set[Destination] = set()
         #: When Discord takes requests again: new messages or edits (True) of a destination, and all requests (None).
         self._open_at: dict[_Route | None, float] = {}
@@ -190,11 +189,11 @@ class Sender:
             if pending.errors + 1 < _MAX_ERRORS:
                 await self._outbox.delay(pending, self._failure_of(error, pending.errors))
                 return False
-            await self._give_up(pending, error)
+            await self._undeliverable.give_up(pending, error)
         else:
             await self._outbox.mark_sent(pending, message_id)
             failpoint("post_recorded")
-            await self._release(channel_id)
+            await self._accepted(channel_id)
         return True
 
     async def _deliver(self, pending: Pending, channel_id: int) -> int:
@@ -296,7 +295,7 @@ class Sender:
             log.info("#%d does without its thread: %s", pending.to.thread_of, error.reason)
             await self._outbox.close_thread(pending.to.thread_of, channel_id=pending.to.channel_id)
             return
-        retry_at = self._clock.time() + LOOK_EVERY_S
+        retry_at = self._clock.time() + RECHECK_EVERY_S
         await self._outbox.delay(pending, Failure(reason=error.reason, retry_at=retry_at, may_exist=error.may_exist))
 
     # -- cards ------------------------------------------------------------------------------------------------------
@@ -312,7 +311,7 @@ class Sender:
             return False
         except ChannelHeld as error:
             await self._outbox.cards.delay(card, _held(error))
-            await self._hold(card.channel_id, error, tried_at)
+            await self._undeliverable.hold(card.channel_id, error, tried_at)
             return False
         except DatabaseUnwritable:
             raise
@@ -327,7 +326,7 @@ class Sender:
             else:
                 await self._outbox.cards.skip_version(card, failure)
         else:
-            await self._release(card.channel_id)
+            await self._accepted(card.channel_id)
         return True
 
     async def _send_or_edit(self, card: Card) -> None:
@@ -408,84 +407,28 @@ class Sender:
                 pause_s = jittered(backoff_s(self._misses, _FIRST_BACKOFF_S, _MAX_OFFLINE_PAUSE_S))
         return Failure(reason=error.reason, retry_at=now + pause_s, is_counted=is_counted, may_exist=error.may_exist)
 
+    async def _accepted(self, channel_id: int) -> None:
+        """Let a channel's messages go: it has accepted one."""
+        self._misses = 0
+        await self._undeliverable.release(channel_id)
+
     async def _keep_or_give_up(self, pending: Pending, error: DeliveryFailed, tried_at: float) -> bool:
         """Return False if the message waits for its channel."""
         if pending.to.thread_of and isinstance(error, ChannelHeld | ChannelGone):
             await self._leave_thread(pending, error)
             return False
         if pending.to.recipient_id and isinstance(error, ChannelHeld | ChannelGone | RecipientUnreachable):
-            await self._send_elsewhere(pending, error.reason)
+            await self._undeliverable.send_elsewhere(pending, error.reason)
             return True
         if isinstance(error, ChannelHeld):
             await self._outbox.delay(pending, _held(error))
-            await self._hold(pending.to.channel_id, error, tried_at)
+            await self._undeliverable.hold(pending.to.channel_id, error, tried_at)
             return False
         log.warning(
             "#%d: %s cannot be delivered: %s", pending.notification.job_id, pending.notification.kind, error.reason
         )
-        await self._give_up(pending, error)
+        await self._undeliverable.give_up(pending, error)
         return True
-
-    async def _hold(self, channel_id: int, error: ChannelHeld, tried_at: float) -> None:
-        """Keep a channel's messages until it takes them, and tell their owners meanwhile."""
-        known = await self._outbox.held(channel_id)
-        if known is None:
-            log.warning("channel %d takes no messages for now: %s", channel_id, error.reason)
-        async with self._outbox.transaction() as connection:
-            hold = await self._outbox.hold(connection, channel_id, error.kind, error.reason, tried_at=tried_at)
-            for pending in await self._outbox.unsent(connection, channel_id):
-                await self._tell_owner(connection, pending, UndeliveredReason.HELD, hold)
-
-    async def _release(self, channel_id: int) -> None:
-        """Let a channel's messages go: it has accepted one."""
-        self._misses = 0
-        if await self._outbox.held(channel_id) is not None:
-            log.info("channel %d takes messages again", channel_id)
-            await self._outbox.release(channel_id)
-
-    async def _give_up(self, pending: Pending, error: Exception) -> None:
-        """Record that a message cannot be delivered, and tell its owner elsewhere."""
-        is_gone = isinstance(error, ChannelGone)
-        async with self._outbox.transaction() as connection:
-            await self._outbox.end(
-                connection, pending, error.reason if isinstance(error, DeliveryFailed) else repr(error)
-            )
-            reason = UndeliveredReason.GONE if is_gone else UndeliveredReason.FAILED
-            await self._tell_owner(connection, pending, reason)
-
-    async def _tell_owner(
-        self, connection: Connection, pending: Pending, reason: UndeliveredReason, hold: Hold | None = None
-    ) -> None:
-        """Put a direct message to the owner into the outbox, once for a message, or once for all of a channel."""
-        other, channel_id = pending.notification, pending.to.channel_id
-        if not other.owner_id or other.kind is NotificationKind.UNDELIVERED:
-            return
-        is_awaited = other.kind in AWAITED
-        # A role that is edited holds a channel for seconds only: not every message is worth a direct one.
-        is_brief = hold is not None and self._clock.time() < hold.since + LOOK_EVERY_S / 2
-        if not is_awaited and (is_brief or reason is UndeliveredReason.FAILED):
-            return
-        of_all = f"{channel_id}:{0 if hold is None else hold.since:.0f}:{other.owner_id}"
-        undelivered = Undelivered(
-            reason=reason,
-            hold=None if hold is None else hold.reason,
-            channel_id=channel_id,
-            kind=other.kind if is_awaited else None,
-        )
-        told = other.as_undelivered(undelivered, key=other.dedupe_key if is_awaited else of_all)
-        await self._outbox.put(connection, told, recipient_id=other.owner_id)
-
-    async def _send_elsewhere(self, pending: Pending, reason: str) -> None:
-        """Send a direct message that its receiver does not take to the job's thread or the log channel."""
-        log.info("user %d takes no direct messages: %s", pending.to.recipient_id, reason)
-        if pending.notification.is_direct:
-            await self._outbox.return_to_thread(pending, reason=reason)
-            return
-        if self._log_channel_id:
-            await self._outbox.redirect(pending, self._log_channel_id, reason=reason)
-            return
-        async with self._outbox.transaction() as connection:
-            await self._outbox.end(connection, pending, reason)
 
 
 def _route_of(card: Card) -> _Route:

@@ -74,7 +74,7 @@ class SendLater(DeliveryFailed):
 
 
 class ChannelHeld(DeliveryFailed):
-    """The channel takes no messages until its permissions change: keep them, and look again."""
+    """The channel takes no messages until its permissions change: keep them, and try again."""
 
     def __init__(self, reason: str, *, kind: HoldReason) -> None:
         super().__init__(reason)
@@ -106,7 +106,7 @@ class MessageRefused(DeliveryFailed):
 
 
 class Transport(Protocol):
-    """What the sender needs of Discord; each request raises a `DeliveryFailed` if it has no success."""
+    """The requests to Discord that the sender makes; each raises a `DeliveryFailed` if it fails."""
 
     def is_ready(self) -> bool:
         """True while there is a connection; without one nothing is tried."""

@@ -56,7 +56,7 @@ class RayHandle(Frozen):
 
     @property
     def withdrawn_path(self) -> Path:
-        """Exists once the job was stopped while it waited; Ray tells such a job only when its turn comes."""
+        """Exists once the job was stopped while it waited; Ray stops such a job only when its turn comes."""
         return self.job_dir / f"withdrawn-{self.attempt}"
 
 

@@ -68,7 +68,7 @@ class DiskAlerts:
         self._clock = clock
 
     async def check(self) -> None:
-        """Check once."""
+        """Send news if the disk has become almost full, or has free space again."""
         is_low = await asyncio.to_thread(self._disk.is_low)
         if is_low == (await read_setting(self._db, _DISK_SETTING) == "low"):
             return

@@ -22,7 +22,7 @@ from bot.datasets import (
     ResumableUploads,
     UploadKind,
     import_files,
-    progress_told,
+    progress_reported,
 )
 from bot.db import Database
 from bot.db.errors import DatabaseUnwritable
@@ -66,7 +66,7 @@ class InterruptedUploads:
         self._drafts = drafts
         self._captions = captions
         self._interrupted: list[PendingUpload] = []
-        #: Uploads whose member said on the page that these are all files.
+        #: Uploads that their member closed on the page: these are all files.
         self._closed: asyncio.Queue[int] = asyncio.Queue()
 
     async def record(self) -> None:
@@ -74,7 +74,7 @@ class InterruptedUploads:
         self._interrupted = await self._uploads.unfinished()
 
     async def run(self) -> None:
-        """Finish each; the usual limit of concurrent preparations applies, and the queue does not wait."""
+        """Finish each upload that an earlier bot left, as many at once as usual; the queue does not wait for them."""
         async with asyncio.TaskGroup() as group:
             for upload in self._interrupted:
                 group.create_task(self._finish_safely(upload, Unanswered.RESTARTED))
@@ -110,7 +110,7 @@ class InterruptedUploads:
         if sentence:
             notification: Notification | None = _notification(upload, upload_refused(upload, sentence, why))
         else:
-            with progress_told(partial(self._resumable.show, upload)) if upload.is_by_page else nullcontext():
+            with progress_reported(partial(self._resumable.show, upload)) if upload.is_by_page else nullcontext():
                 notification = await self._outcome(upload, why)
         async with self._db.transaction() as connection:
             if notification is not None:
@@ -189,7 +189,7 @@ class InterruptedUploads:
         Raises:
             DraftEnded: It was cancelled already, or expired while the bot was away.
         """
-        draft = await self._drafts.keep(
+        draft = await self._drafts.add(
             interaction_id=upload.interaction_id,
             guild_id=upload.guild_id,
             channel_id=upload.channel_id,

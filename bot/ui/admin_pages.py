@@ -16,7 +16,7 @@ from bot.queue.store.queue_control import PauseKind, QueuePause
 from bot.queue.store.slots import Slot
 from bot.ui.buttons import AdminButton, admin_button
 from bot.ui.discord_text import date_time, escape, first_lines, hold_words, relative_time, shorten
-from bot.ui.job_card import in_sentence, settled_words, state_words
+from bot.ui.job_card import in_sentence, state_name, state_words
 from bot.ui.layout import Color, MessageContent, box, layout, row
 from bot.ui.queue_pages import priority_name
 from trainer.protocol.text import _, duration, listed, ngettext, size
@@ -347,16 +347,6 @@ def _connection_problem_text(problem: Problem, health: HealthSnapshot) -> str:
     )
 
 
-def _state_name(state: State) -> str:
-    living = {
-        State.QUEUED: _("Queued"),
-        State.PREPARING: _("Starting"),
-        State.RUNNING: _("Training"),
-        State.STOPPING: _("Stopping"),
-    }
-    return in_sentence(living.get(state) or settled_words(state))
-
-
 def _health_lines(health: HealthSnapshot) -> Iterator[str]:
     integrity = {"ok": _("intact"), None: _("not checked")}.get(health.integrity, _("damaged"))
     yield _(
@@ -367,7 +357,7 @@ def _health_lines(health: HealthSnapshot) -> Iterator[str]:
         schema=health.schema,
     )
     yield _("**Disk** {free} free", free=size(health.free_disk_bytes))
-    jobs = [_("{n} {state}", n=f"{n:,}", state=_state_name(State(state))) for state, n in health.jobs.items()]
+    jobs = [_("{n} {state}", n=f"{n:,}", state=state_name(state)) for state, n in health.jobs.items()]
     yield _("**Jobs** {jobs}", jobs=_(", ").join(jobs) or _("none yet"))
     slots = _("**Slots** {free} of {slots} free", free=health.free_slots, slots=health.enabled_slots)
     lost = len(health.slots) - health.enabled_slots
@@ -424,4 +414,4 @@ def _job_health_line(job: JobHealth) -> str:
         heartbeat = _("heartbeat {age} ago", age=duration(job.heartbeat_age_s))
     if job.event_age_s is not None:
         event = _("event {age} ago", age=duration(job.event_age_s))
-    return f"`#{job.job_id}` {_state_name(State(job.state))} · {heartbeat} · {event}"
+    return f"`#{job.job_id}` {state_name(job.state)} · {heartbeat} · {event}"

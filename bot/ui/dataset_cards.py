@@ -51,7 +51,7 @@ class ReportView:
     study: StudyRequest | None = None
     #: What the trainings of the study need.
     study_plan: StudyPlan | None = None
-    #: What the draft's resolution means for the images; None if its base does not tell.
+    #: What the draft's resolution means for the images; None if it is not known.
     fit: ResolutionFit | None = None
     #: None: no comparable job has run yet.
     estimate: Estimate | None = None
@@ -276,7 +276,7 @@ def _undecided(view: ReportView) -> int:
 
 
 def _caption_words(report: DatasetReport) -> str:
-    """`22 different captions · most frequent words: fox (12), snow (7)`: what the summary does not tell."""
+    """`22 different captions · most frequent words: fox (12), snow (7)`: what the summary does not say."""
     captions = report.captions
     if captions is None or not report.counts.captioned:
         return ""
@@ -310,7 +310,7 @@ def _sheet(view: ReportView) -> tuple[FileToSend | None, str]:
 
 
 def _plan(view: ReportView, spec: Spec) -> str:
-    lines = plan_lines(spec, view.report, view.fit)
+    lines = plan_lines(spec, view.report, view.fit, view.memory)
     if view.study is None:
         lines.append(estimate_line(view.estimate))
     else:
@@ -318,8 +318,6 @@ def _plan(view: ReportView, spec: Spec) -> str:
             _("**Study**: {study}", study=request_words(view.study)),
             *(study_lines(view.study_plan) if view.study_plan else ()),
         ]
-    if view.memory is not None:
-        lines.append(_("**Memory**: needs about {memory}.", memory=size(view.memory)))
     return "\n".join(lines)
 
 

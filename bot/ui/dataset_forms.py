@@ -235,7 +235,7 @@ class PrivacyForm(Form):
 
     @property
     def guests(self) -> tuple[int, ...]:
-        """The members who were chosen; bots see nothing."""
+        """The members who were chosen, without bots."""
         return tuple(each.id for each in self._guests.values if not each.bot)
 
 

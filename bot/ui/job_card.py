@@ -153,6 +153,17 @@ def settled_words(state: State) -> str:
             return _("Not queued yet")
 
 
+def state_name(state: State) -> str:
+    """A state within a sentence, for lists that know no more of a job."""
+    living = {
+        State.QUEUED: _("Queued"),
+        State.PREPARING: _("Starting"),
+        State.RUNNING: _("Training"),
+        State.STOPPING: _("Stopping"),
+    }
+    return in_sentence(living.get(state) or settled_words(state))
+
+
 def _requeued_words(job: Job) -> str:
     if job.stop_intent is StopIntent.KEEP_BEST:
         return _("Waiting to test and save its best epoch")
@@ -252,8 +263,8 @@ def _lines(job: Job, context: JobContext) -> list[str]:
         lines.append(f"{progress_bar(share)} {percent(share)}")
     elif job.progress.base and not job.progress.epochs:
         lines.append(_("The base model is measured. Every epoch is compared with it."))
-    if place := _place_line(job):
-        lines.append(place)
+    if line := _attempt_line(job):
+        lines.append(line)
     return lines
 
 
@@ -312,7 +323,7 @@ def _continues_words(job: Job) -> str:
     return _("Its GPU is free. It starts from the beginning.")
 
 
-def _place_line(job: Job) -> str:
+def _attempt_line(job: Job) -> str:
     """`Attempt 2 · high priority`: what is unusual."""
     parts = [_("Attempt {number}", number=job.attempt)] if job.attempt > 1 else []
     line = " · ".join([*parts, *filter(None, [priority_words(job)])])

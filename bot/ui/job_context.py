@@ -1,4 +1,4 @@
-"""What a message about a job needs in addition to the job: its place in line, why it waits, when it will start."""
+"""What a message about a job needs in addition to the job: its position in line, why it waits, when it will start."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class StartForecast:
 
     starts_at: datetime | None = None
     seconds: float | None = None
-    #: Usual error of such estimates, as a share of the time; None if there are too few runs to tell.
+    #: Usual error of such estimates, as a share of the time; None if there are too few runs to know it.
     usual_error: float | None = None
 
 
@@ -65,7 +65,7 @@ class JobContext:
 
 
 def position_words(position: int) -> str:
-    """A place in line: `next in line`, `number 3 in line`."""
+    """A position in line: `next in line`, `number 3 in line`."""
     return _("next in line") if position == 1 else _("number {n} in line", n=position)
 
 

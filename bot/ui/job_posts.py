@@ -267,7 +267,7 @@ def paused_post(job: Job, context: JobContext, detail: str) -> MessageContent:
 
 
 def undelivered_post(notification: Notification, job: Job | None) -> MessageContent:
-    """Tells the owner, elsewhere, what could not be said in its channel, and where to find it meanwhile."""
+    """Notifies the owner, elsewhere, of what could not be posted in its channel, and where to find it meanwhile."""
     undelivered = notification.undelivered
     assert undelivered is not None
     name = "" if job is None else f"**#{job.id} {escape(job.name)}**"

@@ -23,6 +23,7 @@ from bot.ui.job_card import (
     rank_words,
     rates_words,
     settings_line,
+    state_name,
     state_words,
 )
 from bot.ui.job_context import JobContext, position_words, waiting_lines
@@ -54,15 +55,21 @@ CANCEL_NOW = "cancel_now"
 _SHOWN_EPOCHS = 8
 
 
-def receipt(job: Job, context: JobContext, report: DatasetReport, fit: ResolutionFit | None = None) -> MessageContent:
-    """What was queued, its place in line, when it will start, what it trains, and on which images."""
+def receipt(
+    job: Job,
+    context: JobContext,
+    report: DatasetReport,
+    fit: ResolutionFit | None = None,
+    memory: int | None = None,
+) -> MessageContent:
+    """What was queued, its position in line, when it will start, what it trains, and on which images."""
     line = " · " + position_words(context.position) if context.position else ""
     outlook = [*waiting_lines(job, context), *_queue_options(job)]
     body = box(
         Color.DONE,
         f"✅ {_('**Queued #{job} “{name}”**', job=job.id, name=escape(job.name))}{line}",
         "\n".join(outlook) or None,
-        "\n".join(plan_lines(job.spec, report, fit)),
+        "\n".join(plan_lines(job.spec, report, fit, memory)),
         "\n".join([dataset_words(report), *skipped_lines(report)]),
         row(
             job_button(job.id, "open", _("Open card")),
@@ -90,7 +97,11 @@ def duplicate_notice(error: DuplicateJob, draft: Draft) -> MessageContent:
     job_id = error.job_id
     body = box(
         Color.NOTE,
-        _("**#{job}** has the same images and settings ({state}). Nothing was queued.", job=job_id, state=error.state)
+        _(
+            "**#{job}** has the same images and settings ({state}). Nothing was queued.",
+            job=job_id,
+            state=state_name(State(error.state)),
+        )
         + "\n-# "
         + _("Running it again would give the same result. Change the seed, a setting or the images for something new."),
         row(

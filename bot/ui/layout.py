@@ -13,7 +13,7 @@ import discord
 from discord import ui
 
 from bot.ui.discord_text import mention, shorten
-from trainer.exchange.files import locate
+from trainer.exchange.files import FileInFolder
 
 #: Discord refuses more than 40 parts and 4,000 characters, and answers 500 above ~10,170 bytes (discord-api-docs#8554).
 MAX_PARTS, MAX_CHARACTERS, MAX_BYTES = 40, 3_500, 9_000
@@ -41,13 +41,9 @@ class Color(IntEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileToSend:
+class FileToSend(FileInFolder):
     """A local file, and its name in the message."""
 
-    #: The folder that it lies in: other processes write into it and say what to send, and may be compromised.
-    folder: Path
-    #: Relative to `folder`.
-    path: str
     name: str
 
     @property
@@ -57,14 +53,6 @@ class FileToSend:
     @property
     def public_path(self) -> str:
         return public_path(self.folder, self.path)
-
-    def locate(self) -> Path:
-        """Return where the file really lies.
-
-        Raises:
-            FileNotFoundError: There is no such file, or its path or a link leads out of the folder.
-        """
-        return locate(self.folder, self.path)
 
 
 def public_path(folder: Path, path: str) -> str:
@@ -178,6 +166,8 @@ def layout(*parts: ui.Item[Any] | str | None) -> ui.LayoutView:
     for item in _items(parts):
         view.add_item(item)
     _fit(view)
+    # Its buttons and menus are found by their ids; a view that waits would cost a task for 15 minutes after an answer.
+    view.stop()
     return view
 
 

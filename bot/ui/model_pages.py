@@ -41,7 +41,7 @@ def model_lines(config: Config, environ: Mapping[str, str] = os.environ) -> Iter
 
 
 def model_words(source: str, facts: BaseFacts | None, lora_bytes: int | None = None) -> str:
-    """What a base model is, as far as its files tell, and the memory that a LoRA of it needs."""
+    """What a base model is, as far as its files say, and the memory that a LoRA of it needs."""
     if source == TINY:
         return _("toy model for the demo, 64 px, simple shapes only")
     if facts is None and HUB_NAME.fullmatch(source):

@@ -1,4 +1,4 @@
-"""What people are told because they asked for it: direct messages, mentions, and the page of `/notify`."""
+"""What people are notified of because they asked for it: direct messages, mentions, and the page of `/notify`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from trainer.protocol.text import _
 _TIME = re.compile(r"(?P<hour>[0-9]{1,2})(?:[:.](?P<minute>[0-9]{2}))? *(?P<half>am|pm)?")
 
 
-def told_words(notification: Notification, job: Job) -> str:
+def notification_words(notification: Notification, job: Job) -> str:
     """What happened to a job, as one sentence."""
     name = f"**#{job.id} {escape(job.name)}**"
     match notification.kind:
@@ -48,13 +48,13 @@ def told_words(notification: Notification, job: Job) -> str:
 
 def called_post(notification: Notification, job: Job) -> MessageContent:
     """News that only those get who asked for it, in the job's thread."""
-    return MessageContent(layout=layout(told_words(notification, job)), is_silent=True)
+    return MessageContent(layout=layout(notification_words(notification, job)), is_silent=True)
 
 
 def direct_post(notification: Notification, job: Job, card: Card | None) -> MessageContent:
     """News as a direct message, with a link; in the thread, if the person takes no direct messages."""
     (user_id,) = notification.mentions
-    news = told_words(notification, job)
+    news = notification_words(notification, job)
     if notification.is_returned:
         why = _(
             "I could not send you a direct message, because you do not accept them from this server. "
@@ -68,12 +68,12 @@ def direct_post(notification: Notification, job: Job, card: Card | None) -> Mess
 
 def job_link(job: Job, card: Card | None) -> str:
     """Where a job is: its thread, or its card, or its channel; Discord shows such an address as a link."""
-    place = f"https://discord.com/channels/{job.guild_id}"
+    server = f"https://discord.com/channels/{job.guild_id}"
     if card is None or card.message_id is None:
-        return f"{place}/{job.channel_id}"
+        return f"{server}/{job.channel_id}"
     if card.thread_id not in {None, NO_THREAD}:
-        return f"{place}/{card.thread_id}"
-    return f"{place}/{card.channel_id}/{card.message_id}"
+        return f"{server}/{card.thread_id}"
+    return f"{server}/{card.channel_id}/{card.message_id}"
 
 
 def thread_linked(content: MessageContent, card: Card | None) -> MessageContent:
@@ -87,11 +87,11 @@ def thread_linked(content: MessageContent, card: Card | None) -> MessageContent:
 
 
 class NoQuietHours(DarkroomError):
-    """What was typed as quiet hours is none."""
+    """The quiet hours that were typed cannot be read."""
 
 
 def notify_page(preferences: Preferences, note: str = "") -> MessageContent:
-    """What a person is told of: one menu for each event, and their quiet hours."""
+    """What a person is notified of: one menu for each event, and their quiet hours."""
     menus = [_menu(event, preferences.places[event]) for event in NotifyEvent]
     button = ui.Button[ui.LayoutView](
         custom_id="notify:quiet", label=_("Quiet hours…"), emoji="🌙", style=discord.ButtonStyle.secondary
@@ -136,7 +136,7 @@ def _choice_words(event: NotifyEvent, place: NotifyPlace) -> str:
 
 
 def event_words(event: NotifyEvent) -> str:
-    """What a person may be told of, at the beginning of a sentence."""
+    """What a person may be notified of, at the beginning of a sentence."""
     match event:
         case NotifyEvent.QUEUED:
             return _("In the queue")

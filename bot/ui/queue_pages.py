@@ -180,7 +180,7 @@ def _study_line(job: Job, snapshot: BoardSnapshot) -> str:
 
 
 def _run_lines(job: Job, snapshot: BoardSnapshot) -> list[str]:
-    """The runs of a study that run or wait, with their own places in the line."""
+    """The runs of a study that run or wait, with their own positions in the queue."""
     runs = sorted(snapshot.runs.get(job.id, ()), key=lambda run: (not run.state.is_active, run.id))
     lines = []
     for run in runs:
@@ -259,18 +259,20 @@ def entry_line(entry: AuditEntry, *, names_job: bool) -> str:
     """`<t:…:f> · <@1> cancelled #42: too slow`."""
     who = "Darkroom" if entry.actor_id is None else mention(entry.actor_id)
     job = f"#{entry.job_id}" if names_job and entry.job_id is not None else _("this training")
-    line = f"{date_time(entry.at)} · {_deed(entry).format(who=who, job=job, after=escape(entry.after or '', 80))}"
+    line = (
+        f"{date_time(entry.at)} · {_action_text(entry).format(who=who, job=job, after=escape(entry.after or '', 80))}"
+    )
     why = priority_name(entry.why or "") if entry.verb == "bump" else audit_reason_text(entry.why or "")
     return f"{line}: {escape(why, 160)}" if why else line
 
 
-def _deed(entry: AuditEntry) -> str:
-    """What was done, as a sentence with places for `who`, `job` and `after`."""
+def _action_text(entry: AuditEntry) -> str:
+    """What was done, as a sentence with placeholders for `who`, `job` and `after`."""
     if entry.verb == "settle":
         return _ended(entry)
     if entry.verb.startswith("delete "):
         return _("{who} deleted files of {job} to free disk space")
-    deeds = {
+    actions = {
         "submit": _("{who} queued {job}"),
         "claim": _("{who} gave {job} a place and began to load"),
         "begin": _("{job} began"),
@@ -299,7 +301,7 @@ def _deed(entry: AuditEntry) -> str:
         "slot on": _("{who} switched a GPU on"),
         "slot off": _("{who} switched a GPU off"),
     }
-    return deeds.get(entry.verb) or f"{{who}}: {_without_braces(entry.verb)}, {{job}}"
+    return actions.get(entry.verb) or f"{{who}}: {_without_braces(entry.verb)}, {{job}}"
 
 
 def _ended(entry: AuditEntry) -> str:

@@ -145,10 +145,11 @@ def _title(view: ReviewView) -> str:
     title = _("Review of {name}", name=name)
     if len(questions) > 1:
         title += " · " + _("{number} of {count}", number=questions.index(question) + 1, count=len(questions))
-    return f"{title} · {_heading(question)}"
+    return f"{title} · {question_heading(question)}"
 
 
-def _heading(question: ReviewQuestion) -> str:
+def question_heading(question: ReviewQuestion) -> str:
+    """What is decided about the images of a question."""
     if question.kind is None:
         return _("Captions by a model")
     heading = label(question.kind).heading

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import discord
@@ -154,21 +154,29 @@ def _left_words(job: Job, context: JobContext) -> str:
 
 
 def _result_lines(job: Job, finished: SamplingFinished, context: JobContext) -> list[str]:
-    lines = [_("Drawn in {duration}.", duration=duration(finished.seconds))]
-    for ballot, votes in context.votes.items():
-        labels = vote_labels(job.sampling, ballot)
-        most = max(votes.values(), default=0)
-        names = listed([f"**{escape(labels[index], 60)}**" for index in votes if votes[index] == most], most=8)
+    liked = liked_lines(job.sampling, context.votes, lambda label: f"**{escape(label, 60)}**")
+    return [_("Drawn in {duration}.", duration=duration(finished.seconds)), *liked]
+
+
+def liked_lines(
+    spec: SamplingSpec, votes: Mapping[Ballot, Mapping[int, int]], shown: Callable[[str], str] = str
+) -> Iterator[str]:
+    """Which model and which image have most votes; `shown` writes the name of one."""
+    for ballot, counts in votes.items():
+        labels = vote_labels(spec, ballot)
+        most = max(counts.values(), default=0)
         if most:
-            lines.append(
-                ngettext(
-                    "👍 Most liked: {names}, with {n} vote.",
-                    "👍 Most liked: {names}, with {n} votes.",
-                    most,
-                    names=names,
-                )
+            yield ngettext(
+                "👍 Most liked: {names}, with {n} vote.",
+                "👍 Most liked: {names}, with {n} votes.",
+                most,
+                names=listed([shown(labels[index]) for index in counts if counts[index] == most], most=8),
             )
-    return lines
+
+
+def votes_words(n: int) -> str:
+    """How many votes there are; empty for none."""
+    return ngettext("{n} vote", "{n} votes", n) if n else ""
 
 
 def vote_labels(spec: SamplingSpec, ballot: Ballot) -> list[str]:
@@ -319,7 +327,7 @@ def _image_menu(job: Job, cells: Sequence[Cell], context: JobContext) -> SampleM
 
 
 def _vote_option(index: int, label: str, votes: Mapping[int, int]) -> discord.SelectOption:
-    words = ngettext("{n} vote", "{n} votes", votes[index]) if votes.get(index) else None
+    words = votes_words(votes.get(index, 0)) or None
     return discord.SelectOption(label=shorten(label, _MAX_OPTION_CHARS), value=str(index), description=words)
 
 

@@ -70,7 +70,7 @@ def study_post(job: Job, context: JobContext) -> MessageContent:
         f"## ✅ {_('#{job} {name} is done', job=job.id, name=escape(job.name))} · {mention(job.owner_id)}\n"
         f"{_('Your {study} is finished.', study=kind_words(job))}\n{verdict}",
         image_gallery(samples, step.samples_alt) if samples and step and samples in sent else None,
-        _samples_notes(step) if samples is None or samples in sent else None,
+        _samples_notes(step) if samples is None or (samples in sent and not job.hides_pictures) else None,
         "\n".join(run_lines(context.children, step)) or None,
         image_gallery(chart, step.chart_alt) if chart and step and chart in sent else None,
         f"-# {files_hint(has_pages=context.has_pages)}" if any(file not in sent for file in results) else None,
@@ -168,7 +168,7 @@ def _run_line(child: Job, known: StudyRow | None) -> str:
 
 
 def _row_words(state: ChildState) -> tuple[str, str] | None:
-    """Sign and words of a run that its job's state does not tell."""
+    """Sign and words of a run that its job's state does not show."""
     match state:
         case ChildState.ENDED_EARLY:
             return "⏹", _("stopped early: others were better")

@@ -14,14 +14,16 @@ from trainer.protocol.presets import presets, summary_of
 from trainer.protocol.report import DatasetReport
 from trainer.protocol.settings import TaskKind
 from trainer.protocol.spec import Spec
-from trainer.protocol.text import _, ngettext, rough_duration
+from trainer.protocol.text import _, ngettext, rough_duration, size
 
 #: Sample prompts that a plan quotes, and how much of each.
 _SHOWN_PROMPTS, _PROMPT_CHARS = 4, 80
 
 
-def plan_lines(spec: Spec, report: DatasetReport, fit: ResolutionFit | None = None) -> list[str]:
-    """What is trained, from what, with which words, and for how long; one thought a line."""
+def plan_lines(
+    spec: Spec, report: DatasetReport, fit: ResolutionFit | None = None, memory: int | None = None
+) -> list[str]:
+    """What is trained, from what, with which words, for how long, and in how much memory; one thought a line."""
     return [
         _("**Base model**: {name}", name=base_name(spec)),
         *([_("**Start**: from what an earlier training has learned.")] if spec.method.start_sha256 else []),
@@ -30,6 +32,7 @@ def plan_lines(spec: Spec, report: DatasetReport, fit: ResolutionFit | None = No
         _prompts_line(spec),
         _length_line(spec, report),
         *([size_words(fit)] if fit else []),
+        *([] if memory is None else [_("**Memory**: needs about {memory}.", memory=size(memory))]),
     ]
 
 

@@ -13,7 +13,7 @@ from bot.outbox.notification import Notification
 from bot.ui.buttons import dataset_button
 from bot.ui.discord_text import escape, mention, progress_bar
 from bot.ui.layout import Color, MessageContent, box, layout, row, text_message
-from trainer.protocol.hub_dataset import HubDatasetFacts
+from trainer.protocol.hub import HubDatasetFacts
 from trainer.protocol.progress import PreparePhase, PrepareProgress
 from trainer.protocol.text import _, ngettext, percent, size
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -35,6 +35,7 @@ from bot.datasets.decisions import (
     with_rules,
 )
 from bot.errors import DatasetRefused, NoSuchDataset, NotFound
+from bot.ui.review_page import question_heading
 from bot.web.links import LinkKind
 from bot.web.rendering import render, render_text
 from bot.web.served_files import ServedFile, send_file, send_report
@@ -87,7 +88,7 @@ class EditedImage:
 
     @property
     def is_copy(self) -> bool:
-        """Exact copies are dropped whatever is decided: it could not be told which of the two is meant."""
+        """Exact copies are dropped whatever is decided: which of the two is meant would be ambiguous."""
         kinds = {finding.kind for finding in self.image.findings}
         return self.image.status == "dropped" and FindingKind.EXACT_DUPLICATE in kinds
 
@@ -104,7 +105,7 @@ class EditedImage:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        return short_labels(self.image.model_copy(update={"findings": self.findings}))
+        return short_labels(replace(self.image, findings=self.findings))
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -425,7 +426,7 @@ def _common(visit: Visit, dataset: Dataset, report: DatasetReport) -> dict[str, 
         "left": undecided_images(review_questions(report), dataset.edits),
         "label": label,
         "percent": lambda share: f"{100 * share:g}",
-        "heading": _heading,
+        "heading": question_heading,
     }
 
 
@@ -457,13 +458,6 @@ def _choose(dataset: Dataset, report: DatasetReport, query: Mapping[str, str]) -
 def _edited(each: ReviewImage | tuple[int, Image], edits: Edits) -> EditedImage:
     number, image = (each.number, each.image) if isinstance(each, ReviewImage) else each
     return EditedImage(number=number, image=image, edits=edits)
-
-
-def _heading(question: ReviewQuestion) -> str:
-    if question.kind is None:
-        return _("Captions by a model")
-    heading = label(question.kind).heading
-    return _("Dropped: {finding}", finding=heading) if question.is_dropped else heading
 
 
 def _answer(

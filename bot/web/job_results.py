@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -16,8 +16,10 @@ from aiohttp import web
 from bot.errors import JobFilesDeleted, NoSuchJob
 from bot.queue import Job
 from bot.queue.domain.verbs import require_open
+from bot.queue.store.sample_votes import Ballot
 from bot.ui.end_reasons import end_reason_text
 from bot.ui.job_card import best_of, headline, result_verdict, share_done, standing_words, state_words
+from bot.ui.sample_pages import liked_lines, votes_words
 from bot.web.links import LinkKind
 from bot.web.rendering import render
 from bot.web.served_files import ServedFile, send_file, send_report, send_zip
@@ -55,6 +57,8 @@ class Frame:
     words: str
     #: Of the epoch that is kept.
     is_best: bool = False
+    #: How many members like it most: `2 votes`.
+    votes: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,22 +112,27 @@ class Curve:
 
 @page_of(LinkKind.JOB)
 async def job_page(visit: Visit) -> web.StreamResponse:
-    """The page; a browser that has this version is told so."""
+    """The page; status 304 for a browser that has this version."""
     job = await _job(visit)
     events = await visit.site.jobs.events(job.id)
     files = await asyncio.to_thread(_offered_files, visit, job, events)
     step = await visit.site.jobs.study_step(job.id) if job.study is not None else None
+    votes = await visit.site.jobs.votes.counts(job.id) if job.is_sampling else {}
     response = render(
         visit.request,
         "job.html.j2",
         job=job,
         path=_path(visit),
-        sentences=[*_sentences(job, events), *(step.verdict if step else ())],
+        sentences=[
+            *_sentences(job, events),
+            *(liked_lines(job.sampling, votes) if votes else ()),
+            *(step.verdict if step else ()),
+        ],
         share=share_done(job) if job.state.is_active and job.progress.step else None,
         is_changing=not job.state.is_end,
         curve=_curve(all_of(events, EpochEnded)),
         epochs=[(each, verdict(each.validation.ratio)) for each in all_of(events, EpochEnded)],
-        strips=await asyncio.to_thread(_strips, visit, job, events),
+        strips=await asyncio.to_thread(_strips, visit, job, events, votes.get(Ballot.IMAGE, {})),
         comparison=last_of(events, Finished),
         study=step,
         has_study_samples=await asyncio.to_thread(_has_study_samples, visit, job, step),
@@ -144,7 +153,7 @@ async def job_page(visit: Visit) -> web.StreamResponse:
 
 @page_of(LinkKind.JOB)
 async def job_file(visit: Visit) -> web.StreamResponse:
-    """A file of the job; `?download` offers it under a name that tells what it is."""
+    """A file of the job; `?download` offers it under a name with the job's in it."""
     job = await _job(visit)
     path = visit.request.match_info["path"]
     top, _slash, rest = path.partition("/")
@@ -293,11 +302,11 @@ def _base_words(source: str) -> str:
 # -- what it drew ----------------------------------------------------------------------------------------------------
 
 
-def _strips(visit: Visit, job: Job, events: Sequence[Event]) -> list[Strip]:
+def _strips(visit: Visit, job: Job, events: Sequence[Event], votes: Mapping[int, int] | None = None) -> list[Strip]:
     if job.are_files_deleted or job.study is not None:
         return []
     job_dir = visit.site.jobs.job_dir(job)
-    found = _drawn_strips(job) if job.is_sampling else _epoch_strips(job, events)
+    found = _drawn_strips(job, votes or {}) if job.is_sampling else _epoch_strips(job, events)
     there = [
         Strip(
             prompt=strip.prompt,
@@ -335,14 +344,19 @@ def _epoch_strips(job: Job, events: Sequence[Event]) -> Iterator[Strip]:
         yield Strip(prompt=newest.prompt, seed=newest.seed, frames=frames)
 
 
-def _drawn_strips(job: Job) -> Iterator[Strip]:
+def _drawn_strips(job: Job, votes: Mapping[int, int]) -> Iterator[Strip]:
     """The images of one prompt and seed, by model and strength."""
     spec = job.sampling
     for number, prompt in enumerate(spec.prompts):
         for seed in spec.seeds:
             cells = [cell for cell in spec.cells if cell.prompt == number and cell.seed == seed]
             frames = tuple(
-                Frame(path=cell.path, words=_cell_words(spec.models[cell.model].label, cell.strength)) for cell in cells
+                Frame(
+                    path=cell.path,
+                    words=_cell_words(spec.models[cell.model].label, cell.strength),
+                    votes=votes_words(votes.get(cell.index, 0)),
+                )
+                for cell in cells
             )
             yield Strip(prompt=prompt.prompt, negative=prompt.negative, seed=seed, frames=frames)
 

@@ -10,9 +10,10 @@ from enum import StrEnum
 
 from bot.clock import SYSTEM_CLOCK, Clock
 from bot.config import WebSettings
-from bot.db import Database, Row
+from bot.db import Database, Row, as_stored
 from bot.db.audit import write_entry
-from bot.errors import LinkEnded, NoSuchLink
+from bot.errors import NotFound
+from trainer.protocol.text import _
 
 _TOKEN_BYTES = 32
 _DAY_S = 86_400
@@ -69,15 +70,33 @@ class Link:
 
     @classmethod
     def from_row(cls, row: Row) -> Link:
-        return cls(
-            id=row["id"],
-            kind=LinkKind(row["kind"]),
-            subject_id=row["subject_id"],
-            guild_id=row["guild_id"],
-            user_id=row["user_id"],
-            expires_at=datetime.fromtimestamp(row["expires_at"], UTC),
-            is_revoked=row["revoked_at"] is not None,
-        )
+        values = as_stored(cls, row) | {
+            "kind": LinkKind(row["kind"]),
+            "expires_at": datetime.fromtimestamp(row["expires_at"], UTC),
+            "is_revoked": row["revoked_at"] is not None,
+        }
+        return cls(**values)
+
+
+class NoSuchLink(NotFound):
+    """A page's address that was never given out, or was for another page."""
+
+    def __init__(self) -> None:
+        super().__init__(_("This address opens nothing. Copy the whole link from Discord, or ask for a new one there."))
+
+
+class LinkEnded(NotFound):
+    """A page's address that no longer opens."""
+
+    def __init__(self, *, is_revoked: bool, guild_id: int, job_id: int | None = None) -> None:
+        self.is_revoked = is_revoked
+        #: Where in Discord there is a button for a new one.
+        self.guild_id, self.job_id = guild_id, job_id
+        if is_revoked:
+            text = _("This link was ended and no longer opens anything. Ask for a new one in Discord.")
+        else:
+            text = _("This link has expired. Ask for a new one in Discord; nothing was lost.")
+        super().__init__(text)
 
 
 class WebLinks:

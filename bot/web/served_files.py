@@ -14,13 +14,13 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import BinaryIO
 from urllib.parse import quote
 
 from aiohttp import web
 
-from trainer.exchange.files import locate
+from trainer.exchange.files import FileInFolder
 
 _PIECE_BYTES = 256 * 1024
 #: A client that takes no piece for so long is gone, or wants to hold the connection.
@@ -43,22 +43,11 @@ REPORT_POLICY = "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-i
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServedFile:
+class ServedFile(FileInFolder):
     """A file that a page offers."""
 
-    folder: Path
-    #: Below the folder, as another process wrote it.
-    path: str
     #: What a download is called; empty: it is only shown.
     name: str = ""
-
-    def locate(self) -> Path:
-        """Where it really lies, inside its folder.
-
-        Raises:
-            FileNotFoundError: There is no such file, or it lies outside.
-        """
-        return locate(self.folder, self.path)
 
     @property
     def bytes(self) -> int | None:
@@ -172,7 +161,7 @@ def _is_known(request: web.Request, tag: str, changed_at: datetime) -> bool:
 def _range(
     request: web.Request, response: web.StreamResponse, tag: str, size: int, changed_at: datetime
 ) -> tuple[int, int]:
-    """The bytes that are sent, from and to, with the status and header that tell so.
+    """The bytes that are sent, from and to, with the status and header of such an answer.
 
     A range that is malformed, of several parts, or of another version is ignored (RFC 9110, 13.1.5 and 14.2).
     """

@@ -13,18 +13,11 @@ from aiohttp.web_protocol import RequestHandler
 from bot.config import WebSettings
 from bot.datasets.decisions import EditConflict
 from bot.db.errors import DatabaseUnwritable
-from bot.errors import (
-    DarkroomError,
-    DatasetRefused,
-    LinkEnded,
-    NotAllowed,
-    NotAMember,
-    NotFound,
-    PagesNotReady,
-    TooOften,
-)
+from bot.errors import DarkroomError, DatasetRefused, NotAllowed, NotFound, TooOften
+from bot.web.links import LinkEnded
 from bot.web.rendering import render, static_file
 from bot.web.site import GUILD, SITE, Site, accepted_language
+from bot.web.visitors import NotAMember, PagesNotReady
 from trainer.protocol.text import _, speak
 
 log = logging.getLogger(__name__)
@@ -138,7 +131,7 @@ async def _close_silent(runner: web.AppRunner, asked: set[object]) -> None:
 
 @web.middleware
 async def _explain_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer errors with a page, or with a line of text for programs; none tells an address or a path."""
+    """Answer errors with a page, or with a line of text for programs; none names an address or a path."""
     request.app[_ASKED].add(request.protocol)
     try:
         return await handler(request)

@@ -19,20 +19,21 @@ from discord.app_commands import Cooldown
 from bot.access import Ability, Access
 from bot.config import Config
 from bot.datasets import DatasetStore, PendingUpload, PendingUploads, ResumableUploads, UploadKind
-from bot.errors import NoSuchLink, TooOften
+from bot.errors import TooOften
 from bot.languages import Languages
 from bot.outbox import Outbox
 from bot.queue import JobStore
 from bot.queue.store.limits import RoleLimits
-from bot.web.links import PATHS, Link, LinkKind, WebLinks
+from bot.web.links import PATHS, Link, LinkKind, NoSuchLink, WebLinks
 from bot.web.visitors import Visitor, Visitors
 from trainer.protocol.text import ENGLISH, speak
 
 log = logging.getLogger(__name__)
 
-#: Requests of one link: those that run at the same time, and that run or wait; and how many in a period.
+#: Requests of one link: those that run at the same time, and that run or wait; and how many in a period. A page may
+#: have a thousand pictures, and a small file takes two requests to arrive.
 _AT_ONCE, _WAITING = 24, 250
-_USES, _PER_S = 600, 60.0
+_USES, _PER_S = 3000, 60.0
 #: Addresses that opened nothing, by the computer that asked for them.
 _MISSES, _MISSES_PER_S = 30, 60.0
 #: Links and computers whose requests are counted.
@@ -44,15 +45,15 @@ class RequestCounts:
 
     def __init__(self) -> None:
         self._uses: OrderedDict[object, Cooldown] = OrderedDict()
-        #: Requests of each link that run or wait, and the places for those that run.
+        #: Requests of each link that run or wait, and the limit of those that run.
         self._asking = Counter[int]()
-        self._places: dict[int, asyncio.Semaphore] = {}
+        self._running: dict[int, asyncio.Semaphore] = {}
 
     @asynccontextmanager
-    async def place(self, link: Link) -> AsyncIterator[None]:
-        """Count a request of a link, and hold one of its places while the body runs.
+    async def admit(self, link: Link) -> AsyncIterator[None]:
+        """Count a request of a link, and let only so many of them run at once.
 
-        A browser asks for all pictures of a page at the same time over HTTP/2: they wait for a place.
+        A browser asks for all pictures of a page at the same time over HTTP/2: some wait.
 
         Raises:
             TooOften: It sends too many.
@@ -62,12 +63,12 @@ class RequestCounts:
             raise TooOften(uses=_WAITING, per_s=1, wait_s=1)
         self._asking[link.id] += 1
         try:
-            async with self._places.setdefault(link.id, asyncio.Semaphore(_AT_ONCE)):
+            async with self._running.setdefault(link.id, asyncio.Semaphore(_AT_ONCE)):
                 yield
         finally:
             self._asking[link.id] -= 1
             if self._asking[link.id] <= 0:
-                del self._asking[link.id], self._places[link.id]
+                del self._asking[link.id], self._running[link.id]
 
     def count_miss(self, address: str) -> None:
         """Count an address that opened nothing.
@@ -163,7 +164,7 @@ def page_of(kind: LinkKind) -> Callable[[Page], Callable[[web.Request], Awaitabl
                 site.counts.count_miss(remote_address(request))
                 raise
             request[GUILD] = link.guild_id
-            async with site.counts.place(link):
+            async with site.counts.admit(link):
                 speak(site.languages.of_person(link.user_id))
                 visitor = await site.visitors.find(link.guild_id, link.user_id)
                 return await page(Visit(site=site, request=request, link=link, visitor=visitor))

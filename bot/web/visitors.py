@@ -13,7 +13,7 @@ import discord
 
 from bot.access import Ability, Access
 from bot.clock import SYSTEM_CLOCK, Clock
-from bot.errors import NotAMember, PagesNotReady
+from bot.errors import DarkroomError
 from trainer.protocol.text import _
 
 #: A member's roles are asked for again after so long; so much later, they may be old if Discord cannot be reached.
@@ -21,6 +21,22 @@ _FRESH_S, _STALE_S = 60.0, 3600.0
 _MOST = 1000
 #: A member, a role, a channel.
 _MENTION = re.compile(r"<(@&?|#)([0-9]{1,20})>")
+
+
+class NotAMember(DarkroomError):
+    """A page's address whose member has left the server."""
+
+    def __init__(self) -> None:
+        super().__init__(_("This link belongs to a member who is no longer in the Discord server."))
+
+
+class PagesNotReady(DarkroomError):
+    """Discord cannot be asked who opens a page."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            _("I cannot reach Discord at the moment, so I do not know who you are. Try again in a minute.")
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,9 +26,14 @@ from bot.doctor import (
     check_self_test,
     check_trainer,
 )
+from bot.operations.queue_command import queue_text, read_queue
+from bot.queue import JobStore, State
 from bot.ui.discord_text import NEEDED_PERMISSIONS
+from bot.ui.job_card import state_name
+from tests.bot.conftest import Submit
 from tests.bot.fakes import serve
 from trainer.protocol.devices import Outcome, SelfTestReport, SelfTestResult
+from trainer.protocol.text import speaking
 
 TOKEN = {"DARKROOM_TOKEN": "good"}
 
@@ -190,6 +195,23 @@ async def test_an_existing_database_is_checked(tmp_path: Path) -> None:
     (finding,) = [one async for one in check_database(config)]
     assert finding.mark is Mark.WRONG
     assert "is damaged" in finding.text
+
+
+async def test_the_states_of_jobs_are_in_the_language_of_the_setup(
+    store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("bot.doctor.DATABASE_FILE", "darkroom.sqlite")
+    monkeypatch.setattr("bot.operations.queue_command.DATABASE_FILE", "darkroom.sqlite")
+    await submit()
+    config = Config(storage=StorageSettings(data_dir=tmp_path / "data"))
+    with speaking("zh_CN"):
+        (finding,) = [one async for one in check_database(config)]
+        lines = (finding.text, queue_text(await read_queue(config)))
+        name = state_name(State.QUEUED)
+    assert not name.isascii()
+    for text in lines:
+        assert name in text
+        assert "queued" not in text
 
 
 @pytest.mark.parametrize(

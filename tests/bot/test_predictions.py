@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -68,7 +69,56 @@ async def test_a_base_has_a_prediction_of_its_own(config: Config, predictions: M
     assert usual_memory(other, "SDXL", {}) is None
 
 
-async def test_what_cannot_be_predicted_is_tried_once(
+async def test_what_failed_is_tried_again_with_other_files(
+    config: Config, predictions: MemoryPredictions, tmp_path: Path
+) -> None:
+    (tmp_path / "broken").touch()
+    assert await predictions.of_base("SDXL") is None
+    (tmp_path / "broken").unlink()
+    assert await predictions.of_base("SDXL") is None
+
+    os.utime(tmp_path / "base.safetensors", (1, 1))
+
+    assert await predictions.of_base("SDXL") == 2
+
+
+async def test_what_failed_is_tried_again_after_a_while_and_who_asked_is_told(
+    config: Config, predictions: MemoryPredictions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bot.predictions._FIRST_PAUSE_S", 0.0)
+    spec = spec_from_preset("lora", dataset="/data", base=config.models.sources["SDXL"])
+    told: list[str] = []
+
+    async def when_known() -> None:
+        told.append("known")
+
+    (tmp_path / "broken").touch()
+    await predictions.of(spec, when_known)
+    await predictions.step()
+    assert told == []
+    (tmp_path / "broken").unlink()
+    # By itself.
+    await predictions.step()
+
+    assert await predictions.of(spec) == 2
+    assert told == ["known"]
+
+
+async def test_an_answer_that_fails_does_not_end_the_service(
+    config: Config, predictions: MemoryPredictions, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = spec_from_preset("lora", dataset="/data", base=config.models.sources["SDXL"])
+
+    async def when_known() -> None:
+        raise OSError("no connection")
+
+    await predictions.of(spec, when_known)
+    await predictions.step()
+    assert "no connection" in caplog.text
+    assert await predictions.of(spec) == 1
+
+
+async def test_what_cannot_be_predicted_is_not_tried_at_each_request(
     config: Config, predictions: MemoryPredictions, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "broken").touch()

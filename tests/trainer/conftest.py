@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import ImageDraw
 
+from tests.trainer.fork_server import QUICK_CHARTS_VARIABLE
 from trainer.exchange.job_dir import write_spec
 from trainer.protocol.presets import spec_from_preset
 
@@ -49,6 +50,19 @@ def random_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.trainer.random_base import make_random_base
 
     return make_random_base(tmp_path_factory.mktemp("base") / "random")
+
+
+@pytest.fixture(scope="module")
+def quick_charts() -> Iterator[None]:
+    """Draw no charts, here and in trainers that are forks."""
+    from matplotlib.figure import Figure
+
+    from tests.trainer.quick_charts import write_blank
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", write_blank)
+        patch.setenv(QUICK_CHARTS_VARIABLE, "1")
+        yield
 
 
 SMALL: dict[str, Any] = {

@@ -6,6 +6,7 @@ Positions, sizes and backgrounds have the same distribution in all classes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -57,9 +58,7 @@ def write_classes(folder: Path, counts: Mapping[Split, Mapping[str, int]]) -> Pa
                 names.append(name)
     write_dataset(folder, drawn)
     report = read_report(folder)
-    images = tuple(
-        image.model_copy(update={"class_name": name}) for image, name in zip(report.images, names, strict=True)
-    )
+    images = tuple(replace(image, class_name=name) for image, name in zip(report.images, names, strict=True))
     _write(folder, report.model_copy(update={"images": images}))
     return folder
 

@@ -22,6 +22,7 @@ import importlib
 import json
 import os
 import selectors
+import shlex
 import signal
 import socket
 import subprocess
@@ -38,6 +39,8 @@ ROOT = Path(__file__).parents[2]
 _CLIENT = Path(__file__).with_name("fork_client.py")
 #: `module:name` of a function that takes the arguments and returns the exit status.
 TRAINER = "trainer.__main__:main"
+#: Set for trainers that draw no charts (quick_charts.py).
+QUICK_CHARTS_VARIABLE = "DARKROOM_QUICK_CHARTS"
 #: A function `module:name` that the fork calls with these arguments before it runs the program.
 Hook: TypeAlias = tuple[str, list[Any]]
 
@@ -115,6 +118,12 @@ class ForkServer:
         """The command line to use in place of `python -m trainer` (or of the other program)."""
         self._wait_until_ready()
         return (sys.executable, "-S", "-E", str(_CLIENT), self._program, self._socket)
+
+    def write_script(self, path: Path) -> Path:
+        """Write a program that takes what `python` does, `-m trainer …`, for the setting `trainer.python`."""
+        path.write_text(f'#!/bin/sh\nshift 2\nexec {shlex.join(self.command)} "$@"\n')
+        path.chmod(0o755)
+        return path
 
     def __enter__(self) -> ForkServer:
         return self
@@ -262,6 +271,8 @@ def _become(request: Mapping[str, Any], descriptors: Sequence[int]) -> None:
         os.chdir(request["cwd"])
         sys.stdin = open(0, closefd=False)  # noqa: SIM115
         sys.argv = [program.partition(".")[0], *request["argv"]]
+        if QUICK_CHARTS_VARIABLE in os.environ:
+            _function("tests.trainer.quick_charts:install")()
         if request["hook"] is not None:
             name, arguments = request["hook"]
             _function(name)(*arguments)
@@ -303,6 +314,10 @@ def _main(path: str, *programs: str) -> None:
 
             warm_up()
         _function(program)
+    if texts := sys.modules.get("trainer.protocol.text"):
+        # Else each fork would read the translations, in a fifth of a second.
+        for language in texts.LANGUAGES:
+            texts.catalog(language)
     server = _Server(path)
     # A fork copies each page that it writes to, and the garbage collector writes to every object that it looks at.
     gc.collect()

@@ -7,6 +7,7 @@ from types import UnionType
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from trainer.protocol.events import EpochEnded, parse_event
@@ -22,6 +23,12 @@ def events_of(job_dir: Path, kind: type[Any] | UnionType = object) -> list[Any]:
 def curve_of(job_dir: Path) -> list[list[float]]:
     """Return the training and validation loss of each epoch."""
     return [[event.train_loss, event.validation.loss] for event in events_of(job_dir, EpochEnded)]
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """Return the header of a safetensors file."""
+    with safe_open(path, "pt") as file:
+        return dict(file.metadata())
 
 
 def assert_same_checkpoints(one: Path, other: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from math import ceil
@@ -14,10 +15,20 @@ from safetensors.torch import save_file
 
 from tests.golden import check_sentences
 from tests.trainer.conftest import MakeJob, draw_images
+from tests.trainer.fork_server import ForkServer
+from tests.trainer.job_events import curve_of, events_of
 from trainer.__main__ import main
 from trainer.exchange.dataset_dir import read_report
 from trainer.exchange.job_dir import read_spec
-from trainer.protocol.events import EXIT_BUSY, EXIT_FAILED, EXIT_FINISHED, EXIT_REFUSED
+from trainer.protocol.events import (
+    EXIT_BUSY,
+    EXIT_FAILED,
+    EXIT_FINISHED,
+    EXIT_REFUSED,
+    KeepAlive,
+    PhaseProgress,
+    StepDone,
+)
 from trainer.reporter import Reporter
 from trainer.training.checkpoints import load_start
 
@@ -30,8 +41,10 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 @pytest.mark.slow
-def test_prepare_new_and_run_make_a_lora(tmp_path: Path, random_base: Path) -> None:
-    """Run the three commands in processes of their own, as a user does."""
+def test_prepare_new_and_run_make_a_lora_and_a_fork_trains_the_same(
+    tmp_path: Path, random_base: Path, fork_server: ForkServer
+) -> None:
+    """Run the three commands in processes of their own, as a user does. Other tests run forks (fork_server.py)."""
     draw_images(tmp_path / "images")
     trainer = [sys.executable, "-m", "trainer"]
     settings = [
@@ -71,6 +84,17 @@ def test_prepare_new_and_run_make_a_lora(tmp_path: Path, random_base: Path) -> N
     assert (tmp_path / "job/output/egg.safetensors").exists()
     assert (tmp_path / "job/output/diffusers/pytorch_lora_weights.safetensors").exists()
     assert "finished" in done.stderr
+
+    (tmp_path / "forked").mkdir()
+    shutil.copy(tmp_path / "job/spec.json", tmp_path / "forked")
+    assert fork_server.run("run", "forked", cwd=tmp_path).returncode == EXIT_FINISHED
+    fresh, forked = tmp_path / "job", tmp_path / "forked"
+    assert curve_of(forked) == curve_of(fresh)
+    # Progress events and keep-alives depend on the clock.
+    by_the_clock = StepDone | PhaseProgress | KeepAlive
+    assert [event.type for event in events_of(forked) if not isinstance(event, by_the_clock)] == [
+        event.type for event in events_of(fresh) if not isinstance(event, by_the_clock)
+    ]
 
 
 def test_settings_are_numbers_lists_or_bare_words(dataset: Path, tmp_path: Path) -> None:
@@ -141,6 +165,7 @@ def test_bad_arguments_are_refused_in_one_line_and_nothing_is_written(
 ) -> None:
     (make_job("started") / "events.jsonl").touch()
     (tmp_path / "notes.zip").write_text("not a zip", encoding="utf-8")
+    (tmp_path / "quota.zip").write_text("<!DOCTYPE html><html><body>Quota exceeded</body></html>", encoding="utf-8")
     out = tmp_path / "out"
     new = ("new", "--dataset", str(dataset), "--out", str(out))
     two_images = tmp_path / "two"
@@ -154,6 +179,7 @@ def test_bad_arguments_are_refused_in_one_line_and_nothing_is_written(
         "invalid name": (*new, "--name", "My LoRA"),
         "unprepared dataset": ("new", "--dataset", str(tmp_path), "--out", str(out)),
         "job that has started": ("new", "--dataset", str(dataset), "--out", str(tmp_path / "started")),
+        "web page": ("prepare", str(tmp_path / "quota.zip"), "--out", str(out)),
         "damaged archive": ("prepare", str(tmp_path / "notes.zip"), "--out", str(out)),
         "missing job folder": ("run", str(out)),
         "two images": ("new", "--dataset", str(two_images), "--out", str(out)),

@@ -15,12 +15,12 @@ from trainer.commands.terminal import ProgressBar, ProgressFile, not_prepared, q
 from trainer.dataset.dataset_folder import EDITS_NAME
 from trainer.dataset.input_files import Limits
 from trainer.dataset.split.group_split import Shares
-from trainer.errors import TrainerError, UsageError
+from trainer.errors import UsageError
 from trainer.exchange.base_files import base_resolution
 from trainer.exchange.dataset_dir import read_edits, read_report
 from trainer.protocol.augmentation import Augmentation, AugmentationPreset, Flip
 from trainer.protocol.bucket_shapes import COMMON_RESOLUTIONS
-from trainer.protocol.edits import CaptionRules, Edits, EditsError, Layout, Replacement
+from trainer.protocol.edits import CaptionRules, Edits, Layout, Replacement
 from trainer.protocol.report import DatasetReport
 from trainer.protocol.settings import Base
 from trainer.protocol.text import _, ngettext, size
@@ -92,23 +92,20 @@ def run_prepare(options: argparse.Namespace) -> int:
     from trainer.report.dataset_page import write_pages
     from trainer.report.sheets import draw_sheets
 
-    try:
-        limits = _limits(options)
-        with ProgressBar() as bar, private_memory_limited(limits.memory_bytes - limits.decoders_bytes):
-            report = prepare(
-                options.sources,
-                options.out,
-                limits=limits,
-                resolutions=_reported_resolutions(options),
-                shares=_shares(options),
-                edits=_edits(options),
-                earlier=options.earlier,
-                draw_sheets=draw_sheets,
-                write_pages=write_pages,
-                progress=ProgressFile(options.progress, bar),
-            )
-    except (TrainerError, EditsError) as error:
-        return refuse(str(error))
+    limits = _limits(options)
+    with ProgressBar() as bar, private_memory_limited(limits.memory_bytes - limits.decoders_bytes):
+        report = prepare(
+            options.sources,
+            options.out,
+            limits=limits,
+            resolutions=_reported_resolutions(options),
+            shares=_shares(options),
+            edits=_edits(options),
+            earlier=options.earlier,
+            draw_sheets=draw_sheets,
+            write_pages=write_pages,
+            progress=ProgressFile(options.progress, bar),
+        )
     sys.stdout.write(f"{report.summary}\n")
     return 0
 
@@ -125,7 +122,7 @@ def _resolutions(text: str) -> tuple[int, ...]:
 
 
 def _reported_resolutions(options: argparse.Namespace) -> tuple[int, ...]:
-    """Return the resolutions of the command line, or that of its base; raise UsageError if the base does not tell."""
+    """Return the resolutions of the command line, or that of its base; raise UsageError if that is not known."""
     if options.base is None:
         return options.resolution or COMMON_RESOLUTIONS
     found = base_resolution(Base(source=options.base))
@@ -251,8 +248,6 @@ def run_fetch(options: argparse.Namespace) -> int:
         else:
             with ProgressBar() as bar:
                 facts = download(name, options.out, limits, ProgressFile(options.progress, bar))
-    except TrainerError as error:
-        return refuse(str(error))
     except OSError as error:
         return refuse(_("{path} cannot be written: {error}.", path=options.out or options.facts, error=error.strerror))
     sys.stdout.write(f"{facts.source}: {size(facts.bytes)}\n")
@@ -274,8 +269,6 @@ def run_extract(options: argparse.Namespace) -> int:
     try:
         with ProgressBar() as bar:
             n = extract_rows(options.folder, _limits(options), ProgressFile(options.progress, bar))
-    except TrainerError as error:
-        return refuse(str(error))
     except OSError as error:
         return refuse(_("{path} cannot be written: {error}.", path=options.folder, error=error.strerror))
     sys.stdout.write(ngettext("{n} image", "{n} images", n) + "\n")
@@ -303,23 +296,20 @@ def run_caption(options: argparse.Namespace) -> int:
     from trainer.captioning.captioners import Detail, download_captioner
 
     edits = options.edits or options.dataset_dir / EDITS_NAME
-    try:
-        if options.download_only:
-            download_captioner(options.model)
-            return 0
-        with ProgressBar() as bar:
-            count = auto_captions.caption_dataset(
-                options.dataset_dir,
-                options.model,
-                edits,
-                only_missing=not options.all,
-                batch_size=options.batch_size,
-                device=options.device,
-                detail=Detail(options.detail),
-                progress=ProgressFile(options.progress, bar),
-            )
-    except (TrainerError, EditsError) as error:
-        return refuse(str(error))
+    if options.download_only:
+        download_captioner(options.model)
+        return 0
+    with ProgressBar() as bar:
+        count = auto_captions.caption_dataset(
+            options.dataset_dir,
+            options.model,
+            edits,
+            only_missing=not options.all,
+            batch_size=options.batch_size,
+            device=options.device,
+            detail=Detail(options.detail),
+            progress=ProgressFile(options.progress, bar),
+        )
     if not count:
         message = _("No caption was written: every image has one, or the model wrote none.")
     else:
@@ -353,8 +343,6 @@ def run_preview(options: argparse.Namespace) -> int:
     augmentation = Augmentation(preset=options.preset, variants=options.variants, flip=options.flip)
     try:
         preview_variants(options.dataset_dir, augmentation, options.seed, options.out)
-    except TrainerError as error:
-        return refuse(str(error))
     except (OSError, ValueError):
         return refuse(not_prepared(options.dataset_dir))
     sys.stdout.write(f"{options.out}\n")

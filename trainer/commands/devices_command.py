@@ -14,8 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
-from trainer.commands.terminal import quieten_libraries, refuse
-from trainer.errors import TrainerError, first_line
+from trainer.commands.terminal import quieten_libraries
+from trainer.errors import first_line
 from trainer.exchange.files import write_text
 from trainer.protocol import text
 from trainer.protocol.devices import Devices, Gpu, SelfTestReport, SelfTestResult
@@ -155,17 +155,14 @@ def run_selftest(options: argparse.Namespace) -> int:
     deadline = time.monotonic() + _LONG_S
     results = []
     sys.stdout.write(_TABLE.format(*_columns()).rstrip() + "\n")
-    try:
-        with SelfTestRunner() as runner:
-            works = [partial(runner.run, check) for check in (*checks_of_tiny(), *map(check_of, options.base))]
-            if not options.quick:
-                works += [partial(runner.run_true_size, kind, deadline) for kind in TRUE_SIZES]
-            for work in works:
-                results.append(result := work())
-                sys.stdout.write(f"{_line_of(result)}\n")
-                sys.stdout.flush()
-    except TrainerError as error:
-        return refuse(str(error))
+    with SelfTestRunner() as runner:
+        works = [partial(runner.run, check) for check in (*checks_of_tiny(), *map(check_of, options.base))]
+        if not options.quick:
+            works += [partial(runner.run_true_size, kind, deadline) for kind in TRUE_SIZES]
+        for work in works:
+            results.append(result := work())
+            sys.stdout.write(f"{_line_of(result)}\n")
+            sys.stdout.flush()
     report = SelfTestReport(device=name, torch=torch.__version__, free_bytes=free, results=tuple(results))
     if options.json is not None:
         write_text(options.json, report.model_dump_json(indent=1) + "\n")

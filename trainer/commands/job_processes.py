@@ -18,7 +18,7 @@ from trainer.exchange.process import release_job
 from trainer.protocol.events import EXIT_BUSY, EXIT_FAILED, EXIT_FENCED, EXIT_FINISHED
 from trainer.protocol.run_options import NEEDS_GPU_VARIABLE, READY, TAKEN, JobKind, RunOptions
 from trainer.protocol.text import _, speak
-from trainer.training.run import KeptBase, choose_openmp_spin
+from trainer.training.run import KeptBase, choose_openmp_spin, without_collection
 
 log = logging.getLogger(__name__)
 
@@ -165,13 +165,14 @@ def warm_up() -> None:
     quieten_libraries()
     choose_openmp_spin()
     try:
-        for name in WARM_MODULES:
-            importlib.import_module(name)
-        from trainer.models.base import TINY, load_base
-        from trainer.protocol.settings import Base
+        with without_collection():
+            for name in WARM_MODULES:
+                importlib.import_module(name)
+            from trainer.models.base import TINY, load_base
+            from trainer.protocol.settings import Base
 
-        # At the first model diffusers and transformers import their parts and compile many patterns (0.6 s).
-        load_base(Base(source=TINY))
+            # At the first model diffusers and transformers import their parts and compile many patterns (0.6 s).
+            load_base(Base(source=TINY))
     except (ImportError, TrainerError):
         # The training meets the same error and reports it in its terminal event.
         log.exception("this trainer is not warm")

@@ -18,7 +18,7 @@ from trainer.exchange.files import locate
 from trainer.exchange.job_dir import read_spec
 from trainer.protocol.events import EXIT_FAILED, EXIT_FINISHED
 from trainer.protocol.exported_files import newest_files
-from trainer.protocol.publication import Published
+from trainer.protocol.hub import Published
 from trainer.protocol.spec import Spec, SpecError
 from trainer.protocol.text import _
 
@@ -114,7 +114,7 @@ def upload(files: dict[str, Path], repository: str, *, is_public: bool) -> Publi
 
 
 def _report(error: HfHubHTTPError, repository: str) -> int:
-    """Print why the hub refused; the status tells whether another try can help."""
+    """Print why the hub refused; by the status, another try can help or not."""
     status = error.response.status_code
     if status == 401:
         return refuse(_("Hugging Face does not accept the token. Make a new one that may write."))

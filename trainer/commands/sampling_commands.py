@@ -11,7 +11,6 @@ from typing import Any
 
 from trainer.commands.job_processes import run_job, sample_jobs
 from trainer.commands.terminal import refuse
-from trainer.errors import BadSpecError
 from trainer.exchange.job_dir import SAMPLING_FILE, read_spec, write_sampling
 from trainer.models.adapter_header import read_adapter_header
 from trainer.protocol.run_options import JobKind, RunOptions
@@ -25,9 +24,7 @@ def add_sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("job_dir", nargs="?", type=Path, metavar="JOB_DIR", help="with a sampling.json; or else:")
     parser.add_argument("--job", action="append", default=[], type=Path, metavar="DIR", help="a training to draw with")
     parser.add_argument("--epochs", metavar="4,8,12", help="of each --job (default: its best)")
-    parser.add_argument(
-        "--file", action="append", default=[], type=Path, metavar="FILE", help="a LoRA of another place"
-    )
+    parser.add_argument("--file", action="append", default=[], type=Path, metavar="FILE", help="a LoRA from elsewhere")
     parser.add_argument("--base", help="to draw with (default: that of the job)")
     parser.add_argument("--with-base", action="store_true", help="draw the base alone, too")
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="may be given several times")
@@ -51,7 +48,7 @@ def run_sample(arguments: argparse.Namespace) -> int:
     if arguments.job_dir is None:
         try:
             arguments.job_dir = _make_job(arguments)
-        except (SpecError, OSError) as error:
+        except OSError as error:
             return refuse(str(error))
         sys.stdout.write(f"{arguments.job_dir}\n")
         sys.stdout.flush()
@@ -170,8 +167,6 @@ def run_adapter(arguments: argparse.Namespace) -> int:
     speak(arguments.language)
     try:
         facts = read_adapter_header(arguments.file)
-    except BadSpecError as error:
-        return refuse(str(error))
     except OSError as error:
         return refuse(_("{file} cannot be read ({error}).", file=arguments.file, error=error.strerror))
     sys.stdout.write(f"{facts.model_dump_json()}\n")

@@ -12,12 +12,10 @@ from pathlib import Path
 from trainer.commands.terminal import refuse
 from trainer.exchange.job_dir import read_spec
 from trainer.exchange.study_dir import read_study_ended, read_study_request
-from trainer.protocol.events import EXIT_BUSY, EXIT_FAILED, EXIT_FINISHED, EXIT_STOPPED, Event, Exported
-from trainer.protocol.spec import SpecError
+from trainer.protocol.events import EXIT_FAILED, EXIT_FINISHED, EXIT_STOPPED, Event, Exported
 from trainer.protocol.study import (
     CompareRequest,
     KfoldRequest,
-    StudyRequestError,
     make_study_request,
 )
 from trainer.protocol.text import _
@@ -81,7 +79,7 @@ def _compare_jobs(options: argparse.Namespace) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     try:
         comparison = compare_jobs(jobs, options.out)
-    except (OSError, SpecError, ValueError) as error:
+    except (OSError, ValueError) as error:
         return refuse(str(error))
     sys.stdout.write(comparison.model_dump_json() + "\n")
     return EXIT_FINISHED
@@ -113,29 +111,22 @@ def _compare(options: argparse.Namespace) -> int:
 
 def _run_study(options: argparse.Namespace, content: dict[str, object]) -> int:
     """Run a study until it ends or is stopped; print its verdict and where the results are."""
-    from trainer.errors import JobFolderBusyError, TrainerError
     from trainer.studies.child_runner import ChildRunner, DevicePool, run_study
     from trainer.studies.planner import planner_for
     from trainer.training.run import StopRequest
 
     hours: float | None = getattr(options, "budget_hours", None)
     deadline = None if hours is None else time.monotonic() + 3600 * hours
-    try:
-        request = make_study_request(content)
-        planner = planner_for(read_spec(options.job_dir), request)
-        devices = _devices()
-        with StopRequest() as stop:
-            runner = ChildRunner(
-                pool=DevicePool(parallel=options.parallel or len(devices) or 1, devices=devices),
-                must_stop=lambda: stop.is_set or (deadline is not None and time.monotonic() > deadline),
-                listener=_print_event,
-            )
-            step, was_stopped = run_study(options.job_dir, planner, runner)
-    except JobFolderBusyError as error:
-        sys.stderr.write(f"{error}\n")
-        return EXIT_BUSY
-    except (StudyRequestError, SpecError, TrainerError) as error:
-        return refuse(str(error))
+    request = make_study_request(content)
+    planner = planner_for(read_spec(options.job_dir), request)
+    devices = _devices()
+    with StopRequest() as stop:
+        runner = ChildRunner(
+            pool=DevicePool(parallel=options.parallel or len(devices) or 1, devices=devices),
+            must_stop=lambda: stop.is_set or (deadline is not None and time.monotonic() > deadline),
+            listener=_print_event,
+        )
+        step, was_stopped = run_study(options.job_dir, planner, runner)
     for sentence in step.verdict:
         sys.stdout.write(f"{sentence}\n")
     status = EXIT_STOPPED if was_stopped else EXIT_FAILED if step.has_failed else EXIT_FINISHED
@@ -169,16 +160,9 @@ def _devices() -> tuple[str, ...]:
 
 def _study(options: argparse.Namespace) -> int:
     """Take a study one step further and print the step as one line of JSON (`trainer/protocol/study.py`)."""
-    from trainer.errors import JobFolderBusyError, TrainerError
     from trainer.studies.planner import advance
 
-    try:
-        spec, request = read_spec(options.job_dir), read_study_request(options.job_dir)
-        step = advance(options.job_dir, spec, request, read_study_ended(options.job_dir))
-    except JobFolderBusyError as error:
-        sys.stderr.write(f"{error}\n")
-        return EXIT_BUSY
-    except (StudyRequestError, SpecError, TrainerError) as error:
-        return refuse(str(error))
+    spec, request = read_spec(options.job_dir), read_study_request(options.job_dir)
+    step = advance(options.job_dir, spec, request, read_study_ended(options.job_dir))
     sys.stdout.write(step.model_dump_json() + "\n")
     return EXIT_FINISHED

@@ -12,12 +12,11 @@ from typing import Any
 
 from trainer.commands.explain_settings import settings_as_toml
 from trainer.commands.terminal import not_prepared, quieten_libraries, refuse
-from trainer.errors import JobFolderBusyError, TrainerError
+from trainer.errors import TrainerError
 from trainer.exchange.dataset_dir import read_report
 from trainer.exchange.event_file import EVENTS_FILE, read_all_events
 from trainer.exchange.job_dir import SPEC_FILE, read_spec, write_spec
 from trainer.exchange.memory_predictions import is_predictable, keep_prediction, read_prediction
-from trainer.protocol.events import EXIT_BUSY
 from trainer.protocol.presets import presets, spec_from_preset
 from trainer.protocol.setting_problems import SHORT_NAMES, by_dotted_names
 from trainer.protocol.settings import MethodKind
@@ -76,23 +75,17 @@ def _make_job(arguments: argparse.Namespace) -> int:
             read_report(folder)
         except (OSError, ValueError):
             return refuse(not_prepared(folder))
-    try:
-        changes = _changes(arguments, mix)
-        spec = _spec_from_arguments(arguments, changes)
-        if "epochs" not in changes.get("training", {}):
-            spec = _with_epochs_for_steps(spec)
-        check_startable(spec)
-    except (SpecError, TrainerError) as error:
-        return refuse(str(error))
+    changes = _changes(arguments, mix)
+    spec = _spec_from_arguments(arguments, changes)
+    if "epochs" not in changes.get("training", {}):
+        spec = _with_epochs_for_steps(spec)
+    check_startable(spec)
     if (arguments.out / EVENTS_FILE).exists():
         return refuse(_("{folder} holds a job that has already started. Choose another folder.", folder=arguments.out))
-    try:
-        if spec.method.start_from:
-            spec = _start_from_path(spec, changes.get("method", {}), arguments.out)
-        if arguments.source is not None:
-            spec = _start_from(arguments.source, spec, arguments.out)
-    except (SpecError, TrainerError) as error:
-        return refuse(str(error))
+    if spec.method.start_from:
+        spec = _start_from_path(spec, changes.get("method", {}), arguments.out)
+    if arguments.source is not None:
+        spec = _start_from(arguments.source, spec, arguments.out)
     sys.stdout.write(f"{write_spec(arguments.out, spec)}\n")
     _print_memory(spec)
     return 0
@@ -106,7 +99,7 @@ def _print_memory(spec: Spec) -> None:
 
 
 def predicted_memory(spec: Spec, folder: Path) -> int | None:
-    """Return the memory that a training needs, kept in `folder`; None if it is small, or cannot be told."""
+    """Return the memory that a training needs, kept in `folder`; None if it is small, or cannot be predicted."""
     if not is_predictable(spec):
         return None
     if (known := read_prediction(folder, spec)) is not None:
@@ -132,10 +125,7 @@ def add_memory(parser: argparse.ArgumentParser) -> None:
 
 def run_memory(arguments: argparse.Namespace) -> int:
     """Print how much memory a training needs, in bytes, without training; it takes half a minute."""
-    try:
-        spec = read_spec(arguments.job_dir)
-    except SpecError as error:
-        return refuse(str(error))
+    spec = read_spec(arguments.job_dir)
     memory = predicted_memory(spec, arguments.keep or Path(spec.dataset) / "cache")
     if memory is None:
         return refuse(_("The memory of this training is not known: its base is the toy model, or not on this machine."))
@@ -292,15 +282,9 @@ def run_extend(arguments: argparse.Namespace) -> int:
 
     if not arguments.job_dir.is_dir():
         return refuse(_("There is no job folder {folder}.", folder=arguments.job_dir))
-    try:
-        # No trainer may run it meanwhile.
-        with Reporter(arguments.job_dir):
-            spec = extend_job(arguments.job_dir, arguments.epochs)
-    except JobFolderBusyError as error:
-        sys.stderr.write(f"{error}\n")
-        return EXIT_BUSY
-    except (SpecError, TrainerError) as error:
-        return refuse(str(error))
+    # No trainer may run it meanwhile.
+    with Reporter(arguments.job_dir):
+        spec = extend_job(arguments.job_dir, arguments.epochs)
     message = _(
         "It has {n} epochs now. Continue with `python -m trainer run {job}`.",
         n=spec.training.epochs,
@@ -399,10 +383,7 @@ def run_report(arguments: argparse.Namespace) -> int:
     """Write `report.html` of a job, also of one that is running or has failed; print its path."""
     from trainer.report.run_page import write_run_page
 
-    try:
-        spec = read_spec(arguments.job_dir)
-    except SpecError as error:
-        return refuse(str(error))
+    spec = read_spec(arguments.job_dir)
     try:
         events = read_all_events(arguments.job_dir)
     except ValueError:

@@ -25,11 +25,13 @@ _Marks = dict[_Folder, FileRole]
 _KOHYA_FOLDER = re.compile(r"(\d{1,5})_(.*\S)\s*")
 #: In front of a name, a year rather than repeats, unless there are repeats beside it (`2023_holiday`).
 _YEAR = re.compile(r"(19|20)\d\d")
-#: Classes that are numbered from 0 (`0_cat`, `1_dog`, `2_fox`), and not repeats of 0, 1, 2.
+#: Classes that are numbered from 0 (`0_cat`, `1_dog`, `2_fox`) or with zeros in front (`01_cat`), and not repeats.
 _MIN_NUMBERED_CLASSES = 3
 
 _IMAGE_FOLDERS = re.compile(r"im(g|age)s?")
 _REGULARIZATION = re.compile(r"(reg|class)([_ -]?(im(g|age)s?|data|dir))*|regulari[sz]ation.*")
+#: Hardly the name of a class.
+_NAMED_REGULARIZATION = re.compile(r"regular|reg[_ -]?(im(g|age)s?|data|dir)")
 _INSTANCE = re.compile(r"instance([_ -]?(im(g|age)s?|data|dir))*")
 _OUTPUT = re.compile(r"logs?|models?|outputs?|samples?")
 _SAMPLES = re.compile(r"samples?([_ -]?images?)?|validation[_ -]images|sampling")
@@ -38,7 +40,12 @@ _GENERATED = re.compile(r"(txt2img|img2img|extras)-(images|grids|samples)")
 _CACHES = re.compile(
     r"_?(latents?|t_e|clip_vision|vae|text_?embeds?|te|image_embeds?)[_-]?cache|workspace-cache|_controls"
 )
-_CONTROLS = re.compile(r"controls?([_ -]?(net|im(g|age)s?|\d+))*|conditioning[_ -]im(g|age)s?")
+#: Inputs of a ControlNet, and the label maps of datasets for segmentation (VOC, ADE20K).
+_CONTROLS = re.compile(
+    r"controls?([_ -]?(net|im(g|age)s?|\d+))*|conditioning[_ -]im(g|age)s?"
+    r"|(canny|depth|hed|open[_ -]?pose|normal|seg(mentation)?|segmentation[_ -]?(class|object)|label)"
+    r"([_ -]?(maps?|im(g|age)s?))?(es|s)?|annotations?|ground[_ -]?truths?"
+)
 #: OneTrainer's images for a conditioning that is not a mask.
 _CONTROL_ENDING = "-condlabel"
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "dev", "eval", "test", "testing"})
@@ -164,10 +171,13 @@ def _kohya_of(folder: _Folder, tree: _Tree) -> KohyaFolder:
 
 
 def _are_numbered_classes(tree: _Tree, folder: _Folder) -> bool:
-    """True if the folders in it are classes with an index in front: `0_cat`, `1_dog`, `2_fox`."""
+    """True if the folders in it are classes with an index in front, such as `0_cat`, `1_dog`, `2_fox` or `01_cat`."""
     matches = [_KOHYA_FOLDER.fullmatch(name) for name in tree.folders[folder]]
-    numbers = sorted(int(match[1]) for match in matches if match)
-    return len(numbers) >= _MIN_NUMBERED_CLASSES and numbers == list(range(len(numbers)))
+    indexes = [match[1] for match in matches if match]
+    is_padded = any(len(index) > 1 and index.startswith("0") for index in indexes)
+    numbers, n = sorted(map(int, indexes)), len(indexes)
+    is_in_order = numbers == list(range(n)) or (is_padded and numbers == list(range(1, n + 1)))
+    return n >= _MIN_NUMBERED_CLASSES and is_in_order
 
 
 def _kohya_containers(tree: _Tree) -> Iterator[tuple[_Folder, _Folder]]:
@@ -203,7 +213,7 @@ def _class_images(tree: _Tree) -> _Marks:
     for folder in list(tree.folders):
         has_instances = any(True for _child in tree.children(folder, _INSTANCE))
         for child in tree.children(folder, _REGULARIZATION):
-            is_named = child[-1].lower().startswith("regular")
+            is_named = _NAMED_REGULARIZATION.match(child[-1].lower()) is not None
             is_kohya = child[-1].lower().startswith("reg") and tree.has_kohya_folders(child)
             if has_instances or is_named or is_kohya:
                 marks[child] = FileRole.REGULARIZATION
@@ -240,7 +250,9 @@ def _controls(tree: _Tree) -> _Marks:
     """Images for a ControlNet or an editing model: most have the name of an image in a folder beside theirs."""
     marks: _Marks = {}
     for folder in list(tree.folders):
-        for child in tree.children(folder, _CONTROLS):
+        # ControlNet's own dataset has `source` beside `target`.
+        sources = [(*folder, "source")] if {"source", "target"} <= tree.folders[folder] else []
+        for child in (*tree.children(folder, _CONTROLS), *sources):
             stems = tree.stems[child]
             siblings = [(*folder, name) for name in tree.folders[folder] if (*folder, name) != child]
             beside = tree.stems[folder].union(*(tree.stems[sibling] for sibling in siblings))

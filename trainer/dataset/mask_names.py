@@ -34,7 +34,7 @@ MaskGroup = tuple[int, str]
 
 @dataclass(frozen=True, kw_only=True)
 class _MaskName:
-    """What the path of a mask tells about its image."""
+    """What the path of a mask says about its image."""
 
     entry: SourceEntry
     #: Possible paths of the image without its ending, the first existing one counts.

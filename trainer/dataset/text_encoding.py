@@ -55,7 +55,7 @@ _MIN_KANA, _MIN_KANA_SHARE = 3, 0.5
 _MIN_MARGIN, _MIN_EAST_ASIAN = 1.3, 3
 #: Text of Western Europe, by far the most common: how much better another may score.
 _MAX_DOUBT = 1.2
-#: Fewer accented letters tell little, unless the score is so much better.
+#: Fewer accented letters prove little, unless the score is so much better.
 _MIN_ACCENTS, _MIN_MARGIN_FEW = 3, 1.5
 #: Score of chardet, over any other, with which chardetng is not asked.
 _MIN_ALONE, _MIN_MARGIN_ALONE = 0.1, 3
@@ -181,7 +181,7 @@ def _sure_east_asian(scores: Mapping[str, tuple[float, str]]) -> str:
 
 
 def _is_certain(text: str, encoding: str, scores: Mapping[str, float]) -> bool:
-    """True if chardet's scores of all plausible texts agree with this one, and it is long enough to tell."""
+    """True if chardet's scores of all plausible texts agree with this one, and it is long enough to be certain."""
     letters = [char for char in text if char.isalpha() and not char.isascii()]
     if not text:
         return False
@@ -245,7 +245,7 @@ def _strict(data: bytes, encoding: str) -> str:
 
 def _without_mark(data: bytes) -> str:
     """UTF-16 without a mark: Latin letters and spaces have a NUL, others a control character as their script."""
-    # The bytes that tell the script come second in little-endian text.
+    # The bytes that identify the script come second in little-endian text.
     is_big = sum(byte < 0x20 for byte in data[::2]) > sum(byte < 0x20 for byte in data[1::2])
     for encoding in ("utf-16-be", "utf-16-le") if is_big else ("utf-16-le", "utf-16-be"):
         text = _decoded(data, encoding)

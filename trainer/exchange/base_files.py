@@ -37,17 +37,17 @@ _SD2_WIDTH = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class BaseFacts:
-    """What the files of a base model tell without loading it."""
+    """What is known of a base model from its files, without loading it."""
 
     #: Such as `SDXL`; empty: not one that can be trained, or not known.
     family: str
-    #: None: its files do not tell.
+    #: None: its files do not say.
     resolution: int | None
     bytes: int
 
 
 def base_facts(base: Base, environ: Mapping[str, str] = os.environ) -> BaseFacts | None:
-    """Return what the files of a base tell; None if they are not on this machine."""
+    """Return what is known of a base from its files; None if they are not on this machine."""
     path = path_of(base, environ)
     if not path.exists():
         return None
@@ -88,6 +88,16 @@ def base_resolution(base: Base, environ: Mapping[str, str] = os.environ) -> int 
     except (OSError, ValueError, LookupError, TypeError):
         # Missing, damaged, or of a kind that training will refuse.
         return None
+
+
+def version_of(base: Base, environ: Mapping[str, str] = os.environ) -> list[tuple[int, int]]:
+    """Return what changes when files of a base are replaced: sizes and times of its weights, configs and VAE."""
+    paths = [path_of(base, environ)]
+    # Where there are configs beside it, that was their folder.
+    others = ((base.source, base.revision), (base.vae, None))
+    paths += [path_of(Base(source=each, revision=revision), environ) for each, revision in others if each]
+    files = (file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob("*"))))
+    return [(status.st_size, status.st_mtime_ns) for status in (file.stat() for file in files if file.is_file())]
 
 
 def path_of(base: Base, environ: Mapping[str, str] = os.environ) -> Path:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from trainer.exchange.files import write_text
+from trainer.exchange.files import atomic_write, write_text
 from trainer.protocol.edits import Edits, EditsError
 from trainer.protocol.progress import PrepareProgress
-from trainer.protocol.report import DatasetReport
+from trainer.protocol.report import DatasetReport, Image
 from trainer.protocol.text import _
 
 REPORT_FILE = "report.json"
@@ -25,6 +25,17 @@ def read_report(dataset_dir: Path) -> DatasetReport:
         pydantic.ValidationError: The report has another version or is damaged.
     """
     return DatasetReport.model_validate_json((dataset_dir / REPORT_FILE).read_bytes())
+
+
+def write_report(dataset_dir: Path, report: DatasetReport) -> None:
+    """Write a report, durably; an image a line, since as one text it would be in memory four times."""
+    images = TypeAdapter(Image)
+    before, after = report.model_copy(update={"images": ()}).model_dump_json().split('"images":[]')
+    with atomic_write(dataset_dir / REPORT_FILE, durable=True) as partial, partial.open("wb") as file:
+        file.write(before.encode() + b'"images":[')
+        for number, image in enumerate(report.images):
+            file.write((b",\n" if number else b"\n") + images.dump_json(image))
+        file.write(b"\n]" + after.encode() + b"\n")
 
 
 def write_edits(path: Path, edits: Edits) -> None:

@@ -1,4 +1,4 @@
-"""Failpoints: named places at which a test kills the process, to prove that nothing is lost or done twice."""
+"""Failpoints: named points at which a test kills the process, to prove that nothing is lost or done twice."""
 
 from __future__ import annotations
 

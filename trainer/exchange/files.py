@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 #: Ends the name of what is not complete yet; whatever ends so was left by a process that died.
@@ -68,3 +69,16 @@ def locate(folder: Path, path: str) -> Path:
     if not real.is_relative_to(folder.resolve()) or not real.is_file():
         raise FileNotFoundError(path)
     return real
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileInFolder:
+    """A file by its path in a folder that other processes write into: they may be compromised."""
+
+    folder: Path
+    #: Relative to `folder`.
+    path: str
+
+    def locate(self) -> Path:
+        """Return where the file really lies; raises what `locate` raises."""
+        return locate(self.folder, self.path)

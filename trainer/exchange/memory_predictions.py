@@ -6,14 +6,20 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import lru_cache
+from math import ceil
 from pathlib import Path
 from typing import Any
 
-from trainer.exchange.base_files import base_facts, path_of
+from trainer.exchange.base_files import base_facts, version_of
+from trainer.exchange.dataset_dir import read_report
 from trainer.exchange.files import write_text
 from trainer.protocol.settings import TINY, TaskKind
 from trainer.protocol.spec import Spec
 
+#: That CLIP reads at once.
+_CHUNK_TOKENS = 75
 #: Of the settings of a method those that its memory does not depend on.
 _OTHER_METHOD_SETTINGS = {"dropout", "start_from", "start_sha256"}
 _TRAINING_SETTINGS = {"resolution", "precision", "gradient_checkpointing", "fused_backward", "bf16_weights"}
@@ -46,17 +52,34 @@ def _path(folder: Path, spec: Spec, environ: Mapping[str, str]) -> Path:
     training = spec.training
     about: dict[str, Any] = {
         "base": spec.base.model_dump(mode="json"),
-        "files": _version_of(path_of(spec.base, environ)),
+        "files": version_of(spec.base, environ),
         "method": spec.method.model_dump(mode="json", exclude=_OTHER_METHOD_SETTINGS),
         "training": training.model_dump(mode="json", include=_TRAINING_SETTINGS),
         "parts": [training.batch_size > 1, training.ema_decay is not None],
+        "chunks": caption_chunks(spec),
         "stages": [stage.model_dump(mode="json", include=_STAGE_SETTINGS) for stage in spec.plan],
     }
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
     return folder / f"memory-{key}.txt"
 
 
-def _version_of(path: Path) -> tuple[int, int]:
-    """Return what changes when a file or folder is replaced."""
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
+def caption_chunks(spec: Spec) -> int:
+    """Return the chunks of 75 tokens of the longest caption, with the trigger word; 1 if the datasets are not here."""
+    parts = [(spec.dataset, spec.training.trigger), *((part.dataset, part.trigger) for part in spec.mix)]
+    tokens = 1
+    for folder, trigger in parts:
+        with suppress(OSError, ValueError):
+            # A letter is one token at most.
+            tokens = max(tokens, _longest_caption(folder) + len(trigger))
+    return ceil(min(tokens, spec.base.max_token_length) / _CHUNK_TOKENS)
+
+
+@lru_cache(maxsize=256)
+def _longest_caption(folder: str) -> int:
+    """Return the tokens of the longest caption of a prepared dataset, whose folder never changes.
+
+    Raises:
+        OSError, ValueError: It is not there, or damaged.
+    """
+    captions = read_report(Path(folder)).captions
+    return 0 if captions is None else captions.longest_tokens

@@ -1,4 +1,4 @@
-"""Reads the header of an adapter file of another place and checks it, before any of its weights are loaded.
+"""Reads the header of an adapter file from elsewhere and checks it, before any of its weights are loaded.
 
 Only `.safetensors` files: other formats can run code when they are opened. It needs no torch.
 """

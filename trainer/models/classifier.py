@@ -285,7 +285,7 @@ class ClassifierWeights:
         }
 
     def weights_from(self, tensors: Mapping[str, Tensor]) -> Weights:
-        """Raise CheckpointError: a whole classifier is a base."""
+        """Raise CheckpointError: a trained classifier is named as `base.source`, not as weights to start from."""
         raise CheckpointError("A classifier does not start from a file.", "Set base.source to its folder.")
 
     def load(self, weights: Weights) -> None:

@@ -34,7 +34,7 @@ def check_quantization(kind: Quantization) -> None:
     if sys.modules.get("torchao", sys) is None:
         # Hidden from the libraries that would import it at once (`trainer/__init__.py`).
         del sys.modules["torchao"]
-    # It tells which of its CUDA kernels cannot be loaded.
+    # It logs which of its CUDA kernels cannot be loaded.
     logging.getLogger("torchao").setLevel(logging.ERROR)
     try:
         import torchao.quantization  # noqa: F401

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trainer.protocol.settings import Base, Method, MethodKind, MixPart, Objective, Prediction, Targets, TaskKind
+from pydantic import ValidationError
+
+from trainer.protocol.settings import (
+    Base,
+    LoraInit,
+    Method,
+    MethodKind,
+    MixPart,
+    Objective,
+    Prediction,
+    Targets,
+    TaskKind,
+)
 from trainer.protocol.text import _
 from trainer.protocol.training_settings import (
     OWN_OPTIMIZERS,
@@ -49,6 +61,29 @@ def check_method(method: Method, task: TaskKind, training: Training) -> None:
         raise ValueError(_("textual_inversion teaches a word; set training.trigger to it."))
     if kind is MethodKind.TEXTUAL_INVERSION and method.text_encoder:
         raise ValueError(_("textual_inversion does not train the text encoder; set method.text_encoder to false."))
+    if method.init is LoraInit.PISSA:
+        _check_pissa(method)
+
+
+def _check_pissa(method: Method) -> None:
+    if method.kind is not MethodKind.LORA:
+        raise ValueError(_("method.init pissa is for lora; leave it out, or set method.kind to lora."))
+    if method.start_from:
+        raise ValueError(
+            _(
+                "method.init pissa starts from the base's own weights, and method.start_from from a file; leave out "
+                "one of them."
+            )
+        )
+    try:
+        Method.model_validate(method.exported.model_dump())
+    except ValidationError:
+        raise ValueError(
+            _(
+                "method.init pissa writes files of twice the rank and alpha; set method.rank to 128 and method.alpha "
+                "to 512 at most."
+            )
+        ) from None
 
 
 def check_memory_settings(

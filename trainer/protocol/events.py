@@ -353,7 +353,7 @@ class ImageDrawn(_Event):
     """One image of a sampling job is in its file."""
 
     type: Literal["image_drawn"] = "image_drawn"
-    #: Its place in `SamplingSpec.cells`.
+    #: Its index in `SamplingSpec.cells`.
     cell: int = Field(ge=0)
     path: RelativePath
 

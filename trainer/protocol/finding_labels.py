@@ -217,5 +217,6 @@ def _refusal_count(kind: RefusalKind, n: int) -> str:
         RefusalKind.OVERLAP: ngettext("{n} zip bomb", "{n} zip bombs", n),
         RefusalKind.COLLISION: ngettext("{n} name used twice", "{n} names used twice", n),
         RefusalKind.NESTED_ARCHIVE: ngettext("{n} archive in an archive", "{n} archives in an archive", n),
+        RefusalKind.WITHOUT_IMAGE: _("{n} without an image of that name", n=n),
         RefusalKind.UNSUPPORTED: _("{n} unsupported", n=n),
     }[kind]

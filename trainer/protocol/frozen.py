@@ -1,4 +1,7 @@
-"""The base of all pydantic models here: immutable, strict about unknown fields; and the type of paths in them."""
+"""The base of all pydantic models here: immutable, strict about unknown fields; and the type of paths in them.
+
+Values of which a dataset has thousands are pydantic dataclasses with slots instead: a model takes 1 to 2 KB more.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,14 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+#: Refuses unknown fields, and numbers that are not finite.
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
 
 class Frozen(BaseModel):
     """Immutable; refuses unknown fields, and numbers that are not finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = STRICT | ConfigDict(frozen=True)
 
 
 def _stays_inside(path: str) -> str:

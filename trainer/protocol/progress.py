@@ -1,4 +1,4 @@
-"""How far a preparation has come: what `trainer prepare` and `trainer caption` tell while they work."""
+"""How far a preparation has come: what `trainer prepare` and `trainer caption` report while they work."""
 
 from __future__ import annotations
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Literal
 
+from pydantic.dataclasses import dataclass
+
 from trainer.protocol.bucket_shapes import COMMON_RESOLUTIONS, ResolutionFit, fit_images
 from trainer.protocol.edits import Crop
-from trainer.protocol.frozen import Frozen, RelativePath
+from trainer.protocol.frozen import STRICT, Frozen, RelativePath
 
 REPORT_VERSION: Literal[1] = 1
 
@@ -64,6 +66,8 @@ class RefusalKind(StrEnum):
     OVERLAP = "overlap"
     COLLISION = "collision"
     NESTED_ARCHIVE = "nested_archive"
+    #: A text, a row of a table or a mask whose image is missing.
+    WITHOUT_IMAGE = "without_image"
     UNSUPPORTED = "unsupported"
 
 
@@ -92,7 +96,8 @@ class FileRole(StrEnum):
     CLUTTER = "clutter"
 
 
-class Finding(Frozen):
+@dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
+class Finding:
     """One finding about one image: the measure, its threshold, and the action."""
 
     kind: FindingKind
@@ -111,7 +116,8 @@ class Split(StrEnum):
     TEST = "test"
 
 
-class Image(Frozen):
+@dataclass(config=STRICT, frozen=True, kw_only=True, slots=True)
+class Image:
     """One image of the sources."""
 
     #: Path below the input; `archive.zip!member` inside an archive.
@@ -237,7 +243,7 @@ class DatasetReport(Frozen):
     #: By role and folder; only what differs from plain images with captions.
     recognized: tuple[RecognizedFiles, ...] = ()
     caption_columns: tuple[CaptionColumn, ...] = ()
-    #: Training resolutions that the summary and the pages tell about, px; `fit` tells about any.
+    #: Training resolutions that the summary and the pages describe, px; `fit` describes any.
     resolutions: tuple[int, ...] = COMMON_RESOLUTIONS
     #: Contact sheets (JPEG) relative to the dataset folder: kept images by split, then the dropped ones.
     sheets: tuple[RelativePath, ...] = ()

@@ -51,7 +51,7 @@ class SampledJob(Frozen):
 
 
 class SampledFile(Frozen):
-    """An adapter of another place: a `.safetensors` file that was put into the sampling job's own folder."""
+    """An adapter from elsewhere: a `.safetensors` file that was put into the sampling job's own folder."""
 
     kind: Literal["file"] = "file"
     label: Label
@@ -74,7 +74,7 @@ class SampledPrompt(Frozen):
 class Cell:
     """One image of the grid; the numbers are indices into the spec's lists."""
 
-    #: Its place in the whole grid, from 0: the file is `samples/0000.png`.
+    #: Its index in the whole grid, from 0: the file is `samples/0000.png`.
     index: int
     model: int
     #: None: the base, which has none.
@@ -94,7 +94,7 @@ class SamplingSpec(Frozen):
     version: Literal[1] = 1
     #: As in the spec of the jobs that are sampled.
     base: Base = Base()
-    #: What the base predicts, where neither its files nor a job's spec tell.
+    #: What the base predicts, where neither its files nor a job's spec say.
     prediction: Prediction = Prediction.AUTO
     models: tuple[SampledModel, ...] = Field(max_length=64)
     prompts: tuple[SampledPrompt, ...] = Field(max_length=16)
@@ -148,7 +148,7 @@ class SamplingSpec(Frozen):
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
         """Every image of the grid in the order of drawing: the weights change as seldom as possible."""
-        places = [
+        combinations = [
             (number, strength, prompt, seed)
             for number, model in enumerate(self.models)
             for strength in ((None,) if model.kind == "base" else self.strengths)
@@ -157,7 +157,7 @@ class SamplingSpec(Frozen):
         ]
         return tuple(
             Cell(index=index, model=model, strength=strength, prompt=prompt, seed=seed)
-            for index, (model, strength, prompt, seed) in enumerate(places)
+            for index, (model, strength, prompt, seed) in enumerate(combinations)
         )
 
 

@@ -112,6 +112,15 @@ class Targets(StrEnum):
     PATTERN = "pattern"
 
 
+class LoraInit(StrEnum):
+    """The weights that a LoRA starts from."""
+
+    #: A is random and B zero (Hu et al. 2021).
+    GAUSSIAN = "gaussian"
+    #: A and B have the largest singular values of the base's weight.
+    PISSA = "pissa"
+
+
 class BlockRank(Frozen):
     """The rank of the layers of some blocks."""
 
@@ -139,6 +148,9 @@ class Method(Frozen):
     #: Scale by alpha / sqrt(rank) instead of alpha / rank, so that a high rank learns as fast as a low one (rsLoRA,
     #: Kalajdzievski 2023, arXiv:2312.03732); of lora and dora.
     rank_stabilized: bool = False
+    #: What a lora starts from. pissa: the strongest directions of the base's own weights, in place of random ones; its
+    #: files have twice the rank (Meng et al. 2024, arXiv:2404.02948).
+    init: LoraInit = LoraInit.GAUSSIAN
     #: Of lora and dora: drops inputs of a layer; of loha and lokr: drops whole layers.
     dropout: float = Field(default=0.0, ge=0, le=0.9)
     #: Side of the rotated blocks of oft; a layer whose width it does not divide gets the nearest size that does.
@@ -165,6 +177,30 @@ class Method(Frozen):
     @property
     def effective_alpha(self) -> float:
         return float(self.rank) if self.alpha is None else self.alpha
+
+    @property
+    def exported(self) -> Method:
+        """The method of the exported files: for a PiSSA an ordinary LoRA of twice the rank and the same scale."""
+        if self.init is not LoraInit.PISSA:
+            return self
+
+        def alpha(rank: int, own: float | None) -> float:
+            own = float(rank) if own is None else own
+            return 2 * own * (rank**0.5 if self.rank_stabilized else 1)
+
+        twice: dict[str, object] = {
+            "init": LoraInit.GAUSSIAN,
+            "rank_stabilized": False,
+            "rank": 2 * self.rank,
+            "alpha": alpha(self.rank, self.alpha),
+            "block_ranks": tuple(
+                each.model_copy(update={"rank": 2 * each.rank, "alpha": alpha(each.rank, each.alpha) or None})
+                for each in self.block_ranks
+            ),
+        }
+        if self.conv_rank is not None:
+            twice |= {"conv_rank": 2 * self.conv_rank, "conv_alpha": alpha(self.conv_rank, self.conv_alpha)}
+        return self.model_copy(update=twice)
 
 
 class ClassWeights(StrEnum):

@@ -24,7 +24,7 @@ IMAGES_PER_PAGE = 500
 LIMITS = {"rows": 200, "groups": 48, "in_group": 12}
 _MAX_FINDINGS, _MAX_NUMBERS = 48, 300
 _MAX_CROPPED, _MIN_CROPPED = 24, 0.10
-#: Most images of a set may have these, and looking at them tells nothing more: their numbers are listed.
+#: Most images of a set may have these, and looking at them shows nothing more: their numbers are listed.
 _BY_NUMBER = frozenset(
     {
         FindingKind.CAPTION_MISSING,
@@ -37,7 +37,7 @@ _BASES = {512: "SD 1.x", 768: "SD 2.x", 1024: "SDXL, SD 3"}
 _SIDES = (*map(str, Split), "dropped")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class NumberedImage:
     """An image of a report with its number, and the page that shows it among all others."""
 
@@ -66,7 +66,7 @@ class NumberedImage:
         return short_labels(self.image)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class FoundImage:
     """One finding in one image."""
 

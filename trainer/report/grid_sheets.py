@@ -58,9 +58,9 @@ def draw_grid_sheets(job_dir: Path, spec: SamplingSpec, size: Size) -> tuple[Sam
 
 
 def _lines_of(spec: SamplingSpec, prompt: int) -> list[_Line]:
-    """Arrange the cells of a prompt: side by side what is compared, one below the other what it is compared for.
+    """Arrange the cells of a prompt in rows.
 
-    Strengths stand side by side; else models do, else seeds.
+    The columns are the strengths if there are several, else the models, else the seeds; the rows are the rest.
     """
     cells = [cell for cell in spec.cells if cell.prompt == prompt]
     names = _names(spec)

@@ -12,18 +12,24 @@ from trainer.protocol.frozen import Frozen
 INSIGHT_FILE = "insight.json"
 
 
-class NearImage(Frozen):
+class TrainingImage(Frozen):
+    """An image that was trained on, as a report names it."""
+
+    #: Its number in the report of its dataset, from 1, and the name of its file.
+    number: int
+    name: str
+    #: Its dataset; empty if the job has only one.
+    dataset: str = ""
+    #: Path relative to the job folder.
+    thumbnail: str
+
+
+class NearImage(TrainingImage):
     """A sample of the best epoch and the training image that is nearest to it."""
 
     prompt: str
-    #: Paths relative to the job folder.
+    #: Path relative to the job folder.
     sample: str
-    thumbnail: str
-    #: The image's number in the report of its dataset, from 1, and the name of its file.
-    number: int
-    name: str
-    #: The dataset of the image; empty if the job has only one.
-    dataset: str = ""
     #: True for a copy, by the rule for near duplicates of a dataset.
     is_same: bool
     is_mirrored: bool
@@ -48,7 +54,7 @@ class Memorization(Frozen):
     images: tuple[NearImage, ...]
 
 
-class PromptLikeness(Frozen):
+class PromptSimilarity(Frozen):
     """Cosine similarity of samples and their prompts by CLIP, before and after, the mean over images."""
 
     before: float
@@ -75,16 +81,12 @@ class Forgetting(Frozen):
     #: Mean feature distance to the nearest training image, before and after.
     distance_before: float
     distance_after: float
-    likeness: PromptLikeness | None = None
+    prompt_similarity: PromptSimilarity | None = None
 
 
-class NeverLearned(Frozen):
+class NeverLearned(TrainingImage):
     """A training image whose loss never fell while the loss of the others did."""
 
-    number: int
-    name: str
-    dataset: str = ""
-    thumbnail: str
     #: Loss over the base model's, by epoch.
     ratios: Mapping[int, float]
 
@@ -96,7 +98,7 @@ class Insight(Frozen):
     memorization: Memorization | None = None
     forgetting: Forgetting | None = None
     #: Of samples and their prompts; only with a CLIP model.
-    likeness: PromptLikeness | None = None
+    prompt_similarity: PromptSimilarity | None = None
     never_learned: tuple[NeverLearned, ...] = ()
     never_learned_sentence: str = ""
     #: The median ratio of the measured training images, by epoch.

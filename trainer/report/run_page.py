@@ -14,6 +14,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from trainer.console import loss_verdict
 from trainer.exchange.files import write_text
 from trainer.protocol.events import (
     BaseValidated,
@@ -32,7 +33,6 @@ from trainer.protocol.events import (
     StoppedEarly,
     TerminalEvent,
     Tested,
-    ValidationLoss,
     Warned,
     all_of,
     last_of,
@@ -40,7 +40,7 @@ from trainer.protocol.events import (
 from trainer.protocol.exported_files import loading_code, newest_files
 from trainer.protocol.settings import SplitKind, TaskKind
 from trainer.protocol.spec import Spec
-from trainer.protocol.text import _, by_level, ngettext, noise_levels, percent, share_off, verdict
+from trainer.protocol.text import _, by_level, ngettext, noise_levels, percent, share_off
 from trainer.report.insights import Insight, NeverLearned, read_insight
 from trainer.report.templating import light_variant, render_html, self_contained
 
@@ -227,20 +227,16 @@ def _outcome(spec: Spec, events: Sequence[Event], ended: Sequence[EpochEnded]) -
         "{after}, {best} is {verdict}{on_what}",
         after=after,
         best=_("it") if best.epoch == done else _("the best, epoch {epoch},", epoch=best.epoch),
-        verdict=_verdict(best.validation),
+        verdict=loss_verdict(best.validation),
         on_what=_(", measured on its own training images") if is_trained_on_all else "",
     )
     if tested is not None:
-        sentence += _("; on the test images, never seen before, {verdict}", verdict=_verdict(tested.test))
+        sentence += _("; on the test images, never seen before, {verdict}", verdict=loss_verdict(tested.test))
         if "accuracy" in tested.metrics:
             sentence += _(", with {share} of them classified correctly", share=percent(tested.metrics["accuracy"]))
     if levels := noise_levels([band.ratio for band in best.validation.bands]):
         sentence += _(". By level: {levels}", levels=levels)
     return sentence + "."
-
-
-def _verdict(loss: ValidationLoss) -> str:
-    return verdict(loss.ratio, loss.ratio_low, loss.ratio_high)
 
 
 def changed_settings(spec: Spec) -> Iterator[ChangedSetting]:

@@ -1,4 +1,4 @@
-"""Ranks the candidates of a comparison, and tells how sure it is that each is worse than the first."""
+"""Ranks the candidates of a comparison, and measures how sure it is that each is worse than the first."""
 
 from __future__ import annotations
 

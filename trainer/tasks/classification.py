@@ -140,10 +140,7 @@ class ClassificationTask:
         logits_BK = self._logits(examples.inputs([ImageView(index=index) for index in indices]))
         plain_B = cross_entropy(logits_BK, self._targets(examples, indices), reduction="none")
         training_B = self._training_loss(logits_BK, examples, indices)
-        return [
-            FrozenLoss(plain=plain, training=training)
-            for plain, training in zip(plain_B.tolist(), training_B.tolist(), strict=True)
-        ]
+        return FrozenLoss.of_batch(plain_B.tolist(), training_B.tolist())
 
     def base_only(self) -> AbstractContextManager[None]:
         """The pretrained backbone with the untrained head."""

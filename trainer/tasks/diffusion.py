@@ -241,10 +241,7 @@ class DiffusionTask:
         error_BCHW = elementwise_loss(prediction_BCHW, target_BCHW, _PLAIN)
         plain_B = reduce_loss(error_BCHW, mask_B1HW, self.spec.objective.mask_floor)
         training_B = self._training_loss(prediction_BCHW, target_BCHW, timestep_B, mask_B1HW)
-        return [
-            FrozenLoss(plain=plain, training=training)
-            for plain, training in zip(plain_B.tolist(), training_B.tolist(), strict=True)
-        ]
+        return FrozenLoss.of_batch(plain_B.tolist(), training_B.tolist())
 
     def base_only(self) -> AbstractContextManager[None]:
         return self.trained.base_only()

@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
 from trainer.dataset.images.image_features import image_feature, stack_features
-from trainer.dataset.images.near_duplicates import image_hashes
+from trainer.dataset.images.perceptual_hash import image_hashes
 from trainer.dataset.split.overlap import JobImage, thumbnail_path
 from trainer.errors import DatasetError, MissingModelError, first_line, hub_problem
 
@@ -94,13 +94,13 @@ class Album:
         features = []
         for thumbnail in self.thumbnails:
             check()
-            features.append(_features_of(_open(thumbnail)))
+            features.append(_features_of(open_rgb(thumbnail)))
         self._features = np.stack([each.feature for each in features])
         self._blurred = np.stack([each.blurred for each in features])
 
     def nearest(self, sample: Path, check: Callable[[], None] = lambda: None) -> NearestImage:
         """Find the training image most similar to a sample; calls `check` between comparisons."""
-        pil_image = _open(sample)
+        pil_image = open_rgb(sample)
         features = _features_of(pil_image)
         distances = _distances(self._features, features.feature)
         found: list[tuple[float, int, bool]] = []
@@ -125,7 +125,7 @@ class Album:
 
     def distance(self, sample: Path) -> float:
         """Feature distance of a sample to the nearest training image."""
-        return float(_distances(self._features, _features_of(_open(sample)).feature).min())
+        return float(_distances(self._features, _features_of(open_rgb(sample)).feature).min())
 
     def _candidates(self, features: _Features) -> list[int]:
         by_feature = np.argsort(_distances(self._features, features.feature), kind="stable")[:_CANDIDATES]
@@ -137,7 +137,7 @@ class Album:
         yield self.thumbnails[index]
         center = self._scratch / f"{index}-center.png"
         if not center.exists():
-            pil_image = _open(self.thumbnails[index])
+            pil_image = open_rgb(self.thumbnails[index])
             if max(pil_image.size) <= _CROPPED * min(pil_image.size):
                 return
             ImageOps.fit(pil_image, (min(pil_image.size),) * 2).save(center)
@@ -196,12 +196,12 @@ def _aligned_distance(first: Float, second: Float) -> float:
 
 def feature_distance(one: Path, other: Path) -> float:
     """Euclidean distance of two images' features."""
-    return float(np.linalg.norm(_features_of(_open(one)).feature - _features_of(_open(other)).feature))
+    return float(np.linalg.norm(_features_of(open_rgb(one)).feature - _features_of(open_rgb(other)).feature))
 
 
 def pixel_difference(one: Path, other: Path) -> float:
     """Mean absolute difference of two images of one size, relative to the pixel range."""
-    first, second = (np.asarray(_open(path), dtype=np.float32) for path in (one, other))
+    first, second = (np.asarray(open_rgb(path), dtype=np.float32) for path in (one, other))
     return float(np.abs(first - second).mean() / 255)
 
 
@@ -223,7 +223,8 @@ def _features_of(pil_image: Image.Image) -> _Features:
     )
 
 
-def _open(path: Path) -> Image.Image:
+def open_rgb(path: Path) -> Image.Image:
+    """Open an image of any mode as RGB."""
     with Image.open(path) as opened:
         return opened.convert("RGB")
 
@@ -253,7 +254,7 @@ class Embedder:
         parts = []
         for start in range(0, len(paths), _BATCH):
             check()
-            pixels = self.processor(images=[_open(path) for path in paths[start : start + _BATCH]])["pixel_values"]
+            pixels = self.processor(images=[open_rgb(path) for path in paths[start : start + _BATCH]])["pixel_values"]
             pixels_BCHW = torch.stack([torch.as_tensor(each) for each in pixels]).to(self.device)
             if self.tokenizer is None:
                 parts.append(self.model(pixel_values=pixels_BCHW).last_hidden_state[:, 0])

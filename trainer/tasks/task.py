@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,11 @@ class FrozenLoss:
     plain: float
     #: The training objective: kind of loss, timestep weight, label smoothing.
     training: float
+
+    @classmethod
+    def of_batch(cls, plain: Iterable[float], training: Iterable[float]) -> list[FrozenLoss]:
+        """Return the losses of the images of a batch."""
+        return [cls(plain=each, training=other) for each, other in zip(plain, training, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,12 +47,12 @@ def verify_exports(
     Raises:
         ExportError: a file cannot be loaded, or predicts something else.
     """
-    trained, untrained = _references(spec, weights, caption, device)
+    trained, untrained, fresh = _references(spec, weights, caption, device)
     effect = _distance(trained, untrained)
     verified: list[Verified] = []
     for file in files:
         progress(len(verified), len(files))
-        with loaded_back(file, spec) as (model, written):
+        with loaded_back(file, spec, fresh) as (model, written):
             difference = _distance(_predict(model, written(caption), device), trained)
         if not difference <= TOLERANCE * effect + 1e-5:
             raise ExportError(
@@ -64,10 +64,12 @@ def verify_exports(
     return verified
 
 
-def _references(spec: Spec, weights: Weights, caption: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Predictions of a fresh base with the weights and without."""
+def _references(
+    spec: Spec, weights: Weights, caption: str, device: torch.device
+) -> tuple[Tensor, Tensor, LoadedBase | None]:
+    """Predictions of a fresh base with the weights and without; and that base, if they can be taken out of it again."""
     base = load_base(spec.base, spec.objective, as_stored=True)
-    method = attach(base, spec)
+    method = attach(base, spec.model_copy(update={"method": spec.method.exported}))
     method.load(weights)
     for module in method.modules.values():
         module.eval()
@@ -75,7 +77,13 @@ def _references(spec: Spec, weights: Weights, caption: str, device: torch.device
         trained = _predict(base, caption, device)
     with method.base_only():
         untrained = _predict(base, caption, device)
-    return trained, untrained
+    if not spec.method.kind.is_adapter:
+        return trained, untrained, None
+    from trainer.models.methods.adapters import remove_adapter
+
+    for module in method.modules.values():
+        remove_adapter(module)
+    return trained, untrained, base
 
 
 @torch.no_grad()

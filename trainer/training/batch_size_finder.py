@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from trainer.device import free_memory_bytes, is_out_of_memory, peak_memory_bytes
 from trainer.errors import BadSpecError, OutOfMemoryError
 from trainer.exchange.files import write_text
+from trainer.exchange.memory_predictions import caption_chunks
 from trainer.models.base import load_base
 from trainer.models.methods import attach
 from trainer.protocol.frozen import Frozen
@@ -36,6 +38,8 @@ from trainer.tasks.examples import Examples, ImageView
 from trainer.tasks.memory_prediction import MemoryNeed, StepSettings, predict_memory, predict_sampling
 from trainer.tasks.task import Task
 from trainer.training.optimizers import make_optimizer
+
+T = TypeVar("T")
 
 MEMORY_PLAN_FILE = "memory_plan.json"
 #: No trial of bf16 on a CPU below this many weights: bf16 ran at 0.63 x the speed of fp32 on the tiny base, at 1.26 x
@@ -157,26 +161,41 @@ def find_precision(wanted: Precision, weights: int, trial: Trial) -> Precision:
     return known or (Precision.BF16 if _is_faster_in_bf16(trial) else Precision.FP32)
 
 
-def cached_precision(folder: Path, task: Sequence[object], find: Callable[[], Precision]) -> Precision:
-    """Return the result of `find`, cached in `folder` for jobs that train the same on this machine."""
+def cached_result(
+    folder: Path, name: str, task: Sequence[object], read: Callable[[str], T], find: Callable[[], T]
+) -> T:
+    """Return the result of `find`, cached in `folder` for jobs that train the same on this machine.
+
+    Args:
+        name: What is found, for the name of the file.
+        task: What it depends on, beside the machine.
+        read: Converts the text of a result back.
+    """
     machine = (platform.processor(), torch.get_num_threads(), torch.__version__)
     key = hashlib.sha256(repr((machine, *task)).encode()).hexdigest()[:32]
-    path = folder / f"precision-{key}.txt"
+    path = folder / f"{name}-{key}.txt"
     try:
-        return Precision(path.read_text(encoding="ascii"))
+        return read(path.read_text(encoding="ascii"))
     except (FileNotFoundError, ValueError):
         found = find()
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(path, found.value)
+    write_text(path, str(found))
     return found
 
 
-def find_micro_batch(training: Training, weights: int, largest: int, trial: Trial) -> int:
+def find_micro_batch(
+    training: Training,
+    weights: int,
+    largest: int,
+    trial: Trial,
+    cached: Callable[[Callable[[], int]], int] = lambda measure: measure(),
+) -> int:
     """Return the configured micro-batch size, or the largest one, up to the batch size, that fits into memory.
 
     Args:
         weights: Number of weights of the model.
         largest: Number of images per epoch in the fullest bucket; a micro-batch cannot have more.
+        cached: Returns the bytes that one image takes on a CPU, as an earlier job has measured them, or measures them.
 
     Raises:
         OutOfMemoryError: Not even one image fits.
@@ -187,7 +206,7 @@ def find_micro_batch(training: Training, weights: int, largest: int, trial: Tria
     if trial.device.type == "cuda":
         return _largest_that_fits(most, trial)
     most = min(most, MAX_CPU_MICRO_BATCH)
-    return most if most == 1 or weights < MIN_TRIAL_WEIGHTS else _estimate_by_one(most, trial)
+    return most if most == 1 or weights < MIN_TRIAL_WEIGHTS else _estimate_by_one(most, trial, cached)
 
 
 def _largest_that_fits(most: int, trial: Trial) -> int:
@@ -214,14 +233,22 @@ def _largest_that_fits(most: int, trial: Trial) -> int:
         torch.cuda.reset_peak_memory_stats(trial.device)
 
 
-def _estimate_by_one(most: int, trial: Trial) -> int:
+def _estimate_by_one(most: int, trial: Trial, cached: Callable[[Callable[[], int]], int]) -> int:
     """On a CPU, which swaps or is killed where a GPU refuses: measure one image and divide the free memory by it."""
     free = free_memory_bytes(trial.device)
-    # Resident size, not the peak so far: if encoding peaked higher, the peak would hide what one image takes.
-    before = psutil.Process().memory_info().rss
-    trial.run(1, False)
-    one = max(1, peak_memory_bytes(trial.device) - before)
-    return max(1, min(most, int(MEMORY_SHARE * free / one)))
+
+    @cache
+    def measure() -> int:
+        # Resident size, not the peak so far: if encoding peaked higher, the peak would hide what one image takes.
+        before = psutil.Process().memory_info().rss
+        trial.run(1, False)
+        return int(max(1, peak_memory_bytes(trial.device) - before))
+
+    def fitting(one: int) -> int:
+        return max(1, min(most, int(MEMORY_SHARE * free / one)))
+
+    # Where it matters, it is measured again: an earlier job may have encoded its images, which peaks higher.
+    return most if fitting(cached(measure)) == most else fitting(measure())
 
 
 def _is_faster_in_bf16(trial: Trial) -> bool:
@@ -351,7 +378,7 @@ def _needs(task: Task, spec: Spec, precision: Precision) -> list[MemoryNeed]:
 def predict_job(spec: Spec) -> int:
     """Predict a training's memory with one image at once from its settings alone, in bytes, libraries included.
 
-    For captions of one chunk, and samples; the base is opened on the CPU.
+    For captions as long as the datasets' reports say, and samples; the base is opened on the CPU.
 
     Raises:
         TrainerError: The base cannot be opened, or the method does not fit it.
@@ -362,6 +389,7 @@ def predict_job(spec: Spec) -> int:
     found = []
     for stage in spec.plan:
         settings = _step_settings(spec, stage, spec.training.precision, base.resolution)
+        settings = replace(settings, chunks=caption_chunks(spec))
         need = predict_memory(base, trained, settings)
         found.append(replace(need, sampling=predict_sampling(base, settings, images=SAMPLES_AT_ONCE)))
     return int(max(need.total for need in found) + _OVERHEAD)

@@ -14,8 +14,6 @@ from statistics import fmean, median
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from PIL import Image
-
 from trainer.dataset.split.overlap import JobImage, thumbnail_path
 from trainer.errors import TrainerError
 from trainer.exchange.job_dir import sample_folder
@@ -30,12 +28,19 @@ from trainer.report.insights import (
     Memorization,
     NearImage,
     NeverLearned,
-    PromptLikeness,
+    PromptSimilarity,
     write_insight,
 )
 from trainer.report.model_card import write_model_card
 from trainer.report.run_page import PAGE_NAME, SHARED_PAGE_NAME, write_run_page
-from trainer.tasks.sample_similarity import Album, NearestImage, clip_score, feature_distance, pixel_difference
+from trainer.tasks.sample_similarity import (
+    Album,
+    NearestImage,
+    clip_score,
+    feature_distance,
+    open_rgb,
+    pixel_difference,
+)
 from trainer.tasks.task import DrawnSample
 from trainer.training.image_history import describe_never_learned, never_learned, read_history
 from trainer.training.run import StopRequestedError
@@ -191,7 +196,9 @@ def _compare_samples(session: Session, unrelated: Sequence[SamplePair]) -> dict[
                 session, _("Forgetting"), lambda: _measure_forgetting(session, album, unrelated, embedder)
             )
     if embedder is not None and pairs:
-        found["likeness"] = _try(session, _("Similarity to prompts"), lambda: _prompt_likeness(embedder, pairs))
+        found["prompt_similarity"] = _try(
+            session, _("Similarity to prompts"), lambda: _prompt_similarity(embedder, pairs)
+        )
     return found
 
 
@@ -275,7 +282,7 @@ def _draw_nearest(
         ComparedColumn(
             heading=_("most similar"),
             note=_("training image"),
-            images=[_open(session.job_dir / each.thumbnail) for each in found[:MAX_COMPARED]],
+            images=[open_rgb(session.job_dir / each.thumbnail) for each in found[:MAX_COMPARED]],
         ),
     ]
     draw_comparison(path, columns, captions)
@@ -371,7 +378,7 @@ def _measure_forgetting(
         another_seed=fmean(other_seeds) if other_seeds else None,
         distance_before=fmean(album.distance(pair.before.path) for pair in pairs),
         distance_after=fmean(album.distance(pair.after.path) for pair in pairs),
-        likeness=None if embedder is None else _prompt_likeness(embedder, pairs),
+        prompt_similarity=None if embedder is None else _prompt_similarity(embedder, pairs),
     )
     words = {
         "sentence": describe_forgetting(forgetting),
@@ -431,11 +438,11 @@ def _similarities(
     return [float(value) for value in similarity_NM.max(dim=1).values]
 
 
-def _prompt_likeness(embedder: Embedder, pairs: Sequence[SamplePair]) -> PromptLikeness | None:
+def _prompt_similarity(embedder: Embedder, pairs: Sequence[SamplePair]) -> PromptSimilarity | None:
     prompts_ND = embedder.prompts([pair.after.prompt for pair in pairs])
     if prompts_ND is None:
         return None
-    return PromptLikeness(
+    return PromptSimilarity(
         before=clip_score(embedder.images([pair.before.path for pair in pairs]), prompts_ND),
         after=clip_score(embedder.images([pair.after.path for pair in pairs]), prompts_ND),
     )
@@ -455,10 +462,5 @@ def _save_thumbnail(session: Session, member: JobImage) -> str:
     path.parent.mkdir(exist_ok=True)
     with TemporaryDirectory() as scratch:
         folder = session.mixture.source_of(member).folder
-        _open(thumbnail_path(member.image, folder, Path(scratch) / "small.png")).save(path, quality=90)
+        open_rgb(thumbnail_path(member.image, folder, Path(scratch) / "small.png")).save(path, quality=90)
     return str(path.relative_to(session.job_dir))
-
-
-def _open(path: Path) -> Image.Image:
-    with Image.open(path) as opened:
-        return opened.convert("RGB")

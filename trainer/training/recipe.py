@@ -13,6 +13,7 @@ import json
 import logging
 import os
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -71,7 +72,7 @@ from trainer.training.batch_size_finder import (
     DryRun,
     MemoryPlan,
     Trial,
-    cached_precision,
+    cached_result,
     check_fits,
     find_micro_batch,
     find_precision,
@@ -86,13 +87,16 @@ from trainer.training.failures import emit_failed
 from trainer.training.finale import export_and_finish
 from trainer.training.fused_backward import check_machine
 from trainer.training.optimizers import check_optimizer_arguments
-from trainer.training.run import StopRequest, StopRequestedError
+from trainer.training.run import StopRequest, StopRequestedError, without_collection
 from trainer.training.schedules import check_schedule_arguments, check_warmup
 from trainer.training.session import Session
 from trainer.training.stages import check_patterns, check_warmups, trained_parts
 from trainer.training.step import EpochProgress, take_step
 
 log = logging.getLogger(__name__)
+
+#: Settings of `training` on which the memory of a step depends.
+_STEP_MEMORY = {"gradient_checkpointing", "bf16_weights", "fused_backward", "compile"}
 
 
 def train(reporter: Reporter, stop: StopRequest, options: RunOptions) -> int:
@@ -130,7 +134,8 @@ def prepare_session(reporter: Reporter, stop: StopRequest, options: RunOptions) 
     precision = choose_precision(spec.training.precision, is_half=is_half)
     accelerator = make_accelerator(precision, tf32=spec.training.tf32)
     torch.manual_seed(derive_seed("init", spec.training.seed))
-    task = make_task(spec, mixture, accelerator.device)
+    with without_collection():
+        task = make_task(spec, mixture, accelerator.device)
     session = Session(
         job_dir=job_dir,
         spec=spec,
@@ -258,6 +263,7 @@ def _plan_memory(session: Session) -> None:
     """Find precision and micro-batch size, unless an earlier run did, and move the model to the device."""
     task, training = session.task, session.spec.training
     plan = session.processes.broadcast(read_memory_plan(session.job_dir))
+    placed: Precision | None = None
     returns_memory = _returns_memory(session) if plan is None else plan.returns_memory
     if returns_memory:
         return_large_blocks()
@@ -268,17 +274,22 @@ def _plan_memory(session: Session) -> None:
         precision = _find_precision(session, trial)
         dry_run.release()
         task.place(precision)
+        placed = precision
         sides = [each for train in candidates for each in train.sizes]
         largest = max(map(sides.count, set(sides)), default=1) * session.mixture.sources[0].repeats
         if session.options.micro_batch is not None:
             largest = min(largest, session.options.micro_batch)
-        micro_batch = find_micro_batch(training, task.weights, largest, trial)
+        pixels = max(width * height for width, height in sides)
+        key = (*_trained_key(session), precision, pixels, training.model_dump(include=_STEP_MEMORY))
+        cached = partial(cached_result, _cache_of(session), "image-bytes", key, int)
+        micro_batch = find_micro_batch(training, task.weights, largest, trial, cached)
         found = MemoryPlan(precision=precision, micro_batch_size=micro_batch, returns_memory=returns_memory)
         plan = session.processes.broadcast(found)
         if session.processes.is_main:
             write_memory_plan(session.job_dir, plan)
     session.memory_plan = plan
-    task.place(plan.precision)
+    if placed is not plan.precision:
+        task.place(plan.precision)
     if task.device.type == "cpu" and not returns_memory:
         keep_memory_between_steps()
 
@@ -306,8 +317,16 @@ def _find_precision(session: Session, trial: Trial) -> Precision:
         task.place(Precision.FP32)
         return find_precision(wanted, task.weights, trial)
 
-    cache_key = (session.spec.base, session.spec.method, task.resolution)
-    return cached_precision(session.mixture.sources[0].folder / "cache", cache_key, find)
+    return cached_result(_cache_of(session), "precision", _trained_key(session), Precision, find)
+
+
+def _cache_of(session: Session) -> Path:
+    return session.mixture.sources[0].folder / "cache"
+
+
+def _trained_key(session: Session) -> tuple[object, ...]:
+    """What is trained: other jobs with the same take steps of the same time and memory."""
+    return session.spec.base, session.spec.method, session.task.resolution
 
 
 def _emit_started(session: Session) -> None:

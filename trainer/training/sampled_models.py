@@ -1,4 +1,4 @@
-"""Finds what a sampling job draws with: the result or an epoch of a training, or an adapter of another place."""
+"""Finds what a sampling job draws with: the result or an epoch of a training, or an adapter from elsewhere."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class FoundModel:
     label: str
     #: None: the base alone.
     change: Change | None = None
-    #: The settings that it was trained with; None: the base, or a file of another place.
+    #: The settings that it was trained with; None: the base, or a file from elsewhere.
     spec: Spec | None = None
-    #: The family that a file of another place is for, as `Family`; empty: not known, or trained here.
+    #: The family that a file from elsewhere is for, as `Family`; empty: not known, or trained here.
     family: str = ""
     #: What A1111 calls its file: `momo-000012`; empty: no adapter.
     file_name: str = ""
@@ -208,7 +208,7 @@ def objective_of(spec: SamplingSpec, models: Sequence[FoundModel]) -> Objective:
 
 
 def check_families(models: Sequence[FoundModel], base: LoadedBase) -> None:
-    """Check that the files of other places are for the base's family.
+    """Check that the files from elsewhere are for the base's family.
 
     Raises:
         BadSpecError: One is for another.

@@ -60,7 +60,7 @@ class Variant:
     attention: str = ""
     #: Not channels last.
     is_contiguous: bool = False
-    #: Of true size: trained on one image, for as few steps as tell something.
+    #: Of true size: trained on one image, for as few steps as suffice.
     is_large: bool = False
 
 

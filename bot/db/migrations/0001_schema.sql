@@ -67,7 +67,7 @@ CREATE TABLE job (
     guild_id          INTEGER NOT NULL,
     channel_id        INTEGER NOT NULL,
     owner_id          INTEGER NOT NULL,
-    -- NULL: a sampling of a base model, or of a file of another place.
+    -- NULL: a sampling of a base model, or of a file from elsewhere.
     dataset_id        INTEGER REFERENCES dataset (id),
     -- The training whose results it draws with, or starts from; its files are kept until this job has ended.
     source_id         INTEGER REFERENCES job (id),
@@ -330,7 +330,7 @@ CREATE TABLE channel_hold (
     detail     TEXT    NOT NULL,
     since      REAL    NOT NULL,
     -- When it is tried again, and the newest message at the last try.
-    look_at    REAL    NOT NULL,
+    recheck_at    REAL    NOT NULL,
     seen_id    INTEGER NOT NULL
 ) STRICT;
 
@@ -372,7 +372,7 @@ CREATE INDEX card_failed ON card (job_id) WHERE reason IS NOT NULL;
 
 CREATE INDEX card_changed ON card (channel_id) WHERE shown_version < version;
 
--- Where a person is told of an event of a job (`bot.outbox.audience`): what differs from the default.
+-- Where a person is notified of an event of a job (`bot.outbox.audience`): what differs from the default.
 CREATE TABLE notify_choice (
     user_id INTEGER NOT NULL,
     event   TEXT    NOT NULL,
@@ -388,7 +388,7 @@ CREATE TABLE quiet_hours (
     zone    TEXT    NOT NULL
 ) STRICT;
 
--- Who is told of a job: others than its owner (1), or not even its owner (0).
+-- Who is notified of a job: others than its owner (1), or not even its owner (0).
 CREATE TABLE watcher (
     job_id      INTEGER NOT NULL,
     user_id     INTEGER NOT NULL,

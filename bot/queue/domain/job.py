@@ -155,7 +155,7 @@ class _Requested:
     guild_id: int
     channel_id: int
     owner_id: int
-    #: 0: none, of a sampling of a base model or of a file of another place.
+    #: 0: none, of a sampling of a base model or of a file from elsewhere.
     dataset_id: int
     #: The training whose results it draws with, or starts from; None: of no training of this bot.
     source_id: int | None = None
@@ -226,7 +226,7 @@ class Job(_Requested):
     last_event_at: datetime | None = None
     #: The newest terminal event.
     terminal_event: TerminalEvent | None = None
-    #: Why the newest attempt ended, where its terminal event does not tell.
+    #: Why the newest attempt ended, where its terminal event does not say.
     end_reason: EndReason | None = None
     #: 1, and one more with each Retry and each extension.
     round: int = 1

@@ -75,7 +75,7 @@ class Progress(Frozen):
             case EpochEnded():
                 changes = {"epochs": self._with_epoch(event)}
             case SamplingStarted():
-                # An image that was drawn before a loss, and told after it, is not drawn again.
+                # An image that was drawn before a loss, and reported after it, is not drawn again.
                 changes = {"images": event.images, "drawn": event.already_drawn}
             case ImageDrawn():
                 cells = (*self.newest_cells, event.cell)
@@ -85,7 +85,7 @@ class Progress(Frozen):
         return self.model_copy(update=changes)
 
     def _with_epoch(self, ended: EpochEnded) -> tuple[EpochEnded, ...]:
-        # An epoch that is repeated after a loss replaces the earlier one. Of the bands, those of the best are told.
+        # An epoch that is repeated after a loss replaces the earlier one. Of the bands, those of the best are shown.
         others = [epoch for epoch in self.epochs if epoch.epoch != ended.epoch]
         epochs = [each if each.epoch == ended.best_epoch else _without_bands(each) for each in (*others, ended)]
         epochs.sort(key=lambda epoch: epoch.epoch)

@@ -14,7 +14,7 @@ from bot.queue.domain.rules import after_loss, after_terminal_event
 from bot.queue.store import job_sql
 from bot.queue.store.history import AuditReason
 from bot.queue.store.queue_control import PAUSE_SETTING
-from bot.queue.store.transitions import Transitions, first
+from bot.queue.store.transitions import Transitions, first, only
 from bot.runners import Handle
 from trainer.protocol.events import (
     BaseValidated,
@@ -77,8 +77,7 @@ class AttemptStore:
             ready = await self._first_ready(connection, now)
             if ready is None:
                 return None
-            free = await first(connection, job_sql.FREE_SLOTS, ())
-            assert free is not None
+            free = await only(connection, job_sql.FREE_SLOTS, ())
             if free["free"] < ready["gpus"] and not await self._may_run_beside(connection, ready):
                 return None
         if ready["gpus"] and not ready["is_front"]:
@@ -91,8 +90,7 @@ class AttemptStore:
         sampling = await first(connection, job_sql.FIRST_READY, {**now, "kind": JobKind.SAMPLE})
         if sampling is None:
             return await first(connection, job_sql.FIRST_READY, {**now, "kind": JobKind.TRAIN})
-        claims = await first(connection, job_sql.SAMPLINGS_IN_A_ROW, {"most": _MAX_SAMPLINGS_IN_A_ROW})
-        assert claims is not None
+        claims = await only(connection, job_sql.SAMPLINGS_IN_A_ROW, {"most": _MAX_SAMPLINGS_IN_A_ROW})
         training = None
         if claims["samplings"] >= _MAX_SAMPLINGS_IN_A_ROW:
             training = await first(connection, job_sql.FIRST_READY, {**now, "kind": JobKind.TRAIN})
@@ -189,14 +187,12 @@ class AttemptStore:
         """Make the transitions that `apply` made: the training began, or a child reached its goal."""
         state = before.state
         if state is State.PREPARING and after.state is not state:
-            began = await first(connection, job_sql.BEGAN, {"id": after.id, "attempt": after.attempt})
-            assert began is not None
+            began = await only(connection, job_sql.BEGAN, {"id": after.id, "attempt": after.attempt})
             await self._transitions.record(connection, began, verb="begin", before=state)
             state = State.RUNNING
         if after.state is State.STOPPING and state is State.RUNNING:
             values = {"id": after.id, "by": None, "intent": StopIntent.PAUSE}
-            stopping = await first(connection, job_sql.STOP_ACTIVE, values)
-            assert stopping is not None
+            stopping = await only(connection, job_sql.STOP_ACTIVE, values)
             reason = AuditReason.EPOCH_REACHED
             await self._transitions.record(connection, stopping, verb="pause", before=state, why=reason)
 

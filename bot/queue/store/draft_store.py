@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 
 from bot.clock import SYSTEM_CLOCK, Clock
 from bot.config import LimitSettings
-from bot.db import Connection, Database, Row
+from bot.db import Connection, Database, Row, as_stored
 from bot.errors import DraftEnded, TooManyDrafts
-from bot.queue.store.transitions import first
+from bot.queue.store.transitions import first, only
 
 #: Drafts expire after a day, before the dataset's own retention.
 DRAFT_LIFE_S = 86_400.0
@@ -64,17 +64,7 @@ class Draft:
 
     @classmethod
     def from_row(cls, row: Row) -> Draft:
-        return cls(
-            id=row["id"],
-            interaction_id=row["interaction_id"],
-            guild_id=row["guild_id"],
-            channel_id=row["channel_id"],
-            owner_id=row["owner_id"],
-            dataset_id=row["dataset_id"],
-            request=row["request"],
-            job_id=row["job_id"],
-            created_at=datetime.fromtimestamp(row["created_at"], UTC),
-        )
+        return cls(**as_stored(cls, row) | {"created_at": datetime.fromtimestamp(row["created_at"], UTC)})
 
 
 class DraftStore:
@@ -87,7 +77,7 @@ class DraftStore:
         self._max_waiting = max_waiting
         self._clock = clock
 
-    async def keep(
+    async def add(
         self, *, interaction_id: int, guild_id: int, channel_id: int, owner_id: int, dataset_id: int, request: str
     ) -> Draft:
         """Store a draft; the same interaction twice is one draft.
@@ -110,8 +100,7 @@ class DraftStore:
                 counted = await first(connection, _COUNT, (owner_id, inserted["id"], self._oldest()))
                 if counted is not None and counted[0] >= self._max_waiting:
                     raise TooManyDrafts(waiting=counted[0], allowed=self._max_waiting)
-            row = await first(connection, f"{_DRAFTS}interaction_id = ?", (interaction_id,))
-            assert row is not None
+            row = await only(connection, f"{_DRAFTS}interaction_id = ?", (interaction_id,))
             return Draft.from_row(row)
 
     async def get(self, draft_id: int) -> Draft:

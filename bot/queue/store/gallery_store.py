@@ -12,11 +12,11 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from bot.db import Connection, Row
+from bot.db import Connection, Row, as_stored
 from bot.errors import NotAllowed, NotFound
 from bot.queue.domain.job import Job
 from bot.queue.store import job_sql
-from bot.queue.store.transitions import Transitions, first
+from bot.queue.store.transitions import Transitions, first, only
 from trainer.protocol.frozen import Frozen
 from trainer.protocol.text import _
 
@@ -86,19 +86,13 @@ class GalleryPost:
 
     @classmethod
     def from_row(cls, row: Row) -> GalleryPost:
-        return cls(
-            id=row["id"],
-            guild_id=row["guild_id"],
-            job_id=row["job_id"],
-            owner_id=row["owner_id"],
-            model_job_id=row["model_job_id"],
-            picture=Picture.model_validate_json(row["picture"]),
-            base=row["base"],
-            tags=tuple(json.loads(row["tags"])),
-            likes=row["likes"],
-            created_at=datetime.fromtimestamp(row["created_at"], UTC),
-            is_withdrawn=row["withdrawn_at"] is not None,
-        )
+        values = as_stored(cls, row) | {
+            "picture": Picture.model_validate_json(row["picture"]),
+            "tags": tuple(json.loads(row["tags"])),
+            "created_at": datetime.fromtimestamp(row["created_at"], UTC),
+            "is_withdrawn": row["withdrawn_at"] is not None,
+        }
+        return cls(**values)
 
 
 class NoSuchPost(NotFound):
@@ -180,8 +174,7 @@ class GalleryStore:
                 for job_id in {job.id, model_job_id} - {None}:
                     await self._mark_job(connection, job_id, is_shared=True, by=by)
             else:
-                row = await first(connection, _SHOWN + " AND job_id = :job_id AND path = :path", values)
-            assert row is not None
+                row = await only(connection, _SHOWN + " AND job_id = :job_id AND path = :path", values)
         return GalleryPost.from_row(row)
 
     async def vote(self, guild_id: int, post_id: int, user_id: int) -> GalleryPost:
@@ -195,8 +188,7 @@ class GalleryStore:
             await _require_shown(connection, values)
             if await first(connection, _UNLIKE, values) is None:
                 await connection.execute_fetchall(_LIKE, values)
-            row = await first(connection, _COUNT_LIKES, values)
-            assert row is not None
+            row = await only(connection, _COUNT_LIKES, values)
             await self._transitions.outbox.cards.touch_post(connection, post_id)
         return GalleryPost.from_row(row)
 
@@ -209,8 +201,7 @@ class GalleryStore:
         values = {"id": post_id, "guild_id": guild_id, "tags": json.dumps(list(tags))}
         async with self._db.transaction() as connection:
             await _require_shown(connection, values)
-            row = await first(connection, "UPDATE gallery_post SET tags = :tags WHERE id = :id RETURNING *", values)
-            assert row is not None
+            row = await only(connection, "UPDATE gallery_post SET tags = :tags WHERE id = :id RETURNING *", values)
             await self._transitions.outbox.cards.touch_post(connection, post_id)
         return GalleryPost.from_row(row)
 
@@ -249,8 +240,7 @@ class GalleryStore:
 
     async def _mark_job(self, connection: Connection, job_id: int | None, *, is_shared: bool, by: int) -> None:
         values = {"id": job_id, "is_shared": is_shared, "now": self._transitions.clock.time()}
-        row = await first(connection, job_sql.SHARE, values)
-        assert row is not None
+        row = await only(connection, job_sql.SHARE, values)
         verb = "share" if is_shared else "unshare"
         await self._transitions.record(connection, row, verb=verb, before=row["state"], by=by)
 

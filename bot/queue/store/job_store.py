@@ -27,7 +27,7 @@ from bot.queue.store.queue_control import QueueControl
 from bot.queue.store.sample_votes import SampleVotes
 from bot.queue.store.slots import Slots
 from bot.queue.store.study_store import StudyStore
-from bot.queue.store.transitions import Transitions, first
+from bot.queue.store.transitions import Transitions, first, only
 from trainer.protocol.events import Event, parse_event
 from trainer.protocol.run_options import JobKind
 from trainer.protocol.spec import Spec
@@ -178,8 +178,8 @@ class JobStore:
 
     async def queue_positions(self, job_ids: Sequence[int]) -> dict[int, int]:
         """Return `queue_position` of each of these jobs that is queued."""
-        places = ", ".join("?" * len(job_ids))
-        rows = await self._db.all(f"{job_sql.POSITIONS} IN ({places})", job_ids)
+        placeholders = ", ".join("?" * len(job_ids))
+        rows = await self._db.all(f"{job_sql.POSITIONS} IN ({placeholders})", job_ids)
         return {row["id"]: row["position"] for row in rows}
 
     async def events(self, job_id: int) -> tuple[Event, ...]:
@@ -252,8 +252,7 @@ class JobStore:
                 await self._require_room(connection, new, new.max_waiting)
                 if not may_repeat:
                     await self._require_unique(connection, new)
-                slots = await first(connection, "SELECT COUNT(*) FROM slot WHERE is_enabled", ())
-                assert slots is not None
+                slots = await only(connection, "SELECT COUNT(*) FROM slot WHERE is_enabled", ())
                 require_gpus(new.gpus, slots[0])
                 row = await self._insert(connection, new)
             failpoint("submit_open")
@@ -274,13 +273,11 @@ class JobStore:
 
     async def _require_room(self, connection: Connection, job: NewJob | Job, max_waiting: int | None) -> None:
         values = {"owner_id": job.owner_id, "guild_id": job.guild_id, "kind": job.kind, "study_id": None}
-        queued = await first(connection, job_sql.COUNT_QUEUED, values)
-        assert queued is not None
+        queued = await only(connection, job_sql.COUNT_QUEUED, values)
         if job.kind is JobKind.TRAIN:
             require_room(queued["jobs"], max_waiting or self._limits.max_jobs_per_user)
             return
-        in_server = await first(connection, job_sql.COUNT_SAMPLINGS, values)
-        assert in_server is not None
+        in_server = await only(connection, job_sql.COUNT_SAMPLINGS, values)
         require_sampling_room(queued["jobs"], in_server["jobs"], self._sampling)
 
     async def _require_unique(self, connection: Connection, new: NewJob) -> None:
@@ -292,13 +289,7 @@ class JobStore:
             raise DuplicateJob(job_id=same["id"], state=same["state"])
 
     async def _insert(self, connection: Connection, new: NewJob) -> Row:
-        order = {"owner_id": new.owner_id, "kind": new.kind, "priority": new.priority}
-        turn = await first(connection, job_sql.NEXT_TURN, order)
-        assert turn is not None
-        values = {**_columns(new), "turn": turn[0], "now": self._clock.time()}
-        row = await first(connection, job_sql.SUBMIT, values)
-        assert row is not None
-        await self._transitions.record(connection, row, verb="submit", before=None, by=new.owner_id)
+        row = await self._transitions.submit(connection, new, by=new.owner_id)
         await self._transitions.notify_queued(connection, row)
         log.info("#%d queued (%s, %s)", row["id"], new.name, new.spec.base.source)
         return row
@@ -471,29 +462,3 @@ class JobStore:
                     await self._leave_queue(connection, before)
                 await self._transitions.record(connection, row, verb=verb, before=before["state"], by=by, why=why)
         return await self.get(job_id)
-
-
-def _columns(new: NewJob) -> dict[str, Any]:
-    return {
-        "interaction_id": new.interaction_id,
-        "guild_id": new.guild_id,
-        "channel_id": new.channel_id,
-        "owner_id": new.owner_id,
-        "kind": new.kind,
-        "dataset_id": new.dataset_id or None,
-        "source_id": new.source_id,
-        "name": new.name,
-        "spec": new.spec.model_dump_json(),
-        "priority": new.priority,
-        "gpus": new.gpus,
-        "run_after": 0.0 if new.run_after is None else new.run_after.timestamp(),
-        "max_running": new.max_running,
-        "max_waiting": new.max_waiting,
-        "fingerprint": new.fingerprint,
-        "estimate_s": new.estimate_s,
-        "study": new.study,
-        "parent_id": new.parent_id,
-        "child_name": new.child_name,
-        "folder": new.folder or None,
-        "until_epoch": new.until_epoch,
-    }

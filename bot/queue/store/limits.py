@@ -84,7 +84,7 @@ class PriorityNotAllowed(JobRefused):
 
 
 class UnknownHours(JobRefused):
-    """The GPU hours of the week are limited, and nothing tells how many a study needs."""
+    """The GPU hours of the week are limited, and how many a study needs is not known."""
 
     def __init__(self, *, left_h: float) -> None:
         self.left_h = left_h

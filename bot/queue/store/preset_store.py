@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bot.clock import SYSTEM_CLOCK, Clock
-from bot.db import Database, Row
+from bot.db import Database, Row, as_stored
 from bot.errors import DarkroomError, NotFound
 from trainer.protocol.presets import Preset
 from trainer.protocol.text import _
@@ -34,12 +34,7 @@ class SavedPreset:
 
     @classmethod
     def from_row(cls, row: Row) -> SavedPreset:
-        return cls(
-            guild_id=row["guild_id"],
-            owner_id=row["owner_id"],
-            base=row["base"],
-            preset=Preset.model_validate_json(row["content"]),
-        )
+        return cls(**as_stored(cls, row), preset=Preset.model_validate_json(row["content"]))
 
 
 class PresetNameTaken(DarkroomError):

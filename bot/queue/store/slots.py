@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bot.clock import SYSTEM_CLOCK, Clock
-from bot.db import Database, Row
+from bot.db import Database, Row, as_stored
 from bot.db.audit import write_entry
 from bot.queue.store.transitions import first
 from trainer.protocol.devices import Devices
@@ -43,14 +43,7 @@ class Slot:
 
     @classmethod
     def from_row(cls, row: Row) -> Slot:
-        return cls(
-            id=row["id"],
-            device=row["device"],
-            name=row["name"],
-            memory_bytes=row["memory_bytes"],
-            job_id=row["job_id"],
-            is_enabled=bool(row["is_enabled"]),
-        )
+        return cls(**as_stored(cls, row) | {"is_enabled": bool(row["is_enabled"])})
 
 
 def slots_of(devices: Devices, places: int | None) -> list[Slot]:

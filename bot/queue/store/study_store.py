@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from bot.config import LimitSettings
 from bot.db import Connection, Row
 from bot.outbox import NotificationKind
-from bot.queue.domain.job import LIVING, ActiveJob, EndReason, EndReasonKind, Job, State, StopIntent
+from bot.queue.domain.job import LIVING, ActiveJob, EndReason, EndReasonKind, Job, NewJob, State, StopIntent
 from bot.queue.domain.rules import AttemptOutcome
 from bot.queue.store import job_sql
 from bot.queue.store.history import AuditReason
-from bot.queue.store.transitions import Transitions, first
+from bot.queue.store.transitions import Transitions, first, only
 from trainer.protocol.spec import Spec
 
 log = logging.getLogger(__name__)
@@ -65,8 +65,7 @@ class StudyStore:
             if study is None or study.state is State.STOPPING:
                 return False
             if study.state is State.PREPARING:
-                began = await first(connection, job_sql.BEGAN, {"id": job_id, "attempt": attempt})
-                assert began is not None
+                began = await only(connection, job_sql.BEGAN, {"id": job_id, "attempt": attempt})
                 await self._transitions.record(connection, began, verb="begin", before=study.state)
             await self._store_step(connection, job_id, step)
             known = {row["child_name"]: row for row in await connection.execute_fetchall(_CHILDREN, (job_id,))}
@@ -82,8 +81,7 @@ class StudyStore:
     async def _room(self, connection: Connection, study: ActiveJob) -> int:
         """How many children may be created now; one, however many jobs their owner has, if none of them is queued."""
         values = {"owner_id": study.owner_id, "guild_id": study.guild_id, "kind": study.kind, "study_id": study.id}
-        queued = await first(connection, job_sql.COUNT_QUEUED, values)
-        assert queued is not None
+        queued = await only(connection, job_sql.COUNT_QUEUED, values)
         allowed = study.max_waiting or self._limits.max_jobs_per_user
         return max(allowed - int(queued["jobs"]), 0 if queued["children"] else 1)
 
@@ -92,42 +90,25 @@ class StudyStore:
         return None if row is None else ActiveJob.from_row(row)
 
     async def _store_step(self, connection: Connection, job_id: int, step: str) -> None:
-        row = await first(connection, "UPDATE job SET study_step = ? WHERE id = ? RETURNING *", (step, job_id))
-        assert row is not None
+        row = await only(connection, "UPDATE job SET study_step = ? WHERE id = ? RETURNING *", (step, job_id))
         await self._transitions.touch(connection, row)
 
     async def _create(self, connection: Connection, study: ActiveJob, goal: StudyGoal) -> None:
-        order = {"owner_id": study.owner_id, "kind": study.kind, "priority": study.priority}
-        turn = await first(connection, job_sql.NEXT_TURN, order)
-        assert turn is not None
-        values = {
-            "kind": study.kind,
-            "source_id": None,
-            "interaction_id": None,
-            "guild_id": study.guild_id,
-            "channel_id": study.channel_id,
-            "owner_id": study.owner_id,
-            "dataset_id": study.dataset_id,
-            "priority": study.priority,
-            "max_running": study.max_running,
-            "max_waiting": study.max_waiting,
-            "name": goal.spec.name,
-            "spec": goal.spec.model_dump_json(),
-            "turn": turn[0],
-            "gpus": 1,
-            "run_after": 0.0,
-            "fingerprint": None,
-            "estimate_s": None,
-            "study": None,
-            "parent_id": study.id,
-            "child_name": goal.name,
-            "folder": f"{study.folder}/{goal.folder}",
-            "until_epoch": goal.until_epoch,
-            "now": self._transitions.clock.time(),
-        }
-        row = await first(connection, job_sql.SUBMIT, values)
-        assert row is not None
-        await self._transitions.record(connection, row, verb="submit", before=None, why=AuditReason.STUDY_CHILD)
+        child = NewJob(
+            guild_id=study.guild_id,
+            channel_id=study.channel_id,
+            owner_id=study.owner_id,
+            dataset_id=study.dataset_id,
+            priority=study.priority,
+            max_running=study.max_running,
+            max_waiting=study.max_waiting,
+            spec=goal.spec,
+            parent_id=study.id,
+            child_name=goal.name,
+            folder=f"{study.folder}/{goal.folder}",
+            until_epoch=goal.until_epoch,
+        )
+        row = await self._transitions.submit(connection, child, why=AuditReason.STUDY_CHILD)
         log.info("#%d queued (%s of #%d)", row["id"], goal.name, study.id)
 
     async def _aim(self, connection: Connection, study: ActiveJob, child: Row, until_epoch: int | None) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from typing import Any
 
 from bot.clock import SYSTEM_CLOCK, Clock
 from bot.db import Connection, Database, Row
 from bot.db.audit import write_entry
 from bot.outbox import Notification, NotificationKind, Outbox
-from bot.queue.domain.job import ActiveJob, State
+from bot.queue.domain.job import ActiveJob, NewJob, State
 from bot.queue.domain.reducer import end_notification
 from bot.queue.domain.rules import AttemptOutcome
 from bot.queue.store import job_sql
@@ -28,6 +29,13 @@ async def first(connection: Connection, statement: str, parameters: Iterable[Any
     return next(iter(rows), None)
 
 
+async def only(connection: Connection, statement: str, parameters: Iterable[Any] | Mapping[str, Any] = ()) -> Row:
+    """Return the first row of a statement that always returns one."""
+    row = await first(connection, statement, parameters)
+    assert row is not None, statement
+    return row
+
+
 class Transitions:
     """The one place where a changed row becomes messages and a line of the audit."""
 
@@ -37,6 +45,24 @@ class Transitions:
         self.clock = clock
         #: Set when the dispatcher has something to do.
         self.changed = asyncio.Event()
+
+    async def submit(self, connection: Connection, new: NewJob, *, by: int | None = None, why: str = "") -> Row:
+        """Queue a job, behind those of its owner."""
+        order = {"owner_id": new.owner_id, "kind": new.kind, "priority": new.priority}
+        values = {
+            **{field.name: getattr(new, field.name) for field in fields(new)},
+            "kind": new.kind,
+            "name": new.name,
+            "spec": new.spec.model_dump_json(),
+            "dataset_id": new.dataset_id or None,
+            "folder": new.folder or None,
+            "run_after": 0.0 if new.run_after is None else new.run_after.timestamp(),
+            "turn": (await only(connection, job_sql.NEXT_TURN, order))[0],
+            "now": self.clock.time(),
+        }
+        row = await only(connection, job_sql.SUBMIT, values)
+        await self.record(connection, row, verb="submit", before=None, by=by, why=why)
+        return row
 
     async def record(
         self, connection: Connection, row: Row, *, verb: str, before: str | None, by: int | None = None, why: str = ""

@@ -282,7 +282,7 @@ async function canGoOn(item, error) {
     set(item, "waiting");
     return false;
   }
-  // Another place, another sender, a damaged piece, too often, no disk, no server: all of it passes.
+  // Another offset, another sender, a damaged piece, too often, no disk, no server: all of it passes.
   if (error.status === 404) item.url = "";
   if (error.status === 507) { set(item, "full"); return true; }
   if ([404, 408, 409, 423, 429, 460].includes(error.status) || error.status >= 500) { set(item, "retry"); return true; }

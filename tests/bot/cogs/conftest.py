@@ -135,11 +135,11 @@ class World:
         return [text for text in map(text_of, self.messages()) if part in text]
 
     async def until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
-        """Wait in real time: the services are not simulated."""
+        """Wait in real time: the services are not simulated. Most conditions read all messages, in milliseconds."""
         try:
             async with asyncio.timeout(seconds):
                 while not condition():  # noqa: ASYNC110 - no event is set.
-                    await asyncio.sleep(0.02)
+                    await asyncio.sleep(0.05)
         except TimeoutError:
             raise AssertionError(
                 "timed out; the channel and its threads show:\n" + "\n---\n".join(self.posts(""))

@@ -7,6 +7,7 @@ python tests/bot/cogs/simple_trainer.py study JOB_DIR
 python tests/bot/cogs/simple_trainer.py run JOB_DIR [--finish]
 python tests/bot/cogs/simple_trainer.py sample JOB_DIR
 python tests/bot/cogs/simple_trainer.py adapter FILE
+python tests/bot/cogs/simple_trainer.py memory JOB_DIR --keep FOLDER
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,12 +36,13 @@ sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from trainer.exchange.dataset_dir import read_edits, read_report, write_edits, write_progress
 from trainer.exchange.job_dir import read_sampling, read_spec, sample_folder, write_spec
+from trainer.exchange.memory_predictions import keep_prediction
 from trainer.exchange.process import PROCESS_FILE, identify
 from trainer.exchange.study_dir import read_study_request
 from trainer.protocol import events
 from trainer.protocol.edits import Edits
+from trainer.protocol.hub import Published
 from trainer.protocol.progress import PreparePhase, PrepareProgress
-from trainer.protocol.publication import Published
 from trainer.protocol.report import Counts, DatasetReport, Finding, FindingKind, Image, Split
 from trainer.protocol.spec import Spec
 from trainer.protocol.study import ChildGoal, ChildState, KfoldRequest, StudyRow, StudyStep
@@ -67,6 +70,8 @@ def main(arguments: list[str]) -> int:
             from trainer.__main__ import main as real_main
 
             return real_main(arguments)
+        case ["memory", job_dir, "--keep", folder]:
+            return predict_memory(Path(job_dir), Path(folder))
         case ["publish", _job_dir, "--repository", repository]:
             is_allowed = os.environ["HF_TOKEN"] == "hf_secret"
             published = Published(url=f"https://huggingface.co/{repository}", is_private=True)
@@ -75,6 +80,15 @@ def main(arguments: list[str]) -> int:
         case ["run", job_dir, *rest]:
             return Run(Path(job_dir), is_finishing="--finish" in rest, chosen=chosen_epoch(rest)).run()
     return events.EXIT_REFUSED
+
+
+def predict_memory(job_dir: Path, folder: Path) -> int:
+    """Predict 9 GiB once the test lets it: it makes the file `go` in the folder of predictions."""
+    ends_at = time.monotonic() + 60
+    while not (folder / "go").exists() and time.monotonic() < ends_at:
+        time.sleep(0.02)
+    keep_prediction(folder, read_spec(job_dir), 9 * 2**30)
+    return 0
 
 
 def sample(job_dir: Path) -> int:
@@ -142,7 +156,7 @@ def _report(
         image = _image(out, number, name, read, edits)
         if image.status == "kept":
             assigned = splits_before.get(image.pixels_sha256) or next(splits)
-            image = image.model_copy(update={"split": assigned, "path": image.thumbnail})
+            image = replace(image, split=assigned, path=image.thumbnail)
         images.append(image)
     kept = [image for image in images if image.status == "kept"]
     split = {each: sum(image.split is each for image in kept) for each in Split}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import discord
 from bot.app.compose import compose
 from bot.cogs.interaction_gate import PAGES
 from tests.bot.cogs.conftest import answer, config_for, world
+from tests.bot.cogs.dataset_helpers import press_forged
 
 
 def parts(commands: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -96,3 +98,12 @@ async def test_a_member_who_asks_too_often_reads_how_long_to_wait(data_dir: Path
         assert "Queue" in answer(await lab.ben.slash(lab.channel, "queue"))
         assert "no job" in answer(await lab.ana.slash(lab.channel, "job pin", id="1"))
         assert lab.env.errors
+
+
+async def test_an_answer_leaves_no_task_behind(data_dir: Path) -> None:
+    """discord.py would let the buttons of each answer that only one person sees wait for 15 minutes."""
+    async with world(data_dir) as lab:
+        for custom_id in ("help:start", "job:99:details", "ds:99:review", "gallery:99:like"):
+            await press_forged(lab, custom_id)
+        coroutines = [getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks()]
+        assert [name for name in coroutines if "timeout" in name] == []

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from bot.cogs.job_request import JobRequest
-from tests.bot.cogs.conftest import World, answer, first_bot, next_bot, text_of, world
+from tests.bot.cogs.conftest import World, answer, first_bot, next_bot, settings_file, text_of, world
 from tests.bot.cogs.dataset_helpers import buttons, press, press_forged, upload_dataset
 from tests.bot.cogs.test_access import set_rules
 
@@ -135,9 +137,10 @@ async def test_the_settings_of_a_picture_are_tried_on_other_images(data_dir: Pat
         assert request.saved_preset.settings["training"]["epochs"] == 2
 
 
-async def test_a_training_starts_from_what_another_has_learned(data_dir: Path) -> None:
+@pytest.mark.parametrize("init", ["gaussian", "pissa"])
+async def test_a_training_starts_from_what_another_has_learned(data_dir: Path, init: str) -> None:
     async with world(data_dir) as lab:
-        await lab.train(trigger="zkz")
+        await lab.train(trigger="zkz", settings=settings_file(**{"method.init": init, "method.rank": 4}))
         await upload_dataset(lab)
         form = await press(lab.ana, await share(lab), "Try these settings")
         start = "what #1 has learned"
@@ -148,6 +151,8 @@ async def test_a_training_starts_from_what_another_has_learned(data_dir: Path) -
         earlier, job = await lab.jobs.get(1), await lab.jobs.get(2)
         (exported,) = [each for each in await lab.jobs.events(1) if each.type == "exported" and each.format == "kohya"]
         assert job.spec.method.start_sha256 == exported.sha256
+        # The file of a PiSSA is an ordinary LoRA of twice the rank.
+        assert (job.spec.method.init, job.spec.method.rank) == ("gaussian", 8 if init == "pissa" else 4)
         # So retention keeps it while this one waits.
         assert job.source_id == 1
         copied = lab.jobs.job_dir(job) / "start.safetensors"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bot.config import LimitSettings, PrepareSettings
-from bot.datasets import Dataset, DatasetStore, Received, Upload, prepare_runner, progress_told
+from bot.datasets import Dataset, DatasetStore, Received, Upload, prepare_runner, progress_reported
 from bot.datasets.dataset_files import dataset_name, plain_name
 from bot.datasets.prepare_runner import Turns
 from bot.db import Database
@@ -117,7 +117,7 @@ async def test_a_preparation_tells_how_far_it_has_come(
         (tmp_path / f"told-{progress.done}").touch()
 
     store = make_store(_TELLING)
-    with progress_told(listen):
+    with progress_reported(listen):
         dataset = await prepared(store)
 
     assert told == [PrepareProgress(phase=PreparePhase.READING, done=done, total=60) for done in (14, 60)]
@@ -213,7 +213,7 @@ def test_file_names_are_made_safe(given: str, plain: str, name: str) -> None:
 _SLOW = _GOOD.replace("import json", "import time; time.sleep(0.1)\nimport json", 1)
 
 
-async def test_another_person_is_next_however_much_somebody_hands_in(make_store: MakeStore) -> None:
+async def test_another_person_is_next_however_much_one_person_hands_in(make_store: MakeStore) -> None:
     store = make_store(_SLOW)
     done: list[int] = []
 
@@ -256,7 +256,7 @@ async def test_whoever_waits_for_a_turn_is_told_and_may_give_it_up_while_they_ar
         await asyncio.sleep(0.01)
 
     async def hold(person: int, seconds: float) -> None:
-        with progress_told(listen):
+        with progress_reported(listen):
             async with turns.of(person):
                 await asyncio.sleep(seconds)
 

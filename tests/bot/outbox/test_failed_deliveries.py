@@ -69,7 +69,7 @@ async def test_a_held_channel_is_looked_at_again_when_roles_change(
     await sender.step()
     del post.answers[CHANNEL]
 
-    await outbox.look_again()
+    await outbox.recheck_held()
     clock.advance(1)
     await sender.step()
     assert post.texts(CHANNEL) == ["epoch full"]
@@ -81,7 +81,7 @@ async def test_what_changes_while_a_channel_is_tried_is_not_missed(
     class Changing(ScriptedPost):
         async def send(self, channel_id: int, message: Any, nonce: str) -> int:
             clock.advance(0.1)
-            await outbox.look_again()
+            await outbox.recheck_held()
             return await super().send(channel_id, message, nonce)
 
     post = Changing()
@@ -102,7 +102,7 @@ async def test_changes_in_bursts_cause_one_look(
     post.answers[CHANNEL] = HELD
     await sender.step()
     for _ in range(22):
-        await outbox.look_again()
+        await outbox.recheck_held()
         clock.advance(0.05)
         await sender.step()
     assert len(post.tried) == 2

@@ -229,7 +229,7 @@ async def test_without_threads_one_message_shows_the_newest(
     ],
     ids=["archived and locked", "locked", "deleted"],
 )
-async def test_a_thread_that_somebody_closed_is_left(
+async def test_a_thread_that_a_person_closed_is_left(
     db: Database, outbox: Outbox, post: ScriptedPost, sender: Sender, error: Exception
 ) -> None:
     await touch(db, outbox)
@@ -254,7 +254,7 @@ async def test_a_thread_without_permission_is_tried_again_before_it_is_left(
     assert post.texts(CHANNEL) == ["card"]
     # A role was given back.
     del post.answers[THREAD]
-    await outbox.look_again()
+    await outbox.recheck_held()
     clock.advance(1)
     await sender.step()
     assert post.texts(THREAD) == ["base"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bot.config import CardSettings, QueueSettings
-from bot.db import Connection, Database, database, open_db
+from bot.db import Connection, Database, open_db
 from bot.errors import LaunchFailed
 from bot.outbox import NoThread, Outbox, Sender
 from bot.queue import Dispatcher, EndReason, EndReasonKind, JobStore, State, StopIntent
@@ -239,6 +239,7 @@ async def live(tmp_path: Path, clock: FakeClock, runner: FakeRunner, machine: Ma
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("sqlite_in_this_thread")
 @pytest.mark.parametrize("way", ["nonce", "find", "no thread"])
 async def test_a_bot_killed_at_any_point_loses_and_repeats_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
@@ -253,8 +254,6 @@ async def test_a_bot_killed_at_any_point_loses_and_repeats_nothing(
         kill_switch.point()
 
     monkeypatch.setattr(Connection, "commit", killable_commit)
-    # Only the process dies, not the machine: no need to wait for the disk some 5,000 times.
-    monkeypatch.setattr(database, "_PRAGMAS", ("journal_mode=WAL", "synchronous=OFF", "foreign_keys=ON"))
     kill_at = 0
     while kill_at == 0 or kill_switch.has_killed:
         kill_at += 1

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from bot.config import LimitSettings, QueueSettings, SamplingSettings
-from bot.db import Database, database, open_db
+from bot.db import Database, open_db
 from bot.outbox import Outbox
 from bot.queue import ACTIVE, TRANSITIONS, JobStore, NewJob, PauseKind, Priority, State, StopIntent
 from tests.bot import fake_events, fakes
@@ -36,9 +36,6 @@ SPEC = make_spec({"name": "fox", "dataset": "/nowhere"})
 SAMPLING = make_sampling_spec({"models": [{"kind": "base"}], "prompts": [{"prompt": "a fox"}]})
 T = TypeVar("T")
 
-#: Only this process dies, not the machine: no need to wait for the disk.
-FAST = ("journal_mode=WAL", "synchronous=OFF", "foreign_keys=ON")
-
 
 class QueueMachine(RuleBasedStateMachine):
     """Each rule does the same to the store and to the model."""
@@ -46,7 +43,7 @@ class QueueMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="darkroom-"))
-        self.loop = asyncio.Runner()
+        self.loop = asyncio.new_event_loop()
         self.clock = fakes.FakeClock()
         self.model = Model(SLOTS)
         self.interactions = 0
@@ -56,7 +53,8 @@ class QueueMachine(RuleBasedStateMachine):
         self.run(set_slots(self.store, SLOTS))
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        return self.loop.run(work)
+        # Not `asyncio.Runner`, whose handling of Ctrl-C takes longer than most of this work.
+        return self.loop.run_until_complete(work)
 
     async def open(self, *, shares: bool) -> None:
         self.stack = AsyncExitStack()
@@ -384,11 +382,6 @@ class QueueMachine(RuleBasedStateMachine):
 EXAMPLES = int(os.environ.get("DARKROOM_EXAMPLES", "40"))
 
 
-@pytest.fixture(autouse=True)
-def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "_PRAGMAS", FAST)
-
-
 QueueMachine.TestCase.settings = settings(
     max_examples=EXAMPLES,
     stateful_step_count=50,
@@ -397,4 +390,4 @@ QueueMachine.TestCase.settings = settings(
     derandomize=EXAMPLES == 40,
     suppress_health_check=list(HealthCheck),
 )
-TestQueue = QueueMachine.TestCase
+TestQueue = pytest.mark.usefixtures("sqlite_in_this_thread")(QueueMachine.TestCase)

@@ -124,6 +124,9 @@ def main(port: int) -> None:
             "num_cpus": 0,
             "num_gpus": 0,
             "include_dashboard": True,
+            # Nothing is scaled, and jobs write their own logs: two processes less.
+            "no_monitor": True,
+            "include_log_monitor": False,
             "dashboard_host": "127.0.0.1",
             "dashboard_port": port,
             # The default port is fixed; if another cluster of this machine has it, no job is accepted.

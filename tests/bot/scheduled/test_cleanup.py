@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -59,19 +60,27 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
+Ended = Callable[..., Awaitable[Path]]
+
+
+@pytest.fixture
+def ended(db: Database, submit: Submit, clock: FakeClock, jobs_dir: Path) -> Ended:
+    """`await ended(days=61)`: the folder of a new job that ended so long ago."""
+
+    async def make(*, days: float, state: str = "succeeded", has_files: bool = True) -> Path:
+        job = await submit()
+        await end(db, job.id, clock, days=days, state=state)
+        folder = jobs_dir / str(job.id)
+        return fill(folder) if has_files else folder
+
+    return make
+
+
 async def test_files_are_deleted_as_planned_and_it_is_recorded(
-    db: Database,
-    store: JobStore,
-    submit: Submit,
-    clock: FakeClock,
-    jobs_dir: Path,
-    retention: RetentionRunner,
-    sent_news: ReadNews,
+    db: Database, store: JobStore, ended: Ended, jobs_dir: Path, retention: RetentionRunner, sent_news: ReadNews
 ) -> None:
-    for number, days in ((1, 61), (2, 31), (3, 1)):
-        await submit()
-        await end(db, number, clock, days=days)
-        fill(jobs_dir / str(number))
+    for days in (61, 31, 1):
+        await ended(days=days)
     assert await retention.run() == 2
     assert not (jobs_dir / "1").exists()
     assert files(jobs_dir / "2") == {"spec.json", "output/fox.safetensors"}
@@ -86,31 +95,27 @@ async def test_files_are_deleted_as_planned_and_it_is_recorded(
 
 
 async def test_a_dry_run_deletes_nothing_and_logs_what_it_would(
-    db: Database, submit: Submit, clock: FakeClock, jobs_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    db: Database, ended: Ended, clock: FakeClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    await submit()
-    await end(db, 1, clock, days=61)
-    fill(jobs_dir / "1")
+    folder = await ended(days=61)
     settings = RetentionSettings(max_age_days=30, keep_newest=0, dry_run=True)
     assert await RetentionRunner(db, data_dir=tmp_path / "data", settings=settings, clock=clock).run() == 0
-    assert len(files(jobs_dir / "1")) == 3
+    assert len(files(folder)) == 3
     assert "would delete #1 fox" in caplog.text
 
 
 async def test_a_job_that_is_needed_again_since_the_plan_is_kept(
     db: Database,
     store: JobStore,
-    submit: Submit,
+    ended: Ended,
     clock: FakeClock,
     jobs_dir: Path,
     retention: RetentionRunner,
     tmp_path: Path,
 ) -> None:
-    for number in (1, 2):
-        await submit()
-        await end(db, number, clock, days=61, state="failed")
-        fill(jobs_dir / str(number))
+    for _number in (1, 2):
+        await ended(days=61, state="failed")
     settings = RetentionSettings(max_age_days=30, keep_newest=0)
     plan, _ = await Storage(db, data_dir=tmp_path / "data", settings=settings, clock=clock).survey()
     await store.retry(1, by=1)
@@ -123,19 +128,16 @@ async def test_a_job_that_is_needed_again_since_the_plan_is_kept(
 async def test_what_a_job_that_waits_starts_from_is_kept_until_it_has_ended(
     db: Database,
     store: JobStore,
-    submit: Submit,
+    ended: Ended,
     clock: FakeClock,
-    jobs_dir: Path,
     retention: RetentionRunner,
     tmp_path: Path,
     waits: str,
 ) -> None:
-    for number in (1, 2):
-        await submit()
-        await end(db, number, clock, days=61)
+    for has_files in (True, False):
+        await ended(days=61, has_files=has_files)
     async with db.transaction() as connection:
         await connection.execute_fetchall("UPDATE job SET parent_id = 1, child_name = 'a', folder = '1/a' WHERE id = 2")
-    fill(jobs_dir / "1")
     settings = RetentionSettings(max_age_days=30, keep_newest=0)
     plan, _ = await Storage(db, data_dir=tmp_path / "data", settings=settings, clock=clock).survey()
     source = 1 if waits == "from a training" else 2
@@ -159,17 +161,15 @@ async def test_what_a_job_that_waits_starts_from_is_kept_until_it_has_ended(
 
 
 async def test_a_study_and_its_children_are_deleted_together_or_not_at_all(
-    db: Database, submit: Submit, clock: FakeClock, jobs_dir: Path, retention: RetentionRunner
+    db: Database, ended: Ended, clock: FakeClock, jobs_dir: Path, retention: RetentionRunner
 ) -> None:
-    for number in (1, 2):
-        await submit()
-        await end(db, number, clock, days=61)
+    for has_files in (True, False):
+        await ended(days=61, has_files=has_files)
     async with db.transaction() as connection:
         await connection.execute_fetchall(
             "UPDATE job SET parent_id = 1, folder = '1/runs/a', child_name = 'a', state = 'paused', ended_at = NULL"
             " WHERE id = 2"
         )
-    fill(jobs_dir / "1")
     fill(jobs_dir / "1/runs/a")
     assert await retention.run() == 0
     await end(db, 2, clock, days=31)
@@ -180,11 +180,10 @@ async def test_a_study_and_its_children_are_deleted_together_or_not_at_all(
 
 
 async def test_a_study_loses_the_checkpoints_of_all_its_children(
-    db: Database, submit: Submit, clock: FakeClock, jobs_dir: Path, retention: RetentionRunner
+    db: Database, ended: Ended, jobs_dir: Path, retention: RetentionRunner
 ) -> None:
-    for number in (1, 2):
-        await submit()
-        await end(db, number, clock, days=31)
+    for _number in (1, 2):
+        await ended(days=31, has_files=False)
     async with db.transaction() as connection:
         await connection.execute_fetchall(
             "UPDATE job SET parent_id = 1, folder = '1/runs/a', child_name = 'a' WHERE id = 2"
@@ -199,17 +198,14 @@ async def test_a_study_loses_the_checkpoints_of_all_its_children(
 async def test_a_bot_killed_in_the_middle_leaves_a_whole_folder_or_none(
     db: Database,
     store: JobStore,
-    submit: Submit,
-    clock: FakeClock,
+    ended: Ended,
     jobs_dir: Path,
     retention: RetentionRunner,
     monkeypatch: pytest.MonkeyPatch,
     step: str,
     when: str,
 ) -> None:
-    await submit()
-    await end(db, 1, clock, days=61)
-    fill(jobs_dir / "1")
+    folder = await ended(days=61)
     original = getattr(module, step)
 
     def killed(*paths: Path) -> None:
@@ -225,24 +221,16 @@ async def test_a_bot_killed_in_the_middle_leaves_a_whole_folder_or_none(
             await retention.run()
     # What is left no longer belongs to the job.
     assert (await store.get(1)).are_files_deleted
-    assert not (jobs_dir / "1").exists() or len(files(jobs_dir / "1")) == 3
+    assert not folder.exists() or len(files(folder)) == 3
     await retention.empty_trash()
     assert names(jobs_dir) == set()
     assert len([entry for entry in await read_entries(db) if entry.verb == "delete everything"]) == 1
 
 
 async def test_a_bot_killed_before_the_deletion_is_recorded_has_deleted_nothing(
-    db: Database,
-    store: JobStore,
-    submit: Submit,
-    clock: FakeClock,
-    jobs_dir: Path,
-    retention: RetentionRunner,
-    monkeypatch: pytest.MonkeyPatch,
+    store: JobStore, ended: Ended, retention: RetentionRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await submit()
-    await end(db, 1, clock, days=61)
-    fill(jobs_dir / "1")
+    folder = await ended(days=61)
 
     async def killed(*values: object, **more: object) -> None:
         raise Killed
@@ -252,23 +240,18 @@ async def test_a_bot_killed_before_the_deletion_is_recorded_has_deleted_nothing(
         with pytest.raises(Killed):
             await retention.run()
     assert not (await store.get(1)).are_files_deleted
-    assert len(files(jobs_dir / "1")) == 3
+    assert len(files(folder)) == 3
 
 
-async def test_links_are_not_followed(
-    db: Database, submit: Submit, clock: FakeClock, jobs_dir: Path, retention: RetentionRunner, tmp_path: Path
-) -> None:
+async def test_links_are_not_followed(ended: Ended, retention: RetentionRunner, tmp_path: Path) -> None:
     precious = fill(tmp_path / "elsewhere")
-    for number in (1, 2):
-        await submit()
-        await end(db, number, clock, days=61)
-    fill(jobs_dir / "1")
-    (jobs_dir / "1" / "linked").symlink_to(precious, target_is_directory=True)
-    (jobs_dir / "2").symlink_to(precious, target_is_directory=True)
-    assert bytes_in(jobs_dir / "1") < 3100
-    assert bytes_in(jobs_dir / "2") == 0
+    folder, link = await ended(days=61), await ended(days=61, has_files=False)
+    (folder / "linked").symlink_to(precious, target_is_directory=True)
+    link.symlink_to(precious, target_is_directory=True)
+    assert bytes_in(folder) < 3100
+    assert bytes_in(link) == 0
     await retention.run()
-    assert not (jobs_dir / "1").exists()
+    assert not folder.exists()
     assert len(files(precious)) == 3
 
 

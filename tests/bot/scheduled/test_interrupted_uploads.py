@@ -263,7 +263,7 @@ async def test_a_kill_between_post_and_removal_gives_no_second_answer(place: Pla
 async def test_a_job_that_was_queued_before_the_kill_needs_no_answer(place: Place, store: JobStore) -> None:
     dataset = await prepared(place)
     await place.receive_upload(is_at_once=True)
-    await place.drafts.keep(
+    await place.drafts.add(
         interaction_id=1, guild_id=GUILD, channel_id=CHANNEL, owner_id=ANA, dataset_id=dataset.id, request=REQUEST
     )
     spec = make_spec({"name": "dogs", "dataset": str(dataset.folder)})
@@ -280,7 +280,7 @@ async def test_a_job_that_was_queued_before_the_kill_needs_no_answer(place: Plac
 async def test_an_expired_request_is_reported(place: Place, clock: FakeClock) -> None:
     dataset = await prepared(place)
     await place.receive_upload()
-    await place.drafts.keep(
+    await place.drafts.add(
         interaction_id=1, guild_id=GUILD, channel_id=CHANNEL, owner_id=ANA, dataset_id=dataset.id, request=REQUEST
     )
     clock.advance(100_000)
@@ -299,15 +299,15 @@ async def test_uploads_after_the_start_belong_to_the_running_bot(place: Place) -
 
 async def test_an_unwritable_disk_is_retried(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bot.scheduled.interrupted_uploads._RETRY_S", 0.01)
-    keep, failures = place.drafts.keep, [1, 2]
+    add, failures = place.drafts.add, [1, 2]
 
     async def unwritable(**values: Any) -> Draft:
         if failures:
             failures.pop()
             raise DatabaseUnwritable(path=place.db.path, why="the disk is full")
-        return await keep(**values)
+        return await add(**values)
 
-    monkeypatch.setattr(place.drafts, "keep", unwritable)
+    monkeypatch.setattr(place.drafts, "add", unwritable)
     await place.receive_upload()
     await place.start()
     (notification,) = await place.answers()

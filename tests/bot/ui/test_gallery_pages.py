@@ -26,8 +26,8 @@ from bot.ui.gallery_pages import (
 from bot.ui.publication_pages import publish_question, published_post, publishing_text
 from tests.bot.ui.examples import NOW, OWNER, job
 from tests.bot.ui.rendering import HOSTILE, check_limits, check_messages
+from trainer.protocol.hub import Published
 from trainer.protocol.job_comparison import DifferingSetting, JobComparison
-from trainer.protocol.publication import Published
 
 GOLDEN = Path(__file__).parent / "golden"
 LIMIT = 10 * 1024 * 1024

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import pytest
 from discord import ui
 
+from bot.errors import DuplicateJob
 from bot.outbox import HoldReason, Notification, NotificationKind, Undelivered, UndeliveredReason
+from bot.queue import Draft
 from bot.queue.domain.job import EndReason, EndReasonKind, Job, Priority, State, StopIntent
 from bot.queue.domain.job_progress import Progress
 from bot.queue.domain.verbs import Verb, is_applicable
@@ -31,6 +34,7 @@ from bot.ui.job_posts import (
 from bot.ui.job_replies import (
     compare_reply,
     details_reply,
+    duplicate_notice,
     log_reply,
     note_reply,
     receipt,
@@ -75,6 +79,7 @@ from trainer.protocol.events import (
 )
 from trainer.protocol.report import FindingKind
 from trainer.protocol.spec import make_spec
+from trainer.protocol.text import speaking
 
 GOLDEN = Path(__file__).parent / "golden"
 LATER = NOW + timedelta(minutes=35)
@@ -548,3 +553,11 @@ def test_every_verb_applies_to_some_jobs_and_not_to_all() -> None:
     jobs = [job(state=state, is_pinned=pinned, is_shared=pinned) for state in State for pinned in (False, True)]
     for verb in Verb:
         assert {is_applicable(verb, each) for each in jobs} == {True, False}, verb
+
+
+@pytest.mark.parametrize("state", State)
+def test_the_state_of_a_duplicate_is_in_the_language_of_the_reader(state: State) -> None:
+    ids = {"id": 1, "interaction_id": 2, "guild_id": 3, "channel_id": 4, "owner_id": OWNER, "dataset_id": 5}
+    draft = Draft(**ids, request="{}", job_id=None, created_at=NOW)
+    with speaking("zh_CN"):
+        assert re.findall("[a-z]{3,}", text_of(duplicate_notice(DuplicateJob(job_id=42, state=state), draft))) == []

@@ -83,6 +83,9 @@ def test_the_result_of_a_study_carries_its_samples_its_chart_and_its_model(tmp_p
 
     assert file_names(study_files(parent, about)[0]) == ["fox-lora-kohya.safetensors", "samples.png"]
 
+    of_others = dataclasses.replace(parent, private_to=(OWNER + 1,))
+    assert "The same prompts" not in text_of(study_post(of_others, about)), "its pictures are removed from the post"
+
     (folder / "samples" / "runs.png").unlink()
     without = study_post(parent, about)
     assert file_names(without) == ["study-3.png", "fox-lora-kohya.safetensors"]

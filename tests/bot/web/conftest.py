@@ -19,7 +19,6 @@ from bot.access import Access
 from bot.config import Config, LimitSettings, WebSettings
 from bot.datasets import DatasetStore, PendingUploads, ResumableUploads
 from bot.db import Database
-from bot.errors import NotAMember
 from bot.languages import Languages
 from bot.outbox import Outbox
 from bot.queue import Job, JobStore
@@ -28,7 +27,7 @@ from bot.web import LinkKind, WebLinks
 from bot.web.pages import page_routes
 from bot.web.server import make_application
 from bot.web.site import Site
-from bot.web.visitors import Visitor, Visitors
+from bot.web.visitors import NotAMember, Visitor, Visitors
 from tests.bot.cogs.conftest import forked_trainer
 from tests.bot.conftest import GUILD, Submit, claim, submitter
 from tests.bot.fakes import FakeClock

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from bot.queue import NewJob
+from bot.queue.store.sample_votes import Ballot
 from bot.web import LinkKind
 from tests.bot.conftest import GUILD
 from tests.bot.fake_events import epoch_ended, started, was_tested
@@ -399,6 +400,14 @@ async def test_a_sampling_shows_what_is_drawn_by_prompt_and_seed(pages: Pages) -
     assert "fox #1, strength 1" in text
     assert "without: blur" in text
     assert "/nowhere" not in text
+    assert "👍" not in text
+    for person, ballot, number in ((ANA, Ballot.IMAGE, 1), (BEN, Ballot.IMAGE, 1), (BEN, Ballot.MODEL, 1)):
+        await pages.site.jobs.votes.vote(job, person, ballot, number)
+    _status, text, _headers = await pages.get(url)
+    assert "👍 2 votes</b>" in text.rpartition(drawn[1].path)[2].split("</figure>")[0]
+    assert text.count("👍 2 votes") == 1
+    assert "👍 Most liked: fox #1, with 1 vote." in text
+    assert "👍 Most liked: image 2, with 2 votes." in text
     async with pages.browser.get(f"{url}/all.zip") as answer:
         names = zipfile.ZipFile(io.BytesIO(await answer.read())).namelist()
     assert sorted(names) == sorted(cell.path for cell in drawn)

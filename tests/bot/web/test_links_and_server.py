@@ -17,10 +17,10 @@ from aiohttp import web
 from bot.access import Access
 from bot.config import AccessSettings, WebSettings
 from bot.db import Database
-from bot.errors import LinkEnded, NoSuchLink, NotAMember, PagesNotReady
 from bot.web import LinkKind, WebLinks, server
+from bot.web.links import LinkEnded, NoSuchLink
 from bot.web.site import RequestCounts
-from bot.web.visitors import Visitors
+from bot.web.visitors import NotAMember, PagesNotReady, Visitors
 from tests.bot.conftest import GUILD
 from tests.bot.fakes import FakeClock
 from tests.bot.web.conftest import ANA, BEN, STRANGER, Pages
@@ -220,8 +220,8 @@ async def test_guesses_of_addresses_are_counted_by_the_computer_behind_the_proxy
 async def test_a_link_that_asks_too_much_has_to_wait_and_others_not(pages: Pages) -> None:
     urls = [await pages.link(LinkKind.GALLERY) for _number in range(2)]
     link = await pages.site.links.check(token_of(urls[0]), LinkKind.GALLERY)
-    for _number in range(600):
-        async with pages.site.counts.place(link):
+    for _number in range(3000):
+        async with pages.site.counts.admit(link):
             pass
     assert (await pages.get(urls[0]))[0] == 429
     assert (await pages.get(urls[1]))[0] == 200

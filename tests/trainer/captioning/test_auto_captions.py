@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,8 @@ def dataset_dir(tmp_path: Path) -> Path:
     folder = tmp_path / "dataset"
     (folder / "images").mkdir(parents=True)
     kept = [_kept(folder, number) for number in range(1, 6)]
-    kept[1] = kept[1].model_copy(update={"caption": "a tree", "caption_source": "2.txt"})
-    kept[2] = kept[2].model_copy(update={"caption": "sks", "caption_source": CAPTION_BY_RULE})
+    kept[1] = replace(kept[1], caption="a tree", caption_source="2.txt")
+    kept[2] = replace(kept[2], caption="sks", caption_source=CAPTION_BY_RULE)
     dropped = Image(source="6.png", status="dropped", pixels_sha256="hash6")
     counts = Counts(images=6, kept=5, dropped=1, refused=0, train=5, validation=0, test=0, captioned=1)
     report = DatasetReport(digest="d", counts=counts, summary="", images=(*kept, dropped))

@@ -25,7 +25,7 @@ from trainer.protocol.events import (
     Sample,
     Sampled,
 )
-from trainer.protocol.publication import Published, repository_of
+from trainer.protocol.hub import Published, repository_of
 from trainer.protocol.spec import make_spec
 from trainer.report.model_card import front_matter, license_of
 

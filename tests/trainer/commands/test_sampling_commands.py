@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 import pytest
 
+from tests.trainer.fork_server import ForkServer
 from tests.trainer.job_events import events_of
 from tests.trainer.models.test_adapter_header import lora, write
 from trainer.__main__ import main
@@ -129,11 +130,11 @@ def test_checking_a_file_imports_no_torch(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def staying(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], socket.socket]]:
+def staying(tmp_path: Path, fork_server: ForkServer) -> Iterator[tuple[subprocess.Popen[bytes], socket.socket]]:
     """A real sampler on its first job, which stays after it, and our end of its channel."""
     ours, theirs = socket.socketpair()
     ours.settimeout(300)
-    argv = [sys.executable, "-m", "trainer", "sample", str(make_job(tmp_path, 1)), "--attempt=1", "--stay=600"]
+    argv = [*fork_server.command, "sample", str(make_job(tmp_path, 1)), "--attempt=1", "--stay=600"]
     with theirs, (tmp_path / "first.log").open("wb") as log:
         process = subprocess.Popen(argv, stdin=theirs.fileno(), stdout=log, stderr=log)
     yield process, ours

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from trainer.dataset.folder_layout import class_folders, recognize
@@ -59,6 +61,13 @@ def test_a_kohya_project_is_recognized(path: str, role: FileRole) -> None:
         # diffusers
         (("instance_images/1.png", "class_images/1.png"), {"class_images/1.png": R.REGULARIZATION}),
         (("1.png", "regularization_images/1.png"), {"regularization_images/1.png": R.REGULARIZATION}),
+        (("train_images/1.png", "reg_images/1.png"), {"reg_images/1.png": R.REGULARIZATION}),
+        # ControlNet, and datasets for segmentation: VOC, ADE20K
+        (("target/1.png", "source/1.png"), {"source/1.png": R.CONTROL}),
+        (("img/1.png", "canny/1.png"), {"canny/1.png": R.CONTROL}),
+        (("img/1.png", "depth_maps/1.png"), {"depth_maps/1.png": R.CONTROL}),
+        (("JPEGImages/1.jpg", "SegmentationClass/1.png"), {"SegmentationClass/1.png": R.CONTROL}),
+        (("images/val/1.jpg", "annotations/val/1.png"), {"annotations/val/1.png": R.CONTROL}),
         # AUTOMATIC1111
         (("1.png", "outputs/txt2img-images/2024/00001-1.png"), {"outputs/txt2img-images/2024/00001-1.png": R.SAMPLE}),
         (("1.png", "log/images/x-500.png"), {"log/images/x-500.png": R.SAMPLE}),
@@ -98,6 +107,8 @@ def test_what_other_programs_write_is_recognized(paths: tuple[str, ...], found: 
         ("samples/1.png", "blanks/1.png"),
         ("class/1.png", "school/1.png"),
         ("control/1.png", "panel/2.png"),
+        ("depth/1.png", "width/2.png"),
+        ("source/1.png", "delta/1.png"),
         ("outputs/1.png", "inputs/1.png"),
         ("0_cat/1.png", "1_dog/1.png", "2_fox/1.png"),
         ("report.json", "1.png", "images/2.png"),
@@ -122,9 +133,7 @@ def test_classes_with_such_names_are_classes(paths: tuple[str, ...]) -> None:
         ),
     ],
 )
-def test_samples_alone_are_what_somebody_wants_to_train_on(
-    paths: tuple[str, ...], left_out: dict[str, FileRole]
-) -> None:
+def test_samples_alone_are_what_is_trained_on(paths: tuple[str, ...], left_out: dict[str, FileRole]) -> None:
     assert roles(*paths) == left_out
 
 
@@ -151,10 +160,16 @@ def test_repeats_and_trigger_are_read_from_the_folder(path: str, repeats: int, t
     assert (found.repeats, found.trigger) == (repeats, trigger)
 
 
-def test_numbered_classes_are_no_repeats() -> None:
-    paths = ["0_cat/1.png", "1_dog/1.png", "2_fox/1.png"]
+@pytest.mark.parametrize("numbers", ["012", ("01", "02", "03"), ("00", "01", "02")])
+def test_numbered_classes_are_no_repeats(numbers: Sequence[str]) -> None:
+    paths = [f"{n}_{name}/1.png" for n, name in zip(numbers, ("cat", "dog", "fox"), strict=True)]
     found = [each.kohya for each in recognize(paths).values()]
     assert [(each.repeats, each.trigger) for each in found] == [(1, "cat"), (1, "dog"), (1, "fox")]
+
+
+def test_repeats_of_one_to_three_are_repeats() -> None:
+    found = recognize(["1_cat/1.png", "2_dog/1.png", "3_fox/1.png"])
+    assert [each.kohya.repeats for each in found.values()] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(

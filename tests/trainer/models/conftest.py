@@ -12,7 +12,7 @@ import pytest
 
 from tests.trainer.models.random_adapters import Load
 from tests.trainer.random_base import make_random_base, make_random_sd2, make_random_sd3, make_random_sdxl
-from trainer.models.base import load_base
+from trainer.models.base import LoadedBase, load_base
 from trainer.protocol.settings import Base
 
 #: Returns the folder of a random base: "sd1", "sd2", "sdxl", "sd3" or "sd3-t5".
@@ -36,5 +36,10 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> BaseFolder:
 @pytest.fixture(scope="session")
 def load(base_folder: BaseFolder) -> Load:
     original = cache(lambda family: load_base(Base(source=str(base_folder(family)))))
-    # A copy takes half the time of loading.
-    return lambda family: deepcopy(original(family))
+    return lambda family: _copy(original(family))
+
+
+def _copy(base: LoadedBase) -> LoadedBase:
+    """Copy what methods change, in a fifth of the time of loading; share the rest."""
+    shared = (base.vae, base.noising, base.sampler)
+    return deepcopy(base, {id(each): each for each in shared})

@@ -18,6 +18,7 @@ from trainer.protocol.advice import doubtful_settings, idle_settings
 from trainer.protocol.augmentation import FLIPS, RANGES, Augmenter, AugmenterName
 from trainer.protocol.presets import DEFAULT_PRESET, PresetAudience, preset_named, presets, spec_from_preset
 from trainer.protocol.setting_problems import SHORT_NAMES, SettingProblem, dotted_names, with_short_names
+from trainer.protocol.settings import Method
 from trainer.protocol.spec import (
     Spec,
     SpecError,
@@ -37,6 +38,14 @@ def test_every_preset_makes_a_valid_spec_for_every_base_it_knows() -> None:
         for base in {"tiny", "owner/name", *preset.bases}:
             spec = spec_from_preset(preset.name, dataset="/data", base=base, changes=ABOUT_IMAGES)
             assert (spec.preset, spec.base.source) == (preset.name, base)
+
+
+def test_no_preset_has_a_setting_that_gets_a_warning() -> None:
+    for preset in presets().values():
+        # What is asked of the user for some presets has no effect for others.
+        changes = {group: settings for group, settings in ABOUT_IMAGES.items() if f"{group}." in " ".join(preset.needs)}
+        spec = spec_from_preset(preset.name, dataset="/data", base="owner/name", changes=changes)
+        assert [*idle_settings(spec), *doubtful_settings(spec)] == [], preset.name
 
 
 def test_what_depends_on_the_images_is_left_to_the_user() -> None:
@@ -125,6 +134,9 @@ REFUSED: list[dict[str, Any]] = [
     {"training": {"epochs": 0}},
     {"method": {"targets": "everything"}},
     {"method": {"rank": "many"}},
+    {"method": {"kind": "dora", "init": "pissa"}},
+    {"method": {"init": "pissa", "start_from": "egg.safetensors"}},
+    {"method": {"init": "pissa", "conv_rank": 200}},
     {"name": "Fox LoRA!"},
     {"augmentation": {"preset": "custom"}},
     {"augmentation": {"preset": "art", "custom": [{"name": "flip_vertical"}]}},
@@ -188,6 +200,32 @@ def test_refused_settings_are_named_with_what_is_allowed() -> None:
             make_spec({"dataset": "/data", **changes})
         sentences[json.dumps(changes)] = refusal.value
     check_sentences(GOLDEN / "refused_settings.txt", sentences)
+
+
+@pytest.mark.parametrize(
+    ("settings", "exported"),
+    [
+        ({"rank": 4}, {"rank": 8, "alpha": 8.0}),
+        ({"rank": 4, "alpha": 2.0}, {"rank": 8, "alpha": 4.0}),
+        # 6 / sqrt(4) is 24 / 8.
+        ({"rank": 4, "alpha": 6.0, "rank_stabilized": True}, {"rank": 8, "alpha": 24.0}),
+        (
+            {"conv_rank": 2, "block_ranks": [{"blocks": "a", "rank": 3, "alpha": 1}, {"blocks": "b", "rank": 0}]},
+            {
+                "rank": 32,
+                "alpha": 32.0,
+                "conv_rank": 4,
+                "conv_alpha": 4.0,
+                "block_ranks": [{"blocks": "a", "rank": 6, "alpha": 2.0}, {"blocks": "b", "rank": 0}],
+            },
+        ),
+    ],
+)
+def test_the_files_of_a_pissa_are_of_a_lora_of_twice_the_rank_and_the_same_scale(
+    settings: dict[str, Any], exported: dict[str, Any]
+) -> None:
+    assert Method.model_validate({"init": "pissa", **settings}).exported == Method.model_validate(exported)
+    assert Method.model_validate(settings).exported == Method.model_validate(settings)
 
 
 def test_a_single_prompt_needs_no_list() -> None:

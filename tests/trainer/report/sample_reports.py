@@ -18,7 +18,8 @@ from trainer.protocol.report import (
 
 
 def found(kind: FindingKind, action: str = "kept", **given: Any) -> Finding:
-    return Finding.model_validate({"kind": kind, "action": action, "message": f"it is {kind}", **given})
+    values: dict[str, Any] = {"kind": kind, "action": action, "message": f"it is {kind}"}
+    return Finding(**values | given)
 
 
 def report_image(number: int, side: Split | None = Split.TRAIN, **given: Any) -> Image:
@@ -36,7 +37,7 @@ def report_image(number: int, side: Split | None = Split.TRAIN, **given: Any) ->
         "path": f"images/{number:04}.png" if side else None,
         "thumbnail": f"thumbnails/{number:04}.jpg",
     }
-    return Image.model_validate(values | given)
+    return Image(**values | given)
 
 
 def count(images: Sequence[Image], refused: int = 0) -> Counts:

@@ -24,7 +24,7 @@ from trainer.report.insights import (
     Memorization,
     NearImage,
     NeverLearned,
-    PromptLikeness,
+    PromptSimilarity,
     write_insight,
 )
 from trainer.report.run_page import (
@@ -35,6 +35,9 @@ from trainer.report.run_page import (
     how_to_load,
     write_run_page,
 )
+
+# The charts are those of test_charts.py, and drawing them takes most of the time.
+pytestmark = pytest.mark.usefixtures("quick_charts")
 
 GOLDEN = Path(__file__).parent / "golden"
 SPEC = make_spec(
@@ -202,7 +205,7 @@ def insight_of(words: str) -> Insight:
             another_seed=1.0,
             distance_before=2.0,
             distance_after=1.5,
-            likeness=PromptLikeness(before=0.31, after=0.29),
+            prompt_similarity=PromptSimilarity(before=0.31, after=0.29),
         ),
         never_learned=(NeverLearned(number=3, name=words, thumbnail="insight/0-00003.jpg", ratios={1: 1.0, 2: 1.02}),),
         never_learned_sentence=f"Wrong: {words}",

@@ -17,7 +17,7 @@ from trainer.protocol.study import CompareRequest, KfoldRequest, StudyRequest, S
 from trainer.studies.child_runner import ChildRunner, DevicePool, run_study
 from trainer.studies.planner import planner_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.usefixtures("quick_charts")]
 
 SMALL = {
     "method": {"text_encoder": False},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +203,7 @@ def test_a_training_image_is_seen_with_all_its_captions(
 ) -> None:
     path = folders[0] / "report.json"
     report = read_report(folders[0])
-    images = [image.model_copy(update={"other_captions": ("a shape", "left of it")}) for image in report.images]
+    images = [replace(image, other_captions=("a shape", "left of it")) for image in report.images]
     path.write_text(report.model_copy(update={"images": tuple(images)}).model_dump_json(), encoding="utf-8")
 
     made = task()

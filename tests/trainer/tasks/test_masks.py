@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ def dataset(folder: Path, originals: list[Drawn], masks: dict[int, PILImage.Imag
     (folder / "masks").mkdir()
     for index, mask in masks.items():
         mask.save(folder / "masks" / f"{index}.png")
-        images[index] = images[index].model_copy(update={"mask": f"masks/{index}.png"})
+        images[index] = replace(images[index], mask=f"masks/{index}.png")
     report = report.model_copy(update={"images": tuple(images)})
     (folder / "report.json").write_text(report.model_dump_json(), encoding="utf-8")
     return folder
@@ -116,7 +117,7 @@ def test_width_and_height_are_not_swapped(tmp_path: Path) -> None:
     folder, image = one(tmp_path, shape())
 
     assert load_mask(folder, image, (96, 64), (12, 8)).shape == (1, 8, 12)
-    assert load_mask(folder, image.model_copy(update={"mask": None}), (96, 64), (12, 8)).tolist() == [[[1] * 12] * 8]
+    assert load_mask(folder, replace(image, mask=None), (96, 64), (12, 8)).tolist() == [[[1] * 12] * 8]
 
 
 @pytest.mark.parametrize("augmenter", GEOMETRIC, ids=lambda augmenter: str(augmenter.name))
@@ -159,7 +160,7 @@ def test_a_mask_is_mirrored_only_if_its_image_is(tmp_path: Path) -> None:
     flips = Augmentation.model_validate({"preset": "custom", "custom": [GEOMETRIC[0]], "variants": 1, "flip": "auto"})
 
     (mirrored,) = mask_variants(folder, image, SIZE, CELLS, flips, 7)
-    captioned = image.model_copy(update={"caption": "a scar on her left cheek"})
+    captioned = replace(image, caption="a scar on her left cheek")
     (kept,) = mask_variants(folder, captioned, SIZE, CELLS, flips, 7)
 
     assert (mirrored - kept).abs().mean() > 0.05

@@ -1,66 +1,60 @@
-"""The files of a job: of the best epoch and of others, what their headers say, and what becomes of them on a resume."""
+"""The files of a job: which epochs have one, how many are kept, and what their headers say."""
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
-from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from PIL import Image
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tests.trainer.conftest import MakeJob, job_maker
-from tests.trainer.job_events import events_of
+from tests.trainer.conftest import MakeJob
+from tests.trainer.job_events import events_of, metadata_of
+from trainer.errors import ExportError
+from trainer.models.base import load_base
+from trainer.models.methods import attach
 from trainer.models.methods.checkpoint_file import base_metadata
-from trainer.protocol.events import EXIT_FINISHED, EpochEnded, Exported, ExportFormat, Finished
+from trainer.protocol.events import EXIT_FINISHED, Exported, ExportFormat
 from trainer.protocol.run_options import RunOptions
 from trainer.protocol.settings import MethodKind
+from trainer.protocol.spec import make_spec
+from trainer.tasks import verify
 from trainer.tasks.diffusion import architecture_metadata
-from trainer.training.exporting import delete_oldest
+from trainer.tasks.verify import verify_exports
+from trainer.training import exporting
+from trainer.training.exporting import delete_oldest, export_epoch
 from trainer.training.run import run
 
-EPOCHS = 5
 
-
-@pytest.fixture(scope="module")
-def job(dataset: Path, random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    job_dir = job_maker(dataset, random_base, tmp_path_factory.mktemp("exporting"))(
-        training={"epochs": EPOCHS, "repeats": 1, "trigger": "egg", "learning_rate": 3e-3},
-        early_stopping={"enabled": False},
-        samples={"every_epochs": 1, "steps": 1},
-        exports={"every_epochs": 2, "keep": 2, "author": "Ada"},
+@pytest.mark.parametrize(
+    ("every", "epoch", "is_best", "is_last", "is_written"),
+    [
+        (2, 1, True, False, False),
+        (2, 2, True, False, True),
+        (2, 3, False, True, True),
+        # It would equal that of the best epoch.
+        (2, 3, True, True, False),
+        (None, 2, True, False, False),
+        (None, 2, False, True, True),
+    ],
+)
+def test_a_file_of_every_nth_epoch_and_of_the_last_one_is_written(
+    monkeypatch: pytest.MonkeyPatch, every: int | None, epoch: int, is_best: bool, is_last: bool, is_written: bool
+) -> None:
+    monkeypatch.setattr(exporting, "_write_epoch", lambda _session, _sample: {"epoch": epoch})
+    session: Any = SimpleNamespace(
+        spec=make_spec({"dataset": "d", "exports": {"every_epochs": every}}),
+        state=SimpleNamespace(epoch=epoch),
+        processes=SimpleNamespace(is_main=True, broadcast=lambda fields: fields),
     )
-    assert run(RunOptions(job_dir=job_dir)) == EXIT_FINISHED, events_of(job_dir)[-1]
-    return job_dir
 
+    written = export_epoch(session, is_best=is_best, is_last=is_last, sample=Path())
 
-def metadata_of(path: Path) -> dict[str, str]:
-    with safe_open(path, "pt") as file:
-        return dict(file.metadata())
-
-
-def test_a_file_of_every_nth_epoch_and_of_the_last_one_is_written(job: Path) -> None:
-    (finished,) = events_of(job, Finished)
-    files = [event for event in events_of(job, Exported) if event.epoch is not None]
-
-    # The last epoch needs no file of its own if it is the best.
-    expected = [2, 4] if finished.best_epoch == EPOCHS else [2, 4, 5]
-    assert [event.epoch for event in files] == expected
-    assert [event.path for event in files] == [f"output/epochs/lora-{epoch:06d}.safetensors" for epoch in expected]
-    assert all(event.max_difference is None and event.readers for event in files)
-    # Two are kept, the newest.
-    left = sorted(path.name for path in (job / "output/epochs").iterdir())
-    assert left == [f"lora-{epoch:06d}.safetensors" for epoch in expected[-2:]]
-    # Each comes after its checkpoint and its epoch.
-    order = [(e.type, e.epoch) for e in events_of(job) if isinstance(e, EpochEnded | Exported) and e.epoch]
-    assert order.index(("exported", 4)) == order.index(("epoch_ended", 4)) + 1
+    assert (written is not None) is is_written
 
 
 @pytest.mark.parametrize(
@@ -82,35 +76,6 @@ def test_files_of_epochs_are_kept_up_to_a_number_and_a_size(
     delete_oldest(tmp_path, keep=keep, keep_bytes=keep_bytes)
 
     assert sorted(int(each.stem[-1]) for each in tmp_path.iterdir()) == left
-
-
-def test_the_file_of_an_epoch_has_its_weights_and_says_which_epoch_it_is(job: Path) -> None:
-    path = job / "output/epochs/lora-000004.safetensors"
-
-    metadata = metadata_of(path)
-
-    (ended,) = [event for event in events_of(job, EpochEnded) if event.epoch == 4]
-    assert (metadata["ss_epoch"], metadata["ss_steps"]) == ("4", str(ended.step))
-    best = load_file(job / "output/lora.safetensors")
-    own = load_file(path)
-    assert own.keys() == best.keys()
-    is_best = events_of(job, Finished)[0].best_epoch == 4
-    assert all(torch.equal(own[name], best[name]) for name in own) is is_best
-
-
-def test_the_header_has_what_viewers_show(job: Path) -> None:
-    metadata = metadata_of(job / "output/lora.safetensors")
-
-    assert metadata["modelspec.architecture"] == "stable-diffusion-v1/lora"
-    assert metadata["modelspec.prediction_type"] == "epsilon"
-    assert metadata["modelspec.trigger_phrase"] == "egg"
-    assert metadata["modelspec.author"] == "Ada"
-    assert metadata["ss_epoch"] == str(events_of(job, Finished)[0].best_epoch)
-    start, _, content = metadata["modelspec.thumbnail"].partition(",")
-    assert start == "data:image/jpeg;base64"
-    with Image.open(BytesIO(base64.b64decode(content))) as thumbnail:
-        assert thumbnail.format == "JPEG"
-        assert max(thumbnail.size) <= 256
 
 
 def base_like(family: str, prediction: str, **config: Any) -> Any:
@@ -180,24 +145,23 @@ def test_the_license_of_a_folder_is_that_of_its_model_card(
 @pytest.mark.parametrize(
     ("method", "formats"),
     [
-        ({"kind": "dora", "rank": 4}, {ExportFormat.DIFFUSERS, ExportFormat.KOHYA, ExportFormat.DIFFERENCE}),
+        ({"kind": "dora", "rank": 4}, {ExportFormat.DIFFUSERS, ExportFormat.KOHYA}),
         ({"kind": "oft", "block_size": 8}, {ExportFormat.DIFFUSERS, ExportFormat.DIFFERENCE}),
     ],
 )
 def test_differences_are_exported_and_compared_unless_switched_off(
     make_job: MakeJob, method: dict[str, Any], formats: set[ExportFormat]
 ) -> None:
-    for name, has_differences in (("with", True), ("without", False)):
-        job_dir = make_job(
-            name, method=method, training={"epochs": 1, "repeats": 1}, exports={"differences": has_differences}
-        )
-        assert run(RunOptions(job_dir=job_dir)) == EXIT_FINISHED, events_of(job_dir)[-1]
-        found = {event.format: event for event in events_of(job_dir, Exported)}
-        assert found.keys() == (formats if has_differences else formats - {ExportFormat.DIFFERENCE})
-        assert all(event.max_difference is not None for event in found.values())
-        if has_differences:
-            metadata = metadata_of(job_dir / "output/lora-diff.safetensors")
-            assert json.loads(metadata["ss_network_args"]) == {"algo": "full"}
+    """Those of a DoRA are in test_families_recipe.py."""
+    has_differences = ExportFormat.DIFFERENCE in formats
+    job_dir = make_job(method=method, training={"epochs": 1, "repeats": 1}, exports={"differences": has_differences})
+    assert run(RunOptions(job_dir=job_dir)) == EXIT_FINISHED, events_of(job_dir)[-1]
+    found = {event.format: event for event in events_of(job_dir, Exported)}
+    assert found.keys() == formats
+    assert all(event.max_difference is not None for event in found.values())
+    if has_differences:
+        metadata = metadata_of(job_dir / "output/lora-diff.safetensors")
+        assert json.loads(metadata["ss_network_args"]) == {"algo": "full"}
 
 
 @pytest.mark.slow
@@ -211,3 +175,30 @@ def test_a_word_that_captions_hold_only_within_other_words_is_no_reason_to_fail(
     assert run(RunOptions(job_dir=job_dir)) == EXIT_FINISHED, events_of(job_dir)[-1]
 
     assert metadata_of(job_dir / "output/eg.safetensors")["modelspec.architecture"].endswith("/textual-inversion")
+
+
+def test_the_base_that_files_are_loaded_into_has_nothing_of_the_training_left(
+    random_base: Path, tmp_path: Path
+) -> None:
+    """A file without effect would pass if the trained weights were still in it."""
+    spec = make_spec(
+        {"dataset": "d", "base": {"source": str(random_base)}, "method": {"rank": 4, "text_encoder": True}}
+    )
+    trained = attach(load_base(spec.base, as_stored=True), spec)
+    for name, parameter in trained.named_parameters():
+        if name.endswith("lora_B"):
+            torch.nn.init.constant_(parameter, 0.02)
+    files = trained.export(tmp_path, "egg", {})
+    device = torch.device("cpu")
+    assert len(verify_exports(spec, trained.state(), files, caption="an egg", device=device)) == len(files) == 2
+
+    empty = {name: torch.zeros_like(tensor) for name, tensor in load_file(files[1].path).items()}
+    save_file(empty, files[1].path)
+    with pytest.raises(ExportError, match="differs from the trained model"):
+        verify_exports(spec, trained.state(), files, caption="an egg", device=device)
+
+    *_predictions, left = verify._references(spec, trained.state(), "an egg", device)
+    fresh = load_base(spec.base, as_stored=True)
+    assert left is not None
+    assert left.denoiser.state_dict().keys() == fresh.denoiser.state_dict().keys()
+    assert left.text_encoder.state_dict().keys() == fresh.text_encoder.state_dict().keys()

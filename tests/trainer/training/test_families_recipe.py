@@ -53,6 +53,7 @@ def test_a_family_is_trained_and_its_files_load_back(
     (finished,) = events_of(job_dir, Finished)
     assert finished.best_ratio < 1
     assert {event.format for event in events_of(job_dir, Exported)} == formats
+    assert all(event.max_difference is not None for event in events_of(job_dir, Exported))
 
 
 def test_a_setting_that_a_family_does_not_support_is_refused_before_the_training(

@@ -1,4 +1,4 @@
-"""A forked trainer behaves like a fresh `python -m trainer` process."""
+"""A forked trainer behaves like a fresh process; test_command_line.py shows that it trains the same."""
 
 from __future__ import annotations
 
@@ -16,35 +16,12 @@ from tests.trainer.conftest import MakeJob
 from tests.trainer.fork_server import ForkServer
 from trainer.exchange.event_file import read_all_events
 from trainer.protocol.events import (
-    EXIT_FINISHED,
     EXIT_REFUSED,
     EXIT_STOPPED,
-    EpochEnded,
-    KeepAlive,
-    PhaseProgress,
     StepDone,
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-
-
-def test_a_fork_trains_what_a_fresh_process_trains(make_job: MakeJob, fork_server: ForkServer) -> None:
-    fresh, forked = (make_job(name, training={"epochs": 1}, validation={"test": False}) for name in ("fresh", "forked"))
-    argv = [sys.executable, "-m", "trainer", "run", str(fresh)]
-    assert subprocess.run(argv, capture_output=True, check=False).returncode == EXIT_FINISHED
-    assert fork_server.run("run", str(forked)).returncode == EXIT_FINISHED
-
-    # Progress events and keep-alives depend on the clock.
-    types = [
-        [event.type for event in read_all_events(each) if not isinstance(event, StepDone | PhaseProgress | KeepAlive)]
-        for each in (fresh, forked)
-    ]
-    assert types[0] == types[1]
-    losses = [
-        [(event.train_loss, event.validation.loss) for event in read_all_events(each) if isinstance(event, EpochEnded)]
-        for each in (fresh, forked)
-    ]
-    assert losses[0] == losses[1]
 
 
 def test_arguments_streams_and_exit_status_are_those_of_a_process(fork_server: ForkServer, tmp_path: Path) -> None:
@@ -61,16 +38,12 @@ def test_arguments_streams_and_exit_status_are_those_of_a_process(fork_server: F
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("is_client", [False, True])
-def test_signals_reach_the_trainer(
-    make_job: MakeJob, fork_server: ForkServer, number: signal.Signals, is_client: bool
+def test_signals_reach_the_trainer_through_its_client(
+    make_job: MakeJob, fork_server: ForkServer, number: signal.Signals
 ) -> None:
-    job_dir = make_job(training={"epochs": 1000}, early_stopping={"enabled": False}, samples={"steps": 1})
-    trainer = (
-        subprocess.Popen([*fork_server.command, "run", str(job_dir)], stderr=subprocess.DEVNULL)
-        if is_client
-        else fork_server.start("run", str(job_dir))
-    )
+    """Without a client they do so in test_recipe.py."""
+    job_dir = make_job(training={"epochs": 1000}, early_stopping={"enabled": False}, samples={"prompts": ["an egg"]})
+    trainer = subprocess.Popen([*fork_server.command, "run", str(job_dir)], stderr=subprocess.DEVNULL)
     # A trainer that is killed need not have come far.
     awaited: type = StepDone if number is signal.SIGTERM else object
     while not any(isinstance(event, awaited) for event in read_all_events(job_dir)):

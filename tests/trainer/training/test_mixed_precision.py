@@ -13,10 +13,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from tests.trainer.conftest import MakeJob
+from tests.trainer.conftest import MakeJob, job_maker
 from tests.trainer.fork_server import ForkServer, Hook, signal_before_step
 from tests.trainer.job_events import assert_same_checkpoints, curve_of, events_of
-from trainer.protocol.events import EXIT_FINISHED, Finished
+from trainer.protocol.events import EXIT_FINISHED
 from trainer.protocol.run_options import RunOptions
 from trainer.training import recipe, session, step
 from trainer.training.checkpoints import Checkpoints
@@ -75,10 +75,45 @@ def scale_and_overflow(*steps: int) -> None:
     vars(step)["_accumulate"] = accumulate
 
 
-def test_a_loss_scale_changes_nothing_in_any_stage(make_job: MakeJob, fork_server: ForkServer) -> None:
-    plain, scaled = make_job("plain", **STAGED), make_job("scaled", **STAGED)
-    assert fork_server.run("run", str(plain)).returncode == EXIT_FINISHED, events_of(plain)[-1]
-    assert run_scaled(fork_server, scaled) == EXIT_FINISHED, events_of(scaled)[-1]
+@pytest.fixture(scope="module")
+def scaled(dataset: Path, random_base: Path, tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> Path:
+    """A finished job with a loss scale."""
+    job_dir = job_maker(dataset, random_base, tmp_path_factory.mktemp("scaled"))(**STAGED)
+    assert run_scaled(fork_server, job_dir) == EXIT_FINISHED, events_of(job_dir)[-1]
+    return job_dir
+
+
+@pytest.fixture(scope="module")
+def plain_job_and_optimizers(
+    dataset: Path, random_base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[bool]]:
+    """A finished job without a loss scale, and which of its optimizers were alive at its end."""
+    job_dir = job_maker(dataset, random_base, tmp_path_factory.mktemp("plain"))(**STAGED)
+    made: list[weakref.ref[torch.optim.Optimizer]] = []
+    make_optimizer, export_and_finish = vars(session)["make_optimizer"], vars(recipe)["export_and_finish"]
+    alive: list[bool] = []
+
+    def make_and_watch(*arguments: Any, **options: Any) -> torch.optim.Optimizer:
+        optimizer: torch.optim.Optimizer = make_optimizer(*arguments, **options)
+        made.append(weakref.ref(optimizer))
+        return optimizer
+
+    def count_and_finish(*arguments: Any) -> None:
+        gc.collect()
+        alive.extend(reference() is not None for reference in made)
+        export_and_finish(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "make_optimizer", make_and_watch)
+        patch.setattr(recipe, "export_and_finish", count_and_finish)
+        assert run(RunOptions(job_dir=job_dir)) == EXIT_FINISHED, events_of(job_dir)[-1]
+    return job_dir, alive
+
+
+def test_a_loss_scale_changes_nothing_in_any_stage(
+    plain_job_and_optimizers: tuple[Path, list[bool]], scaled: Path
+) -> None:
+    plain, _alive = plain_job_and_optimizers
 
     # The second stage learns: without it the comparison would show nothing.
     assert curve_of(plain)[1][1] < 0.999 * curve_of(plain)[0][1]
@@ -87,16 +122,15 @@ def test_a_loss_scale_changes_nothing_in_any_stage(make_job: MakeJob, fork_serve
 
 
 def test_a_scaled_training_that_is_killed_in_its_second_stage_resumes_to_the_bit(
-    make_job: MakeJob, fork_server: ForkServer
+    scaled: Path, make_job: MakeJob, fork_server: ForkServer
 ) -> None:
-    whole, killed = make_job("whole", **STAGED), make_job("killed", **STAGED)
-    assert run_scaled(fork_server, whole) == EXIT_FINISHED, events_of(whole)[-1]
+    killed = make_job("killed", **STAGED)
     hook: Hook = (f"{__name__}:scale_and_kill", [10])
     assert fork_server.run("run", str(killed), hook=hook).returncode == -signal.SIGKILL
     assert run_scaled(fork_server, killed) == EXIT_FINISHED, events_of(killed)[-1]
 
-    assert curve_of(killed) == curve_of(whole)
-    assert_same_checkpoints(killed, whole)
+    assert curve_of(killed) == curve_of(scaled)
+    assert_same_checkpoints(killed, scaled)
 
 
 def test_a_step_that_overflows_counts_neither_for_the_schedule_nor_for_the_average(
@@ -116,25 +150,6 @@ def test_a_step_that_overflows_counts_neither_for_the_schedule_nor_for_the_avera
     assert (saved["schedule"]["last_epoch"], saved["ema"]["updates"]) == (taken, taken)
 
 
-def test_the_optimizer_of_a_past_stage_is_freed(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    job_dir = make_job(**STAGED)
-    made: list[weakref.ref[torch.optim.Optimizer]] = []
-    make_optimizer, export_and_finish = vars(session)["make_optimizer"], vars(recipe)["export_and_finish"]
-    alive: list[bool] = []
-
-    def make_and_watch(*arguments: Any, **options: Any) -> torch.optim.Optimizer:
-        optimizer: torch.optim.Optimizer = make_optimizer(*arguments, **options)
-        made.append(weakref.ref(optimizer))
-        return optimizer
-
-    def count_and_finish(*arguments: Any) -> None:
-        gc.collect()
-        alive.extend(reference() is not None for reference in made)
-        export_and_finish(*arguments)
-
-    monkeypatch.setattr(session, "make_optimizer", make_and_watch)
-    monkeypatch.setattr(recipe, "export_and_finish", count_and_finish)
-    assert run(RunOptions(job_dir=job_dir)) == EXIT_FINISHED, events_of(job_dir)[-1]
-
-    assert events_of(job_dir, Finished)
+def test_the_optimizer_of_a_past_stage_is_freed(plain_job_and_optimizers: tuple[Path, list[bool]]) -> None:
+    _job_dir, alive = plain_job_and_optimizers
     assert alive == [False, True]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import random
@@ -9,16 +10,18 @@ import shutil
 import signal
 import time
 from collections import Counter
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from tests.trainer.conftest import SMALL, MakeJob
 from tests.trainer.fork_server import ForkedProcess, ForkServer
-from tests.trainer.job_events import assert_same_tensors, curve_of, events_of
+from tests.trainer.job_events import assert_same_tensors, curve_of, events_of, metadata_of
 from trainer.exchange.job_dir import write_spec
 from trainer.protocol.events import (
     EXIT_FAILED,
@@ -53,6 +56,11 @@ def failure(job_dir: Path) -> Failed:
     return last
 
 
+def kept_files(job_dir: Path) -> list[Exported]:
+    """Of the files of three epochs, two are kept."""
+    return [event for event in newest_files(events_of(job_dir)) if event.epoch != 1]
+
+
 def start(server: ForkServer, job_dir: Path) -> ForkedProcess:
     return server.start("run", str(job_dir), log=job_dir / "trainer.log")
 
@@ -65,11 +73,19 @@ def wait_for(trainer: ForkedProcess, job_dir: Path, kind: type[Any], count: int 
         time.sleep(0.1)
 
 
+#: SMALL, with a file of each epoch, of which two are kept.
+WHOLE: dict[str, Any] = {
+    **SMALL,
+    "training": {**SMALL["training"], "trigger": "egg"},
+    "exports": {"every_epochs": 1, "keep": 2, "author": "Ada"},
+}
+
+
 @pytest.fixture(scope="module")
 def finished_job(dataset: Path, random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A job that ran to its end without a stop, in this process."""
     job_dir = tmp_path_factory.mktemp("finished") / "job"
-    write_spec(job_dir, spec_from_preset("lora", dataset=str(dataset), base=str(random_base), changes=SMALL))
+    write_spec(job_dir, spec_from_preset("lora", dataset=str(dataset), base=str(random_base), changes=WHOLE))
     assert run(RunOptions(job_dir=job_dir)) == EXIT_FINISHED, events_of(job_dir)[-1]
     return job_dir
 
@@ -81,7 +97,7 @@ def test_a_job_emits_its_events_in_order(finished_job: Path) -> None:
         if event.type not in {"phase_began", "phase_progress", "step_done"}
     ]
 
-    epoch = ["sampled", "epoch_ended"]
+    epoch = ["sampled", "epoch_ended", "exported"]
     assert types == [
         *("started", "sampled", "base_validated", "stage_began"),
         *epoch * 3,
@@ -93,10 +109,10 @@ def test_every_file_that_an_event_names_exists(finished_job: Path) -> None:
     named = [event.sheet for event in events_of(finished_job, Sampled)]
     named += [sample.path for event in events_of(finished_job, Sampled) for sample in event.samples]
     named += [event.chart for event in events_of(finished_job, EpochEnded)]
-    named += [event.path for event in events_of(finished_job, Exported)]
+    named += [event.path for event in kept_files(finished_job)]
     named += [event.comparison for event in events_of(finished_job, Finished)]
 
-    assert len(named) == 4 + 4 * 4 + 3 + 2 + 1
+    assert len(named) == 4 + 4 * 4 + 3 + 2 + 2 + 1
     assert all((finished_job / name).stat().st_size > 100 for name in named)
 
 
@@ -117,10 +133,48 @@ def test_only_the_latest_and_the_best_checkpoint_are_kept(finished_job: Path) ->
     assert kept == {f"step-{ended[-1].step:08d}", f"step-{ended[finished.best_epoch - 1].step:08d}"}
 
 
+def test_a_file_of_each_epoch_comes_after_its_checkpoint_and_the_newest_are_kept(finished_job: Path) -> None:
+    files = [event for event in events_of(finished_job, Exported) if event.epoch is not None]
+
+    assert [event.path for event in files] == [f"output/epochs/lora-{epoch:06d}.safetensors" for epoch in (1, 2, 3)]
+    assert all(event.max_difference is None and event.readers for event in files)
+    left = sorted(path.name for path in (finished_job / "output/epochs").iterdir())
+    assert left == ["lora-000002.safetensors", "lora-000003.safetensors"]
+
+
+def test_the_file_of_an_epoch_has_its_weights_and_says_which_epoch_it_is(finished_job: Path) -> None:
+    path = finished_job / "output/epochs/lora-000002.safetensors"
+
+    metadata = metadata_of(path)
+
+    (ended,) = [event for event in events_of(finished_job, EpochEnded) if event.epoch == 2]
+    assert (metadata["ss_epoch"], metadata["ss_steps"]) == ("2", str(ended.step))
+    best = load_file(finished_job / "output/lora.safetensors")
+    own = load_file(path)
+    assert own.keys() == best.keys()
+    is_best = events_of(finished_job, Finished)[0].best_epoch == 2
+    assert all(torch.equal(own[name], best[name]) for name in own) is is_best
+
+
+def test_the_header_has_what_viewers_show(finished_job: Path) -> None:
+    metadata = metadata_of(finished_job / "output/lora.safetensors")
+
+    assert metadata["modelspec.architecture"] == "stable-diffusion-v1/lora"
+    assert metadata["modelspec.prediction_type"] == "epsilon"
+    assert metadata["modelspec.trigger_phrase"] == "egg"
+    assert metadata["modelspec.author"] == "Ada"
+    assert metadata["ss_epoch"] == str(events_of(finished_job, Finished)[0].best_epoch)
+    start, _, content = metadata["modelspec.thumbnail"].partition(",")
+    assert start == "data:image/jpeg;base64"
+    with Image.open(BytesIO(base64.b64decode(content))) as thumbnail:
+        assert thumbnail.format == "JPEG"
+        assert max(thumbnail.size) <= 256
+
+
 @pytest.mark.slow
 def test_a_second_job_on_the_same_data_uses_the_cache(finished_job: Path, make_job: MakeJob, dataset: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (dataset / "cache").iterdir()}
-    job_dir = make_job(training={"epochs": 1})
+    job_dir = make_job(training={"epochs": 1, "trigger": "egg"}, validation={"test": False})
 
     assert run(RunOptions(job_dir=job_dir)) == EXIT_FINISHED
     assert {path: path.stat().st_mtime_ns for path in (dataset / "cache").iterdir()} == before
@@ -130,7 +184,7 @@ def test_a_second_job_on_the_same_data_uses_the_cache(finished_job: Path, make_j
 def test_a_run_that_is_killed_and_stopped_at_random_moments_resumes_bit_for_bit(
     finished_job: Path, make_job: MakeJob, fork_server: ForkServer
 ) -> None:
-    job_dir = make_job()
+    job_dir = make_job(**WHOLE)
     moments = random.Random(__name__)
     for signal_to_send in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
         step_count = len(events_of(job_dir, StepDone))
@@ -155,10 +209,12 @@ def test_a_run_that_is_killed_and_stopped_at_random_moments_resumes_bit_for_bit(
 
 
 @pytest.mark.slow
-def test_sigterm_saves_a_checkpoint_of_the_current_step(make_job: MakeJob, fork_server: ForkServer) -> None:
+def test_sigterm_saves_a_checkpoint_of_the_current_step_and_the_job_can_be_finished(
+    make_job: MakeJob, fork_server: ForkServer
+) -> None:
     job_dir = make_job(training={"epochs": 1000}, early_stopping={"enabled": False})
     process = start(fork_server, job_dir)
-    wait_for(process, job_dir, StepDone)
+    wait_for(process, job_dir, EpochEnded)
     process.terminate()
 
     assert process.wait(DEADLINE_S) == EXIT_STOPPED
@@ -166,15 +222,6 @@ def test_sigterm_saves_a_checkpoint_of_the_current_step(make_job: MakeJob, fork_
     assert isinstance(last, Stopped)
     assert last.checkpoint == f"checkpoints/step-{last.step:08d}"
     assert (job_dir / last.checkpoint / "state.json").exists()
-
-
-@pytest.mark.slow
-def test_a_stopped_job_can_be_finished(make_job: MakeJob, fork_server: ForkServer) -> None:
-    job_dir = make_job(training={"epochs": 1000}, early_stopping={"enabled": False})
-    process = start(fork_server, job_dir)
-    wait_for(process, job_dir, EpochEnded)
-    process.terminate()
-    assert process.wait(DEADLINE_S) == EXIT_STOPPED
 
     assert run(RunOptions(job_dir=job_dir, finish=True)) == EXIT_FINISHED
 
@@ -293,5 +340,5 @@ def test_files_that_are_exported_again_have_the_hash_of_their_last_event(finishe
 
     # The file for diffusers has no time in it; whether it is the same depends on the order of its header.
     assert ExportFormat.KOHYA in {event.format for event in events_of(job_dir, Exported)[before:]}
-    for event in newest_files(events_of(job_dir)):
+    for event in kept_files(job_dir):
         assert hashlib.sha256((job_dir / event.path).read_bytes()).hexdigest() == event.sha256

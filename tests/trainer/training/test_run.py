@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -17,7 +19,7 @@ from tests.trainer.conftest import MakeJob
 from tests.trainer.fork_server import ForkServer
 from tests.trainer.job_events import events_of
 from tests.trainer.small_disk import fill, small_disk
-from tests.trainer.training.test_step import EXACT, log_of, losses, with_room_for
+from tests.trainer.training.test_step import EXACT, log_of, with_room_for
 from trainer.device import is_device_lost, is_out_of_memory
 from trainer.errors import FencedError, is_disk_full
 from trainer.exchange.attempt import write_attempt
@@ -30,13 +32,12 @@ from trainer.protocol.events import (
     FailureKind,
     Started,
     Stopped,
-    Warned,
 )
 from trainer.protocol.run_options import NEEDS_GPU_VARIABLE, RunOptions
 from trainer.tasks.diffusion import DiffusionTask
 from trainer.training import checkpoints, recipe
 from trainer.training.failures import to_trainer_error
-from trainer.training.run import choose_openmp_spin, run
+from trainer.training.run import choose_openmp_spin, run, without_collection
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -102,31 +103,6 @@ def test_invalid_options_are_refused(make_job: MakeJob, option: str) -> None:
 
 
 # -- memory ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_a_start_with_less_memory_resumes_without_changing_the_result(
-    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole, cramped = make_job("whole", **EXACT), make_job("cramped", **EXACT)
-    assert run(RunOptions(job_dir=whole)) == EXIT_FINISHED
-    real = DiffusionTask.train_loss
-
-    def running_out(self: DiffusionTask, *arguments: Any) -> torch.Tensor:
-        if (cramped / "checkpoints").exists():
-            # Not an out-of-memory error within a step, which would halve the micro-batch.
-            raise RuntimeError("CUDA error: device-side assert triggered")
-        return real(self, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(DiffusionTask, "train_loss", running_out)
-        assert run(RunOptions(job_dir=cramped)) == EXIT_FAILED
-    monkeypatch.setattr(DiffusionTask, "train_loss", with_room_for(1))
-    assert run(RunOptions(job_dir=cramped, micro_batch=1)) == EXIT_FINISHED
-
-    assert losses(cramped) == pytest.approx(losses(whole), rel=1e-5)
-    assert [event.micro_batch_size for event in events_of(cramped, Started)] == [4, 1]
-    assert not [event for event in events_of(cramped, Warned) if event.kind == "micro_batch_halved"]
 
 
 @pytest.mark.slow
@@ -343,6 +319,21 @@ def test_who_starts_the_trainer_may_choose_the_threads(monkeypatch: pytest.Monke
     choose_openmp_spin()
 
     assert "GOMP_SPINCOUNT" not in os.environ
+
+
+def test_what_the_first_import_of_torch_leaves_is_never_collected(monkeypatch: pytest.MonkeyPatch) -> None:
+    freeze = Mock()
+    monkeypatch.setattr(gc, "freeze", freeze)
+    with without_collection():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    freeze.assert_not_called()
+
+    monkeypatch.delitem(sys.modules, "torch")
+    with pytest.raises(ImportError), without_collection():
+        raise ImportError
+    assert gc.isenabled()
+    freeze.assert_called_once_with()
 
 
 def test_a_quantized_base_without_torchao_is_refused_before_anything_is_loaded(

@@ -240,7 +240,7 @@ def test_a_running_job_is_drawn_by_its_best_epoch_so_far(
 
 
 def foreign(path: Path, lora: Path, version: str) -> None:
-    """Write the file of the job's third epoch as that of another place."""
+    """Write the file of the job's third epoch as that from elsewhere."""
     tensors = load_file(lora / "output/epochs/lora-000003.safetensors")
     save_file(tensors, path, {"ss_base_model_version": version})
 

@@ -7,6 +7,8 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -111,25 +113,38 @@ def small_sd3(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RELEASED, "sd3", changed)
 
 
+@pytest.fixture(scope="module")
+def prepared_runner() -> Iterator[SelfTestRunner]:
+    """Preparing its dataset takes a fresh process, ten seconds of CPU."""
+    with SelfTestRunner() as runner:
+        yield runner
+
+
+@pytest.fixture
+def real_runner(prepared_runner: SelfTestRunner) -> SelfTestRunner:
+    # That of another test has passed.
+    prepared_runner._deadline = math.inf
+    return prepared_runner
+
+
 @pytest.mark.slow
 def test_a_model_of_random_weights_is_trained_and_its_memory_predicted(
-    small_sd3: None, monkeypatch: pytest.MonkeyPatch
+    small_sd3: None, real_runner: SelfTestRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Of a small model, most is what the libraries take, and that varies.
     monkeypatch.setattr(selftest, "_MEMORY_TOLERANCE", 1.5)
-    with SelfTestRunner() as runner:
-        result = runner.run_true_size("sd3", math.inf)
-        assert not list(runner._folder.glob("model*")), "it takes gigabytes of the disk"
-        assert result.outcome is Outcome.PASSED, result.note
-        assert result.step_s
-        assert result.peak_bytes
-        assert result.predicted_bytes
-        assert result.used_bytes
-        assert result.used_bytes <= 1.05 * result.peak_bytes
-        assert result.predicted_bytes == pytest.approx(result.used_bytes, rel=0.5)
-        # A process has its time, and is stopped after it.
-        late = runner.run_true_size("sd3", time.monotonic() + 1.0)
-        assert (late.outcome, late.note) == (Outcome.UNAVAILABLE, selftest._out_of_time())
+    result = real_runner.run_true_size("sd3", math.inf)
+    assert not list(real_runner._folder.glob("model*")), "it takes gigabytes of the disk"
+    assert result.outcome is Outcome.PASSED, result.note
+    assert result.step_s
+    assert result.peak_bytes
+    assert result.predicted_bytes
+    assert result.used_bytes
+    assert result.used_bytes <= 1.05 * result.peak_bytes
+    assert result.predicted_bytes == pytest.approx(result.used_bytes, rel=0.5)
+    # A process has its time, and is stopped after it.
+    late = real_runner.run_true_size("sd3", time.monotonic() + 1.0)
+    assert (late.outcome, late.note) == (Outcome.UNAVAILABLE, selftest._out_of_time())
 
 
 def test_a_model_of_true_size_is_left_out_if_time_or_disk_do_not_suffice(
@@ -145,7 +160,7 @@ def test_a_model_of_true_size_is_left_out_if_time_or_disk_do_not_suffice(
     assert "of disk" in result.note
 
 
-def test_each_model_of_true_size_is_measured_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_model_of_true_size_is_measured_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
     def ask(self: SelfTestRunner, work: object, variant: object) -> None:
@@ -154,28 +169,30 @@ def test_each_model_of_true_size_is_measured_by_itself(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(selftest, "write_random_model", lambda *_: None)
     monkeypatch.setattr(SelfTestRunner, "_ask", ask)
-    with SelfTestRunner() as runner:
-        for kind in ("v1", "xl_base"):
-            runner.run_true_size(kind, math.inf)
+    runner = SelfTestRunner()
+    runner._folder = tmp_path
+    for kind in ("v1", "xl_base"):
+        runner.run_true_size(kind, math.inf)
     assert len({repr(variant) for _work, variant in asked}) == 2
 
 
 @pytest.mark.slow
-def test_jobs_are_compared_and_a_process_that_dies_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    with SelfTestRunner() as runner:
-        right = runner.run(Check(name="bf16", variant=BF16, reference=EXACT, limit=0.2))
-        assert right.outcome is Outcome.PASSED
-        assert right.distance
-        assert right.peak_bytes
-        assert right.peak_bytes > 2**28
-        # The limit is one: another rate is another update.
-        slower = replace(EXACT, settings={"training": {**EXACT.settings["training"], "learning_rate": 0.25}})
-        wrong = runner.run(Check(name="slower", variant=slower, reference=EXACT, limit=0.2))
-        assert wrong.outcome is Outcome.FAILED
-        assert wrong.distance == pytest.approx(0.5, abs=0.05)
-        monkeypatch.setattr(selftest, "answer_with", die)
-        died = runner.run(Check(name="dies", variant=replace(EXACT, base="other")))
-        assert (died.outcome, died.note) == (Outcome.FAILED, "its process ended unexpectedly (exit status 3)")
+def test_jobs_are_compared_and_a_process_that_dies_is_a_failure(
+    real_runner: SelfTestRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = real_runner.run(Check(name="bf16", variant=BF16, reference=EXACT, limit=0.2))
+    assert right.outcome is Outcome.PASSED
+    assert right.distance
+    assert right.peak_bytes
+    assert right.peak_bytes > 2**28
+    # The limit is one: another rate is another update.
+    slower = replace(EXACT, settings={"training": {**EXACT.settings["training"], "learning_rate": 0.25}})
+    wrong = real_runner.run(Check(name="slower", variant=slower, reference=EXACT, limit=0.2))
+    assert wrong.outcome is Outcome.FAILED
+    assert wrong.distance == pytest.approx(0.5, abs=0.05)
+    monkeypatch.setattr(selftest, "answer_with", die)
+    died = real_runner.run(Check(name="dies", variant=replace(EXACT, base="other")))
+    assert (died.outcome, died.note) == (Outcome.FAILED, "its process ended unexpectedly (exit status 3)")
 
 
 def die(*_: object) -> None:
@@ -184,8 +201,12 @@ def die(*_: object) -> None:
 
 @pytest.mark.slow
 def test_the_command_prints_a_line_for_each_check(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    real_runner: SelfTestRunner,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(selftest, "SelfTestRunner", lambda: nullcontext(real_runner))
     checks = [Check(name="fp32", variant=EXACT), Check(name="tf32", variant=EXACT, unavailable="needs a GPU")]
     monkeypatch.setattr(selftest, "checks_of_tiny", lambda: checks)
     assert main(["selftest", "--quick", "--json", str(tmp_path / "found.json")]) == 0

@@ -41,7 +41,7 @@ EXACT: dict[str, Any] = {
     "method": {"dropout": 0.0},
     "training": {"epochs": 2, "micro_batch_size": 4, "caption_dropout": 0.3},
     "validation": {"test": False},
-    "samples": {"steps": 1, "every_epochs": 2, "unrelated_prompts": []},
+    "samples": {"steps": 1, "prompts": ["a red egg"], "every_epochs": 2, "unrelated_prompts": []},
 }
 
 
@@ -98,6 +98,30 @@ def test_out_of_memory_halves_the_micro_batch_without_changing_the_result(
     assert losses(cramped) == pytest.approx(losses(exact_job), rel=1e-5)
     warnings = [event for event in events_of(cramped, Warned) if event.kind == "micro_batch_halved"]
     assert len(warnings) == 2
+
+
+@pytest.mark.slow
+def test_a_start_with_less_memory_resumes_without_changing_the_result(
+    exact_job: Path, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cramped = make_job("cramped", **EXACT)
+    real = DiffusionTask.train_loss
+
+    def running_out(self: DiffusionTask, *arguments: Any) -> torch.Tensor:
+        if (cramped / "checkpoints").exists():
+            # Not an out-of-memory error within a step, which would halve the micro-batch.
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        return real(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DiffusionTask, "train_loss", running_out)
+        assert run(RunOptions(job_dir=cramped)) == EXIT_FAILED
+    monkeypatch.setattr(DiffusionTask, "train_loss", with_room_for(1))
+    assert run(RunOptions(job_dir=cramped, micro_batch=1)) == EXIT_FINISHED
+
+    assert losses(cramped) == pytest.approx(losses(exact_job), rel=1e-5)
+    assert [event.micro_batch_size for event in events_of(cramped, Started)] == [4, 1]
+    assert not [event for event in events_of(cramped, Warned) if event.kind == "micro_batch_halved"]
 
 
 @pytest.mark.slow

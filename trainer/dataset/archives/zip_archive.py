@@ -172,7 +172,7 @@ def _entry_names(infos: Sequence[zipfile.ZipInfo]) -> Iterator[str]:
 
 
 def _unicode_name(info: zipfile.ZipInfo) -> str | None:
-    """The name whose encoding the archive tells: by the UTF-8 flag, or by Info-ZIP's extra field (APPNOTE 4.6.9)."""
+    """The name whose encoding the archive states: by the UTF-8 flag, or by Info-ZIP's extra field (APPNOTE 4.6.9)."""
     name = info.orig_filename
     if info.flag_bits & _UTF8_FLAG:
         return name

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
 from statistics import median, median_low
@@ -169,7 +169,7 @@ def _contradictory_in(
             other=_quoted(text),
         )
         finding = _measured(FindingKind.CAPTION_CONTRADICTORY, overlap, MIN_COMMON_WORDS, message)
-        yield number, finding.model_copy(update={"other": sources.get(other)})
+        yield number, replace(finding, other=sources.get(other))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -203,9 +203,10 @@ def _parse_json(text: str, line: int) -> object:
 def _json_lines(text: str) -> Iterator[Line]:
     # Not splitlines: a JSON string may contain an unescaped U+2028.
     for number, line in enumerate(re.split(r"\r\n?|\n", text), start=1):
-        if line.strip("\ufeff \t"):
+        if bare := line.strip("\ufeff \t"):
             try:
-                yield number, _as_record(_parse_json(line.strip("\ufeff"), number), number)
+                # The lines of a list without its brackets end with commas.
+                yield number, _as_record(_parse_json(bare.removesuffix(","), number), number)
             except TableError as error:
                 yield number, str(error)
 

@@ -25,6 +25,8 @@ _JOINING = "\u0600-\u1cff"
 _STRAY_JOINERS = re.compile(
     rf"(?<![{_EMOJI}{_JOINING}])[{_JOINERS}]+|[{_JOINERS}]+(?![{_EMOJI}{_JOINING}])|[{_JOINERS}]{{2,}}"
 )
+#: The flag of a part of a country, such as Scotland: a black flag and its code in tags, which hide text elsewhere.
+_REGIONAL_FLAG = re.compile("\U0001f3f4[\U000e0030-\U000e0039\U000e0061-\U000e007a]{3,6}\U000e007f")
 #: Emoji that are newer than Python's tables.
 _NEW_EMOJI = re.compile("[\U0001f000-\U0001faff]")
 
@@ -81,7 +83,10 @@ def clean_text(text: str, most: int = MAX_CAPTION_CHARACTERS) -> str:
     Joiners stay within an emoji and within words of scripts that need them.
     """
     text = _ANSI.sub("", text[: _READ_FACTOR * most])
-    kept = "".join(char for char in text if char.isspace() or char in _JOINERS or _is_visible(char))
+    flags = {at for flag in _REGIONAL_FLAG.finditer(text) for at in range(*flag.span())}
+    kept = "".join(
+        char for at, char in enumerate(text) if char.isspace() or char in _JOINERS or at in flags or _is_visible(char)
+    )
     line = unicodedata.normalize("NFC", " ".join(_STRAY_JOINERS.sub("", kept).split()))
     if len(line) <= most:
         return line

@@ -30,8 +30,11 @@ _LIST_LINE = re.compile(
 )
 #: The ending of a name; captions have none as a rule, and thousands of texts are asked.
 _ENDING = re.compile(r"\.\w{2,5}\b")
+#: Attributes or coordinates, as in CelebA's lists.
+_NUMBER = r"[-+]?\d[\d.]*(?:[eE][-+]?\d+)?"
+_NUMBERS = re.compile(rf"{_NUMBER}(?:[\s,;|]+{_NUMBER})*")
 #: Excel's first line, which names the delimiter.
-_SEPARATOR_LINE = re.compile(r"sep=(.)\s*", re.IGNORECASE)
+_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 #: Lines by which the delimiter is found, and those by which a text of any name is a list of images.
 _JUDGED_LINES, _LISTED_LINES = 50, 5
 #: Lines and characters of a quoted cell, after which its quote counts as never closed.
@@ -97,7 +100,7 @@ def _find_delimiter(lines: Sequence[str], names_image: NamesImage) -> str:
 
 
 def _is_list(lines: Sequence[str], names_image: NamesImage) -> bool:
-    """True if most lines are those of a list, and no delimiter tells the names of images."""
+    """True if most lines are those of a list, and no delimiter separates the names of images."""
     filled = [line for line in lines if line.strip()]
     listed = sum(isinstance(_list_record(line, names_image), dict) for line in filled)
     delimiter = _find_delimiter(lines, names_image)
@@ -122,8 +125,10 @@ def _list_record(line: str, names_image: NamesImage) -> Record | str:
 
 
 def _labeled(file: str, caption: str) -> Record:
-    """A record without a header: a number is that of a class, as in lists of ImageNet's form."""
-    return {FILE_COLUMNS[0]: file, CLASS_COLUMNS[0] if caption.strip().isdecimal() else CAPTION_COLUMNS[0]: caption}
+    """A record without a header: a number is that of a class, as in ImageNet's lists; several are no caption."""
+    if _NUMBERS.fullmatch(caption.strip()):
+        return {FILE_COLUMNS[0]: file, **({CLASS_COLUMNS[0]: caption} if caption.strip().isdecimal() else {})}
+    return {FILE_COLUMNS[0]: file, CAPTION_COLUMNS[0]: caption}
 
 
 def _without_frame(line: str) -> str:

@@ -236,7 +236,7 @@ class LabelIndex:
         """Yield texts and rows without an image, often due to a misspelled name; call it after `of` for all images."""
         yield from self._refused
         for source in self._sidecars.unused():
-            yield source, RefusedError(RefusalKind.UNSUPPORTED, _("it is a text, but no image has its name"))
+            yield source, RefusedError(RefusalKind.WITHOUT_IMAGE, _("it is a text, but no image has its name"))
 
 
 def _may_be_table(path: str, data: bytes = b"") -> bool:
@@ -286,11 +286,11 @@ def _lost_rows(source: str, rows: Sequence[CaptionRow]) -> Iterator[tuple[str, R
     for row in rows[:_MAX_LISTED_ROWS]:
         at = f"{source}:{row.line}" if row.line else source
         reason = _("it names {file}, which is not among the images", file=printable(row.file[:200])[:200])
-        yield at, RefusedError(RefusalKind.UNSUPPORTED, reason)
+        yield at, RefusedError(RefusalKind.WITHOUT_IMAGE, reason)
     if (more := len(rows) - _MAX_LISTED_ROWS) > 0:
         reason = ngettext(
             "{n} more of its rows names an image that is missing",
             "{n} more of its rows name images that are missing",
             more,
         )
-        yield source, RefusedError(RefusalKind.UNSUPPORTED, reason)
+        yield source, RefusedError(RefusalKind.WITHOUT_IMAGE, reason)

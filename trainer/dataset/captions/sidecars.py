@@ -31,8 +31,14 @@ _REFUSAL = re.compile(
     r"|as an ai\b",
     re.IGNORECASE,
 )
-#: What a language model says before its description.
-_PREAMBLE = re.compile(r"(?:here(?:['’]s| is)|sure|certainly|of course)\b[^\n]{0,120}:\s*\n+", re.IGNORECASE)
+#: What a language model says before its description, and the properties above a note (Obsidian).
+_PREAMBLE = re.compile(
+    r"(?:here(?:['’]s| is)|sure|certainly|of course)\b[^\n]{0,120}:\s*\n+|---\s*\n(?:[^\n]{0,200}\n){1,30}?---\s*\n+",
+    re.IGNORECASE,
+)
+_MARKUP = re.compile(r"<(?:!doctype|html|\?xml)\b", re.IGNORECASE)
+#: An object as Python prints it, or a list of them.
+_PYTHON = re.compile(r"\[?\{'[^'\n]{1,60}': ")
 #: The mark before each line of a list.
 _LIST_MARK = re.compile(r"(?:[-*•‣]|\d{1,2}[.)])\s+")
 #: Folders of texts beside or below those of images, and folders of images.
@@ -41,11 +47,12 @@ _TEXT_FOLDER = re.compile(
     r"([_ -]?(files?|data|txt))?"
 )
 _IMAGE_FOLDER = re.compile(r"(im(g|age)s?|pics?|pictures?|photos?|frames?)([_ -]?(files?|data))?")
-_ADDRESS = re.compile(r"\s*[a-z]+://\S+\s*", re.IGNORECASE)
+#: Of a page or of a file, such as git-annex leaves.
+_ADDRESS = re.compile(r"\s*(?:[a-z]+://|\.{0,2}/(?=\S*/))\S+\s*", re.IGNORECASE)
 
 #: What Google Takeout puts behind the name of an image, cut where the whole would be too long, and the number that it
-#: takes from the image's name: `cat.jpg.supplemental-metadata(1).json` for `cat(1).jpg`.
-_TAKEOUT = re.compile(r"(?P<stem>.+)(?P<ending>\.\w+)\.(?P<mark>s[a-z-]*)(?P<number>\(\d+\))?")
+#: takes from the image's name: `cat.jpg.supplemental-metadata(1).json` for `cat(1).jpg`; until 2024, `cat.jpg(1).json`.
+_TAKEOUT = re.compile(r"(?P<stem>.+?)(?P<ending>\.\w+)(?:\.(?P<mark>s[a-z-]*))?(?P<number>\(\d+\))?")
 _TAKEOUT_MARK = "supplemental-metadata"
 
 #: Images of one name that a text of another folder is compared with.
@@ -71,16 +78,26 @@ class Caption:
 def read_sidecar(source: str, content: str) -> Caption:
     """Read the text beside an image."""
     content = content[:_MAX_READ_CHARACTERS].strip("\ufeff \t\r\n\0\x1a")
-    lines = content.splitlines()
-    if content.startswith("{\\rtf"):
-        return Caption(source=source, problem=_("it is RTF, not plain text; save it as plain text"))
-    if _are_boxes(lines):
-        return Caption(source=source, problem=_("it has the boxes of a detector, not a caption"))
-    if _ADDRESS.fullmatch(content):
-        return Caption(source=source, problem=_("it has an address, not a caption"))
-    if _REFUSAL.match(content):
-        return Caption(source=source, problem=_("a model refused to describe the image"))
+    if problem := _problem_of(content):
+        return Caption(source=source, problem=problem)
     return Caption.of(source, _captions_in_json(content) or captions_in_lines(content))
+
+
+def _problem_of(content: str) -> str:
+    """Why a text is no caption, as a clause; empty if it may be one."""
+    if content.startswith("{\\rtf"):
+        return _("it is RTF, not plain text; save it as plain text")
+    if _are_boxes(content.splitlines()):
+        return _("it has the boxes of a detector, not a caption")
+    if content.startswith("version https://git-lfs.github.com/"):
+        return _("it is a pointer of Git LFS; the text itself is fetched by git lfs pull")
+    if _MARKUP.match(content):
+        return _("it is a web page, or XML, and not a caption")
+    if _PYTHON.match(content):
+        return _("it is written in Python's notation; write it as JSON, or as plain text")
+    if _ADDRESS.fullmatch(content):
+        return _("it has an address, not a caption")
+    return _("a model refused to describe the image") if _REFUSAL.match(content) else ""
 
 
 def _are_boxes(lines: Sequence[str]) -> bool:
@@ -91,7 +108,7 @@ def _are_boxes(lines: Sequence[str]) -> bool:
 
 def _is_box(words: Sequence[str]) -> bool:
     numbers = sum(_NUMBER.fullmatch(word) is not None for word in words[:_MAX_BOX_WORDS])
-    return numbers >= _MIN_COORDINATES + 1 and numbers >= _MIN_NUMBERS * min(len(words), _MAX_BOX_WORDS)
+    return numbers >= _MIN_COORDINATES and numbers >= _MIN_NUMBERS * min(len(words), _MAX_BOX_WORDS)
 
 
 def _captions_in_json(content: str) -> tuple[str, ...]:
@@ -258,6 +275,6 @@ def _image_path(path: str) -> str:
         # Windows hides the ending, so that people write it once more.
         return _stem(stem)
     takeout = _TAKEOUT.fullmatch(stem) if path.lower().endswith(".json") else None
-    if takeout and _TAKEOUT_MARK.startswith(takeout["mark"]) and has_image_name(f"x{takeout['ending']}"):
+    if takeout and _TAKEOUT_MARK.startswith(takeout["mark"] or "") and has_image_name(f"x{takeout['ending']}"):
         return f"{takeout['stem']}{takeout['number'] or ''}{takeout['ending']}"
     return stem

@@ -18,7 +18,7 @@ from trainer.protocol.text import _
 
 FILE_COLUMNS = (
     *("file_name", "filename", "file", "image", "image_path", "image_name", "img", "path", "file_path", "name"),
-    *("image_file", "img_path", "filepath", "file_url", "image_url", "url"),
+    *("image_file", "img_path", "filepath", "file_url", "image_url", "url", "target"),
     *("image_id", "key", "id"),
 )
 CAPTION_COLUMNS = ("caption", "text", "prompt", "description", "blip_caption", "captions", "comment")
@@ -69,7 +69,7 @@ class Columns:
     captions: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
-    #: Chosen by its content, as its name tells nothing; empty if the names tell.
+    #: Chosen by its content, as its name says nothing; empty if the names do.
     caption_by_content: str = ""
 
 
@@ -256,7 +256,9 @@ def _tag_names(value: object) -> Iterator[str]:
         for name, inner in value.items():
             yield from _tag_names(inner) if isinstance(inner, list | dict) else (str(name),)
     elif isinstance(value, list):
-        yield from (part for part in value if isinstance(part, str))
+        # Danbooru's dumps have objects with an id, a name and a category.
+        names = (part.get("name") if isinstance(part, dict) else part for part in value)
+        yield from (name for name in names if isinstance(name, str))
 
 
 def _joined(tags: Iterator[str] | Sequence[str]) -> str:

@@ -141,7 +141,7 @@ class ImageIndex:
         return None
 
     def _namesakes(self, scope: _Scope, key: str) -> Sequence[SourceEntry]:
-        """The images of one name; none if they are so many that no name tells which is meant."""
+        """The images of one name; none if they are so many that a name is ambiguous."""
         images = self._by_name.get((scope, key), [])
         return images if len(images) <= _MAX_NAMESAKES else ()
 

@@ -31,13 +31,15 @@ from PIL import (  # noqa: F401  each import registers a format; `Image.init()` 
 
 from trainer.dataset.images.damage import decode_jpeg, require_undamaged
 from trainer.dataset.images.strip_metadata import is_srgb, strip_metadata
-from trainer.dataset.input_files import Limits
+from trainer.dataset.input_files import MIB, Limits
 from trainer.errors import DatasetError
 from trainer.protocol.bucket_shapes import Size
 from trainer.protocol.report import FindingKind
 from trainer.protocol.text import _
 
 pillow_heif.register_heif_opener()
+# A generator's workflow is longer than Pillow's 1 MiB; the memory of a decoder is limited anyway.
+PngImagePlugin.MAX_TEXT_CHUNK = 16 * MIB
 _FORMATS = tuple(name for name in ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "HEIF") if name in Image.OPEN)
 #: Formats that are lossy already: stored as JPEG, at a quality that no model can tell from the original.
 _JPEG, _LOSSY = ("JPEG", "MPO"), ("JPEG", "MPO", "AVIF", "HEIF")

@@ -278,7 +278,7 @@ def _same_levels(one: Float, other: Float, shown: Mask) -> tuple[Float, Float, f
     possible = [fit for fit in fits if fit is not None]
     if not possible:
         return None
-    gain, offset = min(possible, key=lambda fit: _unlikeness(gray, other_gray, *fit))
+    gain, offset = min(possible, key=lambda fit: _dissimilarity(gray, other_gray, *fit))
     lows, highs = zip(*map(_levels, _leveled(samples, other_samples, gain, offset)), strict=True)
     if min(highs) - max(lows) < _MIN_RANGE:
         return None
@@ -292,7 +292,7 @@ def _leveled(one: Float, other: Float, gain: float, offset: float) -> tuple[Floa
     return (one, other * gain + offset) if gain >= 1 else ((one - offset) / gain, other)
 
 
-def _unlikeness(gray: Float, other_gray: Float, gain: float, offset: float) -> float:
+def _dissimilarity(gray: Float, other_gray: Float, gain: float, offset: float) -> float:
     """The mean difference of gray levels at the lower contrast, where neither is clipped."""
     first, second = _leveled(gray, other_gray, gain, offset)
     low, high = max(first.min(), second.min()), min(first.max(), second.max())
@@ -348,7 +348,7 @@ def _blurred(gray: Float) -> Float:
 
 
 def _slopes(gray: Float) -> list[NDArray[Any]]:
-    """Levels per px, across and down."""
+    """The gradient of a gray image in levels per px: horizontal, vertical."""
     return [cv2.Sobel(gray, cv2.CV_32F, dx, 1 - dx, scale=1 / 8) for dx in (1, 0)]
 
 

@@ -51,7 +51,8 @@ Plane = NDArray[np.uint8]
 
 def image_feature(thumbnail: Image.Image | Plane) -> bytes:
     """Compute the feature of an upright RGB thumbnail: 251 little-endian float16; half a millisecond on one core."""
-    pixels = cv2.resize(np.asarray(thumbnail), (_SIDE_PX, _SIDE_PX), interpolation=cv2.INTER_AREA)
+    # By averaging it would take as long as all the rest.
+    pixels = cv2.resize(np.asarray(thumbnail), (_SIDE_PX, _SIDE_PX), interpolation=cv2.INTER_LINEAR)
     lab = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2LAB), dtype=np.uint8)
     planes = [np.asarray(plane, dtype=np.uint8) for plane in cv2.split(lab)]
     dx, dy = (np.asarray(gradient, dtype=np.float32) for gradient in cv2.spatialGradient(planes[0]))
@@ -62,8 +63,10 @@ def image_feature(thumbnail: Image.Image | Plane) -> bytes:
 
 def stack_features(features: Sequence[bytes]) -> Float:
     """Features as rows [N, 251]; unrelated images are about 2 apart (Euclidean distance), similar ones 0.7."""
-    raw = np.frombuffer(b"".join(features), dtype="<f2").reshape(len(features), _SIZE)
-    return raw.astype(np.float32)
+    rows = np.empty((len(features), _SIZE), np.float32)
+    for row, feature in zip(rows, features, strict=True):
+        row[:] = np.frombuffer(feature, dtype="<f2")
+    return rows
 
 
 def find_outliers(features: Mapping[int, bytes], groups: Mapping[int, int]) -> dict[int, Finding]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import ConfigDict
 
-from trainer.dataset.captions.labels import ImageLabels
-from trainer.dataset.captions.sidecars import Caption
 from trainer.dataset.images.image_quality import Quality
-from trainer.dataset.images.near_duplicates import BYTES_AS_BASE64, ImageHashes
+from trainer.dataset.images.perceptual_hash import BYTES_AS_BASE64, ImageHashes
 from trainer.protocol.edits import Crop
 from trainer.protocol.report import Finding, Split
+
+if TYPE_CHECKING:
+    # Not in the processes that decode images: the readers of captions take a seventh of their start.
+    from trainer.dataset.captions.labels import ImageLabels
+    from trainer.dataset.captions.sidecars import Caption
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,7 +92,7 @@ class ImageRecord:
     source: str
     #: Caption, class and repeats as handed in.
     labels: ImageLabels
-    #: None if it could not be decoded; a finding tells why.
+    #: None if it could not be decoded; a finding says why.
     pixels: ImagePixels | None = None
     assessment: Assessment = Assessment()
     #: None if it is dropped, or not assigned yet.

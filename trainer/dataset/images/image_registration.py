@@ -36,12 +36,9 @@ _PATCH_PX = 24
 #: Keypoints of an image, and those that must agree on one alignment within so many px (RANSAC).
 _KEYPOINTS, _MIN_INLIERS, _INLIER_PX = 300, 6, 2.5
 #: Bits, of 256, by which two descriptors of one keypoint differ at most, and the ratio to the second best (Lowe 2004).
-_MAX_BITS, _MAX_RATIO = 64, 0.85
+MAX_BITS, _MAX_RATIO = 64, 0.85
 #: Keypoints that agree on one alignment beyond doubt: no other one is tried.
 _SURE_INLIERS = 25
-#: Movements of one image to another that are tried for `consistent_keypoints`; how far apart the two keypoints are that
-#: tell one, and how close to it others are, px.
-_HYPOTHESES, _MIN_APART_PX, _CONSISTENT_PX = 200, 8, 3
 #: Correlation of two patches from which their layout is worth a try, and how many are tried; and of a mirrored patch
 #: from which keypoints of the mirrored image are, which take as long as the rest of a comparison.
 _MIN_LAYOUT_CORRELATION, _TRIED_LAYOUTS, _MIN_MIRRORED_CORRELATION = 0.75, 2, 0.4
@@ -49,8 +46,8 @@ _MIN_LAYOUT_CORRELATION, _TRIED_LAYOUTS, _MIN_MIRRORED_CORRELATION = 0.75, 2, 0.
 _MARGIN_PX = 16
 #: Gray levels by which pixels of a border differ at most.
 _BORDER_LEVELS = 16
-#: Largest enlargement, and ratio of the scales of both axes.
-_MAX_SCALE, _MAX_SQUASH = 3.3, 1.6
+#: Largest enlargement of a copy, and ratio of the scales of both axes.
+MAX_SCALE, _MAX_SQUASH = 3.3, 1.6
 #: Share of the border of an image that is cropped away for a guess.
 _INNER = 0.1
 #: Difference up to which a second, finer alignment is tried; and by how much a refined alignment may change the share
@@ -134,44 +131,6 @@ def detect_keypoints(gray: NDArray[np.uint8], most: int, levels: int = 6) -> Key
     if descriptors is None or not len(points):
         return np.zeros((0, 2), np.float32), np.zeros((0, 32), np.uint8)
     return np.asarray(points, dtype=np.float32) - _MARGIN_PX, np.asarray(descriptors, dtype=np.uint8)
-
-
-def consistent_keypoints(one: Keypoints, other: Keypoints, least: int = 2) -> int:
-    """Count the keypoints of two images that agree on how one is moved, scaled and turned; 0.1 ms for 64 of each.
-
-    Less than `least` may be counted as 0, for most images in half the time.
-    """
-    (from_points, from_bits), (to_points, to_bits) = one, other
-    if min(len(from_bits), len(to_bits)) < 2:
-        return 0
-    # Word by word: a sum along the last axis takes three times as long.
-    words = zip(from_bits.view(np.uint64).T, to_bits.view(np.uint64).T, strict=True)
-    bits = sum(np.bitwise_count(one_word[:, None] ^ other_word).astype(np.uint16) for one_word, other_word in words)
-    nearest = bits.argmin(axis=1)
-    rows = np.arange(len(bits))
-    is_match = (bits[rows, nearest] <= _MAX_BITS) & (bits.argmin(axis=0)[nearest] == rows)
-    if np.count_nonzero(is_match) < least:
-        return 0
-    # As complex numbers, such a movement is one product and one sum; two matches tell it.
-    axes = np.array([1, 1j], np.complex64)
-    start, end = from_points[is_match] @ axes, to_points[nearest[is_match]] @ axes
-    first, second = _pairs_of(len(start))
-    apart = start[first] - start[second]
-    turn = (end[first] - end[second]) / np.where(apart == 0, 1, apart)
-    is_possible = (np.abs(apart) > _MIN_APART_PX) & (np.abs(turn) < _MAX_SCALE) & (np.abs(turn) > 1 / _MAX_SCALE)
-    first, turn = first[is_possible], turn[is_possible, None]
-    if not len(first):
-        return 0
-    gap = np.abs(end - end[first, None] - turn * (start - start[first, None]))
-    return int((gap < _CONSISTENT_PX * np.maximum(1, np.abs(turn))).sum(axis=1).max())
-
-
-@lru_cache
-def _pairs_of(count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pairs of so many matches, evenly sampled."""
-    first, second = np.triu_indices(count, 1)
-    every = max(1, len(first) // _HYPOTHESES)
-    return first[::every], second[::every]
 
 
 @lru_cache
@@ -292,7 +251,7 @@ def _matched(one: Keypoints, other: Keypoints) -> tuple[int, Transform | None]:
     if min(len(from_bits), len(to_bits)) < _MIN_INLIERS:
         return 0, None
     pairs = cv2.BFMatcher(cv2.NORM_HAMMING).knnMatch(from_bits, to_bits, k=2)
-    good = [a for a, b in pairs if a.distance <= _MAX_BITS and a.distance < _MAX_RATIO * b.distance]
+    good = [a for a, b in pairs if a.distance <= MAX_BITS and a.distance < _MAX_RATIO * b.distance]
     if len(good) < _MIN_INLIERS:
         return 0, None
     start, end = from_points[[m.queryIdx for m in good]], to_points[[m.trainIdx for m in good]]
@@ -378,7 +337,7 @@ def _unit(box: Box) -> Transform:
 
 def _is_plausible(transform: Transform) -> bool:
     larger, smaller = np.linalg.svd(transform[:2, :2], compute_uv=False)
-    return bool(smaller > 1 / _MAX_SCALE and larger < _MAX_SCALE and larger < _MAX_SQUASH * smaller)
+    return bool(smaller > 1 / MAX_SCALE and larger < MAX_SCALE and larger < _MAX_SQUASH * smaller)
 
 
 def _refined(

@@ -78,9 +78,9 @@ def is_black_and_white(thumbnail: Image.Image) -> bool:
 
 
 def probable_masks(sources: Mapping[int, str], thumbnails: Mapping[int, Path]) -> Iterator[tuple[int, int]]:
-    """Yield images that are probably masks, and the image of the same name in a folder beside theirs.
+    """Yield images that are probably masks, and an image of the same name in a folder beside theirs.
 
-    All images of a folder must be black and white, and all those of the same names must not.
+    All images of a folder must be black and white, and those of the same names in one other folder must not.
 
     Args:
         sources: The images by number.
@@ -97,18 +97,18 @@ def probable_masks(sources: Mapping[int, str], thumbnails: Mapping[int, Path]) -
         with Image.open(thumbnails[number]) as opened:
             return is_black_and_white(opened)
 
-    for numbers in folders.values():
-        partners = {}
-        for number in numbers:
-            parent, folder, stem = _around(sources[number])
-            others = [other for name, other in by_name[parent, stem].items() if name != folder]
-            if len(others) == 1:
-                partners[number] = others[0]
-        if len(partners) < len(numbers):
-            continue
-        # The first image that does not look like a mask saves a look at all others.
-        if all(looks(number) for number in numbers) and not any(looks(other) for other in partners.values()):
-            yield from partners.items()
+    def others(number: int) -> dict[str, int]:
+        parent, folder, stem = _around(sources[number])
+        return {f"{parent}/{name}": other for name, other in by_name[parent, stem].items() if name != folder}
+
+    # The first image that does not look like a mask saves a look at all others.
+    suspected = {
+        folder: numbers for folder, numbers in folders.items() if all(map(others, numbers)) and all(map(looks, numbers))
+    }
+    for numbers in suspected.values():
+        partners = [[other for folder, other in others(n).items() if folder not in suspected] for n in numbers]
+        if all(partners) and not any(looks(other) for each in partners for other in each):
+            yield from ((number, each[0]) for number, each in zip(numbers, partners, strict=True))
 
 
 def _around(source: str) -> tuple[str, str, str]:

@@ -14,44 +14,46 @@ from trainer.console import Progress
 from trainer.dataset.captions.caption_checks import check_captions
 from trainer.dataset.captions.caption_rules import apply_rules
 from trainer.dataset.captions.sidecars import Caption
-from trainer.dataset.dataset_folder import THUMBNAILS
 from trainer.dataset.images.decode_workers import usable_cores
+from trainer.dataset.images.duplicate_candidates import burst_pairs
 from trainer.dataset.images.image_agreement import MAX_DIFFERENCE
 from trainer.dataset.images.image_features import find_outliers
 from trainer.dataset.images.image_quality import quality_findings
 from trainer.dataset.images.image_record import Assessment, ImagePixels, ImageRecord
 from trainer.dataset.images.image_registration import ThumbnailComparer
 from trainer.dataset.images.mask_files import probable_masks
-from trainer.dataset.images.near_duplicates import (
-    ExactCopy,
-    UnionFind,
-    burst_pairs,
-    exact_copies,
-    near_pairs,
-)
+from trainer.dataset.images.near_duplicates import ExactCopy, UnionFind, exact_copies, near_pairs
+from trainer.dataset.images.perceptual_hash import HashTable
 from trainer.dataset.input_files import Limits
+from trainer.dataset.preparing.decode_cache import DecodedImages
 from trainer.protocol.edits import CaptionRules, Crop, Edits, Layout
 from trainer.protocol.report import CAPTION_BY_HAND, CAPTION_BY_RULE, Finding, FindingKind
 from trainer.protocol.text import _
 
 
 def assess(
-    records: Sequence[ImageRecord], root: Path, *, limits: Limits, edits: Edits, progress: Progress
+    records: Sequence[ImageRecord],
+    decoded: DecodedImages,
+    thumbnails: Path,
+    *,
+    limits: Limits,
+    edits: Edits,
+    progress: Progress,
 ) -> list[ImageRecord]:
-    """Return the records, in order, with their assessments, and without the hashes that are not needed any more.
+    """Return the records, in order, with the findings of each alone, and in groups of near duplicates.
 
     Args:
         records: Decoded images.
-        root: The dataset folder with their thumbnails.
+        decoded: What was measured of them.
+        thumbnails: The folder of their thumbnails.
         limits: For the smallest side and the largest aspect ratio.
         edits: Decisions and captions by a person.
         progress: Called while images are compared.
     """
     alone = [_assess_alone(record, limits, edits) for record in records]
     if edits.layout is Layout.AUTO:
-        alone = _without_probable_masks(alone, root / THUMBNAILS)
-    grouped = _group_duplicates(alone, root / THUMBNAILS, progress)
-    return _assess_together([_without_hashes(record) for record in grouped], edits)
+        alone = _without_probable_masks(alone, thumbnails)
+    return _group_duplicates(alone, decoded, thumbnails, progress)
 
 
 def kept_pixels(records: Iterable[ImageRecord]) -> dict[int, ImagePixels]:
@@ -120,7 +122,7 @@ def _with_decision(findings: Sequence[Finding], decision: Literal["keep", "drop"
     for finding in findings:
         if decision == "keep" and finding.action == "dropped":
             message = _("{finding}; kept by hand", finding=finding.message)
-            yield finding.model_copy(update={"action": "kept", "message": message})
+            yield replace(finding, action="kept", message=message)
         else:
             yield finding
     if decision == "drop":
@@ -152,12 +154,14 @@ def _size_findings(pixels: ImagePixels, edits: Edits, limits: Limits) -> Iterato
         yield _measured(FindingKind.EXTREME_ASPECT, aspect, limits.max_aspect, message)
 
 
-def _group_duplicates(records: Sequence[ImageRecord], thumbnails: Path, progress: Progress) -> list[ImageRecord]:
+def _group_duplicates(
+    records: Sequence[ImageRecord], decoded: DecodedImages, thumbnails: Path, progress: Progress
+) -> list[ImageRecord]:
     """Drop exact copies, and give near duplicates and copies a common group, which the split never divides."""
     sources = {record.number: record.source for record in records}
     copies = _exact_copies(records)
     kept = {number: pixels for number, pixels in kept_pixels(records).items() if number not in copies}
-    groups, nearest = _near_duplicates(kept, sources, thumbnails, progress)
+    groups, nearest = _near_duplicates(kept, decoded, sources, thumbnails, progress)
 
     def with_duplicates(record: ImageRecord) -> ImageRecord:
         original = copies.get(record.number, record.number)
@@ -172,14 +176,6 @@ def _group_duplicates(records: Sequence[ImageRecord], thumbnails: Path, progress
         return record
 
     return [with_duplicates(record) for record in records]
-
-
-def _without_hashes(record: ImageRecord) -> ImageRecord:
-    """Free what found near duplicates, before there is a report: more than half of the memory of a record."""
-    if record.pixels is None:
-        return record
-    hashes = replace(record.pixels.hashes, blurred=b"", content=b"", keypoints=b"", places=b"")
-    return replace(record, pixels=replace(record.pixels, hashes=hashes))
 
 
 def _exact_copies(records: Sequence[ImageRecord]) -> dict[int, int]:
@@ -201,13 +197,17 @@ def _as_copy(record: ImageRecord) -> ExactCopy:
 
 
 def _near_duplicates(
-    pixels: Mapping[int, ImagePixels], sources: Mapping[int, str], thumbnails: Path, progress: Progress
+    pixels: Mapping[int, ImagePixels],
+    decoded: DecodedImages,
+    sources: Mapping[int, str],
+    thumbnails: Path,
+    progress: Progress,
 ) -> tuple[UnionFind, dict[int, tuple[int, float]]]:
     """Groups of near duplicates, and for each image its nearest duplicate with the difference: one finding suffices."""
     times = {number: each.captured_at for number, each in pixels.items() if each.captured_at is not None}
     bursts = burst_pairs({number: sources[number] for number in pixels}, times)
     comparer = ThumbnailComparer({number: thumbnails / each.thumbnail for number, each in pixels.items()}, bursts)
-    hashes = {number: each.hashes for number, each in pixels.items()}
+    hashes = HashTable((number, decoded.read(each).hashes) for number, each in pixels.items())
     groups = UnionFind(max(pixels, default=0) + 1)
     nearest: dict[int, tuple[int, float]] = {}
     for one, other, measured in near_pairs(hashes, comparer.difference, bursts, progress, usable_cores()):
@@ -226,16 +226,22 @@ def _copy_finding(original: str) -> Finding:
 def _near_finding(other: str, difference: float) -> Finding:
     message = _("nearly the same as {other}; they stay in one split", other=other)
     finding = _measured(FindingKind.NEAR_DUPLICATE, difference, MAX_DIFFERENCE, message)
-    return finding.model_copy(update={"other": other})
+    return replace(finding, other=other)
 
 
-def _assess_together(records: Sequence[ImageRecord], edits: Edits) -> list[ImageRecord]:
-    """Findings of the kept images that depend on the other kept images, and those of their captions."""
-    # Class images look different, and share their captions.
+def measured_features(records: Iterable[ImageRecord], decoded: DecodedImages) -> dict[int, bytes]:
+    """`image_feature` of the kept images by number, without class images, which look different."""
+    kept = kept_pixels(record for record in records if not record.labels.is_regularization)
+    measured = ((number, decoded.read(pixels)) for number, pixels in kept.items())
+    # An image of one flat color differs from all others, and has a finding for it.
+    return {number: each.feature for number, each in measured if not each.hashes.is_blank}
+
+
+def assess_together(records: Sequence[ImageRecord], features: Mapping[int, bytes], edits: Edits) -> list[ImageRecord]:
+    """Add the findings of the kept images that depend on the other kept images, and those of their captions."""
+    # Class images share their captions.
     kept = [record for record in records if record.is_kept and not record.labels.is_regularization]
     groups = {record.number: record.assessment.group or record.number for record in kept}
-    # An image of one flat color differs from all others, and has a finding for it.
-    features = {n: pixels.feature for n, pixels in kept_pixels(kept).items() if not pixels.hashes.is_blank}
     outliers = find_outliers(features, groups)
     of_captions = check_captions(
         {record.number: caption.text for record in kept if (caption := record.assessment.caption)},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,9 +38,15 @@ from trainer.protocol.text import _, ngettext
 
 
 def read_images(
-    sources: Sources, root: Path, limits: Limits, progress: Progress, cached: CacheLookup = lambda task: None
+    sources: Sources,
+    root: Path,
+    limits: Limits,
+    progress: Progress,
+    *,
+    cached: CacheLookup = lambda task: None,
+    decoded: Callable[[ImagePixels], ImagePixels] = lambda pixels: pixels,
 ) -> list[ImageRecord]:
-    """Read every entry and decode every image that is not cached.
+    """Read every entry and decode every image that is not cached; `decoded` gets each, and returns what is kept of it.
 
     Refused entries are added to `sources.refused`, what is no ordinary image to `sources.recognized`, and columns that
     were chosen by their content to `sources.caption_columns`.
@@ -50,7 +56,10 @@ def read_images(
     found = Recognition(sources.entries, root, limits, sources.layout)
     sources.recognized += found.recognized(sources.clutter)
     reader = _Reader(sources, found, root, limits, progress)
-    results: dict[int, DecodeResult] = dict(decode_all(reader.tasks(), limits, cached=cached))
+    results: dict[int, DecodeResult] = {
+        number: decoded(result) if isinstance(result, ImagePixels) else result
+        for number, result in decode_all(reader.tasks(), limits, cached=cached)
+    }
     results |= reader.unreadable
     results |= {number: results[first] for number, first in reader.copies.items()}
     reader.labels.join(reader.images.values())
@@ -58,6 +67,7 @@ def read_images(
     records = [_record(number, entry, results[number], reader.labels) for number, entry in reader.images.items()]
     for source, refusal in reader.labels.unused():
         sources.refuse(source, refusal)
+    sources.release_entries()
     return records
 
 
@@ -109,7 +119,7 @@ class _Reader:
                 with self._refused_on_error(entry):
                     yield from self._read(entry)
         for source, reason in self._masks.unused.items():
-            self._sources.refuse(source, RefusedError(RefusalKind.UNSUPPORTED, reason))
+            self._sources.refuse(source, RefusedError(RefusalKind.WITHOUT_IMAGE, reason))
         if self._nested:
             reason = ngettext(
                 "it is an archive inside an archive, which is not opened",
@@ -201,11 +211,16 @@ def _not_an_image(name: str, data: bytes) -> ImageError:
         return ImageError(
             FindingKind.CORRUPT, _("it is a pointer of Git LFS; the image itself is fetched by git lfs pull")
         )
-    if data[:HEAD_BYTES].lstrip().lower().startswith((b"<!doctype html", b"<html")):
+    if _is_web_page(data):
         return ImageError(FindingKind.CORRUPT, _("it is a web page under the name of an image; download it again"))
     if sniff(data[:HEAD_BYTES]) is FileKind.UNSUPPORTED_IMAGE:
         return ImageError(FindingKind.UNSUPPORTED, _("its format is not supported ({formats} are)", formats=formats))
     return ImageError(FindingKind.CORRUPT, _("it has the name of an image, but its content is not one"))
+
+
+def _is_web_page(data: bytes) -> bool:
+    """True for what a site sent instead of the file, such as a page about a quota."""
+    return data[:HEAD_BYTES].lstrip().lower().startswith((b"<!doctype html", b"<html"))
 
 
 def _unsupported(name: str, kind: FileKind, data: bytes, *, is_inside: bool) -> RefusedError:
@@ -226,6 +241,8 @@ def _unsupported(name: str, kind: FileKind, data: bytes, *, is_inside: bool) -> 
         reason = _("it is empty (0 bytes)")
     elif data.startswith(PROGRAM_SIGNATURES):
         reason = _("it is a program, or an archive that unpacks itself; make it a plain zip")
+    elif not is_inside and _is_web_page(data):
+        reason = _("it is a web page, which a site sent instead of the file; download it again")
     elif is_inside:
         reason = _("it is neither an image nor a caption")
     else:

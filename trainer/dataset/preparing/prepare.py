@@ -1,4 +1,4 @@
-"""`trainer prepare`: turns sources into a dataset folder with `report.json`, or raises one error that tells why not."""
+"""`trainer prepare`: turns sources into a dataset folder with `report.json`, or raises one error that says why not."""
 
 from __future__ import annotations
 
@@ -12,26 +12,35 @@ from typing import Any
 from pydantic import ValidationError
 
 from trainer.console import Progress, ignore_progress
-from trainer.dataset.dataset_folder import DROPPED, EDITS_NAME, IMAGES, REPORT_NAME, SHEETS, publish_folder
+from trainer.dataset.dataset_folder import (
+    DROPPED,
+    EDITS_NAME,
+    IMAGES,
+    REPORT_NAME,
+    SHEETS,
+    THUMBNAILS,
+    publish_folder,
+)
 from trainer.dataset.images.cropping import crop_images
+from trainer.dataset.images.image_record import ImageRecord
 from trainer.dataset.input_files import Limits
-from trainer.dataset.preparing.assessment import assess
-from trainer.dataset.preparing.decode_cache import DecodeCache, previous_splits, write_decoded
+from trainer.dataset.memory import release_memory
+from trainer.dataset.preparing.assessment import assess, assess_together, measured_features
+from trainer.dataset.preparing.decode_cache import DecodeCache, DecodedImages, previous_splits
 from trainer.dataset.preparing.intake import read_images
 from trainer.dataset.preparing.reporting import ReportContext, make_report
 from trainer.dataset.preparing.summary import nothing_to_train_on
 from trainer.dataset.sources.source_readers import Sources
 from trainer.dataset.split.group_split import Shares, assign_splits
 from trainer.errors import DatasetError
-from trainer.exchange.dataset_dir import read_report, write_edits
-from trainer.exchange.files import write_text
+from trainer.exchange.dataset_dir import read_report, write_edits, write_report
 from trainer.protocol.bucket_shapes import COMMON_RESOLUTIONS
 from trainer.protocol.edits import Edits
 from trainer.protocol.report import DatasetReport
 from trainer.protocol.text import _
 
 #: Raise it when the same input would be prepared differently.
-_METHOD_VERSION = 9
+_METHOD_VERSION = 10
 
 #: Draws contact sheets: from a report and its thumbnails by image number into a folder; returns the files.
 DrawSheets = Callable[[DatasetReport, Mapping[int, Path], Path], Sequence[Path]]
@@ -82,9 +91,7 @@ def prepare(
         if (existing := _existing_report(out, input_digest)) is not None:
             return existing
         with publish_folder(out) as root:
-            records = read_images(opened, root, limits, progress, DecodeCache(reused, limits).link)
-            write_decoded(root, [record.pixels for record in records if record.pixels is not None], limits)
-            records = assess(records, root, limits=limits, edits=edits, progress=progress)
+            records, features = _assessed(opened, root, reused, limits=limits, edits=edits, progress=progress)
             refused = tuple(sorted(opened.refused, key=lambda entry: entry.source))
             if not any(record.is_kept for record in records):
                 raise nothing_to_train_on(sources, records, refused)
@@ -99,13 +106,28 @@ def prepare(
                 recognized=tuple(opened.recognized),
                 caption_columns=tuple(opened.caption_columns),
             )
-            report = make_report(records, context)
+            report = make_report(records, features, context)
             _set_dropped_aside(report, root)
             write_edits(root / EDITS_NAME, edits)
             report = _draw(report, root, draw_sheets, write_pages, progress)
             # The report comes last: a folder with a report is complete.
-            write_text(root / REPORT_NAME, report.model_dump_json(indent=1) + "\n", durable=True)
+            write_report(root, report)
     return report
+
+
+def _assessed(
+    sources: Sources, root: Path, reused: Sequence[Path], *, limits: Limits, edits: Edits, progress: Progress
+) -> tuple[list[ImageRecord], dict[int, bytes]]:
+    """Read and assess the images; return them, and the features of those that are kept, by number."""
+    with DecodedImages(root, limits) as decoded:
+        cached = DecodeCache(reused, limits).link
+        records = read_images(sources, root, limits, progress, cached=cached, decoded=decoded.add)
+        # What was read of the sources takes more memory than the records.
+        del cached
+        release_memory()
+        records = assess(records, decoded, root / THUMBNAILS, limits=limits, edits=edits, progress=progress)
+        features = measured_features(records, decoded)
+    return assess_together(records, features, edits), features
 
 
 def _as_json(limits: Limits, resolutions: Sequence[int], shares: Shares, edits: Edits) -> dict[str, Any]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from trainer.dataset.captions.caption_checks import caption_statistics
 from trainer.dataset.dataset_folder import IMAGES, MASKS, THUMBNAILS, UNCROPPED
 from trainer.dataset.images.image_features import diverse, isolated
 from trainer.dataset.images.image_record import ImageRecord
-from trainer.dataset.preparing.assessment import kept_pixels
 from trainer.dataset.preparing.summary import summarize
 from trainer.dataset.split.group_split import Shares
 from trainer.protocol.report import CaptionColumn, Counts, DatasetReport, Image, RecognizedFiles, Refused, Split
@@ -33,17 +33,15 @@ class ReportContext:
     caption_columns: tuple[CaptionColumn, ...] = ()
 
 
-def make_report(records: Sequence[ImageRecord], context: ReportContext) -> DatasetReport:
+def make_report(records: Iterable[ImageRecord], features: Mapping[int, bytes], context: ReportContext) -> DatasetReport:
     """Make the report of split records; sheets and pages are added when they are drawn."""
-    kept = kept_pixels(record for record in records if not record.labels.is_regularization)
     images = tuple(map(_image, records))
     kept_captions = {
         number: image.caption
         for number, image in enumerate(images, 1)
         if image.status == "kept" and not image.is_regularization
     }
-    features = {number: pixels.feature for number, pixels in kept.items() if not pixels.hashes.is_blank}
-    groups = {record.number: record.assessment.group or 0 for record in records}
+    groups = {number: image.group or 0 for number, image in enumerate(images, 1)}
     report = DatasetReport(
         digest=_digest(images),
         input_digest=context.input_digest,
@@ -84,7 +82,7 @@ def _image(record: ImageRecord) -> Image:
     )
     if pixels is None:
         return image
-    decoded: dict[str, object] = {
+    decoded: dict[str, Any] = {
         "pixels_sha256": pixels.pixels_sha256,
         "width": pixels.width,
         "height": pixels.height,
@@ -101,7 +99,7 @@ def _image(record: ImageRecord) -> Image:
             "height": cropped.height,
             "mask": f"{MASKS}/{cropped.mask}" if cropped.mask else None,
         }
-    return image.model_copy(update=decoded)
+    return replace(image, **decoded)
 
 
 def _counts(images: Sequence[Image], refused: int) -> Counts:

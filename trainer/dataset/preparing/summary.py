@@ -1,4 +1,4 @@
-"""The report in words: one paragraph for people, and the sentence that tells why nothing can be trained on."""
+"""The report in words: one paragraph for people, and the sentence about why nothing can be trained on."""
 
 from __future__ import annotations
 
@@ -66,6 +66,14 @@ def nothing_to_train_on(
     drops = [[f for f in record.assessment.findings if f.action == "dropped"] for record in records]
     if len(records) == 1:
         message = _("{name} has one image, and it cannot be used: {reason}.", name=name, reason=drops[0][0].message)
+        return DatasetError(message, _("Add other images."))
+    if len({finding.message for findings in drops for finding in findings}) == 1:
+        message = _(
+            "{name} has {n} images, and none of them can be used, all for the same reason: {reason}.",
+            name=name,
+            n=len(records),
+            reason=drops[0][0].message,
+        )
         return DatasetError(message, _("Add other images."))
     if records:
         reasons = tally(finding.kind for findings in drops for finding in findings)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import count
 from pathlib import Path
@@ -30,7 +31,7 @@ from trainer.dataset.sources.hf_datasets import HubName, gated, not_found
 from trainer.dataset.sources.source_readers import Sources
 from trainer.errors import DatasetError
 from trainer.protocol import text
-from trainer.protocol.hub_dataset import HubDatasetFacts
+from trainer.protocol.hub import HubDatasetFacts
 from trainer.protocol.progress import PreparePhase
 from trainer.protocol.report import RefusalKind
 from trainer.protocol.text import _, ngettext
@@ -42,7 +43,7 @@ _DOWNLOADS = 4
 _TIMEOUT_S = 30
 #: The table of the captions of images that were rows.
 _ROW_TABLE = "darkroom-rows.jsonl"
-#: Endings by the first bytes; a JPEG if none. The name only tells that it is an image: the content decides.
+#: Endings by the first bytes; a JPEG if none. The name only marks it as an image: the content decides.
 _ENDINGS = {b"\x89PNG": "png", b"RIFF": "webp", b"GIF8": "gif", b"BM": "bmp", b"II": "tif", b"MM": "tif"}
 
 
@@ -101,9 +102,8 @@ def _look_up(name: HubName, limits: Limits) -> tuple[HubDatasetFacts, list[str]]
         raise not_found(name, error, may_have_token=False) from error
     if info.gated or info.private:
         raise gated(name, may_have_token=False)
-    sizes = {
-        file.rfilename: file.size or 0 for file in info.siblings or () if _is_taken(file.rfilename, name.configuration)
-    }
+    all_sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    sizes = {file: all_sizes[file] for file in _named([*all_sizes], name, info.card_data) if _is_taken(file)}
     facts = HubDatasetFacts(
         name=name.repository + (f"/{name.configuration}" if name.configuration else ""),
         commit=str(info.sha),
@@ -116,10 +116,42 @@ def _look_up(name: HubName, limits: Limits) -> tuple[HubDatasetFacts, list[str]]
     return facts, list(sizes)
 
 
-def _is_taken(file: str, folder: str | None) -> bool:
+def _named(files: Sequence[str], name: HubName, card: Any) -> Sequence[str]:
+    """The files that a name means: of that configuration of the dataset's card, else below that folder, else all."""
+    from fsspec.utils import glob_translate
+
+    if name.configuration is None:
+        return files
+    configurations = getattr(card, "configs", None)
+    known = [each for each in configurations if isinstance(each, dict)] if isinstance(configurations, list) else []
+    of_name = (each for each in known if each.get("config_name") == name.configuration)
+    found = next(of_name, {"data_dir": name.configuration})
+    folder = str(found.get("data_dir") or "").strip("/")
+    below = f"{folder}/" if folder else ""
+    files = [file for file in files if file.startswith(below)]
+    try:
+        patterns = [re.compile(glob_translate(pattern)) for pattern in _patterns(found.get("data_files"))]
+    except ValueError:
+        # As if the card said nothing about files.
+        return files
+    if not patterns:
+        return files
+    return [file for file in files if any(each.match(file.removeprefix(below)) for each in patterns)]
+
+
+def _patterns(data_files: Any) -> Iterator[str]:
+    """The patterns in `data_files` of a configuration: one, several, or those of each split."""
+    if isinstance(data_files, str):
+        yield data_files
+    elif isinstance(data_files, dict):
+        yield from _patterns(data_files.get("path", list(data_files.values())))
+    elif isinstance(data_files, list):
+        for each in data_files:
+            yield from _patterns(each)
+
+
+def _is_taken(file: str) -> bool:
     """True for what a preparation uses: images, captions, tables and archives."""
-    if folder is not None and not file.startswith(f"{folder}/"):
-        return False
     if unsafe_reason(file) is not None or any(is_os_clutter(part) for part in file.split("/")):
         return False
     return has_image_name(file) or has_caption_name(file) or file.lower().endswith(_TABLES + _ARCHIVES)

@@ -87,7 +87,8 @@ class Sources:
         self._resources = ExitStack()
         self._labels: set[str] = set()
         self._scopes = 1
-        self._files: list[tuple[str, Path]] = []
+        #: Labels and paths; as text, since a `Path` takes three times as much.
+        self._files: list[tuple[str, str]] = []
         self._commits: list[tuple[str, str]] = []
         self.refused: list[Refused] = []
         self.recognized: list[RecognizedFiles] = []
@@ -113,14 +114,14 @@ class Sources:
         """SHA-256 over the names and bytes of every input file, and the commits of hub datasets."""
         whole = hashlib.sha256()
         for label, path in sorted(self._files):
-            with path.open("rb") as file:
+            with Path(path).open("rb") as file:
                 whole.update(f"{label}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
         for label, commit in sorted(self._commits):
             whole.update(f"{label}\0{commit}\n".encode())
         return whole.hexdigest()
 
     def _with_roles(self, entries: Iterable[SourceEntry]) -> Iterator[SourceEntry]:
-        """Give each file the role that the layout of its folder or archive tells."""
+        """Give each file its role by the layout of its folder or archive."""
         by_scope: dict[int, list[SourceEntry]] = {}
         for entry in entries:
             by_scope.setdefault(entry.scope, []).append(entry)
@@ -132,6 +133,10 @@ class Sources:
                     each = found[entry.path]
                     entry = replace(entry, role=each.role, role_folder=each.folder, kohya=each.kohya)
                 yield entry
+
+    def release_entries(self) -> None:
+        """Free the entries once they have been read: with their texts they take more memory than all records."""
+        self.entries = []
 
     def refuse(self, source: str, refusal: RefusedError) -> None:
         """Record that an entry is not used."""
@@ -161,7 +166,7 @@ class Sources:
             beside = (*(path.with_suffix(extension) for extension in CAPTION_EXTENSIONS), *mask_paths_beside(path))
             files += [(file, _kind(file)) for file in beside if file.is_file()]
         for file, file_kind in files:
-            if any(file.resolve() == known.resolve() for _label, known in self._files):
+            if any(file.resolve() == Path(known).resolve() for _label, known in self._files):
                 continue
             name = _name_of(file.name)
             yield from self._file(file, file_kind, label=self._unique(name, file.parent.name), inner=name, scope=0)
@@ -201,7 +206,7 @@ class Sources:
     def _saved(self, root: Path) -> Iterator[SourceEntry]:
         for path, file_label, _inner in self._named_files(root):
             if stat.S_ISREG(path.lstat().st_mode):
-                self._files.append((file_label, path))
+                self._files.append((file_label, os.fspath(path)))
         label = self._unique(root.name, root.parent.name)
         try:
             yield from self._rows(open_saved(root, self.caption_column), label, (root,))
@@ -211,7 +216,7 @@ class Sources:
     def _file(
         self, path: Path, kind: FileKind, *, label: str, inner: str, scope: int, folder: str = ""
     ) -> Iterator[SourceEntry]:
-        self._files.append((label, path))
+        self._files.append((label, os.fspath(path)))
         try:
             if is_part_name(path.name):
                 raise is_one_of_several()
@@ -227,7 +232,7 @@ class Sources:
                     table = f"{inner.removesuffix('.parquet')}.jsonl"
                     yield SourceEntry(source=label, path=table, scope=scope, read=read, input_folder=folder)
             else:
-                read = partial(_read, path, self._limits.max_entry_bytes)
+                read = partial(_read, os.fspath(path), self._limits.max_entry_bytes)
                 yield SourceEntry(source=label, path=inner, scope=scope, read=read, kind=kind, input_folder=folder)
         except RefusedError as refusal:
             self.refuse(label, refusal)
@@ -290,8 +295,8 @@ def _kind(path: Path) -> FileKind:
     return FileKind.ZIP if may_begin_later and zipfile.is_zipfile(path) else kind
 
 
-def _read(path: Path, limit_bytes: int) -> bytes:
-    with path.open("rb") as file:
+def _read(path: str, limit_bytes: int) -> bytes:
+    with Path(path).open("rb") as file:
         data = file.read(limit_bytes + 1)
     if len(data) > limit_bytes:
         raise RefusedError(RefusalKind.TOO_LARGE, _("it is larger than {most}", most=text.size(limit_bytes)))

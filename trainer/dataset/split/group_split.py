@@ -186,7 +186,7 @@ def apply_split(images: Sequence[Image], choice: SplitChoice, seed: int) -> tupl
 
     def moved(image: Image) -> Image:
         validates = folds.get(content_key(image)) == choice.fold
-        return image.model_copy(update={"split": Split.VALIDATION if validates else Split.TRAIN})
+        return replace(image, split=Split.VALIDATION if validates else Split.TRAIN)
 
     return tuple(moved(image) if _is_usable(image) else image for image in images)
 

@@ -12,7 +12,8 @@ from PIL import Image as PILImage
 from trainer.dataset.images.decode_workers import THUMBNAIL_PX
 from trainer.dataset.images.decoding import open_for_bucket
 from trainer.dataset.images.image_registration import ThumbnailComparer
-from trainer.dataset.images.near_duplicates import UnionFind, image_hashes, near_pairs
+from trainer.dataset.images.near_duplicates import UnionFind, near_pairs
+from trainer.dataset.images.perceptual_hash import HashTable, ImageHashes, image_hashes
 from trainer.protocol.report import Image, Split
 
 #: An image may be in one split only; the highest wins.
@@ -110,11 +111,6 @@ def _grouped_pairs(members: Sequence[JobImage], folders: Sequence[Path]) -> Iter
 
 
 def _near_pairs(members: Sequence[JobImage], thumbnails: Mapping[int, Path]) -> Iterator[tuple[int, int]]:
-    hashes = {}
-    for index, path in thumbnails.items():
-        with PILImage.open(path) as opened:
-            hashes[index] = image_hashes(opened.convert("RGB"))
-
     comparer = ThumbnailComparer(thumbnails)
 
     def difference(one: int, other: int) -> float | None:
@@ -122,5 +118,11 @@ def _near_pairs(members: Sequence[JobImage], thumbnails: Mapping[int, Path]) -> 
             return None  # the groups of the dataset cover them
         return comparer.difference(one, other)
 
-    for one, other, _difference in near_pairs(hashes, difference):
+    for one, other, _difference in near_pairs(HashTable(_hashes(thumbnails)), difference):
         yield one, other
+
+
+def _hashes(thumbnails: Mapping[int, Path]) -> Iterator[tuple[int, ImageHashes]]:
+    for index, path in thumbnails.items():
+        with PILImage.open(path) as opened:
+            yield index, image_hashes(opened.convert("RGB"))

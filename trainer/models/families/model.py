@@ -132,7 +132,7 @@ class LoadedBase:
 
     @property
     def tokenizers(self) -> dict[str, Any]:
-        """By the name of their text encoder."""
+        """The tokenizers, by the name of their text encoder."""
         return self.architecture.tokenizers
 
     @property

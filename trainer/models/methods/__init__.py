@@ -40,8 +40,13 @@ def attach(base: LoadedBase, spec: Spec) -> Trained:
 
 
 @contextmanager
-def loaded_back(file: ExportedFile, spec: Spec) -> Iterator[tuple[LoadedBase, Callable[[str], str]]]:
+def loaded_back(
+    file: ExportedFile, spec: Spec, fresh: LoadedBase | None = None
+) -> Iterator[tuple[LoadedBase, Callable[[str], str]]]:
     """Load an exported file into a fresh model as users would; yields the model, and how to write captions for it.
+
+    Args:
+        fresh: The base with its weights as they are stored. An adapter is loaded into it and removed afterwards.
 
     Raises:
         ExportError: the file cannot be loaded.
@@ -51,7 +56,7 @@ def loaded_back(file: ExportedFile, spec: Spec) -> Iterator[tuple[LoadedBase, Ca
 
         yield load_model(file, spec.base, spec.objective), str
         return
-    fresh = load_base(spec.base, spec.objective, as_stored=True)
+    fresh = fresh or load_base(spec.base, spec.objective, as_stored=True)
     if spec.method.kind is MethodKind.TEXTUAL_INVERSION:
         from trainer.models.methods.inversion import load_back as load_word
 

@@ -31,9 +31,11 @@ from trainer.models.families.model import LoadedBase
 from trainer.models.methods.adapter_files import write_adapter_files, write_single_adapter
 from trainer.models.methods.kohya import kohya_keys
 from trainer.models.methods.layers import blocks_of, denoiser_layers, size_of, text_encoder_layers
+from trainer.models.methods.pissa import as_lora, start_from_base
 from trainer.models.methods.starting_files import adapter_weights
 from trainer.models.methods.trained import ExportedFile, Trained, Weights, epoch_file
-from trainer.protocol.settings import Method, MethodKind
+from trainer.protocol.settings import LoraInit, Method, MethodKind
+from trainer.protocol.text import _
 
 #: The adapter's name in peft; no file contains it.
 ADAPTER = "default"
@@ -49,6 +51,13 @@ class Adapters:
         configs: Mapping[str, PeftConfig],
         reload: Callable[[], LoadedBase] | None,
     ) -> None:
+        """
+        Args:
+            base: With the adapter injected.
+            method: As it is trained.
+            configs: Of the exported files.
+            reload: Loads the untrained base again.
+        """
         self._base = base
         self._method = method
         self._configs = configs
@@ -76,6 +85,8 @@ class Adapters:
         return {name: adapter_state(module) for name, module in self._modules.items()}
 
     def load(self, weights: Weights) -> None:
+        if self._method.init is not LoraInit.PISSA:
+            weights = as_lora(weights)
         if set(weights) != set(self._modules):
             raise CheckpointError(
                 f"The checkpoint has adapter weights for {', '.join(weights) or 'no module'}, but the job trains "
@@ -86,6 +97,11 @@ class Adapters:
             load_adapter_state(module, weights[name])
 
     def weights_from(self, tensors: Mapping[str, Tensor]) -> Weights:
+        if self._method.init is LoraInit.PISSA:
+            raise CheckpointError(
+                _("A training with method.init pissa starts from the base's own weights, and not from a file."),
+                _("Leave out method.init, or start from the base."),
+            )
         return adapter_weights(self._base, self._method, self.state(), tensors)
 
     @contextmanager
@@ -111,8 +127,8 @@ class Adapters:
             folder,
             name,
             self._base,
-            self._method,
-            self.state(),
+            self._method.exported,
+            as_lora(self.state()),
             self._configs,
             metadata=metadata,
             differences=None if reload is None else lambda: _differences(reload(), self._method, self.state()),
@@ -120,7 +136,7 @@ class Adapters:
 
     def export_epoch(self, folder: Path, name: str, epoch: int, metadata: Mapping[str, Any]) -> ExportedFile | None:
         path = folder / epoch_file(name, epoch)
-        return write_single_adapter(path, self._base, self._method, self.state(), metadata)
+        return write_single_adapter(path, self._base, self._method.exported, as_lora(self.state()), metadata)
 
 
 def _differences(fresh: LoadedBase, method: Method, weights: Weights) -> dict[str, Tensor]:
@@ -177,10 +193,18 @@ def attach_adapter(base: LoadedBase, method: Method, reload: Callable[[], Loaded
             for name, encoder in base.clip_encoders.items()
             if (chosen := text_encoder_layers(encoder, name, method))
         } | layers
-    configs = {name: adapter_config(base.module(name), name, method, chosen) for name, chosen in layers.items()}
+
+    def configs_of(each: Method) -> dict[str, PeftConfig]:
+        return {name: adapter_config(base.module(name), name, each, chosen) for name, chosen in layers.items()}
+
+    configs = configs_of(method)
+    exported = configs if method.exported is method else configs_of(method.exported)
     for name, config in configs.items():
         inject(base.module(name), config)
-    return Adapters(base, method, configs, reload)
+        if method.init is LoraInit.PISSA:
+            for layer in _adapter_layers(base.module(name)).values():
+                start_from_base(layer, ADAPTER)
+    return Adapters(base, method, exported, reload)
 
 
 def adapter_config(module: nn.Module, name: str, method: Method, layers: Sequence[str]) -> PeftConfig:

@@ -47,7 +47,7 @@ class WeightChange(Protocol):
 
         Raises:
             CheckpointError: The files do not fit the base.
-            BadSpecError: As that, of a file of another place.
+            BadSpecError: As that, of a file from elsewhere.
         """
 
 
@@ -60,7 +60,7 @@ class AdapterChange:
     weights: Callable[[Trained], Weights]
 
     def changed(self, base: LoadedBase, original: Original) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        trained = attach_adapter(base, self.method)
+        trained = attach_adapter(base, self.method.exported)
         try:
             trained.load(self.weights(trained))
             for module in trained.modules.values():
@@ -82,7 +82,7 @@ class _FileLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class FileChange:
-    """An adapter of another place: a file by the names of kohya, LyCORIS, diffusers or peft."""
+    """An adapter from elsewhere: a file by the names of kohya, LyCORIS, diffusers or peft."""
 
     path: Path
 

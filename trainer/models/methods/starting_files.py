@@ -113,10 +113,10 @@ def adapter_weights(base: LoadedBase, method: Method, untrained: Weights, tensor
             found = {f"{layer}.{name}": tensor for name, tensor in _peft_tensors(given, scale).items()}
             for name in sorted(own.keys() | found.keys()):
                 if name not in own or name not in found:
-                    raise _misfit(f"{module}.{layer}", None, None)
+                    raise _shape_mismatch(f"{module}.{layer}", None, None)
                 tensor, expected = found[name], own[name]
                 if expected.numel() != tensor.numel():
-                    raise _misfit(f"{module}.{layer}", tensor, expected)
+                    raise _shape_mismatch(f"{module}.{layer}", tensor, expected)
                 weights[module][name] = tensor.reshape(expected.shape).to(expected.dtype).contiguous()
     if left:
         raise CheckpointError(
@@ -173,7 +173,7 @@ def _alpha(t: Mapping[str, Tensor], rank: int) -> float:
     return float(t["alpha"]) if "alpha" in t else float(rank)
 
 
-def _misfit(layer: str, given: Tensor | None, expected: Tensor | None) -> CheckpointError:
+def _shape_mismatch(layer: str, given: Tensor | None, expected: Tensor | None) -> CheckpointError:
     if given is None or expected is None:
         return CheckpointError(
             _("The file to start from is of another kind than this job (at {layer}).", layer=layer),

@@ -21,30 +21,30 @@ def drafts(db: Database, clock: FakeClock) -> DraftStore:
     return DraftStore(db, clock=clock)
 
 
-async def keep(drafts: DraftStore, interaction: int = 1, owner: int = 5) -> Draft:
-    return await drafts.keep(
+async def add(drafts: DraftStore, interaction: int = 1, owner: int = 5) -> Draft:
+    return await drafts.add(
         interaction_id=interaction, guild_id=GUILD, channel_id=1, owner_id=owner, dataset_id=1, request="{}"
     )
 
 
 async def test_the_same_command_twice_is_one_draft(drafts: DraftStore) -> None:
-    one, two = await asyncio.gather(keep(drafts), keep(drafts))
+    one, two = await asyncio.gather(add(drafts), add(drafts))
     assert one == two
-    assert (await keep(drafts, 2)).id != one.id
+    assert (await add(drafts, 2)).id != one.id
 
 
 async def test_a_person_has_so_many_drafts(db: Database, clock: FakeClock) -> None:
     drafts = DraftStore(db, max_waiting=2, clock=clock)
-    first, _second = await keep(drafts, 1), await keep(drafts, 2)
+    first, _second = await add(drafts, 1), await add(drafts, 2)
     with pytest.raises(TooManyDrafts):
-        await keep(drafts, 3)
+        await add(drafts, 3)
     # The same command twice is one draft; those of others do not count.
-    assert await keep(drafts, 1) == first
-    await keep(drafts, 4, owner=6)
+    assert await add(drafts, 1) == first
+    await add(drafts, 4, owner=6)
     await drafts.cancel(first.id)
-    await keep(drafts, 3)
+    await add(drafts, 3)
     clock.advance(DAY_S + 1)
-    await keep(drafts, 5)
+    await add(drafts, 5)
 
 
 def job_of(draft: Draft) -> NewJob:
@@ -55,7 +55,7 @@ def job_of(draft: Draft) -> NewJob:
 
 
 async def test_a_draft_becomes_its_job_once_and_cannot_be_cancelled_then(drafts: DraftStore, store: JobStore) -> None:
-    draft = await keep(drafts)
+    draft = await add(drafts)
     jobs = await asyncio.gather(*(store.submit(job_of(draft)) for _ in range(3)))
     assert [(job.interaction_id, job.state) for job in jobs] == [(draft.interaction_id, State.QUEUED)] * 3
     assert len({job.id for job in jobs}) == 1
@@ -65,7 +65,7 @@ async def test_a_draft_becomes_its_job_once_and_cannot_be_cancelled_then(drafts:
 
 
 async def test_a_cancelled_draft_cannot_be_queued(drafts: DraftStore, store: JobStore) -> None:
-    draft = await keep(drafts)
+    draft = await add(drafts)
     assert await drafts.cancel(draft.id)
     assert not await drafts.cancel(draft.id)
     with pytest.raises(DraftEnded, match="was cancelled"):
@@ -76,7 +76,7 @@ async def test_a_cancelled_draft_cannot_be_queued(drafts: DraftStore, store: Job
 
 
 async def test_a_draft_is_no_job_yet(drafts: DraftStore, store: JobStore) -> None:
-    draft = await keep(drafts)
+    draft = await add(drafts)
     assert (await store.recent(GUILD), await store.queued_ids()) == ([], [])
     with pytest.raises(NoSuchJob):
         await store.get(draft.id)
@@ -85,14 +85,14 @@ async def test_a_draft_is_no_job_yet(drafts: DraftStore, store: JobStore) -> Non
 async def test_drafts_leave_no_holes_in_the_numbers_of_jobs(drafts: DraftStore, store: JobStore) -> None:
     numbers = []
     for interaction in (1, 3, 5):
-        await keep(drafts, interaction)
-        started = await keep(drafts, interaction + 1)
+        await add(drafts, interaction)
+        started = await add(drafts, interaction + 1)
         numbers.append((await store.submit(job_of(started))).id)
     assert numbers == [1, 2, 3]
 
 
 async def test_a_draft_expires_after_a_day(drafts: DraftStore, clock: FakeClock, db: Database) -> None:
-    draft = await keep(drafts)
+    draft = await add(drafts)
     clock.advance(DAY_S - 1)
     assert await drafts.get(draft.id) == draft == await drafts.waiting(5, 1)
     assert await drafts.sweep() == 0
@@ -105,7 +105,7 @@ async def test_a_draft_expires_after_a_day(drafts: DraftStore, clock: FakeClock,
 
 
 async def test_a_job_outlives_its_draft(drafts: DraftStore, store: JobStore, clock: FakeClock) -> None:
-    draft = await keep(drafts)
+    draft = await add(drafts)
     await store.submit(job_of(draft))
     clock.advance(2 * DAY_S)
     assert await drafts.sweep() == 0
@@ -113,7 +113,7 @@ async def test_a_job_outlives_its_draft(drafts: DraftStore, store: JobStore, clo
 
 
 async def test_the_newest_draft_of_an_owner_is_the_one_that_waits(drafts: DraftStore) -> None:
-    await keep(drafts, 1)
-    await keep(drafts, 2, owner=6)
-    newest = await keep(drafts, 3)
+    await add(drafts, 1)
+    await add(drafts, 2, owner=6)
+    newest = await add(drafts, 3)
     assert await drafts.waiting(5, 1) == newest

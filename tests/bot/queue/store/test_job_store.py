@@ -7,12 +7,13 @@ import dataclasses
 import itertools
 import random
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from bot.config import LimitSettings
-from bot.db import Database
+from bot.db import Database, open_db
 from bot.errors import NoSuchDataset, NoSuchJob, TooManyWaiting
 from bot.outbox import Destination, Notification, NotificationKind, Outbox
 from bot.queue import ACTIVE, TRANSITIONS, EndReason, EndReasonKind, JobStore, Priority, State, StopIntent
@@ -33,6 +34,7 @@ from tests.bot.fake_events import (
     was_tested,
 )
 from tests.bot.fakes import FakeClock
+from tests.trainer.fork_server import ForkServer
 from trainer.protocol.events import EpochEnded, Phase, PhaseBegan, Warned
 
 WHOLE_RUN = [
@@ -289,53 +291,42 @@ async def test_a_card_is_stale_when_its_queue_position_changes(store: JobStore, 
     assert (after.version - before.version, after.urgent_version) == (1, before.urgent_version)
 
 
-_CLAIMER = """
-import asyncio, pathlib, sys
-from bot.db import open_db
-from bot.outbox import Outbox
-from bot.queue import JobStore
-from trainer.protocol.events import Finished
+def claim_all(arguments: Sequence[str]) -> int:
+    """Claim jobs of a database and end them at once, until there are none: the program of the forks below."""
 
-_FINISHED = dict(seq=1, time=0, epochs=1, best_epoch=1, stopped_early=False, base_loss=1, best_loss=1, best_ratio=1,
-             seconds=1, comparison="c.png", comparison_alt="c")
-
-async def main():
-    async with open_db(pathlib.Path(sys.argv[1])) as db:
-        store = JobStore(db, Outbox(db), data_dir=pathlib.Path("."))
-        idle = 0
-        while idle < 20:
-            claimed = await store.attempts.claim()
-            if claimed is None:
-                idle += 1
-                await asyncio.sleep(0.05)
-                continue
+    async def work() -> None:
+        async with open_db(Path(arguments[0])) as db:
+            store = JobStore(db, Outbox(db), data_dir=Path())
             idle = 0
-            # It ends at once and frees its slot.
-            await store.attempts.ingest(claimed.id, claimed.attempt, [Finished(**_FINISHED)], 1)
-            sys.stdout.write(f"{claimed.id}\\n")
-asyncio.run(main())
-"""
+            while idle < 20:
+                claimed = await store.attempts.claim()
+                if claimed is None:
+                    idle += 1
+                    await asyncio.sleep(0.05)
+                    continue
+                idle = 0
+                await store.attempts.ingest(claimed.id, claimed.attempt, [finished(1)], 1)
+                sys.stdout.write(f"{claimed.id}\n")
+
+    asyncio.run(work())
+    return 0
 
 
 @pytest.mark.slow
-async def test_eight_processes_claim_a_thousand_jobs_each_once_and_no_slot_twice(
-    db: Database, store: JobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
+async def test_eight_processes_claim_four_hundred_jobs_each_once_and_no_slot_twice(
+    db: Database, store: JobStore, submit: Submit, tmp_path: Path
 ) -> None:
     await set_slots(store, 256)
-    for owner in range(1000):
+    for owner in range(400):
         await submit(owner=owner % 40)
-    root = str(Path(__file__).parents[4])
-    processes = [
-        await asyncio.create_subprocess_exec(
-            sys.executable, "-c", _CLAIMER, str(db.path), stdout=asyncio.subprocess.PIPE, cwd=root
-        )
-        for _ in range(8)
-    ]
-    outputs = [await process.communicate() for process in processes]
+    logs = [tmp_path / f"claimed-{number}" for number in range(8)]
+    with ForkServer(f"{__name__}:claim_all") as server:
+        processes = [server.start(str(db.path), log=log) for log in logs]
+        codes = [await asyncio.to_thread(process.wait) for process in processes]
 
-    assert [process.returncode for process in processes] == [0] * 8
-    claimed = [int(line) for out, _ in outputs for line in out.split()]
-    assert sorted(claimed) == list(range(1, 1001))
+    assert codes == [0] * 8, [log.read_text() for log in logs]
+    claimed = [int(line) for log in logs for line in log.read_text().split()]
+    assert sorted(claimed) == list(range(1, 401))
     rows = await db.all("SELECT job_id, COUNT(*) AS starts FROM attempt GROUP BY job_id")
     assert {row["starts"] for row in rows} == {1}
 

@@ -119,7 +119,7 @@ def _(path: Path) -> Archive:
 @archive("7-zip.7z")
 def _(path: Path) -> Archive:
     make_7z(path, {**members("bilder/cat.png", "bilder/dog.png"), "bilder/Thumbs.db": b"x", "empty.txt": b""})
-    return Archive(images=both("bilder/"), refused={"empty.txt": RefusalKind.UNSUPPORTED})
+    return Archive(images=both("bilder/"), refused={"empty.txt": RefusalKind.WITHOUT_IMAGE})
 
 
 @archive("one-bomb.7z")
@@ -169,7 +169,7 @@ def _(path: Path) -> Archive:
             "notes.json": b'{"categories": [{"id": 0, "name": "cat"}], "info": {"year": 2024}}',
         },
     )
-    refused = {"classes.txt": RefusalKind.UNSUPPORTED, "notes.json": RefusalKind.DAMAGED}
+    refused = {"classes.txt": RefusalKind.WITHOUT_IMAGE, "notes.json": RefusalKind.DAMAGED}
     return Archive(images={"images/1a2b3c4d-cat.png": ""}, refused=refused)
 
 
@@ -200,7 +200,7 @@ def _(path: Path) -> Archive:
             "README.roboflow.txt": b"Exported on 1 May\n\nThe dataset includes 1 image.\n",
         },
     )
-    refused = {"train/_annotations.coco.json": RefusalKind.DAMAGED, "README.roboflow.txt": RefusalKind.UNSUPPORTED}
+    refused = {"train/_annotations.coco.json": RefusalKind.DAMAGED, "README.roboflow.txt": RefusalKind.WITHOUT_IMAGE}
     return Archive(images={"train/cat.png": ""}, refused=refused)
 
 

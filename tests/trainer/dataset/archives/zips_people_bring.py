@@ -157,7 +157,7 @@ def _(path: Path) -> Archive:
     make_zip(path, files)
     return Archive(
         images={f"{album}/cat.png": CAT, f"{album}/dog.png": ""},
-        refused={f"{album}/metadata.json": RefusalKind.UNSUPPORTED},
+        refused={f"{album}/metadata.json": RefusalKind.WITHOUT_IMAGE},
     )
 
 

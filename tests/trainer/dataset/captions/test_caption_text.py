@@ -13,6 +13,8 @@ from trainer.dataset.text_encoding import EncodingError, decode_legacy, decode_u
 
 #: Within emoji and words of some scripts.
 JOINERS = "\u200c\u200d"
+#: A black flag and a code in characters that are invisible elsewhere.
+SCOTLAND = "\U0001f3f4\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f"
 
 
 def decode_text(data: bytes) -> str:
@@ -102,7 +104,7 @@ def test_captions_of_one_encoding_are_read_together(encoding: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["👩‍💻 at work", "👨‍👩‍👧‍👦", "🏳️‍🌈", "👩🏽‍🚀", "❤️‍🔥", "می‌خواهم", "ශ්‍රී", "☀️", "🫨"],
+    ["👩‍💻 at work", "👨‍👩‍👧‍👦", "🏳️‍🌈", "👩🏽‍🚀", "❤️‍🔥", "می‌خواهم", "ශ්‍රී", "☀️", "🫨", SCOTLAND],
 )
 def test_joined_characters_stay_whole(text: str) -> None:
     assert clean_text(text) == text

@@ -40,6 +40,23 @@ def json_tables() -> Iterator[CaptionCase]:
         lines({"image_path": "/data/set/cat.png", "caption": CAT}, {"image_path": "/data/set/dog.png", "caption": DOG}),
     )
     yield table(
+        "a list without its brackets",
+        "a.jsonl",
+        ",\n".join(json.dumps({"file": file, "text": text}) for file, text in (("cat.png", CAT), ("dog.png", DOG))),
+    )
+    yield table(
+        "Danbooru's dump of 2021",
+        "metadata.json",
+        lines(*({"id": n, "tags": [{"id": "1", "name": "1girl"}, {"id": "2", "name": "red_hair"}]} for n in "12")),
+        captions={"0001/1.png": "1girl, red_hair", "0002/2.png": "1girl, red_hair"},
+    )
+    yield table(
+        "ControlNet's fill50k",
+        "prompt.json",
+        lines(*({"source": f"source/{n}.png", "target": f"target/{n}.png", "prompt": CAT} for n in "12")),
+        captions={"target/1.png": CAT, "target/2.png": CAT},
+    )
+    yield table(
         "diffusion-pipe",
         "captions.json",
         json.dumps({"cat.png": [CAT, "a cat at home"], "dog.png": [DOG]}),

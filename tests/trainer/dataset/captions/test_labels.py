@@ -32,7 +32,7 @@ def test_a_row_of_an_image_that_is_gone_gives_its_caption_to_no_other(reverse: b
     found = Labeled([path for path in rows if path not in gone], {"metadata.jsonl": jsonl(ordered)})
 
     assert found.captions == {path: caption for path, caption in rows.items() if path not in gone}
-    assert {error.kind for error in found.refused.values()} == {RefusalKind.UNSUPPORTED}
+    assert {error.kind for error in found.refused.values()} == {RefusalKind.WITHOUT_IMAGE}
     assert sorted(error.reason.split()[2] for error in found.refused.values()) == ["cats/002.png,", "cats/004.png,"]
 
 

@@ -156,6 +156,17 @@ def sidecars() -> Iterator[CaptionCase]:
     yield one("sorry, but a caption", "cat.txt", "sorry cat that can't sleep", "sorry cat that can't sleep")
     yield one("DOTA's boxes", "cat.txt", "imagesource:X\ngsd:0.1\n27 24 28 23 28 24 28 25 plane 0", (), told=True)
     yield one("KITTI's boxes", "cat.txt", "Car 0.00 0 -1.57 587.0 173.3 614.1 200.1 1.65 1.67 3.6 -0.6", (), told=True)
+    yield one("a box with its name", "cat.txt", "cat 12 34 56 78", (), told=True)
+    yield one(
+        "a pointer of Git LFS", "cat.txt", "version https://git-lfs.github.com/spec/v1\noid x\nsize 9", (), told=True
+    )
+    yield one("a pointer of git-annex", "cat.txt", "/annex/objects/SHA256E-s12--abc.txt\n", (), told=True)
+    yield one("a web page", "cat.txt", "<!DOCTYPE html>\n<html><body>Not Found</body></html>", (), told=True)
+    yield one("XML", "cat.txt", '<?xml version="1.0"?><annotation><name>cat</name></annotation>', (), told=True)
+    yield one("Python's notation", "cat.txt", "{'caption': 'a red cat'}", (), told=True)
+    yield one("NovelAI's braces", "cat.txt", "{'90s anime}, 1girl", "{'90s anime}, 1girl")
+    yield one("properties of a note", "cat.txt", f"---\ntags: [cat]\n---\n\n{CAT}\n", CAT)
+    yield one("dashes", "cat.txt", "--- a red cat ---", "--- a red cat ---")
     yield one("numbers within words", "cat.txt", "3 cats and 5 dogs", "3 cats and 5 dogs")
     yield one("JSON without captions", "cat.txt", '{"0": 1, "16": 2}', '{"0": 1, "16": 2}')
     yield one("a network first", "cat.txt", "<lora:x:1>, a red cat on a mat", CAT)
@@ -264,6 +275,11 @@ def json_sidecars() -> Iterator[CaptionCase]:
         image="a_very_long_name_of_a_cat.png",
     )
     yield one("Google Takeout before 2024", "cat.png.json", json.dumps({"title": "cat.png", "description": CAT}), CAT)
+    yield case(
+        "Google Takeout before 2024, numbered",
+        {"cat.png.json": json.dumps({"description": DOG}), "cat.png(1).json": json.dumps({"description": CAT})},
+        {"cat.png": DOG, "cat(1).png": CAT},
+    )
     yield one(
         "Google Takeout without words",
         "cat.png.supplemental-metadata.json",

@@ -185,6 +185,13 @@ def spreadsheets() -> Iterator[CaptionCase]:
     nothing: dict[str, Expected] = {"cat.png": (), "dog.png": ()}
     yield table("a list of names", "list.txt", "cat.png\ndog.png\n", captions=nothing, told=["list.txt"])
     yield table("ImageNet's classes", "val.txt", "cat.png 65\ndog.png 970\n", captions=nothing)
+    yield table(
+        "CelebA's attributes", "list.txt", "cat.png -1  1 -1\ndog.png  1 -1 -1\n", captions=nothing, told=["list.txt"]
+    )
+    yield table(
+        "landmarks", "list.txt", "cat.png 69 109.5 2e-3\ndog.png 69 110 1\n", captions=nothing, told=["list.txt"]
+    )
+    yield table("Excel's separator line in quotes", "a.csv", f'"sep=;"\nfile;text\ncat.png;{CAT}\ndog.png;{DOG}\n')
     yield table("quotes of another kind", "a.csv", f"'cat.png','{CAT}'\n", captions=nothing, told=["a.csv"])
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -178,3 +179,21 @@ def test_decoders_that_cannot_start_are_an_error_of_their_own(tmp_path: Path, mo
     monkeypatch.setattr(decode_workers, "_confine", exits_at_once)
     with pytest.raises(DecodersError, match="cannot be started on this machine"):
         list(decode_all(tasks(tmp_path, 2), Limits(), processes=1))
+
+
+def test_each_pixel_counts_for_the_digest_of_an_image() -> None:
+    pixels = np.zeros((40, 30, 3), np.uint8)
+    digests = {decode_workers._pixels_sha256(pixels)}
+    for row in range(40):
+        changed = pixels.copy()
+        changed[row, 7, 1] = 1
+        digests.add(decode_workers._pixels_sha256(changed))
+    assert len(digests) == 41
+    assert decode_workers._pixels_sha256(pixels.reshape(30, 40, 3)) not in digests
+
+
+def test_decoders_do_not_load_what_reads_captions() -> None:
+    """It would take a seventh of their start."""
+    code = "import sys; import trainer.dataset.images.decode_workers; print('trainer.dataset.captions' in sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert loaded.strip() == "False"

@@ -10,7 +10,7 @@ from contextlib import suppress
 import cv2
 import numpy as np
 import pytest
-from PIL import ExifTags, Image, ImageCms
+from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 
 from tests.trainer.dataset.image_files import encoded, noise
 from trainer.dataset.images.decoding import DecodedImage, ImageError, decode
@@ -175,6 +175,12 @@ def test_the_time_of_capture_is_read(file_format: str) -> None:
 
 def test_broken_exif_is_ignored() -> None:
     assert near(decoded(encoded(noise(1), "JPEG", exif=b"Exif\0\0garbage" * 5)).image, noise(1))
+
+
+def test_a_png_with_the_long_workflow_of_a_generator_is_decoded() -> None:
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("workflow", "x" * 3 * 2**20, zip=True)
+    assert near(decoded(encoded(noise(1), pnginfo=texts)).image, noise(1), 0.1)
 
 
 def test_only_the_first_frame_of_an_animation_is_used() -> None:

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from tests.trainer.dataset import defective_images
 from tests.trainer.dataset.image_files import encoded
-from trainer.dataset.images.image_quality import Quality, _without_rules, measure_quality, quality_findings
+from trainer.dataset.images.image_quality import Quality, _without_rules, find_text, measure_quality, quality_findings
 from trainer.protocol.report import Finding, FindingKind
 
 
@@ -99,6 +99,14 @@ def test_a_thin_line_on_white_is_nearly_blank() -> None:
     assert blank.message != nearly.message
 
 
+def test_a_thin_line_is_seen_wherever_it_is() -> None:
+    """Half of the rows are looked at first."""
+    for top in range(0, 400, 20):
+        image = Image.new("RGB", (400, 400), "white")
+        ImageDraw.Draw(image).line((50, top, 350, top), fill="black", width=3)
+        assert measure_quality(np.asarray(image)).deviation > 1
+
+
 @pytest.mark.parametrize(
     ("gain", "offset", "kind", "threshold"),
     [
@@ -140,6 +148,15 @@ def test_images_of_any_size_are_measured(size: tuple[int, int]) -> None:
 
 def as_jpeg(image: Image.Image) -> Image.Image:
     return Image.open(io.BytesIO(encoded(image, "JPEG", quality=80))).convert("RGB")
+
+
+@pytest.mark.parametrize("size", [(640, 640, 13), (1200, 400, 15), (750, 1334, 22), (1920, 1080, 16)])
+def test_a_quarter_of_the_rows_is_enough_to_find_a_page(size: tuple[int, int, int]) -> None:
+    for seed in range(3):
+        page = defective_images.page(seed, *size, is_dark=bool(seed % 2))
+        lines, _share = find_text(np.asarray(page.convert("L"), dtype=np.uint8))
+        assert lines >= 10
+        assert measure_quality(np.asarray(page)).text_lines == pytest.approx(lines, rel=0.05)
 
 
 @pytest.mark.parametrize("is_dark", [False, True])

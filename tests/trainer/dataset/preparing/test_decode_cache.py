@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.trainer.dataset.edited_images import photograph
 from tests.trainer.dataset.image_files import encoded, make_zip, noise, png
-from trainer.dataset.dataset_folder import DECODED_NAME
+from trainer.dataset.dataset_folder import DECODED_NAME, IMAGES, THUMBNAILS
 from trainer.dataset.images import decode_workers
+from trainer.dataset.images.image_record import ImagePixels
+from trainer.dataset.images.perceptual_hash import NO_HASHES
 from trainer.dataset.input_files import Limits
-from trainer.dataset.preparing.decode_cache import DecodeCache
+from trainer.dataset.preparing.decode_cache import DecodeCache, DecodedImages
 from trainer.dataset.preparing.prepare import prepare
 from trainer.dataset.split.group_split import Shares
 from trainer.protocol.edits import Edits
@@ -74,6 +77,22 @@ def test_a_copy_of_an_image_that_is_not_decoded_again_is_found(tmp_path: Path, d
 
     assert decoded.total() == 1
     assert groups["copy.jpg"] == groups["1.png"]
+
+
+def test_measures_stay_on_the_disk_until_they_are_asked_for(tmp_path: Path) -> None:
+    task = decode_workers.DecodeTask(number=1, data=png(1), root=tmp_path)
+    for name in (IMAGES, THUMBNAILS):
+        (tmp_path / name).mkdir()
+    pixels = decode_workers.decode_one(task, Limits())
+    assert isinstance(pixels, ImagePixels)
+    with DecodedImages(tmp_path, Limits()) as decoded:
+        kept = [decoded.add(replace(pixels, image=f"{number}.png")) for number in range(3)]
+        assert {each.feature for each in kept} == {b""}
+        assert {each.hashes for each in kept} == {NO_HASHES}
+        assert decoded.read(kept[1]) == replace(pixels, image="1.png")
+        # Written behind all others, also after a look back.
+        last = decoded.add(replace(pixels, image="last.png"))
+        assert [decoded.read(each).image for each in (last, kept[0])] == ["last.png", "0.png"]
 
 
 def test_another_folder_can_be_reused(tmp_path: Path, decoded: Counter[str]) -> None:

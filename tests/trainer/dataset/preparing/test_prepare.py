@@ -120,7 +120,7 @@ def test_hostile_entries_are_refused_and_the_others_are_prepared(tmp_path: Path)
         "a.zip!inner.zip": RefusalKind.NESTED_ARCHIVE,
         "a.zip!link.png": RefusalKind.LINK,
         "a.zip!locked.png": RefusalKind.ENCRYPTED,
-        "a.zip!lonely.txt": RefusalKind.UNSUPPORTED,
+        "a.zip!lonely.txt": RefusalKind.WITHOUT_IMAGE,
         "a.zip!notes.pdf": RefusalKind.UNSUPPORTED,
     }
     assert report.counts.kept == 3

@@ -190,3 +190,10 @@ def test_clutter_is_counted_and_not_refused(tmp_path: Path) -> None:
 
     assert (kept(report), report.refused) == (list(members), ())
     assert recognized(report) == {(FileRole.CLUTTER, ""): len(clutter)}
+
+
+def test_masks_in_two_folders_of_any_name_are_dropped(tmp_path: Path) -> None:
+    images = {f"img/{n}.png": png(n) for n in range(3)}
+    masks = {f"{folder}/{n}.png": blob(n + seed) for seed, folder in enumerate(("matte", "hair")) for n in range(3)}
+
+    assert kept(prepared(tmp_path, images | masks)) == list(images)

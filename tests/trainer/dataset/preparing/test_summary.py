@@ -125,6 +125,7 @@ def test_the_error_for_sources_without_usable_images() -> None:
         nothing_to_train_on(["hf://owner/name"], [], []),
         nothing_to_train_on(["a.png"], [corrupt], []),
         nothing_to_train_on(["a.zip"], [corrupt, small, small], []),
+        nothing_to_train_on(["a.zip"], [corrupt, corrupt], []),
         nothing_to_train_on(["a.zip"], [], refused_as(RefusalKind.LINK, RefusalKind.LINK, RefusalKind.DAMAGED)),
         *(nothing_to_train_on(["a", "b"], [], refused_as(kind)) for kind in RefusalKind),
     ]

@@ -14,6 +14,7 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
+from huggingface_hub import DatasetCardData
 
 from tests.golden import check_sentences
 from tests.trainer.dataset.image_files import encoded, noise, png
@@ -21,10 +22,11 @@ from tests.trainer.dataset.local_hub import COMMIT, hub_answers, local_hub
 from tests.trainer.dataset.local_server import Answer, serving
 from tests.trainer.dataset.read_sources import captions_of, read_sources
 from trainer.dataset.input_files import Limits
-from trainer.dataset.sources.hub_files import extract_rows
+from trainer.dataset.sources.hf_datasets import parse_name
+from trainer.dataset.sources.hub_files import _named, extract_rows
 from trainer.errors import DatasetError
 from trainer.protocol.events import EXIT_REFUSED
-from trainer.protocol.hub_dataset import HubDatasetFacts
+from trainer.protocol.hub import HubDatasetFacts
 
 IMAGES = [encoded(noise(seed), "JPEG") for seed in range(6)]
 FILES = {
@@ -68,9 +70,10 @@ def test_the_facts_are_told_and_then_exactly_these_files_arrive_without_a_token(
 
         return send
 
-    answers = hub_answers("lambda/pets", FILES, cardData={"license": "cc-by-4.0"})
+    configurations = [{"config_name": "furry", "data_files": ["cats/*", "dogs/*"]}]
+    answers = hub_answers("lambda/pets", FILES, cardData={"license": "cc-by-4.0", "configs": configurations})
     with serving({path: noting(answer) for path, answer in answers.items()}) as (address, asked):
-        looked_up = trainer(address, "fetch-dataset", "hf://lambda/pets", "--facts", told)
+        looked_up = trainer(address, "fetch-dataset", "hf://lambda/pets/furry", "--facts", told)
         assert looked_up.returncode == 0, looked_up.stderr
         facts = HubDatasetFacts.model_validate_json(told.read_bytes())
         assert not [path for path in asked if "/resolve/" in path]
@@ -80,9 +83,37 @@ def test_the_facts_are_told_and_then_exactly_these_files_arrive_without_a_token(
     assert set(tokens) == {None}
     taken = {name: data for name, data in FILES.items() if name.startswith(("cats", "dogs"))}
     assert facts == HubDatasetFacts(
-        name="lambda/pets", commit=COMMIT, files=3, bytes=sum(map(len, taken.values())), license="cc-by-4.0"
+        name="lambda/pets/furry", commit=COMMIT, files=3, bytes=sum(map(len, taken.values())), license="cc-by-4.0"
     )
     assert {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()} == taken
+
+
+@pytest.mark.parametrize(
+    ("name", "taken"),
+    [
+        ("hf://lambda/pets", ["a/1.jpg", "a/deep/2.jpg", "b/3.jpg", "c/4.jpg"]),
+        ("hf://lambda/pets/small", ["a/1.jpg"]),
+        ("hf://lambda/pets/splits", ["a/1.jpg", "a/deep/2.jpg", "b/3.jpg"]),
+        ("hf://lambda/pets/below", ["b/3.jpg"]),
+        ("hf://lambda/pets/c", ["c/4.jpg"]),
+        ("hf://lambda/pets/odd", ["a/1.jpg", "a/deep/2.jpg", "b/3.jpg", "c/4.jpg"]),
+    ],
+)
+def test_a_name_means_a_configuration_of_the_card_or_else_a_folder(name: str, taken: list[str]) -> None:
+    configurations = [
+        {"config_name": "small", "data_files": "a/*.jpg"},
+        {
+            "config_name": "splits",
+            "data_files": [{"split": "train", "path": ["a/**"]}, {"split": "test", "path": "b/*"}],
+        },
+        {"config_name": "below", "data_dir": "b", "data_files": {"train": "*.jpg"}},
+        # Not as the hub would have it: the whole dataset.
+        {"config_name": "odd", "data_files": "a**b"},
+        "no configuration",
+    ]
+    files = dict.fromkeys(("a/1.jpg", "a/deep/2.jpg", "b/3.jpg", "c/4.jpg"), IMAGES[0])
+    card = DatasetCardData(configs=configurations)
+    assert _named(list(files), parse_name(name), card) == taken
 
 
 def test_each_dataset_that_is_not_taken_is_refused_in_a_sentence(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from trainer.dataset.captions.labels import ImageLabels
 from trainer.dataset.images.image_quality import Quality
 from trainer.dataset.images.image_record import Assessment, ImagePixels, ImageRecord
-from trainer.dataset.images.near_duplicates import ImageHashes
+from trainer.dataset.images.perceptual_hash import ImageHashes
 from trainer.dataset.split.group_split import Shares, assign_splits
 from trainer.protocol.report import Finding, FindingKind, Split
 

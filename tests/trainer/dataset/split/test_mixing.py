@@ -251,7 +251,7 @@ def test_a_new_word_that_no_caption_teaches_is_refused_before_anything_is_loaded
 def test_each_of_several_captions_gets_the_trigger(tmp_path: Path) -> None:
     mixture = mixture_of(tmp_path, MAIN, trigger="momo")
     member = mixture.members[0]
-    image = member.image.model_copy(update={"other_captions": ("momo asleep", "an animal", "a cat")})
+    image = replace(member.image, other_captions=("momo asleep", "an animal", "a cat"))
 
     assert mixture.captions_of(replace(member, image=image)) == ("momo, a cat", "momo asleep", "momo, an animal")
 
@@ -348,7 +348,7 @@ def test_a_dataset_in_a_folder_named_by_its_content_is_called_after_its_archive(
     """The bot keeps datasets so; people never see such a folder."""
     folder = write_dataset(tmp_path / ("0123456789abcdef" * 4) / "prepared-0123456789ab", MAIN)
     report = read_report(folder)
-    named = [image.model_copy(update={"source": f"cats.zip!{image.source}"}) for image in report.images]
+    named = [replace(image, source=f"cats.zip!{image.source}") for image in report.images]
     (folder / "report.json").write_text(report.model_copy(update={"images": tuple(named)}).model_dump_json())
 
     assert read_mixture(make_spec({"dataset": str(folder)})).names == ("cats.zip",)
