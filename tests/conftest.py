@@ -6,12 +6,13 @@ make test-all PYTEST_ADDOPTS=--record-durations   # record the times that order 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
 import shlex
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,17 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
         case "not slow":
             return bool(re.search(r"^pytestmark = .*pytest\.mark\.slow", source, re.MULTILINE)) or None
     return None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect no garbage meanwhile, and never again look through what was made: libraries, tests, fixtures."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 @pytest.hookimpl(trylast=True)
