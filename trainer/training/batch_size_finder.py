@@ -278,6 +278,9 @@ def _is_faster_in_bf16(trial: Trial) -> bool:
 
 #: Side of the weight that an optimizer's state is measured on, large enough for those that skip small ones.
 _PROBE_SIDE = 128
+#: Bytes of an optimizer's state and the average for each weight, at least as many as those with two or three states
+#: keep: to measure them takes 0.1 s.
+_MOST_STATE_BYTES = 16
 #: Bytes that a process takes before it loads a model: libraries, and the context of a GPU.
 _OVERHEAD = 0.7e9
 
@@ -288,7 +291,7 @@ def check_fits(task: Task, spec: Spec, precision: Precision, memory: float) -> N
     Raises:
         BadSpecError: it does not fit; the hint says which changes of the settings would.
     """
-    if _is_far_below(task, spec, precision, memory) or (needed := _predict(task, spec, precision)) <= memory:
+    if _is_far_below(task, memory) or (needed := _predict(task, spec, precision)) <= memory:
         return
     changes = _changes_that_fit(task, spec, precision, needed, memory)
     if changes is None:
@@ -311,16 +314,15 @@ def is_memory_short(task: Task, spec: Spec, precision: Precision, free: float) -
 
     Else the C library keeps up to as much as a step takes (docs/performance.md).
     """
-    if task.device.type != "cpu" or _is_far_below(task, spec, precision, free):
+    if task.device.type != "cpu" or _is_far_below(task, free):
         return False
     return max((need.total + need.step + _OVERHEAD for need in _needs(task, spec, precision)), default=0.0) > free
 
 
-def _is_far_below(task: Task, spec: Spec, precision: Precision, memory: float) -> bool:
+def _is_far_below(task: Task, memory: float) -> bool:
     """True if a training needs so much less that it is not predicted, which takes seconds."""
     trained = sum(parameter.numel() for _name, parameter in task.trained.named_parameters())
-    state_bytes = max(_step_settings(spec, stage, precision, task.resolution).state_bytes for stage in spec.plan)
-    return 3 * (4 * task.weights + (8 + state_bytes) * trained) < memory
+    return 3 * (4 * task.weights + (8 + _MOST_STATE_BYTES) * trained) < memory
 
 
 #: What takes less memory, the change that costs the least first: time, then bits, then what is learned.
