@@ -215,9 +215,10 @@ def _restart_reply(verb: Verb, before: Job, after: Job, position: int | None) ->
     job = after.id
     if verb is Verb.EXTEND:
         return _extend_reply(before, after, position)
-    if before.state is after.state and verb is Verb.RESUME:
+    # Not by the state after it, which a running training changes in the meantime.
+    if before.state is not State.PAUSED and verb is Verb.RESUME:
         return _("#{job} is not paused: {state}.", job=job, state=_state(after))
-    if before.state is after.state:
+    if before.state not in {State.FAILED, State.CANCELLED} and verb is Verb.RETRY:
         return _(
             "Only a failed or cancelled training can be retried, and #{job} is not: {state}.",
             job=job,
