@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tests.trainer.models.conftest import BaseFolder
 from tests.trainer.random_base import make_random_sd2, store_in_half, write_single_file
+from trainer.dataset.memory import release_memory
 from trainer.errors import BadSpecError, MissingModelError
 from trainer.models.base import digest_of, load_base
 from trainer.models.families.model import LoadedBase
@@ -178,6 +179,8 @@ def test_a_file_of_true_size_opens_without_a_network_and_takes_no_memory(tmp_pat
 
 
 def anonymous_bytes() -> int:
+    # A test before may have let this process keep what it frees (`keep_memory_between_steps`).
+    release_memory()
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) * 1024
 
