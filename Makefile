@@ -1,4 +1,4 @@
-# make demo | run | setup | test | test-all | check | format        (HEADLESS=1 make demo: no page, exit status 0 if it succeeded)
+# make demo | run | setup | test | test-slow | test-all | check | format | messages | tour | tiny | clean   (HEADLESS=1 make demo: no page)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,12 +32,7 @@ import numpy as np
 import psutil
 from PIL import Image, ImageOps
 
-from trainer.dataset.images.decode_workers import usable_cores
-from trainer.dataset.images.decoding import decode
-from trainer.dataset.input_files import Limits
-from trainer.dataset.preparing.prepare import prepare
-from trainer.report.dataset_page import write_pages
-from trainer.report.sheets import draw_sheets
+from trainer.dataset.images.decode_server import start_server
 
 _PEERS = {
     "imagehash pHash": """
@@ -124,7 +119,7 @@ def _make(*arguments: str) -> None:
 def _compare(folder: Path, work: Path, rounds: int, peers: Path | None) -> None:
     count = len(list(folder.iterdir()))
     megapixels = statistics.fmean(_megapixels(path) for path in folder.iterdir())
-    sys.stdout.write(f"{count} images of {megapixels:.2f} Mpx on average, {usable_cores()} cores\n")
+    sys.stdout.write(f"{count} images of {megapixels:.2f} Mpx on average, {_cores()} cores\n")
     runs: dict[str, list[Timed]] = {}
     for number in range(rounds):
         for name, command in _commands(folder, work / str(number), peers).items():
@@ -141,9 +136,18 @@ def _commands(folder: Path, out: Path, peers: Path | None) -> dict[str, list[str
     # Not `-m`: each process that decodes would import this module as its own `__main__` again.
     run = [sys.executable, "-c", "from bench.dataset import main; main()", "--entry"]
     ours = {name: [*run, name, str(folder), str(out)] for name in _ENTRIES}
+    ours[_WHOLE] = [sys.executable, "-m", "trainer", "prepare", str(folder), "--out", str(out / "drawn")]
     if peers is None:
         return ours
     return ours | {name: [str(peers), "-W", "ignore", "-c", code, str(folder)] for name, code in _PEERS.items()}
+
+
+def _prepare(sources: Sequence[Path], out: Path, earlier: Sequence[Path] = ()) -> None:
+    """Prepare as the command does, which loads its libraries while the server of the decoders loads its own."""
+    start_server()
+    from trainer.dataset.preparing.prepare import prepare
+
+    prepare(sources, out, earlier=earlier)
 
 
 def _with_five_more(folder: Path, out: Path) -> None:
@@ -152,7 +156,7 @@ def _with_five_more(folder: Path, out: Path) -> None:
     for path in sorted(folder.iterdir())[:5]:
         with Image.open(path) as opened:
             opened.convert("RGB").rotate(3).save(more / f"more_{path.stem}.jpg", quality=92)
-    prepare([folder, more], out / "grown", earlier=[out / "plain"])
+    _prepare([folder, more], out / "grown", earlier=[out / "plain"])
 
 
 def _adopt_orphans() -> None:
@@ -199,8 +203,8 @@ class _Peak:
 
 def _decode_alone(folder: Path, *, is_full: bool) -> None:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bench.dataset"])
-    with ProcessPoolExecutor(usable_cores(), mp_context=context) as pool:
+    context.set_forkserver_preload(["bench.dataset", "trainer.dataset.images.decoding"])
+    with ProcessPoolExecutor(_cores(), mp_context=context) as pool:
         for _ in pool.map(_decode_fully if is_full else _decode_for_checks, sorted(folder.iterdir()), chunksize=8):
             pass
 
@@ -211,7 +215,14 @@ def _decode_fully(path: Path) -> None:
 
 
 def _decode_for_checks(path: Path) -> None:
+    from trainer.dataset.images.decoding import decode
+    from trainer.dataset.input_files import Limits
+
     decode(path.read_bytes(), Limits())
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def _megapixels(path: Path) -> float:
@@ -221,6 +232,8 @@ def _megapixels(path: Path) -> float:
 
 def _make_folder(sources: Iterable[Path], work: Path, copies: int, side: int | None) -> None:
     """Fill `work/images` with cropped, re-encoded copies of the images in the sources."""
+    from trainer.dataset.preparing.prepare import prepare
+
     prepared = work / "sources"
     report = prepare(list(sources), prepared)
     folder = work / "images"
@@ -245,7 +258,7 @@ def _enlarge(folder: Path, out: Path, count: int) -> None:
     out.mkdir()
     paths = sorted(folder.iterdir())
     chosen = paths[:: max(1, len(paths) // count)][:count]
-    with ProcessPoolExecutor(usable_cores()) as pool:
+    with ProcessPoolExecutor(_cores()) as pool:
         for _ in pool.map(_enlarge_one, chosen, [out / f"{path.stem}.jpg" for path in chosen]):
             pass
 
@@ -261,15 +274,12 @@ def _enlarge_one(path: Path, out: Path) -> None:
     Image.fromarray(np.clip(large + everywhere, 0, 255).astype(np.uint8)).save(out, quality=92)
 
 
-_LIMIT = "decoding alone, at the size for the checks"
+_LIMIT, _WHOLE = "decoding alone, at the size for the checks", "the command, with sheets and pages"
 _ENTRIES: dict[str, Callable[[Path, Path], object]] = {
     _LIMIT: lambda folder, out: _decode_alone(folder, is_full=False),
     "decoding alone, Pillow, every pixel": lambda folder, out: _decode_alone(folder, is_full=True),
-    "prepare, all checks": lambda folder, out: prepare([folder], out / "plain"),
-    "prepare, all checks, sheets and pages": lambda folder, out: prepare(
-        [folder], out / "drawn", draw_sheets=draw_sheets, write_pages=write_pages
-    ),
-    "prepare the same again": lambda folder, out: prepare([folder], out / "plain"),
+    "prepare, all checks": lambda folder, out: _prepare([folder], out / "plain"),
+    "prepare the same again": lambda folder, out: _prepare([folder], out / "plain"),
     "prepare with five more images": lambda folder, out: _with_five_more(folder, out),
 }
 

@@ -119,6 +119,12 @@ def manages(interaction: discord.Interaction) -> bool:
     return bool(interaction.extras.get(_MANAGES, interaction.permissions.manage_guild))
 
 
+def server_of(interaction: discord.Interaction) -> int:
+    """The server of an interaction; the gate refuses those of private messages."""
+    assert interaction.guild_id is not None
+    return interaction.guild_id
+
+
 def roles_of(rules: AccessSettings, ability: Ability) -> tuple[int, ...]:
     """The roles with an ability; none: everyone (to manage: those with Discord's permission)."""
     roles: Mapping[Ability, tuple[int, ...]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -16,19 +16,22 @@ from discord.ext import commands
 from bot.app.command_sync import CommandSync, Scope
 from bot.app.poster import raise_refusals
 from bot.clock import SYSTEM_CLOCK
-from bot.cogs.admin_commands import AdminCommands
+from bot.cogs import (
+    admin_commands,
+    dataset_buttons,
+    gallery_command,
+    help_command,
+    job_actions,
+    notify_command,
+    sample_command,
+)
 from bot.cogs.compare_command import CompareCommand
-from bot.cogs.dataset_buttons import DatasetButtons
 from bot.cogs.dataset_commands import DatasetCommands
 from bot.cogs.finetune_command import FinetuneCommand
-from bot.cogs.gallery_command import GalleryButtons, GalleryCommand
-from bot.cogs.help_command import HelpCommand
-from bot.cogs.interaction_gate import FormButtons, InteractionGate
-from bot.cogs.job_actions import JobButtons
+from bot.cogs.interaction_gate import ButtonHandler, InteractionGate
 from bot.cogs.job_commands import JobCommands, QueueCommand
-from bot.cogs.notify_command import NotifyCommand
 from bot.cogs.preset_commands import PresetCommands
-from bot.cogs.sample_command import SampleCommand
+from bot.cogs.replies import Acknowledgement
 from bot.cogs.services import Services
 from bot.cogs.study_command import StudyCommands
 from bot.db import Database
@@ -54,6 +57,27 @@ log = logging.getLogger(__name__)
 _FIRST_SYNC_S = 5.0
 #: In so many servers it looks for commands that another data folder left; each costs a request at each start.
 _MAX_SEARCHED = 25
+
+
+async def _reopen_form(services: Services, interaction: discord.Interaction, key: str) -> None:
+    await services.gate.reopen_form(interaction, key)
+
+
+_FORMS = {
+    "reopen": ButtonHandler(run=_reopen_form, argument="[0-9]{1,19}", acknowledgement=Acknowledgement.NONE),
+}
+#: What a press on each kind of button or menu does, by verb; also on those that an earlier bot made.
+HANDLERS: Mapping[type[discord.ui.DynamicItem[Any]], Mapping[str, ButtonHandler]] = {
+    JobButton: job_actions.HANDLERS,
+    DatasetButton: dataset_buttons.HANDLERS,
+    GalleryButton: gallery_command.HANDLERS,
+    AdminButton: admin_commands.HANDLERS,
+    HelpButton: help_command.HANDLERS,
+    NotifyButton: notify_command.HANDLERS,
+    NotifyMenu: notify_command.HANDLERS,
+    SampleMenu: sample_command.MENUS,
+    FormButton: _FORMS,
+}
 
 
 class ReconnectBackoff(ExponentialBackoff[Literal[False]]):
@@ -96,7 +120,8 @@ class Darkroom(commands.Bot):
             http_trace=raise_refusals(connection.http_trace()),
         )
         self._connection_monitor = connection
-        self._services = services
+        #: They outlive this client.
+        self.services = services
         self._db = db
         self._outbox = outbox
         self._sync: CommandSync | None = None
@@ -115,8 +140,8 @@ class Darkroom(commands.Bot):
 
     @property
     def gate(self) -> InteractionGate:
-        """Admits interactions; it outlives this client."""
-        return self._services.gate
+        """Admits interactions."""
+        return self.services.gate
 
     async def setup_hook(self) -> None:
         await self.add_commands()
@@ -151,34 +176,35 @@ class Darkroom(commands.Bot):
         """Return what syncs the commands of this client, in every language; it must be logged in."""
         # discord.py's own way asks for every text in each of Discord's 34 languages.
         commands = [localized(each.to_dict(self.tree)) for each in self.tree.get_commands()]
-        guild_ids = self._services.config.discord.guild_ids
+        guild_ids = self.services.config.discord.guild_ids
         return CommandSync(self.http, application_id, commands, self._db, guild_ids=guild_ids)
 
     async def add_commands(self) -> None:
         """Add all commands and buttons; needs no connection."""
         for cog in (
-            FinetuneCommand(self._services),
-            DatasetCommands(self._services, self.tree),
-            DatasetButtons(self._services),
-            JobCommands(self._services),
-            QueueCommand(self._services),
-            JobButtons(self._services),
-            NotifyCommand(self._services),
-            StudyCommands(self._services),
-            AdminCommands(self._services),
-            PresetCommands(self._services),
-            SampleCommand(self._services),
-            CompareCommand(self._services),
-            GalleryCommand(self._services),
-            GalleryButtons(self._services),
-            HelpCommand(self._services),
-            FormButtons(self._services.gate),
+            FinetuneCommand(self.services),
+            DatasetCommands(self.services, self.tree),
+            JobCommands(self.services),
+            QueueCommand(self.services),
+            notify_command.NotifyCommand(self.services),
+            StudyCommands(self.services),
+            admin_commands.AdminCommands(self.services),
+            PresetCommands(self.services),
+            sample_command.SampleCommand(self.services),
+            CompareCommand(self.services),
+            gallery_command.GalleryCommand(self.services),
+            help_command.HelpCommand(self.services),
         ):
             await self.add_cog(cog)
-        self.add_dynamic_items(
-            *(JobButton, DatasetButton, AdminButton, FormButton, HelpButton, NotifyButton, NotifyMenu, GalleryButton),
-            SampleMenu,
-        )
+        self.add_dynamic_items(*HANDLERS)
+
+    async def on_press(
+        self, interaction: discord.Interaction, control: type[Any], verb: str, arg: str, *about: int
+    ) -> None:
+        await self.gate.press(self.services, interaction, HANDLERS[control], verb, arg, *about)
+
+    async def on_interaction(self, interaction: discord.Interaction) -> None:
+        await self.gate.give_back_form(interaction)
 
     async def on_connect(self) -> None:
         self._connection_monitor.connected()
@@ -218,7 +244,7 @@ class Darkroom(commands.Bot):
 
     async def on_guild_available(self, guild: discord.Guild) -> None:
         # At each start of each server.
-        if guild.id in self._services.config.discord.guild_ids:
+        if guild.id in self.services.config.discord.guild_ids:
             self._check_commands([guild.id])
 
     # -- a channel that refused messages may take them now ----------------------------------------------------------

@@ -116,29 +116,38 @@ class Parts:
             await self.outbox.put(connection, notification, channel_id=channel_id)
 
 
-def make_services(parts: Parts) -> Services:
-    """Make everything that commands and buttons use; nothing runs yet."""
+def make_services(parts: Parts) -> tuple[Services, InterruptedUploads]:
+    """Make everything that commands and buttons use, and what finishes uploads without them; nothing runs yet."""
     config, db, data_dir = parts.config, parts.db, parts.data_dir
-    jobs = JobStore(
-        db, parts.outbox, data_dir=data_dir, limits=config.limits, queue=config.queue, sampling=config.sampling
-    )
-    estimates = Estimates(db)
+    limits, queue = config.limits, config.queue
+    jobs = JobStore(db, parts.outbox, data_dir=data_dir, limits=limits, queue=queue, sampling=config.sampling)
     datasets = DatasetStore(
         db,
         data_dir=data_dir,
-        limits=config.limits,
+        limits=limits,
         web=config.web,
         prepare=config.prepare,
         command=parts.command,
         env=config.confined_environment(),
         download_env=parts.environment,
-        cpu_slots=config.queue.cpu_slots,
+        cpu_slots=queue.cpu_slots,
         min_free_bytes=config.health.min_free_bytes,
     )
-    uploads, drafts = PendingUploads(db), DraftStore(db, max_waiting=config.limits.max_drafts_per_user)
+    estimates, uploads = Estimates(db), PendingUploads(db)
+    drafts = DraftStore(db, max_waiting=limits.max_drafts_per_user)
     hub_datasets = HubDatasets(datasets, prepare=config.prepare, web=config.web, incoming=data_dir / "incoming")
     resumable = ResumableUploads(db, parts.outbox, uploads, datasets, data_dir=data_dir, settings=config.web)
-    return Services(
+    interrupted = InterruptedUploads(
+        db,
+        parts.outbox,
+        uploads=uploads,
+        resumable=resumable,
+        datasets=datasets,
+        hub_datasets=hub_datasets,
+        drafts=drafts,
+        captions=config.captions,
+    )
+    services = Services(
         config=config,
         gate=InteractionGate(parts.post, parts.languages, parts.access),
         languages=parts.languages,
@@ -149,15 +158,15 @@ def make_services(parts: Parts) -> Services:
         uploads=uploads,
         resumable=resumable,
         hub_datasets=hub_datasets,
-        finish_upload=_interrupted_uploads(parts, uploads, resumable, datasets, hub_datasets, drafts).finish,
+        finish_upload=interrupted.finish,
         drafts=drafts,
         presets=PresetStore(db),
-        limits=RoleLimits(db, configured=config.limits),
+        limits=RoleLimits(db, configured=limits),
         estimates=estimates,
         predictions=MemoryPredictions(config, command=parts.command, env=parts.environment),
         forecaster=Forecaster(db, jobs.control, estimates, windows=parts.admission.windows, cache_s=_FORECAST_CACHE_S),
         publisher=Publisher(db, jobs, settings=config.hub, command=parts.command, env=parts.environment),
-        studies=StudyService(jobs, command=parts.command, env=parts.environment, limits=config.limits),
+        studies=StudyService(jobs, command=parts.command, env=parts.environment, limits=limits),
         storage=Storage(db, data_dir=data_dir, settings=config.retention),
         delete_files=RetentionRunner(db, data_dir=data_dir, settings=config.retention).delete,
         health=parts.health,
@@ -166,26 +175,7 @@ def make_services(parts: Parts) -> Services:
         download=parts.download,
         links=WebLinks(db, config.web),
     )
-
-
-def _interrupted_uploads(
-    parts: Parts,
-    uploads: PendingUploads,
-    resumable: ResumableUploads,
-    datasets: DatasetStore,
-    hub_datasets: HubDatasets,
-    drafts: DraftStore,
-) -> InterruptedUploads:
-    return InterruptedUploads(
-        parts.db,
-        parts.outbox,
-        uploads=uploads,
-        resumable=resumable,
-        datasets=datasets,
-        hub_datasets=hub_datasets,
-        drafts=drafts,
-        captions=parts.config.captions,
-    )
+    return services, interrupted
 
 
 class App:
@@ -194,7 +184,8 @@ class App:
     def __init__(self, parts: Parts) -> None:
         config, db, outbox = parts.config, parts.db, parts.outbox
         self.parts = parts
-        self.services = services = make_services(parts)
+        self.services, self._uploads = make_services(parts)
+        services = self.services
         self._client: Darkroom | None = None
         # A stand-in for the trainer cannot wait for jobs, and a cluster starts its own processes.
         is_warm = config.trainer.warm and parts.command == config.trainer.command and not config.ray.address
@@ -232,9 +223,6 @@ class App:
             admission=parts.admission,
             query_gpus=partial(query_devices, parts.command, parts.environment),
             data_dir=parts.data_dir,
-        )
-        self._uploads = _interrupted_uploads(
-            parts, services.uploads, services.resumable, services.datasets, services.hub_datasets, services.drafts
         )
 
     def __repr__(self) -> str:

@@ -130,7 +130,8 @@ async def sync_commands(config: Config, *, is_dry: bool, is_forced: bool = False
     # No lock on the data folder: a running bot need not stop for this, and the database allows two writers.
     async with open_db(config.storage.data_dir / DATABASE_FILE) as db:
         parts = Parts.of(config, db)
-        async with Darkroom(make_services(parts), db, parts.connection, parts.outbox) as client:
+        services, _uploads = make_services(parts)
+        async with Darkroom(services, db, parts.connection, parts.outbox) as client:
             await client.add_commands()
             try:
                 await client.http.static_login(token)

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from functools import partial
+from typing import Any, Literal
 
 import discord
 from discord import app_commands
-from discord.ext import commands
 from pydantic import ValidationError
 
-from bot.access import manages
-from bot.cogs.autocomplete import answered, dataset_choices, job_choices
+from bot.access import manages, server_of
+from bot.cogs.autocomplete import Choices, answered, choose_dataset, choose_job, job_choices
 from bot.cogs.interaction_gate import ButtonHandler, handled
 from bot.cogs.lookups import dataset_here, find_job
 from bot.cogs.replies import Acknowledgement, open_form, reply
-from bot.cogs.services import Services
+from bot.cogs.services import ServiceGroupCog, Services
 from bot.config import AccessSettings, DiscordSettings
 from bot.errors import JobRefused, NotAnOperator
 from bot.queue import PauseKind, Priority, State
-from bot.queue.planning.retention import RetentionPlan
 from bot.queue.store.limits import RoleLimit
 from bot.ui.access_pages import AccessForm, access_text, gallery_channel_text
 from bot.ui.admin_pages import (
@@ -45,20 +44,12 @@ from bot.web import LinkKind
 from trainer.protocol.text import LANGUAGES, N_, _
 
 # Discord checks these before it sends a command; `RoleLimit` checks them again.
-if TYPE_CHECKING:
-    Why: TypeAlias = str
-    Jobs: TypeAlias = int
-    AnyJobs: TypeAlias = int
-    Epochs: TypeAlias = int
-    Mib: TypeAlias = int
-    Hours: TypeAlias = float
-else:
-    Why = app_commands.Range[str, 1, 300]
-    Jobs = app_commands.Range[int, 1, 100]
-    AnyJobs = app_commands.Range[int, 0, 100]
-    Epochs = app_commands.Range[int, 1, 1000]
-    Mib = app_commands.Range[int, 1, 100_000]
-    Hours = app_commands.Range[float, 0, 10_000]
+Why = app_commands.Range[str, 1, 300]
+Jobs = app_commands.Range[int, 1, 100]
+AnyJobs = app_commands.Range[int, 0, 100]
+Epochs = app_commands.Range[int, 1, 1000]
+Mib = app_commands.Range[int, 1, 100_000]
+Hours = app_commands.Range[float, 0, 10_000]
 
 
 #: Verbs about one server; `health` shows only numbers of others. All other verbs are about the machine that servers
@@ -66,17 +57,26 @@ else:
 _OF_ONE_SERVER = frozenset({"bump", "limits", "settings", "gallery", "language", "audit", "health", "resend", "links"})
 
 
+async def _slot_choices(services: Services, interaction: discord.Interaction, typed: str) -> Choices:
+    # `interaction_check` does not cover autocompletion.
+    if not is_operator(interaction, services.config.discord):
+        return []
+    slots = await services.jobs.slots.all(with_unused=True)
+    return [(slot_choice(slot), slot.id) for slot in slots if typed.lower() in slot.name.lower()]
+
+
+_choose_slot = answered(_slot_choices)
+_choose_waiting = answered(partial(job_choices, states=frozenset({State.QUEUED})))
+
+
 @app_commands.guild_only()
 @app_commands.default_permissions(manage_guild=True)
 class AdminCommands(
-    commands.GroupCog, group_name="admin", group_description=N_("Manage the bot: queue, roles, limits, disk space.")
+    ServiceGroupCog, group_name="admin", group_description=N_("Manage the bot: queue, roles, limits, disk space.")
 ):
     """The queue's pause, slots, limits, storage, audit and health."""
 
     limits = app_commands.Group(name="limits", description=N_("Limits for the members of a role."))
-
-    def __init__(self, services: Services) -> None:
-        self._services = services
 
     async def interaction_check(self, interaction: discord.Interaction, /) -> bool:
         assert interaction.command is not None
@@ -85,14 +85,11 @@ class AdminCommands(
             require_manager(interaction)
         else:
             try:
-                self._require_operator(interaction)
+                require_operator(interaction, self._services.config.discord)
             except NotAnOperator as error:
                 # discord.py passes on only its own errors from a check.
                 raise app_commands.CheckFailure(str(error)) from error
         return True
-
-    def _require_operator(self, interaction: discord.Interaction) -> None:
-        require_operator(interaction, self._services.config.discord)
 
     # -- the queue ------------------------------------------------------------------------------------------------
 
@@ -127,6 +124,7 @@ class AdminCommands(
     @app_commands.command(description=N_("Change the priority of a waiting job."))
     @app_commands.describe(job=N_("Number or name of the job"), priority=N_("Owners take turns within a priority"))
     @app_commands.rename(job="id")
+    @app_commands.autocomplete(job=_choose_waiting)
     async def bump(
         self, interaction: discord.Interaction, job: str, priority: Literal["low", "normal", "high"] = "high"
     ) -> None:
@@ -135,15 +133,11 @@ class AdminCommands(
         after = await self._services.jobs.bump(found.id, wanted, by=interaction.user.id)
         await reply(interaction, text_message(bump_text(found, after, wanted)))
 
-    @bump.autocomplete("job")
-    @answered
-    async def choose_waiting(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
-        return await job_choices(self._services, interaction, typed, states=frozenset({State.QUEUED}))
-
     # -- slots ----------------------------------------------------------------------------------------------------
 
     @app_commands.command(description=N_("Show where trainings run, or switch one of these slots off or on."))
     @app_commands.describe(slot=N_("Which one"), switch=N_("A training that runs there continues either way"))
+    @app_commands.autocomplete(slot=_choose_slot)
     async def slots(
         self, interaction: discord.Interaction, slot: str | None = None, switch: Literal["on", "off"] | None = None
     ) -> None:
@@ -162,16 +156,6 @@ class AdminCommands(
         # An enabled slot may let a job start.
         self._services.jobs.changed.set()
         return "" if is_changed else _("There is no such slot, or it is in that state already. Nothing was changed.")
-
-    @slots.autocomplete("slot")
-    @answered
-    async def choose_slot(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
-        # `interaction_check` does not cover autocompletion.
-        if not is_operator(interaction, self._services.config.discord):
-            return []
-        slots = await self._services.jobs.slots.all(with_unused=True)
-        found = [slot for slot in slots if typed.lower() in slot.name.lower()]
-        return [app_commands.Choice(name=slot_choice(slot), value=slot.id) for slot in found[:25]]
 
     # -- limits ---------------------------------------------------------------------------------------------------
 
@@ -205,15 +189,13 @@ class AdminCommands(
             problem = error.errors()[0]
             text = _("{name}: {why}. Nothing was changed.", name=problem["loc"][0], why=problem["msg"])
             raise JobRefused(text) from error
-        assert interaction.guild_id is not None
-        await self._services.limits.set(interaction.guild_id, limit, by=interaction.user.id)
+        await self._services.limits.set(server_of(interaction), limit, by=interaction.user.id)
         await self._show_limits(interaction, _("Saved."))
 
     @limits.command(name="clear", description=N_("Delete a role's own limits; the usual ones apply again."))
     @app_commands.describe(role=N_("Whose limits to delete"))
     async def clear_limits(self, interaction: discord.Interaction, role: discord.Role) -> None:
-        assert interaction.guild_id is not None
-        was_set = await self._services.limits.clear(interaction.guild_id, role.id, by=interaction.user.id)
+        was_set = await self._services.limits.clear(server_of(interaction), role.id, by=interaction.user.id)
         await self._show_limits(interaction, _("Cleared.") if was_set else _("It had no limits of its own."))
 
     @limits.command(name="list", description=N_("The limits of all roles here."))
@@ -221,8 +203,7 @@ class AdminCommands(
         await self._show_limits(interaction)
 
     async def _show_limits(self, interaction: discord.Interaction, note: str = "") -> None:
-        assert interaction.guild_id is not None
-        await reply(interaction, limits_page(await self._services.limits.list(interaction.guild_id), note))
+        await reply(interaction, limits_page(await self._services.limits.list(server_of(interaction)), note))
 
     # -- access and language ------------------------------------------------------------------------------------------
 
@@ -232,25 +213,22 @@ class AdminCommands(
     )
     @app_commands.describe(drawing=N_("Who may draw with models (/sample), in place of the rest"))
     async def settings(self, interaction: discord.Interaction, drawing: bool = False) -> None:
-        assert interaction.guild_id is not None
-        rules = _existing(interaction, self._services.access.rules_of(interaction.guild_id))
+        rules = _existing(interaction, self._services.access.rules_of(server_of(interaction)))
         submitted = self._services.gate.form(self._set_access)
         await open_form(interaction, AccessForm(submitted, rules, is_about_drawing=drawing))
 
     async def _set_access(self, interaction: discord.Interaction, form: Form) -> None:
-        assert interaction.guild_id is not None
         assert isinstance(form, AccessForm)
         require_manager(interaction)
-        await self._services.access.set_rules(interaction.guild_id, form.rules, by=interaction.user.id)
+        await self._services.access.set_rules(server_of(interaction), form.rules, by=interaction.user.id)
         await reply(interaction, text_message(access_text(form.rules)))
 
     @app_commands.command(description=N_("The channel in which shared pictures are posted."))
     @app_commands.describe(channel=N_("Left out: each picture is posted where its owner shares it"))
     async def gallery(self, interaction: discord.Interaction, channel: discord.TextChannel | None = None) -> None:
-        assert interaction.guild_id is not None
-        rules = self._services.access.rules_of(interaction.guild_id)
+        rules = self._services.access.rules_of(server_of(interaction))
         rules = rules.model_copy(update={"gallery": 0 if channel is None else channel.id})
-        await self._services.access.set_rules(interaction.guild_id, rules, by=interaction.user.id)
+        await self._services.access.set_rules(server_of(interaction), rules, by=interaction.user.id)
         missing = [] if channel is None else missing_permissions(channel.permissions_for(channel.guild.me))
         await reply(interaction, text_message(gallery_channel_text(rules.gallery, missing)))
 
@@ -260,8 +238,7 @@ class AdminCommands(
     )
     @app_commands.choices(language=[app_commands.Choice(name=name, value=code) for code, name in LANGUAGES.items()])
     async def language(self, interaction: discord.Interaction, language: str = "") -> None:
-        assert interaction.guild_id is not None
-        await self._services.languages.choose(language, server=interaction.guild_id)
+        await self._services.languages.choose(language, server=server_of(interaction))
         chosen = LANGUAGES.get(language) or _("the one that Discord reports")
         await reply(interaction, text_message(_("The language of my posts here: {language}.", language=chosen)))
 
@@ -271,6 +248,7 @@ class AdminCommands(
         job=N_("Only links to this training: its number or name"),
         dataset=N_("Only links to this dataset"),
     )
+    @app_commands.autocomplete(job=choose_job, dataset=choose_dataset)
     async def links(
         self,
         interaction: discord.Interaction,
@@ -278,7 +256,6 @@ class AdminCommands(
         job: str | None = None,
         dataset: str | None = None,
     ) -> None:
-        assert interaction.guild_id is not None
         subject = None
         if job is not None and dataset is not None:
             raise JobRefused(_("Give either job or dataset, not both. Nothing was changed."))
@@ -288,24 +265,19 @@ class AdminCommands(
             subject = (LinkKind.DATASET, (await dataset_here(self._services, interaction, dataset)).id)
         user_id = None if member is None else member.id
         ended = await self._services.links.revoke_in(
-            interaction.guild_id, by=interaction.user.id, user_id=user_id, subject=subject
+            server_of(interaction), by=interaction.user.id, user_id=user_id, subject=subject
         )
         await reply(interaction, text_message(links_ended_text(ended)))
-
-    @links.autocomplete("dataset")
-    @answered
-    async def choose_dataset(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
-        return await dataset_choices(self._services, interaction, typed)
 
     # -- audit and health ---------------------------------------------------------------------------------------------
 
     @app_commands.command(description=N_("Who did what, when and why; the newest first."))
     @app_commands.describe(job=N_("Of one job only: its number or name"))
     @app_commands.rename(job="id")
+    @app_commands.autocomplete(job=choose_job)
     async def audit(self, interaction: discord.Interaction, job: str | None = None) -> None:
-        assert interaction.guild_id is not None
         job_id = None if job is None else (await find_job(self._services, interaction, job)).id
-        entries = await self._services.jobs.audit(guild_id=interaction.guild_id, job_id=job_id)
+        entries = await self._services.jobs.audit(guild_id=server_of(interaction), job_id=job_id)
         title = _("Audit") if job_id is None else _("Audit of #{job}", job=job_id)
         await reply(interaction, audit_page(title, entries))
 
@@ -318,19 +290,12 @@ class AdminCommands(
     @app_commands.command(description=N_("Send messages that could not be delivered again."))
     @app_commands.describe(job=N_("Only those about this job: its number or name"), here=N_("To this channel instead"))
     @app_commands.rename(job="id")
+    @app_commands.autocomplete(job=choose_job)
     async def resend(self, interaction: discord.Interaction, job: str | None = None, here: bool = False) -> None:
-        assert interaction.guild_id is not None
         job_id = None if job is None else (await find_job(self._services, interaction, job)).id
         channel_id = interaction.channel_id if here else None
-        count = await self._services.outbox.resend(interaction.guild_id, job_id=job_id, channel_id=channel_id)
+        count = await self._services.outbox.resend(server_of(interaction), job_id=job_id, channel_id=channel_id)
         await reply(interaction, text_message(resent_text(count, is_here=here)))
-
-    @links.autocomplete("job")
-    @audit.autocomplete("job")
-    @resend.autocomplete("job")
-    @answered
-    async def choose_job(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
-        return await job_choices(self._services, interaction, typed)
 
     # -- storage --------------------------------------------------------------------------------------------------
 
@@ -338,41 +303,27 @@ class AdminCommands(
     async def storage(self, interaction: discord.Interaction) -> None:
         await reply(interaction, storage_page(*await self._services.storage.survey()))
 
-    @commands.Cog.listener()
-    async def on_admin_button(self, interaction: discord.Interaction, verb: str, digest: str) -> None:
-        await self._services.gate.press(interaction, HANDLERS, verb, digest, self)
 
-    async def delete(self, interaction: discord.Interaction, digest: str, *, is_confirmed: bool) -> None:
-        """Delete the plan that was shown, once it is confirmed."""
-        self._require_operator(interaction)
-        plan, totals = await self._services.storage.survey()
-        if plan_digest(plan) != digest:
-            note = _("The plan has changed since it was shown to you; nothing was deleted.")
-            await reply(interaction, storage_page(plan, totals, note))
-        elif not is_confirmed:
-            await reply(interaction, confirm_page(plan))
-        else:
-            await reply(interaction, text_message(await self._carry_out(plan)))
-
-    async def _carry_out(self, plan: RetentionPlan) -> str:
-        deleted = [deletion for deletion in plan.deletions if await self._services.delete_files(deletion)]
-        return deleted_text(deleted, planned=len(plan.deletions))
-
-
-async def _ask(interaction: discord.Interaction, cog: AdminCommands, digest: str) -> None:
-    await cog.delete(interaction, digest, is_confirmed=False)
-
-
-async def _delete_now(interaction: discord.Interaction, cog: AdminCommands, digest: str) -> None:
-    await cog.delete(interaction, digest, is_confirmed=True)
+async def _delete(services: Services, interaction: discord.Interaction, digest: str, *, is_confirmed: bool) -> None:
+    """Delete the plan that was shown, once it is confirmed."""
+    require_operator(interaction, services.config.discord)
+    plan, totals = await services.storage.survey()
+    if plan_digest(plan) != digest:
+        note = _("The plan has changed since it was shown to you; nothing was deleted.")
+        await reply(interaction, storage_page(plan, totals, note))
+    elif not is_confirmed:
+        await reply(interaction, confirm_page(plan))
+    else:
+        deleted = [deletion for deletion in plan.deletions if await services.delete_files(deletion)]
+        await reply(interaction, text_message(deleted_text(deleted, planned=len(plan.deletions))))
 
 
 #: Of `plan_digest`.
 _DIGEST = "[0-9a-f]{1,40}"
 
 HANDLERS: Mapping[str, ButtonHandler] = {
-    "delete": ButtonHandler(run=_ask, argument=_DIGEST),
-    "delete_now": ButtonHandler(run=_delete_now, argument=_DIGEST),
+    "delete": ButtonHandler(run=partial(_delete, is_confirmed=False), argument=_DIGEST),
+    "delete_now": ButtonHandler(run=partial(_delete, is_confirmed=True), argument=_DIGEST),
 }
 
 

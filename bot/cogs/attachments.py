@@ -6,12 +6,13 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace as replace_fields
 from typing import Any
 
 import aiohttp
 import discord
 
-from bot.access import manages
+from bot.access import manages, server_of
 from bot.bot_failpoints import failpoint
 from bot.cogs.interaction_gate import explain
 from bot.cogs.page_links import page_message
@@ -26,7 +27,6 @@ from bot.datasets import (
     UploadKind,
     import_files,
     progress_reported,
-    title_of,
 )
 from bot.datasets.dataset_files import copy_folder, temporary_folder
 from bot.errors import DarkroomError, DatasetRefused, DatasetTooLarge, UploadClosed
@@ -50,14 +50,7 @@ log = logging.getLogger(__name__)
 async def tracked_upload(
     services: Services,
     interaction: discord.Interaction,
-    attachments: Sequence[discord.Attachment],
-    *,
-    kind: UploadKind,
-    request: str = "{}",
-    is_at_once: bool = False,
-    dataset_id: int | None = None,
-    title: str = "",
-    is_private: bool = False,
+    upload: PendingUpload,
 ) -> AsyncIterator[None]:
     """Track an upload, acknowledge its interaction, and run the body; errors are reported to the member and swallowed.
 
@@ -68,15 +61,6 @@ async def tracked_upload(
     Raises:
         AnswerFailed: The interaction came too late or twice; nothing was done.
     """
-    upload = upload_of(
-        interaction,
-        kind=kind,
-        request=request,
-        is_at_once=is_at_once,
-        dataset_id=dataset_id,
-        title=title or title_of([each.filename for each in attachments]),
-        is_private=is_private,
-    )
     if not await services.uploads.add(upload):
         raise AnswerFailed(Unanswered.REPEATED)
     failpoint("upload_recorded")
@@ -104,44 +88,27 @@ async def tracked_upload(
     await services.uploads.remove(interaction.id)
 
 
-async def offer_page(
-    services: Services,
-    interaction: discord.Interaction,
-    *,
-    kind: UploadKind,
-    request: str = "{}",
-    dataset_id: int | None = None,
-    is_private: bool = False,
-) -> None:
+async def offer_page(services: Services, interaction: discord.Interaction, upload: PendingUpload) -> None:
     """Acknowledge an interaction, and answer it with a link to the upload page in place of attachments.
 
     Raises:
         AnswerFailed: The interaction came too late or twice; nothing was done.
     """
     await acknowledge(interaction, Acknowledgement.THINKING)
-    await services.datasets.require_share(interaction.user.id, datasets=int(dataset_id is None), more_bytes=1)
-    upload = upload_of(
-        interaction,
-        kind=kind,
-        request=request,
-        dataset_id=dataset_id,
-        title="",
-        is_private=is_private,
-        is_by_page=True,
-        is_open=True,
-    )
-    await services.uploads.add(upload)
+    await services.datasets.require_share(interaction.user.id, datasets=int(upload.dataset_id is None), more_bytes=1)
+    await services.uploads.add(replace_fields(upload, is_by_page=True, is_open=True))
     await show_upload_link(services, interaction, upload.interaction_id)
 
 
-def upload_of(interaction: discord.Interaction, **more: Any) -> PendingUpload:
-    """Return the upload that an interaction asks for; `more`: its other fields."""
-    assert interaction.guild_id is not None
+def upload_of(interaction: discord.Interaction, kind: UploadKind, title: str = "", **more: Any) -> PendingUpload:
+    """Return the upload that an interaction asks for; `title`: of its files; `more`: its other fields."""
     return PendingUpload(
         interaction_id=interaction.id,
-        guild_id=interaction.guild_id,
+        guild_id=server_of(interaction),
         channel_id=interaction.channel_id or 0,
         owner_id=interaction.user.id,
+        kind=kind,
+        title=title,
         **more,
     )
 
@@ -254,13 +221,12 @@ async def prepare_received(
         DatasetRefused: They cannot be trained on, or could not be prepared.
         NotYourDataset: They are another member's dataset already, and the request would change it.
     """
-    assert interaction.guild_id is not None
     async with progress_shown(interaction, received.title):
         dataset = await import_files(
             services.datasets,
             received,
             request,
-            guild_id=interaction.guild_id,
+            guild_id=server_of(interaction),
             owner_id=interaction.user.id,
             captions=services.config.captions,
             is_private=is_private,

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Coroutine
-from functools import wraps
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeAlias
 
 import discord
 from discord import app_commands
 
-from bot.access import manages
+from bot.access import manages, server_of
 from bot.cogs.lookups import MAX_SEARCHED, openable, storable, viewer_of
 from bot.cogs.replies import AnswerFailed, offer
 from bot.cogs.services import Services
-from bot.config import Config
 from bot.queue import State
 from bot.queue.domain.verbs import Verb, applicable_states, is_applicable, is_drawable
 from bot.ui.dataset_cards import images_words
@@ -28,17 +26,20 @@ log = logging.getLogger(__name__)
 _MAX_CHOICES = 25
 _MAX_CHOICE_CHARS = 100
 
-_Choices: TypeAlias = list[app_commands.Choice[str]]
-_Cog = TypeVar("_Cog")
-_Choose: TypeAlias = Callable[[_Cog, discord.Interaction, str], Coroutine[Any, Any, _Choices]]
+#: What is shown, and what it stands for.
+Choices: TypeAlias = list[tuple[str, str]]
+_Choose: TypeAlias = Callable[[Services, discord.Interaction, str], Awaitable[Choices]]
+Autocompletion: TypeAlias = Callable[[discord.Interaction, str], Coroutine[Any, Any, list[app_commands.Choice[str]]]]
 
 
-def answered(choose: _Choose[_Cog]) -> _Choose[_Cog]:
-    """Let an autocompletion answer itself: discord.py logs each one that comes too late with its traceback."""
+def answered(choose: _Choose) -> Autocompletion:
+    """Make an autocompletion that answers itself: discord.py logs each one that comes too late with its traceback."""
 
-    @wraps(choose)
-    async def answering(cog: _Cog, interaction: discord.Interaction, typed: str) -> _Choices:
-        choices = await choose(cog, interaction, typed)
+    async def answering(interaction: discord.Interaction[Any], typed: str) -> list[app_commands.Choice[str]]:
+        found = (await choose(interaction.client.services, interaction, typed))[:_MAX_CHOICES]
+        choices = [
+            app_commands.Choice(name=name[:_MAX_CHOICE_CHARS], value=value[:_MAX_CHOICE_CHARS]) for name, value in found
+        ]
         try:
             await offer(interaction, choices)
         except (AnswerFailed, discord.HTTPException) as error:
@@ -58,13 +59,12 @@ async def job_choices(
     verb: Verb | None = None,
     states: frozenset[State] | None = None,
     can_draw: bool = False,
-) -> list[app_commands.Choice[str]]:
+) -> Choices:
     """Jobs whose number or name matches; only those in `states`, and those to which the member may apply `verb`."""
-    assert interaction.guild_id is not None
     wanted = frozenset(State) if states is None else states
     is_own = verb is not None and not manages(interaction)
     jobs = await services.jobs.search(
-        interaction.guild_id,
+        server_of(interaction),
         storable(typed),
         limit=MAX_SEARCHED,
         states=wanted if verb is None else wanted & applicable_states(verb),
@@ -74,27 +74,22 @@ async def job_choices(
         jobs = [job for job in jobs if is_applicable(verb, job)]
     if can_draw:
         jobs = [job for job in jobs if is_drawable(job)]
-    shown = openable(interaction, jobs)[:_MAX_CHOICES]
-    return [app_commands.Choice(name=job_choice(job), value=str(job.id)) for job in shown]
+    return [(job_choice(job), str(job.id)) for job in openable(interaction, jobs)]
 
 
-async def dataset_choices(
-    services: Services, interaction: discord.Interaction, typed: str
-) -> list[app_commands.Choice[str]]:
+async def dataset_choices(services: Services, interaction: discord.Interaction, typed: str) -> Choices:
     """Datasets of this server that the member may see and whose name matches, newest first."""
-    assert interaction.guild_id is not None
     found = await services.datasets.search(
-        interaction.guild_id, storable(typed), limit=_MAX_CHOICES, viewer_id=viewer_of(interaction)
+        server_of(interaction), storable(typed), limit=_MAX_CHOICES, viewer_id=viewer_of(interaction)
     )
-    return [_choice(f"{each.name} · {images_words(each.counts.kept)}", each.name) for each in found]
+    return [(f"{each.name} · {images_words(each.counts.kept)}", each.name) for each in found]
 
 
-def base_choices(config: Config, typed: str) -> list[app_commands.Choice[str]]:
+async def _base_choices(services: Services, _interaction: discord.Interaction, typed: str) -> Choices:
     """Base models whose label matches, the toy model last and marked."""
-    sources = config.models.sources
+    sources = services.config.models.sources
     labels = sorted((each for each in sources if typed.lower() in each.lower()), key=lambda each: sources[each] == TINY)
-    return [_choice(base_choice(label, sources[label]), label[:_MAX_CHOICE_CHARS]) for label in labels[:_MAX_CHOICES]]
+    return [(base_choice(label, sources[label]), label) for label in labels]
 
 
-def _choice(name: str, value: str) -> app_commands.Choice[str]:
-    return app_commands.Choice(name=name[:_MAX_CHOICE_CHARS], value=value)
+choose_job, choose_dataset, choose_base = answered(job_choices), answered(dataset_choices), answered(_base_choices)

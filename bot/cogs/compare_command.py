@@ -9,15 +9,14 @@ from tempfile import TemporaryDirectory
 
 import discord
 from discord import app_commands
-from discord.ext import commands
 from pydantic import ValidationError
 
 from bot.access import Ability
-from bot.cogs.autocomplete import answered, job_choices
+from bot.cogs.autocomplete import Choices, answered, job_choices
 from bot.cogs.interaction_gate import REPORTS, handled
 from bot.cogs.lookups import find_job
 from bot.cogs.replies import reply
-from bot.cogs.services import Services, file_limit_of
+from bot.cogs.services import ServiceCog, Services, file_limit_of
 from bot.errors import DarkroomError, JobFilesDeleted, JobRefused
 from bot.queue import Job
 from bot.runners.child_process import run_and_capture
@@ -31,6 +30,16 @@ MAX_JOBS = 5
 _TIMEOUT_S = 120.0
 
 
+async def _jobs_choices(services: Services, interaction: discord.Interaction, typed: str) -> Choices:
+    """Trainings for the last word; the earlier ones stay."""
+    *earlier, last = re.split(r"(?<=[\s,])", typed) if typed else [""]
+    head = "".join(earlier)
+    return [(f"{head}{name}", f"{head}{value} ") for name, value in await job_choices(services, interaction, last)]
+
+
+_choose_jobs = answered(_jobs_choices)
+
+
 class ComparisonFailed(DarkroomError):
     """The trainer gave no answer."""
 
@@ -38,11 +47,8 @@ class ComparisonFailed(DarkroomError):
         super().__init__(_("The comparison could not be drawn. Nothing was changed; try again in a minute."))
 
 
-class CompareCommand(commands.Cog):
+class CompareCommand(ServiceCog):
     """`/compare`."""
-
-    def __init__(self, services: Services) -> None:
-        self._services = services
 
     @app_commands.command(
         description=N_("Several trainings beside each other: curves, samples, and what differs."),
@@ -50,6 +56,7 @@ class CompareCommand(commands.Cog):
     )
     @app_commands.guild_only()
     @app_commands.describe(jobs=N_("Numbers or names of two to five trainings, with spaces between them: 12 14"))
+    @app_commands.autocomplete(jobs=_choose_jobs)
     async def compare(self, interaction: discord.Interaction, jobs: str) -> None:
         found = await self._find(interaction, jobs)
         with TemporaryDirectory(prefix="darkroom-compare-") as scratch:
@@ -101,18 +108,6 @@ class CompareCommand(commands.Cog):
             return JobComparison.model_validate_json(answer.last_line)
         except (OSError, ValidationError) as error:
             raise ComparisonFailed from error
-
-    @compare.autocomplete("jobs")
-    @answered
-    async def choose_jobs(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
-        """Trainings for the last word; the earlier ones stay."""
-        *earlier, last = re.split(r"(?<=[\s,])", typed) if typed else [""]
-        head = "".join(earlier)
-        choices = await job_choices(self._services, interaction, last)
-        return [
-            app_commands.Choice(name=f"{head}{choice.name}"[:100], value=f"{head}{choice.value} "[:100])
-            for choice in choices
-        ]
 
 
 def words_of(typed: str) -> list[str]:

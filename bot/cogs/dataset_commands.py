@@ -8,9 +8,8 @@ from typing import Any, Literal
 
 import discord
 from discord import app_commands
-from discord.ext import commands
 
-from bot.access import manages
+from bot.access import manages, server_of
 from bot.bot_failpoints import failpoint
 from bot.cogs.attachments import (
     copy_server_folder,
@@ -21,14 +20,14 @@ from bot.cogs.attachments import (
     tracked_upload,
     upload_of,
 )
-from bot.cogs.autocomplete import answered, dataset_choices
+from bot.cogs.autocomplete import Choices, answered, choose_dataset
 from bot.cogs.dataset_captions import open_rules
 from bot.cogs.dataset_review import review_content
 from bot.cogs.drafts import dataset_card
 from bot.cogs.interaction_gate import PAGES, UPLOADS, handled
 from bot.cogs.lookups import dataset_here, own_dataset, viewer_of
 from bot.cogs.replies import Acknowledgement, acknowledge, open_form, reply
-from bot.cogs.services import Services
+from bot.cogs.services import ServiceGroupCog, Services
 from bot.datasets import ImportRequest, Received, UploadKind, hub_name, title_of
 from bot.errors import DatasetRefused, UploadClosed
 from bot.ui.dataset_cards import LIST_PAGE, dataset_list, delete_question, privacy_words
@@ -51,14 +50,22 @@ _TRACKED = handled(Acknowledgement.NONE, rate=UPLOADS)
 _FORM = handled(Acknowledgement.NONE)
 
 
+async def _folder_choices(services: Services, interaction: discord.Interaction, typed: str) -> Choices:
+    folders = services.config.datasets.folders if manages(interaction) else {}
+    return [(each, each) for each in folders if typed.lower() in each.lower()]
+
+
+_choose_folder = answered(_folder_choices)
+
+
 @app_commands.guild_only()
 class DatasetCommands(
-    commands.GroupCog, group_name="dataset", group_description=N_("Upload images and manage datasets.")
+    ServiceGroupCog, group_name="dataset", group_description=N_("Upload images and manage datasets.")
 ):
     """The `/dataset` commands."""
 
     def __init__(self, services: Services, tree: app_commands.CommandTree[Any]) -> None:
-        self._services = services
+        super().__init__(services)
         self._tree = tree
         menu = app_commands.ContextMenu(
             name=N_("Use attachments as dataset"), callback=self.use_attachments, extras=_TRACKED
@@ -80,6 +87,7 @@ class DatasetCommands(
         from_server=N_("A folder on the bot's machine, for managers"),
         from_hub=N_("A dataset on Hugging Face, as owner/name, for managers"),
     )
+    @app_commands.autocomplete(from_server=_choose_folder)
     async def upload(
         self,
         interaction: discord.Interaction,
@@ -113,6 +121,7 @@ class DatasetCommands(
         file4=N_("… and more"),
         file5=N_("… and more"),
     )
+    @app_commands.autocomplete(dataset=choose_dataset)
     async def add(
         self,
         interaction: discord.Interaction,
@@ -128,9 +137,10 @@ class DatasetCommands(
         if not files:
             if not self._services.links.are_on:
                 raise DatasetRefused(_("Attach the files that you want to add. Nothing was changed."))
-            await offer_page(self._services, interaction, kind=UploadKind.ADD, dataset_id=found.id)
+            await offer_page(self._services, interaction, upload_of(interaction, UploadKind.ADD, dataset_id=found.id))
             return
-        async with tracked_upload(self._services, interaction, files, kind=UploadKind.ADD, dataset_id=found.id):
+        upload = upload_of(interaction, UploadKind.ADD, _title(files), dataset_id=found.id)
+        async with tracked_upload(self._services, interaction, upload):
             received = await download_attachments(self._services, interaction, files)
             async with progress_shown(interaction, received.title):
                 grown = await self._services.datasets.add(found.id, received, upload_id=interaction.id)
@@ -150,6 +160,7 @@ class DatasetCommands(
 
     @app_commands.command(description=N_("Show a dataset and what was found in it."), extras=handled(rate=PAGES))
     @app_commands.describe(**_OPTIONS)
+    @app_commands.autocomplete(dataset=choose_dataset)
     async def inspect(self, interaction: discord.Interaction, dataset: str) -> None:
         found = await dataset_here(self._services, interaction, dataset)
         await reply(interaction, await dataset_card(self._services, interaction, found))
@@ -158,6 +169,7 @@ class DatasetCommands(
         description=N_("Review the flagged images one by one, or all of a kind at once."), extras=handled(rate=PAGES)
     )
     @app_commands.describe(**_OPTIONS)
+    @app_commands.autocomplete(dataset=choose_dataset)
     async def review(self, interaction: discord.Interaction, dataset: str) -> None:
         found = await dataset_here(self._services, interaction, dataset)
         await reply(interaction, await review_content(self._services, interaction, found))
@@ -166,34 +178,21 @@ class DatasetCommands(
         description=N_("Edit all captions at once: trigger, prefix, suffix, remove, replace."), extras=_FORM
     )
     @app_commands.describe(**_OPTIONS)
+    @app_commands.autocomplete(dataset=choose_dataset)
     async def captions(self, interaction: discord.Interaction, dataset: str) -> None:
         await open_rules(self._services, interaction, dataset)
 
     @app_commands.command(description=N_("Choose who sees a dataset of yours and may train with it."), extras=_FORM)
     @app_commands.describe(**_OPTIONS)
+    @app_commands.autocomplete(dataset=choose_dataset)
     async def privacy(self, interaction: discord.Interaction, dataset: str) -> None:
         await open_privacy(self._services, interaction, dataset)
 
     @app_commands.command(description=N_("Delete a dataset of yours; trainings that used it are not affected."))
     @app_commands.describe(**_OPTIONS)
+    @app_commands.autocomplete(dataset=choose_dataset)
     async def delete(self, interaction: discord.Interaction, dataset: str) -> None:
         await reply(interaction, delete_question(await own_dataset(self._services, interaction, dataset)))
-
-    @upload.autocomplete("from_server")
-    @answered
-    async def choose_folder(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
-        folders = self._services.config.datasets.folders if manages(interaction) else {}
-        return [app_commands.Choice(name=each, value=each) for each in folders if typed.lower() in each.lower()]
-
-    @add.autocomplete("dataset")
-    @inspect.autocomplete("dataset")
-    @review.autocomplete("dataset")
-    @captions.autocomplete("dataset")
-    @privacy.autocomplete("dataset")
-    @delete.autocomplete("dataset")
-    @answered
-    async def choose_dataset(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
-        return await dataset_choices(self._services, interaction, typed)
 
     async def use_attachments(self, interaction: discord.Interaction, message: discord.Message) -> None:
         """Make a dataset of a message's images and archives."""
@@ -218,13 +217,8 @@ class DatasetCommands(
         if form.attachments:
             await self._import(interaction, form.attachments, request, is_private=is_private)
             return
-        await offer_page(
-            self._services,
-            interaction,
-            kind=UploadKind.IMPORT,
-            request=request.model_dump_json(),
-            is_private=is_private,
-        )
+        upload = upload_of(interaction, UploadKind.IMPORT, request=request.model_dump_json(), is_private=is_private)
+        await offer_page(self._services, interaction, upload)
 
     async def _import(
         self,
@@ -235,7 +229,7 @@ class DatasetCommands(
         is_private: bool = False,
     ) -> None:
         receive = partial(download_attachments, self._services, interaction, files)
-        title = title_of([each.filename for each in files])
+        title = _title(files)
         await import_dataset(self._services, interaction, receive, request, title=title, is_private=is_private)
 
 
@@ -258,18 +252,10 @@ async def import_dataset(
         title: Names the files in messages.
         is_private: Only its owner, managers and people whom they name see it.
     """
-    assert interaction.guild_id is not None
-    async with tracked_upload(
-        services,
-        interaction,
-        (),
-        kind=UploadKind.IMPORT,
-        request=request.model_dump_json(),
-        title=title,
-        is_private=is_private,
-    ):
+    upload = upload_of(interaction, UploadKind.IMPORT, title, request=request.model_dump_json(), is_private=is_private)
+    async with tracked_upload(services, interaction, upload):
         received = await receive()
-        known = await services.datasets.with_content(interaction.guild_id, received)
+        known = await services.datasets.with_content(server_of(interaction), received)
         dataset = await prepare_received(services, interaction, received, request, is_private=is_private)
         note = _("These files were uploaded before, as {name}.", name=known.name) if known else ""
         await reply(interaction, await dataset_card(services, interaction, dataset, note=note))
@@ -290,9 +276,9 @@ async def offer_hub_dataset(
     facts = await services.hub_datasets.look_up(hub_name(typed))
     question = upload_of(
         interaction,
-        kind=UploadKind.IMPORT,
+        UploadKind.IMPORT,
+        facts.name,
         request=request.model_copy(update={"hub": facts}).model_dump_json(),
-        title=facts.name,
         is_private=is_private,
         is_by_page=True,
         is_open=True,
@@ -343,11 +329,10 @@ def _require_hub(services: Services, interaction: discord.Interaction) -> None:
 
 async def list_page(services: Services, interaction: discord.Interaction, page: int) -> MessageContent:
     """Make one page of the list of datasets."""
-    assert interaction.guild_id is not None
     store, viewer_id = services.datasets, viewer_of(interaction)
-    count = await store.count(interaction.guild_id, viewer_id=viewer_id)
+    count = await store.count(server_of(interaction), viewer_id=viewer_id)
     page = min(page, max(0, (count - 1) // LIST_PAGE))
-    found = await store.search(interaction.guild_id, limit=LIST_PAGE, offset=page * LIST_PAGE, viewer_id=viewer_id)
+    found = await store.search(server_of(interaction), limit=LIST_PAGE, offset=page * LIST_PAGE, viewer_id=viewer_id)
     return dataset_list(found, page=page, count=count)
 
 
@@ -376,6 +361,10 @@ async def open_privacy(services: Services, interaction: discord.Interaction, whi
         guests=found.guests,
     )
     await open_form(interaction, form)
+
+
+def _title(files: Sequence[discord.Attachment]) -> str:
+    return title_of([each.filename for each in files])
 
 
 def _ending(attachment: discord.Attachment) -> str:

@@ -13,7 +13,7 @@ import discord
 from bot.access import manages
 from bot.cogs.attachments import progress_shown
 from bot.cogs.drafts import dataset_card, draft_card
-from bot.cogs.lookups import own_dataset
+from bot.cogs.lookups import of_dataset, own_dataset
 from bot.cogs.replies import open_form, replace, reply
 from bot.cogs.services import Services
 from bot.datasets import Dataset, may_change
@@ -96,11 +96,13 @@ async def review_content(services: Services, interaction: discord.Interaction, d
     return Review(dataset=dataset, questions=questions, question=next(is_open, questions[0])).content(interaction)
 
 
+@of_dataset
 async def show_question(services: Services, interaction: discord.Interaction, dataset: Dataset, key: str) -> None:
     """Show a question about all of its images."""
     await replace(interaction, (await Review.at(services, dataset, key)).content(interaction))
 
 
+@of_dataset
 async def show_each(services: Services, interaction: discord.Interaction, dataset: Dataset, key: str) -> None:
     """Show the first undecided image of a question."""
     review = await Review.at(services, dataset, key)
@@ -108,12 +110,19 @@ async def show_each(services: Services, interaction: discord.Interaction, datase
     await replace(interaction, dataclasses.replace(review, image=image).content(interaction))
 
 
-async def turn_page(services: Services, interaction: discord.Interaction, dataset: Dataset, arg: str, by: int) -> None:
-    """Show the image before or after the one of this key."""
-    await replace(interaction, (await Review.at(services, dataset, arg)).turned(by).content(interaction))
+@of_dataset
+async def show_previous(services: Services, interaction: discord.Interaction, dataset: Dataset, arg: str) -> None:
+    """Show the image before the one of this key."""
+    await replace(interaction, (await Review.at(services, dataset, arg)).turned(-1).content(interaction))
 
 
-async def decide(services: Services, interaction: discord.Interaction, dataset_id: int, verb: str, arg: str) -> None:
+@of_dataset
+async def show_next(services: Services, interaction: discord.Interaction, dataset: Dataset, arg: str) -> None:
+    """Show the image after the one of this key."""
+    await replace(interaction, (await Review.at(services, dataset, arg)).turned(1).content(interaction))
+
+
+async def decide(services: Services, interaction: discord.Interaction, dataset_id: int, arg: str, *, verb: str) -> None:
     """Store a decision and show what is next. Idempotent.
 
     It is about one image; or about the undecided images of a question, so that exceptions stay; or about `EVERY` one.
@@ -162,6 +171,7 @@ async def ask_caption(services: Services, interaction: discord.Interaction, data
     await open_form(interaction, form)
 
 
+@of_dataset
 async def finish_review(services: Services, interaction: discord.Interaction, dataset: Dataset) -> None:
     """Apply all decisions, and show the card of the dataset or of the member's draft for it.
 

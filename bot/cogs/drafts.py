@@ -11,6 +11,7 @@ from functools import partial
 import discord
 
 from bot.access import manages
+from bot.bot_failpoints import failpoint
 from bot.cogs.attachments import progress_shown
 from bot.cogs.interaction_gate import sentence_of
 from bot.cogs.job_request import JobRequest, UnknownMixedDataset, make_draft, problems_of
@@ -198,6 +199,18 @@ async def receipt_of(
         return receipt(job, context, report, fit, await _memory(services, interaction, job.spec, content))
 
     return await content()
+
+
+async def offer(
+    services: Services, interaction: discord.Interaction, dataset: Dataset, request: JobRequest, *, confirm: bool
+) -> None:
+    """Store the draft of a command; show its card, or queue it at once."""
+    draft = await store_draft(services, interaction, dataset, request)
+    failpoint("upload_drafted")
+    if confirm:
+        await ask_to_start(services, interaction, draft)
+    else:
+        await queue_at_once(services, interaction, draft)
 
 
 async def ask_to_start(services: Services, interaction: discord.Interaction, draft: Draft) -> None:

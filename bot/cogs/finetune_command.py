@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import discord
 from discord import app_commands
-from discord.ext import commands
 
-from bot.bot_failpoints import failpoint
-from bot.cogs.attachments import ingest_attachments, tracked_upload
-from bot.cogs.autocomplete import answered, base_choices, dataset_choices
-from bot.cogs.drafts import ask_to_start, queue_at_once, require_allowed, store_draft
+from bot.cogs.attachments import ingest_attachments, tracked_upload, upload_of
+from bot.cogs.autocomplete import choose_base, choose_dataset
+from bot.cogs.drafts import offer, require_allowed
 from bot.cogs.interaction_gate import UPLOADS, handled
 from bot.cogs.job_request import (
     MAX_TOML_BYTES,
@@ -24,10 +22,10 @@ from bot.cogs.job_request import (
     split_prompts,
 )
 from bot.cogs.lookups import dataset_here
-from bot.cogs.preset_commands import chosen_preset, preset_choices
+from bot.cogs.preset_commands import choose_preset, chosen_preset
 from bot.cogs.replies import Acknowledgement, acknowledge
-from bot.cogs.services import Services
-from bot.datasets import Dataset, UploadKind
+from bot.cogs.services import ServiceCog
+from bot.datasets import UploadKind, title_of
 from bot.errors import DatasetRefused, JobRefused
 from bot.queue import Priority
 from bot.queue.planning.delayed import parse_start
@@ -42,35 +40,20 @@ _EPOCHS, _LR, _RANK, _SEED = (allowed_range(SHORT_NAMES[name]) for name in ("epo
 _SETTINGS_S = 2.0
 
 # Discord checks these before it sends anything; `make_draft` checks them again: a client may be old or forged.
-if TYPE_CHECKING:
-    Epochs: TypeAlias = int
-    Rank: TypeAlias = int
-    Seed: TypeAlias = int
-    Rate: TypeAlias = float
-    Name: TypeAlias = str
-    Trigger: TypeAlias = str
-    ClassPrompt: TypeAlias = str
-    Prompts: TypeAlias = str
-    Gpus: TypeAlias = int
-    Start: TypeAlias = str
-else:
-    Epochs = app_commands.Range[int, int(_EPOCHS[0]), int(_EPOCHS[1])]
-    Rank = app_commands.Range[int, int(_RANK[0]), int(_RANK[1])]
-    Seed = app_commands.Range[int, int(_SEED[0]), int(_SEED[1])]
-    Rate = app_commands.Range[float, _LR[0], _LR[1]]
-    Name = app_commands.Range[str, 1, 40]
-    Trigger = app_commands.Range[str, 1, 50]
-    ClassPrompt = app_commands.Range[str, 1, 200]
-    Prompts = app_commands.Range[str, 1, 2000]
-    Gpus = app_commands.Range[int, 1, 8]
-    Start = app_commands.Range[str, 1, 40]
+Epochs = app_commands.Range[int, int(_EPOCHS[0]), int(_EPOCHS[1])]
+Rank = app_commands.Range[int, int(_RANK[0]), int(_RANK[1])]
+Seed = app_commands.Range[int, int(_SEED[0]), int(_SEED[1])]
+Rate = app_commands.Range[float, _LR[0], _LR[1]]
+Name = app_commands.Range[str, 1, 40]
+Trigger = app_commands.Range[str, 1, 50]
+ClassPrompt = app_commands.Range[str, 1, 200]
+Prompts = app_commands.Range[str, 1, 2000]
+Gpus = app_commands.Range[int, 1, 8]
+Start = app_commands.Range[str, 1, 40]
 
 
-class FinetuneCommand(commands.Cog):
+class FinetuneCommand(ServiceCog):
     """`/finetune`."""
-
-    def __init__(self, services: Services) -> None:
-        self._services = services
 
     # Every other setting is in the forms of the draft's card, and in a `.toml` file.
     # `tracked_upload` acknowledges it, once it has stored the upload.
@@ -95,6 +78,7 @@ class FinetuneCommand(commands.Cog):
         gpus=N_("GPUs that train it together"),
         confirm=N_("Show the dataset and ask before anything is queued (default: yes)"),
     )
+    @app_commands.autocomplete(from_dataset=choose_dataset, preset=choose_preset, base=choose_base)
     async def finetune(
         self,
         interaction: discord.Interaction,
@@ -179,47 +163,21 @@ class FinetuneCommand(commands.Cog):
                     _("`private` is for images that you attach. For a dataset that is here, use `/dataset privacy`.")
                 )
             dataset = await dataset_here(self._services, interaction, dataset_name)
-            await self._offer(interaction, dataset, request, confirm=confirm)
+            await offer(self._services, interaction, dataset, request, confirm=confirm)
             return
         if dataset_name is not None:
             raise DatasetRefused(_("Give either dataset:<file> or from_dataset:<name>, not both. Nothing was queued."))
-        async with tracked_upload(
-            self._services,
+        upload = upload_of(
             interaction,
-            [attachment],
-            kind=UploadKind.FINETUNE,
+            UploadKind.FINETUNE,
+            title_of([attachment.filename]),
             request=request.model_dump_json(),
             is_at_once=not confirm,
             is_private=is_private,
-        ):
+        )
+        async with tracked_upload(self._services, interaction, upload):
             dataset = await ingest_attachments(self._services, interaction, [attachment], is_private=is_private)
-            await self._offer(interaction, dataset, request, confirm=confirm)
-
-    async def _offer(
-        self, interaction: discord.Interaction, dataset: Dataset, request: JobRequest, *, confirm: bool
-    ) -> None:
-        """Store the draft; show its card, or queue it at once."""
-        draft = await store_draft(self._services, interaction, dataset, request)
-        failpoint("upload_drafted")
-        if confirm:
-            await ask_to_start(self._services, interaction, draft)
-        else:
-            await queue_at_once(self._services, interaction, draft)
-
-    @finetune.autocomplete("from_dataset")
-    @answered
-    async def choose_dataset(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
-        return await dataset_choices(self._services, interaction, typed)
-
-    @finetune.autocomplete("preset")
-    @answered
-    async def choose_preset(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
-        return await preset_choices(self._services, interaction, typed)
-
-    @finetune.autocomplete("base")
-    @answered
-    async def choose_base(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
-        return base_choices(self._services.config, typed)
+            await offer(self._services, interaction, dataset, request, confirm=confirm)
 
 
 def require_permissions(interaction: discord.Interaction) -> None:

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import discord
 from discord import app_commands
-from discord.ext import commands
 
-from bot.access import Ability, manages
-from bot.cogs.autocomplete import answered
+from bot.access import Ability, manages, server_of
+from bot.cogs.autocomplete import Choices, answered
 from bot.cogs.interaction_gate import PAGES, REPORTS, ButtonHandler, handled
 from bot.cogs.job_actions import hand_over_files
 from bot.cogs.lookups import storable
 from bot.cogs.page_links import show_page
 from bot.cogs.replies import Acknowledgement, open_form, replace, reply
 from bot.cogs.request_edits import open_settings_of
-from bot.cogs.services import Services
+from bot.cogs.services import ServiceCog, Services
 from bot.cogs.sharing import post_context
 from bot.errors import StaleButton
+from bot.queue import Job
 from bot.queue.store.gallery_store import (
     GalleryFilter,
     GalleryPost,
@@ -48,11 +48,20 @@ from trainer.protocol.text import N_
 _NEXT_PAGE = re.compile(r"gallery:0:page:([1-9][0-9]*)-(.*)")
 
 
-class GalleryCommand(commands.Cog):
-    """`/gallery`."""
+async def _base_choices(services: Services, interaction: discord.Interaction, typed: str) -> Choices:
+    return [(each, each) for each in await services.jobs.gallery.bases(server_of(interaction), storable(typed))]
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+
+async def _tag_choices(services: Services, interaction: discord.Interaction, typed: str) -> Choices:
+    found = await services.jobs.gallery.tags(server_of(interaction), storable(typed).casefold())
+    return [(each, each) for each in found]
+
+
+_choose_base, _choose_tag = answered(_base_choices), answered(_tag_choices)
+
+
+class GalleryCommand(ServiceCog):
+    """`/gallery`."""
 
     @app_commands.command(
         description=N_("See what members of this server share, like it, and try its settings."),
@@ -71,6 +80,7 @@ class GalleryCommand(commands.Cog):
             app_commands.Choice(name=N_("the most liked first"), value=GallerySort.LIKED.value),
         ]
     )
+    @app_commands.autocomplete(base=_choose_base, tag=_choose_tag)
     async def gallery(
         self,
         interaction: discord.Interaction,
@@ -86,28 +96,13 @@ class GalleryCommand(commands.Cog):
         )
         await reply(interaction, await _page(self._services, interaction, wanted, GallerySort(sort), 0))
 
-    @gallery.autocomplete("base")
-    @answered
-    async def choose_base(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
-        assert interaction.guild_id is not None
-        found = await self._services.jobs.gallery.bases(interaction.guild_id, storable(typed))
-        return [app_commands.Choice(name=each[:100], value=each[:100]) for each in found]
-
-    @gallery.autocomplete("tag")
-    @answered
-    async def choose_tag(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
-        assert interaction.guild_id is not None
-        found = await self._services.jobs.gallery.tags(interaction.guild_id, storable(typed).casefold())
-        return [app_commands.Choice(name=each, value=each) for each in found]
-
 
 async def _page(
     services: Services, interaction: discord.Interaction, wanted: GalleryFilter, sort: GallerySort, page: int
 ) -> MessageContent:
     """Make a page of a server's gallery, as it is now."""
-    assert interaction.guild_id is not None
     gallery = services.jobs.gallery
-    total = await gallery.count(interaction.guild_id, wanted)
+    total = await gallery.count(server_of(interaction), wanted)
     # Pictures may have been withdrawn since the button was made.
     view = GalleryView(
         wanted=wanted,
@@ -116,20 +111,19 @@ async def _page(
         total=total,
         has_pages=services.links.are_on,
     )
-    posts = await gallery.browse(interaction.guild_id, wanted, sort=sort, most=PAGE_SIZE, skip=view.page * PAGE_SIZE)
+    posts = await gallery.browse(server_of(interaction), wanted, sort=sort, most=PAGE_SIZE, skip=view.page * PAGE_SIZE)
     shown = [await post_context(services, post, interaction.client) for post in posts]
     return gallery_page(view, shown)
 
 
-async def _turn(interaction: discord.Interaction, services: Services, _post_id: int, arg: str) -> None:
-    assert interaction.guild_id is not None
+async def _turn(services: Services, interaction: discord.Interaction, _post_id: int, arg: str) -> None:
     page, sort, person, base_key, tag_key = arg.split("-")
     if sort not in set(GallerySort):
         raise StaleButton
     gallery = services.jobs.gallery
     words = {
         word_key(each): each
-        for each in (*await gallery.bases(interaction.guild_id), *await gallery.tags(interaction.guild_id))
+        for each in (*await gallery.bases(server_of(interaction)), *await gallery.tags(server_of(interaction)))
     }
     if not {base_key, tag_key} <= {"", *words}:
         raise StaleButton
@@ -137,11 +131,10 @@ async def _turn(interaction: discord.Interaction, services: Services, _post_id: 
     await replace(interaction, await _page(services, interaction, wanted, GallerySort(sort), int(page)))
 
 
-async def _like(interaction: discord.Interaction, services: Services, post_id: int) -> None:
-    assert interaction.guild_id is not None
-    post = await services.jobs.gallery.vote(interaction.guild_id, post_id, interaction.user.id)
+async def _like(services: Services, interaction: discord.Interaction, post_id: int) -> None:
+    post = await services.jobs.gallery.vote(server_of(interaction), post_id, interaction.user.id)
     if (page := _shown_page(interaction.message)) is not None:
-        await _turn(interaction, services, 0, page)
+        await _turn(services, interaction, 0, page)
     else:
         await replace(interaction, gallery_post_message(await post_context(services, post, interaction.client)))
 
@@ -162,50 +155,46 @@ def _custom_ids(components: Iterable[Any]) -> Iterator[str]:
         yield from _custom_ids(getattr(component, "children", ()))
 
 
-async def _open_page(interaction: discord.Interaction, services: Services, _post_id: int) -> None:
+async def _open_page(services: Services, interaction: discord.Interaction, _post_id: int) -> None:
     await show_page(services, interaction, LinkKind.GALLERY)
 
 
-async def _try(interaction: discord.Interaction, services: Services, post_id: int) -> None:
-    post = await _post(interaction, services, post_id)
-    if post.model_job_id is None:
-        raise StaleButton
-    await open_settings_of(interaction, services, await services.jobs.get(post.model_job_id))
+def _of_model(run: Callable[[Services, discord.Interaction, Job], Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    """Make a handler of what is done with the training that drew a picture."""
+
+    async def handle(services: Services, interaction: discord.Interaction, post_id: int) -> None:
+        post = await _post(services, interaction, post_id)
+        if post.model_job_id is None:
+            raise StaleButton
+        await run(services, interaction, await services.jobs.get(post.model_job_id))
+
+    return handle
 
 
-async def _download(interaction: discord.Interaction, services: Services, post_id: int) -> None:
-    post = await _post(interaction, services, post_id)
-    if post.model_job_id is None:
-        raise StaleButton
-    await hand_over_files(services, interaction, await services.jobs.get(post.model_job_id))
-
-
-async def _unshare(interaction: discord.Interaction, services: Services, post_id: int) -> None:
-    assert interaction.guild_id is not None
+async def _unshare(services: Services, interaction: discord.Interaction, post_id: int) -> None:
     await services.jobs.gallery.withdraw(
-        interaction.guild_id, post_id, by=interaction.user.id, can_manage=manages(interaction)
+        server_of(interaction), post_id, by=interaction.user.id, can_manage=manages(interaction)
     )
     await reply(interaction, text_message(unshared_text(1)))
 
 
-async def _open_tags(interaction: discord.Interaction, services: Services, post_id: int) -> None:
-    post = await _own_post(interaction, services, post_id)
+async def _open_tags(services: Services, interaction: discord.Interaction, post_id: int) -> None:
+    post = await _own_post(services, interaction, post_id)
 
     async def submitted(interaction: discord.Interaction, form: Form) -> None:
-        await _own_post(interaction, services, post_id)
+        await _own_post(services, interaction, post_id)
         tagged = await services.jobs.gallery.tag(post.guild_id, post_id, parse_tags(storable(form.texts["tags"])))
         await reply(interaction, text_message(tagged_text(tagged)))
 
     await open_form(interaction, tags_form(services.gate.form(submitted, is_answer_new=True), post))
 
 
-async def _post(interaction: discord.Interaction, services: Services, post_id: int) -> GalleryPost:
-    assert interaction.guild_id is not None
-    return await services.jobs.gallery.get_in(interaction.guild_id, post_id)
+async def _post(services: Services, interaction: discord.Interaction, post_id: int) -> GalleryPost:
+    return await services.jobs.gallery.get_in(server_of(interaction), post_id)
 
 
-async def _own_post(interaction: discord.Interaction, services: Services, post_id: int) -> GalleryPost:
-    post = await _post(interaction, services, post_id)
+async def _own_post(services: Services, interaction: discord.Interaction, post_id: int) -> GalleryPost:
+    post = await _post(services, interaction, post_id)
     if post.owner_id != interaction.user.id and not manages(interaction):
         raise NotYourPicture(owner_id=post.owner_id)
     return post
@@ -213,22 +202,13 @@ async def _own_post(interaction: discord.Interaction, services: Services, post_i
 
 HANDLERS: Mapping[str, ButtonHandler] = {
     "like": ButtonHandler(run=_like, acknowledgement=Acknowledgement.UPDATE, rate=PAGES),
-    "try": ButtonHandler(run=_try, acknowledgement=Acknowledgement.NONE, rate=PAGES, ability=Ability.TRAIN),
-    "download": ButtonHandler(run=_download, rate=REPORTS),
+    "try": ButtonHandler(
+        run=_of_model(open_settings_of), acknowledgement=Acknowledgement.NONE, rate=PAGES, ability=Ability.TRAIN
+    ),
+    "download": ButtonHandler(run=_of_model(hand_over_files), rate=REPORTS),
     "web": ButtonHandler(run=_open_page, rate=PAGES),
     "unshare": ButtonHandler(run=_unshare),
     "tags": ButtonHandler(run=_open_tags, acknowledgement=Acknowledgement.NONE, rate=PAGES),
     "page": ButtonHandler(run=_turn, argument=PAGE_ARGUMENT, acknowledgement=Acknowledgement.UPDATE, rate=PAGES),
     "sort": ButtonHandler(run=_turn, argument=PAGE_ARGUMENT, acknowledgement=Acknowledgement.UPDATE, rate=PAGES),
 }
-
-
-class GalleryButtons(commands.Cog):
-    """Presses on the buttons of pictures, including those that an earlier bot made."""
-
-    def __init__(self, services: Services) -> None:
-        self._services = services
-
-    @commands.Cog.listener()
-    async def on_gallery_button(self, interaction: discord.Interaction, post_id: int, verb: str, arg: str) -> None:
-        await self._services.gate.press(interaction, HANDLERS, verb, arg, self._services, post_id)

@@ -6,16 +6,15 @@ from collections.abc import Mapping
 
 import discord
 from discord import app_commands
-from discord.ext import commands
 
 from bot.cogs.interaction_gate import PAGES, ButtonHandler, handled
 from bot.cogs.replies import Acknowledgement, acknowledge, replace, reply
-from bot.cogs.services import Services
+from bot.cogs.services import ServiceCog, Services
 from bot.ui.help_pages import HelpPage, help_page
 from trainer.protocol.text import N_
 
 
-async def _show(interaction: discord.Interaction, services: Services, page: str) -> None:
+async def _show(services: Services, interaction: discord.Interaction, page: str) -> None:
     """Turn the page that a member has, or give one to the member who presses a button of the welcome message."""
     content = help_page(HelpPage(page), has_pages=services.links.are_on)
     if interaction.message is not None and interaction.message.flags.ephemeral:
@@ -30,11 +29,8 @@ HANDLERS: Mapping[str, ButtonHandler] = {
 }
 
 
-class HelpCommand(commands.Cog):
+class HelpCommand(ServiceCog):
     """`/help`."""
-
-    def __init__(self, services: Services) -> None:
-        self._services = services
 
     @app_commands.command(
         name="help", description=N_("What I can do, by what you want to do."), extras=handled(rate=PAGES)
@@ -42,7 +38,3 @@ class HelpCommand(commands.Cog):
     @app_commands.guild_only()
     async def show_help(self, interaction: discord.Interaction) -> None:
         await reply(interaction, help_page(HelpPage.START, has_pages=self._services.links.are_on))
-
-    @commands.Cog.listener()
-    async def on_help_button(self, interaction: discord.Interaction, page: str) -> None:
-        await self._services.gate.press(interaction, HANDLERS, "page", page, self._services)

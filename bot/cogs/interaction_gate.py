@@ -13,11 +13,11 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import discord
 from discord import app_commands
-from discord.ext import commands
 
 from bot.access import Ability, Access
 from bot.cogs.replies import Acknowledgement, AnswerFailed, acknowledge, is_acknowledged, open_form, reply, source_of
@@ -121,15 +121,21 @@ class InteractionGate:
             return False
 
     async def press(
-        self, interaction: discord.Interaction, handlers: Mapping[str, ButtonHandler], verb: str, arg: str, *about: Any
+        self,
+        services: object,
+        interaction: discord.Interaction,
+        handlers: Mapping[str, ButtonHandler],
+        verb: str,
+        arg: str,
+        *about: int,
     ) -> None:
-        """Run the handler of a button: `run(interaction, *about, arg)`, without `arg` if its verb has none."""
+        """Run the handler of a button: `run(services, interaction, *about, arg)`; without `arg` if it takes none."""
         handler = handlers.get(verb)
         if handler is None or re.fullmatch(handler.argument, arg) is None:
             handler, arg = _STALE, ""
         arguments = (*about, arg) if handler.argument else about
         _needed.set(handler.ability)
-        await self._run(interaction, handler.acknowledgement, handler.rate, handler.run, *arguments)
+        await self._run(interaction, handler.acknowledgement, handler.rate, partial(handler.run, services), *arguments)
 
     def form(
         self,
@@ -171,20 +177,24 @@ class InteractionGate:
 
         return admitted
 
-    async def reopen_form(self, interaction: discord.Interaction, key: str) -> None:
-        """Answer [Fix in form] with the form that was refused, filled with what was typed."""
-        await self._run(interaction, Acknowledgement.NONE, None, self._reopen, key)
-
     async def give_back_form(self, interaction: discord.Interaction) -> None:
-        """Answer a form that this process does not know with what was typed into it."""
+        """Answer a form that this process does not know with what was typed into it; other interactions pass."""
+        # discord.py has begun to handle those that it knows, and drops the others without a word.
+        if not is_forgotten_form(interaction):
+            return
 
         async def handle(interaction: discord.Interaction) -> None:
             await reply(interaction, forgotten_form(interaction))
 
         await self._run(interaction, Acknowledgement.THINKING, None, handle)
 
-    async def _reopen(self, interaction: discord.Interaction, key: str) -> None:
-        user_id, form = self._refused_forms.get(int(key) if key else 0, (0, None))
+    async def reopen_form(self, interaction: discord.Interaction, key: str) -> None:
+        """Answer [Fix in form] with the form that was refused, filled with what was typed.
+
+        Raises:
+            FormForgotten: The member sent no such form to this process.
+        """
+        user_id, form = self._refused_forms.get(int(key), (0, None))
         if form is None or user_id != interaction.user.id:
             raise FormForgotten
         await open_form(interaction, form.refilled())
@@ -338,26 +348,9 @@ def _cause(error: BaseException) -> BaseException:
     return error
 
 
-async def _refuse_stale(interaction: discord.Interaction, *_about: object) -> None:
+async def _refuse_stale(_services: object, interaction: discord.Interaction, *_about: int) -> None:
     log.warning("a button that is not known was pressed: %s", source_of(interaction))
     raise StaleButton
 
 
 _STALE = ButtonHandler(run=_refuse_stale)
-
-
-class FormButtons(commands.Cog):
-    """[Fix in form] below the sentence of a refused form, and forms that are not known any more."""
-
-    def __init__(self, gate: InteractionGate) -> None:
-        self._gate = gate
-
-    @commands.Cog.listener()
-    async def on_form_button(self, interaction: discord.Interaction, key: str) -> None:
-        await self._gate.reopen_form(interaction, key)
-
-    @commands.Cog.listener()
-    async def on_interaction(self, interaction: discord.Interaction) -> None:
-        # discord.py has begun to handle those that it knows, and drops the others without a word.
-        if is_forgotten_form(interaction):
-            await self._gate.give_back_form(interaction)

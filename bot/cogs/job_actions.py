@@ -11,12 +11,11 @@ from itertools import chain
 from pathlib import Path
 
 import discord
-from discord.ext import commands
 
-from bot.access import Ability, manages
+from bot.access import Ability, server_of
 from bot.cogs import sample_command
 from bot.cogs.interaction_gate import PAGES, REPORTS, ButtonHandler
-from bot.cogs.lookups import as_seen, job_here
+from bot.cogs.lookups import as_seen, of_job, require_own
 from bot.cogs.next_steps import NEXT_STEPS
 from bot.cogs.notify_command import watch
 from bot.cogs.page_links import show_page
@@ -24,7 +23,7 @@ from bot.cogs.replies import Acknowledgement, replace, reply
 from bot.cogs.services import Services, allowance_of_member, context_of, require_hours
 from bot.cogs.sharing import share_samples
 from bot.errors import JobFilesDeleted
-from bot.queue import Job, State, StopIntent, require_control
+from bot.queue import Job, State, StopIntent
 from bot.queue.domain.verbs import Verb, is_applicable
 from bot.ui.gallery_pages import unshared_text
 from bot.ui.job_posts import card_message, files_reply
@@ -70,7 +69,7 @@ async def perform(
         NoSuchJob: It was deleted.
     """
     user_id = interaction.user.id
-    require_control(job, user_id=user_id, can_manage=manages(interaction))
+    require_own(interaction, job)
     if verb is Verb.SHARE:
         await share_samples(services, interaction, job)
         return
@@ -145,38 +144,20 @@ async def hand_over_files(services: Services, interaction: discord.Interaction, 
         await show_page(services, interaction, LinkKind.JOB, job.id)
 
 
-async def _newest_samples(services: Services, job: Job) -> Sampled | None:
-    events = await services.jobs.events(job.id)
-    return last_of(events, Sampled)
-
-
-async def _open(interaction: discord.Interaction, services: Services, job_id: int) -> None:
-    job = await job_here(services, interaction, job_id)
+@of_job
+async def _open(services: Services, interaction: discord.Interaction, job: Job) -> None:
     await reply(interaction, card_message(job, await context_of(services, job, interaction.client)))
 
 
-async def _refresh(interaction: discord.Interaction, services: Services, job_id: int) -> None:
-    job = await job_here(services, interaction, job_id)
+@of_job
+async def _refresh(services: Services, interaction: discord.Interaction, job: Job) -> None:
     await replace(interaction, card_message(job, await context_of(services, job, interaction.client)))
 
 
-async def _show_samples(interaction: discord.Interaction, services: Services, job_id: int) -> None:
-    job = await job_here(services, interaction, job_id)
+@of_job
+async def _show_samples(services: Services, interaction: discord.Interaction, job: Job) -> None:
     context = await context_of(services, job, interaction.client)
-    await reply(interaction, samples_reply(job, context, await _newest_samples(services, job)))
-
-
-async def _files(interaction: discord.Interaction, services: Services, job_id: int) -> None:
-    await hand_over_files(services, interaction, await job_here(services, interaction, job_id))
-
-
-async def _perform(verb: Verb, interaction: discord.Interaction, services: Services, job_id: int) -> None:
-    await perform(services, interaction, await job_here(services, interaction, job_id), verb)
-
-
-async def _cancel_now(interaction: discord.Interaction, services: Services, job_id: int) -> None:
-    job = await job_here(services, interaction, job_id)
-    await perform(services, interaction, job, Verb.CANCEL, is_sure=True)
+    await reply(interaction, samples_reply(job, context, last_of(await services.jobs.events(job.id), Sampled)))
 
 
 async def ask_how_to_stop(services: Services, interaction: discord.Interaction, job: Job) -> None:
@@ -185,27 +166,18 @@ async def ask_how_to_stop(services: Services, interaction: discord.Interaction, 
     Raises:
         NotAllowed: It is another member's job.
     """
-    can_manage = manages(interaction)
-    require_control(job, user_id=interaction.user.id, can_manage=can_manage)
+    require_own(interaction, job)
     await reply(interaction, stop_question(job, datetime.now(UTC)))
 
 
-async def _ask_stop(interaction: discord.Interaction, services: Services, job_id: int) -> None:
-    await ask_how_to_stop(services, interaction, await job_here(services, interaction, job_id))
-
-
-async def _open_page(interaction: discord.Interaction, services: Services, job_id: int) -> None:
-    job = await job_here(services, interaction, job_id)
+@of_job
+async def _open_page(services: Services, interaction: discord.Interaction, job: Job) -> None:
     await show_page(services, interaction, LinkKind.JOB, job.id)
 
 
-async def _details(interaction: discord.Interaction, services: Services, job_id: int) -> None:
-    job = await job_here(services, interaction, job_id)
+@of_job
+async def _details(services: Services, interaction: discord.Interaction, job: Job) -> None:
     await reply(interaction, details_reply(job, await context_of(services, job, interaction.client)))
-
-
-async def _log(interaction: discord.Interaction, services: Services, job_id: int) -> None:
-    await show_log(services, interaction, await job_here(services, interaction, job_id))
 
 
 async def show_log(services: Services, interaction: discord.Interaction, job: Job) -> None:
@@ -224,14 +196,9 @@ async def write_note(services: Services, interaction: discord.Interaction, job: 
     Raises:
         NotAllowed: It is another member's job.
     """
-    can_manage = manages(interaction)
-    require_control(job, user_id=interaction.user.id, can_manage=can_manage)
+    require_own(interaction, job)
     after = await services.jobs.write_note(job.id, text.strip(), by=interaction.user.id)
     await reply(interaction, text_message(note_reply(after)))
-
-
-async def _history(interaction: discord.Interaction, services: Services, job_id: int) -> None:
-    await show_history(services, interaction, await job_here(services, interaction, job_id))
 
 
 async def show_history(services: Services, interaction: discord.Interaction, job: Job) -> None:
@@ -243,12 +210,11 @@ async def show_history(services: Services, interaction: discord.Interaction, job
 
 async def board(services: Services, interaction: discord.Interaction, page: int = 0) -> MessageContent:
     """Make a page of the queue of a server, as it is now."""
-    assert interaction.guild_id is not None
     jobs = services.jobs
-    counts = await jobs.count_living(interaction.guild_id)
+    counts = await jobs.count_living(server_of(interaction))
     # The queue may have become shorter since the button was made.
     page = min(page, max(0, counts.get(State.QUEUED, 0) - 1) // MAX_LISTED)
-    shown = await jobs.living(interaction.guild_id, most=MAX_LISTED, skip=page * MAX_LISTED)
+    shown = await jobs.living(server_of(interaction), most=MAX_LISTED, skip=page * MAX_LISTED)
     studies = [job.id for job in shown if job.study is not None and job.state.is_active]
     runs = {
         study: as_seen(interaction, [run for run in await jobs.studies.children(study) if not run.state.is_end])
@@ -270,25 +236,15 @@ async def board(services: Services, interaction: discord.Interaction, page: int 
     return queue_board(snapshot)
 
 
-async def _show_board(interaction: discord.Interaction, services: Services, page: int) -> None:
+async def _show_board(services: Services, interaction: discord.Interaction, page: int) -> None:
     await replace(interaction, await board(services, interaction, page))
 
 
-async def _compare(interaction: discord.Interaction, services: Services, job_id: int) -> None:
-    job = await job_here(services, interaction, job_id)
+@of_job
+async def _compare(services: Services, interaction: discord.Interaction, job: Job) -> None:
     events = await services.jobs.events(job.id)
     context = await context_of(services, job, interaction.client)
     await reply(interaction, compare_reply(job, context, all_of(events, Sampled)))
-
-
-async def _draw_again(interaction: discord.Interaction, services: Services, job_id: int) -> None:
-    # To train may need another role.
-    job = await sample_command.sampling_here(services, interaction, job_id)
-    await perform(services, interaction, job, Verb.RETRY)
-
-
-def _verb_handler(verb: Verb) -> ButtonHandler:
-    return ButtonHandler(run=partial(_perform, verb), ability=_NEEDED.get(verb))
 
 
 _NEEDED = {Verb.RETRY: Ability.TRAIN, Verb.SHARE: Ability.SHARE}
@@ -297,32 +253,28 @@ _NEEDED = {Verb.RETRY: Ability.TRAIN, Verb.SHARE: Ability.SHARE}
 HANDLERS: Mapping[str, ButtonHandler] = {
     **NEXT_STEPS,
     # An extension needs a number, which a button cannot ask for.
-    **{verb: _verb_handler(verb) for verb in Verb if verb is not Verb.EXTEND},
-    CANCEL_NOW: ButtonHandler(run=_cancel_now),
-    "stop": ButtonHandler(run=_ask_stop, rate=PAGES),
+    **{
+        verb: ButtonHandler(run=of_job(partial(perform, verb=verb)), ability=_NEEDED.get(verb))
+        for verb in Verb
+        if verb is not Verb.EXTEND
+    },
+    CANCEL_NOW: ButtonHandler(run=of_job(partial(perform, verb=Verb.CANCEL, is_sure=True))),
+    "stop": ButtonHandler(run=of_job(ask_how_to_stop), rate=PAGES),
     "watch": ButtonHandler(run=watch, rate=PAGES),
     "details": ButtonHandler(run=_details, rate=PAGES),
     "web": ButtonHandler(run=_open_page, rate=PAGES),
-    "log": ButtonHandler(run=_log, rate=PAGES),
-    "history": ButtonHandler(run=_history, rate=PAGES),
+    "log": ButtonHandler(run=of_job(show_log), rate=PAGES),
+    "history": ButtonHandler(run=of_job(show_history), rate=PAGES),
     # The number of these is that of a page.
     QUEUE_PAGE: ButtonHandler(run=_show_board, acknowledgement=Acknowledgement.UPDATE, rate=PAGES),
     "compare": ButtonHandler(run=_compare, rate=PAGES),
     "open": ButtonHandler(run=_open, rate=PAGES),
     "refresh": ButtonHandler(run=_refresh, acknowledgement=Acknowledgement.UPDATE, rate=PAGES),
     "samples": ButtonHandler(run=_show_samples, rate=PAGES),
-    "files": ButtonHandler(run=_files, rate=REPORTS),
-    DRAW_AGAIN: ButtonHandler(run=_draw_again, ability=Ability.SAMPLE),
+    "files": ButtonHandler(run=of_job(hand_over_files), rate=REPORTS),
+    # To train may need another role.
+    DRAW_AGAIN: ButtonHandler(
+        run=sample_command.of_sampling(partial(perform, verb=Verb.RETRY)), ability=Ability.SAMPLE
+    ),
     **sample_command.HANDLERS,
 }
-
-
-class JobButtons(commands.Cog):
-    """Presses on the buttons of job cards and posts, including those that an earlier bot made."""
-
-    def __init__(self, services: Services) -> None:
-        self._services = services
-
-    @commands.Cog.listener()
-    async def on_job_button(self, interaction: discord.Interaction, job_id: int, verb: str) -> None:
-        await self._services.gate.press(interaction, HANDLERS, verb, "", self._services, job_id)

@@ -17,7 +17,7 @@ from bot.errors import DarkroomError, JobRefused, TooManyEpochs
 from bot.queue import Priority
 from trainer.protocol.frozen import Frozen
 from trainer.protocol.presets import Preset, draft_from_preset, preset_named
-from trainer.protocol.setting_problems import SHORT_NAMES, SettingProblem, by_dotted_names
+from trainer.protocol.setting_problems import SHORT_NAMES, SettingProblem, by_dotted_names, nested
 from trainer.protocol.settings import TINY
 from trainer.protocol.spec import SpecDraft, SpecError, merge
 from trainer.protocol.study import StudyRequest
@@ -148,7 +148,7 @@ def make_draft(request: JobRequest, config: Config, *, max_epochs: int) -> SpecD
         request.saved_preset or request.preset,
         base=base.get("source"),
         name=slug(request.name) if request.name else "lora",
-        changes=merge({"base": base}, _nested(request.overrides)),
+        changes=merge({"base": base}, nested(request.overrides)),
     )
     epochs = draft.training.epochs
     if epochs > max_epochs:
@@ -210,18 +210,6 @@ def _base(request: JobRequest, config: Config) -> dict[str, str]:
     if label is None or label not in config.models.sources:
         raise UnknownBase(label=label, known=config.models.sources)
     return config.models.base_of(label)
-
-
-def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"training.epochs": 3, "stages": […]}` as `{"training": {"epochs": 3}, "stages": […]}`."""
-    settings: dict[str, Any] = {}
-    for dotted, value in values.items():
-        group, dot, name = dotted.partition(".")
-        if dot:
-            settings.setdefault(group, {})[name] = value
-        else:
-            settings[group] = value
-    return settings
 
 
 def split_prompts(text: str) -> list[str]:

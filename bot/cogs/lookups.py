@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 
 import discord
 
-from bot.access import manages
+from bot.access import manages, server_of
 from bot.cogs.services import Services
 from bot.datasets import Dataset, may_see, require_change
 from bot.errors import NoSuchDataset, NotFound, NotYourRequest
-from bot.queue import Draft, Job
+from bot.queue import Draft, Job, require_control
 from bot.queue.domain.verbs import may_open, require_open
 from bot.ui.job_card import unnamed
 from trainer.protocol.run_options import JobKind
@@ -32,7 +32,7 @@ async def find_job(services: Services, interaction: discord.Interaction, typed: 
     if number.isascii() and number.isdigit() and len(number) < 19:
         return await job_here(services, interaction, int(number))
     # Samplings have the name of their training, which is what a name means.
-    search = partial(services.jobs.search, _server(interaction), storable(typed), limit=MAX_SEARCHED)
+    search = partial(services.jobs.search, server_of(interaction), storable(typed), limit=MAX_SEARCHED)
     found = openable(interaction, await search(kind=JobKind.TRAIN)) or openable(interaction, await search())
     if not found:
         raise NotFound(_("There is no job “{name}” here. /job list shows them all.", name=typed[:60]))
@@ -57,7 +57,7 @@ async def job_here(services: Services, interaction: discord.Interaction, job_id:
         NoSuchJob: The server has none of that number.
         PrivateTraining: It is of a private dataset that is not for the member.
     """
-    job = await services.jobs.get_in(_server(interaction), job_id)
+    job = await services.jobs.get_in(server_of(interaction), job_id)
     require_open(job, user_id=interaction.user.id, can_manage=manages(interaction))
     return job
 
@@ -69,9 +69,9 @@ async def dataset_here(services: Services, interaction: discord.Interaction, whi
         NoSuchDataset: The server has none that the member may see.
     """
     if isinstance(which, int):
-        dataset = await services.datasets.get_in(_server(interaction), which)
+        dataset = await services.datasets.get_in(server_of(interaction), which)
     else:
-        dataset = await services.datasets.named(_server(interaction), storable(which))
+        dataset = await services.datasets.named(server_of(interaction), storable(which))
     if not may_see(dataset, user_id=interaction.user.id, can_manage=manages(interaction)):
         raise NoSuchDataset(wanted=which)
     return dataset
@@ -102,18 +102,52 @@ async def own_draft(services: Services, interaction: discord.Interaction, draft_
         DraftEnded: The server has no such draft for this dataset, or it has expired or was cancelled.
         NotYourRequest: It is another member's.
     """
-    draft = await services.drafts.get_in(_server(interaction), draft_id, dataset_id=dataset_id)
+    draft = await services.drafts.get_in(server_of(interaction), draft_id, dataset_id=dataset_id)
     if draft.owner_id != interaction.user.id:
         raise NotYourRequest(owner_id=draft.owner_id)
     return draft
 
 
+def require_own(interaction: discord.Interaction, job: Job) -> None:
+    """Require that the member may act on a job.
+
+    Raises:
+        NotAllowed: It is another member's job.
+    """
+    require_control(job, user_id=interaction.user.id, can_manage=manages(interaction))
+
+
+# -- what a button names, for its handler -----------------------------------------------------------------------------
+
+
+def of_job(run: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    """Make the handler of a button about a job of what is done with it: `run(services, interaction, job, …)`."""
+
+    async def handle(services: Services, interaction: discord.Interaction, job_id: int, *arguments: str) -> None:
+        await run(services, interaction, await job_here(services, interaction, job_id), *arguments)
+
+    return handle
+
+
+def of_dataset(run: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    """Make the handler of a button about a dataset: `run(services, interaction, dataset, …)`."""
+
+    async def handle(services: Services, interaction: discord.Interaction, dataset_id: int, *arguments: str) -> None:
+        await run(services, interaction, await dataset_here(services, interaction, dataset_id), *arguments)
+
+    return handle
+
+
+def of_draft(run: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    """Make the handler of a button about the member's own draft: `run(services, interaction, draft)`."""
+
+    async def handle(services: Services, interaction: discord.Interaction, dataset_id: int, draft_id: str) -> None:
+        draft = await own_draft(services, interaction, int(draft_id), dataset_id=dataset_id)
+        await run(services, interaction, draft)
+
+    return handle
+
+
 def storable(text: str) -> str:
     """Typed text without what SQLite cannot store: half of a surrogate pair."""
     return text.encode(errors="ignore").decode()
-
-
-def _server(interaction: discord.Interaction) -> int:
-    # The gate refuses interactions of private messages.
-    assert interaction.guild_id is not None
-    return interaction.guild_id

@@ -7,17 +7,18 @@ from collections.abc import Mapping
 
 import discord
 
-from bot.access import Ability, manages
+from bot.access import Ability
 from bot.cogs.drafts import receipt_of
 from bot.cogs.interaction_gate import PAGES, ButtonHandler
-from bot.cogs.lookups import dataset_here, job_here
+from bot.cogs.lookups import dataset_here, job_here, of_job, require_own
 from bot.cogs.replies import Acknowledgement, open_form, reply
 from bot.cogs.request_edits import open_settings_of, run_again
 from bot.cogs.services import Services, allowance_of_member, require_hours
+from bot.cogs.sharing import require_may_share
 from bot.errors import CheckpointsDeleted, JobFilesDeleted, StaleButton, TooManyEpochs
-from bot.queue import Job, NewJob, State, require_control
+from bot.queue import Job, NewJob, State
 from bot.queue.domain.job import fingerprint
-from bot.queue.domain.verbs import Verb, is_applicable, require_sharable
+from bot.queue.domain.verbs import Verb, is_applicable
 from bot.queue.planning.retention import has_checkpoint
 from bot.ui.dataset_forms import Form
 from bot.ui.job_replies import epochs_form, epochs_of, verb_reply
@@ -46,8 +47,7 @@ async def extend(services: Services, interaction: discord.Interaction, job: Job,
         NoSuchDataset: Its dataset was deleted.
         SpecError: A training cannot have so many epochs.
     """
-    can_manage = manages(interaction)
-    require_control(job, user_id=interaction.user.id, can_manage=can_manage)
+    require_own(interaction, job)
     if job.are_files_deleted:
         raise JobFilesDeleted(job_id=job.id)
     if not is_applicable(Verb.EXTEND, job):
@@ -80,12 +80,9 @@ async def _extend(services: Services, interaction: discord.Interaction, job: Job
     )
 
 
-async def continue_training(services: Services, interaction: discord.Interaction, job: Job) -> None:
-    """[Continue] after an early stop: train the epochs that were planned and not trained.
-
-    Raises:
-        NotAllowed, JobRefused, NoSuchDataset: As `extend`.
-    """
+@of_job
+async def _continue(services: Services, interaction: discord.Interaction, job: Job) -> None:
+    """[Continue] after an early stop: train the epochs that were planned and not trained."""
     left = job.spec.training.epochs - job.progress.kept_epoch
     await extend(services, interaction, job, left if left > 0 else max(1, job.spec.early_stopping.patience))
 
@@ -98,8 +95,7 @@ async def retry_with(services: Services, interaction: discord.Interaction, job: 
         JobRefused: The member has no room or no GPU hours left, or such a job exists.
         NoSuchDataset: Its dataset was deleted.
     """
-    can_manage = manages(interaction)
-    require_control(job, user_id=interaction.user.id, can_manage=can_manage)
+    require_own(interaction, job)
     allowance = await allowance_of_member(services, interaction)
     if spec.training.epochs > allowance.max_epochs:
         raise TooManyEpochs(epochs=spec.training.epochs, allowed=allowance.max_epochs)
@@ -127,24 +123,19 @@ async def retry_with(services: Services, interaction: discord.Interaction, job: 
     await reply(interaction, await receipt_of(services, interaction, queued, report))
 
 
-async def _ask_epochs(interaction: discord.Interaction, services: Services, job_id: int) -> None:
-    job = await job_here(services, interaction, job_id)
-    can_manage = manages(interaction)
-    require_control(job, user_id=interaction.user.id, can_manage=can_manage)
+@of_job
+async def _ask_epochs(services: Services, interaction: discord.Interaction, job: Job) -> None:
+    require_own(interaction, job)
 
     async def submitted(interaction: discord.Interaction, form: Form) -> None:
-        found = await job_here(services, interaction, job_id)
+        found = await job_here(services, interaction, job.id)
         await extend(services, interaction, found, epochs_of(form, found))
 
     await open_form(interaction, epochs_form(services.gate.form(submitted, is_answer_new=True), job))
 
 
-async def _run_again(interaction: discord.Interaction, services: Services, job_id: int) -> None:
-    await run_again(interaction, services, await job_here(services, interaction, job_id))
-
-
-async def _train_winner(interaction: discord.Interaction, services: Services, job_id: int) -> None:
-    study = await job_here(services, interaction, job_id)
+@of_job
+async def _train_winner(services: Services, interaction: discord.Interaction, study: Job) -> None:
     step = await services.jobs.study_step(study.id)
     runs = {run.child_name: run for run in await services.jobs.studies.children(study.id)}
     winner = runs.get(step.table[0].name) if step is not None and step.table else None
@@ -154,65 +145,55 @@ async def _train_winner(interaction: discord.Interaction, services: Services, jo
     spec = winner.spec.model_copy(
         update={"name": study.name, "samples": study.spec.samples, "validation": study.spec.validation}
     )
-    await run_again(interaction, services, winner.changed(spec_json=spec.model_dump_json()))
+    await run_again(services, interaction, winner.changed(spec_json=spec.model_dump_json()))
 
 
-async def _try_settings(interaction: discord.Interaction, services: Services, job_id: int) -> None:
-    await open_settings_of(interaction, services, await job_here(services, interaction, job_id))
-
-
-async def _ask_publish(interaction: discord.Interaction, services: Services, job_id: int) -> None:
-    job = await _own_result(interaction, services, job_id)
+@of_job
+async def _ask_publish(services: Services, interaction: discord.Interaction, job: Job) -> None:
+    _require_result(services, interaction, job)
     await reply(interaction, publish_question(job, services.publisher.repository(job)))
 
 
-async def _publish_now(interaction: discord.Interaction, services: Services, job_id: int) -> None:
-    job = await _own_result(interaction, services, job_id)
+@of_job
+async def _publish_now(services: Services, interaction: discord.Interaction, job: Job) -> None:
+    _require_result(services, interaction, job)
     repository = await services.publisher.request(job, by=interaction.user.id)
     await reply(interaction, text_message(publishing_text(job, repository)))
 
 
-async def _own_result(interaction: discord.Interaction, services: Services, job_id: int) -> Job:
-    """Return a finished job that the member may upload.
+def _require_result(services: Services, interaction: discord.Interaction, job: Job) -> None:
+    """Require a finished job that the member may upload.
 
     Raises:
         NotAllowed: It is another member's.
         JobFilesDeleted: There is nothing to upload any more.
         StaleButton: It has no result, or nothing can be uploaded here.
     """
-    job = await job_here(services, interaction, job_id)
-    can_manage = manages(interaction)
-    require_control(job, user_id=interaction.user.id, can_manage=can_manage)
-    require_sharable(job, user_id=interaction.user.id, can_manage=can_manage)
+    require_may_share(interaction, job)
     if job.are_files_deleted:
         raise JobFilesDeleted(job_id=job.id)
     if job.state not in {State.SUCCEEDED, State.STOPPED} or not services.config.hub.is_on:
         raise StaleButton
-    return job
 
 
-async def _retry_rate(interaction: discord.Interaction, services: Services, job_id: int) -> None:
-    job = await job_here(services, interaction, job_id)
+@of_job
+async def _retry_rate(services: Services, interaction: discord.Interaction, job: Job) -> None:
     await retry_with(services, interaction, job, with_rates_divided(job.spec, 3))
 
 
-async def _retry_pixels(interaction: discord.Interaction, services: Services, job_id: int) -> None:
-    job = await job_here(services, interaction, job_id)
+@of_job
+async def _retry_pixels(services: Services, interaction: discord.Interaction, job: Job) -> None:
     side = smaller_side(job)
     if side is None:
         raise StaleButton
     await retry_with(services, interaction, job, at_resolution(job.spec, side))
 
 
-async def _continue(interaction: discord.Interaction, services: Services, job_id: int) -> None:
-    await continue_training(services, interaction, await job_here(services, interaction, job_id))
-
-
 #: The buttons of what follows, by their verbs.
 NEXT_STEPS: Mapping[str, ButtonHandler] = {
-    RUN_AGAIN: ButtonHandler(run=_run_again, ability=Ability.TRAIN),
+    RUN_AGAIN: ButtonHandler(run=of_job(run_again), ability=Ability.TRAIN),
     TRY_SETTINGS: ButtonHandler(
-        run=_try_settings, acknowledgement=Acknowledgement.NONE, rate=PAGES, ability=Ability.TRAIN
+        run=of_job(open_settings_of), acknowledgement=Acknowledgement.NONE, rate=PAGES, ability=Ability.TRAIN
     ),
     TRAIN_WINNER: ButtonHandler(run=_train_winner, ability=Ability.TRAIN),
     PUBLISH: ButtonHandler(run=_ask_publish, rate=PAGES, ability=Ability.SHARE),

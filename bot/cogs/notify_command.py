@@ -6,13 +6,13 @@ from collections.abc import Mapping
 
 import discord
 from discord import app_commands
-from discord.ext import commands
 
 from bot.cogs.interaction_gate import PAGES, ButtonHandler, handled
-from bot.cogs.lookups import job_here
+from bot.cogs.lookups import of_job
 from bot.cogs.replies import Acknowledgement, open_form, replace, reply
-from bot.cogs.services import Services
+from bot.cogs.services import ServiceCog, Services
 from bot.outbox.audience import NotifyEvent, NotifyPlace
+from bot.queue import Job
 from bot.ui.dataset_forms import Form
 from bot.ui.layout import text_message
 from bot.ui.notify_pages import (
@@ -32,7 +32,7 @@ async def _show(services: Services, interaction: discord.Interaction, note: str 
     await replace(interaction, notify_page(await services.outbox.audience.preferences(interaction.user.id), note))
 
 
-async def _choose(interaction: discord.Interaction, services: Services, choice: str) -> None:
+async def _choose(services: Services, interaction: discord.Interaction, choice: str) -> None:
     event, place = choice.split("-")
     audience = services.outbox.audience
     before = await audience.preferences(interaction.user.id)
@@ -47,7 +47,7 @@ async def _choose(interaction: discord.Interaction, services: Services, choice: 
     await _show(services, interaction, note)
 
 
-async def _ask_quiet(interaction: discord.Interaction, services: Services) -> None:
+async def _ask_quiet(services: Services, interaction: discord.Interaction) -> None:
     async def submitted(answered: discord.Interaction, form: Form) -> None:
         quiet = parse_quiet_hours(form.texts)
         await services.outbox.audience.set_quiet(answered.user.id, quiet)
@@ -58,9 +58,9 @@ async def _ask_quiet(interaction: discord.Interaction, services: Services) -> No
     await open_form(interaction, quiet_form(services.gate.form(submitted), quiet, zone=zone))
 
 
-async def watch(interaction: discord.Interaction, services: Services, job_id: int) -> None:
+@of_job
+async def watch(services: Services, interaction: discord.Interaction, job: Job) -> None:
     """[🔔]: notify a person of a job from now on, or no more."""
-    job = await job_here(services, interaction, job_id)
     audience, user_id = services.outbox.audience, interaction.user.id
     is_watching = not await audience.is_watching(job.id, user_id, owner_id=job.owner_id)
     await audience.watch(job.id, user_id, is_watching=is_watching)
@@ -79,11 +79,8 @@ HANDLERS: Mapping[str, ButtonHandler] = {
 }
 
 
-class NotifyCommand(commands.Cog):
+class NotifyCommand(ServiceCog):
     """`/notify` and the menus of its page."""
-
-    def __init__(self, services: Services) -> None:
-        self._services = services
 
     @app_commands.command(
         description=N_("Choose what I tell you about, where, and when I stay quiet."), extras=handled(rate=PAGES)
@@ -111,10 +108,3 @@ class NotifyCommand(commands.Cog):
         note = "" if plain is None else plain_words(is_plain=plain)
         preferences = await self._services.outbox.audience.preferences(interaction.user.id)
         await reply(interaction, notify_page(preferences, note))
-
-    @commands.Cog.listener()
-    async def on_notify_menu(
-        self, interaction: discord.Interaction, verb: str, event: str = "", place: str = ""
-    ) -> None:
-        arg = f"{event}-{place}" if event else ""
-        await self._services.gate.press(interaction, HANDLERS, verb, arg, self._services)

@@ -7,6 +7,7 @@ from typing import Any
 import discord
 from discord import ui
 
+from bot.access import server_of
 from bot.cogs.replies import reply
 from bot.cogs.services import Services
 from bot.ui.buttons import dataset_button, gallery_button, job_button
@@ -17,8 +18,7 @@ from trainer.protocol.text import _, ngettext
 
 async def show_page(services: Services, interaction: discord.Interaction, kind: LinkKind, subject_id: int = 0) -> None:
     """Answer with a link; its member may open what it leads to."""
-    assert interaction.guild_id is not None
-    url = await services.links.create(kind, subject_id, user_id=interaction.user.id, guild_id=interaction.guild_id)
+    url = await services.links.create(kind, subject_id, user_id=interaction.user.id, guild_id=server_of(interaction))
     await reply(interaction, page_message(kind, url, subject_id, days=services.config.web.link_days))
 
 

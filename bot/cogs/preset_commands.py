@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
 
 import discord
 from discord import app_commands
-from discord.ext import commands
 
-from bot.access import manages
-from bot.cogs.autocomplete import answered, job_choices
+from bot.access import manages, server_of
+from bot.cogs.autocomplete import Choices, answered, choose_job, job_choices
 from bot.cogs.interaction_gate import PAGES, handled
 from bot.cogs.job_request import JobRequest, slug
 from bot.cogs.lookups import find_job, storable
 from bot.cogs.replies import reply
-from bot.cogs.services import Services
+from bot.cogs.services import ServiceGroupCog, Services
 from bot.config import Config
 from bot.errors import JobRefused, NotAllowed
 from bot.queue import Job
@@ -28,14 +26,8 @@ from trainer.protocol.settings import MethodKind
 from trainer.protocol.spec import Spec
 from trainer.protocol.text import N_, _
 
-if TYPE_CHECKING:
-    PresetName: TypeAlias = str
-    Summary: TypeAlias = str
-else:
-    PresetName = app_commands.Range[str, 1, 40]
-    Summary = app_commands.Range[str, 1, 100]
-
-_MAX_CHOICES, _MAX_CHOICE_CHARS = 25, 100
+PresetName = app_commands.Range[str, 1, 40]
+Summary = app_commands.Range[str, 1, 100]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +61,11 @@ async def chosen_preset(services: Services, interaction: discord.Interaction, na
     Raises:
         NoSuchJob: The server has no training of that number.
     """
-    assert interaction.guild_id is not None
     if name in presets():
         return ChosenPreset(name=name)
     if name.startswith("#"):
         return settings_of(await find_job(services, interaction, name), services.config)
-    saved = await services.presets.find(interaction.guild_id, storable(name))
+    saved = await services.presets.find(server_of(interaction), storable(name))
     return ChosenPreset(name=name, saved=saved)
 
 
@@ -101,27 +92,25 @@ def request_again(job: Job, config: Config) -> JobRequest:
 
 async def presets_here(services: Services, interaction: discord.Interaction) -> dict[str, Preset]:
     """Return the presets of the server, and then the built-in ones, by name."""
-    assert interaction.guild_id is not None
-    saved = await services.presets.all(interaction.guild_id)
+    saved = await services.presets.all(server_of(interaction))
     return {**{each.preset.name: each.preset for each in saved}, **presets()}
 
 
-async def preset_choices(
-    services: Services, interaction: discord.Interaction, typed: str
-) -> list[app_commands.Choice[str]]:
+async def _preset_choices(services: Services, interaction: discord.Interaction, typed: str) -> Choices:
     """Presets whose name matches, with what each is for: those of the server first, then the most used ones."""
-    known = await presets_here(services, interaction)
     if typed.startswith("#"):
         # The settings of a training.
-        return [
-            app_commands.Choice(name=choice.name, value=f"#{choice.value}")
-            for choice in await job_choices(services, interaction, typed)
-        ]
-    found = [each for name, each in known.items() if typed.lower() in name]
-    return [
-        app_commands.Choice(name=preset_choice(each)[:_MAX_CHOICE_CHARS], value=each.name)
-        for each in found[:_MAX_CHOICES]
-    ]
+        return [(name, f"#{value}") for name, value in await job_choices(services, interaction, typed)]
+    known = await presets_here(services, interaction)
+    return [(preset_choice(each), name) for name, each in known.items() if typed.lower() in name]
+
+
+async def _saved_choices(services: Services, interaction: discord.Interaction, typed: str) -> Choices:
+    saved = await services.presets.all(server_of(interaction))
+    return [(preset_choice(each.preset), each.preset.name) for each in saved if typed.lower() in each.preset.name]
+
+
+choose_preset, _choose_saved = answered(_preset_choices), answered(_saved_choices)
 
 
 def preset_of(job: Job, name: str, summary: str, config: Config) -> tuple[Preset, str]:
@@ -161,11 +150,8 @@ def _needs(spec: Spec) -> tuple[str, ...]:
 
 
 @app_commands.guild_only()
-class PresetCommands(commands.GroupCog, group_name="preset", group_description=N_("Settings to start from.")):
+class PresetCommands(ServiceGroupCog, group_name="preset", group_description=N_("Settings to start from.")):
     """`/preset save`, `list`, `show` and `delete`."""
-
-    def __init__(self, services: Services) -> None:
-        self._services = services
 
     @app_commands.command(description=N_("Save the settings of a training for the whole server."))
     @app_commands.describe(
@@ -174,10 +160,10 @@ class PresetCommands(commands.GroupCog, group_name="preset", group_description=N
         summary=N_("What it is good for, in one sentence"),
     )
     @app_commands.rename(job="id")
+    @app_commands.autocomplete(job=choose_job)
     async def save(
         self, interaction: discord.Interaction, job: str, name: PresetName, summary: Summary | None = None
     ) -> None:
-        assert interaction.guild_id is not None
         found = await find_job(self._services, interaction, job)
         title = slug(name)
         if title in presets() or not title[:1].isalnum():
@@ -186,17 +172,17 @@ class PresetCommands(commands.GroupCog, group_name="preset", group_description=N
             )
         words = summary or _("The settings of #{job} {name}.", job=found.id, name=found.name)
         preset, base = preset_of(found, title, words, self._services.config)
-        saved = SavedPreset(guild_id=interaction.guild_id, owner_id=interaction.user.id, base=base, preset=preset)
+        saved = SavedPreset(guild_id=server_of(interaction), owner_id=interaction.user.id, base=base, preset=preset)
         await self._services.presets.save(saved)
         await reply(interaction, text_message(saved_text(saved)))
 
     @app_commands.command(name="list", description=N_("All presets, and what each is for."), extras=handled(rate=PAGES))
     async def show_all(self, interaction: discord.Interaction) -> None:
-        assert interaction.guild_id is not None
-        await reply(interaction, preset_list(await self._services.presets.all(interaction.guild_id)))
+        await reply(interaction, preset_list(await self._services.presets.all(server_of(interaction))))
 
     @app_commands.command(description=N_("All settings of one preset."), extras=handled(rate=PAGES))
     @app_commands.describe(name=N_("Name of the preset"))
+    @app_commands.autocomplete(name=choose_preset)
     async def show(self, interaction: discord.Interaction, name: str) -> None:
         chosen = await chosen_preset(self._services, interaction, name)
         preset = preset_named(name) if chosen.saved is None else chosen.saved.preset
@@ -204,36 +190,15 @@ class PresetCommands(commands.GroupCog, group_name="preset", group_description=N
 
     @app_commands.command(description=N_("Delete a preset of yours."))
     @app_commands.describe(name=N_("Name of the preset"))
+    @app_commands.autocomplete(name=_choose_saved)
     async def delete(self, interaction: discord.Interaction, name: str) -> None:
-        assert interaction.guild_id is not None
-        saved = await self._services.presets.find(interaction.guild_id, storable(name))
+        saved = await self._services.presets.find(server_of(interaction), storable(name))
         if saved is None:
             raise NoSuchPreset(name=name[:60])
         if interaction.user.id != saved.owner_id and not manages(interaction):
             raise NotYourPreset(name=saved.preset.name, owner_id=saved.owner_id)
-        await self._services.presets.delete(interaction.guild_id, saved.preset.name)
+        await self._services.presets.delete(server_of(interaction), saved.preset.name)
         await reply(interaction, text_message(deleted_preset_text(saved.preset.name)))
-
-    @save.autocomplete("job")
-    @answered
-    async def choose_job(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
-        return await job_choices(self._services, interaction, typed)
-
-    @show.autocomplete("name")
-    @answered
-    async def choose_preset(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
-        return await preset_choices(self._services, interaction, typed)
-
-    @delete.autocomplete("name")
-    @answered
-    async def choose_saved(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
-        assert interaction.guild_id is not None
-        saved = await self._services.presets.all(interaction.guild_id)
-        found = [each.preset for each in saved if typed.lower() in each.preset.name]
-        return [
-            app_commands.Choice(name=preset_choice(each)[:_MAX_CHOICE_CHARS], value=each.name)
-            for each in found[:_MAX_CHOICES]
-        ]
 
 
 class NotYourPreset(NotAllowed):

@@ -28,7 +28,6 @@ from bot.ui.setting_forms import (
     base_field,
     field_for,
     parse_mix,
-    parse_value,
     preset_field,
     settings_card,
     settings_form,
@@ -36,7 +35,7 @@ from bot.ui.setting_forms import (
     value_of,
 )
 from trainer.protocol.presets import DEFAULT_PRESET
-from trainer.protocol.setting_problems import SettingProblem
+from trainer.protocol.setting_problems import SettingProblem, parse_value
 from trainer.protocol.spec import SpecDraft, SpecError
 from trainer.protocol.text import _
 
@@ -109,7 +108,7 @@ async def open_fix(interaction: discord.Interaction, edit: RequestEdit) -> None:
     )
 
 
-async def open_request(interaction: discord.Interaction, services: Services, dataset_id: int) -> None:
+async def open_request(services: Services, interaction: discord.Interaction, dataset_id: int) -> None:
     """Answer with the form that makes a request for a dataset: [Fine-tune with this]."""
     dataset = await dataset_here(services, interaction, dataset_id)
     known = await presets_here(services, interaction)
@@ -125,11 +124,7 @@ async def open_request(interaction: discord.Interaction, services: Services, dat
         assert isinstance(form, SettingsForm)
         values = typed_values(fields, form.answers)
         preset = await chosen_preset(services, interaction, str(values.pop("preset") or DEFAULT_PRESET))
-        request = preset.request().changed(values)
-        await require_allowed(services, interaction, request)
-        chosen = await dataset_here(services, interaction, dataset_id)
-        draft = await store_draft(services, interaction, chosen, request)
-        await ask_to_start(services, interaction, draft)
+        await _offer(services, interaction, dataset_id, preset.request().changed(values))
 
     form = settings_form(
         services.gate.form(submitted, is_answer_new=True),
@@ -141,10 +136,10 @@ async def open_request(interaction: discord.Interaction, services: Services, dat
     await open_form(interaction, form)
 
 
-async def open_settings_of(interaction: discord.Interaction, services: Services, job: Job) -> None:
+async def open_settings_of(services: Services, interaction: discord.Interaction, job: Job) -> None:
     """Answer with the form that makes a request with a training's settings for other images: [Try these settings]."""
     chosen = settings_of(job, services.config)
-    names = [str(choice.value) for choice in await dataset_choices(services, interaction, "")]
+    names = [name for _label, name in await dataset_choices(services, interaction, "")]
     if not names:
         raise NotFound(_("There is no dataset here to try these settings on. /dataset upload adds one."))
     name, trigger, class_prompt, *_others = fields_of(SettingsPage.BASICS)
@@ -173,12 +168,10 @@ async def open_settings_of(interaction: discord.Interaction, services: Services,
     async def submitted(interaction: discord.Interaction, form: Form) -> None:
         assert isinstance(form, SettingsForm)
         values = typed_values(fields, form.answers)
-        found = await dataset_here(services, interaction, str(values.pop("dataset") or names[0]))
+        dataset_name = str(values.pop("dataset") or names[0])
         start_job = job.id if values.pop("start", None) else None
         request = chosen.request().changed(values).model_copy(update={"start_job": start_job})
-        await require_allowed(services, interaction, request)
-        draft = await store_draft(services, interaction, found, request)
-        await ask_to_start(services, interaction, draft)
+        await _offer(services, interaction, dataset_name, request)
 
     form = settings_form(
         services.gate.form(submitted, is_answer_new=True),
@@ -190,7 +183,7 @@ async def open_settings_of(interaction: discord.Interaction, services: Services,
     await open_form(interaction, form)
 
 
-async def run_again(interaction: discord.Interaction, services: Services, job: Job) -> None:
+async def run_again(services: Services, interaction: discord.Interaction, job: Job) -> None:
     """Answer with a request that is filled with a training's settings, to be changed: [Run again with changes].
 
     Raises:
@@ -210,7 +203,13 @@ async def run_again(interaction: discord.Interaction, services: Services, job: J
                 (name for folder, name in folders.items() if folder.parent == Path(part["dataset"]).parent), "?"
             )
         request = request.changed({"mix": parts})
+    await _offer(services, interaction, dataset.id, request)
+
+
+async def _offer(services: Services, interaction: discord.Interaction, which: int | str, request: JobRequest) -> None:
+    """Store a request for a dataset, by its number or name, and answer with its card."""
     await require_allowed(services, interaction, request)
+    dataset = await dataset_here(services, interaction, which)
     await ask_to_start(services, interaction, await store_draft(services, interaction, dataset, request))
 
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import PurePath
-from typing import TYPE_CHECKING, TypeAlias
 
 import discord
 from discord import app_commands
-from discord.ext import commands
 
-from bot.access import Ability, manages
-from bot.cogs.autocomplete import answered, base_choices, job_choices
+from bot.access import Ability, server_of
+from bot.cogs.autocomplete import answered, choose_base, job_choices
 from bot.cogs.finetune_command import require_permissions
 from bot.cogs.interaction_gate import PAGES, REPORTS, UPLOADS, ButtonHandler, handled
 from bot.cogs.job_request import UnknownBase
-from bot.cogs.lookups import find_job, job_here
+from bot.cogs.lookups import find_job, job_here, of_job, require_own
 from bot.cogs.replies import Acknowledgement, open_form, reply
 from bot.cogs.sampling_request import (
     EpochNotKept,
@@ -28,13 +26,12 @@ from bot.cogs.sampling_request import (
     sampling_of_job,
     suggested,
 )
-from bot.cogs.services import Services, allowance_of_member, context_of, require_hours
+from bot.cogs.services import ServiceCog, Services, allowance_of_member, context_of, require_hours
 from bot.cogs.sharing import require_may_share, share_picture
 from bot.cogs.uploaded_adapter import copied_adapter, received_adapter
 from bot.errors import JobRefused, StaleButton
 from bot.queue import Job, NewJob
 from bot.queue.domain.job import State
-from bot.queue.domain.verbs import require_control
 from bot.queue.store.gallery_store import Picture, ShownImage
 from bot.queue.store.sample_votes import Ballot
 from bot.ui.dataset_forms import Form, FormCallback
@@ -54,28 +51,21 @@ from trainer.protocol.events import Finished, SamplingFinished
 from trainer.protocol.sampling import SampledJob, SamplingSpec
 from trainer.protocol.text import N_, _
 
-if TYPE_CHECKING:
-    Prompts: TypeAlias = str
-    Negative: TypeAlias = str
-    Short: TypeAlias = str
-    Steps: TypeAlias = int
-    Guidance: TypeAlias = float
-else:
-    Prompts = app_commands.Range[str, 1, 2000]
-    Negative = app_commands.Range[str, 0, 500]
-    Short = app_commands.Range[str, 1, 200]
-    Steps = app_commands.Range[int, 1, 200]
-    Guidance = app_commands.Range[float, 0, 30]
+Prompts = app_commands.Range[str, 1, 2000]
+Negative = app_commands.Range[str, 0, 500]
+Short = app_commands.Range[str, 1, 200]
+Steps = app_commands.Range[int, 1, 200]
+Guidance = app_commands.Range[float, 0, 30]
 
 #: Images that a message in the gallery shows the prompts of.
 _MAX_SHARED_IMAGES = 8
 
 
-class SampleCommand(commands.Cog):
-    """`/sample`."""
+_choose_drawable = answered(partial(job_choices, can_draw=True))
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+
+class SampleCommand(ServiceCog):
+    """`/sample`."""
 
     @app_commands.command(
         description=N_("Draw with a training of this server, with a LoRA file, or with a base model."),
@@ -96,6 +86,7 @@ class SampleCommand(commands.Cog):
         guidance=N_("How closely images follow the prompt (default: 7)"),
         with_base=N_("Also draw with the base model alone, to compare"),
     )
+    @app_commands.autocomplete(job=_choose_drawable, base=choose_base)
     async def sample(
         self,
         interaction: discord.Interaction,
@@ -162,20 +153,6 @@ class SampleCommand(commands.Cog):
         async with received_adapter(services, interaction, file) as folder:
             await submit_sampling(services, interaction, spec, title=stem, folder=folder)
 
-    @sample.autocomplete("job")
-    @answered
-    async def choose_job(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
-        return await job_choices(self._services, interaction, typed, can_draw=True)
-
-    @sample.autocomplete("base")
-    @answered
-    async def choose_base(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
-        return base_choices(self._services.config, typed)
-
-    @commands.Cog.listener()
-    async def on_sample_menu(self, interaction: discord.Interaction, job_id: int, verb: str, chosen: str) -> None:
-        await self._services.gate.press(interaction, MENUS, verb, chosen, self._services, job_id)
-
 
 async def draw_with_job(
     services: Services, interaction: discord.Interaction, job: Job, request: SamplingRequest
@@ -212,15 +189,14 @@ async def submit_sampling(
     Raises:
         JobRefused: The member has no room or no GPU hours left.
     """
-    assert interaction.guild_id is not None
     allowance = await allowance_of_member(services, interaction)
     estimate = await services.estimates.of_sampling(spec)
     seconds = None if estimate is None else estimate.seconds
     needed_h = None if seconds is None else seconds / 3600
-    await require_hours(services, allowance, needed_h, guild_id=interaction.guild_id, owner_id=interaction.user.id)
+    await require_hours(services, allowance, needed_h, guild_id=server_of(interaction), owner_id=interaction.user.id)
     new = NewJob(
         interaction_id=interaction.id,
-        guild_id=interaction.guild_id,
+        guild_id=server_of(interaction),
         channel_id=await _channel_of(services, interaction, source),
         owner_id=interaction.user.id,
         dataset_id=0 if source is None else source.dataset_id,
@@ -247,12 +223,11 @@ async def _channel_of(services: Services, interaction: discord.Interaction, sour
 # -- forms ------------------------------------------------------------------------------------------------------------
 
 
-async def _ask(interaction: discord.Interaction, services: Services, job_id: int, *, compares: bool) -> None:
-    job = await job_here(services, interaction, job_id)
+async def _ask(services: Services, interaction: discord.Interaction, job: Job, *, compares: bool) -> None:
     first = await suggested(services, job, compares=compares)
 
     async def submitted(interaction: discord.Interaction, form: Form) -> None:
-        again = await job_here(services, interaction, job_id)
+        again = await job_here(services, interaction, job.id)
         typed = form.texts
         request = SamplingRequest(
             prompts=typed["prompts"],
@@ -296,21 +271,20 @@ def sampling_form(submitted: FormCallback, job: Job, first: SamplingRequest, *, 
 # -- buttons and menus of a sampling ----------------------------------------------------------------------------------
 
 
-async def sampling_here(services: Services, interaction: discord.Interaction, job_id: int) -> Job:
-    """Return a sampling of the interaction's server.
+def of_sampling(run: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    """Make the handler of a button about a sampling, as `of_job`; one about a training is refused."""
 
-    Raises:
-        NoSuchJob: The server has no job of that number.
-        StaleButton: It is a training.
-    """
-    job = await job_here(services, interaction, job_id)
-    if not job.is_sampling:
-        raise StaleButton
-    return job
+    @of_job
+    async def handle(services: Services, interaction: discord.Interaction, job: Job, *arguments: str) -> None:
+        if not job.is_sampling:
+            raise StaleButton
+        await run(services, interaction, job, *arguments)
+
+    return handle
 
 
-async def _other_seeds(interaction: discord.Interaction, services: Services, job_id: int) -> None:
-    job = await sampling_here(services, interaction, job_id)
+@of_sampling
+async def _other_seeds(services: Services, interaction: discord.Interaction, job: Job) -> None:
     source = None if job.source_id is None else await job_here(services, interaction, job.source_id)
     async with copied_adapter(services, interaction, job) as folder:
         await submit_sampling(
@@ -318,14 +292,14 @@ async def _other_seeds(interaction: discord.Interaction, services: Services, job
         )
 
 
-async def _all_images(interaction: discord.Interaction, services: Services, job_id: int) -> None:
-    job = await sampling_here(services, interaction, job_id)
+@of_sampling
+async def _all_images(services: Services, interaction: discord.Interaction, job: Job) -> None:
     for content in images_messages(job, await context_of(services, job, interaction.client)):
         await reply(interaction, content)
 
 
-async def _share(interaction: discord.Interaction, services: Services, job_id: int) -> None:
-    job = await sampling_here(services, interaction, job_id)
+@of_sampling
+async def _share(services: Services, interaction: discord.Interaction, job: Job) -> None:
     # Before it is looked at: whether it is drawn is no matter of theirs.
     require_may_share(interaction, job)
     model = None if job.source_id is None else await job_here(services, interaction, job.source_id)
@@ -358,10 +332,7 @@ def _picture_of(job: Job) -> Picture:
     )
 
 
-async def _vote(
-    interaction: discord.Interaction, services: Services, job_id: int, chosen: str, *, ballot: Ballot
-) -> None:
-    job = await sampling_here(services, interaction, job_id)
+async def _vote(services: Services, interaction: discord.Interaction, job: Job, chosen: str, *, ballot: Ballot) -> None:
     labels = vote_labels(job.sampling, ballot)
     if job.state is not State.SUCCEEDED or int(chosen) >= len(labels):
         raise StaleButton
@@ -373,14 +344,13 @@ async def _vote(
     await reply(interaction, text_message(text))
 
 
-async def _use_epoch(interaction: discord.Interaction, services: Services, job_id: int, chosen: str) -> None:
+@of_sampling
+async def _use_epoch(services: Services, interaction: discord.Interaction, sampling: Job, chosen: str) -> None:
     """Make an epoch the result of the training that was drawn with: its files are tested, saved and handed over."""
-    sampling = await sampling_here(services, interaction, job_id)
     if sampling.source_id is None:
         raise StaleButton
     job, epoch = await job_here(services, interaction, sampling.source_id), int(chosen)
-    can_manage = manages(interaction)
-    require_control(job, user_id=interaction.user.id, can_manage=can_manage)
+    require_own(interaction, job)
     finished = job.terminal_event
     if isinstance(finished, Finished) and finished.best_epoch == epoch:
         await reply(interaction, text_message(_("Epoch {epoch} is the result of #{job} already.", **_of(job, epoch))))
@@ -414,20 +384,18 @@ def _of(job: Job, epoch: int) -> dict[str, int]:
     return {"job": job.id, "epoch": epoch}
 
 
+_form = partial(ButtonHandler, acknowledgement=Acknowledgement.NONE, rate=PAGES, ability=Ability.SAMPLE)
+
 HANDLERS: Mapping[str, ButtonHandler] = {
-    TRY_PROMPTS: ButtonHandler(
-        run=partial(_ask, compares=False), acknowledgement=Acknowledgement.NONE, rate=PAGES, ability=Ability.SAMPLE
-    ),
-    COMPARE_EPOCHS: ButtonHandler(
-        run=partial(_ask, compares=True), acknowledgement=Acknowledgement.NONE, rate=PAGES, ability=Ability.SAMPLE
-    ),
+    TRY_PROMPTS: _form(run=of_job(partial(_ask, compares=False))),
+    COMPARE_EPOCHS: _form(run=of_job(partial(_ask, compares=True))),
     OTHER_SEEDS: ButtonHandler(run=_other_seeds, rate=UPLOADS, ability=Ability.SAMPLE),
     ALL_IMAGES: ButtonHandler(run=_all_images, rate=REPORTS),
     SHARE_IMAGES: ButtonHandler(run=_share, ability=Ability.SHARE),
 }
 
 MENUS: Mapping[str, ButtonHandler] = {
-    "vote": ButtonHandler(run=partial(_vote, ballot=Ballot.MODEL), argument="[0-9]{1,2}", rate=PAGES),
-    "image": ButtonHandler(run=partial(_vote, ballot=Ballot.IMAGE), argument="[0-9]{1,4}", rate=PAGES),
+    "vote": ButtonHandler(run=of_sampling(partial(_vote, ballot=Ballot.MODEL)), argument="[0-9]{1,2}", rate=PAGES),
+    "image": ButtonHandler(run=of_sampling(partial(_vote, ballot=Ballot.IMAGE)), argument="[0-9]{1,4}", rate=PAGES),
     "use": ButtonHandler(run=_use_epoch, argument="[0-9]{1,4}", ability=Ability.TRAIN),
 }

@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 from typing import TypeAlias
 
 import discord
+from discord.ext import commands
 
-from bot.access import Access
+from bot.access import Access, server_of
 from bot.cogs.interaction_gate import InteractionGate
 from bot.config import Config
 from bot.datasets import DatasetStore, HubDatasets, PendingUploads, ResumableUploads
@@ -91,6 +92,17 @@ class Services:
     why_closed: Callable[[], str] = always_open
 
 
+class ServiceCog(commands.Cog):
+    """A cog that uses the bot's services."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+
+class ServiceGroupCog(ServiceCog, commands.GroupCog):
+    """As `ServiceCog`, with its commands below a word of its own."""
+
+
 def file_limit_of(client: discord.Client | None, guild_id: int) -> int:
     """Largest file that a server accepts, bytes."""
     guild = client.get_guild(guild_id) if client else None
@@ -167,9 +179,8 @@ async def _since(services: Services, job: Job) -> datetime | None:
 
 async def allowance_of_member(services: Services, interaction: discord.Interaction) -> Allowance:
     """Return what the member who acts may ask for, by their current roles."""
-    assert interaction.guild_id is not None
     role_ids = {role.id for role in getattr(interaction.user, "roles", ())}
-    return await services.limits.allowance(interaction.guild_id, role_ids)
+    return await services.limits.allowance(server_of(interaction), role_ids)
 
 
 async def require_hours(

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import discord
 
-from bot.access import manages
+from bot.access import manages, server_of
+from bot.cogs.lookups import require_own
 from bot.cogs.replies import reply
 from bot.cogs.services import Services, file_limit_of
 from bot.errors import JobFilesDeleted
 from bot.queue import Job
-from bot.queue.domain.verbs import require_control, require_sharable
+from bot.queue.domain.verbs import require_sharable
 from bot.queue.store.gallery_store import GalleryPost, Picture, ShownImage
 from bot.ui.discord_text import missing_permissions
 from bot.ui.gallery_pages import PostContext, shared_reply
@@ -28,9 +29,8 @@ def require_may_share(interaction: discord.Interaction, job: Job) -> None:
     Raises:
         NotAllowed: It is another member's job, or of another member's private dataset.
     """
-    can_manage = manages(interaction)
-    require_control(job, user_id=interaction.user.id, can_manage=can_manage)
-    require_sharable(job, user_id=interaction.user.id, can_manage=can_manage)
+    require_own(interaction, job)
+    require_sharable(job, user_id=interaction.user.id, can_manage=manages(interaction))
 
 
 async def share_picture(
@@ -105,8 +105,7 @@ def picture_of(sampled: Sampled) -> Picture:
 
 def gallery_channel(services: Services, interaction: discord.Interaction) -> int:
     """The channel of the server's gallery; where the member is, if none was chosen or it was deleted."""
-    assert interaction.guild_id is not None
-    chosen = services.access.rules_of(interaction.guild_id).gallery
+    chosen = services.access.rules_of(server_of(interaction)).gallery
     is_there = chosen and interaction.guild is not None and interaction.guild.get_channel(chosen) is not None
     return chosen if is_there else interaction.channel_id or 0
 

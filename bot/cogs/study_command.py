@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 import discord
 from discord import app_commands
-from discord.ext import commands
 
-from bot.cogs.autocomplete import answered, base_choices, dataset_choices
-from bot.cogs.drafts import ask_to_start, queue_at_once, store_draft
+from bot.cogs.autocomplete import choose_base, choose_dataset
+from bot.cogs.drafts import offer
 from bot.cogs.finetune_command import ClassPrompt, Epochs, Name, Rank, Rate, Seed, Trigger, require_permissions
 from bot.cogs.interaction_gate import UPLOADS, handled
 from bot.cogs.job_request import JobRequest, options_as_settings
 from bot.cogs.lookups import dataset_here
-from bot.cogs.preset_commands import chosen_preset, preset_choices
-from bot.cogs.services import Services
+from bot.cogs.preset_commands import choose_preset, chosen_preset
+from bot.cogs.services import ServiceGroupCog
 from bot.errors import JobRefused
 from trainer.protocol.presets import DEFAULT_PRESET
 from trainer.protocol.study import CompareRequest, KfoldRequest, StudyRequest, StudyRequestError, make_study_request
 from trainer.protocol.text import N_, _
 
-if TYPE_CHECKING:
-    Folds: TypeAlias = int
-    Vary: TypeAlias = str
-else:
-    Folds = app_commands.Range[int, 2, 20]
-    Vary = app_commands.Range[str, 3, 1000]
+Folds = app_commands.Range[int, 2, 20]
+Vary = app_commands.Range[str, 3, 1000]
 
 _OPTIONS = {
     "from_dataset": N_("An existing dataset"),
@@ -46,18 +41,16 @@ _OPTIONS = {
 
 @app_commands.guild_only()
 class StudyCommands(
-    commands.GroupCog, group_name="study", group_description=N_("Test how sure a result is, or compare settings.")
+    ServiceGroupCog, group_name="study", group_description=N_("Test how sure a result is, or compare settings.")
 ):
     """`/study kfold` and `/study compare`."""
-
-    def __init__(self, services: Services) -> None:
-        self._services = services
 
     @app_commands.command(
         description=N_("How far can you trust the result? Trains once for each part of your images."),
         extras=handled(rate=UPLOADS),
     )
     @app_commands.describe(**_OPTIONS, folds=N_("Parts that your images are divided into; each makes one run"))
+    @app_commands.autocomplete(from_dataset=choose_dataset, preset=choose_preset, base=choose_base)
     async def kfold(
         self,
         interaction: discord.Interaction,
@@ -87,6 +80,7 @@ class StudyCommands(
         vary=N_("Settings and values to try: lr=1e-4,3e-4; rank=8,32"),
         finish=N_("Also test and export the winner (default: yes)"),
     )
+    @app_commands.autocomplete(from_dataset=choose_dataset, preset=choose_preset, base=choose_base)
     async def compare(
         self,
         interaction: discord.Interaction,
@@ -124,29 +118,8 @@ class StudyCommands(
         chosen = await chosen_preset(self._services, interaction, preset)
         given = options_as_settings(values)
         request = chosen.apply_to(JobRequest(preset=chosen.name, base=given.pop("base", None))).changed(given)
-        draft = await store_draft(self._services, interaction, dataset, request.model_copy(update={"study": study}))
-        if confirm:
-            await ask_to_start(self._services, interaction, draft)
-        else:
-            await queue_at_once(self._services, interaction, draft)
-
-    @kfold.autocomplete("from_dataset")
-    @compare.autocomplete("from_dataset")
-    @answered
-    async def choose_dataset(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
-        return await dataset_choices(self._services, interaction, typed)
-
-    @kfold.autocomplete("preset")
-    @compare.autocomplete("preset")
-    @answered
-    async def choose_preset(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
-        return await preset_choices(self._services, interaction, typed)
-
-    @kfold.autocomplete("base")
-    @compare.autocomplete("base")
-    @answered
-    async def choose_base(self, interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
-        return base_choices(self._services.config, typed)
+        request = request.model_copy(update={"study": study})
+        await offer(self._services, interaction, dataset, request, confirm=confirm)
 
 
 def compare_request(vary: str, *, finishes: bool) -> CompareRequest:

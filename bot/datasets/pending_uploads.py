@@ -22,7 +22,9 @@ _FILES = TypeAdapter(tuple[ReceivedFile, ...])
 _INSERT = """
 INSERT INTO upload (interaction_id, guild_id, channel_id, owner_id, kind, request, is_at_once, dataset_id, title,
     is_private, is_by_page, is_open, created_at)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (interaction_id) DO NOTHING RETURNING interaction_id
+VALUES (:interaction_id, :guild_id, :channel_id, :owner_id, :kind, :request, :is_at_once, :dataset_id, :title,
+    :is_private, :is_by_page, :is_open, :now)
+ON CONFLICT (interaction_id) DO NOTHING RETURNING interaction_id
 """
 
 
@@ -82,21 +84,7 @@ class PendingUploads:
 
     async def add(self, upload: PendingUpload) -> bool:
         """Store an upload before its download begins; False if its interaction was stored before."""
-        values = (
-            upload.interaction_id,
-            upload.guild_id,
-            upload.channel_id,
-            upload.owner_id,
-            upload.kind,
-            upload.request,
-            upload.is_at_once,
-            upload.dataset_id,
-            upload.title,
-            upload.is_private,
-            upload.is_by_page,
-            upload.is_open,
-            self._clock.time(),
-        )
+        values = {**vars(upload), "files": None, "now": self._clock.time()}
         async with self._db.transaction() as connection:
             return bool(list(await connection.execute_fetchall(_INSERT, values)))
 

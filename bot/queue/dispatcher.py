@@ -25,7 +25,7 @@ from bot.queue.store.queue_control import Admission, PauseKind
 from bot.runners import Handle, Runner, RunStatus
 from trainer.exchange.attempt import read_heartbeat
 from trainer.exchange.event_file import EventBatch, read_events
-from trainer.exchange.job_dir import copy_start, read_spec, write_sampling, write_spec
+from trainer.exchange.job_dir import copy_start, read_spec, write_spec
 from trainer.protocol.events import TerminalEvent
 from trainer.protocol.run_options import RunOptions
 from trainer.protocol.spec import SpecError
@@ -235,7 +235,7 @@ def _ensure_spec(job_dir: Path, job: Job) -> None:
     """Write the job's spec unless the folder holds it: an earlier attempt wrote it, and it was not extended since."""
     if job.is_sampling:
         # It never changes.
-        write_sampling(job_dir, job.sampling)
+        write_spec(job_dir, job.sampling)
         return
     copy_start(job_dir, job.spec)
     try:

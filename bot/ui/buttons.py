@@ -1,7 +1,7 @@
 """Buttons that outlive restarts: their custom id names the verb and what it is about.
 
 A custom id comes from the member's client. Each class takes every id with its prefix, and dispatches one that the bot
-has not made with an empty verb, so that it is answered like that of another version.
+has not made with an empty argument and verb, so that it is answered like that of another version.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ _Control = TypeVar("_Control", bound="ui.Button[ui.LayoutView] | ui.Select[ui.La
 class _Persistent(ui.DynamicItem[_Control], template=r"(?!)"):
     """A button or menu that is known by its custom id alone.
 
-    A press is dispatched with the parts of the custom id (the number of a thing as `int`), and what was chosen: through
-    the client, because layouts know nothing of stores, and errors are reported in one place.
+    A press is dispatched as `press`, with the class, the verb, the argument, and the number of a thing if its ids have
+    one: through the client, because layouts know nothing of stores, and errors are reported in one place.
     """
 
-    #: What it is dispatched as, and the custom ids that the bot makes.
-    event: ClassVar[str]
+    #: The custom ids that the bot makes: `number`, `verb` and `arg`; what is chosen in a menu follows the argument.
     form: ClassVar[str]
+    #: Of ids that name none.
+    verb: ClassVar[str] = ""
 
     @classmethod
     async def from_custom_id(
@@ -37,12 +38,11 @@ class _Persistent(ui.DynamicItem[_Control], template=r"(?!)"):
     async def callback(self, interaction: discord.Interaction[Any]) -> None:
         pattern = re.compile(self.form)
         found = pattern.fullmatch(self.custom_id)
-        parts: list[str | int] = [*found.groups("")] if found else [""] * pattern.groups
-        if "number" in pattern.groupindex:
-            parts[0] = int(parts[0] or 0)
-        if isinstance(self.item, ui.Select):
-            parts.append("".join(self.item.values[:1]))
-        interaction.client.dispatch(self.event, interaction, *parts)
+        parts = found.groupdict("") if found else {}
+        chosen = self.item.values[:1] if isinstance(self.item, ui.Select) else []
+        arg = "-".join(filter(None, [parts.get("arg"), *chosen]))
+        about = [int(parts.get("number", 0))] if "number" in pattern.groupindex else []
+        interaction.client.dispatch("press", interaction, type(self), parts.get("verb", self.verb), arg, *about)
 
 
 _Button: TypeAlias = _Persistent[ui.Button[ui.LayoutView]]
@@ -50,57 +50,57 @@ _Menu: TypeAlias = _Persistent[ui.Select[ui.LayoutView]]
 
 
 class JobButton(_Button, template=r"(?s:job:.*)"):
-    """A button about a job, dispatched with the job's number and the verb."""
+    """A button about a job, or a page of the queue."""
 
-    event, form = "job_button", r"job:(?P<number>[0-9]{1,18}):([a-z_]{1,20})"
+    form = r"job:(?P<number>[0-9]{1,18}):(?P<verb>[a-z_]{1,20})"
 
 
 class DatasetButton(_Button, template=r"(?s:ds:.*)"):
-    """A button about a dataset, dispatched with number, verb, and argument."""
+    """A button about a dataset."""
 
-    event, form = "dataset_button", r"ds:(?P<number>[0-9]{1,18}):([a-z_]{1,20})(?::([0-9a-z_-]{1,64}))?"
+    form = r"ds:(?P<number>[0-9]{1,18}):(?P<verb>[a-z_]{1,20})(?::(?P<arg>[0-9a-z_-]{1,64}))?"
 
 
 class GalleryButton(_Button, template=r"(?s:gallery:.*)"):
-    """A button of the gallery, dispatched with the post's number, verb, and argument."""
+    """A button of the gallery, about a post."""
 
-    event, form = "gallery_button", r"gallery:(?P<number>[0-9]{1,18}):([a-z_]{1,20})(?::([0-9a-z-]{1,80}))?"
+    form = r"gallery:(?P<number>[0-9]{1,18}):(?P<verb>[a-z_]{1,20})(?::(?P<arg>[0-9a-z-]{1,80}))?"
 
 
 class AdminButton(_Button, template=r"(?s:admin:.*)"):
-    """A button for operators, dispatched with its verb and argument."""
+    """A button for operators."""
 
-    event, form = "admin_button", r"admin:([a-z_]{1,20}):([0-9a-z]{1,40})"
+    form = r"admin:(?P<verb>[a-z_]{1,20}):(?P<arg>[0-9a-z]{1,40})"
 
 
 class FormButton(_Button, template=r"(?s:form:.*)"):
-    """[Fix in form], dispatched with the key of the form."""
+    """[Fix in form], with the key of the form."""
 
-    event, form = "form_button", r"form:([0-9]{1,19})"
+    form, verb = r"form:(?P<arg>[0-9]{1,19})", "reopen"
 
 
 class HelpButton(_Button, template=r"(?s:help:.*)"):
-    """A page of `/help`, dispatched with the page."""
+    """A page of `/help`."""
 
-    event, form = "help_button", r"help:([a-z]{1,20})"
+    form, verb = r"help:(?P<arg>[a-z]{1,20})", "page"
 
 
 class NotifyButton(_Button, template=r"(?s:notify:quiet)"):
-    """[Quiet hours…] of `/notify`, dispatched with `quiet`."""
+    """[Quiet hours…] of `/notify`."""
 
-    event, form = "notify_menu", r"notify:(quiet)"
+    form = r"notify:(?P<verb>quiet)"
 
 
 class NotifyMenu(_Menu, template=r"notify:at:[a-z_]{1,20}"):
-    """A menu of `/notify`, dispatched with `at`, the event, and the chosen place."""
+    """A menu of `/notify`: the place of an event's news."""
 
-    event, form = "notify_menu", r"notify:(at):([a-z_]{1,20})"
+    form = r"notify:(?P<verb>at):(?P<arg>[a-z_]{1,20})"
 
 
 class SampleMenu(_Menu, template=r"(?s:sample:.*)"):
-    """A menu of a sampling, dispatched with its number, the verb, and the choice."""
+    """A menu of a sampling."""
 
-    event, form = "sample_menu", r"sample:(?P<number>[0-9]{1,18}):([a-z]{1,20})"
+    form = r"sample:(?P<number>[0-9]{1,18}):(?P<verb>[a-z]{1,20})"
 
     @classmethod
     def of(cls, job_id: int, verb: str, options: list[discord.SelectOption], placeholder: str) -> Self:

@@ -9,7 +9,7 @@ from typing import Any
 from discord import ui
 
 from bot.ui.buttons import help_button
-from bot.ui.layout import Color, MessageContent, box, layout, row
+from bot.ui.layout import Color, MessageContent, box, layout, rows
 from trainer.protocol.text import N_, _, translate
 
 
@@ -127,5 +127,4 @@ def welcome_post() -> MessageContent:
 
 
 def _page_rows(shown: HelpPage | None) -> list[ui.ActionRow[Any]]:
-    buttons = [help_button(page, translate(PAGE_LABELS[page]), is_disabled=page is shown) for page in HelpPage]
-    return [row(*buttons[start : start + 4]) for start in range(0, len(buttons), 4)]
+    return rows([help_button(page, translate(PAGE_LABELS[page]), is_disabled=page is shown) for page in HelpPage])

@@ -14,7 +14,7 @@ from bot.queue.domain.verbs import Verb, is_applicable, is_drawable
 from bot.ui.buttons import JobButton, job_button
 from bot.ui.discord_text import escape, mention, progress_bar, relative_time
 from bot.ui.end_reasons import end_reason_text
-from bot.ui.job_context import JobContext, position_words, waiting_lines
+from bot.ui.job_context import JobContext, job_name, position_words, waiting_lines
 from bot.ui.layout import Color, FileToSend, MessageContent, box, image_gallery, layout, row, sendable
 from bot.ui.remedies import failure_buttons
 from bot.ui.sample_pages import TRY_PROMPTS, sampling_words
@@ -465,7 +465,7 @@ def job_line(
         words = line if is_among_waiting and not job.attempt else f"{words} · {line}"
     best = best_of(job.progress.epochs)
     result = " · " + verdict(best.validation.ratio) if best and best.validation.ratio < 1 else ""
-    return f"{sign} **#{job.id} {escape(job.name)}** · {mention(job.owner_id)} · {words}{result}"
+    return f"{sign} {job_name(job)} · {mention(job.owner_id)} · {words}{result}"
 
 
 def in_sentence(words: str) -> str:

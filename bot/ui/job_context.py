@@ -84,6 +84,11 @@ def _starts_as_requested(job: Job, context: JobContext) -> bool:
     return starts_at <= job.run_after + _SAME
 
 
+def job_name(job: Job) -> str:
+    """`**#42 fox**`, to begin a line with."""
+    return f"**#{job.id} {escape(job.name)}**"
+
+
 def why_waiting(job: Job, context: JobContext) -> str:
     """Why a job does not start although it may be its turn; empty if it only waits for a slot."""
     if context.queue_pause is not None:

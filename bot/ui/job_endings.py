@@ -13,9 +13,9 @@ from bot.queue.domain.verbs import Verb, is_applicable, is_drawable
 from bot.ui.buttons import JobButton, job_button, page_button
 from bot.ui.discord_text import escape, inline_code, mention
 from bot.ui.job_card import files_button, finished_words, metric_words, settings_line
-from bot.ui.job_context import JobContext
+from bot.ui.job_context import JobContext, job_name
 from bot.ui.layout import Color, FileToSend, MessageContent, box, image_gallery, layout, row, sendable, text_message
-from bot.ui.remedies import failure_buttons, remedy_buttons, share_button
+from bot.ui.remedies import failure_buttons, failure_lines, remedy_buttons, share_button
 from bot.ui.sample_pages import TRY_PROMPTS
 from trainer.protocol.events import (
     Event,
@@ -55,7 +55,7 @@ def files_messages(job: Job, context: JobContext, events: Sequence[Event]) -> li
         [each.file for each in files if not each.is_folder] + ([report] if report and files else []),
         context.file_limit,
         lambda sent: _how_to_use(job, files, sent),
-        title=_("**#{job} {name}**", job=job.id, name=escape(job.name)),
+        title=job_name(job),
     )
 
 
@@ -131,13 +131,7 @@ def _done_buttons(job: Job, context: JobContext, *, is_no_better: bool) -> list[
 
 def failed_post(job: Job, context: JobContext, failed: Failed | None, detail: str) -> MessageContent:
     """What happened, why, and what to do; the log stays in the log."""
-    what = failed.message if failed else detail or _("The trainer stopped without saying why.")
-    lines = [
-        f"### ❌ {_('#{job} {name} failed', job=job.id, name=escape(job.name))} · {mention(job.owner_id)}",
-        escape(what, 1200),
-    ]
-    if failed and failed.hint:
-        lines.append(f"**{_('What you can do')}**: {escape(failed.hint, 800)}")
+    lines = failure_lines(job, _("#{job} {name} failed", job=job.id, name=escape(job.name)), failed, detail)
     if failed and detail:
         lines.append(escape(detail, 400))
     if failed and job.progress.epochs:
@@ -160,7 +154,7 @@ def cancelled_post(job: Job, context: JobContext, stopped: Stopped | None, detai
         left = _("What it has learned so far is kept: Retry continues from there.")
     else:
         left = _("Nothing had been trained yet.")
-    name = f"**#{job.id} {escape(job.name)}**"
+    name = job_name(job)
     if job.stopped_by:
         cancelled = _("{job} was cancelled by {by}.", job=name, by=mention(job.stopped_by))
     else:

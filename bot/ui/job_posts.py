@@ -16,7 +16,7 @@ from bot.ui.buttons import job_button
 from bot.ui.discord_text import escape, hold_words, mention
 from bot.ui.end_reasons import end_reason_text
 from bot.ui.job_card import base_name, best_of, in_sentence, job_card, metric_words, paused_line, state_words
-from bot.ui.job_context import JobContext
+from bot.ui.job_context import JobContext, job_name
 from bot.ui.job_endings import cancelled_post, done_post, failed_post, files_messages
 from bot.ui.layout import Color, FileToSend, MessageContent, box, image_gallery, layout, row, sendable, text_message
 from bot.ui.notify_pages import called_post
@@ -244,19 +244,19 @@ def stage_post(job: Job, context: JobContext, began: StageBegan) -> MessageConte
 def warning_post(job: Job, context: JobContext, warned: Warned) -> MessageContent:
     """A warning of the trainer, with a button for what helps against it."""
     buttons = remedy_buttons(job, warned.kind)
-    text = f"⚠️ {_job_name(job)}: {escape(warned.message, 1000)}"
+    text = f"⚠️ {job_name(job)}: {escape(warned.message, 1000)}"
     return _boxed(Color.NOTE, text, row(*buttons) if buttons else None)
 
 
 def lost_post(job: Job, context: JobContext, detail: str) -> MessageContent:
     """An attempt ended (its process died, or it failed in a way that may pass), and the job continues."""
     happened = escape(detail, 1000) if detail else _("This attempt was lost. The training continues.")
-    return _boxed(Color.NOTE, f"🔌 {_job_name(job)}: {happened}")
+    return _boxed(Color.NOTE, f"🔌 {job_name(job)}: {happened}")
 
 
 def paused_post(job: Job, context: JobContext, detail: str) -> MessageContent:
     """Who paused a job, and how it continues; with buttons, because the card may be far up."""
-    text = f"⏸️ {_job_name(job)}: {paused_line(job, None)}"
+    text = f"⏸️ {job_name(job)}: {paused_line(job, None)}"
     if detail:
         text += f" {escape(detail, 400)}"
     buttons = row(
@@ -270,7 +270,7 @@ def undelivered_post(notification: Notification, job: Job | None) -> MessageCont
     """Notifies the owner, elsewhere, of what could not be posted in its channel, and where to find it meanwhile."""
     undelivered = notification.undelivered
     assert undelivered is not None
-    name = "" if job is None else f"**#{job.id} {escape(job.name)}**"
+    name = "" if job is None else job_name(job)
     commands = ""
     match undelivered.kind:
         case NotificationKind.DONE:
@@ -306,6 +306,11 @@ def _why_undelivered(undelivered: Undelivered) -> str:
             return _("I could not post it in {channel}; /admin health says why.", channel=channel)
 
 
+def sheet_file(context: JobContext, sampled: Sampled) -> FileToSend:
+    """The sample sheet of an epoch."""
+    return FileToSend(folder=context.job_dir, path=sampled.sheet, name=f"samples-e{sampled.epoch}.png")
+
+
 def samples_alt(sampled: Sampled) -> str:
     """The sample sheet as text: prompts and seeds, in reading order."""
     samples = "; ".join(
@@ -317,19 +322,15 @@ def samples_alt(sampled: Sampled) -> str:
     return f"{when}, {count}: {samples}"
 
 
-def _job_name(job: Job) -> str:
-    return f"**#{job.id} {escape(job.name)}**"
-
-
 def _boxed(color: Color, *parts: ui.Item[Any] | str | None) -> MessageContent:
     return MessageContent(layout=layout(box(color, *parts)), is_silent=True)
 
 
 def _with_sheet(job: Job, context: JobContext, text: str, sampled: Sampled | None) -> MessageContent:
-    text = f"{_job_name(job)} · {text}"
+    text = f"{job_name(job)} · {text}"
     if sampled is None:
         return MessageContent(layout=layout(text), is_silent=True)
-    file = FileToSend(folder=context.job_dir, path=sampled.sheet, name=f"samples-e{sampled.epoch}.png")
+    file = sheet_file(context, sampled)
     if not sendable([file], context.file_limit):
         note = _("The samples are missing, or too large for this server: {path}", path=escape(file.public_path))
         return MessageContent(layout=layout(f"{text}\n-# {note}"), is_silent=True)

@@ -26,11 +26,10 @@ from bot.ui.job_card import (
     state_name,
     state_words,
 )
-from bot.ui.job_context import JobContext, position_words, waiting_lines
-from bot.ui.job_posts import samples_alt
+from bot.ui.job_context import JobContext, job_name, position_words, waiting_lines
+from bot.ui.job_posts import samples_alt, sheet_file
 from bot.ui.layout import (
     Color,
-    FileToSend,
     MessageContent,
     box,
     image_gallery,
@@ -122,7 +121,7 @@ def samples_reply(job: Job, context: JobContext, sampled: Sampled | None) -> Mes
     if sampled is None:
         return text_message(_("#{job} has drawn no samples yet.", job=job.id))
     when = _("what the base model draws") if sampled.epoch == 0 else _("epoch {epoch}", epoch=sampled.epoch)
-    file = FileToSend(folder=context.job_dir, path=sampled.sheet, name=f"samples-e{sampled.epoch}.png")
+    file = sheet_file(context, sampled)
     if not sendable([file], context.file_limit):
         return text_message(
             _(
@@ -131,7 +130,7 @@ def samples_reply(job: Job, context: JobContext, sampled: Sampled | None) -> Mes
                 path=escape(file.public_path),
             )
         )
-    title = f"**#{job.id} {escape(job.name)}** · {when}"
+    title = f"{job_name(job)} · {when}"
     body = layout(
         title,
         image_gallery(file, samples_alt(sampled)),
@@ -432,9 +431,7 @@ def compare_reply(job: Job, context: JobContext, sampled: Sequence[Sampled]) -> 
     wanted = [0, *([best.epoch] if best else []), *([newest.epoch] if newest else [])]
     drawn = {each.epoch: each for each in sampled}
     shown = [drawn[epoch] for epoch in dict.fromkeys(wanted) if epoch in drawn]
-    files = [
-        (each, FileToSend(folder=context.job_dir, path=each.sheet, name=f"samples-e{each.epoch}.png")) for each in shown
-    ]
+    files = [(each, sheet_file(context, each)) for each in shown]
     kept = sendable([file for _each, file in files], context.file_limit)
     images = [(file, samples_alt(each)) for each, file in files if file in kept]
     if not images:

@@ -155,6 +155,11 @@ def row(*buttons: ui.Item[Any]) -> ui.ActionRow[Any]:
     return ui.ActionRow(*buttons)
 
 
+def rows(buttons: Sequence[ui.Item[Any]]) -> list[ui.ActionRow[Any]]:
+    """Rows of at most four buttons, which fit beside each other."""
+    return [row(*buttons[start : start + 4]) for start in range(0, len(buttons), 4)]
+
+
 def box(color: Color, *parts: ui.Item[Any] | str | None) -> ui.Container[Any]:
     """A bordered message body; strings become text, None is left out."""
     return ui.Container(*_items(parts), accent_color=discord.Color(color))

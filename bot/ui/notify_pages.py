@@ -17,7 +17,8 @@ from bot.outbox.notification import Notification, NotificationKind
 from bot.queue.domain.job import Job
 from bot.ui.buttons import NotifyButton, NotifyMenu
 from bot.ui.dataset_forms import Form, FormCallback
-from bot.ui.discord_text import escape, mention
+from bot.ui.discord_text import mention
+from bot.ui.job_context import job_name
 from bot.ui.layout import Color, MessageContent, box, layout, row, with_line
 from trainer.protocol.text import _
 
@@ -26,7 +27,7 @@ _TIME = re.compile(r"(?P<hour>[0-9]{1,2})(?:[:.](?P<minute>[0-9]{2}))? *(?P<half
 
 def notification_words(notification: Notification, job: Job) -> str:
     """What happened to a job, as one sentence."""
-    name = f"**#{job.id} {escape(job.name)}**"
+    name = job_name(job)
     match notification.kind:
         case NotificationKind.QUEUED:
             return _("{job} is in the queue.", job=name)
@@ -259,7 +260,7 @@ def direct_refused() -> str:
 
 def watch_reply(job: Job, preferences: Preferences, *, is_watching: bool) -> str:
     """What follows a press on [🔔]."""
-    name = f"**#{job.id} {escape(job.name)}**"
+    name = job_name(job)
     if not is_watching:
         return _("🔕 I no longer tell you about {job}. Press 🔔 again to change that.", job=name)
     told = [event_words(event) for event, place in preferences.places.items() if place is not NotifyPlace.NONE]

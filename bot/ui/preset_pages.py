@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ from bot.queue.store.preset_store import SavedPreset
 from bot.ui.discord_text import escape, first_lines, mention
 from bot.ui.layout import Color, MessageContent, box, layout
 from trainer.protocol.presets import Preset, PresetAudience, presets, summary_of
-from trainer.protocol.setting_problems import with_short_names
+from trainer.protocol.setting_problems import toml_value, with_short_names
 from trainer.protocol.text import _
 
 _MAX_TOML = 2400
@@ -78,22 +77,7 @@ def as_toml(settings: Mapping[str, Any]) -> str:
     lines = []
     for group, value in settings.items():
         if isinstance(value, Mapping):
-            lines += [f"{group}.{name} = {_toml(inner)}" for name, inner in value.items() if inner is not None]
+            lines += [f"{group}.{name} = {toml_value(inner)}" for name, inner in value.items() if inner is not None]
         elif value is not None:
-            lines.append(f"{group} = {_toml(value)}")
+            lines.append(f"{group} = {toml_value(value)}")
     return "\n".join(lines)
-
-
-def _toml(value: Any) -> str:
-    match value:
-        case bool():
-            return "true" if value else "false"
-        case Mapping():
-            inner = ", ".join(f"{name} = {_toml(each)}" for name, each in value.items() if each is not None)
-            return f"{{ {inner} }}" if inner else "{}"
-        case list() | tuple():
-            return f"[{', '.join(_toml(each) for each in value)}]"
-        case str():
-            return json.dumps(value, ensure_ascii=False)
-        case _:
-            return str(value)

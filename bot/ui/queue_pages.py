@@ -20,10 +20,11 @@ from bot.ui.job_card import (
     job_line,
     priority_words,
     share_done,
+    state_name,
     state_words,
     time_left,
 )
-from bot.ui.job_context import pause_line, position_words, start_words
+from bot.ui.job_context import job_name, pause_line, position_words, start_words
 from bot.ui.layout import Color, MessageContent, box, layout, row
 from trainer.protocol.text import _, duration, listed, ngettext, percent
 
@@ -176,7 +177,7 @@ def _running_line(job: Job, snapshot: BoardSnapshot) -> str:
 def _study_line(job: Job, snapshot: BoardSnapshot) -> str:
     runs = snapshot.runs.get(job.id, ())
     words = ngettext("{n} run is left", "{n} runs are left", len(runs)) if runs else _("creating its runs")
-    return f"🔬 **#{job.id} {escape(job.name)}** · {mention(job.owner_id)} · {_('study')}, {words}"
+    return f"🔬 {job_name(job)} · {mention(job.owner_id)} · {_('study')}, {words}"
 
 
 def _run_lines(job: Job, snapshot: BoardSnapshot) -> list[str]:
@@ -238,21 +239,11 @@ def attempt_line(attempt: AttemptRecord) -> str:
     if attempt.ended_at is None:
         return " · ".join([number, started, *slots, _("still running")])
     took = duration((attempt.ended_at - attempt.started_at).total_seconds())
-    end = _outcome_words(attempt.outcome or "")
+    outcome = attempt.outcome or ""
+    end = state_name(State(outcome)) if outcome in set(State) else escape(outcome, 60)
+    end = _("back in line") if outcome == State.QUEUED else end
     why = f": {escape(end_reason_text(attempt.reason), 160)}" if attempt.reason else ""
     return " · ".join([number, f"{started}, {took}", *slots, end + why])
-
-
-def _outcome_words(outcome: str) -> str:
-    words = {
-        State.QUEUED: _("back in line"),
-        State.PAUSED: _("paused"),
-        State.SUCCEEDED: _("done"),
-        State.STOPPED: _("stopped early"),
-        State.FAILED: _("failed"),
-        State.CANCELLED: _("cancelled"),
-    }
-    return words.get(State(outcome), outcome) if outcome in set(State) else escape(outcome, 60)
 
 
 def entry_line(entry: AuditEntry, *, names_job: bool) -> str:

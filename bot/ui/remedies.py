@@ -7,6 +7,7 @@ import discord
 from bot.queue.domain.job import Job, State
 from bot.queue.domain.verbs import Verb, is_applicable
 from bot.ui.buttons import JobButton, job_button
+from bot.ui.discord_text import escape, mention
 from trainer.protocol.events import Failed, FailureKind
 from trainer.protocol.text import _
 
@@ -69,6 +70,15 @@ def failure_buttons(job: Job) -> list[JobButton]:
     if kind not in _REPEATS and is_applicable(Verb.RETRY, job):
         found.append(job_button(job.id, Verb.RETRY, _("Retry"), emoji="🔁", style=discord.ButtonStyle.primary))
     return found
+
+
+def failure_lines(job: Job, head: str, failed: Failed | None, detail: str) -> list[str]:
+    """What failed (`head`), why, and what to do; `detail` is why, of an attempt that ended without an event."""
+    why = failed.message if failed else detail or _("The trainer stopped without saying why.")
+    lines = [f"### ❌ {head} · {mention(job.owner_id)}", escape(why, 1200)]
+    if failed and failed.hint:
+        lines.append(f"**{_('What you can do')}**: {escape(failed.hint, 800)}")
+    return lines
 
 
 def remedy_buttons(job: Job, kind: str | None) -> list[JobButton]:

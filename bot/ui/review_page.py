@@ -24,7 +24,7 @@ from bot.ui.layout import (
     row,
     sendable,
 )
-from trainer.protocol.finding_labels import label
+from trainer.protocol.finding_labels import label, limit_words
 from trainer.protocol.report import CAPTION_BY_HAND, Finding
 from trainer.protocol.text import _, listed, ngettext
 
@@ -233,11 +233,10 @@ def _short(text: str, each: ReviewImage) -> str:
 
 
 def _finding_line(finding: Finding, each: ReviewImage) -> str:
-    """`• Perhaps blurred: the edges are blurred (measured 1.32, limit 1.00)`."""
+    """`• Perhaps blurred: even its sharpest edges are soft (32 % over the limit)`."""
     words = f"• **{label(finding.kind).heading}**: {escape(_short(finding.message, each), 250)}"
-    if finding.measure is not None and finding.threshold is not None:
-        measure, limit = f"{finding.measure:.3g}", f"{finding.threshold:.3g}"
-        words += " " + _("(measured {measure}, limit {limit})", measure=measure, limit=limit)
+    if beyond := limit_words(finding):
+        words += f" ({beyond})"
     if finding.other is not None and finding.other not in finding.message:
         words += " · " + _("other: {name}", name=escape(_short(finding.other, each), 100))
     return words

@@ -14,7 +14,7 @@ from bot.queue.store.sample_votes import Ballot
 from bot.ui.buttons import JobButton, SampleMenu, job_button, page_button
 from bot.ui.discord_text import escape, first_lines, mention, progress_bar, shorten
 from bot.ui.end_reasons import end_reason_text
-from bot.ui.job_context import JobContext, forecast_line, pause_line, position_words
+from bot.ui.job_context import JobContext, forecast_line, job_name, pause_line, position_words
 from bot.ui.layout import (
     MAX_FILES,
     Color,
@@ -27,6 +27,7 @@ from bot.ui.layout import (
     sendable,
     text_message,
 )
+from bot.ui.remedies import failure_lines
 from trainer.protocol.events import Failed, FailureKind, SamplingFinished
 from trainer.protocol.sampling import Cell, SampledJob, SamplingSpec
 from trainer.protocol.text import _, duration, listed, ngettext, rough_duration
@@ -358,17 +359,12 @@ def sampling_receipt(job: Job, context: JobContext) -> MessageContent:
 def drawn_post(job: Job, link: str) -> MessageContent:
     """Calls those who wait for the images, with the way to the card that has them."""
     images = ngettext("{n} image is drawn", "{n} images are drawn", job.sampling.images)
-    name = f"**#{job.id} {escape(job.name)}**"
+    name = job_name(job)
     return MessageContent(layout=layout(f"🖼️ {name} · {images} · {link}"))
 
 
 def sampling_failed_post(job: Job, failed: Failed | None, detail: str) -> MessageContent:
     """Why a sampling failed, and what to do."""
-    what = failed.message if failed else detail or _("It stopped without saying why.")
-    lines = [
-        f"### ❌ {_('#{job} {name} could not be drawn', job=job.id, name=escape(job.name))} · {mention(job.owner_id)}",
-        escape(what, 1200),
-    ]
-    if failed and failed.hint:
-        lines.append(f"**{_('What you can do')}**: {escape(failed.hint, 800)}")
+    head = _("#{job} {name} could not be drawn", job=job.id, name=escape(job.name))
+    lines = failure_lines(job, head, failed, detail)
     return MessageContent(layout=layout(box(Color.FAILED, "\n".join(lines))), mentions=(job.owner_id,))

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import discord
 from discord import ui
 
-from bot.ui.buttons import DatasetButton, dataset_button
+from bot.ui.buttons import dataset_button
 from bot.ui.dataset_forms import Form, FormCallback
 from bot.ui.discord_text import escape, shorten
-from bot.ui.layout import Color, MessageContent, box, layout, row
+from bot.ui.layout import Color, MessageContent, box, layout, row, rows
 from bot.ui.model_pages import model_words
 from bot.ui.setting_fields import SettingField, SettingsPage, fields_of, page_title
 from trainer.protocol.presets import Preset, PresetAudience, summary_of
-from trainer.protocol.setting_problems import SettingProblem, with_short_names
+from trainer.protocol.setting_problems import SettingProblem, parse_value, with_short_names
 from trainer.protocol.settings import TINY
 from trainer.protocol.spec import SpecDraft
 from trainer.protocol.text import _
@@ -117,13 +117,7 @@ def field_for(problem: SettingProblem, *, presets: Mapping[str, Preset], bases: 
     if problem.nearest is None or field.choices:
         return field
     nearest = f"{problem.nearest:g}" if isinstance(problem.nearest, float) else str(problem.nearest)
-    return SettingField(
-        name=field.name,
-        label=field.label,
-        description=_("The nearest value that works is {value}.", value=nearest),
-        is_long=field.is_long,
-        is_text=field.is_text,
-    )
+    return replace(field, description=_("The nearest value that works is {value}.", value=nearest))
 
 
 def preset_field(presets: Mapping[str, Preset]) -> SettingField:
@@ -195,15 +189,6 @@ def parse_mix(text: str) -> list[dict[str, Any]]:
     return parts
 
 
-def parse_value(text: str) -> Any:
-    """Parse a value as TOML; a bare word is text."""
-    text = text.strip()
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
 # -- messages -----------------------------------------------------------------------------------------------------
 
 
@@ -222,14 +207,10 @@ def settings_card(dataset_id: int, draft_id: int, name: str, overrides: Mapping[
         f"### ⚙️ {_('Settings of {name}', name=escape(name))}",
         "\n".join(lines) or _("Everything is as in the preset."),
         "-# " + _("An empty field keeps the preset's value."),
-        *_rows(buttons),
+        *rows(buttons),
         row(dataset_button(dataset_id, "back", _("Back"), arg=draft_id, style=discord.ButtonStyle.primary)),
     )
     return MessageContent(layout=layout(body))
-
-
-def _rows(buttons: Sequence[DatasetButton]) -> list[ui.ActionRow[Any]]:
-    return [row(*buttons[start : start + 4]) for start in range(0, len(buttons), 4)]
 
 
 def problem_card(

@@ -22,7 +22,7 @@ from bot.ui.job_card import (
     share_done,
     state_words,
 )
-from bot.ui.job_context import JobContext, waiting_lines
+from bot.ui.job_context import JobContext, job_name, waiting_lines
 from bot.ui.job_endings import files_hint, split_files
 from bot.ui.layout import Color, FileToSend, MessageContent, box, image_gallery, layout, public_path, row, sendable
 from bot.ui.remedies import TRAIN_WINNER
@@ -97,7 +97,7 @@ def study_files(job: Job, context: JobContext) -> list[MessageContent]:
     """The samples of a study and the files of its winner for one person; see `files_messages`."""
     samples = _samples(context)
     results = [*_results(job, context), *sendable([samples] if samples else [], context.file_limit)]
-    title = _("**#{job} {name}**", job=job.id, name=escape(job.name))
+    title = job_name(job)
     return split_files(results, context.file_limit, lambda sent: _locations(context, results, sent), title=title)
 
 

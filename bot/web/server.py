@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 from aiohttp import web
@@ -16,13 +16,11 @@ from bot.db.errors import DatabaseUnwritable
 from bot.errors import DarkroomError, DatasetRefused, NotAllowed, NotFound, TooOften
 from bot.web.links import LinkEnded
 from bot.web.rendering import render, static_file
-from bot.web.site import GUILD, SITE, Site, accepted_language
+from bot.web.site import GUILD, SITE, Handler, Site, accepted_language
 from bot.web.visitors import NotAMember, PagesNotReady
 from trainer.protocol.text import _, speak
 
 log = logging.getLogger(__name__)
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 #: No page has scripts or styles in it, loads anything from elsewhere, or may be shown in another page. `blob:` are
 #: thumbnails that the browser draws of files that are about to be uploaded.

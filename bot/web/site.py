@@ -144,16 +144,17 @@ class Visit:
         return "/".join((self.site.base_path, PATHS[self.link.kind], token, *parts))
 
 
+Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Page: TypeAlias = Callable[[Visit], Awaitable[web.StreamResponse]]
 
 
-def page_of(kind: LinkKind) -> Callable[[Page], Callable[[web.Request], Awaitable[web.StreamResponse]]]:
+def page_of(kind: LinkKind) -> Callable[[Page], Handler]:
     """Make a handler of aiohttp of one that answers the visit of a link: `/u/{token}/…`.
 
     The link is checked and counted, the member is looked up, and the page speaks their language.
     """
 
-    def with_page(page: Page) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    def with_page(page: Page) -> Handler:
         @functools.wraps(page)
         async def handle(request: web.Request) -> web.StreamResponse:
             site = request.app[SITE]

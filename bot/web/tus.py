@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import format_datetime
+from functools import partial
 
 from aiohttp import web
 
@@ -21,7 +22,7 @@ from bot.datasets.partial_file import BeyondItsEnd, Checksum
 from bot.datasets.resumable_uploads import ChecksumMismatch, FileBusy, WrongOffset
 from bot.errors import DiskAlmostFull, UploadClosed
 from bot.web.links import LinkKind
-from bot.web.site import Visit, page_of, upload_of
+from bot.web.site import Handler, Visit, page_of, upload_of
 from trainer.protocol.text import N_, _, translate
 
 VERSION = "1.0.0"
@@ -66,7 +67,7 @@ def tus_routes() -> list[web.RouteDef]:
     return [
         web.options(files, _options),
         web.options(file, _options),
-        web.post(files, page_of(LinkKind.UPLOAD)(_create)),
+        web.post(files, _of_upload(_create_file)),
         web.post(file, _by_header),
         *(web.route(method, file, handler) for method, handler in _METHODS.items()),
     ]
@@ -81,24 +82,12 @@ async def _options(request: web.Request) -> web.Response:
     return _answer(204, headers)
 
 
-async def _create(visit: Visit) -> web.StreamResponse:
-    return await _with_upload(visit, _create_file)
+def _of_upload(handle: Callable[[TusVisit], Awaitable[web.StreamResponse]]) -> Handler:
+    """Make a handler of a request of the version that is known, to an upload that is open."""
+    return page_of(LinkKind.UPLOAD)(partial(_with_upload, handle))
 
 
-async def _head(visit: Visit) -> web.StreamResponse:
-    return await _with_upload(visit, _state_of)
-
-
-async def _patch(visit: Visit) -> web.StreamResponse:
-    return await _with_upload(visit, _append_to)
-
-
-async def _delete(visit: Visit) -> web.StreamResponse:
-    return await _with_upload(visit, _remove)
-
-
-async def _with_upload(visit: Visit, handle: Callable[[TusVisit], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
-    """Answer a request of the version that is known, to an upload that is open."""
+async def _with_upload(handle: Callable[[TusVisit], Awaitable[web.StreamResponse]], visit: Visit) -> web.StreamResponse:
     if visit.request.headers.get("Tus-Resumable") != VERSION:
         return _refusal(412, _("This client speaks another version of the upload protocol (tus)."))
     try:
@@ -230,9 +219,7 @@ def _checksum(text: str) -> Checksum | None:
     return Checksum(algorithm=algorithm, digest=digest) if is_known else None
 
 
-_METHODS = {
-    method: page_of(LinkKind.UPLOAD)(page) for method, page in (("HEAD", _head), ("PATCH", _patch), ("DELETE", _delete))
-}
+_METHODS = {"HEAD": _of_upload(_state_of), "PATCH": _of_upload(_append_to), "DELETE": _of_upload(_remove)}
 
 
 async def _by_header(request: web.Request) -> web.StreamResponse:

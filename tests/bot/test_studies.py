@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -28,12 +27,11 @@ from bot.studies import MAX_FAILURES, StudyService, require_run
 from tests.bot.conftest import CHANNEL, GUILD, claim, notifications
 from tests.bot.fakes import FakeClock
 from tests.trainer.fork_server import ForkServer
-from tests.trainer.studies.study_helpers import ROOT, fake_trainer, make_study
+from tests.trainer.studies.study_helpers import ROOT, fake_trainer, make_study, real_trainer
 from trainer.protocol.devices import Devices
 from trainer.protocol.spec import Spec, make_spec
 from trainer.protocol.study import StudyStep, make_study_request
 
-TRAINER = (sys.executable, "-m", "trainer")
 RATES = "training.learning_rate=1e-4,3e-4,1e-3"
 
 
@@ -78,7 +76,7 @@ class Bench:
 
 
 @asynccontextmanager
-async def bot(db: Database, tmp_path: Path, trainer: tuple[str, ...] = TRAINER, slots: int = 2) -> AsyncIterator[Bench]:
+async def bot(db: Database, tmp_path: Path, trainer: tuple[str, ...] = (), slots: int = 2) -> AsyncIterator[Bench]:
     store = JobStore(
         db,
         Outbox(db),
@@ -88,7 +86,7 @@ async def bot(db: Database, tmp_path: Path, trainer: tuple[str, ...] = TRAINER, 
     )
     await store.slots.set(slots_of(Devices(), slots))
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    studies = StudyService(store, command=trainer, env=env)
+    studies = StudyService(store, command=trainer or real_trainer(), env=env)
     runner = LocalRunner(command=fake_trainer(), env=env)
     settings = QueueSettings(stop_grace_s=10, retry_pause_s=0)
     try:
@@ -274,7 +272,7 @@ async def test_the_runs_of_a_study_have_the_limits_of_its_owner(db: Database, tm
         assert (refused.value.epochs, refused.value.allowed) == (1000, 999)
         assert len(await bench.studies.plan(spec, request, max_epochs=1000)) == 3
 
-        few = StudyService(bench.store, command=TRAINER, env=os.environ, limits=LimitSettings(max_study_runs=2))
+        few = StudyService(bench.store, command=real_trainer(), env=os.environ, limits=LimitSettings(max_study_runs=2))
         with pytest.raises(TooManyRuns):
             await few.plan(spec, request, max_epochs=1000)
 

@@ -22,7 +22,15 @@ from trainer.protocol.presets import spec_from_preset
 from trainer.protocol.run_options import RunOptions
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-TRAINER = (sys.executable, "-m", "trainer")
+#: `-m trainer`, which notes a question about GPUs: CUDA_VISIBLE_DEVICES would have no effect after it.
+_NOTES_QUESTIONS = """
+import os, sys, torch
+def question(): open(os.environ["QUESTIONS"], "w").close(); return False
+torch.cuda.is_available = torch.cuda.device_count = torch.cuda.init = question
+from trainer.__main__ import main
+sys.exit(main())
+"""
+TRAINER = (sys.executable, "-c", _NOTES_QUESTIONS)
 
 
 @pytest.fixture
@@ -40,12 +48,14 @@ def job_dir(tmp_path: Path) -> Path:
     return tmp_path / "job"
 
 
-async def test_a_warm_trainer_trains_a_job_to_its_end(job_dir: Path) -> None:
-    warm = WarmTrainer(command=TRAINER, env=os.environ, first_pause_s=0)
+async def test_a_warm_trainer_asks_for_no_gpus_while_it_waits_and_trains_a_job_to_its_end(job_dir: Path) -> None:
+    questions = job_dir / "questions"
+    warm = WarmTrainer(command=TRAINER, env={**os.environ, "QUESTIONS": str(questions)}, first_pause_s=0)
     runner = LocalRunner(command=TRAINER, warm=warm)
     keeping = asyncio.create_task(warm.run())
 
     await eventually(lambda: warm.is_ready, within_s=120)
+    assert not questions.exists()
     pid = warm.pid
     handle = await runner.launch(RunOptions(job_id=1, attempt=1, job_dir=job_dir))
     # The training must not depend on the task that keeps trainers warm.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 from PIL import ImageDraw
@@ -14,6 +17,8 @@ from trainer.exchange.job_dir import write_spec
 from trainer.protocol.presets import spec_from_preset
 
 MakeJob = Callable[..., Path]
+#: Returns the folder of a name, made by the function if it is not there yet.
+SharedFolder: TypeAlias = Callable[[str, Callable[[Path], object]], Path]
 
 _COLORS = ("red", "green", "blue", "orange", "purple", "teal", "brown", "pink", "black", "gold", "navy", "olive")
 
@@ -36,20 +41,42 @@ def draw_images(folder: Path, count: int = 12) -> Path:
 
 
 @pytest.fixture(scope="session")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prepared dataset of 12 images."""
-    from trainer.dataset.preparing.prepare import prepare
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> SharedFolder:
+    """Make folders once for all workers of a test run: whichever needs one first makes it. Tests do not change them."""
+    root = tmp_path_factory.getbasetemp()
+    root = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "shared"
+    root.mkdir(exist_ok=True)
 
-    folder = tmp_path_factory.mktemp("dataset")
-    prepare([draw_images(folder / "images")], folder / "prepared", resolutions=(64,))
-    return folder / "prepared"
+    def shared(name: str, make: Callable[[Path], object]) -> Path:
+        folder, done = root / name, root / f"{name}.done"
+        with (root / f"{name}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                # What failed half-way is made again.
+                shutil.rmtree(folder, ignore_errors=True)
+                make(folder)
+                done.touch()
+        return folder
+
+    return shared
 
 
 @pytest.fixture(scope="session")
-def random_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dataset(tmp_path_factory: pytest.TempPathFactory, shared_folder: SharedFolder) -> Path:
+    """A prepared dataset of 12 images; trainings write their caches into it."""
+    from trainer.dataset.preparing.prepare import prepare
+
+    made = shared_folder(
+        "dataset", lambda folder: prepare([draw_images(folder / "images")], folder / "prepared", resolutions=(64,))
+    )
+    return Path(shutil.copytree(made / "prepared", tmp_path_factory.mktemp("dataset") / "prepared"))
+
+
+@pytest.fixture(scope="session")
+def random_base(shared_folder: SharedFolder) -> Path:
     from tests.trainer.random_base import make_random_base
 
-    return make_random_base(tmp_path_factory.mktemp("base") / "random")
+    return shared_folder("sd1", make_random_base)
 
 
 @pytest.fixture(scope="module")

@@ -113,6 +113,16 @@ def test_settings_are_numbers_lists_or_bare_words(dataset: Path, tmp_path: Path)
     assert spec.samples.prompts == ("a|b",)
 
 
+def test_new_tells_which_settings_have_no_effect(
+    capsys: pytest.CaptureFixture[str], dataset: Path, tmp_path: Path
+) -> None:
+    new = ["new", "--dataset", str(dataset), "--out", str(tmp_path / "job"), "--preset", "ia3"]
+    assert main([*new, "--set", "rank=4"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"{tmp_path / 'job' / 'spec.json'}\n"
+    assert captured.err == "method.rank and method.alpha have no effect for ia3.\n"
+
+
 def test_a_training_by_steps_gets_the_epochs_that_they_take(
     capsys: pytest.CaptureFixture[str], dataset: Path, tmp_path: Path
 ) -> None:

@@ -69,7 +69,7 @@ class WireBot:
             "storage": {"data_dir": str(self.data_dir)},
             "trainer": {"python": str(self._trainer_script), "warm": False},
             "queue": {"poll_s": 0.05, "retry_pause_s": 0.0},
-            "cards": {"edit_interval_s": 1.0},
+            "cards": {"edit_interval_s": 1.0, "epoch_interval_s": 5.0},
             # A full disk of the test machine must not stop the queue.
             "health": {"min_free_gib": 0.0, "gpu_check_minutes": 0},
             "limits": {"max_jobs_per_user": 100},

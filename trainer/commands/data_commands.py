@@ -87,13 +87,18 @@ def _add_progress(parser: argparse.ArgumentParser) -> None:
 def run_prepare(options: argparse.Namespace) -> int:
     """Prepare a dataset, with a progress bar on a terminal, and print the summary."""
     # Imported here: decoders and measures take time to load that the other commands do not need.
+    from trainer.dataset.images.decode_server import start_server
     from trainer.dataset.memory import private_memory_limited
+
+    limits = _limits(options)
+    main_bytes = limits.memory_bytes - limits.decoders_bytes
+    with private_memory_limited(main_bytes):
+        start_server()
     from trainer.dataset.preparing.prepare import prepare
     from trainer.report.dataset_page import write_pages
     from trainer.report.sheets import draw_sheets
 
-    limits = _limits(options)
-    with ProgressBar() as bar, private_memory_limited(limits.memory_bytes - limits.decoders_bytes):
+    with ProgressBar() as bar, private_memory_limited(main_bytes):
         report = prepare(
             options.sources,
             options.out,

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import inspect
-import json
 import re
 from collections.abc import Iterator
 from enum import StrEnum
 from functools import cache
-from typing import Any, Literal, get_args, get_origin
+from typing import Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from trainer.protocol.setting_problems import SHORT_NAMES, range_of
+from trainer.protocol.setting_problems import SHORT_NAMES, range_of, toml_value
 from trainer.protocol.spec import SpecDraft
 from trainer.protocol.text import _
 
@@ -62,7 +61,7 @@ def _setting(model: type[BaseModel], name: str, dotted: str, field: FieldInfo) -
     if value is None:
         yield f"# {name} =    ## " + _("not set")
     else:
-        yield f"# {name} = {_toml(value)}"
+        yield f"# {name} = {toml_value(value)}"
 
 
 def _limits(model: type[BaseModel], name: str, field: FieldInfo) -> str:
@@ -104,17 +103,3 @@ def _model_of(field: FieldInfo) -> type[BaseModel] | None:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             return kind
     return None
-
-
-def _toml(value: Any) -> str:
-    match value:
-        case bool():
-            return "true" if value else "false"
-        case str():
-            return json.dumps(str(value), ensure_ascii=False)
-        case tuple():
-            return f"[{', '.join(map(_toml, value))}]"
-        case dict():
-            return "{}"
-        case _:
-            return str(value)

@@ -11,7 +11,7 @@ from typing import Any
 
 from trainer.commands.job_processes import run_job, sample_jobs
 from trainer.commands.terminal import refuse
-from trainer.exchange.job_dir import SAMPLING_FILE, read_spec, write_sampling
+from trainer.exchange.job_dir import SAMPLING_FILE, read_spec, write_spec
 from trainer.models.adapter_header import read_adapter_header
 from trainer.protocol.run_options import JobKind, RunOptions
 from trainer.protocol.sampling import SamplingSpec, make_sampling_spec
@@ -92,7 +92,7 @@ def _make_job(arguments: argparse.Namespace) -> Path:
         copied = folder / _copied_name(number, path)
         copied.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copied)
-    write_sampling(folder, spec)
+    write_spec(folder, spec)
     return folder
 
 

@@ -59,7 +59,13 @@ def add_study(parser: argparse.ArgumentParser) -> None:
 
 def add_compare_jobs(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `compare-jobs`."""
-    parser.add_argument("jobs", type=_labeled, nargs="+", metavar="LABEL=JOB_DIR", help="jobs that were trained")
+    parser.add_argument(
+        "jobs",
+        type=_labeled,
+        nargs="+",
+        metavar="LABEL=JOB_DIR",
+        help="jobs that were trained; without a label by the name of its folder",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the chart and the samples")
     parser.set_defaults(command=_compare_jobs)
 

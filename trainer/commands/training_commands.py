@@ -17,8 +17,9 @@ from trainer.exchange.dataset_dir import read_report
 from trainer.exchange.event_file import EVENTS_FILE, read_all_events
 from trainer.exchange.job_dir import SPEC_FILE, read_spec, write_spec
 from trainer.exchange.memory_predictions import is_predictable, keep_prediction, read_prediction
+from trainer.protocol.advice import doubtful_settings, idle_settings
 from trainer.protocol.presets import presets, spec_from_preset
-from trainer.protocol.setting_problems import SHORT_NAMES, by_dotted_names
+from trainer.protocol.setting_problems import SHORT_NAMES, by_dotted_names, nested, parse_value
 from trainer.protocol.settings import MethodKind
 from trainer.protocol.spec import Spec, SpecError, changed_settings, extended, make_spec, merge
 from trainer.protocol.text import _, size
@@ -41,7 +42,7 @@ def add_new(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--name", help="name of the LoRA (default: lora, or that of the job)")
     parser.add_argument("--settings", type=Path, metavar="FILE", help="a .toml file with settings; see --explain")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting; see --explain")
     parser.add_argument(
         "--mix",
         action="append",
@@ -87,6 +88,9 @@ def _make_job(arguments: argparse.Namespace) -> int:
     if arguments.source is not None:
         spec = _start_from(arguments.source, spec, arguments.out)
     sys.stdout.write(f"{write_spec(arguments.out, spec)}\n")
+    # Not among what a script reads.
+    for sentence in (*idle_settings(spec), *doubtful_settings(spec)):
+        sys.stderr.write(f"{sentence}\n")
     _print_memory(spec)
     return 0
 
@@ -336,17 +340,17 @@ def _parse_settings(assignments: Sequence[str]) -> dict[str, Any]:
     Raises:
         SpecError: An assignment has no `=` or no group.
     """
-    settings: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
-        group, dot, key = SHORT_NAMES.get(name.strip(), name.strip()).partition(".")
-        if not (equals and dot and key):
+        dotted = SHORT_NAMES.get(name.strip(), name.strip())
+        if not equals or not all(dotted.partition(".")[1:]):
             examples = "lr=1e-4, method.targets=all"
             raise SpecError(
                 _("--set {text} is not NAME=VALUE, such as {examples}.", text=assignment, examples=examples)
             )
-        settings.setdefault(group, {})[key] = _parse_value(text.strip())
-    return settings
+        values[dotted] = parse_value(text)
+    return nested(values)
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
@@ -359,18 +363,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
         values = by_dotted_names(tomllib.loads(path.read_text(encoding="utf-8-sig")))
     except (OSError, ValueError) as error:
         raise SpecError(_("{path} is not a .toml file that can be read: {error}", path=path, error=error)) from error
-    settings: dict[str, Any] = {}
-    for dotted, value in values.items():
-        group, dot, name = dotted.partition(".")
-        settings = merge(settings, {group: {name: value} if dot else value})
-    return settings
-
-
-def _parse_value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
+    return nested(values)
 
 
 def add_report(parser: argparse.ArgumentParser) -> None:

@@ -11,6 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from pathlib import PurePosixPath
 
@@ -28,8 +29,8 @@ _YEAR = re.compile(r"(19|20)\d\d")
 #: Classes that are numbered from 0 (`0_cat`, `1_dog`, `2_fox`) or with zeros in front (`01_cat`), and not repeats.
 _MIN_NUMBERED_CLASSES = 3
 
-_IMAGE_FOLDERS = re.compile(r"im(g|age)s?")
-_REGULARIZATION = re.compile(r"(reg|class)([_ -]?(im(g|age)s?|data|dir))*|regulari[sz]ation.*")
+_IMAGE_FOLDERS, _ANY_FOLDER = re.compile(r"im(g|age)s?"), re.compile(r".*", re.DOTALL)
+_REGULARIZATION = re.compile(r"(regs?|class)([_ -]?(im(g|age)s?|data|dir))*|regulari[sz]ation.*")
 #: Hardly the name of a class.
 _NAMED_REGULARIZATION = re.compile(r"regular|reg[_ -]?(im(g|age)s?|data|dir)")
 _INSTANCE = re.compile(r"instance([_ -]?(im(g|age)s?|data|dir))*")
@@ -42,10 +43,22 @@ _CACHES = re.compile(
 )
 #: Inputs of a ControlNet, and the label maps of datasets for segmentation (VOC, ADE20K).
 _CONTROLS = re.compile(
-    r"controls?([_ -]?(net|im(g|age)s?|\d+))*|conditioning[_ -]im(g|age)s?"
+    r"(.+[_ -])?controls?([_ -]?(net|im(g|age)s?|\d+))*|conditioning[_ -]im(g|age)s?"
     r"|(canny|depth|hed|open[_ -]?pose|normal|seg(mentation)?|segmentation[_ -]?(class|object)|label)"
     r"([_ -]?(maps?|im(g|age)s?))?(es|s)?|annotations?|ground[_ -]?truths?"
 )
+#: Those that can also be a class of drawings, unless the images beside them have no name of their own.
+_DRAWN_CONTROLS = re.compile(r"line[_ -]?arts?|scribbles?|soft[_ -]?edges?|edges?|mlsd|poses?|sketch(es)?")
+_THUMBNAILS = re.compile(r"thumb(nail)?s?")
+#: Names of control images beside their images: `cat_depth.png`. At least so many of them, and for half of the images.
+_CONTROL_NAME = (
+    r"(?:(?:depth|canny|hed|open_?pose|dw_?pose|normal|seg|segmentation|line_?art|scribble|soft_?edge|mlsd"
+    r"|control|cond|conditioning)(?:[_-]?map)?s?)"
+)
+_PAIRED_CONTROL = re.compile(rf"(?P<before>.+)[_.-]{_CONTROL_NAME}|{_CONTROL_NAME}[_.-](?P<after>.+)")
+_MIN_PAIRS = 3
+#: What web UIs show for weights: `cat.preview.png` beside `cat.safetensors`.
+_PREVIEW_ENDING = ".preview"
 #: OneTrainer's images for a conditioning that is not a mask.
 _CONTROL_ENDING = "-condlabel"
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "dev", "eval", "test", "testing"})
@@ -126,6 +139,7 @@ class _Tree:
                 if has_image_name(name):
                     stem = "/".join((*folder[depth:], PurePosixPath(name).stem))
                     self.stems[folder[:depth]].add(stem.casefold())
+        self.paired_controls = {folder: set(_paired_controls(self, folder)) for folder in list(self.files)}
 
     def folder_of(self, path: str) -> _Folder:
         return (*self._root, *path.split("/")[:-1])
@@ -147,6 +161,25 @@ class _Tree:
 
     def has_weights_or_logs(self, folder: _Folder) -> bool:
         return any(_is_weights(name) or name.startswith("events.out.tfevents") for name in self.below[folder])
+
+
+def _paired_controls(tree: _Tree, folder: _Folder) -> Iterator[str]:
+    """Yield the stems of control images beside their images: `cat_depth` beside `cat`."""
+    stems = {PurePosixPath(name).stem.casefold() for name in tree.files[folder] if has_image_name(name)}
+    by_affix: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    for stem in stems:
+        if image := _image_of_control(stem):
+            by_affix[stem.replace(image, "*", 1)][stem] = image
+    plain = len(stems) - sum(map(len, by_affix.values()))
+    for images in by_affix.values():
+        if len(images) >= max(_MIN_PAIRS, plain / 2) and stems.issuperset(images.values()):
+            yield from images
+
+
+def _image_of_control(stem: str) -> str:
+    """The stem of the image of a control image, by its name; empty for other names."""
+    match = _PAIRED_CONTROL.fullmatch(stem)
+    return (match["before"] or match["after"]) if match else ""
 
 
 def _repeats(name: str) -> int | None:
@@ -252,13 +285,23 @@ def _controls(tree: _Tree) -> _Marks:
     for folder in list(tree.folders):
         # ControlNet's own dataset has `source` beside `target`.
         sources = [(*folder, "source")] if {"source", "target"} <= tree.folders[folder] else []
-        for child in (*tree.children(folder, _CONTROLS), *sources):
-            stems = tree.stems[child]
-            siblings = [(*folder, name) for name in tree.folders[folder] if (*folder, name) != child]
-            beside = tree.stems[folder].union(*(tree.stems[sibling] for sibling in siblings))
-            if stems and 2 * len(stems & beside) > len(stems):
-                marks[child] = FileRole.CONTROL
+        controls = [*tree.children(folder, _CONTROLS), *sources]
+        drawn = [child for child in tree.children(folder, _DRAWN_CONTROLS) if _are_copies(tree, child, _IMAGE_FOLDERS)]
+        marks |= dict.fromkeys((*filter(partial(_are_copies, tree), controls), *drawn), FileRole.CONTROL)
     return marks
+
+
+def _thumbnails(tree: _Tree) -> _Marks:
+    found = (child for folder in list(tree.folders) for child in tree.children(folder, _THUMBNAILS))
+    return dict.fromkeys(filter(partial(_are_copies, tree), found), FileRole.CACHE)
+
+
+def _are_copies(tree: _Tree, child: _Folder, beside_names: re.Pattern[str] = _ANY_FOLDER) -> bool:
+    """True if most images of a folder have the names of images beside it, in such folders or none."""
+    folder, stems = child[:-1], {_image_of_control(stem) or stem for stem in tree.stems[child]}
+    siblings = [sibling for sibling in tree.children(folder, beside_names) if sibling != child]
+    beside = tree.stems[folder].union(*(tree.stems[sibling] for sibling in siblings))
+    return bool(stems) and 2 * len(stems & beside) > len(stems)
 
 
 def _skipped(tree: _Tree) -> _Marks:
@@ -287,6 +330,7 @@ _RULES: tuple[Callable[[_Tree], _Marks], ...] = (
     _class_images,
     _kohya_projects,
     _controls,
+    _thumbnails,
     _samples,
     _caches,
     _skipped,
@@ -318,6 +362,10 @@ def _role_by_name(path: str, tree: _Tree) -> FileRole:
     if ending in _TRAINER_ENDINGS or _TRAINER_NAME.fullmatch(pure.name.lower()):
         return FileRole.TRAINER
     stem = pure.stem.casefold()
+    if stem.endswith(_PREVIEW_ENDING) and any(map(_is_weights, tree.files[tree.folder_of(path)])):
+        return FileRole.SAMPLE
+    if stem in tree.paired_controls[tree.folder_of(path)] and has_image_name(path):
+        return FileRole.CONTROL
     if stem.endswith(_CONTROL_ENDING) and has_image_name(path):
         is_beside = stem.removesuffix(_CONTROL_ENDING) in tree.stems[tree.folder_of(path)]
         return FileRole.CONTROL if is_beside else FileRole.IMAGE

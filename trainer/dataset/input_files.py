@@ -66,6 +66,8 @@ IMAGE_EXTENSIONS = frozenset(_DECODED_EXTENSIONS | RAW_EXTENSIONS | set(_UNSUPPO
 CAPTION_EXTENSIONS = (".txt", ".caption", ".tags", ".json")
 #: Caption tables; a `.json` or `.txt` file can also be one.
 TABLE_EXTENSIONS = (".csv", ".tsv", ".jsonl", ".ndjson")
+#: Its texts can have a table.
+MARKDOWN_EXTENSION = ".md"
 
 #: The icon of a folder of macOS.
 FINDER_ICON = "Icon\r"
@@ -299,9 +301,10 @@ def document_format(name: str) -> str:
 
 
 def is_archive_name(name: str) -> bool:
-    """False for the names of images, documents and weights that are zips inside."""
+    """False for the names of drawings, documents and weights that are zips inside; a photograph never is one."""
     ending = PurePosixPath(name).suffix.lower()
-    return ending not in IMAGE_EXTENSIONS and ending not in _DOCUMENT_FORMATS and ending not in _PACKED_ARRAYS
+    is_image = ending in IMAGE_EXTENSIONS and ending not in _DECODED_EXTENSIONS
+    return not is_image and ending not in _DOCUMENT_FORMATS and ending not in _PACKED_ARRAYS
 
 
 def is_svg(head: bytes) -> bool:
@@ -354,7 +357,7 @@ def is_part_name(name: str) -> bool:
 
 def has_caption_name(name: str) -> bool:
     """True if the extension is that of a caption or a table of captions."""
-    return _extension(name) in CAPTION_EXTENSIONS + TABLE_EXTENSIONS
+    return _extension(name) in (*CAPTION_EXTENSIONS, *TABLE_EXTENSIONS, MARKDOWN_EXTENSION)
 
 
 def printable(name: str) -> str:

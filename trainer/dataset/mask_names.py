@@ -1,7 +1,8 @@
 """Finds the mask file of each image by their names.
 
 A mask lies beside its image (`cat.mask.png`, OneTrainer's `cat-masklabel.png`, `cat_mask.png`, `mask_cat.png`), or
-under its name in a folder `masks`, `mask-img`, `train_mask` or `conditioning` (kohya's `conditioning_data_dir`).
+under its name in a folder `masks`, `mask-img`, `train_mask`, `alpha`, or `conditioning` (kohya's
+`conditioning_data_dir`).
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from trainer.protocol.text import _
 #: Endings of a mask's stem, in order of precedence; files with such names are never images.
 _ENDINGS = (".mask", "-masklabel")
 #: Parts of a mask's stem if an image has the rest of its name.
-_AFFIXED = re.compile(r"(?P<before>.+)[_-]mask|mask[_-](?P<after>.+)", re.IGNORECASE)
+_AFFIXED = re.compile(
+    r"(?P<before>.+)(?:[ _-](?:mask|matte|alpha)(?:[ _-]?\d{1,3})?|(?-i:(?<=[a-z0-9])Mask))|mask[ _-](?P<after>.+)",
+    re.IGNORECASE,
+)
 #: Folders of masks, if images outside of them have the same names.
 _MASK_FOLDER = re.compile(
-    r"(?:(?P<before>.+)[ _-])?masks?(?:[ _-](?P<after>.+))?|conditioning(?:_data)?", re.IGNORECASE
+    r"(?:(?P<before>.+)[ _-])?masks?(?:[ _-](?P<after>.+))?|mattes?|alphas?|conditioning(?:_data)?", re.IGNORECASE
 )
 _IMAGE_FOLDERS = ("images", "image", "imgs", "img", "pictures", "photos")
 
@@ -94,14 +98,16 @@ class MaskIndex:
         for entry in entries:
             if entry.row_labels is not None or not has_image_name(entry.path):
                 continue
-            name = _beside_image(entry) or _in_mask_folder(entry)
+            name, in_folder = _beside_image(entry), _in_mask_folder(entry)
+            if in_folder and (name is None or not name.is_certain):
+                name = in_folder
             if name is None or (entry.scope, name.group) in rejected:
                 images.add(entry)
             elif name.parent is not None:
                 in_folders[entry.scope, name.group].append(name)
             else:
                 beside.append(name)
-        found = list(_folder_masks(in_folders, images))
+        found = list(_folder_masks(in_folders, images, beside))
         for name in beside:
             if not name.is_certain:
                 images.add(name.entry)
@@ -124,9 +130,9 @@ class MaskIndex:
 
 
 def _folder_masks(
-    folders: Mapping[MaskGroup, Sequence[_MaskName]], images: _ImageNames
+    folders: Mapping[MaskGroup, Sequence[_MaskName]], images: _ImageNames, beside: list[_MaskName]
 ) -> Iterator[tuple[_MaskName, Sequence[SourceEntry]]]:
-    """Yield the masks of each folder with their images; the files of other folders become images.
+    """Yield the masks of each folder with their images; the files of other folders become images, or masks beside them.
 
     A class can be called "masks": a folder of that name in which no file has a partner holds images.
     """
@@ -137,7 +143,10 @@ def _folder_masks(
             yield from partners
         else:
             for name in names:
-                images.add(name.entry)
+                if own := _beside_image(name.entry):
+                    beside.append(own)
+                else:
+                    images.add(name.entry)
 
 
 def _beside_image(entry: SourceEntry) -> _MaskName | None:
@@ -163,7 +172,11 @@ def _in_mask_folder(entry: SourceEntry) -> _MaskName | None:
             continue
         named = [part for part in (match["before"], match["after"]) if part]
         siblings: list[tuple[str, ...]] = [(), *((name,) for name in (*named, *_IMAGE_FOLDERS))]
-        images = [PurePosixPath(*parts[:depth], *folder, *parts[depth + 1 :], pure.stem) for folder in siblings]
+        affixed = _AFFIXED.fullmatch(pure.stem)
+        stems = [pure.stem, *([affixed["before"] or affixed["after"]] if affixed else [])]
+        images = [
+            PurePosixPath(*parts[:depth], *folder, *parts[depth + 1 :], stem) for stem in stems for folder in siblings
+        ]
         return _MaskName(
             entry=entry,
             image_paths=tuple(map(str, images)),

@@ -92,14 +92,14 @@ def keep_memory_between_steps() -> None:
     _set_malloc({_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: _KEPT_BETWEEN_STEPS})
 
 
-def return_large_blocks() -> None:
-    """Let each freed block of 256 KiB or more go back to the system at once (glibc): less memory, for more time.
+def return_large_blocks(least: int = _MAPPED_BYTES) -> None:
+    """Let each freed block of `least` bytes or more go back to the system at once (glibc): less memory for more time.
 
-    Else the C library keeps tensors of up to 32 MiB in one heap, in whose holes few others fit: a step of a LoRA of SD
-    1.5 at 512 px peaked at 3.65 GiB instead of 3.15, of SDXL at 8.77 instead of 7.44. The system clears each block
-    again, so that the step took 10.3 s instead of 5.8.
+    Else the C library keeps blocks of up to 32 MiB in one heap, in whose holes few others fit. With 256 KiB, a step of
+    a LoRA of SD 1.5 at 512 px peaked at 3.15 GiB instead of 3.65, of SDXL at 7.44 instead of 8.77. The system clears
+    each block again, so that the step took 10.3 s instead of 5.8.
     """
-    _set_malloc({_M_MMAP_THRESHOLD: _MAPPED_BYTES, _M_TRIM_THRESHOLD: _KEPT_BYTES})
+    _set_malloc({_M_MMAP_THRESHOLD: least, _M_TRIM_THRESHOLD: _KEPT_BYTES})
 
 
 def _set_malloc(values: Mapping[int, int]) -> None:

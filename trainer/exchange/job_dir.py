@@ -30,10 +30,10 @@ DATASETS_VARIABLE = "DARKROOM_DATASETS"
 _paths: TypeAdapter[dict[str, str]] = TypeAdapter(dict[str, str])
 
 
-def write_spec(job_dir: Path, spec: Spec) -> Path:
-    """Write `spec.json`, creating the job folder; return its path."""
+def write_spec(job_dir: Path, spec: Spec | SamplingSpec) -> Path:
+    """Write `spec.json` or `sampling.json`, creating the job folder; return its path."""
     job_dir.mkdir(parents=True, exist_ok=True)
-    path = job_dir / SPEC_FILE
+    path = job_dir / (SPEC_FILE if isinstance(spec, Spec) else SAMPLING_FILE)
     write_text(path, spec.model_dump_json(indent=2) + "\n")
     return path
 
@@ -64,14 +64,6 @@ def copy_start(job_dir: Path, spec: Spec) -> None:
     partial = copy.with_name(f"{copy.name}.part")
     shutil.copyfile(source, partial)
     partial.replace(copy)
-
-
-def write_sampling(job_dir: Path, spec: SamplingSpec) -> Path:
-    """Write `sampling.json`, creating the job folder; return its path."""
-    job_dir.mkdir(parents=True, exist_ok=True)
-    path = job_dir / SAMPLING_FILE
-    write_text(path, spec.model_dump_json(indent=2) + "\n")
-    return path
 
 
 def read_sampling(job_dir: Path) -> SamplingSpec:

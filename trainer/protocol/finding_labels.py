@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from trainer.protocol.report import FileRole, FindingKind, Image, RefusalKind
-from trainer.protocol.text import N_, _, ngettext, translate
+from trainer.protocol.report import FileRole, Finding, FindingKind, Image, RefusalKind
+from trainer.protocol.text import N_, _, ngettext, percent, translate
 
 K = FindingKind
 
@@ -27,7 +27,7 @@ _LABELS: Mapping[FindingKind, FindingLabel] = {
     kind: FindingLabel(heading=heading, short=short, meaning=meaning)
     for kind, heading, short, meaning in (
         (K.BY_HAND, N_("Dropped by hand"), N_("by hand"), N_("A person dropped these, whatever was measured.")),
-        (K.CORRUPT, N_("Damaged"), N_("damaged"), N_("The file ends too early, or holds no image.")),
+        (K.CORRUPT, N_("Damaged"), N_("damaged"), N_("The file is incomplete or broken, or holds no image.")),
         (K.UNSUPPORTED, N_("Read in part or not at all"), N_("format"), N_("Something in the file could not be used.")),
         (K.TOO_MANY_PIXELS, N_("Too many pixels"), N_("too many pixels"), N_("Opening it would take too much memory.")),
         (
@@ -56,14 +56,14 @@ _LABELS: Mapping[FindingKind, FindingLabel] = {
             K.BLUR,
             N_("Perhaps blurred"),
             N_("blur"),
-            N_("Even its sharpest edges are soft: so will samples be."),
+            N_("The model learns to draw soft edges too."),
         ),
         (K.SCREENSHOT, N_("Screenshots and text"), N_("text"), N_("The model draws text as scribble.")),
         (K.OUTLIER, N_("Unlike the rest"), N_("outlier"), N_("It looks like nothing else here: does it belong?")),
         (
             K.CAPTION_CONTRADICTORY,
             N_("Contradictory captions"),
-            N_("contradicts"),
+            N_("contradictory caption"),
             N_("Captions of similar images differ."),
         ),
         (
@@ -117,6 +117,28 @@ QUIET = frozenset(
         K.CAPTION_WITHOUT_TRIGGER,
     }
 )
+
+#: Judged by a measure without a unit that people know: how far beyond its limit it is says how sure the finding is.
+_GRADUAL = frozenset({K.BLUR, K.TOO_DARK, K.WASHED_OUT, K.SCREENSHOT, K.OUTLIER})
+
+
+def beyond_limit(finding: Finding) -> float | None:
+    """Return the share by which a gradual measure is above its limit, or below it if negative; None for others."""
+    if finding.kind not in _GRADUAL or finding.measure is None or not finding.threshold:
+        return None
+    return finding.measure / finding.threshold - 1
+
+
+def limit_words(finding: Finding) -> str:
+    """Return `32 % over the limit`, how sure a finding is; empty if it is not gradual."""
+    if (share := beyond_limit(finding)) is None:
+        return ""
+    if share >= 1:
+        return _("{n:.1f} times the limit", n=1 + share)
+    if round(abs(share), 2) == 0:
+        return _("just at the limit")
+    words = percent(abs(share))
+    return _("{share} over the limit", share=words) if share > 0 else _("{share} under the limit", share=words)
 
 
 def label(kind: FindingKind) -> FindingLabel:

@@ -101,11 +101,14 @@ class Finding:
     """One finding about one image: the measure, its threshold, and the action."""
 
     kind: FindingKind
-    #: The measured value and its threshold, in the unit that `message` names; None if nothing was measured.
+    #: The measured value and its threshold; None if nothing was measured.
     measure: float | None = None
     threshold: float | None = None
     action: Literal["dropped", "kept"]
+    #: A clause for people.
     message: str
+    #: What exactly is damaged in a file, or what a library said, in English.
+    detail: str = ""
     #: Source of the other image, for duplicates.
     other: str | None = None
 

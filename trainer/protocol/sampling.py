@@ -6,19 +6,17 @@ strengths x prompts x seeds.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from trainer.protocol.bucket_shapes import Size, bucket_shapes
 from trainer.protocol.frozen import Frozen, RelativePath
-from trainer.protocol.setting_problems import problem_sentences, setting_problems
 from trainer.protocol.settings import Base, Prediction, Prompt
-from trainer.protocol.spec import SpecError
+from trainer.protocol.spec import SpecError, validated
 from trainer.protocol.text import _, ngettext
 
 #: Images of one sampling job.
@@ -167,11 +165,7 @@ def make_sampling_spec(settings: dict[str, Any]) -> SamplingSpec:
     Raises:
         SpecError: One sentence for each problem, with the allowed range.
     """
-    try:
-        return SamplingSpec.model_validate_json(json.dumps(settings))
-    except ValidationError as error:
-        sentences = problem_sentences(error, SamplingSpec)
-        raise SpecError(" ".join(sentences), problems=setting_problems(error, SamplingSpec)) from error
+    return validated(SamplingSpec, settings)
 
 
 def sampling_sizes(resolution: int) -> tuple[Size, ...]:

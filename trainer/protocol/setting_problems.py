@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -85,6 +87,42 @@ def by_dotted_names(tables: Mapping[str, Any]) -> dict[str, Any]:
         else:
             values[SHORT_NAMES.get(name, name)] = value
     return values
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"training.epochs": 3, "stages": […]}` as `{"training": {"epochs": 3}, "stages": […]}`."""
+    settings: dict[str, Any] = {}
+    for dotted, value in values.items():
+        group, dot, name = dotted.partition(".")
+        if dot:
+            settings.setdefault(group, {})[name] = value
+        else:
+            settings[group] = value
+    return settings
+
+
+def parse_value(text: str) -> Any:
+    """Parse a value as TOML; a bare word is text."""
+    try:
+        return tomllib.loads(f"value = {text.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text.strip()
+
+
+def toml_value(value: Any) -> str:
+    """Return a value as TOML, on one line."""
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case Mapping():
+            inner = ", ".join(f"{name} = {toml_value(each)}" for name, each in value.items() if each is not None)
+            return f"{{ {inner} }}" if inner else "{}"
+        case list() | tuple():
+            return f"[{', '.join(toml_value(each) for each in value)}]"
+        case str():
+            return json.dumps(str(value), ensure_ascii=False)
+        case _:
+            return str(value)
 
 
 @dataclass(frozen=True, kw_only=True)

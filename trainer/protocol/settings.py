@@ -51,8 +51,8 @@ class Base(Frozen):
     source: str = Field(default=TINY, min_length=1, max_length=500)
     #: Hub revision (branch, tag or commit); only for hub names.
     revision: str | None = None
-    #: A folder in diffusers layout (or hub name) whose configs and tokenizers describe a single-file `source`; None
-    #: takes those of Stability's models, which ship.
+    #: A folder in diffusers layout (or hub name) whose configs and tokenizers describe a single-file `source`; not
+    #: set: those of Stability's models, which ship.
     config: str | None = None
     #: A VAE in place of the base's own: a `.safetensors` file, a folder in diffusers layout, or a hub name.
     vae: str | None = None
@@ -63,7 +63,7 @@ class Base(Frozen):
     #: CLIP whatever it says, and 256 by T5.
     max_token_length: Literal[75, 150, 225] = 225
     #: Keep the frozen weights of the UNet (or transformer) in fewer bits, to save memory; the exported files are for
-    #: the base as it is. None: 16 bits, or 32. Not for full.
+    #: the base as it is. Not set: 16 bits, or 32. Not for full.
     quantization: Quantization | None = None
 
 
@@ -127,7 +127,7 @@ class BlockRank(Frozen):
     blocks: BlockPattern
     #: 0 leaves them out.
     rank: int = Field(ge=0, le=256)
-    #: None: alpha = rank.
+    #: Not set: alpha = rank.
     alpha: float | None = Field(default=None, gt=0, le=1024)
 
 
@@ -137,11 +137,11 @@ class Method(Frozen):
     kind: MethodKind = MethodKind.LORA
     #: Of lora, dora, loha and lokr.
     rank: int = Field(default=16, ge=1, le=256)
-    #: None means alpha = rank, a scale of 1.
+    #: Not set: alpha = rank, a scale of 1.
     alpha: float | None = Field(default=None, gt=0, le=1024)
-    #: Of convolutions larger than one pixel (kohya's `conv_dim`); None: as `rank` and `alpha`.
+    #: Of convolutions larger than one pixel (kohya's `conv_dim`); not set: as `rank` and `alpha`.
     conv_rank: int | None = Field(default=None, ge=1, le=256)
-    #: None: alpha = `conv_rank`. Only used with `conv_rank`.
+    #: Not set: alpha = `conv_rank`. Only used with `conv_rank`.
     conv_alpha: float | None = Field(default=None, gt=0, le=1024)
     #: Ranks of blocks of their own (kohya's `block_dims`); the first that matches a layer counts, also a convolution.
     block_ranks: tuple[BlockRank, ...] = Field(default=(), max_length=64)
@@ -155,9 +155,9 @@ class Method(Frozen):
     dropout: float = Field(default=0.0, ge=0, le=0.9)
     #: Side of the rotated blocks of oft; a layer whose width it does not divide gets the nearest size that does.
     block_size: int = Field(default=32, ge=2, le=1024)
-    #: Size of the smaller factor of lokr; None: the divisor of a layer's width nearest to its square root.
+    #: Size of the smaller factor of lokr; not set: the divisor of a layer's width nearest to its square root.
     factor: int | None = Field(default=None, ge=2, le=1024)
-    #: None: attention for adapters, every weight for full.
+    #: Not set: attention for adapters, every weight for full.
     targets: Targets | None = None
     #: Names of layers with `*` and `?`, such as `up_blocks.*.attn2.*`; only with the targets pattern.
     pattern: str = Field(default="", max_length=200)
@@ -171,7 +171,7 @@ class Method(Frozen):
     #: `trainer new` copies them into the job folder, and takes the rank from a file unless it is given.
     start_from: str = Field(default="", max_length=500)
     #: SHA-256 of the weights that the training starts from (`start.safetensors` in the job folder, which `trainer new`
-    #: makes of `start_from`, or with `--from` of a finished job); None: from the base alone.
+    #: makes of `start_from`, or with `--from` of a finished job); not set: from the base alone.
     start_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
 
     @property
@@ -257,7 +257,7 @@ class Objective(Frozen):
 
     loss: LossKind = LossKind.MSE
     huber_delta: float = Field(default=0.1, gt=0, le=10)
-    #: Min-SNR-gamma loss weighting (Hang et al. 2023, arXiv:2303.09556); None weighs all timesteps alike.
+    #: Min-SNR-gamma loss weighting (Hang et al. 2023, arXiv:2303.09556); not set: all timesteps weigh alike.
     snr_gamma: float | None = Field(default=None, gt=0, le=100)
     #: Weight 1 / sqrt(SNR), for epsilon (Yu et al. 2023, arXiv:2310.08442).
     debiased: bool = False
@@ -266,7 +266,7 @@ class Objective(Frozen):
     zero_terminal_snr: bool = False
     #: Noise with an offset for each channel, so that very dark and very bright images can be learned.
     noise_offset: float = Field(default=0.0, ge=0, le=1)
-    #: Noise with coarser noise added, each scale smaller by this factor; None: off. 0.3 is usual.
+    #: Noise with coarser noise added, each scale smaller by this factor; not set: off. 0.3 is usual.
     pyramid_noise: float | None = Field(default=None, gt=0, lt=1)
     #: Noise added to the noise of the input only (Ning et al. 2023, arXiv:2301.11706); 0.1 is the paper's.
     input_perturbation: float = Field(default=0.0, ge=0, le=1)
@@ -372,7 +372,7 @@ class Validation(Frozen):
     max_images: int = Field(default=64, ge=1, le=10_000)
     #: Training images that are measured in the same way, so that overfitting shows as a gap; 0: none.
     train_images: int = Field(default=32, ge=0, le=10_000)
-    #: Also validate every so many steps, for the curve; decisions are made at the end of an epoch. None: off.
+    #: Also validate every so many steps, for the curve; decisions are made at the end of an epoch. Not set: off.
     every_steps: int | None = Field(default=None, ge=1, le=1_000_000)
     seed: int = Field(default=555, ge=0, le=2**31 - 1)
     #: Evaluate the test split at the end, and export; false for the runs of a study, of which one is chosen.
@@ -392,7 +392,7 @@ class EarlyStopping(Frozen):
     #: Exponential smoothing of the ratio: the weight of the epochs before; 0: none.
     smoothing: float = Field(default=0.3, ge=0, lt=1)
     #: Hours after which the training ends with the epoch, whatever the loss; they begin again when the job is extended.
-    #: None: no limit.
+    #: Not set: no limit.
     max_hours: float | None = Field(default=None, gt=0, le=10_000)
 
 
@@ -422,7 +422,7 @@ class Samples(Frozen):
 class Exports(Frozen):
     """The files for other programs; those of the best epoch are always written."""
 
-    #: Also a small file of every n-th epoch, to compare epochs; None: of the last epoch, if another is the best. Of
+    #: Also a small file of every n-th epoch, to compare epochs; not set: of the last epoch, if another is the best. Of
     #: adapters and new words.
     every_epochs: int | None = Field(default=None, ge=1, le=1000)
     #: How many files of epochs are kept, and how large they may be together (MiB); the oldest are deleted.

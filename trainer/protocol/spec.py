@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self, TypeAlias, TypeVar
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from trainer.protocol.augmentation import Augmentation
 from trainer.protocol.conflicts import (
@@ -50,7 +50,7 @@ Settings: TypeAlias = Mapping[str, Any]
 
 #: Beginnings of the names of settings that do not change what is trained.
 _OUTPUT_SETTINGS = ("samples.", "exports.", "validation.test")
-_S = TypeVar("_S", bound="SpecDraft")
+_S = TypeVar("_S", bound=BaseModel)
 
 
 class SpecError(ValueError):
@@ -141,24 +141,21 @@ def _with_sum_of_epochs(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def make_spec(settings: Settings) -> Spec:
-    """Validate nested settings.
-
-    Raises:
-        SpecError: One sentence for each problem, with the nearest known name or the allowed range.
-    """
-    return _validated(Spec, settings)
+    """Validate the settings of a job; raises what `validated` raises."""
+    return validated(Spec, settings)
 
 
 def make_spec_draft(settings: Settings) -> SpecDraft:
-    """Validate nested settings that have no dataset yet.
+    """Validate settings that have no dataset yet; raises what `validated` raises."""
+    return validated(SpecDraft, settings)
+
+
+def validated(model: type[_S], settings: Settings) -> _S:
+    """Validate nested settings, in their JSON form.
 
     Raises:
         SpecError: One sentence for each problem, with the nearest known name or the allowed range.
     """
-    return _validated(SpecDraft, settings)
-
-
-def _validated(model: type[_S], settings: Settings) -> _S:
     try:
         return model.model_validate_json(json.dumps(settings))
     except ValidationError as error:

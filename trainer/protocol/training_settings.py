@@ -101,22 +101,22 @@ class Training(Frozen):
 
     #: With `stages`: the sum of their epochs.
     epochs: int = Field(default=20, ge=1, le=1000)
-    #: Optimizer steps after which the training ends, within an epoch if need be, and the schedule with it; None: with
-    #: the epochs. `trainer new` sets `epochs` to as many as they take, unless it is given, too.
+    #: Optimizer steps after which the training ends, within an epoch if need be, and the schedule with it; not set:
+    #: with the epochs. `trainer new` sets `epochs` to as many as they take, unless it is given, too.
     max_steps: int | None = Field(default=None, ge=1, le=1_000_000)
-    #: How often each training image is seen in one epoch; 0: as often as it takes to `MIN_EPOCH_IMAGES`, and those of
-    #: `mix` as often as that more.
+    #: How often each training image is seen in one epoch; 0: as often as it takes to show 350 images in all, and those
+    #: of `mix` as often as that more.
     repeats: int = Field(default=1, ge=0, le=1000)
     #: Images per optimizer step (the effective batch).
     batch_size: int = Field(default=4, ge=1, le=1024)
-    #: Images in memory at once; gradient accumulation makes up the rest of `batch_size`. None: as many as fit, found
+    #: Images in memory at once; gradient accumulation makes up the rest of `batch_size`. Not set: as many as fit, found
     #: by trial steps.
     micro_batch_size: int | None = Field(default=None, ge=1, le=256)
     #: Above 0.01 only for optimizers that find their own rate, and sgd.
     learning_rate: float = Field(default=1e-4, ge=1e-7, le=10.0)
-    #: None: half of `learning_rate`. Only used with `method.text_encoder`.
+    #: Not set: half of `learning_rate`. Only used with `method.text_encoder`.
     text_encoder_learning_rate: float | None = Field(default=None, ge=1e-8, le=10.0)
-    #: Of the second CLIP encoder, of SDXL and SD 3; None: as the first.
+    #: Of the second CLIP encoder, of SDXL and SD 3; not set: as the first.
     text_encoder_2_learning_rate: float | None = Field(default=None, ge=1e-8, le=10.0)
     #: Factor of the rate of a LoRA's B, which starts at 0, over that of its A (LoRA+, Hayou et al. 2024,
     #: arXiv:2402.12354; 16 there); of lora and dora.
@@ -124,7 +124,7 @@ class Training(Frozen):
     #: Factor between the rates of a block and the next one, from the output inwards: 1 gives all the same rate, 0.8
     #: moves the first blocks less.
     layer_decay: float = Field(default=1.0, ge=0.1, le=1)
-    #: One of `OptimizerKind`, or `library.Class` of torch, pytorch_optimizer or bitsandbytes.
+    #: A name of docs/optimizers.md, or a class of torch, pytorch_optimizer or bitsandbytes, such as `torch.RAdam`.
     optimizer: OptimizerName = OptimizerKind.ADAMW
     #: More arguments of the optimizer by its own names: `betas`, `momentum`, `d_coef`, …
     optimizer_arguments: Arguments = Field(default_factory=dict)
@@ -138,7 +138,7 @@ class Training(Frozen):
     #: The same in steps; takes precedence over `warmup_share`.
     warmup_steps: int | None = Field(default=None, ge=0, le=100_000)
     max_grad_norm: float = Field(default=1.0, gt=0, le=1000)
-    #: Exponential moving average of the weights, which is then validated, sampled and exported; None: off.
+    #: Exponential moving average of the weights, which is then validated, sampled and exported; not set: off.
     ema_decay: float | None = Field(default=None, ge=0.5, lt=1)
     #: Share of captions replaced by the empty one, so that classifier-free guidance keeps working.
     caption_dropout: float = Field(default=0.05, ge=0, le=1)
@@ -153,7 +153,7 @@ class Training(Frozen):
     tag_dropout: float = Field(default=0.0, ge=0, le=0.9)
     #: Weight of the loss of a class image, relative to a training image. Only used with class images.
     regularization_weight: float = Field(default=1.0, gt=0, le=10)
-    #: Side of the square whose area each image is resized to, px; None: the base's own size.
+    #: Side of the square whose area each image is resized to, px; not set: the base's own size.
     resolution: int | None = Field(default=None, ge=64, le=2048, multiple_of=8)
     precision: Precision = Precision.AUTO
     #: Use TensorFloat-32 for fp32 computations, on GPUs that support it.
@@ -170,7 +170,7 @@ class Training(Frozen):
     #: `torch.compile` the equal blocks of the denoiser, once for all of them (SD 3: the whole one): a minute or more
     #: before the first step. Not seen on a GPU.
     compile: bool = False
-    #: Keep the checkpoint of every n-th epoch, beside the last and the best; None: only those.
+    #: Keep the checkpoint of every n-th epoch, beside the last and the best; not set: only those.
     keep_every_epochs: int | None = Field(default=None, ge=1, le=1000)
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
 
@@ -188,7 +188,7 @@ class Unfreeze(Frozen):
 
 
 class Stage(Frozen):
-    """One part of a training, with its own epochs, rates and frozen layers. None means: as in `training`."""
+    """One part of a training, with its own epochs, rates and frozen layers. What is not set is as in `training`."""
 
     name: str = Field(default="", max_length=40)
     epochs: int = Field(ge=1, le=1000)

@@ -12,9 +12,19 @@ from pathlib import Path
 from markupsafe import Markup
 
 from trainer.exchange.dataset_dir import SHARED_PAGE
-from trainer.exchange.files import write_text
+from trainer.exchange.files import atomic_write, write_text
 from trainer.protocol.bucket_shapes import ImageFit, ResolutionFit
-from trainer.protocol.finding_labels import KINDS, QUIET, FindingLabel, label, main_kind, role_count, short_labels
+from trainer.protocol.finding_labels import (
+    KINDS,
+    QUIET,
+    FindingLabel,
+    beyond_limit,
+    label,
+    limit_words,
+    main_kind,
+    role_count,
+    short_labels,
+)
 from trainer.protocol.report import DatasetReport, Finding, FindingKind, Image, Split
 from trainer.protocol.text import _
 from trainer.report.templating import markdown_template, read_template_file, render_html, self_contained
@@ -77,11 +87,14 @@ class FoundImage:
 
     @property
     def gauge(self) -> float | None:
-        """Position of the measure on a line from 0 to 100 with the threshold in its middle; None without a measure."""
-        measure, threshold = self.finding.measure, self.finding.threshold
-        if measure is None or not threshold or threshold < 0:
-            return None
-        return round(100 * min(max(measure / (2 * threshold), 0.0), 1.0), 1)
+        """Position of a gradual measure on a line from 0 to 100 with its limit in the middle; None for others."""
+        share = beyond_limit(self.finding)
+        return None if share is None else round(50 * min(1 + share, 2.0), 1)
+
+    @property
+    def limit_words(self) -> str:
+        """How far its measure is from the limit."""
+        return limit_words(self.finding)
 
     @property
     def also(self) -> Sequence[str]:
@@ -127,9 +140,12 @@ class FindingSection:
 
     @property
     def together(self) -> str:
-        """The numbers of its images, as `--keep` and `--drop` take them; empty if there are too many or only one."""
-        is_short = 1 < len(self.images) <= _MAX_NUMBERS
-        return ",".join(str(image.number) for image in self.images) if is_short else ""
+        """The numbers of its images, as `--keep` and `--drop` take them; empty if there are too many or only one.
+
+        What cannot be decoded cannot be kept.
+        """
+        numbers = [str(each.number) for each in self.images if each.image.pixels_sha256 is not None]
+        return ",".join(numbers) if 1 < len(numbers) <= _MAX_NUMBERS else ""
 
 
 def write_pages(report: DatasetReport, folder: Path) -> list[Path]:
@@ -167,7 +183,9 @@ def write_pages(report: DatasetReport, folder: Path) -> list[Path]:
         "role_count": role_count,
     }
     files = [folder / "report.md"]
-    write_text(files[0], markdown_template("report.md.j2").render(values))
+    with atomic_write(files[0]) as partial, partial.open("w", encoding="utf-8") as file:
+        # A piece at a time: as one text it would take several times its size.
+        file.writelines(markdown_template("report.md.j2").generate(values))
     for name in pages:
         html = render_html(
             "report.html.j2",

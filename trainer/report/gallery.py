@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
@@ -28,6 +29,8 @@ _PIXEL_ART = 3
 #: A phone shows a sheet 285 px wide, whatever its own width is; letters have 11 px there.
 _PHONE_WIDTH, _PHONE_LETTERS = 285, 11
 _CAPTION_LINES = 3
+#: From the top of a line to its baseline, as a share of the size: DejaVu's.
+_ASCENT = 0.928
 #: Above a column of a comparison; with four columns a line has about ten letters.
 _HEADING_LINES, _NOTE_LINES = 4, 2
 #: Prompts in a comparison: a higher image would not be seen at once.
@@ -381,7 +384,9 @@ def _write_line(
 ) -> None:
     line = sanitize(text)
     font = text_font(line, size, is_bold=is_bold)
-    ImageDraw.Draw(sheet).text(at, shorten(line, font, width), font=font, fill=color)
+    # On one baseline in all fonts: those with Chinese letters have a higher line, whose foot an image would cover.
+    baseline = at[0], at[1] + math.ceil(_ASCENT * size)
+    ImageDraw.Draw(sheet).text(baseline, shorten(line, font, width), font=font, fill=color, anchor="ls")
 
 
 def _wrap(text: str, font: Font, width: int, lines: int) -> list[str]:

@@ -194,49 +194,47 @@ def best_of(ended: Sequence[EpochEnded]) -> EpochEnded:
 
 
 def headline(spec: Spec, events: Sequence[Event]) -> tuple[str, ...]:
-    """Return the outcome in one sentence, after a sentence about how the job ended unless it finished."""
+    """Return the outcome in sentences, after one about how the job ended unless it finished."""
     ended = all_of(events, EpochEnded)
-    outcome = _outcome(spec, events, ended) if ended else _("No epoch is complete yet.")
+    outcome = tuple(_outcome(spec, events, ended)) if ended else (_("No epoch is complete yet."),)
     match events[-1] if events else None:
         case Finished():
-            return (outcome,)
+            return outcome
         case Failed() as failed:
-            return (_("It failed: {message} {hint}", message=failed.message, hint=failed.hint).strip(), outcome)
+            return (_("It failed: {message} {hint}", message=failed.message, hint=failed.hint).strip(), *outcome)
         case Stopped(epoch=epoch, step=step, checkpoint=checkpoint):
             sentence = (
                 _("It was stopped in epoch {epoch}, at step {step}; it continues from there when it runs again.")
                 if checkpoint
                 else _("It was stopped in epoch {epoch}, at step {step}; nothing was kept.")
             )
-            return (sentence.format(epoch=epoch, step=step), outcome)
+            return (sentence.format(epoch=epoch, step=step), *outcome)
         case _other:
-            return (_("It is still running; these are its results so far."), outcome)
+            return (_("It is still running; these are its results so far."), *outcome)
 
 
-def _outcome(spec: Spec, events: Sequence[Event], ended: Sequence[EpochEnded]) -> str:
+def _outcome(spec: Spec, events: Sequence[Event], ended: Sequence[EpochEnded]) -> Iterator[str]:
     best, early, tested = best_of(ended), last_of(events, StoppedEarly), last_of(events, Tested)
     total, done = spec.training.epochs, ended[-1].epoch
     after = ngettext("After {n} epoch", "After {n} epochs", total)
     if done < total:
         after = _("After {done} of {total} epochs", done=done, total=total)
-        if early is not None:
-            reason = f"{early.reason[:1].lower()}{early.reason[1:].rstrip('.')}"
-            after = _("{after} (stopped early: {reason})", after=after, reason=reason)
     is_trained_on_all = spec.split.kind is SplitKind.ALL
-    sentence = _(
-        "{after}, {best} is {verdict}{on_what}",
+    yield _(
+        "{after}, {best} is {verdict}{on_what}.",
         after=after,
         best=_("it") if best.epoch == done else _("the best, epoch {epoch},", epoch=best.epoch),
         verdict=loss_verdict(best.validation),
         on_what=_(", measured on its own training images") if is_trained_on_all else "",
     )
     if tested is not None:
-        sentence += _("; on the test images, never seen before, {verdict}", verdict=loss_verdict(tested.test))
+        yield _("On the test images, never seen before: {verdict}.", verdict=loss_verdict(tested.test))
         if "accuracy" in tested.metrics:
-            sentence += _(", with {share} of them classified correctly", share=percent(tested.metrics["accuracy"]))
+            yield _("{share} of them were classified correctly.", share=percent(tested.metrics["accuracy"]))
     if levels := noise_levels([band.ratio for band in best.validation.bands]):
-        sentence += _(". By level: {levels}", levels=levels)
-    return sentence + "."
+        yield _("By level: {levels}.", levels=levels)
+    if early is not None:
+        yield _("It stopped early: {reason}", reason=early.reason[:1].lower() + early.reason[1:])
 
 
 def changed_settings(spec: Spec) -> Iterator[ChangedSetting]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from fractions import Fraction
 from typing import Any
 
 from trainer.errors import UsageError
-from trainer.protocol.setting_problems import SHORT_NAMES
+from trainer.protocol.setting_problems import SHORT_NAMES, parse_value
 from trainer.protocol.settings import EarlyStopping, SplitChoice, SplitKind
 from trainer.protocol.spec import Spec, SpecError, make_spec
 from trainer.protocol.text import _
@@ -244,12 +244,4 @@ def _parse_values(text: str) -> tuple[Any, ...]:
     try:
         return tuple(tomllib.loads(f"values = [{text}]")["values"])
     except tomllib.TOMLDecodeError:
-        return tuple(_parse_words(text))
-
-
-def _parse_words(text: str) -> Iterator[Any]:
-    for word in filter(None, (word.strip() for word in text.split(","))):
-        try:
-            yield tomllib.loads(f"value = {word}")["value"]
-        except tomllib.TOMLDecodeError:
-            yield word
+        return tuple(parse_value(word) for word in text.split(",") if word.strip())

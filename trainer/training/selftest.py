@@ -204,8 +204,16 @@ class SelfTestRunner:
         """
         self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="selftest-")))
         _write_images(self._folder / "images")
-        # Preparing has a forkserver too, and a process has only one: that of another process.
-        preparing = multiprocessing.get_context("spawn").Process(target=_prepare, args=(self._folder,))
+        self._prepare(self._folder / "images", self._folder / DATASET)
+        self._prepare(self._folder / "images" / "0.png", self._folder / ONE_IMAGE)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stack.close()
+
+    def _prepare(self, source: Path, out: Path) -> None:
+        # Preparing has a forkserver too, and a process has only one: that of another process, which imports no torch.
+        preparing = multiprocessing.get_context("spawn").Process(target=prepare, args=([source], out))
         preparing.start()
         preparing.join()
         if preparing.exitcode:
@@ -213,10 +221,6 @@ class SelfTestRunner:
                 _("The images of the self-test cannot be prepared."),
                 _("The log above says why; `make setup` installs it again."),
             )
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._stack.close()
 
     def run(self, check: Check) -> SelfTestResult:
         """Measure the variant of a check, and its reference unless an earlier check did."""
@@ -344,11 +348,6 @@ def _out_of_time() -> str:
 
 def _distance(update: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
     return float(np.linalg.norm(update - reference) / np.linalg.norm(reference))
-
-
-def _prepare(folder: Path) -> None:
-    prepare([folder / "images"], folder / DATASET)
-    prepare([folder / "images" / "0.png"], folder / ONE_IMAGE)
 
 
 def _write_images(folder: Path) -> None:

@@ -78,31 +78,23 @@ async def write_measure(connection: Connection, job: ActiveJob, now: float) -> N
     """
     values = {"id": job.id, "dataset_id": job.dataset_id}
     took = next(iter(await connection.execute_fetchall(_DURATION, values)))
-    progress = job.progress
+    progress, is_whole = job.progress, job.state is State.SUCCEEDED
     if not took["seconds"] or not job.gpus:
         return
     if job.is_sampling:
-        measure = {
-            "job_id": job.id,
-            "signature": sampling_signature_of(job.sampling, job.gpus),
-            "steps": sampling_steps(job.sampling),
-            "seconds": took["seconds"],
-            "estimate_s": job.estimate_s,
-            "ended_at": now,
-        }
-        await connection.execute_fetchall(_WRITE, measure)
+        signature, steps, is_whole = sampling_signature_of(job.sampling, job.gpus), sampling_steps(job.sampling), True
+    elif progress.total_steps:
+        signature = signature_of(job.spec, job.gpus)
+        steps = planned_steps(job.spec, Counts.model_validate_json(took["counts"]))
+        if not is_whole:
+            trained = max((epoch.step for epoch in progress.epochs), default=0)
+            steps = max(1, round(steps * trained / progress.total_steps))
+    else:
         return
-    if not progress.total_steps:
-        return
-    steps = float(planned_steps(job.spec, Counts.model_validate_json(took["counts"])))
-    is_whole = job.state is State.SUCCEEDED
-    if not is_whole:
-        trained = max((epoch.step for epoch in progress.epochs), default=0)
-        steps *= trained / progress.total_steps
     measure = {
         "job_id": job.id,
-        "signature": signature_of(job.spec, job.gpus),
-        "steps": max(1, round(steps)),
+        "signature": signature,
+        "steps": steps,
         "seconds": took["seconds"],
         "estimate_s": job.estimate_s if is_whole else None,
         "ended_at": now,

@@ -42,6 +42,8 @@ def forked_trainer() -> tuple[str, ...]:
 
 
 PNG = b"\x89PNG\r\n"
+#: simcord tells the channel of each thread; Discord only of one that starts from an older message.
+_THREAD_CREATED = discord.MessageType.thread_created
 
 
 def archive(images: int = 6, **others: bytes) -> tuple[str, bytes]:
@@ -115,15 +117,25 @@ class World:
 
     def messages(self) -> list[discord.Message]:
         """The messages of the channel and then those of its threads, oldest first."""
-        return [message for channel in (self.channel, *self.channel.threads) for message in _messages_in(channel)]
+        channels = (self.channel, *self.channel.threads)
+        return [message for channel in channels for message in channel.history() if message.type is not _THREAD_CREATED]
 
     def texts(self) -> list[str]:
         """The texts of the channel's messages, those of its threads excluded; oldest first."""
-        return list(map(text_of, _messages_in(self.channel)))
+        return self._texts_in(self.channel)
 
     def thread_texts(self) -> list[str]:
         """The texts of the messages in the threads of the channel."""
-        return [text_of(message) for thread in self.channel.threads for message in _messages_in(thread)]
+        return [text for thread in self.channel.threads for text in self._texts_in(thread)]
+
+    def _texts_in(self, channel: Any) -> list[str]:
+        # As they are stored: a test that waits reads all of them many times, and `history` copies each one deeply.
+        stored = self.env.backend.messages.get(channel.id, {})
+        return [
+            text_of(message)
+            for _, message in sorted(stored.items())
+            if message.visible_to(None) and message.type != _THREAD_CREATED.value
+        ]
 
     def mentions(self) -> list[list[int]]:
         """The users that each message notifies, oldest first."""
@@ -132,10 +144,10 @@ class World:
 
     def posts(self, part: str) -> list[str]:
         """The messages that contain `part`, in the channel and its threads."""
-        return [text for text in map(text_of, self.messages()) if part in text]
+        return [text for text in (*self.texts(), *self.thread_texts()) if part in text]
 
     async def until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
-        """Wait in real time: the services are not simulated. Most conditions read all messages, in milliseconds."""
+        """Wait in real time: the services are not simulated."""
         try:
             async with asyncio.timeout(seconds):
                 while not condition():  # noqa: ASYNC110 - no event is set.
@@ -149,11 +161,6 @@ class World:
         """Wait for a message that contains `part`; return the first one."""
         await self.until(lambda: bool(self.posts(part)), seconds)
         return self.posts(part)[0]
-
-
-def _messages_in(channel: Any) -> list[discord.Message]:
-    # simcord tells the channel of each thread; Discord only of one that starts from an older message.
-    return [each for each in channel.history(viewer=None) if each.type is not discord.MessageType.thread_created]
 
 
 def texts(components: Any) -> list[str]:

@@ -155,10 +155,10 @@ async def test_the_audit_is_of_all_or_of_one_job(data_dir: Path) -> None:
 
 
 def serve(lab: World, **services: Any) -> None:
-    """Other services for `/admin`."""
+    """Other services for `/admin` and its buttons."""
     client: Any = lab.env.bot
     admin = client.get_cog("AdminCommands")
-    admin._services = dataclasses.replace(admin._services, **services)
+    client.services = admin._services = dataclasses.replace(admin._services, **services)
 
 
 class Disk:

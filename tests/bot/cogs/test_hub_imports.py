@@ -158,7 +158,7 @@ async def test_a_download_that_a_restart_interrupts_is_made_by_the_next_bot(
             question = shown(await ask(lab, boss))
             pressed = asyncio.create_task(press_download(boss, question))
             await until_async(lambda: is_tracked(lab))
-            handlers = [task for task in asyncio.all_tasks() if "dataset_button" in task.get_name()]
+            handlers = [task for task in asyncio.all_tasks() if "on_press" in task.get_name()]
             for task in (*handlers, pressed):
                 task.cancel()
             await asyncio.wait([*handlers, pressed])

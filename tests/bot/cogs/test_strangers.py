@@ -19,15 +19,8 @@ import pytest
 from discord import AppCommandOptionType as OptionType
 from discord import app_commands
 
-from bot.cogs import (
-    admin_commands,
-    dataset_buttons,
-    gallery_command,
-    help_command,
-    job_actions,
-    notify_command,
-    sample_command,
-)
+from bot.app.client import HANDLERS
+from bot.cogs import admin_commands, dataset_buttons, gallery_command, job_actions
 from bot.cogs.interaction_gate import ButtonHandler
 from bot.datasets.decisions import review_questions
 from bot.queue.store.gallery_store import Picture, ShownImage
@@ -38,21 +31,6 @@ from tests.bot.cogs.dataset_helpers import DEFECTIVE, press_forged
 
 pytestmark = pytest.mark.slow
 
-#: The tables of all buttons, by the class that dispatches them.
-HANDLERS: Mapping[type, Mapping[str, ButtonHandler]] = {
-    buttons.JobButton: job_actions.HANDLERS,
-    buttons.DatasetButton: dataset_buttons.HANDLERS,
-    buttons.AdminButton: admin_commands.HANDLERS,
-    buttons.GalleryButton: gallery_command.HANDLERS,
-    buttons.HelpButton: help_command.HANDLERS,
-    buttons.NotifyButton: notify_command.HANDLERS,
-    # Its choices are the member's own: tests/bot/cogs/test_notify_command.py.
-    buttons.NotifyMenu: notify_command.HANDLERS,
-    # It is of a sampling, which strangers do not find: tests/bot/cogs/test_everyone.py.
-    buttons.SampleMenu: sample_command.MENUS,
-    # It opens a form that its member sent; tests/bot/cogs/test_request_edits.py presses it.
-    buttons.FormButton: {},
-}
 #: Options that name something; a stranger names what is Ana's.
 NAMES = {
     "id": "secret-job",

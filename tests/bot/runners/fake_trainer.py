@@ -22,6 +22,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -137,14 +138,14 @@ def sample(options: RunOptions, plan: dict[str, Any]) -> int:
     return job_processes.sample_jobs(options, channel, channel)
 
 
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("plan", type=Path)
     commands = parser.add_subparsers(dest="name", required=True)
     commands.add_parser("wait")
     RunOptions.add_arguments(commands.add_parser("run"))
     add_sample(commands.add_parser("sample"))
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     plan = json.loads(arguments.plan.read_text())
     if arguments.name == "sample":
         return sample(options_of(arguments), plan)
@@ -161,4 +162,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -148,7 +148,8 @@ async def test_what_opens_uploads_has_neither_network_nor_secrets(
     spy = tmp_path / "spy.py"
     spy.write_text(SPY)
     config = config_for(tmp_path / "data", HF_TOKEN="secret-of-the-config")
-    datasets = make_services(Parts.of(config, db, trainer=(sys.executable, str(spy), FAKE_TRAINER[1]))).datasets
+    services, _uploads = make_services(Parts.of(config, db, trainer=(sys.executable, str(spy), FAKE_TRAINER[1])))
+    datasets = services.datasets
 
     received = await datasets.receive(uploads({f"{n}.png": b"bare %d" % n for n in range(6)}))
     dataset = await datasets.prepare(received, guild_id=GUILD, owner_id=5)

@@ -22,7 +22,7 @@ from bot.runners.local import find_marked
 from bot.runners.runner import trainer_argv
 from tests.bot.conftest import Submit, notifications
 from tests.bot.fakes import FakeClock, eventually
-from tests.bot.runners.conftest import until_exited
+from tests.bot.runners.conftest import forked_trainer, until_exited
 from trainer.exchange.attempt import HEARTBEAT_FILE, read_attempt, read_heartbeat
 from trainer.exchange.event_file import read_events
 from trainer.exchange.process import ProcessIdentity, identify, read_process_file
@@ -35,12 +35,16 @@ MakeRunner = Callable[..., LocalRunner]
 
 @pytest.fixture
 def make_runner(tmp_path: Path) -> MakeRunner:
-    """Make a runner of fake trainers, that of a new bot: `make_runner(epochs=3, dies_at=2)`."""
+    """Make a runner of fake trainers, that of a new bot: `make_runner(epochs=3, dies_at=2)`.
 
-    def make(**plan: Any) -> LocalRunner:
+    With `is_fresh`, the process that is launched is the trainer, and not a launcher of it.
+    """
+
+    def make(*, is_fresh: bool = False, **plan: Any) -> LocalRunner:
         path = tmp_path / "plan.json"
         path.write_text(json.dumps({"epochs": 3, **plan}))
-        command = (sys.executable, str(ROOT / "tests/bot/runners/fake_trainer.py"), str(path))
+        fresh = (sys.executable, str(ROOT / "tests/bot/runners/fake_trainer.py"))
+        command = (*(fresh if is_fresh else forked_trainer()), str(path))
         return LocalRunner(command=command, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
     return make
@@ -78,7 +82,7 @@ async def test_two_processes_of_one_attempt_are_one_training(
 ) -> None:
     """A warm trainer has no mark: if the bot dies before it locks the folder, the next bot starts a second process."""
     monkeypatch.setattr("bot.runners.local.find_marked", lambda job_dir: {})
-    runner = make_runner(epochs=1000)
+    runner = make_runner(epochs=1000, is_fresh=True)
     handles = [await runner.launch(options) for _ in range(2)]
     await until_it_emits(options.job_dir)
     holder = read_process_file(options.job_dir)

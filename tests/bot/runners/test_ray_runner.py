@@ -18,7 +18,7 @@ from bot.runners import Handle, RunStatus
 from bot.runners.ray import RayRunner, without_secrets
 from tests.bot.conftest import Submit
 from tests.bot.fakes import serve
-from trainer.exchange.job_dir import LOG_FILE, read_dataset_paths, write_sampling, write_spec
+from trainer.exchange.job_dir import LOG_FILE, read_dataset_paths, write_spec
 from trainer.protocol.run_options import JobKind, RunOptions
 from trainer.protocol.sampling import make_sampling_spec
 from trainer.protocol.spec import make_spec
@@ -124,7 +124,7 @@ async def test_paths_are_those_of_the_nodes(head: Head, tmp_path: Path) -> None:
 async def test_a_sampling_finds_its_training_on_the_nodes_and_keeps_none_of_them(head: Head, tmp_path: Path) -> None:
     source = str(tmp_path / "jobs/3")
     model = {"kind": "job", "label": "fox", "job_dir": source}
-    write_sampling(tmp_path / "jobs/7", make_sampling_spec({"models": [model], "prompts": [{"prompt": "a fox"}]}))
+    write_spec(tmp_path / "jobs/7", make_sampling_spec({"models": [model], "prompts": [{"prompt": "a fox"}]}))
     options = make_options(tmp_path, kind=JobKind.SAMPLE, job_dir=tmp_path / "jobs/7", stay_s=300)
 
     job = await submit_job(head, tmp_path, options, shared_root="/mnt/ours")

@@ -12,7 +12,6 @@ from bot.ui.setting_forms import (
     base_field,
     field_for,
     parse_mix,
-    parse_value,
     preset_choice,
     preset_field,
     settings_card,
@@ -20,7 +19,7 @@ from bot.ui.setting_forms import (
     typed_text,
 )
 from trainer.protocol.presets import Preset, presets
-from trainer.protocol.setting_problems import SettingProblem, dotted_names
+from trainer.protocol.setting_problems import SettingProblem, dotted_names, parse_value
 from trainer.protocol.spec import Spec, make_spec_draft
 from trainer.protocol.text import LANGUAGES, speaking
 

@@ -17,7 +17,7 @@ from tests.trainer.job_events import events_of
 from tests.trainer.models.test_adapter_header import lora, write
 from trainer.__main__ import main
 from trainer.commands import sampling_commands
-from trainer.exchange.job_dir import LOG_FILE, read_sampling, write_sampling, write_spec
+from trainer.exchange.job_dir import LOG_FILE, read_sampling, write_spec
 from trainer.exchange.process import is_released
 from trainer.protocol.events import EXIT_FINISHED, EXIT_REFUSED, SamplingFinished, SamplingStarted
 from trainer.protocol.presets import spec_from_preset
@@ -92,7 +92,7 @@ def test_wrong_arguments_are_refused_in_a_sentence(
     sentence: str,
 ) -> None:
     full = tmp_path / "full"
-    write_sampling(full, make_sampling_spec({"models": [{"kind": "base"}], "prompts": [{"prompt": "a"}]}))
+    write_spec(full, make_sampling_spec({"models": [{"kind": "base"}], "prompts": [{"prompt": "a"}]}))
     names = {"JOB": job, "NOWHERE": tmp_path / "nowhere", "FULL": full}
 
     assert main(["sample", *(str(names.get(each, each)) for each in arguments)]) == EXIT_REFUSED
@@ -146,7 +146,7 @@ def staying(tmp_path: Path, fork_server: ForkServer) -> Iterator[tuple[subproces
 def make_job(tmp_path: Path, number: int) -> Path:
     folder = tmp_path / str(number)
     settings = {"base": {"source": "tiny"}, "models": [{"kind": "base"}], "prompts": [{"prompt": "a red circle"}]}
-    write_sampling(folder, make_sampling_spec({**settings, "steps": 2, "seeds": [number]}))
+    write_spec(folder, make_sampling_spec({**settings, "steps": 2, "seeds": [number]}))
     (folder / "attempt.json").write_text('{"attempt": 1}')
     return folder
 

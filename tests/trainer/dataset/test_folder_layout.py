@@ -68,6 +68,23 @@ def test_a_kohya_project_is_recognized(path: str, role: FileRole) -> None:
         (("img/1.png", "depth_maps/1.png"), {"depth_maps/1.png": R.CONTROL}),
         (("JPEGImages/1.jpg", "SegmentationClass/1.png"), {"SegmentationClass/1.png": R.CONTROL}),
         (("images/val/1.jpg", "annotations/val/1.png"), {"annotations/val/1.png": R.CONTROL}),
+        (("images/1.png", "images_control/1.png"), {"images_control/1.png": R.CONTROL}),
+        (("images/1.png", "depth/1_depth.png"), {"depth/1_depth.png": R.CONTROL}),
+        (("images/1.png", "lineart/1.png"), {"lineart/1.png": R.CONTROL}),
+        (("1.png", "scribble/1.png"), {"scribble/1.png": R.CONTROL}),
+        (
+            ("1.png", "2.png", "3.png", "1_depth.png", "2_depth.png", "3_depth.png"),
+            dict.fromkeys(("1_depth.png", "2_depth.png", "3_depth.png"), R.CONTROL),
+        ),
+        (
+            ("1.png", "2.png", "3.png", "canny_1.png", "canny_2.png", "canny_3.png"),
+            dict.fromkeys(("canny_1.png", "canny_2.png", "canny_3.png"), R.CONTROL),
+        ),
+        # of web UIs
+        (("1.png", "x/a.preview.png", "x/a.ckpt"), {"x/a.preview.png": R.SAMPLE, "x/a.ckpt": R.TRAINER}),
+        # thumbnails of galleries
+        (("photos/1.png", "thumbs/1.png"), {"thumbs/1.png": R.CACHE}),
+        (("photos/1.png", "photos/thumbnails/1.png"), {"photos/thumbnails/1.png": R.CACHE}),
         # AUTOMATIC1111
         (("1.png", "outputs/txt2img-images/2024/00001-1.png"), {"outputs/txt2img-images/2024/00001-1.png": R.SAMPLE}),
         (("1.png", "log/images/x-500.png"), {"log/images/x-500.png": R.SAMPLE}),
@@ -108,6 +125,12 @@ def test_what_other_programs_write_is_recognized(paths: tuple[str, ...], found: 
         ("class/1.png", "school/1.png"),
         ("control/1.png", "panel/2.png"),
         ("depth/1.png", "width/2.png"),
+        ("lineart/1.png", "painting/1.png"),
+        ("sketches/1.png", "oils/1.png"),
+        ("thumbs/1.png", "fingers/2.png"),
+        ("1.png", "2.preview.png"),
+        ("ocean.png", "ocean_depth.png", "cat.png", "dog.png"),
+        ("1.png", "2.png", "3.png", *(f"{n}.png" for n in "abcdefg"), "1_depth.png", "2_depth.png", "3_depth.png"),
         ("source/1.png", "delta/1.png"),
         ("outputs/1.png", "inputs/1.png"),
         ("0_cat/1.png", "1_dog/1.png", "2_fox/1.png"),

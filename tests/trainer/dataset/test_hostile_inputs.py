@@ -179,6 +179,14 @@ def test_many_texts_of_other_folders_are_each_compared_with_few_images() -> None
     assert len(found.refused) == 1000
 
 
+def test_a_table_in_markdown_of_many_rows_is_refused_unread() -> None:
+    text = "| cat.png | a red cat |\n" * 200_000
+    with at_most_calls(100_000):
+        found = Labeled(["cat.png"], {"README.md": text})
+
+    assert found.refused["README.md"].kind is RefusalKind.TOO_LARGE
+
+
 def test_a_text_of_very_many_lines_is_read_up_to_the_length_of_a_caption() -> None:
     with at_most_calls(400_000):
         caption = read_sidecar("1.txt", "a\nb c\n" * 10_000)

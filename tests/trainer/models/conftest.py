@@ -1,4 +1,4 @@
-"""Random bases of each family, written once per test run; tests do not change them."""
+"""Random bases of each family, and adapters on them, written once per test run; tests do not change them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ from collections.abc import Callable
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
+import torch
 
-from tests.trainer.models.random_adapters import Load
+from tests.trainer.conftest import SharedFolder
+from tests.trainer.models.random_adapters import ExportedAdapter, Exports, Load, export_adapter, method_of
 from tests.trainer.random_base import make_random_base, make_random_sd2, make_random_sd3, make_random_sdxl
 from trainer.models.base import LoadedBase, load_base
-from trainer.protocol.settings import Base
+from trainer.protocol.settings import Base, MethodKind, Objective
 
 #: Returns the folder of a random base: "sd1", "sd2", "sdxl", "sd3" or "sd3-t5".
 BaseFolder: TypeAlias = Callable[[str], Path]
@@ -28,18 +30,34 @@ _MAKERS: dict[str, Callable[[Path], Path]] = {
 
 
 @pytest.fixture(scope="session")
-def base_folder(tmp_path_factory: pytest.TempPathFactory) -> BaseFolder:
-    root = tmp_path_factory.mktemp("families")
-    return cache(lambda family: _MAKERS[family](root / family))
+def base_folder(shared_folder: SharedFolder) -> BaseFolder:
+    return lambda family: shared_folder(family, _MAKERS[family])
 
 
 @pytest.fixture(scope="session")
 def load(base_folder: BaseFolder) -> Load:
-    original = cache(lambda family: load_base(Base(source=str(base_folder(family)))))
-    return lambda family: _copy(original(family))
+    @cache
+    def original(family: str, clip_skip: int, **objective: Any) -> LoadedBase:
+        return load_base(Base(source=str(base_folder(family)), clip_skip=clip_skip), Objective(**objective))
+
+    def copied(family: str, clip_skip: int = 1, **objective: Any) -> LoadedBase:
+        """Copy what methods change, in a fifth of the time of loading; share the rest."""
+        base = original(family, clip_skip, **objective)
+        return deepcopy(base, {id(each): each for each in (base.vae, base.noising, base.sampler)})
+
+    return copied
 
 
-def _copy(base: LoadedBase) -> LoadedBase:
-    """Copy what methods change, in a fifth of the time of loading; share the rest."""
-    shared = (base.vae, base.noising, base.sampler)
-    return deepcopy(base, {id(each): each for each in shared})
+@pytest.fixture(scope="session")
+def exported(load: Load, shared_folder: SharedFolder) -> Exports:
+    """Adapters with a dropout, which must not be in effect."""
+
+    def read(family: str, kind: MethodKind) -> ExportedAdapter:
+        def make(folder: Path) -> None:
+            torch.save(export_adapter(load, family, method_of(kind, dropout=0.3), folder), folder / "adapter.pt")
+
+        path = shared_folder(f"{family}-{kind}", make) / "adapter.pt"
+        adapter: ExportedAdapter = torch.load(path, weights_only=False)
+        return adapter
+
+    return read

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
 
 import pytest
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
-from trainer.models.base import LoadedBase
-from trainer.models.methods.trained import Trained
+from trainer.models.base import Family, LoadedBase
+from trainer.models.methods.adapters import attach_adapter
+from trainer.models.methods.kohya import kohya_keys
+from trainer.models.methods.trained import ExportedFile, Trained, Weights
 from trainer.protocol.settings import Method, MethodKind, Targets
 
-#: Loads a new random base of a family.
-Load: TypeAlias = Callable[[str], LoadedBase]
+
+class Load(Protocol):
+    """Loads a new random base of a family, with settings of its objective."""
+
+    def __call__(self, family: str, clip_skip: int = 1, **objective: Any) -> LoadedBase: ...
+
 
 KINDS = [kind for kind in MethodKind if kind.is_adapter]
 #: All kinds; only LoRA and LoKr are in the fast set.
@@ -52,3 +61,47 @@ def train_a_little(trained: Trained) -> None:
     generator = torch.Generator().manual_seed(2)
     for _, parameter in trained.named_parameters():
         parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedAdapter:
+    """A trained adapter and all of its files."""
+
+    family: Family
+    method: Method
+    state: Weights
+    files: Sequence[ExportedFile]
+    #: The prediction of the base, and that with the adapter.
+    before: Tensor
+    after: Tensor
+    #: Each adapted weight as peft merges it, by kohya's name of the layer.
+    merged: Mapping[str, Tensor]
+
+    @property
+    def effect(self) -> float:
+        """The largest change of the prediction."""
+        return float((self.after - self.before).abs().max())
+
+
+#: Returns the adapter of a kind on a family, which all tests share.
+Exports: TypeAlias = Callable[[str, MethodKind], ExportedAdapter]
+
+
+def export_adapter(load: Load, family: str, method: Method, folder: Path) -> ExportedAdapter:
+    """Attach an adapter, change its weights, and write its files as `egg` into a folder."""
+    base = load(family)
+    before = predict(base)
+    trained = attach_adapter(base, method, lambda: load(family))
+    train_a_little(trained)
+    after = predict(base)
+    files = trained.export(folder, "egg", {})
+    state = trained.state()
+    merged: dict[str, Tensor] = {}
+    for name, module in trained.modules.items():
+        layers: dict[str, Any] = {path: m for path, m in module.named_modules() if isinstance(m, BaseTunerLayer)}
+        for path, key in kohya_keys(base, name, layers).items():
+            layers[path].merge()
+            merged[key] = layers[path].get_base_layer().weight.detach()
+    return ExportedAdapter(
+        family=base.family, method=method, state=state, files=files, before=before, after=after, merged=merged
+    )

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.trainer.models.random_adapters import FAMILIES_AND_KINDS, Load, method_of, predict, train_a_little
+from tests.trainer.models.random_adapters import FAMILIES_AND_KINDS, Exports, Load, method_of, predict, train_a_little
 from trainer.errors import BadSpecError, CheckpointError
 from trainer.models.base import LoadedBase
 from trainer.models.methods.adapter_files import PEFT_PREFIX
@@ -27,7 +27,7 @@ from trainer.models.methods.inversion import attach_inversion
 from trainer.models.methods.starting_files import read_start
 from trainer.models.methods.trained import Trained, Weights
 from trainer.protocol.events import ExportFormat
-from trainer.protocol.settings import Method, MethodKind, Targets
+from trainer.protocol.settings import Method, MethodKind
 
 #: Relative to the largest change of a prediction: files of kohya's kind hold fp16.
 TOLERANCE = 0.02
@@ -65,30 +65,23 @@ def assert_close(found: Tensor, expected: Tensor, untrained: Tensor, name: str) 
 
 @pytest.mark.parametrize(("family", "kind"), FAMILIES_AND_KINDS)
 def test_every_file_and_the_checkpoint_of_an_adapter_have_its_effect_and_leave_no_trace(
-    load: Load, tmp_path: Path, family: str, kind: MethodKind
+    load: Load, exported: Exports, family: str, kind: MethodKind
 ) -> None:
-    method = method_of(kind)
-    base, trained = trained_adapter(load, family, method)
-    expected = predict(base)
-    files = trained.export(tmp_path, "egg", {})
-    state = trained.state()
-
-    fresh = load(family)
+    adapter, fresh = exported(family, kind), load(family)
     weights = changeable(fresh)
     untrained = predict(fresh)
-    found: dict[str, Tensor] = {
-        "checkpoint": applied(weights, fresh, AdapterChange(method=method, weights=lambda _: state), 1.0)
-    }
-    for file in files:
+    checkpoint = AdapterChange(method=adapter.method, weights=lambda _: adapter.state)
+    found: dict[str, Tensor] = {"checkpoint": applied(weights, fresh, checkpoint, 1.0)}
+    for file in adapter.files:
         if file.format is not ExportFormat.DIFFERENCE:
-            own = AdapterChange(method=method, weights=partial(weights_of_file, file.path))
+            own = AdapterChange(method=adapter.method, weights=partial(weights_of_file, file.path))
             found[f"{file.path.name} of a job"] = applied(weights, fresh, own, 1.0)
         if file.path.is_file():
             found[f"{file.path.name} alone"] = applied(weights, fresh, FileChange(path=file.path), 1.0)
     weights.apply(None, 0.0)
 
     for name, prediction in found.items():
-        assert_close(prediction, expected, untrained, name)
+        assert_close(prediction, adapter.after, untrained, name)
     assert torch.equal(predict(fresh), untrained)
     assert not any("lora" in name or "hada" in name for name, _module in fresh.denoiser.named_modules())
 
@@ -118,13 +111,12 @@ def test_strengths_scale_what_an_adapter_adds_to_each_weight(load: Load) -> None
 
 
 @pytest.mark.parametrize("kind", [MethodKind.DORA, MethodKind.IA3, MethodKind.OFT])
-def test_half_of_a_change_lies_between_the_weights_for_other_kinds_too(load: Load, kind: MethodKind) -> None:
-    method = method_of(kind, text_encoder=False)
-    _base, trained = trained_adapter(load, "sd1", method)
-    state = trained.state()
-    fresh = load("sd1")
+def test_half_of_a_change_lies_between_the_weights_for_other_kinds_too(
+    load: Load, exported: Exports, kind: MethodKind
+) -> None:
+    adapter, fresh = exported("sd1", kind), load("sd1")
     weights = changeable(fresh)
-    change = AdapterChange(method=method, weights=lambda _: state)
+    change = AdapterChange(method=adapter.method, weights=lambda _: adapter.state)
     before = {name: tensor.clone() for name, tensor in fresh.denoiser.named_parameters()}
     weights.apply(change, 1.0)
     full = {name: tensor.clone() for name, tensor in fresh.denoiser.named_parameters()}
@@ -169,15 +161,15 @@ def test_a_word_is_known_for_a_while(load: Load) -> None:
     assert not torch.equal(known, before)
 
 
-def exported_lora(load: Load, folder: Path, family: str = "sd1") -> Path:
-    _base, trained = trained_adapter(load, family, method_of(MethodKind.LORA, targets=Targets.ATTENTION))
-    trained.export(folder, "egg", {})
-    return folder / "egg.safetensors"
+@pytest.fixture
+def lora_file(exported: Exports) -> Path:
+    """The file of a LoRA on SD 1 by kohya's names."""
+    _diffusers, file = exported("sd1", MethodKind.LORA).files
+    return file.path
 
 
-def test_a_file_without_alphas_and_one_of_peft_are_read(load: Load, tmp_path: Path) -> None:
-    path = exported_lora(load, tmp_path)
-    tensors = load_file(path)
+def test_a_file_without_alphas_and_one_of_peft_are_read(load: Load, lora_file: Path, tmp_path: Path) -> None:
+    tensors = load_file(lora_file)
     scaled = {
         name: tensor * 0.5 if name.endswith("lora_up.weight") else tensor
         for name, tensor in tensors.items()
@@ -186,37 +178,38 @@ def test_a_file_without_alphas_and_one_of_peft_are_read(load: Load, tmp_path: Pa
     save_file(scaled, tmp_path / "no-alphas.safetensors")
     peft = {
         f"{PEFT_PREFIX}{name.removeprefix('unet.')}": tensor
-        for name, tensor in load_file(tmp_path / "diffusers/pytorch_lora_weights.safetensors").items()
+        for name, tensor in load_file(lora_file.parent / "diffusers/pytorch_lora_weights.safetensors").items()
         if name.startswith("unet.")
     }
     save_file(peft, tmp_path / "peft.safetensors")
     fresh = load("sd1")
     weights = changeable(fresh)
-    expected = applied(weights, fresh, FileChange(path=path), 1.0)
+    expected = applied(weights, fresh, FileChange(path=lora_file), 1.0)
 
     # alpha is half of the rank.
     without = applied(weights, fresh, FileChange(path=tmp_path / "no-alphas.safetensors"), 1.0)
     assert torch.allclose(without, expected, atol=1e-5)
     weights.apply(FileChange(path=tmp_path / "peft.safetensors"), 1.0)
     assert not weights.changes_text()
-    weights.apply(FileChange(path=path), 1.0)
+    weights.apply(FileChange(path=lora_file), 1.0)
     assert weights.changes_text()
 
 
-def test_a_file_for_another_model_is_refused_and_the_base_stays(load: Load, tmp_path: Path) -> None:
-    path = exported_lora(load, tmp_path, "sdxl")
+def test_a_file_for_another_model_is_refused_and_the_base_stays(load: Load, exported: Exports) -> None:
+    _diffusers, file = exported("sdxl", MethodKind.LORA).files
     fresh = load("sd1")
     weights, untrained = changeable(fresh), predict(fresh)
 
     with pytest.raises(BadSpecError, match=r"which this base does not have.*Choose the base"):
-        weights.apply(FileChange(path=path), 1.0)
+        weights.apply(FileChange(path=file.path), 1.0)
     assert torch.equal(predict(fresh), untrained)
 
 
 @pytest.mark.parametrize("broken", ["shape", "kind"])
-def test_a_file_with_layers_of_another_shape_or_kind_is_refused(load: Load, tmp_path: Path, broken: str) -> None:
-    path = exported_lora(load, tmp_path)
-    tensors = load_file(path)
+def test_a_file_with_layers_of_another_shape_or_kind_is_refused(
+    load: Load, lora_file: Path, tmp_path: Path, broken: str
+) -> None:
+    tensors, path = load_file(lora_file), tmp_path / "broken.safetensors"
     last = [name for name in tensors if name.endswith("lora_down.weight")][-1]
     if broken == "shape":
         tensors[last] = torch.zeros(4, 5)

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.trainer.models.random_adapters import FAMILIES_AND_KINDS, KINDS, Load, method_of, predict, train_a_little
+from tests.trainer.models.random_adapters import (
+    FAMILIES_AND_KINDS,
+    KINDS,
+    Exports,
+    Load,
+    export_adapter,
+    method_of,
+    predict,
+    train_a_little,
+)
 from trainer.errors import ExportError
 from trainer.models.base import LoadedBase
 from trainer.models.methods.adapters import attach_adapter
@@ -34,33 +42,26 @@ from trainer.protocol.settings import Method, MethodKind
 KOHYA_KINDS = [kind for kind in KINDS if kind is not MethodKind.OFT]
 
 
-def trained_on(base: LoadedBase, method: Method, reload: Callable[[], LoadedBase] | None = None) -> Trained:
-    trained = attach_adapter(base, method, reload)
+def trained_on(base: LoadedBase, method: Method) -> Trained:
+    trained = attach_adapter(base, method)
     train_a_little(trained)
     return trained
 
 
 @pytest.mark.parametrize(("family", "kind"), FAMILIES_AND_KINDS)
 def test_each_exported_file_has_the_trained_effect_on_a_fresh_base(
-    load: Load, family: str, kind: MethodKind, tmp_path: Path
+    load: Load, exported: Exports, family: str, kind: MethodKind
 ) -> None:
-    base, fresh = load(family), load(family)
-    before = predict(base)
-    method = method_of(kind, dropout=0.3)
-    trained = trained_on(base, method, lambda: load(family))
-    after = predict(base)
-    effect = float((after - before).abs().max())
-
-    files = trained.export(tmp_path, "egg", {})
+    adapter, fresh = exported(family, kind), load(family)
 
     # Every file that a program reads, and no other.
-    assert [file.format for file in files] == [f for f in ExportFormat if readers_of(f, kind, base.family)]
-    assert Reader.COMFYUI in {reader for file in files for reader in file.readers}
-    for file in files:
+    assert [file.format for file in adapter.files] == [f for f in ExportFormat if readers_of(f, kind, adapter.family)]
+    assert Reader.COMFYUI in {reader for file in adapter.files for reader in file.readers}
+    for file in adapter.files:
         with load_back(file, fresh):
-            difference = float((predict(fresh) - after).abs().max())
-        assert difference < (1e-5 if file.format is ExportFormat.DIFFUSERS else 0.02 * effect), file
-        assert torch.equal(predict(fresh), before), f"{file} changed the base"
+            difference = float((predict(fresh) - adapter.after).abs().max())
+        assert difference < (1e-5 if file.format is ExportFormat.DIFFUSERS else 0.02 * adapter.effect), file
+        assert torch.equal(predict(fresh), adapter.before), f"{file} changed the base"
 
 
 #: Ranks of their own for convolutions and blocks, none for the middle.
@@ -250,15 +251,13 @@ def test_layers_have_the_ranks_of_their_blocks_and_convolutions(load: Load, kind
 def test_files_with_ranks_of_their_own_have_the_trained_effect_on_a_fresh_base(
     load: Load, family: str, kind: MethodKind, tmp_path: Path
 ) -> None:
-    base, fresh = load(family), load(family)
-    before = predict(fresh)
-    trained = trained_on(base, method_of(kind, **SIZES, rank_stabilized=kind is MethodKind.LORA))
-    after = predict(base)
+    method = method_of(kind, **SIZES, rank_stabilized=kind is MethodKind.LORA)
+    adapter, fresh = export_adapter(load, family, method, tmp_path), load(family)
 
-    for file in trained.export(tmp_path, "sized", {}):
+    for file in adapter.files:
         with load_back(file, fresh):
-            difference = float((predict(fresh) - after).abs().max())
-        assert difference < 0.02 * float((after - before).abs().max()), file
+            difference = float((predict(fresh) - adapter.after).abs().max())
+        assert difference < 0.02 * adapter.effect, file
 
 
 @pytest.mark.parametrize("rank", [1, 4, 16])
@@ -273,22 +272,21 @@ def test_a_rank_stabilized_lora_is_scaled_by_the_root_of_its_rank(load: Load, ra
     assert alphas == {round(3.0 * rank**0.5, 4)}
 
 
-def test_each_layer_stores_the_alpha_of_the_method(load: Load) -> None:
-    base = load("sd1")
-    method = method_of(MethodKind.LORA)
-    state = kohya_state(base, method, trained_on(base, method).state())
+def test_each_layer_stores_the_alpha_of_the_method(exported: Exports) -> None:
+    _diffusers, file = exported("sd1", MethodKind.LORA).files
+    state = load_file(file.path)
 
     layers = {name.split(".")[0] for name in state}
     assert len(layers) > 20
     assert {float(state[f"{layer}.alpha"]) for layer in layers} == {2.0}
 
 
-def test_the_diffusers_file_has_no_dropout_and_a_scale_of_1(load: Load, tmp_path: Path) -> None:
+def test_the_diffusers_file_has_no_dropout_and_a_scale_of_1(exported: Exports) -> None:
     """Readers that ignore the metadata take the rank for alpha."""
-    base = load("sd1")
+    adapter = exported("sd1", MethodKind.DORA)
+    assert adapter.method.dropout > 0
 
-    file, *_ = trained_on(base, method_of(MethodKind.DORA, dropout=0.5)).export(tmp_path, "egg", {})
-
+    file = adapter.files[0]
     with safe_open(file.path, "pt") as opened:
         metadata = json.loads(opened.metadata()["lora_adapter_metadata"])
     assert {metadata["unet.lora_dropout"], metadata["text_encoder.lora_dropout"]} == {0.0}
@@ -369,14 +367,11 @@ def test_a_damaged_file_is_refused_and_leaves_the_base_unchanged(
     assert torch.equal(predict(fresh), before)
 
 
-def test_an_error_in_the_with_block_is_not_reported_as_a_damaged_file(load: Load, tmp_path: Path) -> None:
-    base = load("sd1")
-    method = method_of(MethodKind.LOHA)
-    files = trained_on(base, method).export(tmp_path, "egg", {})
+def test_an_error_in_the_with_block_is_not_reported_as_a_damaged_file(load: Load, exported: Exports) -> None:
     fresh = load("sd1")
     before = predict(fresh)
 
-    for file in files:
+    for file in exported("sd1", MethodKind.LOHA).files:
         with pytest.raises(KeyError), load_back(file, fresh):
             raise KeyError("raised by the caller")
         assert torch.equal(predict(fresh), before)

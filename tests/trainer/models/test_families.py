@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +11,21 @@ import torch
 from torch import Tensor
 
 from tests.trainer.models.conftest import BaseFolder
+from tests.trainer.models.random_adapters import Load
 from tests.trainer.random_base import make_random_sdxl
 from trainer.errors import BadSpecError, MissingModelError
 from trainer.models.base import Family, LoadedBase, load_base
 from trainer.models.families.clip import cut_tokens
-from trainer.protocol.settings import Base, Objective, Prediction
-
-Load = Callable[..., LoadedBase]
+from trainer.protocol.settings import Base, Prediction
 
 _CAPTIONS = ["a red egg, on a table", ""]
 _CALL = {"height": 64, "width": 32, "num_inference_steps": 3}
 
 
 @pytest.fixture(params=["sd1", "sdxl", pytest.param("sd3", marks=pytest.mark.slow), "sd3-t5"])
-def load(request: pytest.FixtureRequest, base_folder: BaseFolder) -> Load:
-    """Load a base of each family, one per test."""
-
-    def load_it(clip_skip: int = 1, **objective: Any) -> LoadedBase:
-        source = str(base_folder(request.param))
-        return load_base(Base(source=source, clip_skip=clip_skip), Objective(**objective))
-
-    return load_it
+def family(request: pytest.FixtureRequest) -> str:
+    """Each family."""
+    return str(request.param)
 
 
 def latents_like(base: LoadedBase, seed: int = 0) -> Tensor:
@@ -63,8 +56,8 @@ def encoded_by_diffusers(base: LoadedBase, clip_skip: int | None) -> dict[str, T
 
 
 @pytest.mark.parametrize("clip_skip", [1, 2])
-def test_caption_embeddings_equal_those_of_the_pipeline(load: Load, clip_skip: int) -> None:
-    base = load(clip_skip=clip_skip)
+def test_caption_embeddings_equal_those_of_the_pipeline(load: Load, family: str, clip_skip: int) -> None:
+    base = load(family, clip_skip=clip_skip)
 
     text = base.encode_text(_CAPTIONS)
 
@@ -75,10 +68,10 @@ def test_caption_embeddings_equal_those_of_the_pipeline(load: Load, clip_skip: i
     assert all(torch.equal(text[name], expected[name]) for name in text)
 
 
-def test_clip_skip_counts_layers_from_the_end_as_a1111_does(load: Load) -> None:
+def test_clip_skip_counts_layers_from_the_end_as_a1111_does(load: Load, family: str) -> None:
     """A1111 (`modules/sd_hijack_clip.py`) and ComfyUI (`CLIPSetLastLayer`) read `hidden_states[-clip_skip]`; the usual
     layer of SDXL and SD 3 is the second from the end."""
-    base = load(clip_skip=2)
+    base = load(family, clip_skip=2)
     name, encoder = next(iter(base.clip_encoders.items()))
     ids_BT = base.tokenizers[name](
         _CAPTIONS, padding="max_length", truncation=True, max_length=77, return_tensors="pt"
@@ -87,15 +80,15 @@ def test_clip_skip_counts_layers_from_the_end_as_a1111_does(load: Load) -> None:
     if base.family is Family.SD1:
         layer_BTD = encoder.final_layer_norm(layer_BTD)
 
-    first, second = (load(clip_skip=skip).encode_text(_CAPTIONS)["caption_BTD"] for skip in (1, 2))
+    first, second = (load(family, clip_skip=skip).encode_text(_CAPTIONS)["caption_BTD"] for skip in (1, 2))
 
     assert torch.equal(second[:, :77, : layer_BTD.shape[-1]], layer_BTD)
     assert torch.equal(first, second) == (base.family is not Family.SD1)
 
 
-def test_a_clip_skip_larger_than_the_encoder_is_refused(load: Load) -> None:
+def test_a_clip_skip_larger_than_the_encoder_is_refused(load: Load, family: str) -> None:
     with pytest.raises(BadSpecError, match=r"Take [23] at most"):
-        load(clip_skip=4)
+        load(family, clip_skip=4)
 
 
 def long_caption(words: int) -> str:
@@ -106,11 +99,11 @@ def long_caption(words: int) -> str:
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
 @pytest.mark.parametrize(("words", "chunks"), [(75, 1), (76, 2), (150, 2), (225, 3), (300, 3)])
 def test_a_long_caption_is_read_in_chunks_as_kohya_and_a1111_read_it(
-    base_folder: BaseFolder, family: str, words: int, chunks: int
+    load: Load, family: str, words: int, chunks: int
 ) -> None:
     """Each chunk has its own begin and end (`forward` of A1111's modules/sd_hijack_clip.py); kohya drops the inner ones
     (`encode_tokens` of library/strategy_sd.py). The pooled embedding is that of the first chunk (strategy_sdxl.py)."""
-    base = load_base(Base(source=str(base_folder(family))))
+    base = load(family)
     words_read = long_caption(words).split()[:225]
 
     text = base.encode_text([long_caption(words)])
@@ -145,8 +138,8 @@ def test_a_caption_is_read_as_far_as_the_setting_says(base_folder: BaseFolder, l
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
-def test_a_prediction_does_not_depend_on_the_captions_beside_it(base_folder: BaseFolder, family: str) -> None:
-    base = load_base(Base(source=str(base_folder(family))))
+def test_a_prediction_does_not_depend_on_the_captions_beside_it(load: Load, family: str) -> None:
+    base = load(family)
     captions = ["a red egg", long_caption(100), long_caption(200)]
     noisy_BCHW = latents_like(base)[:1].repeat(3, 1, 1, 1)
 
@@ -158,8 +151,8 @@ def test_a_prediction_does_not_depend_on_the_captions_beside_it(base_folder: Bas
     assert not torch.allclose(together[:1], together[1:2], atol=1e-3)
 
 
-def test_a_long_prompt_is_drawn_beside_a_short_negative_one(base_folder: BaseFolder) -> None:
-    base = load_base(Base(source=str(base_folder("sdxl"))))
+def test_a_long_prompt_is_drawn_beside_a_short_negative_one(load: Load) -> None:
+    base = load("sdxl")
     text, negative = base.encode_text([long_caption(100)]), base.encode_text(["ugly"])
 
     images = quiet_pipeline(base)(**base.sampling_arguments(text, negative), output_type="np", **_CALL).images
@@ -167,8 +160,8 @@ def test_a_long_prompt_is_drawn_beside_a_short_negative_one(base_folder: BaseFol
     assert np.isfinite(images).all()
 
 
-def test_predictions_equal_those_in_the_pipeline(load: Load) -> None:
-    base = load()
+def test_predictions_equal_those_in_the_pipeline(load: Load, family: str) -> None:
+    base = load(family)
     calls: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def record(_module: Any, positional: Any, named: dict[str, Any], output: Any) -> None:
@@ -188,8 +181,8 @@ def test_predictions_equal_those_in_the_pipeline(load: Load) -> None:
             assert torch.equal(base.architecture.predict(sample, timestep, text), output)
 
 
-def test_samples_from_embeddings_equal_samples_from_text(load: Load) -> None:
-    base = load()
+def test_samples_from_embeddings_equal_samples_from_text(load: Load, family: str) -> None:
+    base = load(family)
     prompt, negative = ["a red egg", "a blue egg"], ["grey", ""]
 
     def draw(**arguments: Any) -> Any:
@@ -206,8 +199,8 @@ def test_samples_from_embeddings_equal_samples_from_text(load: Load) -> None:
     assert from_text.std() > 0
 
 
-def test_the_pipeline_has_its_own_fast_sampler(load: Load) -> None:
-    base = load()
+def test_the_pipeline_has_its_own_fast_sampler(load: Load, family: str) -> None:
+    base = load(family)
 
     scheduler = base.pipeline().scheduler
     scheduler.set_timesteps(3)
@@ -219,8 +212,8 @@ def test_the_pipeline_has_its_own_fast_sampler(load: Load) -> None:
     assert len(base.pipeline().scheduler.timesteps) == 1000
 
 
-def test_encoded_images_invert_the_scaling_of_the_pipeline(load: Load) -> None:
-    base = load()
+def test_encoded_images_invert_the_scaling_of_the_pipeline(load: Load, family: str) -> None:
+    base = load(family)
     pixels_BCHW = torch.rand((2, 3, 64, 32), generator=torch.Generator().manual_seed(1)) * 2 - 1
 
     latents_BCHW = base.encode_pixels(pixels_BCHW)
@@ -258,8 +251,8 @@ def expected_coefficients(base: LoadedBase, timestep: int, *, is_rescaled: bool 
     return alpha_bar**0.5, (1 - alpha_bar) ** 0.5
 
 
-def test_noisy_latents_targets_and_snr_follow_the_formulas(load: Load) -> None:
-    base = load()
+def test_noisy_latents_targets_and_snr_follow_the_formulas(load: Load, family: str) -> None:
+    base = load(family)
     latents_BCHW, noise_BCHW = latents_like(base), latents_like(base, 1)
 
     for timestep in (0, 17, 500, 998):
@@ -273,8 +266,8 @@ def test_noisy_latents_targets_and_snr_follow_the_formulas(load: Load) -> None:
     assert base.schedule_steps == 1000
 
 
-def test_each_image_has_its_own_timestep(load: Load) -> None:
-    base = load()
+def test_each_image_has_its_own_timestep(load: Load, family: str) -> None:
+    base = load(family)
     latents_BCHW, noise_BCHW = latents_like(base), latents_like(base, 1)
 
     together = base.add_noise(latents_BCHW, noise_BCHW, torch.tensor([10, 900]))
@@ -285,8 +278,8 @@ def test_each_image_has_its_own_timestep(load: Load) -> None:
         assert torch.equal(together[one], alone)
 
 
-def test_a_flow_model_receives_the_shifted_timestep(base_folder: BaseFolder) -> None:
-    base = load_base(Base(source=str(base_folder("sd3"))))
+def test_a_flow_model_receives_the_shifted_timestep(load: Load) -> None:
+    base = load("sd3")
     timesteps: list[Tensor] = []
     hook = base.denoiser.register_forward_pre_hook(
         lambda _module, _positional, named: timesteps.append(named["timestep"]), with_kwargs=True
@@ -298,8 +291,8 @@ def test_a_flow_model_receives_the_shifted_timestep(base_folder: BaseFolder) -> 
     assert timesteps[0].tolist() == pytest.approx([1000 * 3 * 0.001 / 1.002, 1000])
 
 
-def test_the_v_prediction_target_follows_the_formula(base_folder: BaseFolder) -> None:
-    base = load_base(Base(source=str(base_folder("sdxl"))), Objective(prediction=Prediction.V_PREDICTION))
+def test_the_v_prediction_target_follows_the_formula(load: Load) -> None:
+    base = load("sdxl", prediction=Prediction.V_PREDICTION)
     latents_BCHW, noise_BCHW = latents_like(base), latents_like(base, 1)
 
     target_BCHW = base.target(latents_BCHW, noise_BCHW, torch.full((2,), 500))
@@ -311,9 +304,8 @@ def test_the_v_prediction_target_follows_the_formula(base_folder: BaseFolder) ->
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
-def test_zero_terminal_snr_ends_in_pure_noise(base_folder: BaseFolder, family: str) -> None:
-    objective = Objective(prediction=Prediction.V_PREDICTION, zero_terminal_snr=True)
-    base = load_base(Base(source=str(base_folder(family))), objective)
+def test_zero_terminal_snr_ends_in_pure_noise(load: Load, family: str) -> None:
+    base = load(family, prediction=Prediction.V_PREDICTION, zero_terminal_snr=True)
     latents_BCHW, noise_BCHW = latents_like(base), latents_like(base, 1)
     last_B, middle_B = torch.full((2,), 999), torch.full((2,), 500)
 
@@ -327,10 +319,9 @@ def test_zero_terminal_snr_ends_in_pure_noise(base_folder: BaseFolder, family: s
     assert torch.allclose(noisy_BCHW, signal * latents_BCHW + noise * noise_BCHW, atol=1e-4)
 
 
-def test_the_sampler_recovers_the_image_from_pure_noise(base_folder: BaseFolder) -> None:
+def test_the_sampler_recovers_the_image_from_pure_noise(load: Load) -> None:
     """The denoiser is an oracle that knows the image; sampling starts at the last timestep of the rescaled schedule."""
-    objective = Objective(prediction=Prediction.V_PREDICTION, zero_terminal_snr=True)
-    base = load_base(Base(source=str(base_folder("sd1"))), objective)
+    base = load("sd1", prediction=Prediction.V_PREDICTION, zero_terminal_snr=True)
     sampler = base.pipeline().scheduler
     image_BCHW, state_BCHW = latents_like(base), latents_like(base, 1)
     sampler.set_timesteps(8)
@@ -345,9 +336,8 @@ def test_the_sampler_recovers_the_image_from_pure_noise(base_folder: BaseFolder)
     assert torch.allclose(state_BCHW, image_BCHW, atol=1e-2)
 
 
-def test_zero_terminal_snr_samples_with_rescaled_guidance(base_folder: BaseFolder) -> None:
-    objective = Objective(prediction=Prediction.V_PREDICTION, zero_terminal_snr=True)
-    base = load_base(Base(source=str(base_folder("sdxl"))), objective)
+def test_zero_terminal_snr_samples_with_rescaled_guidance(load: Load) -> None:
+    base = load("sdxl", prediction=Prediction.V_PREDICTION, zero_terminal_snr=True)
     text = {name: tensor.detach() for name, tensor in base.encode_text(_CAPTIONS).items()}
 
     arguments = base.sampling_arguments(text, text)
@@ -358,13 +348,13 @@ def test_zero_terminal_snr_samples_with_rescaled_guidance(base_folder: BaseFolde
 
 
 @pytest.mark.parametrize("setting", [{"prediction": "epsilon"}, {"zero_terminal_snr": True}])
-def test_a_flow_model_refuses_settings_of_a_noise_schedule(base_folder: BaseFolder, setting: dict[str, Any]) -> None:
+def test_a_flow_model_refuses_settings_of_a_noise_schedule(load: Load, setting: dict[str, Any]) -> None:
     with pytest.raises(BadSpecError, match=rf"objective\.{next(iter(setting))} is for bases with a noise schedule"):
-        load_base(Base(source=str(base_folder("sd3"))), Objective.model_validate(setting))
+        load("sd3", **setting)
 
 
-def test_gradients_reach_every_text_encoder(load: Load) -> None:
-    base = load()
+def test_gradients_reach_every_text_encoder(load: Load, family: str) -> None:
+    base = load(family)
     first_layers = {}
     for name, encoder in base.text_encoders.items():
         first_layers[name] = next(p for n, p in encoder.named_parameters() if "layers.0" in n or "block.0" in n)
@@ -376,8 +366,8 @@ def test_gradients_reach_every_text_encoder(load: Load) -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in first_layers.values())
 
 
-def test_timesteps_follow_the_distribution_of_the_family(load: Load) -> None:
-    base = load()
+def test_timesteps_follow_the_distribution_of_the_family(load: Load, family: str) -> None:
+    base = load(family)
     drawn = np.array([base.draw_timestep(seed) for seed in range(4000)])
 
     middle_share = ((drawn >= 250) & (drawn < 750)).mean()
@@ -390,8 +380,8 @@ def test_timesteps_follow_the_distribution_of_the_family(load: Load) -> None:
     assert base.draw_timestep(5) == drawn[5]
 
 
-def test_added_tokens_do_not_change_where_the_pooled_embedding_is_read(base_folder: BaseFolder) -> None:
-    base = load_base(Base(source=str(base_folder("sdxl"))))
+def test_added_tokens_do_not_change_where_the_pooled_embedding_is_read(load: Load) -> None:
+    base = load("sdxl")
     before = base.encode_text(["a red egg"])["pooled_BD"]
     for name, tokenizer in base.tokenizers.items():
         # The new token has the highest id, which was the end token's before.
@@ -407,8 +397,8 @@ def test_added_tokens_do_not_change_where_the_pooled_embedding_is_read(base_fold
     assert torch.allclose(after, before, atol=1e-6)
 
 
-def test_the_sdxl_vae_computes_in_fp32_under_autocast(base_folder: BaseFolder) -> None:
-    base = load_base(Base(source=str(base_folder("sdxl"))))
+def test_the_sdxl_vae_computes_in_fp32_under_autocast(load: Load) -> None:
+    base = load("sdxl")
     latents_BCHW, pixels_BCHW = latents_like(base), torch.rand(1, 3, 64, 64)
     decoded, encoded = base.vae.decode(latents_BCHW, return_dict=False)[0], base.encode_pixels(pixels_BCHW)
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 import torch
@@ -15,24 +15,25 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.trainer.models.conftest import BaseFolder
+from tests.trainer.models.random_adapters import Load
 from trainer.errors import BadSpecError, CheckpointError
-from trainer.models.base import LoadedBase, load_base
+from trainer.models.base import LoadedBase
 from trainer.models.methods.full import FullTraining, attach_full, load_back
 from trainer.models.widening import widened_layers
 from trainer.protocol.events import ExportFormat
 from trainer.protocol.settings import Base, Method, MethodKind, Objective, Targets
 
-Load = Callable[[], LoadedBase]
+LoadSd1: TypeAlias = Callable[[], LoadedBase]
 
 
 @pytest.fixture
-def load(random_base: Path) -> Load:
-    return lambda: load_base(Base(source=str(random_base)))
+def load_sd1(load: Load) -> LoadSd1:
+    return lambda: load("sd1")
 
 
-def _attach(load: Load, **settings: Any) -> tuple[LoadedBase, FullTraining]:
-    base = load()
-    return base, attach_full(base, Method(kind=MethodKind.FULL, **settings), load)
+def _attach(load_sd1: LoadSd1, **settings: Any) -> tuple[LoadedBase, FullTraining]:
+    base = load_sd1()
+    return base, attach_full(base, Method(kind=MethodKind.FULL, **settings), load_sd1)
 
 
 def _train(base: LoadedBase, full: FullTraining) -> None:
@@ -75,9 +76,9 @@ def _output(base: LoadedBase) -> Tensor:
     ],
 )
 def test_only_targeted_parameters_are_trained(
-    load: Load, settings: dict[str, Any], trained: str, frozen: str | None
+    load_sd1: LoadSd1, settings: dict[str, Any], trained: str, frozen: str | None
 ) -> None:
-    base, full = _attach(load, **settings)
+    base, full = _attach(load_sd1, **settings)
     names = dict(full.named_parameters())
 
     assert trained in names
@@ -88,13 +89,13 @@ def test_only_targeted_parameters_are_trained(
     assert full.blocks[-1] == "unet.conv_out"
 
 
-def test_an_unmatched_pattern_is_refused(load: Load) -> None:
+def test_an_unmatched_pattern_is_refused(load_sd1: LoadSd1) -> None:
     with pytest.raises(BadSpecError, match="No layer of the unet"):
-        _attach(load, targets=Targets.PATTERN, pattern="up_block.7")
+        _attach(load_sd1, targets=Targets.PATTERN, pattern="up_block.7")
 
 
-def test_running_the_base_alone_restores_the_trained_weights_exactly(load: Load) -> None:
-    base, full = _attach(load, text_encoder=True)
+def test_running_the_base_alone_restores_the_trained_weights_exactly(load_sd1: LoadSd1) -> None:
+    base, full = _attach(load_sd1, text_encoder=True)
     base.denoiser.to(memory_format=torch.channels_last)
     before = _output(base)
     _train(base, full)
@@ -110,13 +111,13 @@ def test_running_the_base_alone_restores_the_trained_weights_exactly(load: Load)
     assert base.denoiser.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_checkpoint_holds_and_restores_the_trained_weights_only(load: Load) -> None:
-    base, full = _attach(load, targets=Targets.ATTENTION)
+def test_a_checkpoint_holds_and_restores_the_trained_weights_only(load_sd1: LoadSd1) -> None:
+    base, full = _attach(load_sd1, targets=Targets.ATTENTION)
     _train(base, full)
     trained, weights = _output(base), full.state()
     _train(base, full)
     assert not torch.equal(_output(base), trained)
-    other, other_full = _attach(load, targets=Targets.ATTENTION)
+    other, other_full = _attach(load_sd1, targets=Targets.ATTENTION)
 
     other_full.load(weights)
 
@@ -126,8 +127,8 @@ def test_a_checkpoint_holds_and_restores_the_trained_weights_only(load: Load) ->
 
 
 @pytest.mark.parametrize("damage", ["missing", "unknown", "shape", "module"])
-def test_a_checkpoint_of_another_job_is_refused(load: Load, damage: str) -> None:
-    _, full = _attach(load)
+def test_a_checkpoint_of_another_job_is_refused(load_sd1: LoadSd1, damage: str) -> None:
+    _, full = _attach(load_sd1)
     weights = {name: dict(tensors) for name, tensors in full.state().items()}
     if damage == "missing":
         weights["unet"].popitem()
@@ -142,8 +143,8 @@ def test_a_checkpoint_of_another_job_is_refused(load: Load, damage: str) -> None
         full.load(weights)
 
 
-def test_both_exports_predict_the_same_as_the_rounded_weights(load: Load, tmp_path: Path) -> None:
-    base, full = _attach(load, text_encoder=True)
+def test_both_exports_predict_the_same_as_the_rounded_weights(load_sd1: LoadSd1, tmp_path: Path) -> None:
+    base, full = _attach(load_sd1, text_encoder=True)
     untrained = _output(base)
     _train(base, full)
     trained = _output(base)
@@ -161,8 +162,8 @@ def test_both_exports_predict_the_same_as_the_rounded_weights(load: Load, tmp_pa
     assert torch.equal(_output(base), trained)
 
 
-def test_exports_are_fp16_with_names_that_older_readers_expect(load: Load, tmp_path: Path) -> None:
-    _, full = _attach(load)
+def test_exports_are_fp16_with_names_that_older_readers_expect(load_sd1: LoadSd1, tmp_path: Path) -> None:
+    _, full = _attach(load_sd1)
     folder, single = (file.path for file in full.export(tmp_path, "momo", {"ss_steps": 7}))
 
     encoder = load_file(folder / "text_encoder" / "model.safetensors")
@@ -183,11 +184,10 @@ def test_exports_are_fp16_with_names_that_older_readers_expect(load: Load, tmp_p
     [("sdxl", [ExportFormat.DIFFUSERS, ExportFormat.CHECKPOINT]), ("sd3", [ExportFormat.DIFFUSERS])],
 )
 def test_exports_of_other_families_predict_the_same_as_the_rounded_weights(
-    base_folder: BaseFolder, tmp_path: Path, family: str, formats: list[ExportFormat]
+    base_folder: BaseFolder, load: Load, tmp_path: Path, family: str, formats: list[ExportFormat]
 ) -> None:
-    source = Base(source=str(base_folder(family)))
-    base = load_base(source)
-    full = attach_full(base, Method(kind=MethodKind.FULL, text_encoder=True), lambda: load_base(source))
+    source, base = Base(source=str(base_folder(family))), load(family)
+    full = attach_full(base, Method(kind=MethodKind.FULL, text_encoder=True), lambda: load(family))
     for _, parameter in full.named_parameters():
         parameter.data.mul_(1.01)
 
@@ -201,8 +201,8 @@ def test_exports_of_other_families_predict_the_same_as_the_rounded_weights(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_trained_weights_are_as_stored_until_they_are_placed(random_base: Path, dtype: torch.dtype) -> None:
-    base = load_base(Base(source=str(random_base)))
+def test_trained_weights_are_as_stored_until_they_are_placed(load_sd1: LoadSd1, dtype: torch.dtype) -> None:
+    base = load_sd1()
     for part in (base.denoiser, *base.clip_encoders.values()):
         part.half()
     full = attach_full(base, Method(kind=MethodKind.FULL, text_encoder=True), lambda: base, dtype=dtype)
@@ -214,13 +214,13 @@ def test_trained_weights_are_as_stored_until_they_are_placed(random_base: Path, 
     assert found == {("unet", dtype), ("text_encoder", torch.float32)}
 
 
-def test_weights_of_an_earlier_training_are_not_rounded_to_what_is_stored(load: Load) -> None:
-    earlier, later = _attach(load)[1], load()
+def test_weights_of_an_earlier_training_are_not_rounded_to_what_is_stored(load_sd1: LoadSd1) -> None:
+    earlier, later = _attach(load_sd1)[1], load_sd1()
     with torch.no_grad():
         for _name, parameter in earlier.named_parameters():
             parameter.add_(1e-6)
     later.denoiser.half()
-    full = attach_full(later, Method(kind=MethodKind.FULL), load)
+    full = attach_full(later, Method(kind=MethodKind.FULL), load_sd1)
 
     full.load(earlier.state())
 

@@ -15,10 +15,19 @@ from peft import PeftModel
 from torch import Tensor
 
 from tests.trainer.models.conftest import BaseFolder
-from tests.trainer.models.random_adapters import FAMILIES_AND_KINDS, KINDS, Load, method_of, predict, train_a_little
+from tests.trainer.models.random_adapters import (
+    FAMILIES_AND_KINDS,
+    KINDS,
+    ExportedAdapter,
+    Exports,
+    Load,
+    export_adapter,
+    method_of,
+    predict,
+    train_a_little,
+)
 from trainer.models.base import LoadedBase, load_base
 from trainer.models.families.model import Family
-from trainer.models.methods.adapters import attach_adapter
 from trainer.models.methods.full import attach_full
 from trainer.models.methods.inversion import attach_inversion
 from trainer.models.methods.trained import ExportedFile
@@ -45,8 +54,8 @@ def run_lines(file: ExportedFile, pipe: Any) -> Any:
 
 
 @pytest.mark.parametrize(("family", "kind"), FAMILIES_AND_KINDS)
-def test_the_lines_for_an_adapter_load_all_of_it(load: Load, family: str, kind: MethodKind, tmp_path: Path) -> None:
-    check_lines(load, family, kind, tmp_path, has_text_encoder=True)
+def test_the_lines_for_an_adapter_load_all_of_it(load: Load, exported: Exports, family: str, kind: MethodKind) -> None:
+    check_lines(load, family, exported(family, kind))
 
 
 @pytest.mark.slow
@@ -57,26 +66,21 @@ def test_the_lines_for_an_adapter_load_all_of_it(load: Load, family: str, kind: 
 def test_the_lines_for_an_adapter_without_text_encoders(
     load: Load, family: str, kind: MethodKind, tmp_path: Path
 ) -> None:
-    check_lines(load, family, kind, tmp_path, has_text_encoder=False)
+    check_lines(load, family, export_adapter(load, family, method_of(kind, text_encoder=False), tmp_path))
 
 
-def check_lines(load: Load, family: str, kind: MethodKind, folder: Path, *, has_text_encoder: bool) -> None:
-    base = load(family)
-    trained = attach_adapter(base, method_of(kind, text_encoder=has_text_encoder))
-    train_a_little(trained)
-    expected, loaded = predict(base), 0
-
-    for file in trained.export(folder, "egg", {}):
+def check_lines(load: Load, family: str, adapter: ExportedAdapter) -> None:
+    loaded = 0
+    for file in adapter.files:
         if not {Reader.DIFFUSERS, Reader.PEFT} & set(file.readers):
             assert loading_code(event_of(file), "x") == ()
             continue
         fresh = load(family)
-        effect = float((predict(fresh) - expected).abs().max())
         run_lines(file, fresh.pipeline())
-        assert float((predict(fresh) - expected).abs().max()) < 0.02 * effect, file
+        assert float((predict(fresh) - adapter.after).abs().max()) < 0.02 * adapter.effect, file
         loaded += 1
 
-    assert loaded == (2 if kind is MethodKind.LORA and base.family is not Family.SD3 else 1)
+    assert loaded == (2 if adapter.method.kind is MethodKind.LORA and adapter.family is not Family.SD3 else 1)
 
 
 @pytest.mark.parametrize("trigger", ["zkz", "star", 'a"b'])

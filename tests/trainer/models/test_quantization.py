@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from functools import cache
 from typing import Any, TypeAlias
 
 import pytest
@@ -23,9 +24,14 @@ CPU = torch.device("cpu")
 Lora: TypeAlias = tuple[Quantization, LoadedBase, Trained]
 
 
+@cache
+def tiny() -> LoadedBase:
+    return load_base(Base())
+
+
 def attached(kind: MethodKind = MethodKind.LORA) -> tuple[LoadedBase, Trained]:
     torch.manual_seed(0)
-    base = load_base(Base())
+    base = copy.deepcopy(tiny())
     return base, attach_adapter(base, method_of(kind, rank=4, targets=Targets.ALL))
 
 
@@ -55,7 +61,7 @@ def lora(request: pytest.FixtureRequest) -> Lora:
 @pytest.fixture(scope="module")
 def exact() -> Tensor:
     with torch.no_grad():
-        return predict(attached()[0])
+        return predict(tiny())
 
 
 def test_the_layers_of_the_blocks_are_quantized_and_the_prediction_stays_close(lora: Lora, exact: Tensor) -> None:

@@ -8,10 +8,9 @@ src/model/adapter/lora.hpp and src/name_conversion.cpp of leejet/stable-diffusio
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,7 +19,15 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tests.trainer.models.random_adapters import FAMILIES_AND_KINDS, OTHER_KINDS_ON_SD2, Load, method_of, train_a_little
+from tests.trainer.models.random_adapters import (
+    FAMILIES_AND_KINDS,
+    OTHER_KINDS_ON_SD2,
+    ExportedAdapter,
+    Exports,
+    Load,
+    export_adapter,
+    method_of,
+)
 from trainer.models.families.model import Family, LoadedBase
 from trainer.models.methods.adapters import attach_adapter
 from trainer.models.methods.checkpoint_file import unet_name
@@ -28,7 +35,7 @@ from trainer.models.methods.kohya import kohya_keys, with_text_model
 from trainer.models.methods.readers import readers_of
 from trainer.models.methods.trained import ExportedFile
 from trainer.protocol.events import ExportFormat, Reader
-from trainer.protocol.settings import Method, MethodKind
+from trainer.protocol.settings import MethodKind
 
 #: Of the largest change of a weight; fp16 rounds by 0.05 to 0.13 %.
 EXACT = 0.005
@@ -200,34 +207,20 @@ def keyed_layers(base: LoadedBase) -> dict[str, nn.Module]:
     return found
 
 
-def merged_by_peft(base: LoadedBase, modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, Tensor]]:
-    for name, module in modules.items():
-        layers: dict[str, Any] = {path: m for path, m in module.named_modules() if isinstance(m, BaseTunerLayer)}
-        for path, key in kohya_keys(base, name, layers).items():
-            layers[path].merge()
-            yield key, layers[path].get_base_layer().weight.detach()
-
-
 @pytest.mark.parametrize(("family", "kind"), [*FAMILIES_AND_KINDS, *OTHER_KINDS_ON_SD2])
 def test_a_reader_is_named_if_and_only_if_it_reads_the_file_exactly(
-    load: Load, family: str, kind: MethodKind, tmp_path: Path
+    load: Load, exported: Exports, family: str, kind: MethodKind
 ) -> None:
-    check_readers(load, family, method_of(kind), tmp_path)
+    check_readers(load(family), exported(family, kind))
 
 
 @pytest.mark.parametrize("kind", [MethodKind.LORA, MethodKind.LOHA])
 def test_the_readers_of_a_file_of_rank_1(load: Load, kind: MethodKind, tmp_path: Path) -> None:
-    check_readers(load, "sd1", method_of(kind, rank=1, alpha=1.0), tmp_path)
+    check_readers(load("sd1"), export_adapter(load, "sd1", method_of(kind, rank=1, alpha=1.0), tmp_path))
 
 
-def check_readers(load: Load, family: str, method: Method, tmp_path: Path) -> None:
-    base = load(family)
-    trained = attach_adapter(base, method, lambda: load(family))
-    train_a_little(trained)
-    files = trained.export(tmp_path, "egg", {})
-    expected = dict(merged_by_peft(base, trained.modules))
-    fresh = load(family)
-
+def check_readers(fresh: LoadedBase, adapter: ExportedAdapter) -> None:
+    files, expected = adapter.files, adapter.merged
     found: dict[ExportFormat, dict[Reader, float]] = {}
     for file in files:
         if file.format is ExportFormat.DIFFUSERS:

@@ -10,20 +10,22 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.trainer.models.random_adapters import FAMILIES_AND_KINDS, Load, method_of, predict, train_a_little
+from tests.trainer.models.random_adapters import (
+    FAMILIES_AND_KINDS,
+    Exports,
+    Load,
+    export_adapter,
+    method_of,
+    predict,
+    train_a_little,
+)
 from trainer.errors import CheckpointError
 from trainer.models.base import LoadedBase
 from trainer.models.methods.adapters import attach_adapter
 from trainer.models.methods.inversion import attach_inversion
 from trainer.models.methods.starting_files import kind_of, ranks_of, read_start
+from trainer.protocol.events import ExportFormat
 from trainer.protocol.settings import Method, MethodKind
-
-
-def exported(base: LoadedBase, method: Method, folder: Path) -> tuple[list[Path], Tensor]:
-    """Export an adapter as if it was trained; return its files and the prediction with it."""
-    trained = attach_adapter(base, method)
-    train_a_little(trained)
-    return [file.path for file in trained.export(folder, "egg", {})], predict(base)
 
 
 def started(base: LoadedBase, method: Method, path: Path) -> Tensor:
@@ -33,26 +35,20 @@ def started(base: LoadedBase, method: Method, path: Path) -> Tensor:
     return predict(base)
 
 
-@pytest.fixture(scope="module")
-def lora_files(load: Load, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The files of a LoRA on SD 1."""
-    return exported(load("sd1"), method_of(MethodKind.LORA), tmp_path_factory.mktemp("lora"))[0]
-
-
 @pytest.mark.parametrize(("family", "kind"), FAMILIES_AND_KINDS)
-def test_an_adapter_starts_from_each_of_its_files(load: Load, family: str, kind: MethodKind, tmp_path: Path) -> None:
+def test_an_adapter_starts_from_each_of_its_files(load: Load, exported: Exports, family: str, kind: MethodKind) -> None:
     """Also with another alpha: the weights are scaled, so that the effect stays."""
-    base = load(family)
-    before = predict(base)
-    paths, after = exported(base, method_of(kind), tmp_path)
-    effect = float((after - before).abs().max())
+    adapter = exported(family, kind)
 
-    for path in paths:
-        tensors = read_start(path)
+    for file in adapter.files:
+        if file.format is ExportFormat.DIFFERENCE:
+            continue
+        tensors = read_start(file.path)
         assert kind_of(tensors) is kind
         if kind in {MethodKind.LORA, MethodKind.DORA, MethodKind.LOHA}:
             assert ranks_of(tensors) == {4}
-        assert float((started(load(family), method_of(kind, alpha=7.0), path) - after).abs().max()) < 0.02 * effect
+        difference = started(load(family), method_of(kind, alpha=7.0), file.path) - adapter.after
+        assert float(difference.abs().max()) < 0.02 * adapter.effect, file
 
 
 SIZES: dict[str, Any] = {"conv_rank": 2, "block_ranks": [{"blocks": "up_blocks", "rank": 6, "alpha": 2.0}]}
@@ -62,19 +58,21 @@ SIZES: dict[str, Any] = {"conv_rank": 2, "block_ranks": [{"blocks": "up_blocks",
 def test_a_job_with_ranks_of_its_own_starts_from_files_with_the_same(
     load: Load, kind: MethodKind, tmp_path: Path
 ) -> None:
-    base = load("sd1")
-    before = predict(base)
-    paths, after = exported(base, method_of(kind, **SIZES, rank_stabilized=kind is MethodKind.LORA), tmp_path)
+    method = method_of(kind, **SIZES, rank_stabilized=kind is MethodKind.LORA)
+    adapter = export_adapter(load, "sd1", method, tmp_path)
 
-    for path in paths:
-        difference = started(load("sd1"), method_of(kind, **SIZES, alpha=1.0), path) - after
-        assert float(difference.abs().max()) < 0.02 * float((after - before).abs().max())
+    for file in adapter.files:
+        difference = started(load("sd1"), method_of(kind, **SIZES, alpha=1.0), file.path) - adapter.after
+        assert float(difference.abs().max()) < 0.02 * adapter.effect
 
 
 def test_a_job_that_trains_more_layers_starts_from_a_file_with_fewer(load: Load, tmp_path: Path) -> None:
-    paths, after = exported(load("sd1"), method_of(MethodKind.LORA, targets="attention", text_encoder=False), tmp_path)
+    method = method_of(MethodKind.LORA, targets="attention", text_encoder=False)
+    adapter = export_adapter(load, "sd1", method, tmp_path)
 
-    assert torch.allclose(started(load("sd1"), method_of(MethodKind.LORA), paths[0]), after, atol=1e-5)
+    found = started(load("sd1"), method_of(MethodKind.LORA), adapter.files[0].path)
+
+    assert torch.allclose(found, adapter.after, atol=1e-5)
 
 
 def test_the_alpha_in_diffusers_metadata_counts(load: Load, tmp_path: Path) -> None:
@@ -102,18 +100,18 @@ def test_the_alpha_in_diffusers_metadata_counts(load: Load, tmp_path: Path) -> N
     ],
 )
 def test_a_file_that_does_not_fit_is_refused(
-    load: Load, settings: dict[str, Any], reason: str, lora_files: list[Path]
+    load: Load, exported: Exports, settings: dict[str, Any], reason: str
 ) -> None:
     trained = attach_adapter(load("sd1"), method_of(**{"kind": MethodKind.LORA, **settings}))
 
-    for path in lora_files:
+    for file in exported("sd1", MethodKind.LORA).files:
         with pytest.raises(CheckpointError, match=reason):
-            trained.load(trained.weights_from(read_start(path)))
+            trained.load(trained.weights_from(read_start(file.path)))
 
 
-def test_a_file_of_another_family_is_refused(load: Load, lora_files: list[Path]) -> None:
+def test_a_file_of_another_family_is_refused(load: Load, exported: Exports) -> None:
     with pytest.raises(CheckpointError, match=r"does not (train|fit)"):
-        started(load("sdxl"), method_of(MethodKind.LORA), lora_files[1])
+        started(load("sdxl"), method_of(MethodKind.LORA), exported("sd1", MethodKind.LORA).files[1].path)
 
 
 @pytest.mark.parametrize("family", ["sd1", pytest.param("sdxl", marks=pytest.mark.slow)])

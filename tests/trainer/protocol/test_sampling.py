@@ -10,7 +10,7 @@ import pytest
 
 from tests.golden import check_sentences
 from tests.trainer.protocol.golden_files import holds
-from trainer.exchange.job_dir import read_sampling, write_sampling
+from trainer.exchange.job_dir import read_sampling, write_spec
 from trainer.protocol.sampling import MAX_IMAGES, Cell, check_size, make_sampling_spec, sampling_sizes
 from trainer.protocol.spec import SpecError
 
@@ -27,7 +27,7 @@ def test_a_file_of_version_1_can_be_read_and_is_written_unchanged(tmp_path: Path
     content = json.loads((GOLDEN / "sampling-v1.json").read_text(encoding="utf-8"))
     spec = make_sampling_spec(content)
 
-    assert holds(json.loads(write_sampling(tmp_path, spec).read_text(encoding="utf-8")), content)
+    assert holds(json.loads(write_spec(tmp_path, spec).read_text(encoding="utf-8")), content)
     assert read_sampling(tmp_path) == spec
 
 

@@ -31,6 +31,7 @@ def report_image(number: int, side: Split | None = Split.TRAIN, **given: Any) ->
         "findings": () if side else gone,
         "split": side,
         "group": number if side else None,
+        "pixels_sha256": f"{number:064}",
         "caption": f"caption of {number}",
         "width": 100,
         "height": 80,

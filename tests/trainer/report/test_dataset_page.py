@@ -46,7 +46,7 @@ def full_report() -> DatasetReport:
         report_image(
             5, None, findings=(found(FindingKind.EXACT_DUPLICATE, "dropped", other="a.zip!folder/1.png"),), group=1
         ),
-        report_image(6, None, thumbnail=None),
+        report_image(6, None, thumbnail=None, pixels_sha256=None),
         report_image(7, is_caption_automatic=True, caption="seen by a model", decision="keep", width=800, height=500),
     ]
     return report_of(
@@ -282,6 +282,14 @@ def test_an_image_counts_once_and_what_needs_a_decision_comes_first(tmp_path: Pa
         "Too small (1 dropped)",
         "Without a caption (2)",
     ]
+
+
+def test_what_cannot_be_decoded_is_not_offered_to_be_kept(tmp_path: Path) -> None:
+    broken = [report_image(number, None, thumbnail=None, pixels_sha256=None) for number in (1, 2)]
+    small = (found(FindingKind.TOO_SMALL, "dropped"),)
+    write_pages(report_of([*broken, *(report_image(n, None, findings=small) for n in (3, 4))]), tmp_path)
+    assert page_of(tmp_path / "report.html").words.count("to keep or drop together") == 1
+    assert "to keep or drop together: 3,4" in page_of(tmp_path / "report.html").words
 
 
 def test_a_pair_is_shown_once_and_both_can_be_decided_together(tmp_path: Path) -> None:

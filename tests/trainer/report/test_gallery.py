@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
 from trainer.protocol.text import speaking
 from trainer.report import gallery
@@ -150,3 +150,14 @@ def test_texts_are_drawn_in_english_where_no_font_has_chinese_letters(monkeypatc
         for has_font, words in ((True, "（无提示词）"), (False, "(no prompt)")):
             monkeypatch.setattr(gallery, "_has_cjk_font", lambda has_font=has_font: has_font)
             assert gallery.sample_captions([("", 3)])[0].text == words
+
+
+@pytest.mark.skipif(not gallery._has_cjk_font(), reason="no font with Chinese letters is installed")
+@pytest.mark.parametrize("text", ["强度 0.6，底模", "a big strength, (0.6)"])
+def test_a_line_has_room_above_what_is_below_it_in_any_font(text: str) -> None:
+    blank = Image.new("RGB", (256, 64), gallery.BACKGROUND)
+    sheet = blank.copy()
+    gallery._write_line(sheet, text, (0, 0), 24)
+    box = ImageChops.difference(sheet, blank).getbbox()
+    assert box is not None
+    assert 0 <= box[1] < box[3] <= 24 + 6

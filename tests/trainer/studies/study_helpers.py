@@ -7,14 +7,14 @@ import functools
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tests.trainer.dataset.prepared_folders import drawn, write_dataset
-from tests.trainer.fork_server import ForkServer
+from tests.trainer.fork_server import TRAINER, ForkServer
+from tests.trainer.studies.fake_study import TRAINER_VARIABLE
 from trainer.exchange.job_dir import write_spec
 from trainer.exchange.process import read_process_file
 from trainer.protocol.events import EpochEnded, Event, parse_event
@@ -23,18 +23,26 @@ from trainer.protocol.spec import Spec, make_spec
 
 ROOT = Path(__file__).parents[3]
 E = TypeVar("E", bound=Event)
-#: The command of the fake trainer, as JSON, for `fake_study.py`.
-TRAINER_VARIABLE = "FAKE_TRAINER_COMMAND"
+_TRAINER, _STUDY = "tests.trainer.studies.fake_trainer:main", "tests.trainer.studies.fake_study:main"
 #: The best of these is 3e-4, and 2.9e-4 is next to it.
 RATES = "training.learning_rate=1e-4,2.9e-4,3e-4,1e-3"
 
 
 @functools.cache
+def _server() -> ForkServer:
+    server = ForkServer(_TRAINER, imports=[_TRAINER, _STUDY])
+    atexit.register(server.__exit__)
+    return server
+
+
 def fake_trainer() -> tuple[str, ...]:
     """Return the command of the fake trainer; each is a fork of one process, without a quarter second of imports."""
-    server = ForkServer("tests.trainer.studies.fake_trainer:main")
-    atexit.register(server.__exit__)
-    return server.command
+    return _server().command
+
+
+def real_trainer() -> tuple[str, ...]:
+    """Return the command `python -m trainer`, likewise, for what needs no torch."""
+    return ForkServer(TRAINER, socket=_server().socket).command
 
 
 def make_study(folder: Path, behavior: dict[str, Any] | None = None, **settings: Any) -> Spec:
@@ -50,17 +58,12 @@ def make_study(folder: Path, behavior: dict[str, Any] | None = None, **settings:
 def start_study(*arguments: str) -> subprocess.Popen[str]:
     """Start the command line as a process whose children are fake trainers."""
     return subprocess.Popen(
-        [sys.executable, str(Path(__file__).parent / "fake_study.py"), *arguments],
+        [*ForkServer(_STUDY, socket=_server().socket).command, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "CUDA_VISIBLE_DEVICES": "",
-            TRAINER_VARIABLE: json.dumps(fake_trainer()),
-        },
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", TRAINER_VARIABLE: json.dumps(fake_trainer())},
     )
 
 

@@ -20,7 +20,7 @@ from trainer.studies.planner import planner_for
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.usefixtures("quick_charts")]
 
 SMALL = {
-    "method": {"text_encoder": False},
+    "method": {"targets": "attention", "text_encoder": False},
     "samples": {"steps": 1, "prompts": ["a red egg"], "every_epochs": 3},
     "validation": {"timesteps": 2, "draws": 1, "train_images": 2},
 }

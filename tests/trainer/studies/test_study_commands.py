@@ -46,6 +46,11 @@ def run_to_end(*arguments: str, status: int = EXIT_FINISHED) -> str:
     return output
 
 
+def hurry(folder: Path) -> None:
+    """Let the trainers that start from now on not wait."""
+    (folder / "job" / "behavior.json").write_text("{}", encoding="utf-8")
+
+
 @pytest.mark.slow
 def test_sigterm_stops_every_fold_and_the_same_command_continues(tmp_path: Path) -> None:
     make_study(tmp_path, {"*": {"epoch_s": 0.2}})
@@ -62,6 +67,7 @@ def test_sigterm_stops_every_fold_and_the_same_command_continues(tmp_path: Path)
         assert not is_alive(fold)
         assert len(events_of(fold, Stopped)) == 1
 
+    hurry(tmp_path)
     run_to_end(*arguments)
     assert epochs_of(folds[0]) == list(range(1, 9))
     assert len(events_of(job / "final", Finished)) == 1
@@ -78,6 +84,7 @@ def test_a_killed_study_leaves_its_folds_running_and_adopts_them_when_it_continu
         process.kill()
     assert all(is_alive(fold) for fold in folds)
 
+    hurry(tmp_path)
     run_to_end(*arguments)
     for fold in folds:
         assert len(events_of(fold, Started)) == 1
@@ -101,6 +108,7 @@ def test_a_stopped_comparison_continues_with_the_same_decisions(tmp_path: Path) 
     decided = rungs_of(job)
     starts = len(events_of(candidates["c01"], Started))
 
+    hurry(tmp_path)
     run_to_end(*arguments)
     assert read_spec(job / "winner").training.learning_rate == 3e-4
     assert rungs_of(job) == decided
@@ -116,6 +124,7 @@ def test_a_comparison_that_is_killed_between_its_rungs_decides_by_the_events_of_
     with start_study(*arguments) as process:
         wait_until(lambda: bool(epochs_of(job / "candidates/c01")))
         process.kill()
+    hurry(tmp_path)
     output = run_to_end(*arguments)
     assert read_spec(job / "winner").training.learning_rate == 3e-4
     assert f"python -m trainer run {job / 'winner'}" in output

@@ -27,6 +27,12 @@ def base() -> LoadedBase:
     return load_base(Base())
 
 
+@pytest.fixture(scope="module")
+def need(base: LoadedBase) -> MemoryNeed:
+    """A prediction takes seconds of CPU."""
+    return predict_memory(base, {}, STEP)
+
+
 def allocated(work: Callable[[], object]) -> int:
     """Return the peak of what torch's allocator hands out while `work` runs."""
     with torch.no_grad(), torch.profiler.profile(profile_memory=True) as profile:
@@ -43,16 +49,15 @@ def text_of(base: LoadedBase, images: int) -> dict[str, torch.Tensor]:
     return {"caption_BTD": torch.randn(images, 77, base.denoiser.config.cross_attention_dim)}
 
 
-def test_samples_and_encoding_are_predicted(base: LoadedBase) -> None:
+def test_samples_and_encoding_are_predicted(base: LoadedBase, need: MemoryNeed) -> None:
     vae_bytes = sum(4 * parameter.numel() for parameter in base.vae.parameters())
     side = base.resolution // base.vae_scale
     noisy, timestep, text = torch.randn(8, 4, side, side), torch.zeros(8, dtype=torch.long), text_of(base, 8)
     guided = allocated(lambda: base.predict(noisy, timestep, text))
     decoded = allocated(lambda: base.vae.decode(noisy[:1]))
-    encoded = allocated(lambda: base.vae.encode(torch.randn(1, 3, 256, 256)))
+    encoded = allocated(lambda: base.vae.encode(torch.randn(1, 3, 64, 64)))
 
     assert predict_sampling(base, STEP, images=4) - vae_bytes == pytest.approx(max(guided, decoded), rel=0.15)
-    need = predict_memory(base, {}, replace(STEP, images=1, resolution=256))
     assert need.encoding - vae_bytes == pytest.approx(encoded, rel=0.15)
 
 
@@ -73,10 +78,9 @@ def test_gradients_are_there_when_a_step_has_several_parts_and_gone_when_it_chan
     assert predict_memory(base, trained, replace(step, steps_in_backward=True)).step < 0.5 * once
 
 
-def test_long_captions_and_fewer_bits_count(base: LoadedBase) -> None:
-    need = predict_memory(base, {}, STEP)
+def test_long_captions_and_fewer_bits_count(base: LoadedBase, need: MemoryNeed) -> None:
     assert predict_memory(base, {}, replace(STEP, chunks=3)).step > need.step
-    # Weights do not depend on the step, which takes a second of CPU.
+    # Weights do not depend on the step.
     int8, nf4 = (
         predict_memory(base, {}, replace(STEP, quantization=kind), need).weights
         for kind in (Quantization.INT8, Quantization.NF4)
@@ -121,9 +125,11 @@ def test_trained_weights_count_as_they_are_trained_and_tables_in_fp32(stored_sdx
     trained, number = all_trained(base), sum(p.numel() for p in base.denoiser.parameters())
     # Stored in fp16: what counts is not what they are now.
     assert next(base.denoiser.parameters()).dtype is torch.float16
+    # What the step takes is of no matter here, and takes seconds to predict.
+    known = MemoryNeed(weights=0, optimizer=0, step=1)
 
-    assert predict_memory(base, trained, step).weights == 4 * number
-    halved = predict_memory(base, trained, replace(step, trained_dtype=torch.bfloat16))
+    assert predict_memory(base, trained, step, known).weights == 4 * number
+    halved = predict_memory(base, trained, replace(step, trained_dtype=torch.bfloat16), known)
     assert halved.weights == 2 * number
     base.denoiser.register_buffer("table", torch.zeros(1000, dtype=torch.float16))
     assert predict_memory(base, trained, step, halved) == replace(halved, weights=4 * number + 4000)

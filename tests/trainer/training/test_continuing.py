@@ -18,6 +18,7 @@ from tests.trainer.conftest import MakeJob, job_maker
 from tests.trainer.fork_server import ForkServer, Hook
 from tests.trainer.job_events import assert_same_checkpoints, curve_of, events_of
 from trainer.__main__ import main
+from trainer.commands import training_commands
 from trainer.exchange.job_dir import START_FILE, read_spec
 from trainer.protocol import events
 from trainer.protocol.events import (
@@ -41,8 +42,9 @@ from trainer.training.run import run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-#: Every checkpoint is kept. Nothing is exported unless a test needs it.
+#: Every checkpoint is kept. Nothing is exported unless a test needs it, and few layers have an adapter.
 KEPT: dict[str, Any] = {
+    "method": {"targets": "attention", "text_encoder": False},
     "training": {"epochs": 3, "keep_every_epochs": 1},
     "validation": {"test": False},
     "samples": {"steps": 1, "prompts": ["a red egg"], "unrelated_prompts": [], "every_epochs": 9},
@@ -322,6 +324,8 @@ def test_a_new_job_starts_from_the_best_weights_of_a_finished_one(
     job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "continued"
+    # It takes seconds, and is the subject of test_memory_command.py.
+    monkeypatch.setattr(training_commands, "predicted_memory", lambda *_arguments: None)
     changes = ["training.epochs=1", "training.learning_rate=1e-7", "training.warmup_share=0"]
     arguments = [part for change in changes for part in ("--set", change)]
     assert main(["new", "--from", str(job), "--name", "again", *arguments, "--out", str(out)]) == 0
@@ -341,9 +345,9 @@ def test_a_new_job_starts_from_the_best_weights_of_a_finished_one(
     spec = read_spec(out)
     assert (spec.name, spec.training.epochs, spec.method.rank) == ("again", 1, before.method.rank)
     (ended,) = events_of(out, EpochEnded)
-    # At this rate nothing moves: the new job is where the old one ended, far below the base.
+    # At this rate nothing moves: the new job is where the old one ended, below the base.
     assert ended.validation.ratio == pytest.approx(finished.best_ratio, rel=1e-3)
-    assert finished.best_ratio < 0.9
+    assert finished.best_ratio < 0.98
     trained = load_file(Checkpoints(out).newest_first()[0] / "weights.safetensors")
     assert all(torch.allclose(trained[name], tensor, atol=1e-4) for name, tensor in expected.items())
 

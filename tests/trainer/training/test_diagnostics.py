@@ -126,9 +126,11 @@ def test_a_copy_among_the_samples_and_an_image_that_is_never_learned_are_found(u
     assert image.thumbnail in (unfinished / "report.html").read_text(encoding="utf-8")
 
 
-def test_samples_that_moved_away_from_the_images_cause_a_warning(
-    finished: Path, unfinished: Path, dataset: Path
+def test_samples_that_moved_away_cause_a_warning_and_a_clip_model_measures_the_similarity_to_prompts(
+    finished: Path, unfinished: Path, dataset: Path, tmp_path: Path
 ) -> None:
+    """In one run: neither depends on the other."""
+    change_samples(unfinished, similarity_model=str(make_clip(tmp_path / "clip")))
     train = [image for image in read_report(dataset).images if image.split is Split.TRAIN]
     for number, image in enumerate(train[:4]):
         with Image.open(dataset / str(image.path)) as opened:
@@ -140,13 +142,6 @@ def test_samples_that_moved_away_from_the_images_cause_a_warning(
     assert last.best_ratio < 1
     assert len(warnings(unfinished, "moved_away")) == 1
     assert warnings(finished, "moved_away") == []
-
-
-def test_a_clip_model_measures_the_similarity_to_prompts_before_and_after(unfinished: Path, tmp_path: Path) -> None:
-    change_samples(unfinished, similarity_model=str(make_clip(tmp_path / "clip")))
-
-    assert run(RunOptions(job_dir=unfinished)) == EXIT_FINISHED
-
     insight = read_insight(unfinished)
     assert insight.prompt_similarity is not None
     assert insight.prompt_similarity.before != insight.prompt_similarity.after

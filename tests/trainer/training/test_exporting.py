@@ -18,10 +18,11 @@ from trainer.errors import ExportError
 from trainer.models.base import load_base
 from trainer.models.methods import attach
 from trainer.models.methods.checkpoint_file import base_metadata
-from trainer.protocol.events import EXIT_FINISHED, Exported, ExportFormat
+from trainer.models.methods.trained import ExportedFile, Trained
+from trainer.protocol.events import EXIT_FINISHED, ExportFormat
 from trainer.protocol.run_options import RunOptions
 from trainer.protocol.settings import MethodKind
-from trainer.protocol.spec import make_spec
+from trainer.protocol.spec import Spec, make_spec
 from trainer.tasks import verify
 from trainer.tasks.diffusion import architecture_metadata
 from trainer.tasks.verify import verify_exports
@@ -141,6 +142,17 @@ def test_the_license_of_a_folder_is_that_of_its_model_card(
     assert base_metadata("stabilityai/stable-diffusion-xl-base-1.0")["modelspec.license"] == "CreativeML Open RAIL++-M"
 
 
+def exported(random_base: Path, folder: Path, **settings: Any) -> tuple[Spec, Trained, list[ExportedFile]]:
+    """Write the files of a method whose weights have changed as by a training."""
+    spec = make_spec({"dataset": "d", "base": {"source": str(random_base)}, **settings})
+    trained = attach(load_base(spec.base, as_stored=True), spec)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for _name, parameter in trained.named_parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
+    return spec, trained, trained.export(folder, "egg", {})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "formats"),
@@ -150,17 +162,17 @@ def test_the_license_of_a_folder_is_that_of_its_model_card(
     ],
 )
 def test_differences_are_exported_and_compared_unless_switched_off(
-    make_job: MakeJob, method: dict[str, Any], formats: set[ExportFormat]
+    random_base: Path, tmp_path: Path, method: dict[str, Any], formats: set[ExportFormat]
 ) -> None:
     """Those of a DoRA are in test_families_recipe.py."""
     has_differences = ExportFormat.DIFFERENCE in formats
-    job_dir = make_job(method=method, training={"epochs": 1, "repeats": 1}, exports={"differences": has_differences})
-    assert run(RunOptions(job_dir=job_dir)) == EXIT_FINISHED, events_of(job_dir)[-1]
-    found = {event.format: event for event in events_of(job_dir, Exported)}
-    assert found.keys() == formats
-    assert all(event.max_difference is not None for event in found.values())
+    exports = {"differences": has_differences}
+    spec, trained, files = exported(random_base, tmp_path, method=method, exports=exports)
+    assert {file.format for file in files} == formats
+    device = torch.device("cpu")
+    assert len(verify_exports(spec, trained.state(), files, caption="an egg", device=device)) == len(files)
     if has_differences:
-        metadata = metadata_of(job_dir / "output/lora-diff.safetensors")
+        metadata = metadata_of(tmp_path / "egg-diff.safetensors")
         assert json.loads(metadata["ss_network_args"]) == {"algo": "full"}
 
 
@@ -181,14 +193,7 @@ def test_the_base_that_files_are_loaded_into_has_nothing_of_the_training_left(
     random_base: Path, tmp_path: Path
 ) -> None:
     """A file without effect would pass if the trained weights were still in it."""
-    spec = make_spec(
-        {"dataset": "d", "base": {"source": str(random_base)}, "method": {"rank": 4, "text_encoder": True}}
-    )
-    trained = attach(load_base(spec.base, as_stored=True), spec)
-    for name, parameter in trained.named_parameters():
-        if name.endswith("lora_B"):
-            torch.nn.init.constant_(parameter, 0.02)
-    files = trained.export(tmp_path, "egg", {})
+    spec, trained, files = exported(random_base, tmp_path, method={"rank": 4, "text_encoder": True})
     device = torch.device("cpu")
     assert len(verify_exports(spec, trained.state(), files, caption="an egg", device=device)) == len(files) == 2
 

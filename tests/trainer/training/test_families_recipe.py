@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer.conftest import MakeJob
+from tests.trainer.conftest import MakeJob, SharedFolder
 from tests.trainer.job_events import events_of
 from tests.trainer.random_base import make_random_base, make_random_sd3, make_random_sdxl, store_in_half
 from trainer.protocol.events import EXIT_FAILED, EXIT_FINISHED, Exported, Failed, FailureKind, Finished
@@ -43,9 +43,9 @@ def test_a_family_is_trained_and_its_files_load_back(
     method: dict[str, object],
     formats: set[str],
     make_job: MakeJob,
-    tmp_path: Path,
+    shared_folder: SharedFolder,
 ) -> None:
-    base = store_in_half(make_base(tmp_path / "base"))
+    base = shared_folder(f"{make_base.__name__}-half", lambda folder: store_in_half(make_base(folder)))
     job_dir = make_job(base=str(base), method=method, **ONE_EPOCH)
 
     assert run(RunOptions(job_dir=job_dir)) == EXIT_FINISHED, events_of(job_dir, Failed)
@@ -57,9 +57,9 @@ def test_a_family_is_trained_and_its_files_load_back(
 
 
 def test_a_setting_that_a_family_does_not_support_is_refused_before_the_training(
-    make_job: MakeJob, tmp_path: Path
+    make_job: MakeJob, shared_folder: SharedFolder
 ) -> None:
-    base = make_random_sd3(tmp_path / "base")
+    base = shared_folder("sd3", make_random_sd3)
     job_dir = make_job(base=str(base), objective={"snr_gamma": 5.0}, **ONE_EPOCH)
 
     assert run(RunOptions(job_dir=job_dir)) == EXIT_FAILED

@@ -42,9 +42,10 @@ JOBS: dict[str, dict[str, Any]] = {
             "fused_backward": True,
             "bf16_weights": True,
             "gradient_checkpointing": True,
+            "repeats": 1,
         },
     },
-    "quantized": {"base_settings": {"quantization": "int8"}},
+    "quantized": {"base_settings": {"quantization": "int8"}, "training": {"repeats": 1}},
     "textual_inversion": {
         "method": {
             "kind": "textual_inversion",
@@ -120,8 +121,7 @@ def pinned_curve(name: str, found: list[list[float]]) -> list[list[float]]:
 
 def make(make_job: MakeJob, name: str, folder: str) -> Path:
     changes = {group: dict(v) if isinstance(v, dict) else v for group, v in JOBS[name].items()}
-    if name not in RESUMED:
-        changes["training"] = {"epochs": 2, **changes.get("training", {})}
+    changes["training"] = {"epochs": 2, **changes.get("training", {})}
     # The files of each method are loaded back in tests/trainer/models/test_export.py.
     changes["validation"] = {"test": False}
     changes["samples"] = {"steps": 1, "prompts": ["a red egg"], "unrelated_prompts": [], "every_epochs": 4}

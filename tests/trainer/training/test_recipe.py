@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.trainer.conftest import SMALL, MakeJob
-from tests.trainer.fork_server import ForkedProcess, ForkServer
+from tests.trainer.fork_server import QUICK_CHARTS_VARIABLE, ForkedProcess, ForkServer
 from tests.trainer.job_events import assert_same_tensors, curve_of, events_of, metadata_of
 from trainer.exchange.job_dir import write_spec
 from trainer.protocol.events import (
@@ -62,7 +62,7 @@ def kept_files(job_dir: Path) -> list[Exported]:
 
 
 def start(server: ForkServer, job_dir: Path) -> ForkedProcess:
-    return server.start("run", str(job_dir), log=job_dir / "trainer.log")
+    return server.start("run", str(job_dir), log=job_dir / "trainer.log", env={QUICK_CHARTS_VARIABLE: "1"})
 
 
 def wait_for(trainer: ForkedProcess, job_dir: Path, kind: type[Any], count: int = 1) -> None:
@@ -332,10 +332,14 @@ def test_fp16_on_a_cpu_fails(make_job: MakeJob) -> None:
 
 
 @pytest.mark.slow
-def test_files_that_are_exported_again_have_the_hash_of_their_last_event(finished_job: Path, tmp_path: Path) -> None:
+def test_files_that_are_exported_again_have_the_hash_of_their_last_event(
+    finished_job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A run that died between the export and its terminal event exports again, with new metadata and a new hash."""
     job_dir = shutil.copytree(finished_job, tmp_path / "job")
     before = len(events_of(job_dir, Exported))
+    # Its diagnosis is the same again.
+    monkeypatch.setattr("trainer.training.diagnostics.run_diagnostics", lambda _session: None)
     assert run(RunOptions(job_dir=job_dir)) == EXIT_FINISHED
 
     # The file for diffusers has no time in it; whether it is the same depends on the order of its header.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from unittest.mock import Mock
 import psutil
 import pytest
 import torch
+from accelerate.commands import launch as accelerate_launch
 
 from bot.runners.runner import trainer_argv
 from tests.trainer.conftest import MakeJob
@@ -126,15 +126,24 @@ def test_the_launcher_starts_the_requested_number_of_processes(make_job: MakeJob
     job_dir = make_job(**{**EXACT, "training": training})
     launch = RunOptions(job_id=1, attempt=1, job_dir=job_dir, gpus=2)
     write_attempt(job_dir, 1)
-    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-    with (job_dir / "rank-all.log").open("wb") as log:
-        # The launcher has its own place for Python's options.
-        command = tuple(part for part in fork_server.command if part not in {"-S", "-E"})
-        argv = trainer_argv(command, launch)
-        assert subprocess.run(argv, env=env, stdout=log, stderr=log, check=False).returncode == 0, log_of(job_dir)
+    # The launcher has its own place for Python's options.
+    command = tuple(part for part in fork_server.command if part not in {"-S", "-E"})
+    _python, _m, module, *arguments = trainer_argv(command, launch)
+    assert module == accelerate_launch.__name__
+    # A fork, too: it would import torch.
+    launcher = ForkServer(f"{__name__}:run_launcher", socket=fork_server.socket)
+    env = {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    done = launcher.run(*arguments, env=env, log=job_dir / "rank-all.log")
+    assert done.returncode == 0, log_of(job_dir)
 
     assert [event.processes for event in events_of(job_dir, Started)] == [2]
     assert {event.attempt for event in events_of(job_dir)} == {1}
+
+
+def run_launcher(_arguments: list[str]) -> int:
+    """What `python -m accelerate.commands.launch` does, which takes the arguments from `sys.argv`."""
+    accelerate_launch.main()
+    return 0
 
 
 def test_an_unexpected_number_of_processes_is_refused(make_job: MakeJob) -> None:

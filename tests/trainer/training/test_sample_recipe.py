@@ -17,12 +17,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from tests.trainer.conftest import SharedFolder
 from tests.trainer.fork_server import ForkServer
 from tests.trainer.job_events import events_of
 from tests.trainer.models.random_adapters import method_of
 from tests.trainer.random_base import make_random_sd2, make_random_sd3, make_random_sdxl
 from tests.trainer.training.trained_jobs import make_trained_job
-from trainer.exchange.job_dir import read_sampling, write_sampling
+from trainer.exchange.job_dir import read_sampling, write_spec
 from trainer.exchange.kept_epochs import kept_epochs
 from trainer.models.base import load_base
 from trainer.protocol.events import (
@@ -77,7 +78,7 @@ def make_sampling(random_base: Path, tmp_path: Path) -> MakeSampling:
             **settings,
         }
         folder = tmp_path / name
-        write_sampling(folder, make_sampling_spec(given))
+        write_spec(folder, make_sampling_spec(given))
         return folder
 
     return make
@@ -209,13 +210,20 @@ def test_every_kind_is_drawn_from_its_files_and_from_its_checkpoints(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make_base", [make_random_sd2, make_random_sdxl, make_random_sd3])
+@pytest.mark.parametrize(
+    ("family", "make_base"), [("sd2", make_random_sd2), ("sdxl", make_random_sdxl), ("sd3", make_random_sd3)]
+)
 def test_every_family_draws(
-    tmp_path: Path, make_sampling: MakeSampling, make_base: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    make_sampling: MakeSampling,
+    shared_folder: SharedFolder,
+    family: str,
+    make_base: Callable[[Path], Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # As if it was large, so that its memory is predicted.
     monkeypatch.setattr(base_sampler, "_SMALL_SHARE", 0.0)
-    base = make_base(tmp_path / "base")
+    base = shared_folder(family, make_base)
     job = make_trained_job(tmp_path / "job", str(base), epochs=1, best=1, method={"rank": 2, "text_encoder": True})
     settings = {"models": [BASE, of_job(job, 1)], "strengths": [0.0, 1.0], "base": {"source": str(base)}}
     job_dir = make_sampling(**settings, width=96, height=64)
@@ -426,7 +434,8 @@ def test_what_cannot_fit_is_refused_before_it_is_drawn(
 ) -> None:
     monkeypatch.setattr(base_sampler, "total_memory_bytes", lambda device: 2**20)
     job_dir = make_sampling()
-    assert draw(job_dir) == EXIT_FAILED
+    # A prediction takes a second of CPU; that of several images at once is in test_base_sampler.py.
+    assert draw(job_dir, micro_batch=1) == EXIT_FAILED
     assert "Drawing one image of 64×64 needs about" in failure(job_dir).message
     assert not (job_dir / "samples").exists()
 

@@ -34,14 +34,15 @@ def damage(path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spoil", [damage, Path.unlink])
+# The end of a training opens the images once more, which takes as long as the training.
+@pytest.mark.parametrize(("spoil", "has_end"), [(damage, False), (Path.unlink, True)])
 def test_a_training_goes_on_without_an_image_that_was_damaged_after_the_preparation(
-    damaged: Path, random_base: Path, tmp_path: Path, spoil: Callable[[Path], None]
+    damaged: Path, random_base: Path, tmp_path: Path, spoil: Callable[[Path], None], has_end: bool
 ) -> None:
     images = [image for image in read_report(damaged).images if image.split is Split.TRAIN]
     for image in images[:2]:
         spoil(damaged / str(image.path))
-    job_dir = job_maker(damaged, random_base, tmp_path)(training={"epochs": 1})
+    job_dir = job_maker(damaged, random_base, tmp_path)(training={"epochs": 1}, validation={"test": has_end})
 
     assert run(RunOptions(job_dir=job_dir)) == EXIT_FINISHED, events_of(job_dir)[-1]
 

@@ -6,10 +6,10 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import PurePosixPath
 
-from trainer.dataset.captions.delimited_text import MAX_ROWS, REST, Line, delimited_lines
+from trainer.dataset.captions.delimited_text import MAX_ROWS, REST, Line, delimited_lines, markdown_tables
 from trainer.dataset.captions.nested_records import flat_record
 from trainer.dataset.captions.table_columns import (
     CAPTION_COLUMNS,
@@ -26,11 +26,14 @@ from trainer.dataset.captions.table_columns import (
     known_columns,
     normalized,
 )
-from trainer.dataset.input_files import TABLE_EXTENSIONS, has_image_name
+from trainer.dataset.input_files import MARKDOWN_EXTENSION, TABLE_EXTENSIONS, has_image_name
 from trainer.protocol.text import _
 
 #: A `.txt` with one of these names is a table unless an image has the same name.
 _TABLE_STEMS = ("caption", "captions", "metadata", "labels", "prompts", "descriptions")
+
+#: An object whose first line is a brace alone, and what is between two of them.
+_SPREAD_OBJECT, _NEXT_VALUE = re.compile(r"\ufeff?\s*\{[ \t]*[\r\n]"), re.compile(r"[\s,]*(?=[^\s,])")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +71,15 @@ class CaptionTable:
 def is_table_name(name: str) -> bool:
     """True if the name is that of a table, including `captions.txt` and similar names."""
     path = PurePosixPath(name.lower())
-    return path.suffix in TABLE_EXTENSIONS or (path.suffix == ".txt" and path.stem in _TABLE_STEMS)
+    return path.suffix in (*TABLE_EXTENSIONS, MARKDOWN_EXTENSION) or (
+        path.suffix == ".txt" and path.stem in _TABLE_STEMS
+    )
 
 
 def read_table(
     name: str, text: str, *, caption_column: str = "", names_image: NamesImage = has_image_name
 ) -> CaptionTable:
-    """Read a table in CSV or JSON lines.
+    """Read a table in CSV, JSON lines or Markdown.
 
     Args:
         name: Its extension tells the format.
@@ -85,11 +90,20 @@ def read_table(
     Raises:
         TableError: No line can be read, or its columns are unknown.
     """
-    if PurePosixPath(name.lower()).suffix in (".jsonl", ".ndjson"):
-        if text.lstrip("\ufeff \t\r\n").startswith("["):
+    if name.lower().endswith(MARKDOWN_EXTENSION):
+        text = markdown_tables(text)
+    are_json_lines = PurePosixPath(name.lower()).suffix in (".jsonl", ".ndjson")
+    if text.lstrip("\ufeff \t\r\n").startswith("[" if are_json_lines else ("[", "{")):
+        try:
             read = read_json(text, caption_column=caption_column, names_image=names_image)
+        except TableError:
+            # A line can begin with a bracket, too.
+            if are_json_lines:
+                raise
+        else:
             if isinstance(read, CaptionTable):
                 return read
+    if are_json_lines:
         return _table(_json_lines(text), caption_column, names_image)
     return _table(delimited_lines(text, names_image), caption_column, names_image)
 
@@ -125,10 +139,11 @@ def read_json(
 
 
 def _records_in(value: object) -> Sequence[object]:
-    """The records of a list, or of the only list of objects in an object, as in `{"data": […]}`."""
+    """The records of a list, or of the lists of like objects in an object: `{"data": […]}`, `{"train": […], …}`."""
     if isinstance(value, dict):
         lists = [each for each in value.values() if isinstance(each, list) and each and isinstance(each[0], dict)]
-        return lists[0] if len(lists) == 1 else ()
+        are_alike = len({frozenset(each[0]) for each in lists}) == 1
+        return [*chain(*lists)] if are_alike else ()
     return value if isinstance(value, list) else ()
 
 
@@ -138,6 +153,9 @@ def _captions_or_rows(
     """The captions of a sidecar, or else the rows of a table; () or None if it is neither."""
     if (records := _coco_records(value) or _records_of_columns(value)) is not None:
         return _table(((0, record) for record in records), caption_column, names_image)
+    inner = [each for each in value.values() if isinstance(each, dict) and each and all(map(names_image, each))]
+    if len(inner) == 1:
+        return _named_rows(inner[0], caption_column, names_image)
     captions = _sidecar_captions(value, caption_column)
     if any(captions):
         return captions
@@ -201,6 +219,9 @@ def _parse_json(text: str, line: int) -> object:
 
 
 def _json_lines(text: str) -> Iterator[Line]:
+    if _SPREAD_OBJECT.match(text):
+        yield from _spread_objects(text.lstrip("\ufeff"))
+        return
     # Not splitlines: a JSON string may contain an unescaped U+2028.
     for number, line in enumerate(re.split(r"\r\n?|\n", text), start=1):
         if bare := line.strip("\ufeff \t"):
@@ -209,6 +230,25 @@ def _json_lines(text: str) -> Iterator[Line]:
                 yield number, _as_record(_parse_json(bare.removesuffix(","), number), number)
             except TableError as error:
                 yield number, str(error)
+
+
+def _spread_objects(text: str) -> Iterator[Line]:
+    """Yield objects that extend over lines, one after the other."""
+    decoder, at, line = json.JSONDecoder(), 0, 1
+    while begins := _NEXT_VALUE.match(text, at):
+        start = begins.end()
+        line += text.count("\n", at, start)
+        try:
+            value, at = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            yield line, _("its line {line} is not JSON", line=line)
+            # The next one that begins a line.
+            at = text.find("\n{", start)
+            if at < 0:
+                return
+        else:
+            yield line, _as_record(value, line)
+        line += text.count("\n", start, at)
 
 
 def _as_record(value: object, line: int) -> Record | str:

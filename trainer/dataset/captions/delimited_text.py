@@ -6,7 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, compress, groupby, islice, takewhile
 
 from trainer.dataset.captions.table_columns import (
     CAPTION_COLUMNS,
@@ -22,11 +22,15 @@ from trainer.protocol.text import _
 
 #: Rows of one table: more than a dataset may have images.
 MAX_ROWS = 50_000
-_DELIMITERS = ",;\t|"
-#: A line of a list: `cat.png: a cat`, `- cat.png = a cat`, `"my cat.png" a cat`.
+_DELIMITERS = ",;\t|，；"
+#: A line of a list: `cat.png: a cat`, `- cat.png => a cat`, `"my cat.png" a cat`.
 _LIST_LINE = re.compile(
-    r"""\s*(?:[-*•]\s+|\d{1,4}[.)]\s+)?["'`]?(?P<file>[^\t|;,"'`]{1,300}?\.\w{2,5})["'`]?"""
-    r"""(?:\s{0,8}(?:[:=→–—]|-+>?)\s{0,8}|\s{1,8})(?P<text>\S.*)"""
+    r"""\s*(?:[-*•]\s+|\d{1,4}[.)]\s+)?["'`*]{0,2}(?P<file>[^\t|;,"'`*]{1,300}?\.\w{2,5})["'`*]{0,2}"""
+    r"""(?:\s{0,8}(?:[:：]{1,2}\*{0,2}|[→–—]|[-=]{1,8}>?|>>?)\s{0,8}|\s{1,8})(?P<text>\S.*)"""
+)
+#: A line that has the name of an image alone, above the lines of its caption: `cat.png`, `[cat.png]`, `## cat.png`.
+_NAME_LINE = re.compile(
+    r"""[#*\["'`\s]{0,8}(?:\d{1,4}[.)]\s)?(?P<file>[^\t|,;，；*"'`[\]]{1,300}?\.\w{2,5})[\]*"'`:：\s]{0,8}"""
 )
 #: The ending of a name; captions have none as a rule, and thousands of texts are asked.
 _ENDING = re.compile(r"\.\w{2,5}\b")
@@ -39,10 +43,17 @@ _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 _JUDGED_LINES, _LISTED_LINES = 50, 5
 #: Lines and characters of a quoted cell, after which its quote counts as never closed.
 _MAX_CELL_LINES, _MAX_CELL_CHARACTERS = 40, 64 * 1024
+#: Characters of a name with what may be around it.
+_MAX_NAME_LINE = 320
 #: After so many quotes that are never closed, no more are looked for in further lines.
 _MAX_SEARCHES = 1000
 #: Cells of a line in which a name of an image is looked for, and those that are read; the last one has the rest.
 _MAX_SEARCHED, _MAX_CELLS = 100, 1000
+#: Exchanges the quotes of a table that has single ones.
+_OTHER_QUOTES = str.maketrans("'\"", "\"'")
+#: Lines above a header, such as a title or comments, and how a comment begins.
+_MAX_ABOVE_HEADER, _COMMENT = 20, ("#", "//")
+_KNOWN_COLUMNS = frozenset({*FILE_COLUMNS, *CAPTION_COLUMNS, *TAG_COLUMNS, *CLASS_COLUMNS})
 #: Key of the cells beyond the last column: the name of this column, and it with all that follows.
 REST = "\0rest"
 
@@ -70,20 +81,85 @@ def delimited_lines(text: str, names_image: NamesImage) -> Iterator[Line]:
     named = _SEPARATOR_LINE.fullmatch(lines[first].strip("\r\n")) if first < len(lines) else None
     first += named is not None
     judged = lines[first : first + _JUDGED_LINES]
+    if blocks := _blocks(lines[first:], names_image):
+        yield from ((first + line, record) for line, record in blocks)
+        return
     if named is None and _is_list(judged, names_image):
         yield from _list_lines(lines, names_image)
         return
     delimiter = named[1] if named else _find_delimiter(judged, names_image)
     if delimiter == "|":
         lines = [*map(_without_frame, lines)]
-    rows = _read_cells(lines, first, delimiter, names_image)
-    number, cells = next(rows, (0, []))
-    if not cells:
+    has_single = _has_single_quotes(judged, delimiter)
+    rows = _read_cells(
+        [line.translate(_OTHER_QUOTES) for line in lines] if has_single else lines, first, delimiter, names_image
+    )
+    if has_single:
+        rows = ((number, [cell.translate(_OTHER_QUOTES) for cell in cells]) for number, cells in rows)
+    top = [*islice(rows, _MAX_ABOVE_HEADER)]
+    top = top[_rows_above_header([cells for _number, cells in top], names_image) :]
+    if not top:
         return
-    if _is_header(cells, names_image):
-        yield from _below_header(cells, rows, delimiter)
+    if _is_header(top[0][1], names_image):
+        yield from _below_header(top[0][1], chain(top[1:], rows), delimiter)
     else:
-        yield from _without_header([(number, cells), *islice(rows, MAX_ROWS + 1)], delimiter, names_image)
+        yield from _without_header([*top, *islice(rows, MAX_ROWS + 1)], delimiter, names_image)
+
+
+def _has_single_quotes(lines: Sequence[str], delimiter: str) -> bool:
+    """True if cells have single quotes around them: most lines begin with one, and a cell ends with one."""
+    filled = [line.strip() for line in lines if line.strip()]
+    quoted = sum(line.startswith("'") and f"'{delimiter}" in line.replace(" ", "") for line in filled)
+    return 2 * quoted > len(filled)
+
+
+def _rows_above_header(rows: Sequence[Sequence[str]], names_image: NamesImage) -> int:
+    """The number of rows above the header or the first image: comments, and titles with fewer cells than the header."""
+    above = [*takewhile(lambda cells: not any(map(names_image, cells)), rows)]
+    for index, cells in enumerate(above):
+        is_header = len(cells) > 1 and not _KNOWN_COLUMNS.isdisjoint(map(normalized, cells))
+        if is_header and all(_is_comment(other) or _filled(other) < _filled(cells) for other in above[:index]):
+            return index
+    comments = len([*takewhile(_is_comment, above)])
+    # `#filename` is the first column of VIA's tables.
+    is_header = comments == len(rows) or any(len(cells) == len(rows[comments]) for cells in above[:comments])
+    return 0 if is_header else comments
+
+
+def _is_comment(cells: Sequence[str]) -> bool:
+    return cells[0].lstrip().startswith(_COMMENT)
+
+
+def _filled(cells: Sequence[str]) -> int:
+    return sum(cell.strip() != "" for cell in cells)
+
+
+def markdown_tables(text: str) -> str:
+    """The tables of a text in Markdown that name images, without the other lines; empty if there are none."""
+    kept: list[str] = []
+    for is_table, block in groupby(text.splitlines(), lambda line: line.lstrip().startswith("|")):
+        rows = list(block)
+        cells = (_bare_cells(_without_frame(row), "|") for row in rows if is_table)
+        kept += rows if any(map(names_image_file, chain.from_iterable(cells))) else [""] * len(rows)
+    return "\n".join(kept) if any(kept) else ""
+
+
+def _blocks(lines: Sequence[str], names_image: NamesImage) -> list[Line]:
+    """The records of a text that has the name of an image on one line, and its caption below; none of other texts."""
+    blocks: list[tuple[int, str, list[str]]] = []
+    for number, line in enumerate(lines, start=1):
+        bare = line.strip()
+        match = _NAME_LINE.fullmatch(bare) if len(bare) < _MAX_NAME_LINE else None
+        if match and names_image(match["file"]):
+            blocks.append((number, match["file"].strip(), []))
+            if len(blocks) > MAX_ROWS:
+                break
+        elif bare and not blocks:
+            return []
+        elif bare:
+            blocks[-1][2].append(bare)
+    are_full = all(captions for _line, _file, captions in blocks)
+    return [(line, _labeled(file, " ".join(captions))) for line, file, captions in blocks] if are_full else []
 
 
 def _find_delimiter(lines: Sequence[str], names_image: NamesImage) -> str:
@@ -92,8 +168,7 @@ def _find_delimiter(lines: Sequence[str], names_image: NamesImage) -> str:
     def names(delimiter: str) -> tuple[int, int]:
         split = [cells for line in lines if len(cells := _bare_cells(line, delimiter)) > 1]
         header = {normalized(cell) for cell in split[0]} if split else set()
-        known = header & {*FILE_COLUMNS, *CAPTION_COLUMNS, *TAG_COLUMNS, *CLASS_COLUMNS}
-        return sum(any(map(names_image, cells)) for cells in split), len(known)
+        return sum(any(map(names_image, cells)) for cells in split), len(header & _KNOWN_COLUMNS)
 
     # The first of equals.
     return max(_DELIMITERS, key=names)
@@ -132,11 +207,11 @@ def _labeled(file: str, caption: str) -> Record:
 
 
 def _without_frame(line: str) -> str:
-    """A line of a table in Markdown without the pipes around it; the one below the header becomes empty."""
+    """A line of a table in Markdown without the pipes around it; lines that are drawn become empty."""
     bare = line.strip()
-    if not bare.startswith("|"):
-        return line
-    return "" if set(bare) <= set("|-: ") else bare.removeprefix("|").removesuffix("|")
+    if set(bare) <= set("+|-=: "):
+        return ""
+    return bare.removeprefix("|").removesuffix("|") if bare.startswith("|") else line
 
 
 def _is_header(cells: Sequence[str], names_image: NamesImage) -> bool:
@@ -157,7 +232,15 @@ def _below_header(header: Sequence[str], rows: Iterable[tuple[int, list[str]]], 
 
 
 def _without_header(rows: Sequence[tuple[int, list[str]]], delimiter: str, names_image: NamesImage) -> Iterator[Line]:
-    """The image in the first cell or in the last, and all others together are its caption."""
+    """The image in the first cell or in the last, and all others together are its caption.
+
+    A cell that is a number in all rows, such as that of the row or the width, or empty, is no part of it.
+    """
+    if len({len(cells) for _line, cells in rows}) == 1:
+        columns = [*zip(*(map(str.strip, cells) for _line, cells in rows), strict=True)]
+        texts = [not all(not cell or _NUMBERS.fullmatch(cell) for cell in column) for column in columns]
+        if sum(texts) > 1 and any(map(names_image_file, chain(*compress(columns, texts)))):
+            rows = [(line, [*compress(cells, texts)]) for line, cells in rows]
     first = sum(names_image(cells[0]) for _line, cells in rows)
     is_last = sum(names_image(cells[-1]) for _line, cells in rows if len(cells) > 1) > first
     for line, cells in rows:
@@ -178,6 +261,9 @@ def _read_cells(
             found = _quoted_cells(lines[index:ends], delimiter, names_image)
             taken, cells = found or (1, _repaired(line, delimiter))
             searches -= found is None and searches > 0
+            if len(cells) == 1 and delimiter in cells[0]:
+                # A whole line in quotes, as spreadsheets store what they opened in one column.
+                cells = _strict_cells(cells[0], delimiter) or _repaired(cells[0], delimiter)
         else:
             cells = line.rstrip("\r\n").split(delimiter, _MAX_CELLS)
         if any(cell.strip() for cell in cells):
@@ -262,4 +348,4 @@ def _repaired(line: str, delimiter: str) -> list[str]:
 
 def _bare_cells(line: str, delimiter: str) -> list[str]:
     """Split a line at each delimiter, also within quotes: good enough to look for names of images."""
-    return [cell.strip().strip('"') for cell in line.split(delimiter, _MAX_SEARCHED)]
+    return [cell.strip().strip("\"'") for cell in line.split(delimiter, _MAX_SEARCHED)]

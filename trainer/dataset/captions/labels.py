@@ -19,12 +19,20 @@ from trainer.dataset.captions.caption_tables import (
     read_table,
 )
 from trainer.dataset.captions.caption_text import MAX_CLASS_CHARACTERS, clean_text
-from trainer.dataset.captions.delimited_text import lists_images
+from trainer.dataset.captions.delimited_text import lists_images, markdown_tables
 from trainer.dataset.captions.sidecars import Caption, Sidecars, read_sidecar
 from trainer.dataset.captions.table_columns import TableError
 from trainer.dataset.captions.table_images import ImageIndex
 from trainer.dataset.folder_layout import class_folders
-from trainer.dataset.input_files import Limits, RefusedError, SourceEntry, natural_key, printable
+from trainer.dataset.input_files import (
+    MARKDOWN_EXTENSION,
+    MIB,
+    Limits,
+    RefusedError,
+    SourceEntry,
+    natural_key,
+    printable,
+)
 from trainer.dataset.text_encoding import EncodingError, decode_legacy, decode_unicode, unknown_encoding
 from trainer.protocol import text
 from trainer.protocol.report import CaptionColumn, FileRole, RefusalKind
@@ -34,6 +42,8 @@ from trainer.protocol.text import _, ngettext
 _MAX_LISTED_ROWS = 20
 #: Bytes of a text by which it is a list of images; its lines say so from the first one on.
 _LISTED_BYTES = 4096
+#: A longer text in Markdown is not read: each cell is asked for the name of an image.
+_MAX_MARKDOWN_BYTES = 4 * MIB
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,8 +101,10 @@ class LabelIndex:
         """Add a sidecar or a table.
 
         Raises:
-            RefusedError: A table is not text, or too large.
+            RefusedError: A table is not text, or too large; a text in Markdown has none.
         """
+        if entry.path.lower().endswith(MARKDOWN_EXTENSION):
+            _require_table(data)
         if may_be_table := _may_be_table(entry.path, data):
             self._table_bytes += len(data)
             self.require_room(entry)
@@ -237,6 +249,18 @@ class LabelIndex:
         yield from self._refused
         for source in self._sidecars.unused():
             yield source, RefusedError(RefusalKind.WITHOUT_IMAGE, _("it is a text, but no image has its name"))
+
+
+def _require_table(data: bytes) -> None:
+    """Check that a text in Markdown has a table of images.
+
+    Raises:
+        RefusedError: It has none, or is too long.
+    """
+    if len(data) > _MAX_MARKDOWN_BYTES:
+        raise RefusedError(RefusalKind.TOO_LARGE, _("it is longer than {most}", most=text.size(_MAX_MARKDOWN_BYTES)))
+    if not markdown_tables(data.decode("utf-8", "replace")):
+        raise RefusedError(RefusalKind.UNSUPPORTED, _("it is neither an image nor a caption"))
 
 
 def _may_be_table(path: str, data: bytes = b"") -> bool:

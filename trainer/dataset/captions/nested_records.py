@@ -60,9 +60,9 @@ def _nested_image(record: Mapping[str, object]) -> str:
 
 def _nested_captions(record: Mapping[str, object]) -> Iterator[str]:
     for name, author, content in _TURNS:
-        for turn in _list_in(record.get(name)):
-            if turn.get(author) in _ANSWERS:
-                yield from _texts_in(turn.get(content), "text")
+        # Later answers are about details.
+        answers = (turn for turn in _list_in(record.get(name)) if turn.get(author) in _ANSWERS)
+        yield from _texts_in(next(answers, {}).get(content), "text")
     # PaliGemma: the question and the answer.
     if isinstance(record.get("prefix"), str):
         yield from _texts_in(record.get("suffix"), "")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import eq
 from pathlib import PurePosixPath
 
 from trainer.dataset.captions.caption_tables import CaptionTable, read_json
@@ -36,9 +37,26 @@ _PREAMBLE = re.compile(
     r"(?:here(?:['’]s| is)|sure|certainly|of course)\b[^\n]{0,120}:\s*\n+|---\s*\n(?:[^\n]{0,200}\n){1,30}?---\s*\n+",
     re.IGNORECASE,
 )
+#: What people and language models write before a caption and before tags: as a heading, or on the same line.
+_CAPTION_LABEL = r"(?:(?:image |positive )?(?:caption|prompt|description)|(?:图片|图像|画面)?描述|(?:正向|正面)?提示词)"
+_TAGS_LABEL = r"(?:tags|keywords|标签|关键词)"
+_HEADING = re.compile(
+    rf"(?:[#*_]{{1,6}} ?{_CAPTION_LABEL}[:：]?[*_]{{0,3}}[:：]?[ \t]*[\r\n]|{_CAPTION_LABEL} ?[:：])\s*", re.IGNORECASE
+)
+#: A line of a text that has one for each property.
+_FIELD = re.compile(r"[#*_ ]{0,6}(?P<name>[^\W\d][\w ]{0,24}?)[*_]{0,3} ?[:：][*_]{0,3}\s*(?P<text>\S.*)")
 _MARKUP = re.compile(r"<(?:!doctype|html|\?xml)\b", re.IGNORECASE)
 #: An object as Python prints it, or a list of them.
-_PYTHON = re.compile(r"\[?\{'[^'\n]{1,60}': ")
+_PYTHON = re.compile(r"\[?\{'[^'\n]{1,60}': |\['[^\n]{0,4000}'\]\Z")
+#: An error, or data instead of words.
+_OUTPUT = re.compile(
+    r"traceback \(most recent|\w{0,40}(?:error|exception): |\[object object\]|tensor\(|\{\"error\"|[a-z\d+/=]{80,}\Z",
+    re.IGNORECASE,
+)
+#: The name of an image before its caption.
+_OWN_NAME = re.compile(
+    r"(?P<stem>[^\n]{1,200})\.(?:png|jpe?g|webp|gif|bmp|avif|heic|tiff?)\s{0,4}[:：=–—-]{1,2}>?\s{1,4}", re.IGNORECASE
+)
 #: The mark before each line of a list.
 _LIST_MARK = re.compile(r"(?:[-*•‣]|\d{1,2}[.)])\s+")
 #: Folders of texts beside or below those of images, and folders of images.
@@ -48,7 +66,7 @@ _TEXT_FOLDER = re.compile(
 )
 _IMAGE_FOLDER = re.compile(r"(im(g|age)s?|pics?|pictures?|photos?|frames?)([_ -]?(files?|data))?")
 #: Of a page or of a file, such as git-annex leaves.
-_ADDRESS = re.compile(r"\s*(?:[a-z]+://|\.{0,2}/(?=\S*/))\S+\s*", re.IGNORECASE)
+_ADDRESS = re.compile(r"\s*(?:[a-z]+://|\.{0,2}/(?=\S*/)|[a-z]:\\(?=\S*\.\w+\s*\Z))\S+\s*", re.IGNORECASE)
 
 #: What Google Takeout puts behind the name of an image, cut where the whole would be too long, and the number that it
 #: takes from the image's name: `cat.jpg.supplemental-metadata(1).json` for `cat(1).jpg`; until 2024, `cat.jpg(1).json`.
@@ -78,6 +96,9 @@ class Caption:
 def read_sidecar(source: str, content: str) -> Caption:
     """Read the text beside an image."""
     content = content[:_MAX_READ_CHARACTERS].strip("\ufeff \t\r\n\0\x1a")
+    # Some write the name of the image before its caption.
+    stem, own = PurePosixPath(source.rpartition("!")[2]).stem, _OWN_NAME.match(content)
+    content = content[own.end() :] if own and own["stem"] == stem else content
     if problem := _problem_of(content):
         return Caption(source=source, problem=problem)
     return Caption.of(source, _captions_in_json(content) or captions_in_lines(content))
@@ -95,6 +116,8 @@ def _problem_of(content: str) -> str:
         return _("it is a web page, or XML, and not a caption")
     if _PYTHON.match(content):
         return _("it is written in Python's notation; write it as JSON, or as plain text")
+    if _OUTPUT.match(content):
+        return _("it is the output of a program, not a caption")
     if _ADDRESS.fullmatch(content):
         return _("it has an address, not a caption")
     return _("a model refused to describe the image") if _REFUSAL.match(content) else ""
@@ -132,6 +155,9 @@ def captions_in_lines(content: str) -> tuple[str, ...]:
     one text. Two captions of one image have words in common, two sentences of one description hardly.
     """
     content = _PREAMBLE.sub("", content, count=1) if _PREAMBLE.match(content) else content
+    if labeled := _labeled_caption(content):
+        return (labeled,)
+    content = _HEADING.sub("", content, count=1) if _HEADING.match(content) else content
     whole = clean_caption(content)
     split = content[: 4 * MAX_CAPTION_CHARACTERS].strip().splitlines()
     # What is no part of the caption, such as a generator's parameters, is no line of it either.
@@ -145,6 +171,20 @@ def captions_in_lines(content: str) -> tuple[str, ...]:
         return (clean_caption(", ".join(lines)),)
     is_in_paragraphs = any(not each.strip() for each in split)
     return tuple(lines[:MAX_CAPTIONS]) if not is_in_paragraphs and _are_alike(lines) else (whole,)
+
+
+def _labeled_caption(content: str) -> str:
+    """The caption and the tags in a text with a name before each line, such as `Caption: a cat`; empty for others."""
+    fields: list[tuple[str, str]] = []
+    for line in filter(str.strip, content[: 4 * MAX_CAPTION_CHARACTERS].splitlines()):
+        if (field := _FIELD.fullmatch(line.strip())) is None:
+            return ""
+        fields.append((field["name"], field["text"]))
+    labeled = (
+        next((text for name, text in fields if re.fullmatch(label, name, re.IGNORECASE)), "")
+        for label in (_CAPTION_LABEL, _TAGS_LABEL)
+    )
+    return clean_caption(", ".join(filter(None, labeled)))
 
 
 def _are_spaced_tags(line: str) -> bool:
@@ -197,7 +237,8 @@ class Sidecars:
         """Find the images of texts in a folder of texts: `captions/cat.txt` for `images/cat.png`.
 
         Call it once all texts were added. The folders of both are the same except for one, which is named as one of
-        texts or of images. A folder that holds images is none of texts: the image of this text is gone.
+        texts or of images. A folder that holds images is none of texts: the image of this text is gone, or has another
+        format now.
         """
         by_name: dict[tuple[int, str], list[SourceEntry]] = defaultdict(list)
         with_images = {(image.scope, PurePosixPath(image.path).parent.parts) for image in images}
@@ -205,12 +246,17 @@ class Sidecars:
             for name in {composed(PurePosixPath(each).name) for each in _names(image)}:
                 by_name[image.scope, same_name_key(name)].append(image)
         for (scope, path, _extension), caption in self._by_path.items():
-            folder = PurePosixPath(path).parent.parts
-            if (scope, same_name_key(path)) in self._folded_images or (scope, folder) in with_images:
+            pure, name = PurePosixPath(path), PurePosixPath(path).name
+            belongs: Callable[[Sequence[str], Sequence[str]], bool] = _are_parallel
+            if (scope, same_name_key(path)) in self._folded_images:
                 continue
-            namesakes = by_name.get((scope, same_name_key(PurePosixPath(path).name)), [])
+            if (scope, pure.parent.parts) in with_images:
+                # `cat.jpg.txt`, whose image is `cat.png` now.
+                name, belongs = pure.stem if has_image_name(name) else "", eq
+            namesakes = by_name.get((scope, same_name_key(name)), [])
             if len(namesakes) <= _MAX_NAMESAKES:
-                near = [image for image in namesakes if _are_parallel(folder, PurePosixPath(image.path).parent.parts)]
+                folders = [(image, PurePosixPath(image.path).parent.parts) for image in namesakes]
+                near = [image for image, folder in folders if belongs(pure.parent.parts, folder)]
                 if len(near) == 1:
                     self._elsewhere.setdefault(near[0].source, caption)
 

@@ -21,7 +21,10 @@ FILE_COLUMNS = (
     *("image_file", "img_path", "filepath", "file_url", "image_url", "url", "target"),
     *("image_id", "key", "id"),
 )
-CAPTION_COLUMNS = ("caption", "text", "prompt", "description", "blip_caption", "captions", "comment")
+#: The answer of a model comes before what it was asked.
+CAPTION_COLUMNS = (
+    *("caption", "text", "response", "prompt", "positive_prompt", "description", "blip_caption", "captions", "comment"),
+)
 TAG_COLUMNS = ("tags", "tag_string")
 CLASS_COLUMNS = ("class", "class_name", "label", "category", "concept", "style")
 #: Never captions, whatever is in them.
@@ -99,9 +102,9 @@ def choose_columns(records: Sequence[Record], caption_column: str, names_image: 
     if caption_column:
         return Columns(files=files, captions=named_columns(others, caption_column), class_names=class_names)
     captions, tags = _known(others, CAPTION_COLUMNS), _known(others, TAG_COLUMNS)
-    if any(map(judged.get, (*captions, *tags))):
-        return Columns(files=files, captions=captions, tags=tags, class_names=class_names)
     unknown = [name for name in others if name not in (*captions, *tags, *class_names)]
+    if any(map(judged.get, (*captions, *tags))) and not _is_question(captions, judged):
+        return Columns(files=files, captions=captions, tags=tags, class_names=class_names)
     try:
         column = text_column({name: judged[name] for name in unknown}, names_image)
     except TableError:
@@ -115,10 +118,18 @@ def choose_columns(records: Sequence[Record], caption_column: str, names_image: 
     return Columns(files=files, captions=found, tags=tags, class_names=class_names, caption_by_content=column)
 
 
+def _is_question(captions: Sequence[str], judged: Mapping[str, Sequence[object]]) -> bool:
+    """True if the only captions are one prompt in all rows: the model's answers are in another column."""
+    filled = [name for name in captions if judged[name]]
+    values = judged[filled[0]] if [*map(normalized, filled)] == ["prompt"] else []
+    return len(values) > 1 and all(value == values[0] for value in values)
+
+
 def _file_columns(judged: Mapping[str, Sequence[object]], names_image: NamesImage) -> tuple[str, ...]:
     """The column that names most images, and after it those with well-known names."""
     # Widths can be numbers of images, but many images have the same.
-    counts = {name: sum(map(names_image, set(map(file_name_in, values)))) for name, values in judged.items()}
+    named = {name: {*filter(names_image, map(file_name_in, values))} for name, values in judged.items()}
+    counts = {name: len(found) for name, found in named.items()}
     best = max(counts.values(), default=0)
     known = _known(judged, FILE_COLUMNS)
     for name in known:
@@ -126,11 +137,20 @@ def _file_columns(judged: Mapping[str, Sequence[object]], names_image: NamesImag
             return tuple(dict.fromkeys((name, *known)))
     if not best:
         raise TableError(_("none of its columns names images ({columns})", columns=_listed(judged)))
-    return (max(counts, key=lambda name: counts[name]), *known)
+    candidates = [name for name, count in counts.items() if count == best]
+    if any(named[name] != named[candidates[0]] for name in candidates):
+        message = _(
+            "each of its columns {columns} names images; call the one with the images to train on file_name",
+            columns=_listed(candidates),
+        )
+        raise TableError(message)
+    return (candidates[0], *known)
 
 
 def file_name_in(value: object) -> str:
-    """The name of a file in a value, which can be a number; empty if it is none."""
+    """The name of a file in a value, which can be a number, or a list of one; empty if it is none."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
     return str(value).strip() if isinstance(value, str | int) and not isinstance(value, bool) else ""
 
 
@@ -224,7 +244,8 @@ def captions_in(value: object) -> tuple[str, ...]:
     if isinstance(value, str):
         return (text,) if (text := clean_caption(value)) else ()
     if isinstance(value, list):
-        parts = [part for part in islice(value, MAX_CAPTION_CHARACTERS) if isinstance(part, str) and part.strip()]
+        read = (_text_in(part) for part in islice(value, MAX_CAPTION_CHARACTERS))
+        parts = [part for part in read if isinstance(part, str) and part.strip()]
         if len(parts) > 1 and (
             are_tags(parts) or sum(len(part.split()) == 1 for part in parts) > _MIN_TAGS * len(parts)
         ):
@@ -240,6 +261,11 @@ def captions_in(value: object) -> tuple[str, ...]:
     # Tags with their scores, or lists of them; other objects are settings.
     are_tags_of_kinds = all(isinstance(each, int | float | list) for each in value.values())
     return (_joined(_tag_names(value)),) if are_tags_of_kinds else ()
+
+
+def _text_in(value: object) -> object:
+    """The text of an object in a list of captions: `{"text": …, "model": …}`."""
+    return next((value[name] for name in CAPTION_COLUMNS if name in value), "") if isinstance(value, dict) else value
 
 
 def _tags_in(value: object, column: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+import string
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,15 @@ _Parts = tuple[str, ...]
 
 #: Flickr numbers the captions of an image: `1000.jpg#0`. Airtable has the address of an attachment behind its name.
 _BEHIND_NAME = re.compile(r"#\d+$|\s\(https?://[^()]*\)$")
+#: The name in a formula of a spreadsheet, `=IMAGE("cat.png")`, and in Markdown's images and code.
+_WRAPPED = re.compile(
+    r"""=\w{1,20}\(\s*["']([^"']+)["'].*\)|!?\[[^\[\]]*\]\(([^()]+)\)|`([^`]+)`|<img\b[^<>]*?\bsrc=["']?([^"'\s<>]+)[^<>]*>"""
+)
+_MAX_WRAPPED = 1024
+#: Of a site that shows files, such as `cat.png?raw=true`.
+_QUERY = re.compile(r"(?<=\w)\?[\w.~-]+=[^?/\\]*$")
+#: Characters without a glyph that are copied with a name; Windows puts one before a path.
+_UNSEEN = string.whitespace + "\u00a0\u00ad\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\ufeff"
 #: What Label Studio puts before the path of a file on its own machine.
 _LOCAL_FILES = "/data/local-files/?d="
 #: What it puts before the name of an uploaded file.
@@ -163,9 +173,13 @@ def names_image_file(text: str) -> bool:
 
 def _path_in(file: str) -> str:
     """The path in what a table has as the name of a file; of an address the name alone."""
-    path = _BEHIND_NAME.sub("", file.strip()).replace("\\", "/").removeprefix(_LOCAL_FILES)
+    bare = file.strip(_UNSEEN)
+    if len(bare) < _MAX_WRAPPED and (wrapped := _WRAPPED.fullmatch(bare)):
+        bare = next(filter(None, wrapped.groups()))
+    path = _BEHIND_NAME.sub("", bare.strip()).replace("\\", "/").removeprefix(_LOCAL_FILES)
     if "://" not in path:
-        return path
+        without_query = _QUERY.sub("", path)
+        return without_query if has_image_name(without_query) else path
     address = urlsplit(path)
     return unquote(address.path if address.scheme == "file" else address.path.rpartition("/")[2])
 

@@ -28,6 +28,10 @@ _JPEG_HARMLESS = re.compile(r"Warning: unknown JFIF|Unknown Adobe")
 _JPEG_UNSUPPORTED = re.compile(r"memory|subsampling|conversion", re.IGNORECASE)
 #: Some cameras fill up the end of their data.
 _JPEG_PADDING = re.compile(rb"(?:\x00+|\xff+)\xff\xd9")
+#: How decoders say that a file ends before its image does.
+_ENDS_EARLY = re.compile(
+    r"truncat|premature end(?! of data)|incomplete|not enough|end of (?:file|data(?! segment))", re.IGNORECASE
+)
 #: Tags of a TIFF: where its strips or tiles are, and the tables that JPEG strips share.
 _TIFF_OFFSETS, _TIFF_SIZES, _TIFF_JPEG_TABLES = (273, 324), (279, 325), 347
 #: Runs of zeros are shorter in good files: a 16th of the file in the lossy WebP of a flat image, and in EXIF.
@@ -39,7 +43,20 @@ Pixels = NDArray[np.uint8]
 
 
 class DamagedError(Exception):
-    """The file is damaged; the message is a clause."""
+    """The file is damaged; the message is a clause, and `detail` what exactly, in English."""
+
+    def __init__(self, message: str, detail: str = "") -> None:
+        super().__init__(message)
+        self.detail = detail
+
+
+def said_by_decoder(words: str) -> DamagedError:
+    """The error for what a decoder said of a file, in English and in the terms of its format."""
+    return DamagedError(_("the file ends too early"), words) if _ENDS_EARLY.search(words) else _wrong_data(words)
+
+
+def _wrong_data(detail: str) -> DamagedError:
+    return DamagedError(_("a part of its data is wrong"), detail)
 
 
 def require_undamaged(data: bytes, opened: ImageFile.ImageFile) -> None:
@@ -84,7 +101,7 @@ def decode_jpeg(data: bytes, size: tuple[int, int], mode: str, scale: float = 1.
         if _JPEG_UNSUPPORTED.search(str(error)):
             return None
         if not _JPEG_HARMLESS.match(str(error)) and not _is_padding(str(error), data):
-            raise DamagedError(str(error)) from error
+            raise said_by_decoder(str(error)) from error
     return decoded(strict=False)
 
 
@@ -106,10 +123,10 @@ def _hole_bytes(data: bytes, opened: ImageFile.ImageFile) -> int:
 def _require_checksums(data: bytes) -> None:
     for kind, body, checksum in _png_chunks(data):
         if kind in _PNG_PIXELS and zlib.crc32(body, zlib.crc32(kind)) != checksum:
-            raise DamagedError(_("the checksum of its chunk {name} is wrong", name=kind.decode()))
+            raise _wrong_data(f"the checksum of chunk {kind.decode()} is wrong")
         if kind == b"IEND":
             return
-    raise DamagedError(_("its end is missing"))
+    raise said_by_decoder("premature end: chunk IEND is missing")
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, int]]:
@@ -132,7 +149,7 @@ def _require_whole_strips(data: bytes, opened: ImageFile.ImageFile) -> None:
             tables = tags.get(_TIFF_JPEG_TABLES, b"")
             decode_jpeg(tables[:-2] + strip[2:] if tables else strip, (1, 1), "L", 1 / 8)
         elif not _is_whole_deflate(strip):
-            raise DamagedError(_("the checksum of its pixels is wrong"))
+            raise _wrong_data("the checksum of a strip is wrong")
 
 
 def _is_whole_deflate(strip: bytes) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import hashlib
 import io
-import multiprocessing
 import os
 import resource
 import signal
@@ -15,6 +14,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import cv2
@@ -24,6 +24,7 @@ from simplejpeg import encode_jpeg
 
 from trainer.dataset.dataset_folder import IMAGES, MASKS, THUMBNAILS
 from trainer.dataset.images.damage import Pixels
+from trainer.dataset.images.decode_server import server_context
 from trainer.dataset.images.decoding import DecodedImage, ImageError, decode, memory_to_decode, out_of_memory
 from trainer.dataset.images.image_features import image_feature
 from trainer.dataset.images.image_quality import measure_quality, reduced
@@ -98,7 +99,7 @@ def decode_all(
         DecodersError: The decoders cannot run on this machine.
     """
     count = processes or _processes_for(limits)
-    pool = _pool(count, limits)
+    pool, marks = _pool(count, limits)
     pending: deque[_Pending] = deque()
     batches = _batches(tasks, cached)
     try:
@@ -112,10 +113,10 @@ def decode_all(
             try:
                 yield from zip((task.number for task in done), future.result(), strict=True)
             except BrokenProcessPool:
-                over_time = _close_broken(pool, done[0].root)
+                over_time = _close_broken(pool, marks)
                 yield from _recover([(done, future), *pending], limits, over_time)
                 pending.clear()
-                pool = _pool(count, limits)
+                pool, marks = _pool(count, limits)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -161,23 +162,38 @@ def _recover(
                 yield task.number, _crashed(limits) if task.number in over_time else _decode_alone(task, limits)
 
 
-def _close_broken(pool: ProcessPoolExecutor, root: Path) -> list[int]:
+def _close_broken(pool: ProcessPoolExecutor, marks: TaskMarks) -> list[int]:
     """Close a pool of which a worker has died; return the tasks at which workers were killed for their CPU time."""
     # The pool does not report how its workers ended.
     workers = dict(pool._processes)
     pool.shutdown(wait=True, cancel_futures=True)
-    over_time = []
-    for pid, worker in workers.items():
-        mark = _mark(root, pid)
-        if mark.exists() and worker.exitcode == -signal.SIGPROF:
-            over_time.append(int(mark.read_text(encoding="ascii")))
-        mark.unlink(missing_ok=True)
-    return over_time
+    numbers = marks.numbers()
+    return [numbers[pid] for pid, worker in workers.items() if pid in numbers and worker.exitcode == -signal.SIGPROF]
 
 
-def _mark(root: Path, pid: int) -> Path:
-    """The file in which a worker notes the number of the task that it is at."""
-    return root / f".decoder-{pid}"
+class TaskMarks:
+    """The task that each decoder is at, which their parent reads when one was killed; in memory that all share."""
+
+    def __init__(self, context: ForkServerContext, processes: int) -> None:
+        #: A process and its task.
+        self._rows = context.RawArray("q", 2 * processes)
+        self._used = context.Value("i", 0)
+        self._row = 0
+
+    def register(self) -> None:
+        """Take a row for this process."""
+        with self._used:
+            self._row = 2 * self._used.value
+            self._used.value += 1
+        self._rows[self._row] = os.getpid()
+
+    def begin(self, number: int) -> None:
+        """Note the task that this process is at; 0 for none."""
+        self._rows[self._row + 1] = number
+
+    def numbers(self) -> dict[int, int]:
+        """The last task of each process, by its id."""
+        return dict(zip(self._rows[::2], self._rows[1::2], strict=True))
 
 
 def _processes_for(limits: Limits) -> int:
@@ -206,11 +222,10 @@ def _completed(results: list[DecodeResult]) -> Future[list[DecodeResult]]:
 
 
 def _decode_alone(task: DecodeTask, limits: Limits) -> DecodeResult:
-    with _pool(1, limits) as pool:
+    with _pool(1, limits)[0] as pool:
         try:
             return pool.submit(decode_one, task, limits).result()
         except BrokenProcessPool:
-            _close_broken(pool, task.root)
             _require_workers(limits)
             return _crashed(limits)
 
@@ -226,7 +241,7 @@ def _require_workers(limits: Limits) -> None:
     Raises:
         DecodersError: They cannot be started.
     """
-    with _pool(1, limits) as pool:
+    with _pool(1, limits)[0] as pool:
         try:
             pool.submit(os.getpid).result()
         except BrokenProcessPool as error:
@@ -239,23 +254,23 @@ def _require_workers(limits: Limits) -> None:
             ) from error
 
 
-def _pool(processes: int, limits: Limits) -> ProcessPoolExecutor:
-    # A fork of this process would copy all that it has loaded and could deadlock on its threads. A fork of a server
-    # that has loaded only this module takes 10 ms.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+def _pool(processes: int, limits: Limits) -> tuple[ProcessPoolExecutor, TaskMarks]:
+    context = server_context()
     memory = SharedMemoryBudget(context, limits.decoders_bytes - processes * _WORKER_BYTES)
-    return ProcessPoolExecutor(processes, mp_context=context, initializer=_confine, initargs=(memory,))
+    marks = TaskMarks(context, processes)
+    return ProcessPoolExecutor(processes, mp_context=context, initializer=_confine, initargs=(memory, marks)), marks
 
 
 #: Of this worker; set by `_confine`.
 _memory: SharedMemoryBudget | None = None
+_marks: TaskMarks | None = None
 
 
-def _confine(memory: SharedMemoryBudget) -> None:
+def _confine(memory: SharedMemoryBudget, marks: TaskMarks) -> None:
     """Set the limits and the signal handling of a decoder; runs first in each worker."""
-    global _memory
-    _memory = memory
+    global _memory, _marks
+    _memory, _marks = memory, marks
+    marks.register()
     _soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     # The main process has a lower limit for itself.
     resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
@@ -279,8 +294,7 @@ def _decode_batch(
 
 def decode_one(task: DecodeTask, limits: Limits) -> DecodeResult:
     """Decode, measure and store one image with its thumbnail and mask. Runs in a worker."""
-    mark = _mark(task.root, os.getpid())
-    mark.write_text(f"{task.number}", encoding="ascii")
+    _mark(task.number)
     signal.setitimer(signal.ITIMER_PROF, limits.decode_cpu_s)
     try:
         if _memory is None:
@@ -293,7 +307,12 @@ def decode_one(task: DecodeTask, limits: Limits) -> DecodeResult:
         return out_of_memory()
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
-        mark.unlink(missing_ok=True)
+        _mark(0)
+
+
+def _mark(number: int) -> None:
+    if _marks is not None:
+        _marks.begin(number)
 
 
 def _memory_needed(task: DecodeTask, limits: Limits) -> int:

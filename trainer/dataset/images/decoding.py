@@ -29,7 +29,7 @@ from PIL import (  # noqa: F401  each import registers a format; `Image.init()` 
     WebPImagePlugin,
 )
 
-from trainer.dataset.images.damage import decode_jpeg, require_undamaged
+from trainer.dataset.images.damage import DamagedError, decode_jpeg, require_undamaged, said_by_decoder
 from trainer.dataset.images.strip_metadata import is_srgb, strip_metadata
 from trainer.dataset.input_files import MIB, Limits
 from trainer.errors import DatasetError
@@ -71,14 +71,21 @@ class ImageError(Exception):
     """An image cannot be used; carries what the finding needs."""
 
     def __init__(
-        self, kind: FindingKind, message: str, measure: float | None = None, threshold: float | None = None
+        self,
+        kind: FindingKind,
+        message: str,
+        measure: float | None = None,
+        threshold: float | None = None,
+        detail: str = "",
     ) -> None:
         # All are positional arguments, so that the exception can be pickled on its way from a worker process.
-        super().__init__(kind, message, measure, threshold)
+        super().__init__(kind, message, measure, threshold, detail)
         self.kind = kind
         self.message = message
         self.measure = measure
         self.threshold = threshold
+        #: What exactly is damaged, or what a library said, in English.
+        self.detail = detail
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +224,9 @@ def _guarded(decoder: Callable[[bytes, Limits], _Result], data: bytes, limits: L
         except UnidentifiedImageError as error:
             raise ImageError(FindingKind.CORRUPT, _("its content is not a readable image")) from error
         except Exception as error:  # decoders raise anything on garbage; only this image is affected
-            raise ImageError(FindingKind.CORRUPT, _("it is damaged ({error})", error=_first_line(error))) from error
+            damage = error if isinstance(error, DamagedError) else said_by_decoder(_first_line(error))
+            message = _("it is damaged ({error})", error=damage)
+            raise ImageError(FindingKind.CORRUPT, message, detail=damage.detail) from error
 
 
 def _first_line(error: Exception) -> str:

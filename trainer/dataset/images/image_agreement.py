@@ -33,6 +33,8 @@ _MIN_SHARED_DRAWING, _MIN_INSIDE = 0.55, 0.94
 MIN_SHARED, MIN_SHARED_OF_OTHER = 0.53, 0.16
 #: Share of the flat areas of a drawing that may have another color, by so many levels; slope up to which they are flat.
 _MAX_RECOLORED, _RECOLORED_LEVELS, _FLAT_SLOPE = 0.06, 6, 2.0
+#: Difference up to which an alignment is right, and by how much a finer one changes the shares then, at most.
+_ALIGNED, _MAX_SHIFT = 0.03, 0.03
 #: Blocks that must agree, and correlation of the colors.
 _MIN_EQUAL, _MIN_COLORS = 6, 0.75
 #: Largest difference of the channels of a gray image, and contrast of a gray copy relative to the original.
@@ -107,9 +109,21 @@ class Agreement:
         """Share of the content that differs, 0 to 1."""
         return self.different / max(1, self.equal + self.different)
 
+    @property
+    def _richness(self) -> float:
+        """From 0, a drawing or little to compare, to 1, a photograph."""
+        return min(_texture(self._flat_share), float(np.interp(self.equal, _BLOCKS, (0.0, 1.0))))
+
+    @property
+    def shows_too_little(self) -> bool:
+        """Whether the images agree in what both show, which is too little: a finer alignment would not change that."""
+        less, more = self._shared
+        nearly = less + _MAX_SHIFT, more + _MAX_SHIFT
+        return self.equal >= _BLOCKS[0] and self.difference <= _ALIGNED and not _share_enough(nearly, self._richness)
+
     def is_same(self, *, are_consecutive: bool = False) -> bool:
         """Whether one image is an edited copy of the other, or another frame of one burst."""
-        richness = min(_texture(self._flat_share), float(np.interp(self.equal, _BLOCKS, (0.0, 1.0))))
+        richness = self._richness
         if self.equal < _MIN_EQUAL or not _share_enough(self._shared, richness):
             return False
         is_gray_copy = self._is_gray[0] != self._is_gray[1]

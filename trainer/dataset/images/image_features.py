@@ -44,6 +44,9 @@ _MAX_SHARE, _ALWAYS_ALLOWED = 0.05, 3
 #: The first bin of the grid cell of each pixel.
 _CELL_ROWS, _CELL_COLUMNS = np.mgrid[:_SIDE_PX, :_SIDE_PX] * _CELLS // _SIDE_PX
 _CELL_STARTS = (_CELL_ROWS * _CELLS + _CELL_COLUMNS) * _DIRECTIONS
+#: Tangents of the angles between two directions: 11.25° and so on; and where the cells of color begin among 16 levels.
+_STEP_ENDS = np.tan(np.radians([11.25, 33.75, 56.25, 78.75])).astype(np.float32)
+_CELLS_OF_16 = (0, 6, 8, 10)
 
 Float = NDArray[np.float32]
 Plane = NDArray[np.uint8]
@@ -57,7 +60,8 @@ def image_feature(thumbnail: Image.Image | Plane) -> bytes:
     planes = [np.asarray(plane, dtype=np.uint8) for plane in cv2.split(lab)]
     dx, dy = (np.asarray(gradient, dtype=np.float32) for gradient in cv2.spatialGradient(planes[0]))
     strength = np.asarray(cv2.magnitude(dx, dy), dtype=np.float32)
-    blocks = (_colors(planes), _layout(lab), _edges(dx, dy, strength), _style(planes, strength))
+    palette = np.asarray(cv2.calcHist([lab], [0, 1, 2], None, [16] * 3, [0, 256] * 3), dtype=np.float32)
+    blocks = (_colors(palette), _layout(lab), _edges(dx, dy, strength), _style(planes, strength, palette))
     return np.concatenate(blocks).astype("<f2").tobytes()
 
 
@@ -125,13 +129,13 @@ def diverse(features: Mapping[int, bytes], count: int = 8) -> tuple[int, ...]:
     return tuple(numbers[row] for row in chosen)
 
 
-def _colors(planes: Sequence[Plane]) -> Float:
-    """Square root of the histogram over 4x4x4 cells of CIELAB: Euclidean distance is then Hellinger's."""
-    light = planes[0] >> 6
+def _colors(palette: Float) -> Float:
+    """Square root of the share of each of 4x4x4 cells of CIELAB: Euclidean distance is then Hellinger's."""
     # Nearly all real colors have a and b within 128 ± 64: cells of 32 there, and everything beyond in the outer ones.
-    red, yellow = (np.clip(plane, 64, 191) - np.uint8(64) >> 5 for plane in planes[1:])
-    counts = np.bincount(((light << 4) + (red << 2) + yellow).ravel(), minlength=_COLORS)
-    return np.asarray(np.sqrt(counts / light.size) * _COLOR_WEIGHT, dtype=np.float32)
+    counts = np.add.reduceat(
+        np.add.reduceat(palette.reshape(4, 4, 16, 16).sum(axis=1), _CELLS_OF_16, 1), _CELLS_OF_16, 2
+    )
+    return np.asarray(np.sqrt(counts / counts.sum()) * _COLOR_WEIGHT, dtype=np.float32).ravel()
 
 
 def _layout(lab: NDArray[np.uint8]) -> Float:
@@ -143,20 +147,27 @@ def _layout(lab: NDArray[np.uint8]) -> Float:
 
 def _edges(dx: Float, dy: Float, strength: Float) -> Float:
     """Histogram of oriented gradients on a 4x4 grid (Dalal & Triggs 2005), its square root, of length 1."""
-    bins = np.rint(np.arctan2(dy, dx) * np.float32(_DIRECTIONS / np.pi)).astype(np.int64) & (_DIRECTIONS - 1)
-    sums = np.bincount((bins + _CELL_STARTS).ravel(), strength.ravel(), _EDGES)
+    sums = np.bincount((_directions(dx, dy) + _CELL_STARTS).ravel(), strength.ravel(), _EDGES)
     return np.asarray(np.sqrt(sums / max(float(sums.sum()), 1.0)), dtype=np.float32)
 
 
-def _style(planes: Sequence[Plane], strength: Float) -> Float:
+def _directions(dx: Float, dy: Float) -> Plane:
+    """Angles in steps of 22.5°, 0 to 7: opposite ones are the same. In a fifth of the time of `arctan2`."""
+    across, down = np.abs(dx), np.abs(dy)
+    steps = np.zeros(dx.shape, np.uint8)
+    for limit in _STEP_ENDS:
+        steps += down > limit * across
+    return np.where((dx < 0) == (dy < 0), steps, -steps) & np.uint8(_DIRECTIONS - 1)
+
+
+def _style(planes: Sequence[Plane], strength: Float, palette: Float) -> Float:
     """Photograph, drawing or scan: share of edges, spread of light and color, flat share, size of the palette."""
     chroma = cv2.magnitude(*(np.subtract(plane, 128, dtype=np.float32) for plane in planes[1:]))
-    light, red, yellow = (plane.astype(np.uint16) >> 4 for plane in planes)
-    palette = np.count_nonzero(np.bincount(((light << 8) + (red << 4) + yellow).ravel(), minlength=4096)) / 4096
     edges = [np.count_nonzero(strength > limit) / strength.size for limit in (8, 32, 96, 256)]
     (light_mean, light_spread), (chroma_mean, chroma_spread) = map(_mean_and_deviation, (planes[0], chroma))
     spread = [light_mean / 255, light_spread / 96, chroma_mean / 64, chroma_spread / 32]
-    flat = [np.count_nonzero(strength == 0) / strength.size, palette**0.5, float(strength.mean()) / 128]
+    colors = float(np.count_nonzero(palette) / palette.size) ** 0.5
+    flat = [np.count_nonzero(strength == 0) / strength.size, colors, float(strength.mean()) / 128]
     return np.array([*edges, *spread, *flat], dtype=np.float32) * np.float32(_STYLE_WEIGHT)
 
 
@@ -224,5 +235,5 @@ def _finding(distance: float) -> Finding:
         measure=round(distance, 3),
         threshold=_MAX_DISTANCE,
         action="kept",
-        message=_("unlike the other images: its neighbors are {n:.1f} times as far away as usual", n=distance),
+        message=_("it differs from the others in color, layout or style"),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import re
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 import cv2
 
 from trainer.console import Progress, ignore_progress
+from trainer.dataset.images.decode_server import server_context
 from trainer.dataset.images.duplicate_candidates import Pair, alike_frames, candidates
 from trainer.dataset.images.perceptual_hash import HashTable
 from trainer.dataset.memory import keep_freed_memory
@@ -165,9 +165,10 @@ def _comparing(
     if processes == 1:
         yield partial(map, partial(_confirmed, difference))
         return
-    context = multiprocessing.get_context("forkserver")
     try:
-        with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=(difference,)) as pool:
+        with ProcessPoolExecutor(
+            processes, mp_context=server_context(), initializer=_begin, initargs=(difference,)
+        ) as pool:
             yield partial(pool.map, _confirmed_here)
     except BrokenProcessPool as error:
         raise DecodersError(

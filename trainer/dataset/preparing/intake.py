@@ -87,6 +87,7 @@ def _record(number: int, entry: SourceEntry, result: DecodeResult, labels: Label
             threshold=result.threshold,
             action="dropped",
             message=result.message,
+            detail=result.detail,
         )
     )
 

@@ -44,10 +44,7 @@ class Recognition:
         self.masks = MaskIndex(self.entries if layout is Layout.AUTO else ())
         if rejected := set(_rejected(self.masks, root, limits)):
             controls = {
-                entry.source
-                for group in rejected
-                for entry in self.masks.doubtful[group]
-                if group[1].rpartition("/")[2].startswith("conditioning")
+                entry.source for group in rejected for entry in self.masks.doubtful[group] if _is_conditioning(group)
             }
             self._others += [_control(entry) for entry in self.entries if entry.source in controls]
             self.entries = [entry for entry in self.entries if entry.source not in controls]
@@ -74,6 +71,10 @@ class Recognition:
 
 def _control(entry: SourceEntry) -> SourceEntry:
     return replace(entry, role=FileRole.CONTROL, role_folder=f"{entry.path.rpartition('/')[0]}/")
+
+
+def _is_conditioning(group: MaskGroup) -> bool:
+    return group[1].rpartition("/")[2].startswith("conditioning")
 
 
 def _rejected(masks: MaskIndex, root: Path, limits: Limits) -> Iterator[MaskGroup]:
@@ -113,5 +114,4 @@ def _can_be_mask(group: MaskGroup, pixels: ImagePixels, folder: Path) -> bool:
         return True  # a cut-out: its transparency counts
     with Image.open(folder / THUMBNAILS / pixels.thumbnail) as thumbnail:
         # Gray pictures in a folder `conditioning` are depth maps as often as masks.
-        is_named_mask = "mask" in group[1].rpartition("/")[2].lower()
-        return is_gray(thumbnail) if is_named_mask else is_black_and_white(thumbnail)
+        return is_black_and_white(thumbnail) if _is_conditioning(group) else is_gray(thumbnail)

@@ -203,7 +203,9 @@ def _doubtful_captions(kept: Sequence[Image], counts: Counts, captions: CaptionS
 def _masks(kept: Sequence[Image]) -> Iterator[str]:
     if masked := sum(image.mask is not None for image in kept):
         yield ngettext(
-            "{n} has a mask, which objective.masked uses.", "{n} have a mask, which objective.masked uses.", masked
+            "{n} has a mask: with objective.masked, only what it shows is learned.",
+            "{n} have a mask: with objective.masked, only what it shows is learned.",
+            masked,
         )
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from trainer.console import Progress, ignore_progress
 from trainer.dataset.captions.caption_text import clean_text
 from trainer.dataset.input_files import (
+    MARKDOWN_EXTENSION,
     Limits,
     RefusedError,
     SourceEntry,
@@ -153,6 +154,9 @@ def _patterns(data_files: Any) -> Iterator[str]:
 def _is_taken(file: str) -> bool:
     """True for what a preparation uses: images, captions, tables and archives."""
     if unsafe_reason(file) is not None or any(is_os_clutter(part) for part in file.split("/")):
+        return False
+    if file.lower().endswith(MARKDOWN_EXTENSION):
+        # The dataset's card.
         return False
     return has_image_name(file) or has_caption_name(file) or file.lower().endswith(_TABLES + _ARCHIVES)
 

@@ -396,6 +396,36 @@ def json_tables() -> Iterator[CaptionCase]:
     frame = {"file_name": {"0": "cat.png", "1": "dog.png"}, "text": {"0": CAT, "1": DOG}}
     yield table("pandas", "a.json", json.dumps(frame))
     yield table("lists of columns", "a.json", json.dumps({"file_name": ["cat.png", "dog.png"], "text": [CAT, DOG]}))
+    captions = {row["file_name"]: row["caption"] for row in rows}
+    spread = [json.dumps(row, indent=2) for row in rows]
+    yield table("objects over several lines", "a.jsonl", "\n".join(spread))
+    yield table("objects over several lines, with commas", "a.jsonl", ",\n".join(spread))
+    yield table("one of them is bad", "a.jsonl", "\n".join([spread[0], '{\n"oops\n}', spread[1]]), told=["a.jsonl:5"])
+    yield table("lines in a text", "captions.txt", lines(*rows))
+    yield table("an object in a text", "captions.txt", json.dumps(captions, indent=1))
+    yield table("captions below images", "a.json", json.dumps({"images": captions}))
+    yield table("captions below a name", "a.json", json.dumps({"author": "me and a friend", "captions": captions}))
+    yield table(
+        "records below files", "a.json", json.dumps({"files": {key: {"caption": captions[key]} for key in captions}})
+    )
+    yield table("splits", "a.json", json.dumps({"train": rows[:1], "test": rows[1:]}))
+    yield table("lists of one name", "a.jsonl", lines(*({**row, "file_name": [row["file_name"]]} for row in rows)))
+    models = [{"file": key, "captions": [{"model": "blip", "text": captions[key]}]} for key in captions]
+    yield table("captions by their models", "a.json", json.dumps(models))
+    asked = [{"images": [key], "prompt": f"Describe {key} in detail.", "response": captions[key]} for key in captions]
+    yield table("what was asked and the answer", "a.jsonl", lines(*asked))
+    named = [{"image": key, "prompt": "Describe it.", "answer": captions[key]} for key in captions]
+    yield table("one question in all rows", "a.jsonl", lines(*named))
+    yield table(
+        "one prompt in all rows",
+        "a.jsonl",
+        lines(*({"image": key, "prompt": CAT} for key in captions)),
+        captions=dict.fromkeys(captions, CAT),
+    )
+    turns = [("human", "Describe it."), ("gpt", CAT), ("human", "And the floor?"), ("gpt", "It is brown.")]
+    talk = {"image": "cat.png", "conversations": [{"from": who, "value": text} for who, text in turns]}
+    yield table("answers to further questions", "a.json", json.dumps([talk]), captions={"cat.png": CAT})
+    yield table("names with a query", "a.json", json.dumps({f"{key}?raw=true": captions[key] for key in captions}))
 
 
 CASES = [*json_tables()]

@@ -245,15 +245,25 @@ def written(form: str, rows: Sequence[tuple[str, str]]) -> str:
         return json.dumps(dict(rows), ensure_ascii=False)
     file = io.StringIO(newline="")
     delimiter = {"semicolon.csv": ";", "tsv": "\t"}.get(form, ",")
-    writer = csv.writer(file, delimiter=delimiter, quoting=csv.QUOTE_ALL if form == "all.csv" else csv.QUOTE_MINIMAL)
+    writer = csv.writer(
+        file,
+        delimiter=delimiter,
+        quoting=csv.QUOTE_ALL if form in ("all.csv", "single.csv") else csv.QUOTE_MINIMAL,
+        quotechar="'" if form == "single.csv" else '"',
+    )
     writer.writerows([("file_name", "text"), *rows])
     return file.getvalue()
 
 
 @settings(max_examples=300, deadline=None)
-@given(CAPTIONS, st.sampled_from(["csv", "all.csv", "semicolon.csv", "tsv", "jsonl", "json"]))
+@given(CAPTIONS, st.sampled_from(["csv", "all.csv", "single.csv", "semicolon.csv", "tsv", "jsonl", "json"]))
 def test_any_table_round_trips(captions: Sequence[str], form: str) -> None:
     rows = [(f"a/{n}.png", caption) for n, caption in enumerate(captions)]
     found = Labeled([file for file, _caption in rows], {f"metadata.{form.rpartition('.')[2]}": written(form, rows)})
     assert found.captions == {file: clean_caption(caption) for file, caption in rows}
     assert not found.refused
+
+
+def test_a_text_in_markdown_without_a_table_of_images_is_no_damaged_table() -> None:
+    found = Labeled(["cat.png"], {"README.md": "# Cats\n\n| a | b |\n|---|---|\n| 1 | 2 |\n"})
+    assert found.refused["README.md"].kind is RefusalKind.UNSUPPORTED

@@ -151,6 +151,26 @@ def sidecars() -> Iterator[CaptionCase]:
     )
     yield one("tags in Japanese", "cat.txt", "猫\n赤い\n屋内", "猫, 赤い, 屋内")
     yield one("kohya's separators", "cat.txt", "momo, cat ||| red fur, mat", "momo, cat ||| red fur, mat")
+    yield one("an error", "cat.txt", "Error: 429 Too Many Requests", (), told=True)
+    yield one("an error of a service", "cat.txt", '{"error": {"message": "rate limit"}}', (), told=True)
+    yield one("a traceback", "cat.txt", 'Traceback (most recent call last):\n  File "x.py", line 1', (), told=True)
+    yield one("what JavaScript prints", "cat.txt", "[object Object]", (), told=True)
+    yield one("data", "cat.txt", "iVBORw0KGgo" * 12 + "==", (), told=True)
+    yield one("words about an error", "cat.txt", "error message on a screen: red", "error message on a screen: red")
+    yield one("a list in Python's notation", "cat.txt", "['a red cat', 'on a mat']", (), told=True)
+    yield one("a path of Windows", "cat.txt", "C:\\pics\\cat.png", (), told=True)
+    yield one("a label", "cat.txt", f"Caption: {CAT}", CAT)
+    yield one("a label in bold", "cat.txt", f"**Prompt:** {CAT}\n", CAT)
+    yield one("a label in Chinese", "cat.txt", "提示词：红猫，坐着", "红猫，坐着")
+    yield one("a heading", "cat.txt", f"## Description\n\n{CAT}", CAT)
+    yield one("a label and two lines", "cat.txt", "Description: a red cat\non a mat", CAT)
+    yield one("fields", "cat.txt", f"Title: Momo\nTags: red, mat\nCaption: {CAT}\nRating: safe", f"{CAT}, red, mat")
+    yield one("fields without a caption", "cat.txt", "Title: Momo\nTags: red, mat", "red, mat")
+    yield one("fields of other names", "cat.txt", "subject: cat\nmood: calm", "subject: cat, mood: calm")
+    yield one("a word that could be a label", "cat.txt", "prompt service, a cat: red", "prompt service, a cat: red")
+    yield one("the image's name", "cat.txt", f"cat.png: {CAT}", CAT)
+    yield one("another image's name", "cat.txt", f"dog.png: {CAT}", f"dog.png: {CAT}")
+    yield one("of an image that was converted", "cat.jpg.txt", CAT, CAT)
     yield one("a model that refused", "cat.txt", "I'm sorry, but I can't assist with that request.", (), told=True)
     yield one("another that refused", "cat.txt", "I cannot help with describing this image.", (), told=True)
     yield one("sorry, but a caption", "cat.txt", "sorry cat that can't sleep", "sorry cat that can't sleep")
@@ -183,6 +203,7 @@ def sidecars() -> Iterator[CaptionCase]:
 
 def json_sidecars() -> Iterator[CaptionCase]:
     yield one("ai-toolkit", "cat.json", json.dumps({"caption": CAT, "caption_short": "a cat"}), CAT)
+    yield one("InvokeAI", "cat.json", json.dumps({"positive_prompt": CAT, "negative_prompt": "ugly, bad"}), CAT)
     yield one(
         "gallery-dl on Danbooru",
         "cat.png.json",

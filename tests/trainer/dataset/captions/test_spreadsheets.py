@@ -171,7 +171,7 @@ def spreadsheets() -> Iterator[CaptionCase]:
         "project-1.csv",
         f'annotation_id,annotator,caption,created_at,id,image,lead_time,updated_at\n1,1,{CAT},2024-01-02T03:04:05Z,1,/data/upload/3/1a2b3c4d-cat.png,9.1,2024-01-02T03:04:05Z\n2,1,"{DOG}",2024-01-02T03:04:05Z,2,/data/upload/3/99ab00ff-dog.png,9.1,2024-01-02T03:04:05Z\n',
     )
-    yield table("a title above", "a.csv", f'My cats,\nfile,text\ncat.png,{CAT}\ndog.png,"{DOG}"\n', told=["a.csv:2"])
+    yield table("a title above", "a.csv", f'My cats,\nfile,text\ncat.png,{CAT}\ndog.png,"{DOG}"\n')
     yield table("alternative texts of pages", "a.csv", f'src,alt_text\ncat.png,{CAT}\ndog.png,"{DOG}"\n')
     yield table("prompts", "a.csv", f'filename,prompt,negative_prompt\ncat.png,{CAT},ugly\ndog.png,"{DOG}",bad\n')
     yield table("a title too", "a.csv", f'filename,title,description\ncat.png,Cat,{CAT}\ndog.png,Dog,"{DOG}"\n')
@@ -192,10 +192,55 @@ def spreadsheets() -> Iterator[CaptionCase]:
         "landmarks", "list.txt", "cat.png 69 109.5 2e-3\ndog.png 69 110 1\n", captions=nothing, told=["list.txt"]
     )
     yield table("Excel's separator line in quotes", "a.csv", f'"sep=;"\nfile;text\ncat.png;{CAT}\ndog.png;{DOG}\n')
-    yield table("quotes of another kind", "a.csv", f"'cat.png','{CAT}'\n", captions=nothing, told=["a.csv"])
+    yield table("single quotes", "a.csv", f"'cat.png','{CAT}'\n'dog.png','{DOG}'\n")
+    its = {"cat.png": 'the cat\'s "hat", red', "dog.png": DOG}
+    yield table(
+        "doubled", "a.csv", f"'file','text'\n'cat.png','the cat''s \"hat\", red'\n'dog.png','{DOG}'\n", captions=its
+    )
+    yield table("comments above", "a.csv", f'# made by me, 2024\n#\nfile,text\ncat.png,{CAT}\ndog.png,"{DOG}"\n')
+    yield table("comments above an unknown header", "a.csv", f'# by me\nBild,Was\ncat.png,{CAT}\ndog.png,"{DOG}"\n')
+    via = f'#filename,file_attributes\ncat.png,"{{""caption"":""{CAT}""}}"\ndog.png,"{{""caption"":""{DOG}""}}"\n'
+    yield table("a header that looks like a comment", "a.csv", via)
+    numbered = {"#1.png": CAT, "#2.png": DOG}
+    yield table("names that look like comments", "a.csv", f'#1.png,{CAT}\n#2.png,"{DOG}"\n', captions=numbered)
+    yield table("lines in quotes", "a.csv", f'file,text\n"cat.png,{CAT}"\n"dog.png,""{DOG}"""\n')
+    chinese = {"cat.png": "红猫，坐着", "dog.png": "棕狗"}
+    yield table("Chinese commas", "a.csv", "图片，描述\ncat.png，红猫，坐着\ndog.png，棕狗\n", captions=chinese)
+    yield table("Chinese colons", "a.txt", "cat.png：红猫，坐着\ndog.png：棕狗\n", captions=chinese)
+    yield table("names above captions", "captions.txt", f"cat.png\n{CAT}\n\n[dog.png]\na brown dog,\nrunning\n")
+    yield table("headings above captions", "captions.txt", f"## cat.png\n{CAT}\n\n**dog.png:**\n{DOG}\n")
+    yield table(
+        "a name above no caption", "captions.txt", "cat.png\n\ndog.png\na\n", captions=nothing, told=["captions.txt:4"]
+    )
+    yield table("names in bold", "captions.txt", f"- **cat.png**: {CAT}\n- **dog.png:** {DOG}\n")
+    yield table("an empty cell behind", "a.csv", f'cat.png,{CAT},\ndog.png,"{DOG}",\n')
+    yield table("double arrows", "captions.txt", f"cat.png => {CAT}\ndog.png --> {DOG}\n")
+    yield table("numbers of rows", "a.csv", f'1,cat.png,{CAT}\n2,dog.png,"{DOG}"\n')
+    yield table("sizes", "a.csv", f'{CAT},512,768,cat.png\n"{DOG}",512,512,dog.png\n')
+    drawn = f"+------+\n| file | text |\n+======+\n| cat.png | {CAT} |\n+--+--+\n| dog.png | {DOG} |\n+--+--+\n"
+    yield table("a drawn table", "captions.txt", drawn)
+    formulas = f'image,text\n"=IMAGE(""https://a.org/cat.png"")",{CAT}\n"=HYPERLINK(""dog.png"",""the dog"")","{DOG}"\n'
+    yield table("formulas", "a.csv", formulas)
+    yield table("queries", "a.csv", f'file,text\n./cat.png?raw=true,{CAT}\ndog.png?v=2&w=9,"{DOG}"\n')
+    unseen = f'file,text\n\u202acat.png\u200b,{CAT}\n\u00a0dog.png,"{DOG}"\n'
+    yield table("characters without a glyph around names", "a.csv", unseen)
+    pairs = "before,after,edit\ncat.png,dog.png,make it a dog\n"
+    yield table("two images in a row", "a.csv", pairs, captions=nothing, told=["a.csv"])
+    twice = f'original,stored,text\ncat.png,cat.png,{CAT}\ndog.png,dog.png,"{DOG}"\n'
+    yield table("the same image twice in a row", "a.csv", twice)
 
 
-CASES = [*spreadsheets()]
+def markdown() -> Iterator[CaptionCase]:
+    rows = f"| `cat.png` | {CAT} |\n| ![](dog.png) | {DOG} |\n"
+    yield table(
+        "Markdown", "README.md", f"# Cats\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n| image | what |\n|:-|-:|\n{rows}\nEnd"
+    )
+    yield table("HTML in it", "a.md", rows.replace("![](dog.png)", '<img src="dog.png" width=9>'))
+    nothing: dict[str, Expected] = {"cat.png": (), "dog.png": ()}
+    yield table("no table", "README.md", "# Cats\n\nSee cat.png: a cat\n", captions=nothing, told=["README.md"])
+
+
+CASES = [*spreadsheets(), *markdown()]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -87,18 +88,15 @@ def test_the_same_seed_image_and_number_make_the_same_variant(preset: Augmentati
 @pytest.mark.slow
 def test_another_process_makes_the_same_variants() -> None:
     """Variants do not depend on hash seeds, addresses or earlier random draws."""
-    program = (
-        "import hashlib\nfrom tests.trainer.dataset.image_files import noise\n"
-        "from trainer.dataset.images.augment import make_variants\n"
-        "from trainer.protocol.augmentation import Augmentation\n"
-        "photo = Augmentation(preset='photo')\n"
-        "made = make_variants(noise(1), (64, 64), photo, caption='', pixels_sha256='a', seed=0)\n"
-        "print(hashlib.sha256(b''.join(v.tobytes() for v in made)).hexdigest())"
-    )
-    root = Path(__file__).parents[4]
-    digests = {subprocess.check_output([sys.executable, "-c", program], cwd=root) for _ in range(2)}
+    program = f"from {__name__} import digest_of_variants\nprint(digest_of_variants())"
+    printed = subprocess.check_output([sys.executable, "-c", program], cwd=Path(__file__).parents[4], text=True)
 
-    assert len(digests) == 1
+    assert printed.strip() == digest_of_variants()
+
+
+def digest_of_variants() -> str:
+    made = variants(noise(1), Augmentation(preset=AugmentationPreset.PHOTO), content="a")
+    return hashlib.sha256(b"".join(np.asarray(variant).tobytes() for variant in made)).hexdigest()
 
 
 def test_threads_do_not_change_the_variants() -> None:

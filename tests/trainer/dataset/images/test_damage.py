@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import random
+import re
 import zlib
+from itertools import product
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from trainer.dataset.images.decode_workers import stored_file
 from trainer.dataset.images.decoding import DecodedImage, ImageError, decode
 from trainer.dataset.input_files import Limits
 from trainer.protocol.report import FindingKind
+from trainer.protocol.text import speaking
 
 LIMITS = Limits()
 
@@ -73,6 +76,19 @@ def test_what_is_kept_of_damaged_files_can_be_read_again(name: str) -> None:
             assert stored_pixels(decoded).shape == np.asarray(decoded.image).shape
             if decoded.stripped is not None:
                 assert np.array_equal(stored_pixels(decoded), np.asarray(decoded.image))
+
+
+def test_damage_is_told_in_our_words_and_what_a_library_says_is_kept_apart() -> None:
+    told: dict[str, set[str]] = {}
+    for name, damage in product(WRITERS, ("truncated", "other block")):
+        try:
+            with speaking("zh_CN"):
+                decode(DAMAGES[damage](WRITERS[name](detailed(7)), random.Random(name)), LIMITS)
+        except ImageError as error:
+            told.setdefault(error.message, set()).add(error.detail)
+    assert not [message for message in told if re.search("[A-Za-z]", message)]
+    assert {"文件已损坏（文件没有结束就断了）", "文件已损坏（有一部分数据是错的）"} <= told.keys()
+    assert all(re.search("[A-Za-z]", detail) for detail in told["文件已损坏（文件没有结束就断了）"])
 
 
 def test_chunks_in_another_order_are_damage_although_each_has_its_checksum() -> None:

@@ -192,6 +192,21 @@ def test_each_pixel_counts_for_the_digest_of_an_image() -> None:
     assert decode_workers._pixels_sha256(pixels.reshape(30, 40, 3)) not in digests
 
 
+def test_the_server_of_the_decoders_has_loaded_all_that_they_need() -> None:
+    code = """
+import multiprocessing, sys
+from trainer.dataset.images.decode_server import server_context, start_server
+if __name__ == "__main__":
+    start_server()
+    with server_context().Pool(1) as pool:
+        print("cv2" in sys.modules, pool.apply(eval, ("set(__import__('sys').modules)",)) >= {
+            "trainer.dataset.images.decode_workers", "trainer.dataset.images.near_duplicates"
+        })
+"""
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert loaded.split() == ["False", "True"]
+
+
 def test_decoders_do_not_load_what_reads_captions() -> None:
     """It would take a seventh of their start."""
     code = "import sys; import trainer.dataset.images.decode_workers; print('trainer.dataset.captions' in sys.modules)"

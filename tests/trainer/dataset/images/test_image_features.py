@@ -13,6 +13,8 @@ from tests.trainer.dataset import defective_images
 from tests.trainer.dataset.image_files import encoded
 from trainer.dataset.images.image_features import (
     STYLE,
+    _colors,
+    _directions,
     diverse,
     find_outliers,
     image_feature,
@@ -53,6 +55,19 @@ def test_a_smaller_and_re_encoded_copy_has_nearly_the_same_feature() -> None:
     image = thumbnail(defective_images.scene(0))
     copy = Image.open(io.BytesIO(encoded(image.resize((150, 120)), "JPEG", quality=85)))
     assert distance(image, copy) < 0.3 * distance(image, defective_images.scene(1))
+
+
+def test_angles_and_colors_are_counted_as_their_definitions_say() -> None:
+    rng = np.random.default_rng(0)
+    dx, dy = rng.integers(-1020, 1021, (2, 20_000)).astype(np.float32)
+    by_angle = np.rint(np.arctan2(dy, dx) * np.float32(8 / np.pi)).astype(np.int64) & 7
+    assert (_directions(dx, dy) == by_angle).all()
+
+    lab = rng.integers(0, 256, (5_000, 3))
+    palette, _edges = np.histogramdd(lab, bins=16, range=[(0, 256)] * 3)
+    light, red, yellow = lab[:, 0] // 64, *(np.clip((lab[:, axis] - 64) // 32, 0, 3) for axis in (1, 2))
+    expected = np.bincount(16 * light + 4 * red + yellow, minlength=64) / len(lab)
+    assert _colors(palette.astype(np.float32)) == pytest.approx(0.5 * np.sqrt(expected), abs=1e-6)
 
 
 def test_images_of_one_kind_are_nearer_than_those_of_another() -> None:

@@ -14,7 +14,15 @@ from PIL import Image, ImageDraw
 
 from tests.trainer.dataset import defective_images
 from tests.trainer.dataset.image_files import encoded
-from trainer.dataset.images.image_quality import Quality, _without_rules, find_text, measure_quality, quality_findings
+from trainer.dataset.images.image_quality import (
+    Quality,
+    _directions,
+    _may_be_text,
+    _without_rules,
+    find_text,
+    measure_quality,
+    quality_findings,
+)
 from trainer.protocol.report import Finding, FindingKind
 
 
@@ -211,6 +219,23 @@ def test_an_image_with_few_lines_must_be_nearly_all_text(lines: int, share: floa
         measure_quality(np.asarray(defective_images.scene(0))), text_lines=lines, text_share=share
     )
     assert (FindingKind.SCREENSHOT in [finding.kind for finding in quality_findings(quality)]) is is_found
+
+
+def test_directions_are_those_of_the_angles() -> None:
+    across, down = np.random.default_rng(0).integers(-1020, 1021, (2, 20_000)).astype(np.float32)
+    by_angle = np.rint(np.arctan2(down, across) * np.float32(4 / np.pi)).astype(np.int64) & 3
+    assert (_directions(across, down) == by_angle).all()
+
+
+def test_steps_between_the_rows_that_are_glanced_at_are_no_marks() -> None:
+    """Paper that is shaded softly differs from one band to the next; only the text on it counts."""
+    rows, columns = np.mgrid[:768, :1600]
+    shade = 135 + 70 * np.sin(rows * np.pi / 128) * np.sin(columns * np.pi / 40)
+    page = Image.fromarray(shade.astype(np.uint8)).convert("RGB")
+    draw = ImageDraw.Draw(page)
+    for top in (72, 200, 328):
+        draw.text((40, top), "a line of small letters here", "black")
+    assert _may_be_text(np.asarray(page))
 
 
 @pytest.mark.parametrize("seed", range(5))

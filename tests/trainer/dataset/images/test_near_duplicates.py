@@ -23,8 +23,9 @@ from tests.trainer.dataset.edited_images import (
     icon,
     photograph,
 )
+from trainer.dataset.images import image_registration
 from trainer.dataset.images.duplicate_candidates import burst_pairs, candidates
-from trainer.dataset.images.image_registration import ThumbnailComparer
+from trainer.dataset.images.image_registration import ComparedImage, ThumbnailComparer, _refined, agreement
 from trainer.dataset.images.near_duplicates import ExactCopy, UnionFind, exact_copies, near_pairs
 from trainer.dataset.images.perceptual_hash import HashTable, ImageHashes, image_hashes
 from trainer.errors import DecodersError
@@ -150,6 +151,43 @@ def test_numbered_images_without_common_keypoints_are_not_compared() -> None:
 
     assert list(near_pairs(HashTable(hashes.items()), difference, [(number, number + 1) for number in range(5)])) == []
     assert all(other - one > 1 for one, other in compared)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("blur_px", [3, 5])
+def test_an_alignment_is_refined_whatever_the_contrast(kind: str, blur_px: int) -> None:
+    image = KINDS[kind](1).resize((192, 160))
+    # Maps pixels of the one, 128 px wide as compared, to those of the other.
+    movement = np.array([[1.01, 0.01, 1.2], [-0.01, 0.99, -0.8], [0, 0, 1]])
+    scale = np.diag([1.5, 1.5, 1])
+    in_full_size = (scale @ movement @ np.linalg.inv(scale))[:2].ravel().tolist()
+    moved = image.transform(image.size, Image.Transform.AFFINE, in_full_size, Image.Resampling.BICUBIC)
+    paler = moved.point([60 + value // 2 for value in range(256)] * 3)
+
+    found = _refined(ComparedImage(paler), ComparedImage(image), np.eye(3), blur_px, 0.79)
+
+    assert found is not None
+    corners = np.array([[20, 108, 20, 108], [20, 20, 87, 87], [1, 1, 1, 1]])
+    assert np.abs((found - movement) @ corners).max() < 0.6
+
+
+def test_unlike_images_are_not_refined() -> None:
+    one, other = (photograph(seed).resize((192, 160)) for seed in (1, 2))
+    mixed = Image.blend(one, other, 0.5)
+    assert _refined(ComparedImage(one), ComparedImage(mixed), np.eye(3), 5, 0.95) is None
+    assert _refined(ComparedImage(one), ComparedImage(mixed), np.eye(3), 5, 0.3) is not None
+
+
+def test_an_alignment_that_fits_is_not_refined_to_show_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two parts of one drawing, neither within the other, which is most of the pairs of a folder of crops."""
+    drawing = icon(1).resize((400, 400))
+    monkeypatch.setattr(image_registration, "_refined", pytest.fail)
+    parts = [ComparedImage(drawing.crop(box)) for box in ((0, 0, 320, 320), (80, 80, 400, 400))]
+    guess = np.array([[1.0, 0, -32], [0, 1, -32], [0, 0, 1]])
+    monkeypatch.setattr(image_registration, "_guesses", lambda one, other: iter([guess]))
+    monkeypatch.setattr(image_registration, "may_be_same", lambda shared, flat_share: True)
+
+    assert agreement(*parts) is None
 
 
 def test_blank_images_are_never_candidates() -> None:

@@ -115,7 +115,7 @@ def test_colored_pictures_of_a_conditioning_folder_are_not_trained(tmp_path: Pat
 
 
 def test_black_and_white_pictures_under_the_names_of_images_are_dropped_unless_kept_by_hand(tmp_path: Path) -> None:
-    members = {f"img/{n}.png": png(n) for n in range(4)} | {f"matte/{n}.png": blob(n) for n in range(4)}
+    members = {f"img/{n}.png": png(n) for n in range(4)} | {f"shapes/{n}.png": blob(n) for n in range(4)}
 
     report = prepared(tmp_path, members)
 
@@ -126,7 +126,7 @@ def test_black_and_white_pictures_under_the_names_of_images_are_dropped_unless_k
     ]
     decision = {str(dropped[0].pixels_sha256): "keep"}
     again = prepared(tmp_path, members, Edits.model_validate({"decisions": decision}))
-    assert "matte/0.png" in kept(again)
+    assert "shapes/0.png" in kept(again)
 
 
 def test_gray_photographs_and_drawings_under_equal_names_are_kept(tmp_path: Path) -> None:

@@ -251,6 +251,16 @@ def test_images_documents_and_weights_that_are_zips_are_not_opened_in_a_folder(t
     assert "Excel" in refused[0].reason
 
 
+def test_an_archive_under_the_name_of_a_photograph_is_opened(tmp_path: Path) -> None:
+    packed = make_zip(tmp_path / "x", {"1.png": png(1)}).read_bytes()
+    root = filled(tmp_path / "set", {"a.jpg": packed, "b.png": png(2)})
+
+    found, refused = read_sources(tmp_path, root)
+
+    assert [record.source for record in found if record.pixels] == ["a.jpg!1.png", "b.png"]
+    assert refused == []
+
+
 def test_nested_archives_of_every_format_are_reported_once(tmp_path: Path) -> None:
     inner = {
         "a.zip": make_zip(tmp_path / "a.zip", {"1.png": png(1)}).read_bytes(),
