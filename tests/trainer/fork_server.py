@@ -19,6 +19,7 @@ import contextlib
 import faulthandler
 import gc
 import importlib
+import json
 import marshal
 import os
 import selectors
@@ -158,7 +159,8 @@ class ForkServer:
             "argv": argv,
             "env": environment,
             "cwd": str(cwd or Path.cwd()),
-            "hook": hook,
+            # `marshal` takes no enums, such as signals.
+            "hook": json.loads(json.dumps(hook)),
         }
         with open(log or os.devnull, "ab") as output, open(os.devnull, "rb") as nothing:  # noqa: PTH123
             descriptors = [nothing.fileno(), *(streams or (output.fileno(), output.fileno()))]

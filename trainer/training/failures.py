@@ -15,8 +15,10 @@ log = logging.getLogger(__name__)
 
 def emit_failed(reporter: Reporter, error: Exception) -> int:
     """Emit `Failed`, unless not even that can be written; return the exit status."""
-    log.exception("the run failed")
     failure = to_trainer_error(error)
+    # A refusal says all in its sentence.
+    is_refusal = error is failure and error.__cause__ is None
+    log.error("the run failed: %s", failure, exc_info=None if is_refusal else error)
     try:
         reporter.emit(Failed, kind=failure.kind, message=failure.message, hint=failure.hint)
     except OSError as write_error:

@@ -225,7 +225,7 @@ def _quoted(text: str) -> str:
 
 def count_tokens(captions: Sequence[str]) -> list[int]:
     """Count the tokens of each caption, without begin and end tokens and without truncation."""
-    # The tokenizer takes a fifth of a second to build, and the tokens of 20,000 captions 40 MiB.
+    # The tokenizer takes a fifth of a second to build, and with the tokens of 20,000 captions 40 MiB.
     batches = (list(captions[start : start + _TOKENIZED]) for start in range(0, len(captions), _TOKENIZED))
     encoded = (_tokenizer().encode_batch_fast(batch, add_special_tokens=False) for batch in batches)
     return [len(encoding) for encodings in encoded for encoding in encodings]

@@ -23,7 +23,7 @@ from trainer.dataset.memory import keep_freed_memory
 from trainer.errors import DecodersError
 from trainer.protocol.text import _
 
-#: Pairs that are compared at most (5 to 10 ms each), plus one for each image: a large set of look-alikes has far more.
+#: Pairs that are compared at most (about 5 ms each), plus one for each image: a large set of look-alikes has far more.
 _MOST_COMPARED = 5_000
 #: Pairs that are divided among processes at least, if there are more; those that one compares at a time; and from how
 #: many on it is worth to start processes.
