@@ -72,7 +72,7 @@ class Scheduler:
         self._scheduler = AsyncIOScheduler(timezone=timezone, job_defaults=defaults)
         for task in tasks:
             trigger = CronTrigger(timezone=timezone, **task.when)
-            self._scheduler.add_job(_run_safely, trigger, args=[task.name, task.run], id=task.name, name=task.name)
+            self._scheduler.add_job(_run_planned, trigger, args=[task.name, task.run], id=task.name, name=task.name)
 
     async def record_start(self) -> None:
         """Record the state at the start, before the dispatcher changes it."""
@@ -115,6 +115,12 @@ class Scheduler:
             async with asyncio.timeout(_FIRST_PASS_S):
                 await self.first_pass_done.wait()
         await _run_safely("restart report", self._restart.send)
+
+
+async def _run_planned(name: str, run: Callable[[], Awaitable[object]]) -> None:
+    """Run a task for APScheduler, which would log as a failure that a shutdown cancels it."""
+    with suppress(asyncio.CancelledError):
+        await _run_safely(name, run)
 
 
 async def _run_safely(name: str, run: Callable[[], Awaitable[object]]) -> None:

@@ -51,7 +51,7 @@ _LABELS: Mapping[FindingKind, FindingLabel] = {
         ),
         (K.BLANK, N_("Blank"), N_("blank"), N_("Nearly a single color: there is nothing to learn.")),
         (K.TOO_DARK, N_("Too dark"), N_("too dark"), N_("Almost all of it is black.")),
-        (K.WASHED_OUT, N_("Washed out"), N_("washed out"), N_("Bright all over and without contrast.")),
+        (K.WASHED_OUT, N_("Washed out"), N_("washed out"), N_("Without contrast, or bright all over.")),
         (
             K.BLUR,
             N_("Perhaps blurred"),

@@ -52,6 +52,25 @@ async def test_a_task_that_fails_stops_no_other(caplog: pytest.LogCaptureFixture
     assert "the task 'fails' failed" in caplog.text
 
 
+async def test_a_shutdown_ends_a_task_without_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    began, ended = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async with running(Scheduler([ScheduledTask(name="works", run=work, when={"second": "*"})])):
+        await began.wait()
+    await ended.wait()
+    # APScheduler logs an error once the task is over.
+    for _turn in range(10):
+        await asyncio.sleep(0)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 async def test_a_clock_that_is_set_back_delays_no_task(caplog: pytest.LogCaptureFixture) -> None:
     done = asyncio.Event()
 

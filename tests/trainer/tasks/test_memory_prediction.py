@@ -95,6 +95,7 @@ def stored_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_trained_text_encoders_are_part_of_the_step(stored_sdxl: Path) -> None:
     base = load_base(Base(source=str(stored_sdxl)), as_stored=True)
     step = StepSettings(precision=Precision.BF16, resolution=64, images=4)

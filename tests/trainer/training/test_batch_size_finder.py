@@ -249,6 +249,7 @@ def test_the_predicted_memory_of_a_step_is_that_of_a_real_one(
     assert need.optimizer == 8 * sum(parameter.numel() for _name, parameter in trained.named_parameters())
 
 
+@pytest.mark.slow
 def test_what_saves_memory_is_predicted_to_save_it(lora: tuple[LoadedBase, Trained], need: MemoryNeed) -> None:
     small = predicted(lora, precision=Precision.BF16, images=1, is_checkpointed=True)
     assert small.weights < 0.6 * need.weights
@@ -339,6 +340,7 @@ def test_freed_memory_goes_back_at_once_only_where_it_is_short(free: float, is_s
     assert not is_memory_short(task, spec, Precision.BF16, free)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("free", "chosen"), [(1000, "return_large_blocks"), (10**12, "keep_memory_between_steps")])
 def test_a_training_that_is_slower_to_save_memory_says_so(
     make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, free: int, chosen: str

@@ -119,6 +119,7 @@ def test_a_name_means_a_configuration_of_the_card_or_else_a_folder(name: str, ta
     assert _named(list(files), parse_name(name), card) == taken
 
 
+@pytest.mark.slow
 def test_each_dataset_that_is_not_taken_is_refused_in_a_sentence(tmp_path: Path) -> None:
     sentences: dict[str, object] = {}
 
