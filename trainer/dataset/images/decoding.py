@@ -80,10 +80,8 @@ class ImageError(Exception):
     ) -> None:
         # All are positional arguments, so that the exception can be pickled on its way from a worker process.
         super().__init__(kind, message, measure, threshold, detail)
-        self.kind = kind
-        self.message = message
-        self.measure = measure
-        self.threshold = threshold
+        self.kind, self.message = kind, message
+        self.measure, self.threshold = measure, threshold
         #: What exactly is damaged, or what a library said, in English.
         self.detail = detail
 
