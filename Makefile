@@ -40,10 +40,10 @@ $(VENV)/.run $(VENV)/.demo $(VENV)/.setup: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --force-reinstall opencv-python-headless
 	@touch $@ $(if $(findstring dev,$(EXTRAS)),$(VENV)/.run $(VENV)/.demo)
 
-# The fast tests. COVERAGE=1: and which branches no test reaches, in this process alone: what only child processes run
-# (bots that are killed, trainers) counts as not reached. It takes a third longer.
+# The fast tests. COVERAGE=1: and how many lines and branches no test reaches in the workers of pytest: what only child processes
+# run (bots that are killed, trainers) counts as not reached.
 test: setup
-	$(PYTEST) -m "not slow" $(if $(COVERAGE),--cov --cov-report=term:skip-covered)
+	$(PYTEST) -m "not slow" $(if $(COVERAGE),--coverage)
 
 # The others: those that train for real, and those that kill real bots.
 test-slow: setup
@@ -78,4 +78,4 @@ tiny: setup
 	$(BIN)/python -m recipes.tiny.build --out trainer/models/tiny
 
 clean:
-	rm -rf $(VENV) demo-data build .mypy_cache .ruff_cache .pytest_cache .coverage
+	rm -rf $(VENV) demo-data build .mypy_cache .ruff_cache .pytest_cache

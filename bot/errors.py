@@ -24,7 +24,8 @@ DarkroomError
 ├── TooOften                 more uses of a command or button than a person needs
 ├── StaleButton              a button that this version does not know
 ├── FormForgotten            a form that cannot be opened again with what was typed
-├── NotAllowed               another member's job (`bot.queue.domain.verbs` has more)
+├── NotAllowed               the member may not do this (`bot.queue.domain.verbs` has more)
+│   ├── NotYourJob
 │   ├── RoleNeeded           for members of some roles
 │   ├── ChannelNotAllowed    the bot works in other channels of the server
 │   ├── NotYourDataset
@@ -41,15 +42,31 @@ DarkroomError
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, dataclass_transform
 
-from trainer.protocol.text import _, duration, listed, ngettext, size
+from trainer.protocol.text import N_, _, duration, listed, ngettext, size, translate
 
 _MIB = 1024 * 1024
 
 
 class DarkroomError(Exception):
     """Root of all errors that the bot can explain."""
+
+
+@dataclass_transform(kw_only_default=True, eq_default=False)
+class Explained(DarkroomError):
+    """An error whose data are its fields; they fill its sentence. Each class derived from it is a dataclass."""
+
+    #: Translated where the error is made; placeholders are names of fields.
+    sentence: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        dataclass(kw_only=True, eq=False)(cls)
+
+    def __post_init__(self) -> None:
+        super().__init__(translate(self.sentence).format_map(vars(self)))
 
 
 class ConfigError(DarkroomError):
@@ -62,25 +79,18 @@ class ConfigError(DarkroomError):
         super().__init__(_("{path} cannot be used:\n{problems}", path=path, problems=listed))
 
 
-class TokenRefused(DarkroomError):
+class TokenRefused(Explained):
     """Discord refuses the bot's token."""
 
-    def __init__(self, *, token_env: str) -> None:
-        self.token_env = token_env
-        super().__init__(
-            _(
-                "Discord refuses the token in {variable}. Reset it in the developer portal and set the new one.",
-                variable=token_env,
-            )
-        )
+    token_env: str
+    sentence = N_("Discord refuses the token in {token_env}. Reset it in the developer portal and set the new one.")
 
 
-class DiscordUnreachable(DarkroomError):
+class DiscordUnreachable(Explained):
     """Discord does not answer a command of the command line."""
 
-    def __init__(self, *, why: str) -> None:
-        self.why = why
-        super().__init__(_("Discord cannot be reached: {why}. Try again.", why=why))
+    why: str
+    sentence = N_("Discord cannot be reached: {why}. Try again.")
 
 
 class DatasetRefused(DarkroomError):
@@ -153,135 +163,109 @@ class TooFewImages(DatasetRefused):
         )
 
 
-class UploadClosed(DatasetRefused):
+class UploadClosed(Explained, DatasetRefused):
     """The upload of a page was finished or cancelled."""
 
-    def __init__(self) -> None:
-        super().__init__(_("This upload is finished, so it takes no more files. Start another one in Discord."))
+    sentence = N_("This upload is finished, so it takes no more files. Start another one in Discord.")
 
 
-class PrepareFailed(DatasetRefused):
+class PrepareFailed(Explained, DatasetRefused):
     """The dataset could not be prepared."""
 
-    def __init__(self, *, name: str, why: str) -> None:
-        self.name, self.why = name, why
-        super().__init__(_("I could not prepare {name}: {why} Nothing was queued.", name=name, why=why))
+    name: str
+    why: str
+    sentence = N_("I could not prepare {name}: {why} Nothing was queued.")
 
 
 class JobRefused(DarkroomError):
     """The job is not accepted; nothing was queued."""
 
 
-class TooManyWaiting(JobRefused):
+class TooManyWaiting(Explained, JobRefused):
     """The owner has as many waiting jobs as allowed."""
 
-    def __init__(self, *, waiting: int, allowed: int) -> None:
-        self.waiting, self.allowed = waiting, allowed
-        super().__init__(
-            _(
-                "You have {waiting} of {allowed} jobs waiting. Cancel one, or wait until one starts.",
-                waiting=waiting,
-                allowed=allowed,
-            )
-        )
+    waiting: int
+    allowed: int
+    sentence = N_("You have {waiting} of {allowed} jobs waiting. Cancel one, or wait until one starts.")
 
 
-class NotATraining(JobRefused):
+class NotATraining(Explained, JobRefused):
     """What was asked for is done with trainings, and the job is a sampling."""
 
-    def __init__(self, *, job_id: int) -> None:
-        self.job_id = job_id
-        super().__init__(_("#{job} is a set of images, not a training; nothing was changed.", job=job_id))
+    job_id: int
+    sentence = N_("#{job_id} is a set of images, not a training; nothing was changed.")
 
 
-class TooManyDrafts(JobRefused):
+class TooManyDrafts(Explained, JobRefused):
     """The person has as many requests that wait for [Start training] as one may have."""
 
-    def __init__(self, *, waiting: int, allowed: int) -> None:
-        self.waiting, self.allowed = waiting, allowed
-        super().__init__(
-            _(
-                "You have {waiting} of {allowed} requests that wait for “Start training”. Press it on one of them, "
-                "or cancel one; each is dropped after a day. The dataset is kept.",
-                waiting=waiting,
-                allowed=allowed,
-            )
-        )
+    waiting: int
+    allowed: int
+    sentence = N_(
+        "You have {waiting} of {allowed} requests that wait for “Start training”. Press it on one of them, "
+        "or cancel one; each is dropped after a day. The dataset is kept."
+    )
 
 
-class TooManyEpochs(JobRefused):
+class TooManyEpochs(Explained, JobRefused):
     """The job trains longer than its owner may in one job."""
 
-    def __init__(self, *, epochs: int, allowed: int) -> None:
-        self.epochs, self.allowed = epochs, allowed
-        super().__init__(
-            _(
-                "{epochs} epochs are more than the {allowed} that one of your jobs may have here. Nothing was "
-                "queued; use fewer epochs.",
-                epochs=epochs,
-                allowed=allowed,
-            )
-        )
+    epochs: int
+    allowed: int
+    sentence = N_(
+        "{epochs} epochs are more than the {allowed} that one of your jobs may have here. Nothing was "
+        "queued; use fewer epochs."
+    )
 
 
-class TooManyRuns(JobRefused):
+class TooManyRuns(Explained, JobRefused):
     """The study has more runs than one may have."""
 
-    def __init__(self, *, runs: int, allowed: int) -> None:
-        self.runs, self.allowed = runs, allowed
-        super().__init__(
-            _(
-                "This study has {runs} runs, and one may have {allowed} here. Nothing was queued; try fewer values "
-                "or fewer parts.",
-                runs=runs,
-                allowed=allowed,
-            )
-        )
+    runs: int
+    allowed: int
+    sentence = N_(
+        "This study has {runs} runs, and one may have {allowed} here. Nothing was queued; try fewer values "
+        "or fewer parts."
+    )
 
 
-class CheckpointsDeleted(JobRefused):
+class CheckpointsDeleted(Explained, JobRefused):
     """A finished job that cannot go on."""
 
-    def __init__(self, *, job_id: int) -> None:
-        self.job_id = job_id
-        super().__init__(
-            _(
-                "The checkpoints of #{job} were deleted to free disk space, so it cannot continue. Train again with "
-                "/finetune, from_dataset and more epochs; /job pin keeps the files of a training.",
-                job=job_id,
-            )
-        )
+    job_id: int
+    sentence = N_(
+        "The checkpoints of #{job_id} were deleted to free disk space, so it cannot continue. Train again with "
+        "/finetune, from_dataset and more epochs; /job pin keeps the files of a training."
+    )
 
 
-class JobFilesDeleted(JobRefused):
+class JobFilesDeleted(Explained, JobRefused):
     """A Retry or an extension of a job whose files were deleted."""
 
-    def __init__(self, *, job_id: int) -> None:
-        self.job_id = job_id
-        super().__init__(
-            _(
-                "The files of #{job} were deleted to free disk space. Train it again: /finetune with from_dataset.",
-                job=job_id,
-            )
-        )
+    job_id: int
+    sentence = N_(
+        "The files of #{job_id} were deleted to free disk space. Train it again: /finetune with from_dataset."
+    )
 
 
-class DuplicateJob(JobRefused):
+class DuplicateJob(Explained, JobRefused):
     """The same data and settings wait, run, or have succeeded."""
 
-    def __init__(self, *, job_id: int, state: str) -> None:
-        self.job_id, self.state = job_id, state
-        super().__init__(_("#{job} has the same data and settings. Nothing was queued.", job=job_id))
+    job_id: int
+    state: str
+    sentence = N_("#{job_id} has the same data and settings. Nothing was queued.")
 
 
 class NotAllowed(DarkroomError):
+    """The member may not do this."""
+
+
+class NotYourJob(Explained, NotAllowed):
     """Another member's job."""
 
-    def __init__(self, *, job_id: int, owner_id: int) -> None:
-        self.job_id, self.owner_id = job_id, owner_id
-        super().__init__(
-            _("Only <@{owner}> or a manager of the server can do this with #{job}.", owner=owner_id, job=job_id)
-        )
+    job_id: int
+    owner_id: int
+    sentence = N_("Only <@{owner_id}> or a manager of the server can do this with #{job_id}.")
 
 
 class RoleNeeded(NotAllowed):
@@ -291,7 +275,7 @@ class RoleNeeded(NotAllowed):
         self.role_ids = tuple(role_ids)
         named = listed((f"<@&{role_id}>" for role_id in self.role_ids), most=5)
         text = _("On this server this needs the role {roles}. A manager of the server can give it to you.", roles=named)
-        DarkroomError.__init__(self, text)
+        super().__init__(text)
 
 
 class ChannelNotAllowed(NotAllowed):
@@ -300,29 +284,22 @@ class ChannelNotAllowed(NotAllowed):
     def __init__(self, *, channel_ids: Sequence[int]) -> None:
         self.channel_ids = tuple(channel_ids)
         named = listed((f"<#{channel_id}>" for channel_id in self.channel_ids), most=5)
-        DarkroomError.__init__(self, _("I do not work in this channel. Go to {channels}.", channels=named))
+        super().__init__(_("I do not work in this channel. Go to {channels}.", channels=named))
 
 
-class NotYourDataset(NotAllowed):
+class NotYourDataset(Explained, NotAllowed):
     """Another member's dataset."""
 
-    def __init__(self, *, name: str, owner_id: int) -> None:
-        self.name, self.owner_id = name, owner_id
-        text = _(
-            "Only <@{owner}> or a manager of the server can do this with the dataset `{name}`.",
-            owner=owner_id,
-            name=name,
-        )
-        DarkroomError.__init__(self, text)
+    name: str
+    owner_id: int
+    sentence = N_("Only <@{owner_id}> or a manager of the server can do this with the dataset `{name}`.")
 
 
-class NotYourRequest(NotAllowed):
+class NotYourRequest(Explained, NotAllowed):
     """Another member's request that waits for [Start training]."""
 
-    def __init__(self, *, owner_id: int) -> None:
-        self.owner_id = owner_id
-        text = _("Only <@{owner}> can continue with this request. /finetune makes one of your own.", owner=owner_id)
-        DarkroomError.__init__(self, text)
+    owner_id: int
+    sentence = N_("Only <@{owner_id}> can continue with this request. /finetune makes one of your own.")
 
 
 class NotAnOperator(NotAllowed):
@@ -339,23 +316,19 @@ class NotAnOperator(NotAllowed):
                 "config.toml. You would be listed below [discord] with `operator_ids = [{user}]`. Nothing was changed.",
                 user=user_id,
             )
-        DarkroomError.__init__(self, text)
+        super().__init__(text)
 
 
-class DatasetInUse(DarkroomError):
+class DatasetInUse(Explained):
     """A training that has not ended needs the dataset."""
 
-    def __init__(self, *, name: str, job_id: int, job_name: str) -> None:
-        self.name, self.job_id, self.job_name = name, job_id, job_name
-        super().__init__(
-            _(
-                "{name} is needed by #{job} {job_name}, which has not ended. Nothing was deleted; try again after it, "
-                "or cancel it with /job cancel id:{job}.",
-                name=name,
-                job=job_id,
-                job_name=job_name,
-            )
-        )
+    name: str
+    job_id: int
+    job_name: str
+    sentence = N_(
+        "{name} is needed by #{job_id} {job_name}, which has not ended. Nothing was deleted; try again after it, "
+        "or cancel it with /job cancel id:{job_id}."
+    )
 
 
 class DraftEnded(DarkroomError):
@@ -374,20 +347,18 @@ class NotFound(DarkroomError):
     """It does not exist (here)."""
 
 
-class NoSuchJob(NotFound):
+class NoSuchJob(Explained, NotFound):
     """No job of that number."""
 
-    def __init__(self, *, job_id: int) -> None:
-        self.job_id = job_id
-        super().__init__(_("There is no job #{job} here. /job list shows them all.", job=job_id))
+    job_id: int
+    sentence = N_("There is no job #{job_id} here. /job list shows them all.")
 
 
-class NoSuchDataset(NotFound):
+class NoSuchDataset(Explained, NotFound):
     """No dataset of that name or number."""
 
-    def __init__(self, *, wanted: str | int) -> None:
-        self.wanted = wanted
-        super().__init__(_("There is no dataset “{name}” here. /dataset list shows them all.", name=wanted))
+    wanted: str | int
+    sentence = N_("There is no dataset “{wanted}” here. /dataset list shows them all.")
 
 
 class TooOften(DarkroomError):
@@ -405,45 +376,37 @@ class TooOften(DarkroomError):
         )
 
 
-class StaleButton(DarkroomError):
+class StaleButton(Explained):
     """A button that this version does not know."""
 
-    def __init__(self) -> None:
-        super().__init__(_("This button belongs to another version of me. Run the command that showed it again."))
+    sentence = N_("This button belongs to another version of me. Run the command that showed it again.")
 
 
-class FormForgotten(DarkroomError):
+class FormForgotten(Explained):
     """A form that cannot be opened again with what was typed: the bot was restarted, or it is another member's."""
 
-    def __init__(self) -> None:
-        super().__init__(_("I no longer have what you typed there. Open the form again, by the command or the button."))
+    sentence = N_("I no longer have what you typed there. Open the form again, by the command or the button.")
 
 
-class LaunchFailed(DarkroomError):
+class LaunchFailed(Explained):
     """No trainer process could be started."""
 
-    def __init__(self, *, command: str, why: str) -> None:
-        self.command, self.why = command, why
-        super().__init__(_("The trainer could not be started ({command}: {why}).", command=command, why=why))
+    command: str
+    why: str
+    sentence = N_("The trainer could not be started ({command}: {why}).")
 
 
-class JobFolderUnwritable(DarkroomError):
+class JobFolderUnwritable(Explained):
     """The folder of a job could not be written, so no trainer was started."""
 
-    def __init__(self, *, job_id: int, why: str) -> None:
-        self.job_id, self.why = job_id, why
-        super().__init__(_("The folder of #{job} could not be written ({why}).", job=job_id, why=why))
+    job_id: int
+    why: str
+    sentence = N_("The folder of #{job_id} could not be written ({why}).")
 
 
-class RunnerUnreachable(DarkroomError):
+class RunnerUnreachable(Explained):
     """The machine that runs trainings does not answer; their state is unknown, and nothing is done about them."""
 
-    def __init__(self, *, where: str, why: str) -> None:
-        self.where, self.why = where, why
-        super().__init__(
-            _(
-                "{where} cannot be reached ({why}). Its trainings may well be running; trying again.",
-                where=where,
-                why=why,
-            )
-        )
+    where: str
+    why: str
+    sentence = N_("{where} cannot be reached ({why}). Its trainings may well be running; trying again.")

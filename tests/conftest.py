@@ -1,6 +1,6 @@
 """Settings for all tests: one thread per process, the slowest files first, the same hypothesis examples each time.
 
-HYPOTHESIS_PROFILE=random make test             # other examples each time
+HYPOTHESIS_PROFILE=random make test               # other examples each time, ten times as many
 make test-all PYTEST_ADDOPTS=--record-durations   # record the times that order the files
 """
 
@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shlex
+import tempfile
 from collections import defaultdict
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests import worker_coverage
 from tests.golden import REWRITE_VARIABLE
 from tests.trainer.fork_server import TRAINER, ForkServer
 
@@ -33,16 +35,17 @@ _SHARED_SERVER = "DARKROOM_FORK_SERVER"
 # several processes would wait for each other on two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# The same examples everywhere: what passes here passes in CI. No deadline for an example, which would measure the load
-# of the machine.
-settings.register_profile("fixed", derandomize=True, deadline=None)
-settings.register_profile("random", deadline=None)
+# The same examples everywhere: what passes here passes in CI; the other profile looks for more. No deadline for an
+# example, which would measure the load of the machine.
+settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=50)
+settings.register_profile("random", deadline=None, max_examples=500)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rewrite-golden", action="store_true", help="rewrite the golden files (tests/golden.py)")
     parser.addoption("--record-durations", action="store_true", help="record the seconds of each file, for the order")
+    parser.addoption("--coverage", action="store_true", help="print what of bot and trainer a whole run reaches")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -55,9 +58,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def _fork_workers(config: pytest.Config) -> None:
     """Let pytest-xdist's workers, and the trainers that they start, be forks of one process with all libraries."""
-    # Coverage would miss the lines that were imported before it began.
-    programs = [_WORKER] if config.getoption("cov_source", None) else [_WORKER, TRAINER, _BOT]
-    server = ForkServer(_WORKER, imports=programs)
+    if config.getoption("--coverage"):
+        folder = tempfile.TemporaryDirectory(prefix="coverage-")
+        config.add_cleanup(folder.cleanup)
+        os.environ[worker_coverage.FOLDER_VARIABLE] = folder.name
+    server = ForkServer(_WORKER, imports=[_WORKER, TRAINER, _BOT])
     config.add_cleanup(server.__exit__)
     config.option.tx = [f"popen//python={shlex.join(server.command)}" for _ in config.option.tx]
     os.environ[_SHARED_SERVER] = server.socket
@@ -113,7 +118,14 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     _measured[_part_of(report.nodeid, is_slow="slow" in report.keywords)] += report.duration
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.getoption("--coverage") and (folder := os.environ.get(worker_coverage.FOLDER_VARIABLE)):
+        for line in worker_coverage.table(Path(folder)):
+            terminalreporter.write_line(line)
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    worker_coverage.write()
     if session.config.getoption("--record-durations") and not hasattr(session.config, "workerinput"):
         # What did not run now keeps its time.
         known = {part: seconds for part, seconds in (_recorded() | _measured).items() if _file_exists(part)}

@@ -9,19 +9,25 @@ import atexit
 import sys
 import types
 
+import datasets
 import discord
 import imgaug
+import lycoris.modules
 import sklearn.metrics
 import torch
 from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from matplotlib.figure import Figure
 from transformers import AutoModel, T5EncoderModel
 
-#: Imported for those who import them later; no module of our own, of which coverage would miss the lines.
+from tests import worker_coverage
+
+#: Imported for those who import them later; no module of our own, of which `--coverage` would miss the lines.
 LIBRARIES = (
-    *(discord, imgaug, sklearn.metrics, torch),
+    *(datasets, discord, imgaug, lycoris.modules, sklearn.metrics, torch),
     *(StableDiffusion3Pipeline, StableDiffusionPipeline, StableDiffusionXLPipeline, Figure, AutoModel, T5EncoderModel),
 )
+
+worker_coverage.start()
 
 
 def main(argv: list[str]) -> int:

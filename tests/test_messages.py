@@ -148,7 +148,7 @@ def test_numbers_and_lists_are_translated() -> None:
     with speaking("zh_CN"):
         assert duration(291) == "4 分 51 秒"
         assert rough_duration(7500) == "2 小时 05 分"
-        assert listed(["a", "b", "c"]) == "a、b和c"
+        assert listed(["a", "b", "c"]) == "a、b、c"
         assert ngettext("{n} image", "{n} images", 1) == ngettext("{n} image", "{n} images", 1).replace("images", "")
     assert duration(291) == "4 min 51 s"
 

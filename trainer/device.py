@@ -81,7 +81,7 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 
 
 def dtype_of(precision: Precision) -> torch.dtype:
-    """Return the dtype of frozen weights."""
+    """Return the dtype in which a precision keeps frozen weights; `AUTO` and `FP32`: fp32."""
     return {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}.get(precision, torch.float32)
 
 

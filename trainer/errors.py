@@ -140,7 +140,7 @@ class ExportError(TrainerError):
 
 
 class JobFolderBusyError(TrainerError):
-    """Has its own exit status; no event is written, since the other trainer owns the event file."""
+    """Another trainer runs this job; it owns the event file, so only the exit status says this."""
 
     def __init__(self, job_dir: object) -> None:
         super().__init__(
@@ -149,7 +149,7 @@ class JobFolderBusyError(TrainerError):
 
 
 class FencedError(TrainerError):
-    """Has its own exit status; no event is written, since the later attempt owns the event file."""
+    """A later attempt took the job over; it owns the event file, so only the exit status says this."""
 
     def __init__(self, job_dir: object, *, ours: int, valid: int) -> None:
         super().__init__(

@@ -87,7 +87,7 @@ class Parts:
         trainer: Sequence[str] | None = None,
         download: Download = stream_attachment,
     ) -> Self:
-        """Make the parts over an open database; see `compose`."""
+        """Make the parts with an open database; `trainer` and `download` stand in for the real ones in tests."""
         data_dir = config.storage.data_dir
         disk = DiskMonitor(data_dir, min_free_bytes=config.health.min_free_bytes)
         return cls(

@@ -17,7 +17,7 @@ from bot.cogs.interaction_gate import REPORTS, handled
 from bot.cogs.lookups import find_job
 from bot.cogs.replies import reply
 from bot.cogs.services import ServiceCog, Services, file_limit_of
-from bot.errors import DarkroomError, JobFilesDeleted, JobRefused
+from bot.errors import Explained, JobFilesDeleted, JobRefused
 from bot.queue import Job
 from bot.runners.child_process import run_and_capture
 from bot.ui.comparison_pages import comparison_reply
@@ -40,11 +40,10 @@ async def _jobs_choices(services: Services, interaction: discord.Interaction, ty
 _choose_jobs = answered(_jobs_choices)
 
 
-class ComparisonFailed(DarkroomError):
+class ComparisonFailed(Explained):
     """The trainer gave no answer."""
 
-    def __init__(self) -> None:
-        super().__init__(_("The comparison could not be drawn. Nothing was changed; try again in a minute."))
+    sentence = N_("The comparison could not be drawn. Nothing was changed; try again in a minute.")
 
 
 class CompareCommand(ServiceCog):

@@ -52,7 +52,7 @@ _DECIDED = f"{_IMAGE}|({EVERY})?{_QUESTION}"
 
 
 def _of_upload(run: Callable[[Services, discord.Interaction, int], Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-    """Make a handler of what is done with an upload that has no dataset yet."""
+    """Make the handler of a button about an upload that has no dataset yet: `run(services, interaction, upload_id)`."""
 
     async def handle(services: Services, interaction: discord.Interaction, _dataset_id: int, upload_id: str) -> None:
         await run(services, interaction, int(upload_id))
@@ -61,7 +61,10 @@ def _of_upload(run: Callable[[Services, discord.Interaction, int], Awaitable[Non
 
 
 def _of_request(run: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-    """Make a handler of how the member's own draft is edited: `run(interaction, edit)`, or with a page of settings."""
+    """Make the handler of a button that edits the member's own draft: `run(interaction, edit)`.
+
+    If the button names a page of settings, it is `run(interaction, edit, page)`.
+    """
 
     async def handle(services: Services, interaction: discord.Interaction, dataset_id: int, arg: str) -> None:
         draft_id, _separator, page = arg.partition("-")

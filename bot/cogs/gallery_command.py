@@ -160,7 +160,7 @@ async def _open_page(services: Services, interaction: discord.Interaction, _post
 
 
 def _of_model(run: Callable[[Services, discord.Interaction, Job], Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-    """Make a handler of what is done with the training that drew a picture."""
+    """Make the handler of a button about the training that drew a picture: `run(services, interaction, job)`."""
 
     async def handle(services: Services, interaction: discord.Interaction, post_id: int) -> None:
         post = await _post(services, interaction, post_id)

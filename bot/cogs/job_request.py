@@ -6,7 +6,6 @@ A request may hold values that cannot be trained with: it is stored as it was ty
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,7 +16,7 @@ from bot.errors import DarkroomError, JobRefused, TooManyEpochs
 from bot.queue import Priority
 from trainer.protocol.frozen import Frozen
 from trainer.protocol.presets import Preset, draft_from_preset, preset_named
-from trainer.protocol.setting_problems import SHORT_NAMES, SettingProblem, by_dotted_names, nested
+from trainer.protocol.setting_problems import SHORT_NAMES, SettingProblem, by_dotted_names, nested, parse_toml
 from trainer.protocol.settings import TINY
 from trainer.protocol.spec import SpecDraft, SpecError, merge
 from trainer.protocol.study import StudyRequest
@@ -128,8 +127,8 @@ def request_of_toml(content: bytes) -> dict[str, Any]:
         JobRefused: It is not TOML.
     """
     try:
-        tables = tomllib.loads(content.decode("utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        tables = parse_toml(content.decode("utf-8-sig"))
+    except ValueError as error:
         raise JobRefused(_("The settings file is not valid TOML: {error}. Nothing was queued.", error=error)) from error
     return {name: str(value) if name in _OF_REQUEST else value for name, value in by_dotted_names(tables).items()}
 

@@ -121,7 +121,7 @@ def require_own(interaction: discord.Interaction, job: Job) -> None:
 
 
 def of_job(run: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-    """Make the handler of a button about a job of what is done with it: `run(services, interaction, job, …)`."""
+    """Make the handler of a button about a job: it looks the job up for `run(services, interaction, job, …)`."""
 
     async def handle(services: Services, interaction: discord.Interaction, job_id: int, *arguments: str) -> None:
         await run(services, interaction, await job_here(services, interaction, job_id), *arguments)

@@ -15,7 +15,7 @@ from bot.cogs.lookups import find_job, storable
 from bot.cogs.replies import reply
 from bot.cogs.services import ServiceGroupCog, Services
 from bot.config import Config
-from bot.errors import JobRefused, NotAllowed
+from bot.errors import Explained, JobRefused, NotAllowed
 from bot.queue import Job
 from bot.queue.store.preset_store import NoSuchPreset, SavedPreset
 from bot.ui.layout import text_message
@@ -201,10 +201,9 @@ class PresetCommands(ServiceGroupCog, group_name="preset", group_description=N_(
         await reply(interaction, text_message(deleted_preset_text(saved.preset.name)))
 
 
-class NotYourPreset(NotAllowed):
+class NotYourPreset(Explained, NotAllowed):
     """Another member's preset."""
 
-    def __init__(self, *, name: str, owner_id: int) -> None:
-        self.name, self.owner_id = name, owner_id
-        text = _("Only <@{owner}> or a manager of the server can delete the preset {name}.", owner=owner_id, name=name)
-        Exception.__init__(self, text)
+    name: str
+    owner_id: int
+    sentence = N_("Only <@{owner_id}> or a manager of the server can delete the preset {name}.")

@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bot.cogs.services import Services
-from bot.errors import JobFilesDeleted, JobRefused
+from bot.errors import Explained, JobFilesDeleted, JobRefused
 from bot.queue import Job
 from trainer.exchange.base_files import base_resolution
 from trainer.exchange.kept_epochs import KeptEpochs, kept_epochs
 from trainer.protocol.events import Sampled, last_of
 from trainer.protocol.sampling import MAX_IMAGES, SIDE_STEP, SamplingSpec, check_size, make_sampling_spec
 from trainer.protocol.settings import TaskKind
-from trainer.protocol.text import _, listed
+from trainer.protocol.text import N_, _, listed
 
 #: Epochs that [Compare epochs] suggests.
 _SUGGESTED_EPOCHS = 6
@@ -93,19 +93,15 @@ class NotUnderstood(JobRefused):
         )
 
 
-class TooManyImages(JobRefused):
+class TooManyImages(Explained, JobRefused):
     """The grid has more images than one request may."""
 
-    def __init__(self, *, images: int, allowed: int) -> None:
-        self.images, self.allowed = images, allowed
-        super().__init__(
-            _(
-                "That is {images} images; one request draws at most {allowed}. Choose fewer epochs, prompts, strengths "
-                "or seeds. Nothing was queued.",
-                images=images,
-                allowed=allowed,
-            )
-        )
+    images: int
+    allowed: int
+    sentence = N_(
+        "That is {images} images; one request draws at most {allowed}. Choose fewer epochs, prompts, strengths "
+        "or seeds. Nothing was queued."
+    )
 
 
 async def sampling_of_job(services: Services, job: Job, request: SamplingRequest) -> SamplingSpec:
@@ -285,8 +281,9 @@ def parse_epochs(text: str, kept: KeptEpochs) -> list[int]:
         elif word in {"all", _("all").lower()}:
             found += kept.paths
         elif between is not None:
-            first, last = int(between[1]), int(between[2])
-            found += [epoch for epoch in kept.paths if first <= epoch <= last]
+            first, last = sorted(map(int, between.groups()))
+            # Of none the first is refused.
+            found += [epoch for epoch in kept.paths if first <= epoch <= last] or [first]
         elif word.isascii() and word.isdigit() and len(word) <= 4:
             found.append(int(word))
         elif word:

@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bot.db import Row, as_stored
-from bot.errors import DatasetRefused, NotYourDataset
+from bot.errors import DatasetRefused, Explained, NotYourDataset
 from trainer.protocol.edits import Edits
 from trainer.protocol.report import REPORT_VERSION, Counts
-from trainer.protocol.text import _, ngettext
+from trainer.protocol.text import N_, ngettext
 
 #: Folders of one content: the uploaded files, and what `trainer prepare` made of them.
 SOURCE, PREPARED = "source", "prepared"
@@ -138,16 +138,13 @@ def revision_name(edits: Edits, earlier: str = "") -> str:
     return f"{PREPARED}-{hashlib.sha256(lines.encode()).hexdigest()[:12]}"
 
 
-class PrivateCopy(DatasetRefused):
+class PrivateCopy(Explained, DatasetRefused):
     """Files that are another member's private dataset."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            _(
-                "Another member has exactly these files as a private dataset, and can let you use it "
-                "(/dataset privacy). Nothing was kept."
-            )
-        )
+    sentence = N_(
+        "Another member has exactly these files as a private dataset, and can let you use it "
+        "(/dataset privacy). Nothing was kept."
+    )
 
 
 def may_see(dataset: Dataset, *, user_id: int, can_manage: bool) -> bool:

@@ -72,7 +72,7 @@ class ReviewQuestion:
         return not self.is_dropped and not self.is_about_captions and self.kind not in QUIET
 
     def is_settled(self, each: ReviewImage, edits: Edits) -> bool:
-        """Return whether one of its images is decided: kept, dropped, or with a caption that a person wrote or read."""
+        """Return whether an image of the question is decided: kept, dropped, or captioned by a person."""
         if self.is_about_captions:
             return bool(current_caption(each.image, edits))
         if each.sha256 in edits.decisions and (self.kind is not None or edits.decisions[each.sha256] == "drop"):

@@ -15,109 +15,83 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bot.errors import DarkroomError
-from trainer.protocol.text import _
+from bot.errors import DarkroomError, Explained
+from trainer.protocol.text import N_
 
 
 class DataFolderError(DarkroomError):
     """The data folder cannot be used."""
 
 
-class FolderInUse(DataFolderError):
+class FolderInUse(Explained, DataFolderError):
     """Another bot uses this data folder."""
 
-    def __init__(self, *, path: Path) -> None:
-        self.path = path
-        super().__init__(
-            _("Another bot already uses {path}. Stop it first, or set another storage.data_dir.", path=path)
-        )
+    path: Path
+    sentence = N_("Another bot already uses {path}. Stop it first, or set another storage.data_dir.")
 
 
-class SchemaTooNew(DataFolderError):
+class SchemaTooNew(Explained, DataFolderError):
     """A newer Darkroom wrote this database."""
 
-    def __init__(self, *, path: Path, found: int, known: int) -> None:
-        self.path, self.found, self.known = path, found, known
-        super().__init__(
-            _(
-                "{path} was written by a newer Darkroom (schema {found}; this one knows {known}). Nothing was changed; "
-                "update Darkroom, or set another storage.data_dir.",
-                path=path,
-                found=found,
-                known=known,
-            )
-        )
+    path: Path
+    found: int
+    known: int
+    sentence = N_(
+        "{path} was written by a newer Darkroom (schema {found}; this one knows {known}). Nothing was changed; "
+        "update Darkroom, or set another storage.data_dir."
+    )
 
 
-class SchemaTooOld(DataFolderError):
+class SchemaTooOld(Explained, DataFolderError):
     """An older Darkroom wrote this database, and the caller may only read it."""
 
-    def __init__(self, *, path: Path, found: int, known: int) -> None:
-        self.path, self.found, self.known = path, found, known
-        super().__init__(
-            _(
-                "{path} was written by an older Darkroom (schema {found}; this one needs {known}). Nothing was "
-                "changed; the bot upgrades it when it starts.",
-                path=path,
-                found=found,
-                known=known,
-            )
-        )
+    path: Path
+    found: int
+    known: int
+    sentence = N_(
+        "{path} was written by an older Darkroom (schema {found}; this one needs {known}). Nothing was "
+        "changed; the bot upgrades it when it starts."
+    )
 
 
-class DatabaseUnreadable(DataFolderError):
+class DatabaseUnreadable(Explained, DataFolderError):
     """There is no database, or it cannot be opened."""
 
-    def __init__(self, *, path: Path, why: str) -> None:
-        self.path, self.why = path, why
-        super().__init__(
-            _(
-                "{path} cannot be read: {why}. Check storage.data_dir in the config, and run this as the bot's user.",
-                path=path,
-                why=why,
-            )
-        )
+    path: Path
+    why: str
+    sentence = N_("{path} cannot be read: {why}. Check storage.data_dir in the config, and run this as the bot's user.")
 
 
-class CopyFailed(DataFolderError):
+class CopyFailed(Explained, DataFolderError):
     """The database could not be copied."""
 
-    def __init__(self, *, path: Path, why: str) -> None:
-        self.path, self.why = path, why
-        super().__init__(_("{path} could not be written: {why}. Nothing else was changed.", path=path, why=why))
+    path: Path
+    why: str
+    sentence = N_("{path} could not be written: {why}. Nothing else was changed.")
 
 
-class CopyRefused(DataFolderError):
+class CopyRefused(Explained, DataFolderError):
     """A backup is not restored."""
 
-    def __init__(self, *, path: Path, why: str) -> None:
-        self.path, self.why = path, why
-        super().__init__(_("{path} is not restored: {why}. Nothing was changed.", path=path, why=why))
+    path: Path
+    why: str
+    sentence = N_("{path} is not restored: {why}. Nothing was changed.")
 
 
-class DatabaseDamaged(DataFolderError):
+class DatabaseDamaged(Explained, DataFolderError):
     """The database fails its integrity check."""
 
-    def __init__(self, *, path: Path, finding: str) -> None:
-        self.path, self.finding = path, finding
-        super().__init__(
-            _(
-                "{path} is damaged ({finding}). Restore a backup of it, or set another storage.data_dir.",
-                path=path,
-                finding=finding,
-            )
-        )
+    path: Path
+    finding: str
+    sentence = N_("{path} is damaged ({finding}). Restore a backup of it, or set another storage.data_dir.")
 
 
-class DatabaseUnwritable(DataFolderError):
+class DatabaseUnwritable(Explained, DataFolderError):
     """The database takes no changes at the moment; its content is unchanged."""
 
-    def __init__(self, *, path: Path, why: str) -> None:
-        self.path, self.why = path, why
-        super().__init__(
-            _(
-                "I cannot save anything at the moment: {why}. Nothing was changed and nothing is lost. The operator "
-                "of this bot has to free disk space or repair the disk; then try again.",
-                why=why,
-            )
-        )
+    path: Path
+    why: str
+    sentence = N_(
+        "I cannot save anything at the moment: {why}. Nothing was changed and nothing is lost. The operator "
+        "of this bot has to free disk space or repair the disk; then try again."
+    )

@@ -56,7 +56,7 @@ class QuietHours:
     zone: str
 
     def include(self, at: float) -> bool:
-        """True if a moment, in seconds since the epoch, is in them."""
+        """Return whether a moment, in seconds since the epoch, lies in these hours."""
         local = datetime.fromtimestamp(at, UTC).astimezone(ZoneInfo(self.zone))
         minute = 60 * local.hour + local.minute
         if self.begins <= self.ends:

@@ -146,7 +146,8 @@ class Cards:
     async def show_latest(
         self, connection: Connection, job_id: int, news: Sequence[Notification], *, channel_id: int
     ) -> None:
-        """Show the newest of a job that has no thread in one message of its channel, in the caller's transaction."""
+        """Show the newest notifications of a job that has no thread in one message of its channel, in the caller's
+        transaction."""
         rows = await connection.execute_fetchall(
             "SELECT parts FROM card WHERE job_id = ? AND kind = 'latest'", (job_id,)
         )

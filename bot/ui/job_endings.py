@@ -34,15 +34,6 @@ from trainer.protocol.settings import TINY, MethodKind, SplitKind, TaskKind
 from trainer.protocol.text import _, ngettext, noise_levels, size, verdict
 
 _LIBRARIES = {Reader.DIFFUSERS, Reader.PEFT, Reader.TRANSFORMERS}
-#: What a finished job hands over; names of methods are not translated.
-_PRODUCTS = {
-    MethodKind.LORA: "LoRA",
-    MethodKind.DORA: "DoRA",
-    MethodKind.LOHA: "LoHa",
-    MethodKind.LOKR: "LoKr",
-    MethodKind.IA3: "(IA)³",
-    MethodKind.OFT: "OFT",
-}
 
 
 def files_messages(job: Job, context: JobContext, events: Sequence[Event]) -> list[MessageContent]:
@@ -328,7 +319,7 @@ def _product(job: Job) -> str:
         return _("classifier")
     if job.spec.method.kind is MethodKind.TEXTUAL_INVERSION:
         return _("new word")
-    return _PRODUCTS.get(job.spec.method.kind) or _("model")
+    return job.spec.method.kind.adapter_name or _("model")
 
 
 def _result_lines(job: Job, finished: Finished | None, tested: Tested | None) -> list[str]:

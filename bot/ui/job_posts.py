@@ -151,7 +151,7 @@ def base_post(
 def epoch_post(
     job: Job, context: JobContext, sampled: Sampled | None, epochs: Sequence[EpochEnded], count: int = 1
 ) -> MessageContent:
-    """One epoch, the last of `epochs`, as one line and one image; `count`: it stands for so many, as they are short."""
+    """The last of `epochs` as one line and one image; short epochs share a post, and it stands for the last `count`."""
     ended = epochs[-1]
     # The job may be epochs further; of what it keeps, the best may be older than all of `epochs`.
     by_number = {epoch.epoch: epoch for epoch in (*job.progress.epochs, *epochs) if epoch.epoch < ended.epoch}

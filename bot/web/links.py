@@ -12,8 +12,8 @@ from bot.clock import SYSTEM_CLOCK, Clock
 from bot.config import WebSettings
 from bot.db import Database, Row, as_stored
 from bot.db.audit import write_entry
-from bot.errors import NotFound
-from trainer.protocol.text import _
+from bot.errors import Explained, NotFound
+from trainer.protocol.text import N_, _
 
 _TOKEN_BYTES = 32
 _DAY_S = 86_400
@@ -78,11 +78,10 @@ class Link:
         return cls(**values)
 
 
-class NoSuchLink(NotFound):
+class NoSuchLink(Explained, NotFound):
     """A page's address that was never given out, or was for another page."""
 
-    def __init__(self) -> None:
-        super().__init__(_("This address opens nothing. Copy the whole link from Discord, or ask for a new one there."))
+    sentence = N_("This address opens nothing. Copy the whole link from Discord, or ask for a new one there.")
 
 
 class LinkEnded(NotFound):

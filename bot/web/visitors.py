@@ -13,8 +13,8 @@ import discord
 
 from bot.access import Ability, Access
 from bot.clock import SYSTEM_CLOCK, Clock
-from bot.errors import DarkroomError
-from trainer.protocol.text import _
+from bot.errors import Explained
+from trainer.protocol.text import N_, _
 
 #: A member's roles are asked for again after so long; so much later, they may be old if Discord cannot be reached.
 _FRESH_S, _STALE_S = 60.0, 3600.0
@@ -23,20 +23,16 @@ _MOST = 1000
 _MENTION = re.compile(r"<(@&?|#)([0-9]{1,20})>")
 
 
-class NotAMember(DarkroomError):
+class NotAMember(Explained):
     """A page's address whose member has left the server."""
 
-    def __init__(self) -> None:
-        super().__init__(_("This link belongs to a member who is no longer in the Discord server."))
+    sentence = N_("This link belongs to a member who is no longer in the Discord server.")
 
 
-class PagesNotReady(DarkroomError):
+class PagesNotReady(Explained):
     """Discord cannot be asked who opens a page."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            _("I cannot reach Discord at the moment, so I do not know who you are. Try again in a minute.")
-        )
+    sentence = N_("I cannot reach Discord at the moment, so I do not know who you are. Try again in a minute.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,6 @@ from trainer.protocol.presets import spec_from_preset
 _TRAINER = """
 import sys
 from pathlib import Path
-from trainer.exchange.job_dir import read_spec
-from trainer.exchange.memory_predictions import keep_prediction
 
 command, job_dir, _keep, folder = sys.argv[1:]
 assert command == "memory"
@@ -26,6 +24,9 @@ calls = Path(__file__).with_name("calls")
 calls.write_text(calls.read_text() + "x" if calls.exists() else "x")
 if Path(__file__).with_name("broken").exists():
     sys.exit("no operation of that name")
+# Only now: they take a quarter of a second.
+from trainer.exchange.job_dir import read_spec
+from trainer.exchange.memory_predictions import keep_prediction
 keep_prediction(Path(folder), read_spec(Path(job_dir)), len(calls.read_text()))
 """
 

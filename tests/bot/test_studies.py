@@ -26,7 +26,7 @@ from bot.runners import LocalRunner
 from bot.studies import MAX_FAILURES, StudyService, require_run
 from tests.bot.conftest import CHANNEL, GUILD, claim, notifications
 from tests.bot.fakes import FakeClock
-from tests.trainer.fork_server import ForkServer
+from tests.trainer.fork_server import QUICK_CHARTS_VARIABLE, ForkServer
 from tests.trainer.studies.study_helpers import ROOT, fake_trainer, make_study, real_trainer
 from trainer.protocol.devices import Devices
 from trainer.protocol.spec import Spec, make_spec
@@ -85,7 +85,8 @@ async def bot(db: Database, tmp_path: Path, trainer: tuple[str, ...] = (), slots
         queue=QueueSettings(retry_pause_s=0),
     )
     await store.slots.set(slots_of(Devices(), slots))
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # Each step of a study draws its charts, which takes more than half of its time.
+    env = {**os.environ, "PYTHONPATH": str(ROOT), QUICK_CHARTS_VARIABLE: "1"}
     studies = StudyService(store, command=trainer or real_trainer(), env=env)
     runner = LocalRunner(command=fake_trainer(), env=env)
     settings = QueueSettings(stop_grace_s=10, retry_pause_s=0)
@@ -203,7 +204,7 @@ async def test_a_cancelled_study_cancels_its_children(
 async def test_a_paused_study_frees_its_slots_and_resumes_where_it_was(
     db: Database, tmp_path: Path, spec: Spec, trainer: tuple[str, ...]
 ) -> None:
-    behave(tmp_path, **{"*": {"epoch_s": 0.3}})
+    behave(tmp_path, **{"*": {"epoch_s": 0.15}})
     async with bot(db, tmp_path, trainer) as bench:
         await bench.submit(spec, kind="kfold", folds=2)
         await bench.until_a_child_runs()
@@ -219,7 +220,7 @@ async def test_a_paused_study_frees_its_slots_and_resumes_where_it_was(
 async def test_a_restarted_bot_continues_the_study(
     db: Database, tmp_path: Path, spec: Spec, trainer: tuple[str, ...]
 ) -> None:
-    behave(tmp_path, **{"*": {"epoch_s": 0.3}})
+    behave(tmp_path, **{"*": {"epoch_s": 0.15}})
     for _ in range(3):
         # Each bot loses its state after a moment, and the processes keep running.
         async with bot(db, tmp_path, trainer) as bench:

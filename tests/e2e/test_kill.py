@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.conftest import draw_images
-from tests.trainer.fork_server import ForkedProcess, ForkServer
+from tests.trainer.fork_server import QUICK_CHARTS_VARIABLE, ForkedProcess, ForkServer
 from tests.trainer.random_base import make_random_base
 from trainer.exchange.process import ProcessIdentity, read_process_file
 
@@ -38,7 +38,7 @@ class Stage:
 
     def start_bot(self) -> ForkedProcess:
         folders = map(str, (self.data_dir, self.images, self.base))
-        return self.server.start(*folders, *self.trainer_command, log=self.log)
+        return self.server.start(*folders, *self.trainer_command, log=self.log, env={QUICK_CHARTS_VARIABLE: "1"})
 
     def posts(self) -> list[str]:
         path = self.data_dir.with_suffix(".discord")

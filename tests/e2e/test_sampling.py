@@ -18,7 +18,7 @@ from bot.config import Config
 from bot.queue import Job, State
 from tests.bot.cogs.conftest import World, answer, config_for, kill_trainers, populate, text_of
 from tests.trainer.conftest import draw_images
-from tests.trainer.fork_server import ForkServer
+from tests.trainer.fork_server import QUICK_CHARTS_VARIABLE, ForkServer
 from trainer.exchange.event_file import read_events
 from trainer.protocol.events import ImageDrawn, SamplingStarted
 
@@ -27,6 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 #: Two epochs that are both kept, and little else.
 SETTINGS: dict[str, dict[str, Any]] = {
     "training": {"epochs": 2, "keep_every_epochs": 1, "repeats": 1},
+    "method": {"targets": "attention"},
     "samples": {"steps": 1, "prompts": ["a red egg"], "unrelated_prompts": [], "every_epochs": 9},
     "validation": {"timesteps": 2, "draws": 1},
     "early_stopping": {"enabled": False},
@@ -66,8 +67,9 @@ def config_of(data_dir: Path, server: ForkServer) -> Config:
 
 
 async def test_a_grid_of_epochs_strengths_and_prompts_has_one_progress_bar(
-    tmp_path: Path, fork_server: ForkServer
+    tmp_path: Path, fork_server: ForkServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv(QUICK_CHARTS_VARIABLE, "1")
     data_dir = tmp_path / "data"
     try:
         async with (

@@ -40,6 +40,7 @@ def job_dir(tmp_path: Path) -> Path:
     base = make_random_base(tmp_path / "base")
     changes = {
         "training": {"epochs": 1, "repeats": 1},
+        "method": {"targets": "attention"},
         "samples": {"steps": 1, "unrelated_prompts": []},
         "validation": {"timesteps": 2, "draws": 1},
     }

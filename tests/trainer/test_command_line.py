@@ -44,12 +44,13 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_prepare_new_and_run_make_a_lora_and_a_fork_trains_the_same(
     tmp_path: Path, random_base: Path, fork_server: ForkServer
 ) -> None:
-    """Run the three commands in processes of their own, as a user does. Other tests run forks (fork_server.py)."""
+    """Run two commands in processes of their own, as a user does. Other tests run forks (fork_server.py)."""
     draw_images(tmp_path / "images")
     trainer = [sys.executable, "-m", "trainer"]
     settings = [
         "training.epochs=1",
         "training.repeats=1",
+        "method.targets=attention",
         "validation.timesteps=2",
         "validation.draws=1",
         "samples.steps=1",
@@ -70,20 +71,22 @@ def test_prepare_new_and_run_make_a_lora_and_a_fork_trains_the_same(
         "job",
     ]
 
-    for command in (
-        ["prepare", "images", "--out", "dataset"],
-        [*new, *(part for setting in settings for part in ("--set", setting))],
-        ["run", "job"],
-    ):
+    def run_fresh(*command: str) -> str:
         done = subprocess.run([*trainer, *command], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == EXIT_FINISHED, done.stderr
         assert "Traceback" not in done.stderr
+        return done.stderr
+
+    run_fresh("prepare", "images", "--out", "dataset")
+    made = fork_server.run(*new, *(part for setting in settings for part in ("--set", setting)), cwd=tmp_path)
+    assert made.returncode == EXIT_FINISHED, made.stderr
+    log = run_fresh("run", "job")
 
     assert read_report(tmp_path / "dataset").counts.kept == 12
     assert read_spec(tmp_path / "job").samples.prompts == ("a red egg",)
     assert (tmp_path / "job/output/egg.safetensors").exists()
     assert (tmp_path / "job/output/diffusers/pytorch_lora_weights.safetensors").exists()
-    assert "finished" in done.stderr
+    assert "finished" in log
 
     (tmp_path / "forked").mkdir()
     shutil.copy(tmp_path / "job/spec.json", tmp_path / "forked")

@@ -159,7 +159,7 @@ async def test_who_cannot_be_answered_is_told_in_the_channel(
     discord: WireDiscord, offline_bot: WireBot, ana: Person
 ) -> None:
     bot = offline_bot
-    bot.env["FAKE_PREPARE_S"] = "2"
+    bot.env["FAKE_PREPARE_S"] = "1"
     await bot.start()
     await bot.until_online()
 

@@ -6,18 +6,21 @@ import logging
 import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from PIL import Image, UnidentifiedImageError
 from pydantic import ValidationError
 
-from trainer.captioning.captioners import Captioner, Detail, load_captioner
+from trainer.captioning import Detail
 from trainer.console import Progress, ignore_progress
 from trainer.errors import DatasetError, OutOfMemoryError
 from trainer.exchange.dataset_dir import read_edits, read_report, write_edits
 from trainer.protocol import report
 from trainer.protocol.edits import Edits
 from trainer.protocol.text import _
+
+if TYPE_CHECKING:
+    from trainer.captioning.captioners import Captioner
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +56,11 @@ def caption_dataset(
     images = _images_to_caption(dataset_dir, only_missing, captioned)
     if not images:
         return 0
+    # Not before there is something to do: they take seconds to load.
+    import torch
+
+    from trainer.captioning.captioners import load_captioner
+
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     captioner = load_captioner(source, device=device, detail=detail)
     written: dict[str, str] = {}
@@ -94,6 +102,8 @@ def _captions(
     captioner: Captioner, dataset_dir: Path, images: Sequence[report.Image], batch_size: int, progress: Progress
 ) -> Iterator[dict[str, str]]:
     """Yield the captions of each batch by pixel hash."""
+    import torch
+
     progress("captioning", 0, len(images))
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]

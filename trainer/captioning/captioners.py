@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +20,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from trainer.captioning import Detail
 from trainer.errors import MissingModelError, first_line, hub_problem
 from trainer.protocol.text import _
 
@@ -52,13 +52,6 @@ _OPENING = re.compile(
     r"^(?:in|on) (?:the|this) (?:image|picture|photo) (?:we can see|there (?:is|are))\s+",
     re.IGNORECASE,
 )
-
-
-class Detail(StrEnum):
-    """How long captions are, if the model has a choice (Florence-2)."""
-
-    SHORT = "short"
-    DETAILED = "detailed"
 
 
 #: Limits in tokens of the captioning model, not of CLIP.

@@ -297,11 +297,12 @@ def add_caption(parser: argparse.ArgumentParser) -> None:
 def run_caption(options: argparse.Namespace) -> int:
     """Write captions into the edits, and print their number."""
     quieten_libraries()
-    from trainer.captioning import auto_captions
-    from trainer.captioning.captioners import Detail, download_captioner
+    from trainer.captioning import Detail, auto_captions
 
     edits = options.edits or options.dataset_dir / EDITS_NAME
     if options.download_only:
+        from trainer.captioning.captioners import download_captioner
+
         download_captioner(options.model)
         return 0
     with ProgressBar() as bar:

@@ -9,9 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from trainer.commands.job_processes import run_job, sample_jobs
 from trainer.commands.terminal import refuse
+from trainer.exchange.event_file import read_all_events
 from trainer.exchange.job_dir import SAMPLING_FILE, read_spec, write_spec
+from trainer.exchange.kept_epochs import kept_epochs
 from trainer.models.adapter_header import read_adapter_header
 from trainer.protocol.run_options import JobKind, RunOptions
 from trainer.protocol.sampling import SamplingSpec, make_sampling_spec
@@ -49,7 +53,7 @@ def run_sample(arguments: argparse.Namespace) -> int:
         try:
             arguments.job_dir = _make_job(arguments)
         except OSError as error:
-            return refuse(str(error))
+            return refuse(f"{error.filename}: {error.strerror}.")
         sys.stdout.write(f"{arguments.job_dir}\n")
         sys.stdout.flush()
     options = options_of(arguments)
@@ -106,8 +110,14 @@ def _spec_from_arguments(arguments: argparse.Namespace) -> SamplingSpec:
     models: list[dict[str, Any]] = []
     for number, (path, spec) in enumerate(jobs.items()):
         name = spec.name if [each.name for each in jobs.values()].count(spec.name) == 1 else f"{spec.name} {number + 1}"
+        try:
+            kept = kept_epochs(path, read_all_events(path))
+        except ValidationError as error:
+            raise SpecError(_("The training {label} cannot be read ({error}).", label=name, error=error)) from error
         for epoch in epochs:
             label = name if epoch is None else _("{name}, epoch {epoch}", name=name, epoch=epoch)
+            if (kept.best if epoch is None else epoch) not in kept.paths:
+                raise SpecError(" ".join(kept.why_missing(label)))
             models.append({"kind": "job", "label": label, "job_dir": str(path), "epoch": epoch})
     for number, path in enumerate(arguments.file):
         models.append({"kind": "file", "label": path.stem[:60], "path": _copied_name(number, path)})

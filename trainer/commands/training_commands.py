@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from trainer.exchange.job_dir import SPEC_FILE, read_spec, write_spec
 from trainer.exchange.memory_predictions import is_predictable, keep_prediction, read_prediction
 from trainer.protocol.advice import doubtful_settings, idle_settings
 from trainer.protocol.presets import presets, spec_from_preset
-from trainer.protocol.setting_problems import SHORT_NAMES, by_dotted_names, nested, parse_value
+from trainer.protocol.setting_problems import SHORT_NAMES, by_dotted_names, nested, parse_toml, parse_value
 from trainer.protocol.settings import MethodKind
 from trainer.protocol.spec import Spec, SpecError, changed_settings, extended, make_spec, merge
 from trainer.protocol.text import _, size
@@ -360,7 +359,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
         SpecError: It cannot be read, or is not TOML.
     """
     try:
-        values = by_dotted_names(tomllib.loads(path.read_text(encoding="utf-8-sig")))
+        values = by_dotted_names(parse_toml(path.read_text(encoding="utf-8-sig")))
     except (OSError, ValueError) as error:
         raise SpecError(_("{path} is not a .toml file that can be read: {error}", path=path, error=error)) from error
     return nested(values)

@@ -15,7 +15,7 @@ from functools import partial
 from itertools import takewhile
 from pathlib import PurePosixPath
 
-from trainer.dataset.input_files import NO_REPEATS, KohyaFolder, has_image_name
+from trainer.dataset.input_files import CAPTION_EXTENSIONS, NO_REPEATS, KohyaFolder, has_image_name
 from trainer.protocol.edits import Layout
 from trainer.protocol.report import FileRole
 
@@ -36,6 +36,8 @@ _NAMED_REGULARIZATION = re.compile(r"regular|reg[_ -]?(im(g|age)s?|data|dir)")
 _INSTANCE = re.compile(r"instance([_ -]?(im(g|age)s?|data|dir))*")
 _OUTPUT = re.compile(r"logs?|models?|outputs?|samples?")
 _SAMPLES = re.compile(r"samples?([_ -]?images?)?|validation[_ -]images|sampling")
+#: Of programs that log trainings, and of diffusers' checkpoints, beside which it draws `image_0.png`.
+_LOGS, _CHECKPOINT, _FINAL_SAMPLE = re.compile(r"wandb|mlruns|lightning_logs"), "checkpoint-", re.compile(r"image_\d+")
 #: AUTOMATIC1111 writes to these below `outputs`.
 _GENERATED = re.compile(r"(txt2img|img2img|extras)-(images|grids|samples)")
 _CACHES = re.compile(
@@ -45,19 +47,45 @@ _CACHES = re.compile(
 _CONTROLS = re.compile(
     r"(.+[_ -])?controls?([_ -]?(net|im(g|age)s?|\d+))*|conditioning[_ -]im(g|age)s?"
     r"|(canny|depth|hed|open[_ -]?pose|normal|seg(mentation)?|segmentation[_ -]?(class|object)|label)"
-    r"([_ -]?(maps?|im(g|age)s?))?(es|s)?|annotations?|ground[_ -]?truths?"
+    r"([_ -]?(maps?|im(g|age)s?))?(es|s)?|annotations?|ground[_ -]?truths?|(optical[_ -]?)?flows?"
 )
 #: Those that can also be a class of drawings, unless the images beside them have no name of their own.
 _DRAWN_CONTROLS = re.compile(r"line[_ -]?arts?|scribbles?|soft[_ -]?edges?|edges?|mlsd|poses?|sketch(es)?")
-_THUMBNAILS = re.compile(r"thumb(nail)?s?")
+_THUMBNAILS = re.compile(r"thumb(nail)?s?|previews?")
+#: Folders of what was put aside, unless it is a class among others, and folders that hold all images beside them.
+_SET_ASIDE = re.compile(
+    r"(.+[_ -]|_)?(backups?|bak|trash(ed)?|recycled?|(to[_ -]?)?deleted?|reject(ed|s)?|discard(ed|s)?|unused|debug"
+    r"|vis(uali[sz]ations?)?|old[_ -]?versions?)([_ -](im(g|age)s?|files?|\d+))*|_(old|orig(inals?)?|skip(ped)?|bad)"
+)
+_ALL_IMAGES = re.compile(r"im(g|age)s?|pictures?|photos?|pics?|train(ing)?|data(set)?|keep|kept|selected|final")
 #: Names of control images beside their images: `cat_depth.png`. At least so many of them, and for half of the images.
 _CONTROL_NAME = (
-    r"(?:(?:depth|canny|hed|open_?pose|dw_?pose|normal|seg|segmentation|line_?art|scribble|soft_?edge|mlsd"
+    r"(?:(?:roughness|metal(?:lic|ness)|ao|height|displacement|bump|specular|depth|canny|hed|open_?pose|dw_?pose|normal|seg|segmentation|line_?art|scribble|soft_?edge|mlsd"
     r"|control|cond|conditioning)(?:[_-]?map)?s?)"
 )
 _PAIRED_CONTROL = re.compile(rf"(?P<before>.+)[_.-]{_CONTROL_NAME}|{_CONTROL_NAME}[_.-](?P<after>.+)")
 _MIN_PAIRS = 3
-#: What web UIs show for weights: `cat.preview.png` beside `cat.safetensors`.
+#: The image among the maps of a material: `brick_albedo.png` beside `brick_normal.png`.
+_COLOR_MAP = re.compile(r"[_.-](?:albedo|diffuse|base_?color|colou?r|rgb)$")
+#: Names of the two images of a pair for an editing model, and of their folders, the input first: ControlNet's `source`
+#: and `target`, fal's `cat_start.png` and `cat_end.png`.
+_PAIRED_NAMES = {
+    "source": "target",
+    "src": "tgt",
+    "start": "end",
+    "input": "output",
+    "before": "after",
+    "ref": "target",
+    "reference": "target",
+    "r": "t",
+    "lr": "hr",
+    "lq": "hq",
+    "low": "high",
+    "noisy": "clean",
+    "blur": "sharp",
+}
+_PAIRED_INPUT = re.compile(rf"(?P<pair>.+)[_-](?P<name>{'|'.join(_PAIRED_NAMES)})")
+#: What web UIs show for weights: `cat.preview.png`, or `cat.png`, beside `cat.safetensors`.
 _PREVIEW_ENDING = ".preview"
 #: OneTrainer's images for a conditioning that is not a mask.
 _CONTROL_ENDING = "-condlabel"
@@ -65,7 +93,7 @@ _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "dev", "
 
 #: Names of samples that kohya, ai-toolkit, OneTrainer and SimpleTuner draw during a training.
 _SAMPLE_NAME = re.compile(
-    r".*_(e?\d{6}|e\d{6}_\d+)_\d{2}_\d{14}(_\d+)?|\d{10,}__\d{6,}_\d+|.*training-sample-\d+-\d+-\d+.*|step_\d+_.*"
+    r".*_(e?\d{6}|e\d{6}_\d+)_\d{2}_\d{14}(_\d+)?|\d{10,}__\d{6,}_\d+|.*training-sample-\d+-\d+-\d+.*|step_\d+_.*|ComfyUI_temp_.*"
 )
 _CACHE_ENDINGS = frozenset({".npz", ".npy"})
 _TRAINER_ENDINGS = frozenset(
@@ -129,9 +157,13 @@ class _Tree:
         self.below: defaultdict[_Folder, list[str]] = defaultdict(list)
         #: Stems of the images below each folder, with their folders in it.
         self.stems: defaultdict[_Folder, set[str]] = defaultdict(set)
+        #: Stems of the weights in each folder.
+        self.weights: defaultdict[_Folder, set[str]] = defaultdict(set)
         for path in paths:
             folder, name = self.folder_of(path), path.rpartition("/")[2]
             self.files[folder].append(name)
+            if _is_weights(name):
+                self.weights[folder].add(PurePosixPath(name).stem.casefold())
             for depth in range(len(folder) + 1):
                 self.below[folder[:depth]].append(name)
                 if depth < len(folder):
@@ -171,9 +203,18 @@ def _paired_controls(tree: _Tree, folder: _Folder) -> Iterator[str]:
         if image := _image_of_control(stem):
             by_affix[stem.replace(image, "*", 1)][stem] = image
     plain = len(stems) - sum(map(len, by_affix.values()))
+    inputs = {stem for stem in stems if (match := _PAIRED_INPUT.fullmatch(stem)) and _output_of(match) in stems}
+    if len(inputs) >= max(_MIN_PAIRS, len(stems) / 4):
+        yield from inputs
+    colored = stems | {_COLOR_MAP.sub("", stem) for stem in stems}
     for images in by_affix.values():
-        if len(images) >= max(_MIN_PAIRS, plain / 2) and stems.issuperset(images.values()):
+        if len(images) >= max(_MIN_PAIRS, plain / 2) and colored.issuperset(images.values()):
             yield from images
+
+
+def _output_of(match: re.Match[str]) -> str:
+    """The stem of the second image of a pair."""
+    return f"{match['pair']}{match[0][match.end('pair')]}{_PAIRED_NAMES[match['name']]}"
 
 
 def _image_of_control(stem: str) -> str:
@@ -254,18 +295,42 @@ def _class_images(tree: _Tree) -> _Marks:
 
 
 def _samples(tree: _Tree) -> _Marks:
-    """Samples beside weights or logs, or with the names that trainers give them; what AUTOMATIC1111 wrote."""
+    """Samples beside weights, logs or captioned images, or with the names of trainers; what AUTOMATIC1111 wrote."""
     marks: _Marks = {}
     for folder in list(tree.below):
         name, parent = (folder[-1].lower() if folder else ""), folder[:-1]
         images = [PurePosixPath(image).stem for image in tree.files[folder] if has_image_name(image)]
         is_drawn = bool(images) and all(_SAMPLE_NAME.fullmatch(image) for image in images)
-        is_beside_weights = _SAMPLES.fullmatch(name) and any(map(_is_weights, tree.files[parent]))
+        is_beside_weights = _SAMPLES.fullmatch(name) and tree.weights[parent]
+        is_uncaptioned = _SAMPLES.fullmatch(name) and _is_uncaptioned_alone(tree, folder)
         is_log = name == "images" and parent and parent[-1].lower() in ("log", "logs")
         is_inversion = "textual_inversion" in map(str.lower, parent) and (name == "images" or "embeddings" in name)
-        if is_drawn or is_beside_weights or _GENERATED.fullmatch(name) or is_log or is_inversion:
+        is_final = any(child.startswith(_CHECKPOINT) for child in tree.folders[folder])
+        is_drawn |= is_final and bool(images) and all(map(_FINAL_SAMPLE.fullmatch, images))
+        if (
+            is_drawn
+            or is_beside_weights
+            or is_uncaptioned
+            or _GENERATED.fullmatch(name)
+            or _LOGS.fullmatch(name)
+            or is_log
+            or is_inversion
+        ):
             marks[folder] = FileRole.SAMPLE
     return marks
+
+
+def _is_uncaptioned_alone(tree: _Tree, folder: _Folder) -> bool:
+    """True if images above or beside a folder have captions, and its own have not."""
+    around = (folder[:-1], *tree.children(folder[:-1], _ANY_FOLDER))
+    return bool(folder) and not _has_captions(tree, folder) and any(_has_captions(tree, each) for each in around)
+
+
+def _has_captions(tree: _Tree, folder: _Folder) -> bool:
+    """True if most images of a folder have a text beside them."""
+    stems = {PurePosixPath(name).stem for name in tree.files[folder] if name.lower().endswith(CAPTION_EXTENSIONS)}
+    images = [PurePosixPath(name).stem for name in tree.files[folder] if has_image_name(name)]
+    return 2 * sum(image in stems for image in images) > len(images)
 
 
 def _caches(tree: _Tree) -> _Marks:
@@ -283,10 +348,18 @@ def _controls(tree: _Tree) -> _Marks:
     """Images for a ControlNet or an editing model: most have the name of an image in a folder beside theirs."""
     marks: _Marks = {}
     for folder in list(tree.folders):
-        # ControlNet's own dataset has `source` beside `target`.
-        sources = [(*folder, "source")] if {"source", "target"} <= tree.folders[folder] else []
-        controls = [*tree.children(folder, _CONTROLS), *sources]
+        names = {name.lower() for name in tree.folders[folder]}
+        inputs = [
+            child for child in tree.children(folder, _ANY_FOLDER) if _PAIRED_NAMES.get(child[-1].lower()) in names
+        ]
+        controls = [*tree.children(folder, _CONTROLS), *inputs]
         drawn = [child for child in tree.children(folder, _DRAWN_CONTROLS) if _are_copies(tree, child, _IMAGE_FOLDERS)]
+        # Oxford-IIIT Pet has `annotations/trimaps` beside `images`.
+        inner = (each for child in controls for each in tree.children(child, _ANY_FOLDER))
+        beside = tree.stems[folder].union(*(tree.stems[child] for child in tree.children(folder, _IMAGE_FOLDERS)))
+        marks |= {
+            each: FileRole.CONTROL for each in inner if 2 * len(tree.stems[each] & beside) > len(tree.stems[each])
+        }
         marks |= dict.fromkeys((*filter(partial(_are_copies, tree), controls), *drawn), FileRole.CONTROL)
     return marks
 
@@ -305,13 +378,19 @@ def _are_copies(tree: _Tree, child: _Folder, beside_names: re.Pattern[str] = _AN
 
 
 def _skipped(tree: _Tree) -> _Marks:
-    """kohya's `0_name`, unless it is the first of several numbered classes."""
-    return {
-        child: FileRole.SKIPPED
-        for folder in list(tree.folders)
-        for child in tree.children(folder, _KOHYA_FOLDER)
-        if _repeats(child[-1]) == 0 and not _are_numbered_classes(tree, folder)
-    }
+    """kohya's `0_name`, unless it is the first of several numbered classes; `trash` beside or below all images."""
+    marks: _Marks = {}
+    for folder in list(tree.folders):
+        for child in tree.children(folder, _KOHYA_FOLDER):
+            if _repeats(child[-1]) == 0 and not _are_numbered_classes(tree, folder):
+                marks[child] = FileRole.SKIPPED
+        has_all = any(map(has_image_name, tree.files[folder])) or any(
+            map(tree.images, tree.children(folder, _ALL_IMAGES))
+        )
+        for child in tree.children(folder, _SET_ASIDE):
+            if has_all or _are_copies(tree, child):
+                marks[child] = FileRole.SKIPPED
+    return marks
 
 
 def _own_output(tree: _Tree) -> _Marks:
@@ -362,7 +441,8 @@ def _role_by_name(path: str, tree: _Tree) -> FileRole:
     if ending in _TRAINER_ENDINGS or _TRAINER_NAME.fullmatch(pure.name.lower()):
         return FileRole.TRAINER
     stem = pure.stem.casefold()
-    if stem.endswith(_PREVIEW_ENDING) and any(map(_is_weights, tree.files[tree.folder_of(path)])):
+    weights = tree.weights[tree.folder_of(path)]
+    if (stem.endswith(_PREVIEW_ENDING) and weights) or (stem in weights and has_image_name(path)):
         return FileRole.SAMPLE
     if stem in tree.paired_controls[tree.folder_of(path)] and has_image_name(path):
         return FileRole.CONTROL

@@ -25,7 +25,7 @@ _AFFIXED = re.compile(
 )
 #: Folders of masks, if images outside of them have the same names.
 _MASK_FOLDER = re.compile(
-    r"(?:(?P<before>.+)[ _-])?masks?(?:[ _-](?P<after>.+))?|mattes?|alphas?|conditioning(?:_data)?", re.IGNORECASE
+    r"(?:(?P<before>.+)[ _-])?masks?(?:[ _-](?P<after>.+))?|mattes?|alphas?|pha|conditioning(?:_data)?", re.IGNORECASE
 )
 _IMAGE_FOLDERS = ("images", "image", "imgs", "img", "pictures", "photos")
 

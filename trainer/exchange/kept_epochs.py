@@ -9,6 +9,7 @@ from pathlib import Path
 
 from trainer.protocol.events import EpochEnded, Event, Exported, ExportFormat, Tested
 from trainer.protocol.exported_files import newest_files
+from trainer.protocol.text import _, listed
 
 CHECKPOINTS_FOLDER, STATE_FILE = "checkpoints", "state.json"
 #: What a program loads as a whole, before what is made of it.
@@ -26,6 +27,22 @@ class KeptEpochs:
 
     def is_checkpoint(self, epoch: int) -> bool:
         return self.paths[epoch].parent.name == CHECKPOINTS_FOLDER
+
+    def why_missing(self, label: str) -> tuple[str, str]:
+        """Why an epoch of a training, `label`, cannot be drawn with, and what helps."""
+        if not self.paths:
+            return (
+                _("{label} has no weights to draw with.", label=label),
+                _("Wait for the end of its first epoch. The files of an old job may have been deleted."),
+            )
+        return (
+            _("The weights of {label} are not kept.", label=label),
+            _(
+                "Choose one of the epochs {epochs}. The settings training.keep_every_epochs and exports.every_epochs "
+                "keep more.",
+                epochs=listed(map(str, self.paths)),
+            ),
+        )
 
 
 def kept_epochs(job_dir: Path, events: Iterable[Event]) -> KeptEpochs:

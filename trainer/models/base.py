@@ -21,6 +21,7 @@ from trainer.models.pipelines import (
     left_out,
     open_vae,
     pipeline_class,
+    positions_from_file,
     read_shapes,
     stored_dtype,
 )
@@ -48,7 +49,8 @@ def load_base(base: Base, objective: Objective = _AS_TRAINED, *, as_stored: bool
     """
     path = tiny_folder() if base.source == TINY else Path(base.source).expanduser()
     objective = as_marked(objective, path) if path.is_file() else objective
-    pipeline = _open(base, path, objective)
+    with positions_from_file():
+        pipeline = _open(base, path, objective)
     for name, part in pipeline.components.items():
         if hasattr(part, "requires_grad_"):
             part.requires_grad_(False).eval()
@@ -171,11 +173,16 @@ def open_hub(base: Base) -> Any:
 
 
 def check_inputs(source: str, denoiser: Any, vae: Any) -> None:
-    """Check that the denoiser reads nothing but noisy latents.
+    """Check that the denoiser is whole, and reads nothing but noisy latents.
 
     Raises:
-        MissingModelError: it reads more channels: an inpainting, editing or depth model.
+        MissingModelError: it lacks its positions, or reads more channels: an inpainting, editing or depth model.
     """
+    if any(table.is_meta for table in denoiser.buffers()):
+        raise MissingModelError(
+            f"{source} has no table of positions (pos_embed); it is not a whole model.",
+            "Choose a file with everything in it.",
+        )
     reads, has = denoiser.config.in_channels, vae.config.latent_channels
     if reads != has:
         raise MissingModelError(

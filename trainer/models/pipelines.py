@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,22 @@ def stored_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
         sizes[tensor.dtype] += tensor.numel()
     dtype = max(sizes, key=sizes.__getitem__, default=torch.float32)
     return dtype if dtype in _COMPUTED else torch.float32
+
+
+@contextmanager
+def positions_from_file() -> Iterator[None]:
+    """Let diffusers compute no table of positions for an SD 3: the one in the file replaces it.
+
+    That of SD 3.5 Medium (384 × 384 positions) takes 9 s of CPU, and 3.4 GiB for a moment.
+    """
+    from diffusers.models import embeddings
+
+    computed = embeddings.get_2d_sincos_pos_embed
+    embeddings.get_2d_sincos_pos_embed = partial(computed, device=torch.device("meta"))
+    try:
+        yield
+    finally:
+        embeddings.get_2d_sincos_pos_embed = computed
 
 
 def open_vae(source: str, base_config: Path) -> Any:

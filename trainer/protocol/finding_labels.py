@@ -159,7 +159,7 @@ def role_count(role: FileRole, n: int) -> str:
         FileRole.CACHE: ngettext("{n} cache file", "{n} cache files", n),
         FileRole.TRAINER: ngettext("{n} file of a trainer", "{n} files of a trainer", n),
         FileRole.OWN_OUTPUT: ngettext("{n} file that I made", "{n} files that I made", n),
-        FileRole.SKIPPED: ngettext("{n} file of 0 repeats", "{n} files of 0 repeats", n),
+        FileRole.SKIPPED: ngettext("{n} file that was put aside", "{n} files that were put aside", n),
         FileRole.CLUTTER: ngettext("{n} hidden or system file", "{n} hidden or system files", n),
     }
     return names.get(role) or ngettext("{n} image", "{n} images", n)
@@ -190,7 +190,7 @@ def tally(kinds: Iterable[FindingKind | RefusalKind | None]) -> str:
     """Return `2 exact duplicates, 1 damaged`, the most frequent first."""
     # Both are called a zip bomb.
     merged = Counter(RefusalKind.RATIO if kind is RefusalKind.OVERLAP else kind for kind in kinds if kind is not None)
-    return ", ".join(kind_count(kind, count) for kind, count in merged.most_common())
+    return _(", ").join(kind_count(kind, count) for kind, count in merged.most_common())
 
 
 def kind_count(kind: FindingKind | RefusalKind, n: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
+from collections.abc import Mapping
 from enum import StrEnum
 from functools import cache
 from importlib import resources
@@ -157,7 +158,8 @@ def _check_needs(preset: Preset, changes: Settings) -> None:
     missing = []
     for need in preset.needs:
         group, _dot, name = need.partition(".")
-        if not changes.get(group, {}).get(name):
+        inner = changes.get(group)
+        if not (isinstance(inner, Mapping) and inner.get(name)):
             missing.append(need)
     if missing:
         words = listed([f"{need} ({_needed()[need]})" for need in missing])

@@ -90,7 +90,7 @@ class FileRole(StrEnum):
     TRAINER = "trainer"
     #: In a folder of a dataset or a job of ours.
     OWN_OUTPUT = "own_output"
-    #: In a folder of 0 repeats (kohya's `0_name`).
+    #: In a folder of 0 repeats (kohya's `0_name`), or in one such as `backup` or `trash`.
     SKIPPED = "skipped"
     #: Left behind by an operating system or a program that syncs.
     CLUTTER = "clutter"

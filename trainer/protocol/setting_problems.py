@@ -90,22 +90,39 @@ def by_dotted_names(tables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"training.epochs": 3, "stages": […]}` as `{"training": {"epochs": 3}, "stages": […]}`."""
+    """`{"training.epochs": 3, "stages": […]}` as `{"training": {"epochs": 3}, "stages": […]}`.
+
+    A value in place of a group stays, to be refused.
+    """
     settings: dict[str, Any] = {}
     for dotted, value in values.items():
         group, dot, name = dotted.partition(".")
-        if dot:
-            settings.setdefault(group, {})[name] = value
-        else:
+        if not dot:
             settings[group] = value
+        elif isinstance(inner := settings.setdefault(group, {}), dict):
+            inner[name] = value
     return settings
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Parse a TOML text.
+
+    Raises:
+        ValueError: It is not TOML, or has a number of thousands of digits or lists in hundreds of lists.
+    """
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise ValueError(_("a value is too long or nested too deeply")) from error
 
 
 def parse_value(text: str) -> Any:
     """Parse a value as TOML; a bare word is text."""
     try:
-        return tomllib.loads(f"value = {text.strip()}")["value"]
-    except tomllib.TOMLDecodeError:
+        return parse_toml(f"value = {text.strip()}")["value"]
+    except ValueError:
         return text.strip()
 
 
@@ -166,6 +183,8 @@ def _sentence_about_value(name: str, problem: Mapping[str, Any], model: type[Bas
     match problem["type"]:
         case "greater_than_equal" | "less_than_equal" | "greater_than" | "less_than":
             return _range_sentence(name, value, *range_of(model, name))
+        case "multiple_of":
+            return _("{name} {value} is not a multiple of {n}.", name=name, value=value, n=context["multiple_of"])
         case "enum" | "literal_error":
             choices = str(context["expected"]).replace("'", "")
             return _("{name} {value} is not one of {expected}.", name=name, value=_quoted(value), expected=choices)
@@ -185,7 +204,7 @@ def _sentence_about_type(name: str, problem: Mapping[str, Any]) -> str:
     match problem["type"]:
         case "int_parsing" | "int_type" | "int_from_float":
             return _("{name} {value} is not a whole number, such as 8.", name=name, value=_quoted(value))
-        case "float_parsing" | "float_type":
+        case "float_parsing" | "float_type" | "finite_number":
             return _("{name} {value} is not a number, such as 0.0001.", name=name, value=_quoted(value))
         case "bool_parsing" | "bool_type":
             return _("{name} {value} is neither true nor false.", name=name, value=_quoted(value))
@@ -197,6 +216,10 @@ def _sentence_about_type(name: str, problem: Mapping[str, Any]) -> str:
                 name=name,
                 value=_quoted(value),
             )
+        case "model_type" | "dict_type":
+            return _("{name} {value} is not a group of settings.", name=name, value=_quoted(value))
+        case "string_too_short":
+            return _("{name} is empty.", name=name)
         case "string_too_long":
             return _("{name} has more than {most} characters.", name=name, most=context["max_length"])
         case "too_long":
@@ -227,13 +250,17 @@ def setting_problems(error: ValidationError, model: type[BaseModel]) -> list[Set
         else:
             is_unknown = problem["type"] == "extra_forbidden"
             meant = _nearest(name, list(_siblings(model, name.split(".")))) if is_unknown else None
-            found.append(SettingProblem(name=name, nearest=_nearest_value(problem), meant=meant))
+            found.append(SettingProblem(name=name, nearest=_nearest_value(problem, name, model), meant=meant))
     return found
 
 
-def _nearest_value(problem: Mapping[str, Any]) -> float | str | None:
+def _nearest_value(problem: Mapping[str, Any], name: str, model: type[BaseModel]) -> float | str | None:
     value, context = problem["input"], problem.get("ctx") or {}
     match problem["type"]:
+        case "multiple_of":
+            low, high = range_of(model, name)
+            step: int = context["multiple_of"]
+            return step * round(min(max(float(value), low), high) / step)
         case "greater_than_equal" | "less_than_equal":
             limit: float = context["ge"] if "ge" in context else context["le"]
             return limit

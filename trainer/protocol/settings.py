@@ -96,6 +96,21 @@ class MethodKind(StrEnum):
     def has_rank(self) -> bool:
         return self in {MethodKind.LORA, MethodKind.DORA, MethodKind.LOHA, MethodKind.LOKR}
 
+    @property
+    def adapter_name(self) -> str:
+        """What people call an adapter of this kind, in every language; empty: it is none."""
+        return _ADAPTER_NAMES.get(self, "")
+
+
+_ADAPTER_NAMES = {
+    MethodKind.LORA: "LoRA",
+    MethodKind.DORA: "DoRA",
+    MethodKind.LOHA: "LoHa",
+    MethodKind.LOKR: "LoKr",
+    MethodKind.IA3: "(IA)³",
+    MethodKind.OFT: "OFT",
+}
+
 
 class Targets(StrEnum):
     """Which layers of the UNet (or transformer) are trained."""

@@ -132,7 +132,7 @@ class Spec(SpecDraft):
 def _with_sum_of_epochs(settings: dict[str, Any]) -> dict[str, Any]:
     """Set `training.epochs` to the sum over the stages if it is left out; another number is refused later."""
     stages, training = settings.get("stages"), settings.get("training", {})
-    if not stages or not isinstance(training, Mapping) or "epochs" in training:
+    if not (stages and isinstance(stages, Sequence) and isinstance(training, Mapping)) or "epochs" in training:
         return settings
     counts = [stage.get("epochs") if isinstance(stage, Mapping) else getattr(stage, "epochs", None) for stage in stages]
     if not all(isinstance(count, int) for count in counts):
@@ -157,7 +157,8 @@ def validated(model: type[_S], settings: Settings) -> _S:
         SpecError: One sentence for each problem, with the nearest known name or the allowed range.
     """
     try:
-        return model.model_validate_json(json.dumps(settings))
+        # Dates are those of a TOML file: no setting is one.
+        return model.model_validate_json(json.dumps(settings, default=str))
     except ValidationError as error:
         raise SpecError(" ".join(problem_sentences(error, model)), problems=setting_problems(error, model)) from error
 

@@ -159,16 +159,10 @@ def _what_it_is(spec: Spec, base: str) -> str:
     if spec.task is not TaskKind.DIFFUSION:
         return _("An image classifier, fine-tuned from {base} with Darkroom.", base=base)
     if spec.method.kind.is_adapter:
-        return _("A {method} for {base}, trained with Darkroom.", method=_kind_words(spec), base=base)
+        return _("A {method} for {base}, trained with Darkroom.", method=spec.method.kind.adapter_name, base=base)
     if spec.method.kind is MethodKind.TEXTUAL_INVERSION:
         return _("A new word for {base} (textual inversion), trained with Darkroom.", base=base)
     return _("A full fine-tune of {base}, trained with Darkroom.", base=base)
-
-
-def _kind_words(spec: Spec) -> str:
-    return {MethodKind.LORA: "LoRA", MethodKind.DORA: "DoRA", MethodKind.LOHA: "LoHa", MethodKind.LOKR: "LoKr"}.get(
-        spec.method.kind, spec.method.kind.value.upper()
-    )
 
 
 def _samples(images: Sequence[tuple[str, str, int]]) -> Iterator[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -12,7 +11,7 @@ from fractions import Fraction
 from typing import Any
 
 from trainer.errors import UsageError
-from trainer.protocol.setting_problems import SHORT_NAMES, parse_value
+from trainer.protocol.setting_problems import SHORT_NAMES, parse_toml, parse_value
 from trainer.protocol.settings import EarlyStopping, SplitChoice, SplitKind
 from trainer.protocol.spec import Spec, SpecError, make_spec
 from trainer.protocol.text import _
@@ -145,7 +144,7 @@ def make_candidates(spec: Spec, axes: Sequence[Axis]) -> tuple[Candidate, ...]:
 
 def format_value(value: Any) -> str:
     """Format a value as it is written on the command line: `0.0003`, `lion`, `true`."""
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def measured_spec(spec: Spec) -> Spec:
@@ -215,7 +214,8 @@ def _spec_with(content: Mapping[str, Any], values: Mapping[str, Any]) -> Spec:
     for setting, value in values.items():
         _set(changed, setting, value)
     if changed["stages"] and "training.epochs" not in values:
-        changed["training"]["epochs"] = sum(stage["epochs"] for stage in changed["stages"])
+        # The spec sums up those of its stages.
+        changed["training"].pop("epochs")
     return make_spec(changed)
 
 
@@ -242,6 +242,6 @@ def _has_table(value: Any) -> bool:
 
 def _parse_values(text: str) -> tuple[Any, ...]:
     try:
-        return tuple(tomllib.loads(f"values = [{text}]")["values"])
-    except tomllib.TOMLDecodeError:
+        return tuple(parse_toml(f"values = [{text}]")["values"])
+    except ValueError:
         return tuple(parse_value(word) for word in text.split(",") if word.strip())

@@ -36,7 +36,7 @@ class StudyKind(StrEnum):
 
 
 class Rung(Frozen):
-    """One decision of a comparison."""
+    """One decision of a comparison: at an epoch, the worse candidates are ended (successive halving)."""
 
     #: The candidates are judged by their best epoch up to this one.
     epoch: int

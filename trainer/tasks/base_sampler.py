@@ -137,7 +137,7 @@ class BaseSampler:
             yield from batches
 
     def rest(self) -> None:
-        """Give back what is not needed until the next job."""
+        """Take the model off the base, and free memory that is not needed until the next job."""
         if self._weights is not None:
             self._weights.apply(None, 0)
         vae_and_encoders = (self.base.vae, *self.base.text_encoders.values())
@@ -197,7 +197,7 @@ class BaseSampler:
 
 
 def _between(plain: _Row, learned: _Row, strength: float) -> _Row:
-    """Interpolate two readings of a prompt."""
+    """Interpolate the embeddings of a prompt without (`plain`) and with the learned word; strength 1 is with it."""
     blended = {}
     for name, tensor in plain.items():
         other = learned[name]

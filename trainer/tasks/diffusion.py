@@ -466,7 +466,8 @@ def architecture_metadata(base: LoadedBase, kind: MethodKind) -> dict[str, str]:
 
 
 def _sd3_size(base: LoadedBase) -> str:
-    """Only 3.5 normalizes queries and keys, and only its medium one has a second attention."""
+    """Tell the models of SD 3 by their layers: only 3.5 normalizes queries and keys, and only its medium has a second
+    attention."""
     config = base.denoiser.config
     if config.qk_norm is None:
         return "medium"

@@ -180,7 +180,7 @@ def prior_name(prior: Prior, *, fingerprint: str, resolution: int) -> str:
 
 
 def _read(folder: Path, name: str, prior: Prior) -> Image | None:
-    """Read an image that was drawn before; None if it is missing or damaged."""
+    """Read a class image that was drawn before; None if it is missing or damaged."""
     try:
         with PILImage.open(folder / name) as opened:
             pil_image = opened.convert("RGB")

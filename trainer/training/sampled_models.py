@@ -13,7 +13,7 @@ from trainer.errors import BadSpecError, CheckpointError
 from trainer.exchange.event_file import read_all_events
 from trainer.exchange.files import locate
 from trainer.exchange.job_dir import dataset_path, read_spec
-from trainer.exchange.kept_epochs import KeptEpochs, kept_epochs
+from trainer.exchange.kept_epochs import kept_epochs
 from trainer.models.adapter_header import FAMILY_NAMES, read_adapter_header
 from trainer.models.base import LoadedBase, load_base
 from trainer.models.methods.applying import AdapterChange, Change, FileChange, ModelChange, WordChange
@@ -22,7 +22,7 @@ from trainer.models.methods.trained import Trained, Weights
 from trainer.protocol.sampling import SampledBase, SampledFile, SampledJob, SampledModel, SamplingSpec
 from trainer.protocol.settings import Method, MethodKind, Objective, Prediction, TaskKind
 from trainer.protocol.spec import Spec, SpecError
-from trainer.protocol.text import _, listed
+from trainer.protocol.text import _
 from trainer.training.checkpoints import Checkpoints, by_module, is_intact
 
 
@@ -104,7 +104,9 @@ def _find_job(model: SampledJob, sampling: SamplingSpec) -> FoundModel:
             _("Draw with models of one base at a time."),
         )
     kept = kept_epochs(job_dir, events)
-    epoch = _chosen_epoch(model, kept)
+    epoch = kept.best if model.epoch is None else model.epoch
+    if epoch is None or epoch not in kept.paths:
+        raise BadSpecError(*kept.why_missing(model.label))
     path = kept.paths[epoch]
     # Those of the result are named after the job.
     own_name = path.stem if path.parent.name == "epochs" else spec.name
@@ -113,30 +115,6 @@ def _find_job(model: SampledJob, sampling: SamplingSpec) -> FoundModel:
         change=_change(spec, path, is_checkpoint=kept.is_checkpoint(epoch)),
         spec=spec,
         file_name=own_name if spec.method.kind.is_adapter else "",
-    )
-
-
-def _chosen_epoch(model: SampledJob, kept: KeptEpochs) -> int:
-    """Return the epoch to draw with.
-
-    Raises:
-        BadSpecError: Its weights are not on disk any more, or not yet.
-    """
-    epoch = kept.best if model.epoch is None else model.epoch
-    if epoch is not None and epoch in kept.paths:
-        return epoch
-    if not kept.paths:
-        raise BadSpecError(
-            _("{label} has no weights to draw with.", label=model.label),
-            _("Wait for the end of its first epoch. The files of an old job may have been deleted."),
-        )
-    raise BadSpecError(
-        _("The weights of {label} are not kept.", label=model.label),
-        _(
-            "Choose one of the epochs {epochs}. The settings training.keep_every_epochs and exports.every_epochs keep "
-            "more.",
-            epochs=listed(map(str, kept.paths)),
-        ),
     )
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from enum import StrEnum
 
 from bot.config import SamplingSettings
-from bot.errors import DarkroomError, JobRefused, NotAllowed, TooManyWaiting
+from bot.errors import Explained, JobRefused, NotAllowed, NotYourJob, TooManyWaiting
 from bot.queue.domain.job import LIVING, Job, State, StopIntent
-from trainer.protocol.text import _, ngettext
+from trainer.protocol.text import N_, ngettext
 
 
 class Verb(StrEnum):
@@ -83,20 +83,15 @@ def may_control(job: Job, *, user_id: int, can_manage: bool) -> bool:
     return can_manage or user_id == job.owner_id
 
 
-class PrivateTraining(NotAllowed):
+class PrivateTraining(Explained, NotAllowed):
     """A training on a private dataset that the member may not see."""
 
-    def __init__(self, *, job_id: int, owner_id: int) -> None:
-        self.job_id, self.owner_id = job_id, owner_id
-        DarkroomError.__init__(
-            self,
-            _(
-                "#{job} was made from a private dataset of <@{owner}>. Only they, people they name and managers can "
-                "open it; ask them to add you.",
-                job=job_id,
-                owner=owner_id,
-            ),
-        )
+    job_id: int
+    owner_id: int
+    sentence = N_(
+        "#{job_id} was made from a private dataset of <@{owner_id}>. Only they, people they name and managers can "
+        "open it; ask them to add you."
+    )
 
 
 def may_open(job: Job, *, user_id: int, can_manage: bool) -> bool:
@@ -121,7 +116,7 @@ def require_control(job: Job, *, user_id: int, can_manage: bool) -> None:
         NotAllowed: They may not.
     """
     if not may_control(job, user_id=user_id, can_manage=can_manage):
-        raise NotAllowed(job_id=job.id, owner_id=job.owner_id)
+        raise NotYourJob(job_id=job.id, owner_id=job.owner_id)
 
 
 def require_room(waiting: int, allowed: int) -> None:

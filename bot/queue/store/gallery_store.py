@@ -13,12 +13,12 @@ from enum import StrEnum
 from typing import Any
 
 from bot.db import Connection, Row, as_stored
-from bot.errors import NotAllowed, NotFound
+from bot.errors import Explained, NotAllowed, NotFound
 from bot.queue.domain.job import Job
 from bot.queue.store import job_sql
 from bot.queue.store.transitions import Transitions, first, only
 from trainer.protocol.frozen import Frozen
-from trainer.protocol.text import _
+from trainer.protocol.text import N_
 
 #: Tags of one post, and characters of one.
 MAX_TAGS, MAX_TAG_CHARS = 5, 30
@@ -95,24 +95,20 @@ class GalleryPost:
         return cls(**values)
 
 
-class NoSuchPost(NotFound):
+class NoSuchPost(Explained, NotFound):
     """A picture that was withdrawn, or never was in this server's gallery."""
 
-    def __init__(self) -> None:
-        super().__init__(_("This picture is no longer in the gallery. /gallery shows the others."))
+    sentence = N_("This picture is no longer in the gallery. /gallery shows the others.")
 
 
-class NotYourPicture(NotAllowed):
+class NotYourPicture(Explained, NotAllowed):
     """Another member's picture."""
 
-    def __init__(self, *, owner_id: int) -> None:
-        self.owner_id = owner_id
-        text = _(
-            "This is <@{owner}>'s picture. Only they or a manager of the server can change its tags or take it out of "
-            "the gallery.",
-            owner=owner_id,
-        )
-        Exception.__init__(self, text)
+    owner_id: int
+    sentence = N_(
+        "This is <@{owner_id}>'s picture. Only they or a manager of the server can change its tags or take it out of "
+        "the gallery."
+    )
 
 
 def parse_tags(text: str) -> tuple[str, ...]:

@@ -14,12 +14,12 @@ from bot.clock import SYSTEM_CLOCK, Clock
 from bot.config import LimitSettings
 from bot.db import Database
 from bot.db.audit import write_entry
-from bot.errors import DarkroomError, JobRefused
+from bot.errors import DarkroomError, Explained, JobRefused
 from bot.queue.domain.job import LIVING, Priority
 from bot.queue.store.job_sql import listed
 from bot.queue.store.transitions import first
 from trainer.protocol.frozen import Frozen
-from trainer.protocol.text import _
+from trainer.protocol.text import N_, _
 
 _MIB = 1024 * 1024
 _HOUR_S = 3600.0
@@ -57,30 +57,20 @@ WHERE owner_id = :owner_id AND state IN {listed(LIVING)} AND guild_id = :guild_i
 """
 
 
-class NotEnoughGpus(JobRefused):
+class NotEnoughGpus(Explained, JobRefused):
     """The job needs more GPUs than the machine has."""
 
-    def __init__(self, *, wanted: int, available: int) -> None:
-        self.wanted, self.available = wanted, available
-        super().__init__(
-            _(
-                "You asked for {wanted} GPUs; this machine has {available}. Nothing was queued.",
-                wanted=wanted,
-                available=available,
-            )
-        )
+    wanted: int
+    available: int
+    sentence = N_("You asked for {wanted} GPUs; this machine has {available}. Nothing was queued.")
 
 
-class PriorityNotAllowed(JobRefused):
+class PriorityNotAllowed(Explained, JobRefused):
     """High priority, for a member who may not manage the server."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            _(
-                "Only managers of the server can use high priority. Ask one of them to bump your job; "
-                "nothing was queued."
-            )
-        )
+    sentence = N_(
+        "Only managers of the server can use high priority. Ask one of them to bump your job; nothing was queued."
+    )
 
 
 class UnknownHours(JobRefused):

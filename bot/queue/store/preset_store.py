@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from bot.clock import SYSTEM_CLOCK, Clock
 from bot.db import Database, Row, as_stored
-from bot.errors import DarkroomError, NotFound
+from bot.errors import Explained, NotFound
 from trainer.protocol.presets import Preset
-from trainer.protocol.text import _
+from trainer.protocol.text import N_
 
 #: Of one server: with the built-in ones they fill half of Discord's choices.
 MAX_PRESETS = 50
@@ -37,30 +37,26 @@ class SavedPreset:
         return cls(**as_stored(cls, row), preset=Preset.model_validate_json(row["content"]))
 
 
-class PresetNameTaken(DarkroomError):
+class PresetNameTaken(Explained):
     """Another member's preset has that name."""
 
-    def __init__(self, *, name: str, owner_id: int) -> None:
-        self.name, self.owner_id = name, owner_id
-        super().__init__(_("There is a preset {name} already. Nothing was saved; choose another name.", name=name))
+    name: str
+    owner_id: int
+    sentence = N_("There is a preset {name} already. Nothing was saved; choose another name.")
 
 
-class TooManyPresets(DarkroomError):
+class TooManyPresets(Explained):
     """A server has as many presets as it may have."""
 
-    def __init__(self, *, allowed: int) -> None:
-        self.allowed = allowed
-        super().__init__(
-            _("This server has {allowed} presets, the most there can be. Delete one: /preset delete.", allowed=allowed)
-        )
+    allowed: int
+    sentence = N_("This server has {allowed} presets, the most there can be. Delete one: /preset delete.")
 
 
-class NoSuchPreset(NotFound):
+class NoSuchPreset(Explained, NotFound):
     """No saved preset of that name."""
 
-    def __init__(self, *, name: str) -> None:
-        self.name = name
-        super().__init__(_("This server has no saved preset {name}. /preset list shows them.", name=name))
+    name: str
+    sentence = N_("This server has no saved preset {name}. /preset list shows them.")
 
 
 class PresetStore:

@@ -8,6 +8,7 @@ import functools
 import io
 import json
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -38,7 +39,9 @@ def forked_trainer() -> tuple[str, ...]:
     """Return the same command without 0.3 s of imports: each is a fork of one process."""
     server = ForkServer("tests.bot.cogs.simple_trainer:main")
     atexit.register(server.__exit__)
-    return server.command
+    # Each bot asks for its GPUs. There are none, and a shell says so in a tenth of the time that Python takes to start.
+    script = f'[ "$1" = devices ] && echo "{{}}" && exit; exec {shlex.join(server.command)} "$@"'
+    return ("/bin/sh", "-c", script, "trainer")
 
 
 PNG = b"\x89PNG\r\n"

@@ -10,7 +10,7 @@ import pytest
 from bot.cogs.interaction_gate import error_sentence
 from bot.config import AccessSettings
 from bot.db.errors import DatabaseUnwritable
-from bot.errors import ChannelNotAllowed, NotAllowed, RoleNeeded
+from bot.errors import ChannelNotAllowed, NotYourJob, RoleNeeded
 from tests.bot.cogs.conftest import World, answer, world
 from tests.bot.cogs.dataset_helpers import press
 
@@ -53,7 +53,7 @@ async def test_a_role_may_manage(data_dir: Path) -> None:
         await set_rules(lab, manage=[role.id])
         assert "Only" not in answer(await lead.slash(lab.channel, "job cancel", id="1"))
         assert "Only" in answer(await lab.ben.slash(lab.channel, "job cancel", id="1"))
-        assert lab.refusals() == [NotAllowed, NotAllowed]
+        assert lab.refusals() == [NotYourJob, NotYourJob]
 
 
 async def test_it_works_only_in_the_channels_of_the_server_s_rules(data_dir: Path) -> None:

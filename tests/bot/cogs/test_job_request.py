@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from bot.cogs.job_request import JobRequest, QueueOptions, make_draft, overrides, slug, split_prompts
+from bot.cogs.job_request import (
+    JobRequest,
+    QueueOptions,
+    make_draft,
+    overrides,
+    request_of_toml,
+    slug,
+    split_prompts,
+)
 from bot.config import Config, ModelSettings
 from bot.errors import JobRefused
 from bot.queue import Priority
@@ -97,6 +105,12 @@ def test_a_request_is_the_same_after_it_was_stored(study: KfoldRequest | Compare
 
     assert JobRequest.model_validate_json(asked.model_dump_json()) == asked
     assert asked.gpus == (2 if study is None else 0)
+
+
+@pytest.mark.parametrize("text", ["seed = " + "9" * 5000, "seed = " + "[" * 2000, "seed =", "seed = 1 \xff"])
+def test_a_settings_file_that_cannot_be_parsed_is_refused(text: str) -> None:
+    with pytest.raises(JobRefused):
+        request_of_toml(text.encode("latin-1"))
 
 
 def test_prompts_and_names_are_read_as_members_type_them() -> None:

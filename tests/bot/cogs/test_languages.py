@@ -13,7 +13,7 @@ import simcord.interactions
 
 from bot.app.compose import compose
 from bot.db import open_db
-from bot.errors import NotAllowed, NotYourDataset
+from bot.errors import NotYourDataset, NotYourJob
 from bot.languages import LOCALES, Languages
 from tests.bot.cogs.conftest import answer, config_for, world
 from tests.bot.cogs.dataset_helpers import press
@@ -151,5 +151,5 @@ async def test_values_within_sentences_are_in_chinese(data_dir: Path) -> None:
             answer(await manager.slash(lab.channel, "admin bump", id="2")),
             answer(await manager.slash(lab.channel, "admin health")),
         ]
-        assert lab.refusals() == [NotAllowed, NotYourDataset, NotYourDataset]
+        assert lab.refusals() == [NotYourJob, NotYourDataset, NotYourDataset]
     assert [found for text in shown if (found := english_words(text))] == []

@@ -90,6 +90,7 @@ async def test_a_grid_of_epochs_is_drawn_in_the_thread_of_its_training(data_dir:
 #: Options that cannot be drawn, and a part of the sentence that says why.
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"job": "fox", "epochs": "9"}, "Epoch 9 of #1 is not saved. Saved are: 1, 2 and 3."),
+    ({"job": "fox", "epochs": "9-7"}, "Epoch 7 of #1 is not saved."),
     ({"job": "fox", "epochs": "newest"}, "Epochs: I do not understand “newest”."),
     ({"job": "fox", "strengths": "strong"}, "Strength: I do not understand “strong”."),
     ({"job": "fox", "strengths": "3"}, "1.5"),

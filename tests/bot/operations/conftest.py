@@ -14,6 +14,11 @@ from tests.bot.conftest import add_dataset
 from tests.bot.fakes import FakeClock
 
 
+@pytest.fixture(autouse=True)
+def quick_sqlite() -> None:
+    """Instead of the fixture of all other tests: files are copied while SQLite writes them."""
+
+
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
     return tmp_path / "data"

@@ -239,7 +239,7 @@ async def live(tmp_path: Path, clock: FakeClock, runner: FakeRunner, machine: Ma
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("sqlite_in_this_thread")
+@pytest.mark.usefixtures("statements_at_once")
 @pytest.mark.parametrize("way", ["nonce", "find", "no thread"])
 async def test_a_bot_killed_at_any_point_loses_and_repeats_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str

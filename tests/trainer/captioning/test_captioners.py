@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 
 from tests.golden import check_sentences
 from tests.trainer.captioning.random_captioners import make_blip, make_blip2, make_florence, make_git, make_tagger
+from trainer.captioning import Detail
 from trainer.captioning.captioners import (
     MAX_CHARACTERS,
     BlipCaptioner,
-    Detail,
     FlorenceCaptioner,
     TagCaptioner,
     clean_caption,

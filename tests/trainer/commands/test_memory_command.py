@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer.random_base import make_random_sdxl, store_in_half
+from tests.trainer.random_base import make_random_sd3, store_in_half
 from trainer.__main__ import main
 from trainer.exchange.job_dir import read_spec, write_spec
 from trainer.exchange.memory_predictions import read_prediction
@@ -17,7 +17,8 @@ from trainer.training import batch_size_finder
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return store_in_half(make_random_sdxl(tmp_path_factory.mktemp("base") / "sdxl"))
+    """SD 3, which has the fewest layers: the predictions of other families are in test_memory_prediction.py."""
+    return store_in_half(make_random_sd3(tmp_path_factory.mktemp("base") / "sd3"))
 
 
 def test_a_job_is_predicted_once_and_new_says_it(

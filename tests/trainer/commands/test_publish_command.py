@@ -6,14 +6,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, constants
 
 from tests.trainer.commands.hub import TOKEN, Hub, serve_hub
+from trainer.__main__ import main
 from trainer.exchange.job_dir import write_spec
 from trainer.protocol.events import (
     EXIT_FINISHED,
@@ -30,6 +31,7 @@ from trainer.protocol.spec import make_spec
 from trainer.report.model_card import front_matter, license_of
 
 REPOSITORY = "ana/fox-12"
+Publish: TypeAlias = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -104,26 +106,35 @@ def job_dir(tmp_path: Path) -> Path:
     return folder
 
 
-def start(hub: Hub, job_dir: Path, *options: str, token: str = TOKEN) -> subprocess.Popen[str]:
-    arguments = [sys.executable, "-m", "trainer", "publish", str(job_dir), "--repository", REPOSITORY, *options]
+def start(hub: Hub, job_dir: Path) -> subprocess.Popen[str]:
+    arguments = [sys.executable, "-m", "trainer", "publish", str(job_dir), "--repository", REPOSITORY]
     home = job_dir.parent / "home"
     # Xet's own servers have no stand-in; without it the client uses LFS.
     env = {
-        "PATH": os.environ["PATH"], "HF_ENDPOINT": hub.url, "HF_TOKEN": token, "HF_HOME": str(home),
+        "PATH": os.environ["PATH"], "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(home),
         "HF_HUB_DISABLE_XET": "1",
     }  # fmt: skip
     return subprocess.Popen(arguments, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def publish(hub: Hub, job_dir: Path, *options: str, token: str = TOKEN) -> tuple[int, str, str]:
-    with start(hub, job_dir, *options, token=token) as process:
+@pytest.fixture
+def publish(hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Publish:
+    """Publish in this process, without a second of imports; return status, standard output and errors."""
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+
+    def run(job_dir: Path, *options: str, token: str = TOKEN) -> tuple[int, str, str]:
+        monkeypatch.setenv("HF_TOKEN", token)
+        status = main(["publish", str(job_dir), "--repository", REPOSITORY, *options])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_a_job_is_uploaded_once_and_privately_with_its_card(hub: Hub, job_dir: Path, publish: Publish) -> None:
+    with start(hub, job_dir) as process:
         out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
-
-
-def test_a_job_is_uploaded_once_and_privately_with_its_card(hub: Hub, job_dir: Path) -> None:
-    status, out, err = publish(hub, job_dir)
-    assert status == EXIT_FINISHED, err
+    assert process.returncode == EXIT_FINISHED, err
     published = Published.model_validate_json(out)
     assert published.url == f"{hub.url}/{REPOSITORY}"
     assert published.is_private
@@ -142,7 +153,7 @@ def test_a_job_is_uploaded_once_and_privately_with_its_card(hub: Hub, job_dir: P
 
     # Once more: nothing changes, and no commit is made.
     commits = sum("/commit/" in each for each in hub.requests)
-    again = Published.model_validate_json(publish(hub, job_dir, "--public")[1])
+    again = Published.model_validate_json(publish(job_dir, "--public")[1])
     assert again.is_unchanged
     assert again.is_private, "a repository that is there stays as private as it is"
     assert sum("/commit/" in each for each in hub.requests) == commits
@@ -153,7 +164,7 @@ def _written(job_dir: Path) -> list[Path]:
     return [path for path in job_dir.parent.rglob("*") if path.is_file()]
 
 
-def test_an_upload_that_is_killed_goes_on_where_it_was(hub: Hub, job_dir: Path) -> None:
+def test_an_upload_that_is_killed_goes_on_where_it_was(hub: Hub, job_dir: Path, publish: Publish) -> None:
     def kill(objects: int) -> None:
         if objects == 1:
             process.kill()
@@ -166,7 +177,7 @@ def test_an_upload_that_is_killed_goes_on_where_it_was(hub: Hub, job_dir: Path) 
     assert hub.files(REPOSITORY) == {}, "no half of a model is shown"
     hub.before_object = gate
     sent = sum(each.startswith("PUT") for each in hub.requests)
-    assert publish(hub, job_dir)[0] == EXIT_FINISHED
+    assert publish(job_dir)[0] == EXIT_FINISHED
     assert len(hub.files(REPOSITORY)) == 4
     again = sum(each.startswith("PUT") for each in hub.requests) - sent
     assert again <= 1, "what the hub has is not sent again"
@@ -180,16 +191,18 @@ def test_an_upload_that_is_killed_goes_on_where_it_was(hub: Hub, job_dir: Path) 
         ("ana", "", "Set HF_TOKEN"),
     ],
 )
-def test_a_refusal_is_one_sentence(hub: Hub, job_dir: Path, namespace: str, token: str, sentence: str) -> None:
+def test_a_refusal_is_one_sentence(
+    hub: Hub, job_dir: Path, publish: Publish, namespace: str, token: str, sentence: str
+) -> None:
     hub.namespace = namespace
-    status, out, err = publish(hub, job_dir, token=token)
+    status, out, err = publish(job_dir, token=token)
     assert (status, out) == (EXIT_REFUSED, "")
     assert sentence in err
     assert "Traceback" not in err
 
 
-def test_a_job_without_files_is_refused(hub: Hub, tmp_path: Path) -> None:
-    assert publish(hub, tmp_path)[0] == EXIT_REFUSED
+def test_a_job_without_files_is_refused(hub: Hub, publish: Publish, tmp_path: Path) -> None:
+    assert publish(tmp_path)[0] == EXIT_REFUSED
     assert hub.requests == []
 
 

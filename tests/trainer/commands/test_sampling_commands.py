@@ -17,13 +17,28 @@ from tests.trainer.job_events import events_of
 from tests.trainer.models.test_adapter_header import lora, write
 from trainer.__main__ import main
 from trainer.commands import sampling_commands
-from trainer.exchange.job_dir import LOG_FILE, read_sampling, write_spec
+from trainer.exchange.job_dir import LOG_FILE, read_sampling, read_spec, write_spec
 from trainer.exchange.process import is_released
-from trainer.protocol.events import EXIT_FINISHED, EXIT_REFUSED, SamplingFinished, SamplingStarted
+from trainer.protocol import events
+from trainer.protocol.events import (
+    EXIT_FINISHED,
+    EXIT_REFUSED,
+    SamplingFinished,
+    SamplingStarted,
+    ValidationLoss,
+)
 from trainer.protocol.presets import spec_from_preset
+from trainer.protocol.report import Counts, DatasetReport
 from trainer.protocol.run_options import READY, TAKEN, JobKind, RunOptions
 from trainer.protocol.sampling import make_sampling_spec
+from trainer.reporter import Reporter
 
+#: Runs a command in a new process, which fails if it imported torch.
+WITHOUT_TORCH = (
+    sys.executable,
+    "-c",
+    "import sys; from trainer.__main__ import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)",
+)
 Staying: TypeAlias = tuple["subprocess.Popen[bytes]", socket.socket]
 
 
@@ -44,6 +59,12 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[RunOptions]:
 def job(tmp_path: Path) -> Path:
     folder = tmp_path / "momo"
     write_spec(folder, spec_from_preset("lora", dataset="/nowhere", base="tiny", name="momo"))
+    for epoch in (4, 8):
+        state = folder / f"checkpoints/step-{epoch:08}/state.json"
+        state.parent.mkdir(parents=True)
+        state.write_text(json.dumps({"position": 0, "curve": [{"epoch": epoch}]}))
+    with Reporter(folder) as reporter:
+        reporter.emit(events.Tested, epoch=8, test=ValidationLoss(loss=0.1, ratio=0.9, bands=()), base_loss=0.2)
     return folder
 
 
@@ -76,6 +97,11 @@ def test_a_job_and_its_epochs_are_sampled_into_a_folder_of_their_own(
         (["--base", "tiny"], "Say what to draw"),
         (["--base", "tiny", "--prompt", "a"], "Name a folder for the images: --out DIR."),
         (["--job", "JOB", "--prompt", "a", "--epochs", "four"], "--epochs four is not a list of numbers"),
+        (
+            ["--job", "JOB", "--prompt", "a", "--epochs", "4,9"],
+            "momo, epoch 9 are not kept. Choose one of the epochs 4",
+        ),
+        (["--job", "NEW", "--prompt", "a"], "momo has no weights to draw with."),
         (["--job", "JOB", "--prompt", "a", "--strengths", "2"], "strengths.0 2 is not between 0 and 1.5"),
         (["--job", "JOB", "--prompt", "a", "--size", "large"], "width"),
         (["--job", "NOWHERE", "--prompt", "a"], "has no spec.json"),
@@ -93,7 +119,9 @@ def test_wrong_arguments_are_refused_in_a_sentence(
 ) -> None:
     full = tmp_path / "full"
     write_spec(full, make_sampling_spec({"models": [{"kind": "base"}], "prompts": [{"prompt": "a"}]}))
-    names = {"JOB": job, "NOWHERE": tmp_path / "nowhere", "FULL": full}
+    new = tmp_path / "new"
+    write_spec(new, read_spec(job))
+    names = {"JOB": job, "NEW": new, "NOWHERE": tmp_path / "nowhere", "FULL": full}
 
     assert main(["sample", *(str(names.get(each, each)) for each in arguments)]) == EXIT_REFUSED
 
@@ -125,8 +153,17 @@ def test_a_refusal_is_in_the_language_of_who_asks(tmp_path: Path) -> None:
 
 def test_checking_a_file_imports_no_torch(tmp_path: Path) -> None:
     path = write(tmp_path / "a.safetensors", lora())
-    code = "import sys; from trainer.__main__ import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code, "adapter", str(path)], check=True, capture_output=True)
+    subprocess.run([*WITHOUT_TORCH, "adapter", str(path)], check=True, capture_output=True)
+
+
+def test_a_refusal_and_what_has_all_captions_import_no_torch(job: Path, tmp_path: Path) -> None:
+    arguments = ["sample", "--job", str(job), "--epochs=9", "--prompt=a"]
+    subprocess.run([*WITHOUT_TORCH, *arguments], check=True, capture_output=True)
+    counts = Counts(images=0, kept=0, dropped=0, refused=0, train=0, validation=0, test=0, captioned=0)
+    report = DatasetReport(digest="d", counts=counts, summary="", images=())
+    (tmp_path / "report.json").write_text(report.model_dump_json())
+    arguments = ["caption", str(tmp_path), "--model=blip"]
+    subprocess.run([*WITHOUT_TORCH, *arguments], check=True, capture_output=True)
 
 
 @pytest.fixture

@@ -64,6 +64,15 @@ def test_a_kohya_project_is_recognized(path: str, role: FileRole) -> None:
         (("train_images/1.png", "reg_images/1.png"), {"reg_images/1.png": R.REGULARIZATION}),
         # ControlNet, and datasets for segmentation: VOC, ADE20K
         (("target/1.png", "source/1.png"), {"source/1.png": R.CONTROL}),
+        (("end/1.png", "end/1.txt", "Start/1.jpg"), {"Start/1.jpg": R.CONTROL}),
+        (
+            ("1_R.png", "1_T.png", "1_T.txt", "2_R.png", "2_T.png", "3_R.png", "3_T.png"),
+            dict.fromkeys(("1_R.png", "2_R.png", "3_R.png"), R.CONTROL),
+        ),
+        (
+            tuple(f"{n}_{end}.png" for n in "abc" for end in ("start", "end")),
+            dict.fromkeys(("a_start.png", "b_start.png", "c_start.png"), R.CONTROL),
+        ),
         (("img/1.png", "canny/1.png"), {"canny/1.png": R.CONTROL}),
         (("img/1.png", "depth_maps/1.png"), {"depth_maps/1.png": R.CONTROL}),
         (("JPEGImages/1.jpg", "SegmentationClass/1.png"), {"SegmentationClass/1.png": R.CONTROL}),
@@ -80,9 +89,33 @@ def test_a_kohya_project_is_recognized(path: str, role: FileRole) -> None:
             ("1.png", "2.png", "3.png", "canny_1.png", "canny_2.png", "canny_3.png"),
             dict.fromkeys(("canny_1.png", "canny_2.png", "canny_3.png"), R.CONTROL),
         ),
+        # of other datasets: super-resolution, optical flow, pets, materials
+        (("hr/1.png", "lr/1.png"), {"lr/1.png": R.CONTROL}),
+        (("frames/1.png", "flow/1.png"), {"flow/1.png": R.CONTROL}),
+        (("images/1.jpg", "annotations/trimaps/1.png"), {"annotations/trimaps/1.png": R.CONTROL}),
+        (
+            tuple(f"{n}_{kind}.png" for n in "abc" for kind in ("albedo", "roughness")),
+            dict.fromkeys(("a_roughness.png", "b_roughness.png", "c_roughness.png"), R.CONTROL),
+        ),
         # of web UIs
         (("1.png", "x/a.preview.png", "x/a.ckpt"), {"x/a.preview.png": R.SAMPLE, "x/a.ckpt": R.TRAINER}),
+        (("1.png", "x/a.png", "x/a.safetensors"), {"x/a.png": R.SAMPLE, "x/a.safetensors": R.TRAINER}),
+        # samples whose weights are elsewhere
+        (("1.png", "1.txt", "samples/a.png"), {"samples/a.png": R.SAMPLE}),
+        (("img/1.png", "img/1.txt", "samples/a.png"), {"samples/a.png": R.SAMPLE}),
+        (("a/1.png", "wandb/run/media/2.png"), {"wandb/run/media/2.png": R.SAMPLE}),
+        (
+            ("a/1.png", "out/checkpoint-500/x.safetensors", "out/image_0.png"),
+            {"out/checkpoint-500/x.safetensors": R.TRAINER, "out/image_0.png": R.SAMPLE},
+        ),
+        (("output/a.png", "temp/ComfyUI_temp_x_1.png"), {"temp/ComfyUI_temp_x_1.png": R.SAMPLE}),
+        # put aside by people
+        (("1.png", "debug/1_boxes.png"), {"debug/1_boxes.png": R.SKIPPED}),
+        (("1.png", "trash/2.png", "trash/2.txt"), {"trash/2.png": R.SKIPPED, "trash/2.txt": R.SKIPPED}),
+        (("photos/1.png", "_deleted/2.png"), {"_deleted/2.png": R.SKIPPED}),
+        (("cats/1.png", "cats_backup/1.png"), {"cats_backup/1.png": R.SKIPPED}),
         # thumbnails of galleries
+        (("photos/1.png", "previews/1.png"), {"previews/1.png": R.CACHE}),
         (("photos/1.png", "thumbs/1.png"), {"thumbs/1.png": R.CACHE}),
         (("photos/1.png", "photos/thumbnails/1.png"), {"photos/thumbnails/1.png": R.CACHE}),
         # AUTOMATIC1111
@@ -132,6 +165,13 @@ def test_what_other_programs_write_is_recognized(paths: tuple[str, ...], found: 
         ("ocean.png", "ocean_depth.png", "cat.png", "dog.png"),
         ("1.png", "2.png", "3.png", *(f"{n}.png" for n in "abcdefg"), "1_depth.png", "2_depth.png", "3_depth.png"),
         ("source/1.png", "delta/1.png"),
+        ("start/1.png", "end/2.png"),
+        ("low/1.png", "high/2.png"),
+        ("image_1.png", "image_2.png", "samples.txt"),
+        ("cat/debug/1.png", "dog/1.png"),
+        ("a_r.png", "a_t.png", "b_r.png", "b_t.png", *(f"{n}.png" for n in range(20))),
+        ("cardboard/1.png", "glass/2.png", "trash/3.png"),
+        ("1.png", "1.txt", "samples/a.png", "samples/a.txt"),
         ("outputs/1.png", "inputs/1.png"),
         ("0_cat/1.png", "1_dog/1.png", "2_fox/1.png"),
         ("report.json", "1.png", "images/2.png"),

@@ -118,12 +118,12 @@ def test_tables_beyond_the_limit_on_all_of_them_are_not_even_read(
 
 def test_long_captions_of_near_duplicates_are_compared_by_what_a_model_reads() -> None:
     words = ("".join(letters) for letters in itertools.product("bcdfghjklm", repeat=5))
-    captions = {number: " ".join(itertools.islice(words, 1500)) for number in range(1, 61)}
+    captions = {number: " ".join(itertools.islice(words, 1500)) for number in range(1, 31)}
 
-    with at_most_calls(3_000_000):
+    with at_most_calls(750_000):
         found = check_captions(captions, dict.fromkeys(captions, 0))
 
-    assert len(found) == 60
+    assert len(found) == 30
 
 
 @pytest.mark.parametrize(
@@ -132,8 +132,8 @@ def test_long_captions_of_near_duplicates_are_compared_by_what_a_model_reads() -
         ("fox, " + "(" * 16_000 + "old" + ")" * 16_000, CaptionRules(strip=("old",)), "fox", 150_000),
         ("fox" + " hd" * 8_000, CaptionRules(suffix="hd"), "fox hd", 150_000),
         ("hd " * 8_000 + "fox", CaptionRules(prefix="hd"), "hd fox", 150_000),
-        # With a pass for each pair: 256 million.
-        ("a " * 8_000 + "b " * 8_000, CaptionRules(strip=("a b",)), None, 4_000_000),
+        # With a pass for each pair: 16 million.
+        ("a " * 2_000 + "b " * 2_000, CaptionRules(strip=("a b",)), None, 1_000_000),
     ],
 )
 def test_caption_rules_take_few_passes(caption: str, rules: CaptionRules, expected: str | None, calls: int) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.trainer.conftest import SharedFolder
 from tests.trainer.random_base import make_random_base, make_random_sd3, make_random_sdxl, write_single_file
 from tests.trainer.random_classifier import make_random_vit
 from trainer.exchange.base_files import BaseFacts, base_facts, base_resolution, training_resolution
@@ -49,15 +50,14 @@ def test_a_single_file_tells_its_family_by_the_names_of_its_tensors(
     assert base_resolution(Base(source=str(path))) == side
 
 
-def test_the_config_of_a_single_file_comes_first(tmp_path: Path) -> None:
-    folder = make_random_base(tmp_path / "base")
-    file = write_single_file(folder, tmp_path / "one.safetensors")
+def test_the_config_of_a_single_file_comes_first(random_base: Path, tmp_path: Path) -> None:
+    file = write_single_file(random_base, tmp_path / "one.safetensors")
     assert base_resolution(Base(source=str(file))) == 512
-    assert base_resolution(Base(source=str(file), config=str(folder))) == 64
+    assert base_resolution(Base(source=str(file), config=str(random_base))) == 64
 
 
-def test_a_hub_name_is_looked_up_in_the_cache(tmp_path: Path) -> None:
-    base = make_random_sdxl(tmp_path / "made")
+def test_a_hub_name_is_looked_up_in_the_cache(shared_folder: SharedFolder, tmp_path: Path) -> None:
+    base = shared_folder("sdxl", make_random_sdxl)
     folder = tmp_path / "hub" / "models--someone--model"
     shutil.copytree(base, folder / "snapshots" / "c0ffee")
     (folder / "refs").mkdir()

@@ -13,6 +13,7 @@ from torch import Tensor
 from tests.trainer.models.random_adapters import FAMILIES_AND_KINDS, Exports, Load, method_of, predict, train_a_little
 from trainer.errors import BadSpecError, CheckpointError
 from trainer.models.base import LoadedBase
+from trainer.models.methods import applying
 from trainer.models.methods.adapter_files import PEFT_PREFIX
 from trainer.models.methods.adapters import attach_adapter
 from trainer.models.methods.applying import (
@@ -72,10 +73,11 @@ def test_every_file_and_the_checkpoint_of_an_adapter_have_its_effect_and_leave_n
     untrained = predict(fresh)
     checkpoint = AdapterChange(method=adapter.method, weights=lambda _: adapter.state)
     found: dict[str, Tensor] = {"checkpoint": applied(weights, fresh, checkpoint, 1.0)}
+    # What a job reads of each is in test_starting_files.py.
+    *_, path = (file.path for file in adapter.files if file.format is not ExportFormat.DIFFERENCE)
+    own = AdapterChange(method=adapter.method, weights=partial(weights_of_file, path))
+    found[f"{path.name} of a job"] = applied(weights, fresh, own, 1.0)
     for file in adapter.files:
-        if file.format is not ExportFormat.DIFFERENCE:
-            own = AdapterChange(method=adapter.method, weights=partial(weights_of_file, file.path))
-            found[f"{file.path.name} of a job"] = applied(weights, fresh, own, 1.0)
         if file.path.is_file():
             found[f"{file.path.name} alone"] = applied(weights, fresh, FileChange(path=file.path), 1.0)
     weights.apply(None, 0.0)
@@ -108,6 +110,33 @@ def test_strengths_scale_what_an_adapter_adds_to_each_weight(load: Load) -> None
     assert torch.allclose(half, predict(base), atol=1e-5)
     distances = [float((each - untrained).abs().mean()) for each in (half, full, more)]
     assert distances == sorted(distances)
+
+
+@pytest.mark.parametrize(("most_bytes", "attached"), [(applying._MOST_KEPT_BYTES, 1), (0, 3)])
+def test_an_adapter_is_attached_once_for_all_strengths_unless_it_is_large(
+    load: Load, monkeypatch: pytest.MonkeyPatch, most_bytes: int, attached: int
+) -> None:
+    monkeypatch.setattr(applying, "_MOST_KEPT_BYTES", most_bytes)
+    method, strengths = Method(kind=MethodKind.LORA, rank=2), (0.5, 0, 0.8, 1)
+    _base, trained = trained_adapter(load, "sd1", method)
+    state, asked = trained.state(), list[Trained]()
+
+    def weights_for(attached: Trained) -> Weights:
+        asked.append(attached)
+        return state
+
+    def change() -> AdapterChange:
+        return AdapterChange(method=method, weights=weights_for)
+
+    fresh = load("sd1")
+    weights, one = changeable(fresh), change()
+    alone = [applied(weights, fresh, change(), strength) for strength in strengths]
+    asked.clear()
+    assert all(torch.equal(applied(weights, fresh, one, s), alone[i]) for i, s in enumerate(strengths))
+    assert len(asked) == attached
+    weights.apply(None, 0)
+    weights.apply(one, 0.5)
+    assert len(asked) == attached + 1, "nothing is kept for another job"
 
 
 @pytest.mark.parametrize("kind", [MethodKind.DORA, MethodKind.IA3, MethodKind.OFT])

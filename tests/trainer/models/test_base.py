@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.models import embeddings
 from safetensors.torch import load_file, save_file
 
 from tests.trainer.models.conftest import BaseFolder
@@ -131,6 +134,29 @@ def test_an_sd3_folder_without_t5_loads_without_it(tmp_path: Path) -> None:
     (folder / "text_encoder_3").rename(tmp_path / "removed")
 
     assert [*load_base(Base(source=str(folder))).text_encoders] == ["text_encoder", "text_encoder_2"]
+
+
+def test_the_positions_of_an_sd3_are_read_from_its_file_and_not_computed(
+    base_folder: BaseFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(base_folder("sd3"), tmp_path / "sd3"))
+    computed_on: set[str] = set()
+    real = embeddings.get_1d_sincos_pos_embed_from_grid
+
+    def compute(width: int, positions: torch.Tensor, **options: Any) -> Any:
+        computed_on.add(positions.device.type)
+        return real(width, positions, **options)
+
+    monkeypatch.setattr(embeddings, "get_1d_sincos_pos_embed_from_grid", compute)
+    (path,) = (folder / "transformer").glob("*.safetensors")
+    weights = load_file(path)
+    table = weights.pop("pos_embed.pos_embed")
+
+    assert torch.equal(load_base(Base(source=str(folder))).denoiser.pos_embed.pos_embed, table)
+    assert computed_on == {"meta"}
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(MissingModelError, match="no table of positions"):
+        load_base(Base(source=str(folder)))
 
 
 def test_t5_keeps_its_stored_dtype_and_the_rest_becomes_fp32(base_folder: BaseFolder, tmp_path: Path) -> None:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
 from transformers import AutoModelForImageClassification, ResNetConfig
 
-from tests.trainer.models.conftest import BaseFolder
-from trainer.models.base import load_base
+from tests.trainer.models.random_adapters import Load
 from trainer.models.methods.layers import blocks_of, matches
-from trainer.protocol.settings import Base
 
 
-def test_blocks_of_a_unet_are_listed_from_input_to_output(random_base: Path) -> None:
-    base = load_base(Base(source=str(random_base)))
+def test_blocks_of_a_unet_are_listed_from_input_to_output(load: Load) -> None:
+    base = load("sd1")
 
     assert blocks_of("unet", base.denoiser) == [
         "unet.conv_in",
@@ -31,8 +27,8 @@ def test_blocks_of_a_unet_are_listed_from_input_to_output(random_base: Path) -> 
     ]
 
 
-def test_blocks_of_a_text_encoder_are_its_layers(random_base: Path) -> None:
-    base = load_base(Base(source=str(random_base)))
+def test_blocks_of_a_text_encoder_are_its_layers(load: Load) -> None:
+    base = load("sd1")
 
     assert [name.removeprefix("te.text_model.") for name in blocks_of("te", base.text_encoder)] in (
         ["embeddings", "encoder.layers.0", "encoder.layers.1", "final_layer_norm"],
@@ -40,8 +36,8 @@ def test_blocks_of_a_text_encoder_are_its_layers(random_base: Path) -> None:
     )
 
 
-def test_blocks_of_a_transformer_and_of_a_classifier(base_folder: BaseFolder) -> None:
-    base = load_base(Base(source=str(base_folder("sd3"))))
+def test_blocks_of_a_transformer_and_of_a_classifier(load: Load) -> None:
+    base = load("sd3")
     with torch.device("meta"):
         classifier = AutoModelForImageClassification.from_config(ResNetConfig())
 
@@ -55,8 +51,8 @@ def test_blocks_of_a_transformer_and_of_a_classifier(base_folder: BaseFolder) ->
     assert blocks_of("model", classifier) == ["model.resnet.embedder", *stages, "model.classifier"]
 
 
-def test_each_parameter_belongs_to_exactly_one_block(random_base: Path) -> None:
-    unet = load_base(Base(source=str(random_base))).denoiser
+def test_each_parameter_belongs_to_exactly_one_block(load: Load) -> None:
+    unet = load("sd1").denoiser
 
     blocks = blocks_of("unet", unet)
 

@@ -10,7 +10,6 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
 from tests.trainer.models.conftest import BaseFolder
-from tests.trainer.random_base import make_random_sd2
 from trainer.models.base import digest_of, fingerprint, load_base
 from trainer.models.methods.checkpoint_file import marks_of, open_clip_state, unet_name, write_checkpoint
 from trainer.protocol.settings import Base, Objective, Prediction
@@ -42,8 +41,10 @@ def test_unet_names_match_the_file_of_sd_1_5() -> None:
     assert len({unet_name(name, state) for name in state}) == len(state) == 686
 
 
-def test_an_sd_2_file_has_open_clip_names_and_is_read_back_as_the_same_model(tmp_path: Path) -> None:
-    folder = make_random_sd2(tmp_path / "sd2")
+def test_an_sd_2_file_has_open_clip_names_and_is_read_back_as_the_same_model(
+    base_folder: BaseFolder, tmp_path: Path
+) -> None:
+    folder = base_folder("sd2")
     whole = load_base(Base(source=str(folder)))
     path = write_checkpoint(
         tmp_path / "sd2.safetensors", "sd2", whole.denoiser, whole.vae, whole.text_encoders, dtype=torch.float32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tests.trainer.random_base import make_random_base
 from tests.trainer.random_classifier import make_random_convnext, make_random_resnet, make_random_vit
 from trainer.errors import CheckpointError, MissingModelError
 from trainer.models.classifier import ClassifierWeights, LoadedClassifier, load_classifier, set_training
@@ -32,6 +32,12 @@ def weights_of(classifier: LoadedClassifier) -> ClassifierWeights:
 @pytest.fixture(scope="module")
 def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_random_resnet(tmp_path_factory.mktemp("base") / "resnet", labels=3)
+
+
+@pytest.fixture(scope="module")
+def resnet_of_10(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier of ten classes, and not of three."""
+    return make_random_resnet(tmp_path_factory.mktemp("base") / "resnet")
 
 
 @pytest.mark.parametrize(
@@ -67,13 +73,12 @@ def test_the_head_is_new_and_the_backbone_is_pretrained(resnet: Path) -> None:
     assert not torch.equal(weights["head"]["1.weight"], weights_of(load(resnet, seed=2)).state()["head"]["1.weight"])
 
 
-def test_loading_leaves_the_random_state_unchanged(tmp_path: Path) -> None:
+def test_loading_leaves_the_random_state_unchanged(resnet_of_10: Path) -> None:
     # transformers draws a new head for another number of classes.
-    resnet = make_random_resnet(tmp_path / "resnet", labels=10)
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    load(resnet)
+    load(resnet_of_10)
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -138,10 +143,8 @@ def test_a_checkpoint_restores_weights_and_batch_norm_statistics(resnet: Path, t
         one.load({"head": state["head"]})
 
 
-def make_damaged(folder: Path, damage: str) -> Path:
-    if damage == "diffusion model":
-        return make_random_base(folder)
-    make_random_resnet(folder)
+def damaged_copy(resnet: Path, folder: Path, damage: str) -> Path:
+    shutil.copytree(resnet, folder)
     weights, config = folder / "model.safetensors", folder / "config.json"
     if damage == "bad weights":
         weights.write_bytes(b"not weights")
@@ -158,15 +161,21 @@ def make_damaged(folder: Path, damage: str) -> Path:
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        ("diffusion model", "has no config.json"),
         ("bad weights", "cannot be loaded as an image classifier"),
         ("missing weight", "1 of its weights are missing"),
         ("text model", "cannot be loaded as an image classifier"),
     ],
 )
-def test_a_folder_that_is_not_a_complete_classifier_is_refused(tmp_path: Path, damage: str, reason: str) -> None:
+def test_a_folder_that_is_not_a_complete_classifier_is_refused(
+    resnet_of_10: Path, tmp_path: Path, damage: str, reason: str
+) -> None:
     with pytest.raises(MissingModelError, match=reason):
-        load(make_damaged(tmp_path / "base", damage))
+        load(damaged_copy(resnet_of_10, tmp_path / "base", damage))
+
+
+def test_a_diffusion_model_is_refused(random_base: Path) -> None:
+    with pytest.raises(MissingModelError, match=r"has no config\.json"):
+        load(random_base)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import socket
 import sys
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tests.trainer.models.conftest import BaseFolder
-from tests.trainer.random_base import make_random_sd2, store_in_half, write_single_file
+from tests.trainer.random_base import store_in_half, write_single_file
 from trainer.dataset.memory import release_memory
 from trainer.errors import BadSpecError, MissingModelError
 from trainer.models.base import digest_of, load_base
@@ -289,9 +290,10 @@ def predict(base: LoadedBase) -> Tensor:
     return base.predict(noise_BCHW, torch.tensor([300]), base.encode_text(["a red egg"]))
 
 
-def test_half_a_base_computes_by_layers_what_it_does_in_fp32_to_the_bit(tmp_path: Path) -> None:
-    folder = make_random_sd2(tmp_path / "base")
-    store_in_half(folder)
+def test_half_a_base_computes_by_layers_what_it_does_in_fp32_to_the_bit(
+    base_folder: BaseFolder, tmp_path: Path
+) -> None:
+    folder = store_in_half(Path(shutil.copytree(base_folder("sd2"), tmp_path / "base")))
     wide, stored = load_base(Base(source=str(folder))), load_base(Base(source=str(folder)), as_stored=True)
     before = digest_of(stored.denoiser, stored.vae, stored.text_encoder)
     pixels_BCHW = torch.rand(1, 3, 64, 64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from trainer.exchange.job_dir import read_spec, write_spec
 from trainer.protocol.advice import doubtful_settings, idle_settings
 from trainer.protocol.augmentation import FLIPS, RANGES, Augmenter, AugmenterName
 from trainer.protocol.presets import DEFAULT_PRESET, PresetAudience, preset_named, presets, spec_from_preset
-from trainer.protocol.setting_problems import SHORT_NAMES, SettingProblem, dotted_names, with_short_names
+from trainer.protocol.setting_problems import SHORT_NAMES, SettingProblem, dotted_names, nested, with_short_names
 from trainer.protocol.settings import Method
 from trainer.protocol.spec import (
     Spec,
@@ -100,6 +101,11 @@ PROBLEMS: list[tuple[dict[str, Any], SettingProblem]] = [
     ({"training": {"epoch": 3}}, SettingProblem(name="training.epoch", meant="training.epochs")),
     ({"method": {"rank": "many"}}, SettingProblem(name="method.rank")),
     ({"stages": [{"epochs": 1, "learning_rate": 0.5}]}, SettingProblem(name="stages.0.learning_rate", nearest=0.01)),
+    ({"training": {"resolution": 500}}, SettingProblem(name="training.resolution", nearest=496)),
+    ({"training": {"resolution": -5}}, SettingProblem(name="training.resolution", nearest=64)),
+    ({"stages": 3}, SettingProblem(name="stages")),
+    ({"training": {"epochs": date(2026, 12, 1)}}, SettingProblem(name="training.epochs")),
+    (nested({"training": 3, "training.epochs": 4}), SettingProblem(name="training")),
 ]
 
 
@@ -120,6 +126,8 @@ def test_a_preset_that_lacks_settings_names_them() -> None:
     with pytest.raises(SpecError) as refusal:
         spec_from_preset("dreambooth", dataset="/data")
     assert [each.name for each in refusal.value.problems] == ["training.trigger", "prior.class_prompt"]
+    with pytest.raises(SpecError):
+        spec_from_preset("dreambooth", dataset="/data", changes={"prior": 3})
 
 
 def custom(*augmenters: dict[str, object]) -> dict[str, object]:
@@ -132,6 +140,11 @@ REFUSED: list[dict[str, Any]] = [
     {"training": {"learning_rate": 50}},
     {"training": {"learning_rate": 0.5}},
     {"training": {"epochs": 0}},
+    {"training": {"resolution": 500}},
+    {"training": {"learning_rate": float("nan")}},
+    {"training": {"optimizer_arguments": 3}},
+    {"training": 3},
+    {"samples": {"prompts": [""]}},
     {"method": {"targets": "everything"}},
     {"method": {"rank": "many"}},
     {"method": {"kind": "dora", "init": "pissa"}},

@@ -73,6 +73,9 @@ REFUSED: list[tuple[str, ...]] = [
     ("training=1,2",),
     ("training.optimizer_arguments={},{betas=[0.9, 0.99]}",),
     ("stages.2.epochs=2,6",),
+    ("stages.1.epochs=a,b",),
+    ("method.rank=8,16", "stages=1,2"),
+    ("method.rank=2026-12-01,2026-12-02",),
     # Only one of the combinations cannot be trained.
     ("training.learning_rate=1e-4,1", "training.optimizer=adamw,sgd"),
     ("method.rnak=8,16",),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.trainer.conftest import MakeJob, job_maker
+from tests.trainer.conftest import FEW_LAYERS, MakeJob, job_maker
 from tests.trainer.fork_server import ForkServer
 from tests.trainer.studies.study_helpers import epochs_of, events_of
 from trainer.exchange.job_dir import read_spec, sample_folder, write_spec
@@ -20,7 +20,7 @@ from trainer.studies.planner import planner_for
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.usefixtures("quick_charts")]
 
 SMALL = {
-    "method": {"targets": "attention", "text_encoder": False},
+    "method": FEW_LAYERS,
     "samples": {"steps": 1, "prompts": ["a red egg"], "every_epochs": 3},
     "validation": {"timesteps": 2, "draws": 1, "train_images": 2},
 }

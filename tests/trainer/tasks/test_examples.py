@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image as PILImage
 
+from tests.trainer.conftest import SharedFolder
 from tests.trainer.dataset.prepared_folders import Drawn, drawn, write_dataset
 from tests.trainer.random_base import make_random_sdxl
 from trainer.dataset.images.decoding import open_for_bucket
@@ -45,8 +46,8 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_random_sdxl(tmp_path_factory.mktemp("sdxl") / "sdxl")
+def sdxl(shared_folder: SharedFolder) -> Path:
+    return shared_folder("sdxl", make_random_sdxl)
 
 
 @pytest.fixture

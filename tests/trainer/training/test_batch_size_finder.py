@@ -207,8 +207,8 @@ def test_a_large_model_needs_no_trial_in_fp32(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture(scope="module")
-def lora() -> tuple[LoadedBase, Trained]:
-    base = load_base(Base())
+def lora(random_base: Path) -> tuple[LoadedBase, Trained]:
+    base = load_base(Base(source=str(random_base)))
     return base, attach_adapter(base, Method(rank=8, alpha=8, targets=Targets.ATTENTION))
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.trainer.conftest import MakeJob, job_maker
+from tests.trainer.conftest import FEW_LAYERS, MakeJob, job_maker
 from tests.trainer.fork_server import ForkServer, Hook
 from tests.trainer.job_events import assert_same_checkpoints, curve_of, events_of
 from trainer.__main__ import main
@@ -44,7 +44,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 #: Every checkpoint is kept. Nothing is exported unless a test needs it, and few layers have an adapter.
 KEPT: dict[str, Any] = {
-    "method": {"targets": "attention", "text_encoder": False},
+    "method": FEW_LAYERS,
     "training": {"epochs": 3, "keep_every_epochs": 1},
     "validation": {"test": False},
     "samples": {"steps": 1, "prompts": ["a red egg"], "unrelated_prompts": [], "every_epochs": 9},

@@ -26,7 +26,7 @@ ONE_EPOCH = {
 @pytest.mark.parametrize(
     ("make_base", "method", "formats"),
     [
-        (make_random_sdxl, {"kind": "lora"}, {"diffusers", "kohya"}),
+        (make_random_sdxl, {"kind": "lora", "targets": "attention"}, {"diffusers", "kohya"}),
         (
             make_random_sdxl,
             {"kind": "full", "text_encoder": False, "rank": 16, "alpha": None, "dropout": 0.0, "targets": None},

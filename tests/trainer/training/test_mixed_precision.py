@@ -13,7 +13,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from tests.trainer.conftest import MakeJob, job_maker
+from tests.trainer.conftest import FEW_LAYERS, MakeJob, job_maker
 from tests.trainer.fork_server import ForkServer, Hook, signal_before_step
 from tests.trainer.job_events import assert_same_checkpoints, curve_of, events_of
 from trainer.protocol.events import EXIT_FINISHED
@@ -29,6 +29,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 STAGED: dict[str, Any] = {
     "training": {"optimizer": "sgd", "learning_rate": 0.5, "epochs": 3, "max_grad_norm": 1000.0},
     "stages": [{"epochs": 1}, {"epochs": 2, "train": ["up_blocks"]}],
+    "method": FEW_LAYERS,
     "validation": {"test": False},
     "samples": {"steps": 1, "prompts": ["a red egg"], "unrelated_prompts": [], "every_epochs": 2},
 }
@@ -137,7 +138,7 @@ def test_a_step_that_overflows_counts_neither_for_the_schedule_nor_for_the_avera
     make_job: MakeJob, fork_server: ForkServer
 ) -> None:
     training = {"epochs": 1, "batch_size": 1, "schedule": "cosine", "ema_decay": 0.9}
-    job_dir = make_job(training=training, validation=STAGED["validation"], samples=STAGED["samples"])
+    job_dir = make_job(**{**STAGED, "training": training, "stages": []})
 
     hook: Hook = (f"{__name__}:scale_and_overflow", [0, 5, 6])
     assert fork_server.run("run", str(job_dir), hook=hook).returncode == EXIT_FINISHED, events_of(job_dir)[-1]

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from tests.trainer.conftest import SMALL
+from tests.trainer.conftest import FEW_LAYERS, SMALL
 from tests.trainer.dataset.prepared_folders import drawn, write_dataset
 from tests.trainer.job_events import assert_same_checkpoints, curve_of, events_of
 from tests.trainer.random_base import store_in_half
@@ -55,6 +55,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "dataset": str(write_dataset(folder / "momo", main)),
         "changes": {
             **SMALL,
+            "method": {**SMALL["method"], **FEW_LAYERS},
             "training": {**SMALL["training"], "epochs": 2, "tag_shuffle": True, "regularization_weight": 0.5},
             "augmentation": {"preset": "photo", "variants": 2},
             "mix": [

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.trainer.conftest import SMALL, MakeJob
+from tests.trainer.conftest import FEW_LAYERS, SMALL, MakeJob
 from tests.trainer.fork_server import QUICK_CHARTS_VARIABLE, ForkedProcess, ForkServer
 from tests.trainer.job_events import assert_same_tensors, curve_of, events_of, metadata_of
 from trainer.exchange.job_dir import write_spec
@@ -174,7 +174,9 @@ def test_the_header_has_what_viewers_show(finished_job: Path) -> None:
 @pytest.mark.slow
 def test_a_second_job_on_the_same_data_uses_the_cache(finished_job: Path, make_job: MakeJob, dataset: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (dataset / "cache").iterdir()}
-    job_dir = make_job(training={"epochs": 1, "trigger": "egg"}, validation={"test": False})
+    job_dir = make_job(
+        training={"epochs": 1, "trigger": "egg"}, method={"targets": "attention"}, validation={"test": False}
+    )
 
     assert run(RunOptions(job_dir=job_dir)) == EXIT_FINISHED
     assert {path: path.stat().st_mtime_ns for path in (dataset / "cache").iterdir()} == before
@@ -212,7 +214,12 @@ def test_a_run_that_is_killed_and_stopped_at_random_moments_resumes_bit_for_bit(
 def test_sigterm_saves_a_checkpoint_of_the_current_step_and_the_job_can_be_finished(
     make_job: MakeJob, fork_server: ForkServer
 ) -> None:
-    job_dir = make_job(training={"epochs": 1000}, early_stopping={"enabled": False})
+    job_dir = make_job(
+        training={"epochs": 1000},
+        method=FEW_LAYERS,
+        samples={"prompts": ["a red egg"]},
+        early_stopping={"enabled": False},
+    )
     process = start(fork_server, job_dir)
     wait_for(process, job_dir, EpochEnded)
     process.terminate()
@@ -240,7 +247,8 @@ def test_a_job_without_a_step_cannot_be_finished(make_job: MakeJob) -> None:
 @pytest.mark.slow
 def test_a_training_ends_after_its_steps_within_an_epoch(make_job: MakeJob) -> None:
     """Also the schedule: it ends with the last step."""
-    job_dir = make_job(training={"epochs": 9, "max_steps": 7, "schedule": "linear"}, validation={"test": False})
+    training = {"epochs": 9, "max_steps": 7, "schedule": "linear"}
+    job_dir = make_job(training=training, method=FEW_LAYERS, validation={"test": False})
 
     assert run(RunOptions(job_dir=job_dir)) == EXIT_FINISHED, events_of(job_dir)[-1]
 
@@ -258,6 +266,7 @@ def test_a_training_ends_after_its_steps_within_an_epoch(make_job: MakeJob) -> N
 def test_a_training_that_learns_nothing_stops_early(make_job: MakeJob) -> None:
     job_dir = make_job(
         training={"epochs": 50, "learning_rate": 1e-6, "repeats": 1},
+        method=FEW_LAYERS,
         early_stopping={"patience": 2, "min_delta": 0.05, "warmup_epochs": 0},
         validation={"test": False},
     )
@@ -277,7 +286,7 @@ def test_a_diverging_training_fails_and_keeps_the_last_good_weights(
 ) -> None:
     from trainer.tasks.diffusion import DiffusionTask
 
-    job_dir = make_job()
+    job_dir = make_job(method=FEW_LAYERS)
     real = DiffusionTask.train_loss
 
     def poisoned(self: DiffusionTask, *arguments: Any) -> torch.Tensor:

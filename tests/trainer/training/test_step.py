@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.trainer.conftest import MakeJob, job_maker
+from tests.trainer.conftest import FEW_LAYERS, MakeJob, job_maker
 from tests.trainer.fork_server import ForkedProcess, ForkServer
 from tests.trainer.job_events import curve_of, events_of
 from trainer.device import Processes
@@ -171,7 +171,8 @@ def test_a_rising_loss_ends_the_training_and_the_best_epoch_can_be_exported(
     make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # 8 images, 8 times: an epoch of 64, twice the window for divergence.
-    job_dir = make_job(**{**EXACT, "training": {**EXACT["training"], "repeats": 8}, "validation": {"test": True}})
+    training = {**EXACT["training"], "repeats": 8}
+    job_dir = make_job(**{**EXACT, "training": training, "method": FEW_LAYERS, "validation": {"test": True}})
     real = DiffusionTask.train_loss
 
     def shooting_up(self: DiffusionTask, *arguments: Any) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 import unicodedata
 from abc import ABC, abstractmethod
@@ -26,6 +27,8 @@ from trainer.protocol.report import RefusalKind
 from trainer.protocol.text import _
 
 _EAST_ASIAN_ENCODINGS = ("gb18030", "cp932", "cp949", "big5")
+#: How libraries say that a file ends before its content does.
+_ENDS_EARLY = re.compile(r"truncat|end of (?:file|data|stream|the end-of-stream)|ended before|incomplete|eof")
 #: Code pages of names, in which too few letters are tried.
 _NAME_ENCODINGS = ("cp437", "cp850", "cp1252", "cp866", "cp1251", "cp852", *_EAST_ASIAN_ENCODINGS)
 
@@ -165,12 +168,16 @@ def damage_refused(*errors: type[Exception]) -> Iterator[None]:
 
 
 def refusal_for(error: Exception) -> RefusedError:
-    """The refusal for an error that a library raised while it read an archive."""
+    """The refusal for an error that a library raised while it read an archive or a dataset, in words of ours."""
     message = str(error).lower()
     # lzma and zstd, when they need more than the limit that they were given.
     if isinstance(error, MemoryError) or "memory usage limit" in message or "requires too much memory" in message:
         return RefusedError(RefusalKind.TOO_LARGE, _("unpacking it takes more memory than is allowed"))
-    return damaged(printable(str(error))[:120] or type(error).__name__)
+    if isinstance(error, EOFError) or _ENDS_EARLY.search(message):
+        return cut_short()
+    if "crc" in message or "checksum" in message:
+        return damaged(_("its checksum is wrong"))
+    return damaged(_("its data is wrong"))
 
 
 def damaged(details: str) -> RefusedError:

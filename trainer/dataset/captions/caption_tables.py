@@ -144,7 +144,18 @@ def _records_in(value: object) -> Sequence[object]:
         lists = [each for each in value.values() if isinstance(each, list) and each and isinstance(each[0], dict)]
         are_alike = len({frozenset(each[0]) for each in lists}) == 1
         return [*chain(*lists)] if are_alike else ()
-    return value if isinstance(value, list) else ()
+    records = value if isinstance(value, list) else ()
+    return [*chain.from_iterable(map(_posted, records))] if records and _posted(records[0]) else records
+
+
+def _posted(record: object) -> Sequence[Record]:
+    """The images of a post as Instagram and Facebook export it: one has its own caption, several that of the post."""
+    if not isinstance(record, dict) or not isinstance(media := record.get("media"), list):
+        return ()
+    images = [each for each in media if isinstance(each, dict) and "uri" in each]
+    return [
+        {FILE_COLUMNS[0]: each["uri"], CAPTION_COLUMNS[0]: each.get("title") or record.get("title")} for each in images
+    ]
 
 
 def _captions_or_rows(
@@ -198,10 +209,13 @@ def _row(line: int, record: Record, columns: Columns) -> CaptionRow | str:
         if last not in (*columns.captions[:1], *columns.tags[:1]):
             return _("it has more cells than the table has columns; captions with commas need quotes")
         record = {**record, last: joined}
+    captions = captions_of(record, columns.captions, columns.tags)
+    if captions == ("",) and any(isinstance(record.get(name), dict) and record[name] for name in columns.captions):
+        return _("it has data instead of a caption (in the column {column})", column=columns.captions[0])
     return CaptionRow(
         line=line,
         file=file,
-        captions=captions_of(record, columns.captions, columns.tags),
+        captions=captions,
         class_name=class_of(record, columns.class_names),
     )
 

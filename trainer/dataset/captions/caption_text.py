@@ -6,6 +6,7 @@ import html
 import re
 import unicodedata
 from contextlib import suppress
+from urllib.parse import unquote
 
 #: Captions are cut here, wherever they come from: models read 75 tokens, or 512 with a T5, and each check of a caption
 #: costs its length.
@@ -13,6 +14,12 @@ MAX_CAPTION_CHARACTERS = 4000
 MAX_CLASS_CHARACTERS = 200
 #: Of so many times the characters, invisible ones and spaces are removed.
 _READ_FACTOR = 4
+
+#: What people and language models write before a caption, as a heading or on the same line.
+CAPTION_LABEL = (
+    r"(?:(?:image |positive )?(?:caption|prompt|description)|(?:图片|图像|画面)?描述|(?:正向|正面)?提示词"
+    r"|キャプション|説明|캡션|설명|(?:bild)?beschreibung|descripci[oó]n|descriç[aã]o|l[ée]gende|didascalia|descrizione|описание|подпись)"
+)
 
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 #: Characters without a glyph that are not in category Cf.
@@ -47,8 +54,31 @@ _NETWORK = re.compile(
 )
 #: The words and the thoughts of language models: Florence's and BLIP's tokens, chat templates, reasoning.
 _MODEL_TOKEN = re.compile(
-    r"<(?:pad|unk|bos|eos|sep|cls)>|<\|[\w-]{1,30}\|>|\[(?:SEP|CLS|PAD)\]|<think>.*?(?:</think>|\Z)", re.DOTALL
+    r"<(?:pad|unk|bos|eos|sep|cls)>|<\|[\w-]{1,30}\|>|\[(?:SEP|CLS|PAD)\]|<think>.*?(?:</think>|\Z)"
+    r"|\A\s*<s>|</s>\s*\Z|<(?:MORE_)?(?:DETAILED_)?CAPTION>:?",
+    re.DOTALL,
 )
+#: What chat templates put before an answer.
+_QUESTION = re.compile(
+    r"\s*(?:(?:user|human): ?.*?\bassistant:|\[inst\].*?\[/inst\]|#{2,3} ?(?:response|answer|assistant):)",
+    re.DOTALL | re.IGNORECASE,
+)
+#: What a language model offers below its answer.
+_OFFER = re.compile(
+    r"let me know|would you like|feel free|(?:i )?hope this|is there anything|if you(?:['’]d| would| need| want)"
+    r"|如果您?你?(?:需要|想|还)|希望(?:这|对)|需要我",
+    re.IGNORECASE,
+)
+_BOLD, _QUOTED = re.compile(r"\*\*([^*\n]+)\*\*"), re.compile(r'["“]([^"“”]+)["”]')
+#: Words in quotation marks from which on they are a caption, and not a text in the image.
+_MIN_QUOTED_WORDS = 3
+#: What Midjourney reads behind a prompt, and what is around one in its messages: `**a cat --ar 3:2** - <@12> (fast)`.
+_MIDJOURNEY_OPTIONS = re.compile(r"(?:\s--[a-z]{1,8}\b(?:[ \t](?!--)[^\s*]+)*){1,20}\Z")
+_MIDJOURNEY_MESSAGE = re.compile(r"\*\*(?P<prompt>[^*]+)\*\* - [^\n]{0,60}<@!?\d+>.*", re.DOTALL)
+#: Without a mark of all these, a line is as it was written.
+_WRAPPED = re.compile(r'\*\*|["“\\%]| --|\A(?:user|human|\[inst|##)|\d\)?,?\Z', re.IGNORECASE)
+#: A tag with the confidence of a tagger: `1girl: 0.98`, `solo (0.9)`.
+_SCORED_TAG = re.compile(r"\s*(?P<tag>[^\s(].*?)(?:\s*[:=]\s*|\s+)\(?(?:0?\.\d+|1\.0+)\)?\s*")
 #: What programs write where there is no text, and the errors of spreadsheets.
 _NO_TEXT = re.compile(r"nan|NaN|None|null|NULL|N/A|<NA>|undefined|#(N/A|NAME\?|REF!|VALUE!|DIV/0!|NULL!|NUM!)")
 
@@ -68,13 +98,47 @@ def clean_caption(text: str) -> str:
     Empty for what programs write where there is none, such as `nan`.
     """
     text = text[: _READ_FACTOR * MAX_CAPTION_CHARACTERS]
-    text = _MODEL_TOKEN.sub(" ", text)
+    text = _unwrapped(_MODEL_TOKEN.sub(" ", text))
     end = _BELOW_PROMPT.search(text) if _PARAMETERS.search(text) else _NEGATIVE_LINE.search(text)
     if end:
         text = text[: end.start()]
     text = _ELEMENT.sub(lambda element: "" if element[1].lower() in _INLINE else " ", _NETWORK.sub("", text.lstrip()))
     text = clean_text(_ENTITY.sub(lambda entity: html.unescape(entity[0]), text))
     return "" if _NO_TEXT.fullmatch(text) else text
+
+
+def _unwrapped(text: str) -> str:
+    """A caption without what language models, taggers and generators put around it."""
+    text = text.strip()
+    if "\n" not in text and _WRAPPED.search(text) is None:
+        return text
+    if message := _MIDJOURNEY_MESSAGE.fullmatch(text):
+        text = message["prompt"].strip()
+    if " --" in text:
+        text = _MIDJOURNEY_OPTIONS.sub("", text)
+    if question := _QUESTION.match(text):
+        text = text[question.end() :].strip()
+    lines = text.splitlines()
+    if len(lines) > 2 and not lines[-2].strip() and _OFFER.match(lines[-1].strip()):
+        text = "\n".join(lines[:-2])
+    text = _BOLD.sub(r"\1", text)
+    if (quoted := _QUOTED.fullmatch(text)) and len(text.split()) >= _MIN_QUOTED_WORDS:
+        text = quoted[1]
+    if " " not in text and text.count("%20") > 1:
+        text = unquote(text)
+    elif len(lines) == 1:
+        # Line ends as JSON and programs write them.
+        text = text.replace("\\r\\n", "\n").replace("\\n", "\n")
+    return _without_scores(text)
+
+
+def _without_scores(text: str) -> str:
+    """Tags without the confidence of a tagger, if each has one; other texts as they are."""
+    parts = re.split(r"[,\n]", text.strip(" ,"))
+    if len(parts) < 2 or not text.rstrip(" ,)")[-1:].isdecimal():
+        return text
+    scored = [_SCORED_TAG.fullmatch(part) if len(part) < MAX_CLASS_CHARACTERS else None for part in parts]
+    return ", ".join(match["tag"] for match in scored if match) if all(scored) else text
 
 
 def clean_text(text: str, most: int = MAX_CAPTION_CHARACTERS) -> str:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, compress, groupby, islice, takewhile
 
+from trainer.dataset.captions.caption_text import CAPTION_LABEL
 from trainer.dataset.captions.table_columns import (
     CAPTION_COLUMNS,
     CLASS_COLUMNS,
@@ -22,7 +23,8 @@ from trainer.protocol.text import _
 
 #: Rows of one table: more than a dataset may have images.
 MAX_ROWS = 50_000
-_DELIMITERS = ",;\t|，；"
+#: The last is that of LaTeX.
+_DELIMITERS = ",;\t|，；&"
 #: A line of a list: `cat.png: a cat`, `- cat.png => a cat`, `"my cat.png" a cat`.
 _LIST_LINE = re.compile(
     r"""\s*(?:[-*•]\s+|\d{1,4}[.)]\s+)?["'`*]{0,2}(?P<file>[^\t|;,"'`*]{1,300}?\.\w{2,5})["'`*]{0,2}"""
@@ -30,8 +32,11 @@ _LIST_LINE = re.compile(
 )
 #: A line that has the name of an image alone, above the lines of its caption: `cat.png`, `[cat.png]`, `## cat.png`.
 _NAME_LINE = re.compile(
-    r"""[#*\["'`\s]{0,8}(?:\d{1,4}[.)]\s)?(?P<file>[^\t|,;，；*"'`[\]]{1,300}?\.\w{2,5})[\]*"'`:：\s]{0,8}"""
+    r"""[#*\["'`\s]{0,8}(?:\d{1,4}[.)]\s)?(?:(?:file|image|file ?name|图片|文件名?) ?[:：]\s{0,8})?"""
+    r"""(?P<file>[^\t|,;，；*"'`[\]]{1,300}?\.\w{2,5})[\]*"'`:：\s]{0,8}""",
+    re.IGNORECASE,
 )
+_CAPTION_MARK = re.compile(rf"\A{CAPTION_LABEL} ?[:：]\s{{0,8}}", re.IGNORECASE)
 #: The ending of a name; captions have none as a rule, and thousands of texts are asked.
 _ENDING = re.compile(r"\.\w{2,5}\b")
 #: Attributes or coordinates, as in CelebA's lists.
@@ -88,8 +93,8 @@ def delimited_lines(text: str, names_image: NamesImage) -> Iterator[Line]:
         yield from _list_lines(lines, names_image)
         return
     delimiter = named[1] if named else _find_delimiter(judged, names_image)
-    if delimiter == "|":
-        lines = [*map(_without_frame, lines)]
+    if delimiter in _ROW_FRAMES:
+        lines = [*map(_ROW_FRAMES[delimiter], lines)]
     has_single = _has_single_quotes(judged, delimiter)
     rows = _read_cells(
         [line.translate(_OTHER_QUOTES) for line in lines] if has_single else lines, first, delimiter, names_image
@@ -157,7 +162,7 @@ def _blocks(lines: Sequence[str], names_image: NamesImage) -> list[Line]:
         elif bare and not blocks:
             return []
         elif bare:
-            blocks[-1][2].append(bare)
+            blocks[-1][2].append(bare if blocks[-1][2] else _CAPTION_MARK.sub("", bare))
     are_full = all(captions for _line, _file, captions in blocks)
     return [(line, _labeled(file, " ".join(captions))) for line, file, captions in blocks] if are_full else []
 
@@ -214,6 +219,15 @@ def _without_frame(line: str) -> str:
     return bare.removeprefix("|").removesuffix("|") if bare.startswith("|") else line
 
 
+def _without_commands(line: str) -> str:
+    """A row of a table in LaTeX without the commands around it and the marks before special characters."""
+    row = re.sub(r"^\s*(?:\\[a-z]{4,}\b(?:\{[^{}]*\})*\s*)+|\\\\.*", "", line.replace(r"\&", "and"))
+    return "&".join(re.sub(r"\\([%$#_{}])", r"\1", cell.strip()) for cell in row.split("&"))
+
+
+_ROW_FRAMES = {"|": _without_frame, "&": _without_commands}
+
+
 def _is_header(cells: Sequence[str], names_image: NamesImage) -> bool:
     return any(normalized(cell) in FILE_COLUMNS for cell in cells) or not any(map(names_image, cells))
 
@@ -224,7 +238,8 @@ def _below_header(header: Sequence[str], rows: Iterable[tuple[int, list[str]]], 
     for line, cells in rows:
         record: dict[str, object] = {}
         for column, cell in zip(columns, cells, strict=False):
-            record.setdefault(column, cell)
+            # Of two columns of one name, the first one that is filled.
+            record[column] = record.get(column) or cell
         if any(cell.strip() for cell in cells[last + 1 :]):
             # A caption in the last column often contains the delimiter without quotes.
             record[REST] = columns[last], delimiter.join(cells[last:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 
@@ -22,11 +23,13 @@ _INNER = ("file_attributes", "data", "image", "metadata", "meta")
 _TURNS = (("conversations", "from", "value"), ("messages", "role", "content"))
 _ANSWERS = ("gpt", "assistant", "model")
 _MAX_TURNS = 50
+_IMAGE_TAG = re.compile(r"<img>([^<>\n]{1,1024})</img>")
 
 
 def flat_record(record: Mapping[str, object]) -> Record:
     """The record with the captions and names of its inner objects as columns; the same if there are none."""
-    has_captions = any(record.get(name) for name in (*CAPTION_COLUMNS, *TAG_COLUMNS))
+    answer = _object_in(_object_in(record.get("response")).get("body"))
+    has_captions = not answer and any(record.get(name) for name in (*CAPTION_COLUMNS, *TAG_COLUMNS))
     objects = [_object_in(record.get(name), is_json_read=not has_captions) for name in _INNER]
     inner = {key: value for each in objects for key, value in each.items()}
     captions = [] if has_captions else [*islice(_nested_captions(record), MAX_CAPTIONS)]
@@ -55,14 +58,24 @@ def _nested_image(record: Mapping[str, object]) -> str:
     images = record.get("images")
     parts = [part for turn in _list_in(record.get("messages")) for part in _list_in(turn.get("content"))]
     candidates = [*(images[:1] if isinstance(images, list) else ()), *(part.get("image") for part in parts)]
-    return next((name for name in candidates if isinstance(name, str)), "")
+    turns = ((turn, content) for name, _author, content in _TURNS for turn in _list_in(record.get(name)))
+    # Qwen has it within the question.
+    asked = (tag[1] for turn, content in turns if (tag := _IMAGE_TAG.search(f"{turn.get(content)}")))
+    return next((name for name in candidates if isinstance(name, str)), "") or next(asked, "")
 
 
 def _nested_captions(record: Mapping[str, object]) -> Iterator[str]:
     for name, author, content in _TURNS:
+        turns = record.get(name)
+        if isinstance(turns, list) and turns and all(isinstance(turn, str) for turn in turns):
+            # The question, and its answer.
+            yield from turns[1:2] or turns
         # Later answers are about details.
         answers = (turn for turn in _list_in(record.get(name)) if turn.get(author) in _ANSWERS)
         yield from _texts_in(next(answers, {}).get(content), "text")
+    # The results of a batch of OpenAI's.
+    choices = _list_in(_object_in(_object_in(record.get("response")).get("body")).get("choices"))
+    yield from _texts_in([_object_in(choice.get("message")).get("content") for choice in choices[:1]], "")
     # PaliGemma: the question and the answer.
     if isinstance(record.get("prefix"), str):
         yield from _texts_in(record.get("suffix"), "")

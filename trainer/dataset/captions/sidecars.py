@@ -10,7 +10,7 @@ from operator import eq
 from pathlib import PurePosixPath
 
 from trainer.dataset.captions.caption_tables import CaptionTable, read_json
-from trainer.dataset.captions.caption_text import MAX_CAPTION_CHARACTERS, clean_caption
+from trainer.dataset.captions.caption_text import CAPTION_LABEL, MAX_CAPTION_CHARACTERS, clean_caption
 from trainer.dataset.captions.caption_words import are_tags, content_words, is_stop_word
 from trainer.dataset.captions.table_columns import MAX_CAPTIONS, TableError
 from trainer.dataset.input_files import CAPTION_EXTENSIONS, SourceEntry, composed, has_image_name, same_name_key
@@ -34,29 +34,56 @@ _REFUSAL = re.compile(
 )
 #: What a language model says before its description, and the properties above a note (Obsidian).
 _PREAMBLE = re.compile(
-    r"(?:here(?:['’]s| is)|sure|certainly|of course)\b[^\n]{0,120}:\s*\n+|---\s*\n(?:[^\n]{0,200}\n){1,30}?---\s*\n+",
+    r"(?:here(?:['’]s| is| are)|sure|certainly|of course)\b[^\n]{0,120}:\s*\n+"
+    r"|(?:好的|当然|以下是|这是)[^\n]{0,60}[:：]\s*\n+"
+    r"|---\s*\n(?:[^\n]{0,200}\n){1,30}?---\s*\n+",
     re.IGNORECASE,
 )
-#: What people and language models write before a caption and before tags: as a heading, or on the same line.
-_CAPTION_LABEL = r"(?:(?:image |positive )?(?:caption|prompt|description)|(?:图片|图像|画面)?描述|(?:正向|正面)?提示词)"
+#: What is written before tags.
 _TAGS_LABEL = r"(?:tags|keywords|标签|关键词)"
 _HEADING = re.compile(
-    rf"(?:[#*_]{{1,6}} ?{_CAPTION_LABEL}[:：]?[*_]{{0,3}}[:：]?[ \t]*[\r\n]|{_CAPTION_LABEL} ?[:：])\s*", re.IGNORECASE
+    rf"(?:[#*_]{{1,6}} ?{CAPTION_LABEL}[:：]?[*_]{{0,3}}[:：]?[ \t]*[\r\n]|{CAPTION_LABEL} ?[:：])\s*", re.IGNORECASE
 )
 #: A line of a text that has one for each property.
 _FIELD = re.compile(r"[#*_ ]{0,6}(?P<name>[^\W\d][\w ]{0,24}?)[*_]{0,3} ?[:：][*_]{0,3}\s*(?P<text>\S.*)")
 _MARKUP = re.compile(r"<(?:!doctype|html|\?xml)\b", re.IGNORECASE)
 #: An object as Python prints it, or a list of them.
 _PYTHON = re.compile(r"\[?\{'[^'\n]{1,60}': |\['[^\n]{0,4000}'\]\Z")
-#: An error, or data instead of words.
+#: An error, or data instead of words. An image can have words such as "Error: try again" in it.
 _OUTPUT = re.compile(
-    r"traceback \(most recent|\w{0,40}(?:error|exception): |\[object object\]|tensor\(|\{\"error\"|[a-z\d+/=]{80,}\Z",
+    r"traceback \(most recent|\[object object\]|tensor\(|\{\"error\"|[a-z\d+/=]{80,}\Z"
+    r"|(?-i:[\w.]{0,80}\w(?:Error|Exception)): |error(?: code)?: ?(?:\w+ (?-i:E[A-Z]{5,})"
+    r"|\d{3}[ -]{1,3}(?:too many|bad |unauthorized|forbidden|not found|internal|service|gateway|\{)"
+    r"|(?:failed|unable|could not|cannot|can['’]t|no module|connection|request|invalid|timed? ?out|rate limit)\b"
+    r"|(?:cuda )?out of memory)",
     re.IGNORECASE,
 )
+#: The times of subtitles (SubRip, WebVTT).
+_SUBTITLES = re.compile(r"(?:WEBVTT\b|(?:\d{1,6}\s*\n)?\s*(?:\d{1,3}:)?\d\d:\d\d[.,]\d{3} --> )")
+#: Names of what cameras and programs store in images, without spaces; the least number and share of them in some lines.
+_PROPERTIES_TEXT = """
+make model camera cameramake cameramodel lens lensmodel iso isospeed isospeedratings fnumber fstop aperture
+aperturevalue shutterspeed shutterspeedvalue exposure exposuretime exposureprogram exposuremode exposurebias
+exposurebiasvalue exposurecompensation focallength focallengthinmmfilm flash whitebalance meteringmode filename
+filesize filetype filetypeextension filemodificationdatetime mimetype imagewidth imageheight imagesize dimensions
+datetime datetimeoriginal datetimedigitized datetaken createdate modifydate software orientation xresolution
+yresolution resolutionunit colorspace bitdepth megapixels gpslatitude gpslongitude gpsposition gpsaltitude
+"""
+_PROPERTIES = frozenset(_PROPERTIES_TEXT.split())
+_MIN_PROPERTIES, _MIN_PROPERTY_SHARE, _MAX_PROPERTIES = 3, 0.5, 200
 #: The name of an image before its caption.
 _OWN_NAME = re.compile(
     r"(?P<stem>[^\n]{1,200})\.(?:png|jpe?g|webp|gif|bmp|avif|heic|tiff?)\s{0,4}[:：=–—-]{1,2}>?\s{1,4}", re.IGNORECASE
 )
+#: The captions among which a language model lets one choose, each behind its number: `**Option 1 (short):** a cat`.
+_OPTION = re.compile(
+    r"(?m)^[#*_> \t-]{0,8}"
+    r"(?:option|version|variant|variation|alternative|caption|prompt|description|选项|方案|版本|描述) ?"
+    r"(?:#?\d{1,2}|[一二三四五]|[A-E]\b)[*_]{0,3} ?(?:[(（][^()（）\n]{1,60}[)）])?[*_]{0,3}[ \t]*"
+    r"(?:[:：.–—-]+[*_]{0,3}|$)[ \t]*",
+    re.IGNORECASE,
+)
+_MAX_TITLE_WORDS = 5
 #: The mark before each line of a list.
 _LIST_MARK = re.compile(r"(?:[-*•‣]|\d{1,2}[.)])\s+")
 #: Folders of texts beside or below those of images, and folders of images.
@@ -108,8 +135,13 @@ def _problem_of(content: str) -> str:
     """Why a text is no caption, as a clause; empty if it may be one."""
     if content.startswith("{\\rtf"):
         return _("it is RTF, not plain text; save it as plain text")
-    if _are_boxes(content.splitlines()):
+    lines = content.splitlines()
+    if _are_boxes(lines):
         return _("it has the boxes of a detector, not a caption")
+    if _are_properties(lines):
+        return _("it has the properties of a file, not a caption")
+    if _SUBTITLES.match(content):
+        return _("it has the subtitles of a film, not a caption")
     if content.startswith("version https://git-lfs.github.com/"):
         return _("it is a pointer of Git LFS; the text itself is fetched by git lfs pull")
     if _MARKUP.match(content):
@@ -134,6 +166,14 @@ def _is_box(words: Sequence[str]) -> bool:
     return numbers >= _MIN_COORDINATES and numbers >= _MIN_NUMBERS * min(len(words), _MAX_BOX_WORDS)
 
 
+def _are_properties(lines: Sequence[str]) -> bool:
+    """True for what EXIF has about a photograph, without a description."""
+    names = [re.split("[:=：]", line, maxsplit=1)[0].strip() for line in lines[:_MAX_PROPERTIES] if line.strip()]
+    found = sum("".join(re.findall("[a-z]+", name.lower())).removeprefix("exif") in _PROPERTIES for name in names)
+    has_caption = any(re.fullmatch(CAPTION_LABEL, name, re.IGNORECASE) for name in names)
+    return found >= max(_MIN_PROPERTIES, _MIN_PROPERTY_SHARE * len(names)) and not has_caption
+
+
 def _captions_in_json(content: str) -> tuple[str, ...]:
     """The captions of JSON in a text, as language models answer; () if it is none: brackets are common in prompts."""
     if content.startswith("```") and content.endswith("```"):
@@ -155,6 +195,8 @@ def captions_in_lines(content: str) -> tuple[str, ...]:
     one text. Two captions of one image have words in common, two sentences of one description hardly.
     """
     content = _PREAMBLE.sub("", content, count=1) if _PREAMBLE.match(content) else content
+    if options := _options(content):
+        return options
     if labeled := _labeled_caption(content):
         return (labeled,)
     content = _HEADING.sub("", content, count=1) if _HEADING.match(content) else content
@@ -162,7 +204,7 @@ def captions_in_lines(content: str) -> tuple[str, ...]:
     split = content[: 4 * MAX_CAPTION_CHARACTERS].strip().splitlines()
     # What is no part of the caption, such as a generator's parameters, is no line of it either.
     lines = [line for line in dict.fromkeys(map(clean_caption, split)) if line and line in whole]
-    if len(lines) > 1 and all(map(_LIST_MARK.match, lines)):
+    if all(map(_LIST_MARK.match, lines)) and (len(lines) > 1 or content.startswith("1")):
         lines = [_LIST_MARK.sub("", line, count=1) for line in lines]
     if len(lines) < 2:
         line = next(iter(lines), whole)
@@ -171,6 +213,25 @@ def captions_in_lines(content: str) -> tuple[str, ...]:
         return (clean_caption(", ".join(lines)),)
     is_in_paragraphs = any(not each.strip() for each in split)
     return tuple(lines[:MAX_CAPTIONS]) if not is_in_paragraphs and _are_alike(lines) else (whole,)
+
+
+def _options(content: str) -> tuple[str, ...]:
+    """The captions of which a language model offers several; () for other texts."""
+    before, *options = _OPTION.split(content[: 4 * MAX_CAPTION_CHARACTERS])
+    if len(options) < 2 or (before.strip() and not before.rstrip().endswith((":", "："))):
+        return ()
+    # What it says after the last one is no part of it.
+    split = [[*filter(str.strip, re.split(r"\n\s*\n|\n[*_-]{3,}", option.strip()))] for option in options]
+    if all(len(parts[0].splitlines()) == 1 < len(parts) and _is_title(parts[0]) for parts in split if parts):
+        split = [parts[1:] for parts in split]
+    elif all("\n" in parts[0] and _is_title(parts[0].splitlines()[0]) for parts in split if parts):
+        split = [[parts[0].partition("\n")[2]] for parts in split if parts]
+    captions = [clean_caption(parts[0]).strip('*_"“” ') for parts in split if parts]
+    return tuple(dict.fromkeys(filter(None, captions)))
+
+
+def _is_title(line: str) -> bool:
+    return len(line.split()) <= _MAX_TITLE_WORDS and not line.rstrip("*_ ").endswith((".", "。"))
 
 
 def _labeled_caption(content: str) -> str:
@@ -182,7 +243,7 @@ def _labeled_caption(content: str) -> str:
         fields.append((field["name"], field["text"]))
     labeled = (
         next((text for name, text in fields if re.fullmatch(label, name, re.IGNORECASE)), "")
-        for label in (_CAPTION_LABEL, _TAGS_LABEL)
+        for label in (CAPTION_LABEL, _TAGS_LABEL)
     )
     return clean_caption(", ".join(filter(None, labeled)))
 

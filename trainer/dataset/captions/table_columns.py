@@ -23,14 +23,25 @@ FILE_COLUMNS = (
 )
 #: The answer of a model comes before what it was asked.
 CAPTION_COLUMNS = (
-    *("caption", "text", "response", "prompt", "positive_prompt", "description", "blip_caption", "captions", "comment"),
+    *(
+        "caption",
+        "text",
+        "response",
+        "prompt",
+        "positive_prompt",
+        "positive",
+        "description",
+        "blip_caption",
+        "captions",
+        "comment",
+    ),
 )
 TAG_COLUMNS = ("tags", "tag_string")
 CLASS_COLUMNS = ("class", "class_name", "label", "category", "concept", "style")
 #: Never captions, whatever is in them.
 _OTHER_COLUMNS = {
     *("id", "index", "url", "source", "author", "artist", "license", "split", "date", "created_at", "rating"),
-    *("model", "sampler", "negative_prompt", "lang", "language", "user", "username", "comment_number"),
+    *("model", "sampler", "negative_prompt", "negative", "lang", "language", "user", "username", "comment_number"),
 }
 
 #: A list in a caption column is captions of one image, unless so much of it is single words: then it is tags.
@@ -254,6 +265,8 @@ def captions_in(value: object) -> tuple[str, ...]:
         return tuple(text for text in cleaned if text)
     if not isinstance(value, dict) or not value:
         return ()
+    if named := _known(value, CAPTION_COLUMNS):
+        return next((found for name in named if (found := captions_in(value[name]))), ())
     if texts := [text for text in value.values() if isinstance(text, str) and not _NO_TEXT.fullmatch(text)]:
         # Captions by the model that wrote them.
         cleaned = dict.fromkeys(map(clean_caption, texts[:MAX_CAPTIONS]))

@@ -105,6 +105,15 @@ def decode_jpeg(data: bytes, size: tuple[int, int], mode: str, scale: float = 1.
     return decoded(strict=False)
 
 
+def jpeg_pixels(data: bytes) -> int | None:
+    """Area of a JPEG by its header, in a tenth of the time of Pillow; None if this is none, or only Pillow reads it."""
+    try:
+        height, width, *_space = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    return int(height * width)
+
+
 def _is_padding(warning: str, data: bytes) -> bool:
     extraneous = re.search(r"(\d+) extraneous bytes before marker 0xd9", warning)
     if extraneous is None:

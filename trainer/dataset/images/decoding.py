@@ -29,7 +29,7 @@ from PIL import (  # noqa: F401  each import registers a format; `Image.init()` 
     WebPImagePlugin,
 )
 
-from trainer.dataset.images.damage import DamagedError, decode_jpeg, require_undamaged, said_by_decoder
+from trainer.dataset.images.damage import DamagedError, decode_jpeg, jpeg_pixels, require_undamaged, said_by_decoder
 from trainer.dataset.images.strip_metadata import is_srgb, strip_metadata
 from trainer.dataset.input_files import MIB, Limits
 from trainer.errors import DatasetError
@@ -297,10 +297,11 @@ def _memory_to_decode(data: bytes, limits: Limits) -> int:
     # Opening a WebP makes room for two frames of it.
     if data[8:12] == b"WEBP":
         pixels, per_pixel = _webp_pixels(data[:30]), _BYTES_PER_PIXEL
+    elif (of_jpeg := jpeg_pixels(data)) is not None:
+        pixels, per_pixel = of_jpeg, _BYTES_PER_JPEG_PIXEL
     else:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
-            pixels = opened.width * opened.height
-            per_pixel = _BYTES_PER_JPEG_PIXEL if opened.format in ("JPEG", "MPO") else _BYTES_PER_PIXEL
+            pixels, per_pixel = opened.width * opened.height, _BYTES_PER_PIXEL
     _check_pixels(pixels, limits)
     return per_pixel * pixels
 

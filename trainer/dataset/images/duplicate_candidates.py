@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.dataset.images.image_registration import MAX_BITS, MAX_SCALE
+from trainer.dataset.images.image_registration import MAX_SCALE, CandidatePair, KeypointGuess, Transform, is_plausible
 from trainer.dataset.images.perceptual_hash import KEYPOINTS, LAYOUT_PX, HashTable
+from trainer.dataset.memory import release_memory
 
 #: Low frequencies of each layout that are compared.
 _FREQUENCIES = 6
@@ -24,6 +25,8 @@ _BLOCK, _MOST_SHARED = 2**16, 4_000_000
 #: Bits, of 256, by which two keypoints of one motif differ at most to be found among all, and keypoints that two images
 #: must share.
 _MAX_NEAR_BITS, _MIN_SHARED = 44, 4
+#: Bits by which two matched keypoints differ at most.
+_MAX_BITS = 64
 #: Those that must agree on how one image is moved to the other: where their layouts differ, where they are similar (one
 #: of 656 pairs found without it had fewer), and of two frames (of 61 pairs none had fewer than 10).
 _MIN_CONSISTENT, _MIN_CONSISTENT_OF_SIMILAR, _MIN_CONSISTENT_OF_FRAMES = 6, 4, 5
@@ -33,6 +36,8 @@ _MIN_OF_MATCHES, _MIN_OF_SHOWN = 0.6, 0.15
 #: Movements of one image to the other that are tried; how far apart the two keypoints are that tell one, and how close
 #: to it others are, px.
 _HYPOTHESES, _MIN_APART_PX, _CONSISTENT_PX = 200, 8, 3
+#: Keypoints from which also a squeeze is told, and the ratio of its scales at most.
+_MIN_FITTED, _MAX_SHEAR = 8, 1.3
 #: Turns points [N, 2] into complex numbers.
 _COMPLEX = np.array([1, 1j], np.complex64)
 #: Correlation of two layouts from which a pair is compared, and with common keypoints; the margin around the middle.
@@ -46,12 +51,12 @@ _CANDIDATES, _ROUGH_CANDIDATES = 6, 16
 #: Numbers in the names of two frames of a burst differ by so much at most, and the times at which they were taken, s.
 _BURST_STEP, _BURST_S = 2, 2.0
 
-Pair = tuple[int, int]
 Float = NDArray[np.float32]
+Points = NDArray[np.complex64]
 Numbers = NDArray[np.int64]
 
 
-def candidates(hashes: HashTable) -> Iterator[Pair]:
+def candidates(hashes: HashTable) -> Iterator[CandidatePair]:
     """Yield pairs of images that may show the same, the likeliest first; not blank images, whose hashes are noise.
 
     At most 12 for each image, so that a set of icons of one template does not cost the square of its size.
@@ -59,7 +64,10 @@ def candidates(hashes: HashTable) -> Iterator[Pair]:
     if (count := len(hashes.numbers)) < 2:
         return
     shared_pairs, of_shared = _sharing_keypoints(hashes)
+    # Else the heap keeps their arrays: 22 MiB of 6,000 images.
+    release_memory()
     alike_pairs, of_alike = _alike_layouts(hashes)
+    release_memory()
     pairs = np.union1d(shared_pairs, alike_pairs)
     shared: Numbers = np.zeros(len(pairs), np.int64)
     alike: NDArray[np.float64] = np.zeros(len(pairs))
@@ -72,51 +80,76 @@ def candidates(hashes: HashTable) -> Iterator[Pair]:
         one, other = divmod(int(pairs[index]), count)
         least = _MIN_CONSISTENT if alike[index] < _MIN_SUPPORTED_CORRELATION else _MIN_CONSISTENT_OF_SIMILAR
         # Most images that share keypoints have a corner or a letter in common. To rule them out here takes a 30th.
-        if alike[index] >= _MIN_CORRELATION or _are_consistent(hashes, one, other, least):
-            yield int(hashes.numbers[one]), int(hashes.numbers[other])
+        guess = _keypoint_guess(hashes, one, other, least)
+        if guess is not None or alike[index] >= _MIN_CORRELATION:
+            yield CandidatePair(int(hashes.numbers[one]), int(hashes.numbers[other]), guess)
 
 
-def _are_consistent(hashes: HashTable, one: int, other: int, least: int, *, is_burst: bool = False) -> bool:
-    """Whether enough of the keypoints that two images share agree on how one is moved, scaled and turned.
+def _keypoint_guess(
+    hashes: HashTable, one: int, other: int, least: int, *, is_burst: bool = False
+) -> KeypointGuess | None:
+    """How one image is moved, scaled and turned to the other; None unless enough of their common keypoints agree.
 
-    0.1 ms for 64 of each. Of a copy, most of the matches agree, or many of the keypoints that both images show; two
+    0.2 ms for 64 of each. Of a copy, most of the matches agree, or many of the keypoints that both images show; two
     images with one motif in common have other matches by chance, and much that only one of them has.
     """
-    (from_points, from_bits), (to_points, to_bits) = hashes.keypoints(one), hashes.keypoints(other)
-    if min(len(from_bits), len(to_bits)) < least:
-        return False
-    # Word by word: a sum along the last axis takes three times as long.
-    words = zip(from_bits.view(np.uint64).T, to_bits.view(np.uint64).T, strict=True)
-    bits = sum(np.bitwise_count(one_word[:, None] ^ other_word).astype(np.uint16) for one_word, other_word in words)
-    nearest = bits.argmin(axis=1)
-    rows = np.arange(len(bits))
-    is_match = (bits[rows, nearest] <= MAX_BITS) & (bits.argmin(axis=0)[nearest] == rows)
-    if np.count_nonzero(is_match) < least:
-        return False
+    points, other_points, matches = _matched(hashes, one, other)
+    if len(matches) < least:
+        return None
     # As complex numbers, such a movement is one product and one sum; two matches tell it.
-    points, other_points = from_points @ _COMPLEX, to_points @ _COMPLEX
-    start, end = points[is_match], other_points[nearest[is_match]]
+    start, end = points[matches[:, 0]], other_points[matches[:, 1]]
     first, second = _pairs_of(len(start))
     apart = start[first] - start[second]
     turn = (end[first] - end[second]) / np.where(apart == 0, 1, apart)
     is_possible = (np.abs(apart) > _MIN_APART_PX) & (np.abs(turn) < MAX_SCALE) & (np.abs(turn) > 1 / MAX_SCALE)
     first, turn = first[is_possible], turn[is_possible, None]
     if not len(first):
-        return False
+        return None
     gap = np.abs(end - end[first, None] - turn * (start - start[first, None]))
-    agreeing = (gap < _CONSISTENT_PX * np.maximum(1, np.abs(turn))).sum(axis=1)
-    best = int(agreeing.argmax())
-    count, moved = agreeing[best], end[first[best]] - turn[best] * start[first[best]]
-    if count < least or is_burst or count >= _MIN_OF_MATCHES * len(start):
-        return bool(count >= least)
+    agrees = gap < _CONSISTENT_PX * np.maximum(1, np.abs(turn))
+    best = int(agrees.sum(axis=1).argmax())
+    count, turned = int(agrees[best].sum()), turn[best, 0]
+    moved = end[first[best]] - turned * start[first[best]]
     shown = min(
-        _count_within(points * turn[best] + moved, hashes.sizes[other]),
-        _count_within((other_points - moved) / turn[best], hashes.sizes[one]),
+        _count_within(points * turned + moved, hashes.sizes[other]),
+        _count_within((other_points - moved) / turned, hashes.sizes[one]),
     )
-    return bool(count >= _MIN_OF_SHOWN * shown)
+    if count < least or not (is_burst or count >= min(_MIN_OF_MATCHES * len(start), _MIN_OF_SHOWN * shown)):
+        return None
+    transform = _similarity(complex(turned), complex(moved))
+    if count >= _MIN_FITTED:
+        fitted = _fitted(start[agrees[best]], end[agrees[best]])
+        transform = fitted if is_plausible(fitted, _MAX_SHEAR) else transform
+    return KeypointGuess(transform, count)
 
 
-def _count_within(points: NDArray[np.complex64], size: Float) -> int:
+def _matched(hashes: HashTable, one: int, other: int) -> tuple[Points, Points, Numbers]:
+    """The keypoints of two images as complex numbers, and the indices [N, 2] of those that are each other's nearest."""
+    (points, bits), (other_points, other_bits) = hashes.keypoints(one), hashes.keypoints(other)
+    start, end = points @ _COMPLEX, other_points @ _COMPLEX
+    if not len(bits) or not len(other_bits):
+        return start, end, np.zeros((0, 2), np.int64)
+    # Word by word: a sum along the last axis takes three times as long.
+    words = zip(bits.view(np.uint64).T, other_bits.view(np.uint64).T, strict=True)
+    apart = sum(np.bitwise_count(one_word[:, None] ^ other_word).astype(np.uint16) for one_word, other_word in words)
+    nearest, rows = apart.argmin(axis=1), np.arange(len(bits))
+    is_match = (apart[rows, nearest] <= _MAX_BITS) & (apart.argmin(axis=0)[nearest] == rows)
+    return start, end, np.stack([rows[is_match], nearest[is_match]], axis=1)
+
+
+def _fitted(start: Points, end: Points) -> Transform:
+    """The affine movement of points with the least squares of the distances that are left."""
+    rows = np.stack([start.real, start.imag, np.ones_like(start.real)], axis=1)
+    movement = np.linalg.lstsq(rows, np.stack([end.real, end.imag], axis=1), rcond=None)[0]
+    return np.vstack([movement.T, [0.0, 0.0, 1.0]])
+
+
+def _similarity(turned: complex, moved: complex) -> Transform:
+    """The matrix [3, 3] of a product and a sum of complex numbers."""
+    return np.array([[turned.real, -turned.imag, moved.real], [turned.imag, turned.real, moved.imag], [0.0, 0.0, 1.0]])
+
+
+def _count_within(points: Points, size: Float) -> int:
     """Count the points, as complex numbers, that lie in an image of this size."""
     across, down = np.abs(2 * points.real - size[0]) <= size[0], np.abs(2 * points.imag - size[1]) <= size[1]
     return int(np.count_nonzero(across & down))
@@ -157,17 +190,17 @@ def _following(frames: Iterable[tuple[float, int]], most: float) -> Iterator[tup
                 yield min(one, other), max(one, other)
 
 
-def alike_frames(hashes: HashTable, pairs: Iterable[Pair]) -> list[Pair]:
+def alike_frames(hashes: HashTable, pairs: Iterable[tuple[int, int]]) -> list[CandidatePair]:
     """The pairs that look alike and share keypoints: most files are numbered, and few of them are frames of a burst."""
     numbers = np.array(list(pairs), np.int64).reshape(-1, 2).T
     rows = np.searchsorted(hashes.numbers, numbers)
     correlations = _turned_correlations(_views(hashes.layouts), rows)
     is_alike = correlations >= _MIN_FRAME_CORRELATION
-    return [
-        (one, other)
+    guessed = (
+        CandidatePair(one, other, _keypoint_guess(hashes, row, other_row, _MIN_CONSISTENT_OF_FRAMES, is_burst=True))
         for (one, other), (row, other_row) in zip(numbers.T[is_alike].tolist(), rows.T[is_alike].tolist(), strict=True)
-        if _are_consistent(hashes, row, other_row, _MIN_CONSISTENT_OF_FRAMES, is_burst=True)
-    ]
+    )
+    return [frames for frames in guessed if frames.guess is not None]
 
 
 def _sharing_keypoints(hashes: HashTable) -> tuple[Numbers, Numbers]:
@@ -176,28 +209,52 @@ def _sharing_keypoints(hashes: HashTable) -> tuple[Numbers, Numbers]:
     Descriptors that differ in few bits are near each other in one of several sorted orders (Charikar 2002): a fixed
     number of comparisons per keypoint, however many images there are.
     """
-    descriptors, rows = hashes.descriptors, np.arange(len(hashes.numbers), dtype=np.int32)
+    rows = np.arange(len(hashes.numbers), dtype=np.int32)
     owners = np.repeat(rows, np.diff(hashes.starts))
-    count, size = np.int64(len(rows)), len(descriptors)
-    # A keypoint and another image that has it, as one number.
+    count, size = np.int64(len(rows)), len(owners)
+    part = max(2, _MOST_SHARED // max(1, size))
+    # A keypoint and another image that has it, as one number. In place, as millions of them are most of the memory.
     found: Numbers = np.zeros(0, np.int64)
+    is_open = np.ones(size, np.bool_)
     for turn in range(_ORDERS):
-        # Each order starts with other bits.
-        columns = (np.arange(8) + 4 * turn) % 32
-        leading = np.ascontiguousarray(descriptors[:, columns]).view(">u8").ravel().astype(np.uint64)
-        order = np.argsort(leading, kind="stable").astype(np.int32)
-        order = order[~hashes.is_blank[owners[order]]]
-        is_open = np.bincount(found // count, minlength=size) < max(2, _MOST_SHARED // max(1, size))
-        found = np.concatenate([found, *_near_keypoints(hashes, owners, order, is_open)])
-        # Most are in several orders. In place: `np.unique` would copy them.
+        for near in _near_keypoints(hashes, owners, _order(hashes, owners, turn), is_open):
+            end = len(found)
+            found.resize(end + len(near), refcheck=False)
+            found[end:] = near
         found.sort()
-        is_first = np.ones(len(found), np.bool_)
-        np.not_equal(found[1:], found[:-1], out=is_first[1:])
-        found = found[is_first]
+        # Most are in several orders.
+        found.resize(_move_distinct(found), refcheck=False)
+        for start in range(0, len(found), _BLOCK):
+            keypoints = found[start : start + _BLOCK + part - 1] // count
+            is_open[keypoints[part - 1 :][keypoints[part - 1 :] == keypoints[: 1 - part]]] = False
     counted = [_counted(found, hashes.starts[first : first + _ROWS + 1], first, count) for first in rows[::_ROWS]]
     pairs, shared = (np.concatenate(parts) for parts in zip(*counted, strict=True))
+    del found, counted
     is_best = _are_best(np.stack(np.divmod(pairs, count)), shared)
     return pairs[is_best], shared[is_best]
+
+
+def _order(hashes: HashTable, owners: NDArray[np.int32], turn: int) -> NDArray[np.int32]:
+    """The keypoints of images that are not blank, sorted by their descriptors; each order starts with other bits."""
+    leading = np.empty(len(owners), np.uint64)
+    columns = (np.arange(8) + 4 * turn) % 32
+    for start in range(0, len(leading), _BLOCK):
+        block = np.ascontiguousarray(hashes.descriptors[start : start + _BLOCK][:, columns])
+        leading[start : start + _BLOCK] = block.view(">u8").ravel()
+    order = np.argsort(leading, kind="stable").astype(np.int32)
+    return order[~hashes.is_blank[owners[order]]]
+
+
+def _move_distinct(ordered: Numbers) -> int:
+    """Move the distinct ones of ordered numbers to the front, a block at a time; return how many there are."""
+    end = 0
+    for start in range(0, len(ordered), _BLOCK):
+        block = ordered[start : start + _BLOCK]
+        is_new = np.diff(block, prepend=ordered[end - 1] if end else -1) != 0
+        count = int(np.count_nonzero(is_new))
+        ordered[end : end + count] = block[is_new]
+        end += count
+    return end
 
 
 def _counted(found: Numbers, starts: Numbers, first: int, count: np.int64) -> tuple[Numbers, Numbers]:
@@ -229,7 +286,7 @@ def _near_keypoints(
 def _are_best(pairs: Numbers, scores: NDArray[Any]) -> NDArray[np.bool_]:
     """Which of the pairs [2, N] are among the best of one of their images."""
     order = np.argsort(-scores, kind="stable")
-    images: NDArray[np.int32] = pairs.T[order].ravel().astype(np.int32)
+    images: NDArray[np.int32] = pairs.astype(np.int32).T[order].ravel()
     # Each image with its best pairs first: those that begin its part, and no other image's.
     by_image = np.argsort(images, kind="stable")
     images = images[by_image]
@@ -246,9 +303,10 @@ def _alike_layouts(hashes: HashTable) -> tuple[Numbers, Float]:
     A comparison that ignores turns finds a few for each image in one matrix product; these are compared in all turns.
     """
     views, count = _views(hashes.layouts), np.int64(len(hashes.numbers))
-    rough = [np.ascontiguousarray(each) for each in _without_turns(views).transpose(1, 0, 2)]
-    for each in rough:
-        each[hashes.is_blank] = 0
+    rough = np.empty((views.shape[1], *views.shape[::2]), np.float32)
+    for start in range(0, count, _ROWS):
+        rough[:, start : start + _ROWS] = _without_turns(views[start : start + _ROWS]).transpose(1, 0, 2)
+    rough[:, hashes.is_blank] = 0
     found = [np.zeros(0, np.int64)]
     rows = max(1, _LIKENESSES // max(1, len(views)))
     for start in range(0, count, rows):

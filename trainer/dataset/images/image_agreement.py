@@ -35,8 +35,8 @@ MIN_SHARED, MIN_SHARED_OF_OTHER = 0.53, 0.16
 _MAX_RECOLORED, _RECOLORED_LEVELS, _FLAT_SLOPE = 0.06, 6, 2.0
 #: Difference up to which an alignment is right, and by how much a finer one changes the shares then, at most.
 _ALIGNED, _MAX_SHIFT = 0.03, 0.03
-#: Blocks that must agree, and correlation of the colors.
-_MIN_EQUAL, _MIN_COLORS = 6, 0.75
+#: Blocks that must agree, and correlation of the colors; and up to which they are other colors in any alignment.
+_MIN_EQUAL, _MIN_COLORS, _OTHER_COLORS = 6, 0.75, 0.5
 #: Largest difference of the channels of a gray image, and contrast of a gray copy relative to the original.
 _GRAY_COLOR, _GRAY_GAIN = 8.0, 1.25
 #: Flat shares and equal blocks between which a drawing turns into a photograph.
@@ -115,11 +115,16 @@ class Agreement:
         return min(_texture(self._flat_share), float(np.interp(self.equal, _BLOCKS, (0.0, 1.0))))
 
     @property
-    def shows_too_little(self) -> bool:
-        """Whether the images agree in what both show, which is too little: a finer alignment would not change that."""
+    def is_aligned(self) -> bool:
+        """Whether the images agree in what both show."""
+        return self.equal >= _BLOCKS[0] and self.difference <= _ALIGNED
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether aligned images show too little of each other, or other colors, which a finer alignment leaves so."""
         less, more = self._shared
         nearly = less + _MAX_SHIFT, more + _MAX_SHIFT
-        return self.equal >= _BLOCKS[0] and self.difference <= _ALIGNED and not _share_enough(nearly, self._richness)
+        return self.is_aligned and (not _share_enough(nearly, self._richness) or self._colors < _OTHER_COLORS)
 
     def is_same(self, *, are_consecutive: bool = False) -> bool:
         """Whether one image is an edited copy of the other, or another frame of one burst."""
@@ -345,7 +350,9 @@ def _linear_fit(one: Float, other: Float) -> tuple[float, float] | None:
         gain = float(first @ second) / len(second) / spread
         offset = mean - gain * other_mean
         gap = np.abs(one - gain * other - offset)
-        used = gap <= max(8.0, 2 * float(np.partition(gap, len(gap) // 2)[len(gap) // 2]))
+        before, used = used, gap <= max(8.0, 2 * float(np.partition(gap, len(gap) // 2)[len(gap) // 2]))
+        if np.array_equal(used, before):
+            break
     return (gain, offset) if 0.2 < gain < 5 else None
 
 

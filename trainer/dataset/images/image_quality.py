@@ -47,9 +47,9 @@ _MIN_FLAT_SHARE = 0.35
 #: must be text, or it is a poster.
 _MIN_LINES, _MIN_TEXT_SHARE = 5, 0.45
 _FEW_LINES, _FEW_LINES_SHARE = 10, 0.85
-#: The same in a quarter of the rows, where the whole image is worth a search: 280 drawn pages and file managers have 5
-#: lines and 0.74 at least, and five of six drawings end here.
-_MIN_GLANCED_LINES, _MIN_GLANCED_SHARE = 2, 0.2
+#: The same in a quarter of the rows, where the whole image is worth a search: 500 pages, file managers and screens
+#: have 5 lines and 0.57 at least.
+_MIN_GLANCED_LINES, _MIN_GLANCED_SHARE = 2, 0.35
 #: Short side at which text is searched for, px: at 512 px the letters of one screenshot in five are too small.
 _TEXT_PX = 768
 #: Smallest step of gray at the edge of a mark.

@@ -1,6 +1,6 @@
 """Aligns two images that may show the same: one cropped, framed, turned, marked.
 
-An alignment is guessed from matched keypoints or from the layout, refined on the pixels, and judged by the pixels that
+An alignment is guessed from common keypoints or from the layout, refined on the pixels, and judged by the pixels that
 both images show (`image_agreement`).
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -33,17 +34,10 @@ from trainer.dataset.images.image_agreement import (
 
 #: Side of the patch for guesses, px.
 _PATCH_PX = 24
-#: Keypoints of an image, and those that must agree on one alignment within so many px (RANSAC).
-_KEYPOINTS, _MIN_INLIERS, _INLIER_PX = 300, 6, 2.5
-#: Bits, of 256, by which two descriptors of one keypoint differ at most, and the ratio to the second best (Lowe 2004).
-MAX_BITS, _MAX_RATIO = 64, 0.85
-#: Keypoints that agree on one alignment beyond doubt: no other one is tried.
-_SURE_INLIERS = 25
-#: Correlation of two patches from which their layout is worth a try, and how many are tried; and of a mirrored patch
-#: from which keypoints of the mirrored image are, which take as long as the rest of a comparison.
-_MIN_LAYOUT_CORRELATION, _TRIED_LAYOUTS, _MIN_MIRRORED_CORRELATION = 0.75, 2, 0.4
-#: Width that ORB leaves at the border, px.
-_MARGIN_PX = 16
+#: Keypoints that agree on an alignment which is not by chance, nor that of a pattern which repeats.
+_SURE_KEYPOINTS = 12
+#: Correlation of two patches from which their layout is worth a try, and how many are tried.
+_MIN_LAYOUT_CORRELATION, _TRIED_LAYOUTS = 0.75, 2
 #: Gray levels by which pixels of a border differ at most.
 _BORDER_LEVELS = 16
 #: Largest enlargement of a copy, and ratio of the scales of both axes.
@@ -67,21 +61,37 @@ _LOADED = 192
 
 #: A 3x3 matrix that maps pixels of one image to those of another.
 Transform = NDArray[np.float64]
-#: Positions [N, 2] and descriptors [N, 32].
-Keypoints = tuple[Float, NDArray[np.uint8]]
 #: Left, top, right, bottom, px.
 Box = tuple[int, int, int, int]
+
+
+class KeypointGuess(NamedTuple):
+    """An alignment by keypoints that two images share."""
+
+    #: Between the images at `COMPARED_PX`.
+    transform: Transform
+    #: Keypoints that agree on it.
+    agreeing: int
+
+
+class CandidatePair(NamedTuple):
+    """The numbers of two images that may show the same."""
+
+    one: int
+    other: int
+    #: How the one is moved to the other; None if their keypoints do not tell.
+    guess: KeypointGuess | None = None
 
 
 class ComparedImage:
     """A thumbnail, and what is computed of it once for all comparisons."""
 
     def __init__(self, thumbnail: Image.Image) -> None:
-        self._pixels = np.asarray(thumbnail.convert("RGB"))
-        height, width = self._pixels.shape[:2]
-        self._scale = COMPARED_PX / max(height, width)
-        size = max(BLOCK_PX, round(width * self._scale)), max(BLOCK_PX, round(height * self._scale))
-        self._small = np.asarray(cv2.resize(self._pixels, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+        pixels = np.asarray(thumbnail.convert("RGB"))
+        height, width = pixels.shape[:2]
+        scale = COMPARED_PX / max(height, width)
+        size = max(BLOCK_PX, round(width * scale)), max(BLOCK_PX, round(height * scale))
+        self._small = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
         self.gray: Float = cv2.cvtColor(self._small, cv2.COLOR_RGB2GRAY).astype(np.float32)
         self.flat_share = flat_share(self.gray)
         self.whole: Box = (0, 0, size[0], size[1])
@@ -109,39 +119,6 @@ class ComparedImage:
         patch = np.asarray(small, dtype=np.float32)
         patch -= patch.mean()
         return patch / np.float32(max(float(np.linalg.norm(patch)), 1e-6))
-
-    @cached_property
-    def keypoints(self) -> Keypoints:
-        """Positions in `gray` and descriptors [N, 32]."""
-        return self._keypoints(is_mirrored=False)
-
-    @cached_property
-    def mirrored_keypoints(self) -> Keypoints:
-        """The same of the mirrored image; descriptors tell a motif from its mirror image."""
-        return self._keypoints(is_mirrored=True)
-
-    def _keypoints(self, *, is_mirrored: bool) -> Keypoints:
-        gray = np.asarray(cv2.cvtColor(self._pixels, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
-        points, descriptors = detect_keypoints(np.ascontiguousarray(gray[:, ::-1]) if is_mirrored else gray, _KEYPOINTS)
-        return points * np.float32(self._scale), descriptors
-
-
-def detect_keypoints(gray: NDArray[np.uint8], most: int, levels: int = 6) -> Keypoints:
-    """The strongest keypoints of [H, W]: positions and descriptors (ORB; Rublee et al. 2011)."""
-    orb = _orb(most, levels)
-    margin = (_MARGIN_PX,) * 4
-    found, descriptors = orb.detectAndCompute(cv2.copyMakeBorder(gray, *margin, cv2.BORDER_REPLICATE), None)  # type: ignore[call-overload]
-    points = cv2.KeyPoint.convert(found)
-    if descriptors is None or not len(points):
-        return np.zeros((0, 2), np.float32), np.zeros((0, 32), np.uint8)
-    return np.asarray(points, dtype=np.float32) - _MARGIN_PX, np.asarray(descriptors, dtype=np.uint8)
-
-
-@lru_cache
-def _orb(most: int, levels: int) -> cv2.ORB:
-    return cv2.ORB.create(
-        nfeatures=most, scaleFactor=1.25, nlevels=levels, edgeThreshold=_MARGIN_PX, patchSize=31, fastThreshold=7
-    )
 
 
 def content_box(pixels: NDArray[np.uint8]) -> Box:
@@ -191,15 +168,11 @@ class ThumbnailComparer:
         """A process that compares gets the paths, and loads its own images."""
         return ThumbnailComparer, (self._paths, self._consecutive)
 
-    def difference(self, one: int, other: int) -> float | None:
-        """Share of the content in which two images differ, 0 to 1; None if they do not show the same.
-
-        Args:
-            one: Number of an image.
-            other: Number of the other one.
-        """
+    def difference(self, pair: CandidatePair) -> float | None:
+        """Share of the content in which two images differ, 0 to 1; None if they do not show the same."""
+        one, other, guess = pair
         are_consecutive = (one, other) in self._consecutive or (other, one) in self._consecutive
-        found = agreement(self._loaded(one), self._loaded(other), are_consecutive=are_consecutive)
+        found = agreement(self._loaded(one), self._loaded(other), guess, are_consecutive=are_consecutive)
         return None if found is None else found.difference
 
     def _load(self, number: int) -> ComparedImage:
@@ -207,10 +180,19 @@ class ThumbnailComparer:
             return ComparedImage(image)
 
 
-def agreement(one: ComparedImage, other: ComparedImage, *, are_consecutive: bool = False) -> Agreement | None:
+def agreement(
+    one: ComparedImage, other: ComparedImage, guess: KeypointGuess | None = None, *, are_consecutive: bool = False
+) -> Agreement | None:
     """How well two images agree in the first alignment that makes them the same; None if there is no such alignment."""
-    found = (judged for guess in _guesses(one, other) for judged in _judged(one, other, guess))
-    return next((judged for judged in found if judged.is_same(are_consecutive=are_consecutive)), None)
+    for transform, is_sure in _guesses(one, other, guess):
+        is_aligned = False
+        for judged in _judged(one, other, transform):
+            if judged.is_same(are_consecutive=are_consecutive):
+                return judged
+            is_aligned = judged.is_aligned
+        if is_aligned and is_sure:
+            return None
+    return None
 
 
 def _judged(one: ComparedImage, other: ComparedImage, guess: Transform) -> Iterator[Agreement]:
@@ -220,50 +202,21 @@ def _judged(one: ComparedImage, other: ComparedImage, guess: Transform) -> Itera
     for blur_px in (0, 5, 3):
         if blur_px and transform is not None:
             transform = _refined(one, other, transform, blur_px, least)
-        if transform is None or not _is_plausible(transform) or (shown := _shown(one, other, transform)) is None:
+        if transform is None or not is_plausible(transform) or (shown := _shown(one, other, transform)) is None:
             return
         if (judged := _compare(one, other, transform, shown)) is None:
             return
         yield judged
-        if judged.shows_too_little or (blur_px and judged.difference > _NEARLY_SAME):
+        if judged.is_settled or (blur_px and judged.difference > _NEARLY_SAME):
             return
         least = _MIN_REFINED_IF_DOUBTFUL if judged.difference > _DOUBTFUL_DIFFERENCE else _MIN_REFINED
 
 
-def _guesses(one: ComparedImage, other: ComparedImage) -> Iterator[Transform]:
-    """Alignments that are worth a try, the likeliest first."""
-    layouts = _layouts(one, other)
-    upright, mirrored = (
-        max((layout.correlation for layout in layouts if layout.turn.is_mirror is is_mirror), default=0.0)
-        for is_mirror in (False, True)
-    )
-    inliers, guess = _matched(one.keypoints, other.keypoints)
-    is_sure = inliers >= _SURE_INLIERS and upright >= mirrored
-    if not is_sure and mirrored >= _MIN_MIRRORED_CORRELATION:
-        more_inliers, mirrored_guess = _matched(one.keypoints, other.mirrored_keypoints)
-        if mirrored_guess is not None and more_inliers > inliers:
-            guess = np.array([[-1.0, 0, other.whole[2]], [0, 1, 0], [0, 0, 1]]) @ mirrored_guess
+def _guesses(one: ComparedImage, other: ComparedImage, guess: KeypointGuess | None) -> Iterator[tuple[Transform, bool]]:
+    """Alignments that are worth a try, the likeliest first; and whether each is the right one if the images agree."""
     if guess is not None:
-        yield guess
-    if not is_sure:
-        likely = (layout for layout in layouts if layout.correlation >= _MIN_LAYOUT_CORRELATION)
-        yield from (layout.transform for layout in itertools.islice(likely, _TRIED_LAYOUTS))
-
-
-def _matched(one: Keypoints, other: Keypoints) -> tuple[int, Transform | None]:
-    (from_points, from_bits), (to_points, to_bits) = one, other
-    if min(len(from_bits), len(to_bits)) < _MIN_INLIERS:
-        return 0, None
-    pairs = cv2.BFMatcher(cv2.NORM_HAMMING).knnMatch(from_bits, to_bits, k=2)
-    good = [a for a, b in pairs if a.distance <= MAX_BITS and a.distance < _MAX_RATIO * b.distance]
-    if len(good) < _MIN_INLIERS:
-        return 0, None
-    start, end = from_points[[m.queryIdx for m in good]], to_points[[m.trainIdx for m in good]]
-    affine, inliers = cv2.estimateAffine2D(start, end, None, cv2.RANSAC, _INLIER_PX, 500)
-    if affine is None or int(inliers.sum()) < _MIN_INLIERS:
-        return 0, None
-    transform = np.vstack([affine, [0, 0, 1]])
-    return (int(inliers.sum()), transform) if _is_plausible(transform) else (0, None)
+        yield guess.transform, guess.agreeing >= _SURE_KEYPOINTS
+    yield from ((layout.transform, True) for layout in itertools.islice(_layouts(one, other), _TRIED_LAYOUTS))
 
 
 @dataclass(frozen=True)
@@ -279,11 +232,6 @@ class _Turn:
         patch = patch.T if self.is_transposed else patch
         patch = patch[:, ::-1] if self.is_mirrored else patch
         return patch[::-1] if self.is_flipped else patch
-
-    @property
-    def is_mirror(self) -> bool:
-        """Whether left and right are swapped, as no rotation does."""
-        return (self.is_transposed + self.is_mirrored + self.is_flipped) % 2 == 1
 
     @property
     def matrix(self) -> Transform:
@@ -324,7 +272,7 @@ def _layouts(one: ComparedImage, other: ComparedImage) -> list[_Layout]:
         if part != middle or other_part == other.whole
         if other_part != other_middle or part == one.whole
         for index, turn in enumerate(_TURNS)
-        if correlations[row, column, index] >= _MIN_MIRRORED_CORRELATION
+        if correlations[row, column, index] >= _MIN_LAYOUT_CORRELATION
     ]
     return sorted(found, key=lambda layout: -layout.correlation)
 
@@ -339,9 +287,10 @@ def _unit(box: Box) -> Transform:
     return np.array([[right - left, 0, left], [0, bottom - top, top], [0, 0, 1]], dtype=np.float64)
 
 
-def _is_plausible(transform: Transform) -> bool:
+def is_plausible(transform: Transform, most_squash: float = _MAX_SQUASH) -> bool:
+    """Whether an alignment scales and squeezes no more than a copy may."""
     larger, smaller = np.linalg.svd(transform[:2, :2], compute_uv=False)
-    return bool(smaller > 1 / MAX_SCALE and larger < MAX_SCALE and larger < _MAX_SQUASH * smaller)
+    return bool(smaller > 1 / MAX_SCALE and larger < MAX_SCALE and larger < most_squash * smaller)
 
 
 def _refined(

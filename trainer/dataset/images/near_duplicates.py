@@ -17,7 +17,8 @@ import cv2
 
 from trainer.console import Progress, ignore_progress
 from trainer.dataset.images.decode_server import server_context
-from trainer.dataset.images.duplicate_candidates import Pair, alike_frames, candidates
+from trainer.dataset.images.duplicate_candidates import alike_frames, candidates
+from trainer.dataset.images.image_registration import CandidatePair
 from trainer.dataset.images.perceptual_hash import HashTable
 from trainer.dataset.memory import keep_freed_memory
 from trainer.errors import DecodersError
@@ -30,7 +31,7 @@ _MOST_COMPARED = 5_000
 _ROUND, _BATCH, _WORTH_PROCESSES = 512, 16, 96
 
 #: Difference of two images that show the same, 0 to 1; None if they do not.
-PairDifference = Callable[[int, int], float | None]
+PairDifference = Callable[[CandidatePair], float | None]
 #: A pair of near duplicates and their difference.
 NearPair = tuple[int, int, float]
 
@@ -89,7 +90,7 @@ def exact_copies(images: Sequence[ExactCopy]) -> dict[int, int]:
 def near_pairs(
     hashes: HashTable,
     difference: PairDifference,
-    consecutive: Sequence[Pair] = (),
+    consecutive: Sequence[tuple[int, int]] = (),
     progress: Progress = ignore_progress,
     processes: int = 1,
 ) -> Iterator[NearPair]:
@@ -123,15 +124,15 @@ def near_pairs(
     progress("comparing", len(possible), len(possible))
 
 
-def _next_pairs(pairs: Sequence[Pair], groups: UnionFind) -> tuple[list[Pair], list[Pair]]:
+def _next_pairs(pairs: Sequence[CandidatePair], groups: UnionFind) -> tuple[list[CandidatePair], list[CandidatePair]]:
     """Divide pairs of different groups, the likeliest first, into those to compare now and those to compare later.
 
     Now: a spanning forest of the groups (Kruskal 1956), so that no pair is compared that another one makes needless.
     """
-    forest = UnionFind(max(map(max, pairs)) + 1)
+    forest = UnionFind(max(max(pair.one, pair.other) for pair in pairs) + 1)
     chosen, later = [], []
     for pair in pairs:
-        one, other = groups.find(pair[0]), groups.find(pair[1])
+        one, other = groups.find(pair.one), groups.find(pair.other)
         if one == other:
             continue
         if forest.find(one) == forest.find(other):
@@ -142,14 +143,14 @@ def _next_pairs(pairs: Sequence[Pair], groups: UnionFind) -> tuple[list[Pair], l
     return chosen, later
 
 
-def _by_component(pairs: Sequence[Pair]) -> Iterator[list[Pair]]:
+def _by_component(pairs: Sequence[CandidatePair]) -> Iterator[list[CandidatePair]]:
     """Yield pairs of images that are linked by others together, many at a time: a process loads each image once."""
-    components = UnionFind(max(map(max, pairs), default=0) + 1)
+    components = UnionFind(max((max(pair.one, pair.other) for pair in pairs), default=0) + 1)
     for pair in pairs:
-        components.join(*pair)
-    linked: list[Pair] = []
-    by_root = sorted(pairs, key=lambda pair: components.find(pair[0]))
-    for _root, component in itertools.groupby(by_root, key=lambda pair: components.find(pair[0])):
+        components.join(pair.one, pair.other)
+    linked: list[CandidatePair] = []
+    by_root = sorted(pairs, key=lambda pair: components.find(pair.one))
+    for _root, component in itertools.groupby(by_root, key=lambda pair: components.find(pair.one)):
         linked += component
         if len(linked) >= _ROUND:
             yield linked
@@ -160,7 +161,7 @@ def _by_component(pairs: Sequence[Pair]) -> Iterator[list[Pair]]:
 @contextmanager
 def _comparing(
     difference: PairDifference, processes: int
-) -> Iterator[Callable[[Iterable[Sequence[Pair]]], Iterable[list[NearPair]]]]:
+) -> Iterator[Callable[[Iterable[Sequence[CandidatePair]]], Iterable[list[NearPair]]]]:
     """Give a function that compares batches of pairs, in this process or in several."""
     if processes == 1:
         yield partial(map, partial(_confirmed, difference))
@@ -190,11 +191,11 @@ def _begin(difference: PairDifference) -> None:
     keep_freed_memory()
 
 
-def _confirmed_here(pairs: Sequence[Pair]) -> list[NearPair]:
+def _confirmed_here(pairs: Sequence[CandidatePair]) -> list[NearPair]:
     assert _difference is not None, "set when the process began"
     return _confirmed(_difference, pairs)
 
 
-def _confirmed(difference: PairDifference, pairs: Sequence[Pair]) -> list[NearPair]:
-    measured = ((one, other, difference(one, other)) for one, other in pairs)
+def _confirmed(difference: PairDifference, pairs: Sequence[CandidatePair]) -> list[NearPair]:
+    measured = ((pair.one, pair.other, difference(pair)) for pair in pairs)
     return [(one, other, found) for one, other, found in measured if found is not None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from tempfile import TemporaryFile
 from typing import IO, ClassVar
 
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ConfigDict
 
-from trainer.dataset.images.image_registration import Keypoints, content_box, detect_keypoints
+from trainer.dataset.images.image_agreement import COMPARED_PX
+from trainer.dataset.images.image_registration import content_box
 
 #: How bytes are written as JSON.
 BYTES_AS_BASE64 = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
@@ -23,8 +25,11 @@ BYTES_AS_BASE64 = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
 LAYOUT_PX = 16
 #: Standard deviation of gray below which an image is blank and its hashes are noise.
 _BLANK_DEVIATION = 4.0
-#: Longest side of the image whose keypoints are stored, px; how many of them, and from how many octaves.
-_KEYPOINT_PX, KEYPOINTS, _OCTAVES = 128, 64, 5
+#: Keypoints that are stored of an image at `COMPARED_PX`; octaves; width that ORB leaves at the border, px.
+KEYPOINTS, _OCTAVES, _MARGIN_PX = 64, 5, 16
+
+#: Positions [N, 2] and descriptors [N, 32].
+Keypoints = tuple[NDArray[np.float32], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +46,7 @@ class ImageHashes:
     places: bytes
     is_blank: bool
     #: Width and height of the image in which they lie, px.
-    size: tuple[int, int] = (_KEYPOINT_PX, _KEYPOINT_PX)
+    size: tuple[int, int] = (COMPARED_PX, COMPARED_PX)
 
 
 #: Of an image whose hashes are not in memory.
@@ -92,14 +97,14 @@ def image_hashes(thumbnail: Image.Image | NDArray[np.uint8]) -> ImageHashes:
     """Compute the hashes of an upright RGB thumbnail; 1 ms on one core."""
     whole = np.asarray(thumbnail)
     height, width = whole.shape[:2]
-    scale = _KEYPOINT_PX / max(width, height)
+    scale = COMPARED_PX / max(width, height)
     size = max(8, round(width * scale)), max(8, round(height * scale))
     # A quarter of the whole; bilinear, frames of a burst shared too few keypoints.
     interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     pixels = np.asarray(cv2.resize(whole, size, interpolation=interpolation), np.uint8)
     gray = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
     left, top, right, bottom = content_box(pixels)
-    points, descriptors = detect_keypoints(gray, KEYPOINTS, _OCTAVES)
+    points, descriptors = _detect_keypoints(gray)
     return ImageHashes(
         blurred=_layout(gray),
         content=_layout(gray[top:bottom, left:right]),
@@ -112,3 +117,20 @@ def image_hashes(thumbnail: Image.Image | NDArray[np.uint8]) -> ImageHashes:
 
 def _layout(gray: NDArray[np.uint8]) -> bytes:
     return np.asarray(cv2.resize(gray, (LAYOUT_PX, LAYOUT_PX), interpolation=cv2.INTER_AREA), np.uint8).tobytes()
+
+
+def _detect_keypoints(gray: NDArray[np.uint8]) -> Keypoints:
+    """The strongest keypoints of [H, W]: positions and descriptors (ORB; Rublee et al. 2011)."""
+    margin = (_MARGIN_PX,) * 4
+    found, descriptors = _orb().detectAndCompute(cv2.copyMakeBorder(gray, *margin, cv2.BORDER_REPLICATE), None)  # type: ignore[call-overload]
+    points = cv2.KeyPoint.convert(found)
+    if descriptors is None or not len(points):
+        return np.zeros((0, 2), np.float32), np.zeros((0, 32), np.uint8)
+    return np.asarray(points, dtype=np.float32) - _MARGIN_PX, np.asarray(descriptors, dtype=np.uint8)
+
+
+@lru_cache
+def _orb() -> cv2.ORB:
+    return cv2.ORB.create(
+        nfeatures=KEYPOINTS, scaleFactor=1.25, nlevels=_OCTAVES, edgeThreshold=_MARGIN_PX, patchSize=31, fastThreshold=7
+    )

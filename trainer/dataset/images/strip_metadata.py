@@ -76,15 +76,16 @@ def _fits(opened: ImageFile.ImageFile, limits: Limits) -> bool:
     return opened.width * opened.height <= limits.max_stored_pixels
 
 
-def _jpeg_parts(data: bytes) -> Iterator[bytes]:
+def _jpeg_parts(data: bytes) -> Iterator[memoryview]:
     """The segments of the first image in a JPEG file (an MPO holds several), without metadata."""
-    yield data[:2]
+    view = memoryview(data)
+    yield view[:2]
     at = 2
     while True:
         while data[at : at + 2] == b"\xff\xff":
             at += 1
         if data[at : at + 2] == b"\xff\xd9":
-            yield data[at : at + 2]
+            yield view[at : at + 2]
             return
         if len(data) < at + 4 or data[at] != 0xFF:
             raise _MalformedError
@@ -93,7 +94,7 @@ def _jpeg_parts(data: bytes) -> Iterator[bytes]:
         if marker not in _JPEG_DROPPED:
             if marker == _SOS:
                 end = _end_of_scan(data, end)
-            yield data[at:end]
+            yield view[at:end]
         at = end
 
 

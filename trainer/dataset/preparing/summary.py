@@ -126,7 +126,7 @@ def _counts(report: DatasetReport, kept: Sequence[Image]) -> str:
     return _(
         "{images}: {parts}; {train} for training, {validation} for validation, {test} for the test.",
         images=ngettext("{n} image", "{n} images", counts.images),
-        parts=", ".join(parts),
+        parts=_(", ").join(parts),
         train=counts.train,
         validation=counts.validation,
         test=counts.test,
@@ -262,7 +262,7 @@ def _enlarged(fits: Sequence[ResolutionFit]) -> Iterator[str]:
             )
     elif any(fit.enlarged for fit in fits):
         counts = [_("{n} at {px} px", n=fit.enlarged, px=fit.resolution) for fit in fits if fit.enlarged]
-        yield _("Smaller than the training size, and so enlarged: {counts}.", counts=", ".join(counts))
+        yield _("Smaller than the training size, and so enlarged: {counts}.", counts=_(", ").join(counts))
 
 
 def _cropped(report: DatasetReport) -> Iterator[str]:

@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
+from trainer.dataset.archives.archive import refusal_for
 from trainer.dataset.captions.caption_text import MAX_CLASS_CHARACTERS, clean_text
 from trainer.dataset.captions.table_columns import (
     CAPTION_COLUMNS,
@@ -107,7 +108,7 @@ def open_saved(folder: Path, caption_column: str = "") -> dict[str, Rows]:
     try:
         loaded = datasets.load_from_disk(str(folder))
     except Exception as error:  # untrusted JSON and Arrow can make it raise anything
-        raise _damaged(error) from error
+        raise refusal_for(error) from error
     return splits_of(loaded, caption_column)
 
 
@@ -157,7 +158,7 @@ class ParquetRows:
             self._file = pyarrow.parquet.ParquetFile(path)
             features = _import_datasets().Features.from_arrow_schema(self._file.schema_arrow)
         except Exception as error:  # untrusted Parquet can make it raise anything
-            raise _damaged(error) from error
+            raise refusal_for(error) from error
         groups = [self._file.metadata.row_group(index) for index in range(self._file.num_row_groups)]
         if any(group.total_byte_size > _MAX_ROW_GROUP_BYTES for group in groups):
             reason = _("one of its row groups is larger than {size}", size=text.size(_MAX_ROW_GROUP_BYTES))
@@ -218,7 +219,7 @@ def read_parquet_table(path: Path, limits: Limits) -> bytes:
     except RefusedError:
         raise
     except Exception as error:  # as in `open_saved`
-        raise _damaged(error) from error
+        raise refusal_for(error) from error
     return b"".join(lines)
 
 
@@ -308,7 +309,7 @@ def _read(rows: Rows, row: int, limit_bytes: int, roots: Sequence[Path]) -> byte
     try:
         cell = rows.cell(row)
     except Exception as error:  # as in `open_saved`
-        raise _damaged(error) from error
+        raise refusal_for(error) from error
     data = cell.get("bytes") if isinstance(cell, dict) else cell
     if data is None and isinstance(cell, dict) and isinstance(cell.get("path"), str):
         data = _read_file(cell["path"], limit_bytes, roots)
@@ -327,10 +328,6 @@ def _read_file(name: str, limit_bytes: int, roots: Sequence[Path]) -> bytes:
             with path.open("rb") as file:
                 return file.read(limit_bytes + 1)
     raise RefusedError(RefusalKind.UNSAFE_PATH, _("its row names a file that does not belong to the dataset"))
-
-
-def _damaged(error: Exception) -> RefusedError:
-    return RefusedError(RefusalKind.DAMAGED, _("it is damaged ({error})", error=_one_line(error)))
 
 
 def _one_line(error: Exception) -> str:

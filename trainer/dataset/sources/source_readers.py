@@ -135,8 +135,11 @@ class Sources:
                 yield entry
 
     def release_entries(self) -> None:
-        """Free the entries once they have been read: with their texts they take more memory than all records."""
-        self.entries = []
+        """Free the entries once they have been read: with their texts they take more memory than all records.
+
+        There is no `digest` from here on.
+        """
+        self.entries, self._files = [], []
 
     def refuse(self, source: str, refusal: RefusedError) -> None:
         """Record that an entry is not used."""

@@ -11,7 +11,7 @@ from PIL import Image as PILImage
 
 from trainer.dataset.images.decode_workers import THUMBNAIL_PX
 from trainer.dataset.images.decoding import open_for_bucket
-from trainer.dataset.images.image_registration import ThumbnailComparer
+from trainer.dataset.images.image_registration import CandidatePair, ThumbnailComparer
 from trainer.dataset.images.near_duplicates import UnionFind, near_pairs
 from trainer.dataset.images.perceptual_hash import HashTable, ImageHashes, image_hashes
 from trainer.protocol.report import Image, Split
@@ -113,10 +113,10 @@ def _grouped_pairs(members: Sequence[JobImage], folders: Sequence[Path]) -> Iter
 def _near_pairs(members: Sequence[JobImage], thumbnails: Mapping[int, Path]) -> Iterator[tuple[int, int]]:
     comparer = ThumbnailComparer(thumbnails)
 
-    def difference(one: int, other: int) -> float | None:
-        if members[one].source == members[other].source:
+    def difference(pair: CandidatePair) -> float | None:
+        if members[pair.one].source == members[pair.other].source:
             return None  # the groups of the dataset cover them
-        return comparer.difference(one, other)
+        return comparer.difference(pair)
 
     for one, other, _difference in near_pairs(HashTable(_hashes(thumbnails)), difference):
         yield one, other

@@ -35,6 +35,9 @@ from trainer.protocol.text import _
 
 #: The layers that files change.
 _CHANGEABLE = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
+#: What a change makes of its weights is kept in main memory for other strengths up to this size: enough for a LoRA of
+#: the attention of SD 1 (374 MB, by its shapes).
+_MOST_KEPT_BYTES = 512 * 2**20
 #: A weight of the base in fp32, on the device that it is computed on.
 Original: TypeAlias = Callable[[nn.Parameter], Tensor]
 
@@ -188,6 +191,7 @@ class ChangeableWeights:
         }
         self._of_denoiser = {id(parameter) for parameter in base.denoiser.parameters()}
         self._changed: list[nn.Parameter] = []
+        self._kept: tuple[WeightChange, list[tuple[nn.Parameter, Tensor]]] | None = None
         for parameter in base.denoiser.parameters():
             parameter.data = self._placed(parameter, parameter.data)
         for buffer in base.denoiser.buffers():
@@ -198,16 +202,34 @@ class ChangeableWeights:
     def apply(self, change: WeightChange | None, strength: float) -> None:
         """Give the base the change of a model, in place of that of the model before; None: the base alone."""
         self._restore()
+        if self._kept is not None and self._kept[0] is not change:
+            self._kept = None
         if change is None or strength == 0:
             return
         try:
-            for parameter, full in change.changed(self._base, self._original):
-                value = full if strength == 1 else torch.lerp(self._original(parameter), full, strength)
+            for parameter, full in self._at_full_strength(change, is_kept=strength != 1):
+                value = full
+                if strength != 1:
+                    original = self._original(parameter)
+                    value = torch.lerp(original, full.to(original.device), strength)
                 self._changed.append(parameter)
                 parameter.data = self._placed(parameter, value)
         except BaseException:
             self._restore()
             raise
+
+    def _at_full_strength(self, change: WeightChange, *, is_kept: bool) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Yield what `change.changed` yields, and keep it if other strengths may follow."""
+        if self._kept is not None:
+            yield from self._kept[1]
+            return
+        kept, left = [], _MOST_KEPT_BYTES if is_kept else 0
+        for parameter, full in change.changed(self._base, self._original):
+            left -= full.nbytes
+            if left >= 0:
+                kept.append((parameter, full.cpu()))
+            yield parameter, full
+        self._kept = (change, kept) if left >= 0 else None
 
     def changes_text(self) -> bool:
         """True if the text encoders are not those of the base at the moment."""

@@ -187,17 +187,22 @@ def test_windows_agree_with_a_model_of_every_minute(texts: list[str], start: tup
     week = _model_week(texts)
     first = datetime.fromisoformat(start[1]).replace(tzinfo=UTC) + timedelta(minutes=ahead)
 
-    def model(minutes: int) -> bool:
-        local = (first + timedelta(minutes=minutes)).astimezone(zone)
-        return week[local.weekday() * 1440 + local.hour * 60 + local.minute]
+    def model(minutes: int) -> list[bool]:
+        """The minutes until the next half hour, at which clocks may change."""
+        at = first + timedelta(minutes=minutes)
+        local = at.astimezone(zone)
+        begin = local.weekday() * 1440 + local.hour * 60 + local.minute
+        return [week[minute % 10_080] for minute in range(begin, begin + 30 - at.minute % 30)]
 
-    shown = [model(minute) for minute in range(9 * 1440)]
+    shown: list[bool] = []
+    while len(shown) < 9 * 1440:
+        shown += model(len(shown))
     now = first.timestamp()
     for minute in range(0, 1440, 37):
         assert (windows.admission(now + minute * 60 + 59.5) is Admission.ALLOW) == shown[minute]
     for found, wanted in ((windows.next_opening(now), True), (next_closing(windows, now), False)):
-        edges = [n for n in range(1, len(shown)) if shown[n] is wanted and shown[n - 1] is not wanted]
-        if edges:
-            assert found == now + edges[0] * 60
+        edge = next((n for n in range(1, len(shown)) if shown[n] is wanted and shown[n - 1] is not wanted), None)
+        if edge is not None:
+            assert found == now + edge * 60
         else:
-            assert found is None or found >= now + len(shown) * 60
+            assert found is None or found >= now + 9 * 1440 * 60

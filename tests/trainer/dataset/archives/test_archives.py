@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import lzma
 import os
 import struct
 import tarfile
 import tempfile
 import unicodedata
 import zipfile
+import zlib
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from tests.trainer.dataset.image_files import RawEntry, make_zip, noise, png, ra
 from tests.trainer.dataset.read_sources import archive_refusal, read_archive
 from tests.trainer.dataset.tar_files import make_7z, make_tar, packed, special, tar_bytes
 from trainer.dataset.archives import READABLE_ARCHIVES, open_archive
-from trainer.dataset.archives.archive import Archive
+from trainer.dataset.archives.archive import Archive, cut_short, damaged, refusal_for
 from trainer.dataset.archives.seven_zip_archive import _dictionary_bytes
 from trainer.dataset.input_files import HEAD_BYTES, FileKind, Limits, RefusedError, sniff
 from trainer.protocol.report import RefusalKind
@@ -136,6 +138,20 @@ def test_names_in_a_tar_that_are_not_utf8_are_decoded(tmp_path: Path) -> None:
     )
     (tmp_path / "a.tar").write_bytes(data)
     assert read_archive(tmp_path / "a.tar") == {"猫咪.png": b"gbk", "花朵.png": b"utf8"}
+
+
+@pytest.mark.parametrize(
+    ("error", "same_as"),
+    [
+        (zlib.error("Error -3 while decompressing data: invalid block type"), damaged("its data is wrong")),
+        (lzma.LZMAError("Corrupt input data"), damaged("its data is wrong")),
+        (zipfile.BadZipFile("Bad CRC-32 for file 'a.png'"), damaged("its checksum is wrong")),
+        (EOFError("Compressed file ended before the end-of-stream marker was reached"), cut_short()),
+        (zlib.error("Error -5 while decompressing data: incomplete or truncated stream"), cut_short()),
+    ],
+)
+def test_damage_is_named_in_words_of_ours(error: Exception, same_as: RefusedError) -> None:
+    assert refusal_for(error).reason == same_as.reason
 
 
 def test_a_damaged_header_in_a_tar_is_not_mistaken_for_its_end(tmp_path: Path) -> None:
@@ -258,7 +274,7 @@ def test_every_cut_and_flipped_byte_is_refused_or_read_but_never_crashes(tmp_pat
 NAMES = st.text(alphabet=st.sampled_from("ab./\\:\0C \n~é猫\u202e"), min_size=1, max_size=14)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names=st.lists(NAMES, max_size=6), ending=st.sampled_from(["zip", "tar", "tar.gz", "7z"]))
 @example(names=["\0"], ending="zip")
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -305,7 +321,7 @@ PARTS = st.one_of(
 RAW_NAMES = st.lists(PARTS, min_size=1, max_size=4).map(b"/".join).filter(bool)
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names=st.lists(st.tuples(RAW_NAMES, st.sampled_from([0, 0x800])), max_size=8))
 def test_whatever_bytes_name_the_entries_of_a_zip_none_escapes_or_collides_and_all_can_be_shown(
     tmp_path: Path, names: list[tuple[bytes, int]]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.trainer.dataset.caption_cases import CAT, DOG, CaptionCase, table
+from tests.trainer.dataset.caption_cases import BOTH, CAT, DOG, CaptionCase, table
 
 
 def json_tables() -> Iterator[CaptionCase]:
@@ -38,6 +38,73 @@ def json_tables() -> Iterator[CaptionCase]:
         "musubi-tuner",
         "a.jsonl",
         lines({"image_path": "/data/set/cat.png", "caption": CAT}, {"image_path": "/data/set/dog.png", "caption": DOG}),
+    )
+    yield table(
+        "Instagram's export",
+        "posts_1.json",
+        json.dumps(
+            [
+                {"media": [{"uri": "media/posts/cat.png", "creation_timestamp": 1, "title": CAT}]},
+                {"media": [{"uri": "media/posts/dog.png"}, {"uri": "media/posts/2.png", "title": ""}], "title": DOG},
+            ]
+        ),
+        captions={"media/posts/cat.png": CAT, "media/posts/dog.png": DOG, "media/posts/2.png": DOG},
+    )
+    yield table(
+        "turns without authors",
+        "a.jsonl",
+        lines(*({"image": file, "conversations": ["<image> Describe it.", text]} for file, text in BOTH.items())),
+    )
+    yield table(
+        "Qwen-VL",
+        "a.json",
+        json.dumps(
+            [
+                {
+                    "id": "identity_0",
+                    "conversations": [
+                        {"from": "user", "value": f"Picture 1: <img>images/{file}</img>\nWhat is it?"},
+                        {"from": "assistant", "value": text},
+                    ],
+                }
+                for file, text in BOTH.items()
+            ]
+        ),
+    )
+    yield table(
+        "results of a batch",
+        "batch.jsonl",
+        lines(
+            *(
+                {"custom_id": file, "response": {"body": {"choices": [{"message": {"content": text}}]}}, "error": None}
+                for file, text in BOTH.items()
+            )
+        ),
+    )
+    yield table(
+        "Azure's descriptions",
+        "a.jsonl",
+        lines(
+            *(
+                {"image": file, "description": {"tags": ["x"], "captions": [{"text": text, "confidence": 0.9}]}}
+                for file, text in BOTH.items()
+            )
+        ),
+    )
+    yield table(
+        "settings instead of a caption",
+        "a.jsonl",
+        lines(
+            {"file_name": "cat.png", "caption": {"seed": {"x": "1"}}},
+            {"file_name": "dog.png", "caption": DOG},
+        ),
+        captions={"cat.png": (), "dog.png": DOG},
+        told=["a.jsonl:1"],
+    )
+    yield table(
+        "positive and negative",
+        "a.jsonl",
+        lines(*({"file": f, "positive": t, "negative": "bad hands, ugly faces"} for f, t in BOTH.items())),
     )
     yield table(
         "a list without its brackets",

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.trainer.dataset.labeled_images import Labeled
@@ -255,7 +255,6 @@ def written(form: str, rows: Sequence[tuple[str, str]]) -> str:
     return file.getvalue()
 
 
-@settings(max_examples=300, deadline=None)
 @given(CAPTIONS, st.sampled_from(["csv", "all.csv", "single.csv", "semicolon.csv", "tsv", "jsonl", "json"]))
 def test_any_table_round_trips(captions: Sequence[str], form: str) -> None:
     rows = [(f"a/{n}.png", caption) for n, caption in enumerate(captions)]

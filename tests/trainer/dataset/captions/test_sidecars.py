@@ -418,6 +418,78 @@ def folders() -> Iterator[CaptionCase]:
     yield case("notes", {"readme.txt": "My cats.", "set/1.txt": CAT}, {"set/1.png": CAT}, told=["readme.txt"])
 
 
+def answers() -> Iterator[CaptionCase]:
+    """What language models, taggers and generators write around a caption, or several of them."""
+    for name, text in {
+        "an offer below": f"{CAT}\n\nLet me know if you want it shorter!",
+        "bold": f"**{CAT}**",
+        "a sentence in quotes": f"“{CAT}”",
+        "a number": f"1. {CAT}",
+        "tokens around it": f"<s>{CAT}</s>",
+        "the name of Florence's task": f"<MORE_DETAILED_CAPTION>{CAT}",
+        "LLaVA's template": f"USER: <image>\nDescribe it. ASSISTANT: {CAT}",
+        "Llama's template": f"[INST] Describe it. [/INST] {CAT}",
+        "Alpaca's template": f"### Response:\n{CAT}",
+        "Midjourney's options": f"{CAT} --ar 16:9 --v 6 --style raw",
+        "Midjourney's message": f"**{CAT} --ar 16:9** - <@123456> (fast)",
+        "an address's spaces": CAT.replace(" ", "%20"),
+        "a label in German": f"Beschreibung: {CAT}",
+        "a label in Spanish": f"Descripción: {CAT}",
+        "a label in Japanese": f"キャプション：{CAT}",
+        "an introduction in Chinese": f"好的，以下是这张图片的描述：\n\n{CAT}",
+    }.items():
+        yield one(name, "cat.txt", text, CAT)
+    yield one("line ends as in JSON", "cat.txt", f"{CAT}\\n{DOG}", f"{CAT} {DOG}")
+    for name, text in {
+        "scores behind colons": "1girl: 0.98, solo: 0.95, smile: .5",
+        "scores in brackets": "1girl (0.98), solo (0.95), smile (1.0)",
+        "scores in lines": "1girl 0.98\nsolo 0.95\nsmile 0.51\n",
+    }.items():
+        yield one(name, "cat.txt", text, "1girl, solo, smile")
+    yield one("weights of a prompt", "cat.txt", "(cat:1.2), (mat:0.9)", "(cat:1.2), (mat:0.9)")
+    yield one("a dash and a name", "cat.txt", "a cat -- the red one, on a mat", "a cat -- the red one, on a mat")
+    yield one("a word in quotes", "cat.txt", '"Rex"', '"Rex"')
+    longer = "a red cat lies on a mat and sleeps"
+    yield one("two options", "cat.txt", f"Option 1: {CAT}\nOption 2: {longer}", (CAT, longer))
+    yield one(
+        "options with titles",
+        "cat.txt",
+        f"Here are two captions for your image:\n\n**Option 1 (short):**\n{CAT}\n\n**Option 2 (detailed):**\n{longer}",
+        (CAT, longer),
+    )
+    yield one(
+        "options and an offer",
+        "cat.txt",
+        f'Sure! Here are two:\n\n**Version A:** "{CAT}"\n\n**Version B:** {longer}\n\nWould you like another one?',
+        (CAT, longer),
+    )
+    yield one(
+        "options in Chinese",
+        "cat.txt",
+        "方案一：垫子上的红猫\n方案二：红猫睡在垫子上",
+        ("垫子上的红猫", "红猫睡在垫子上"),
+    )
+    poster = "a poster that says option 1: cats, option 2: dogs"
+    yield one("words in an image", "cat.txt", poster, poster)
+
+
+def data() -> Iterator[CaptionCase]:
+    """Data beside images that is no caption, and captions that look like it."""
+    yield one("SubRip", "cat.txt", "1\n00:00:01,000 --> 00:00:04,000\nHello.\n", (), told=True)
+    yield one("WebVTT", "cat.txt", "WEBVTT\n\n00:01.000 --> 00:04.000\nHello.\n", (), told=True)
+    yield one("EXIF", "cat.txt", "Make: Canon\nModel: EOS R5\nISO: 100\nF-Number: 2.8\nOwner: me", (), told=True)
+    exiftool = "".join(f"{name:32}: x\n" for name in ("File Name", "Directory", "File Size", "MIME Type"))
+    yield one("exiftool", "cat.txt", exiftool, (), told=True)
+    yield one("EXIF and a caption", "cat.txt", f"Make: Canon\nModel: EOS R5\nISO: 100\nDescription: {CAT}", CAT)
+    scene = "Camera: low angle\nSubject: a red cat\nLight: soft"
+    yield one("the properties of a scene", "cat.txt", scene, scene.replace("\n", ", "))
+    for error in ("Error: 429 Too Many Requests", "RuntimeError: x", "openai.APIError: x", "Error: connect ECONNRESET"):
+        yield one(f"an error ({error})", "cat.txt", error, (), told=True)
+    yield one(
+        "words of a screen", "cat.txt", "Error: a red screen with white words", "Error: a red screen with white words"
+    )
+
+
 def legacy() -> Iterator[CaptionCase]:
     texts = {
         "gb18030": ("一个女孩站在樱花树下", "黑色长发，微笑", "夜晚的街道，霓虹灯"),
@@ -456,7 +528,7 @@ def legacy() -> Iterator[CaptionCase]:
             )
 
 
-CASES = [*sidecars(), *json_sidecars(), *folders(), *legacy()]
+CASES = [*sidecars(), *json_sidecars(), *answers(), *data(), *folders(), *legacy()]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -17,6 +17,7 @@ from PIL import Image
 from tests.trainer.dataset import defective_images
 from tests.trainer.dataset.damaged_images import CHECKSUMMED, DAMAGES, UNCHECKED, WRITERS, detailed, png_chunk
 from tests.trainer.dataset.image_files import encoded
+from trainer.dataset.images.damage import jpeg_pixels
 from trainer.dataset.images.decode_workers import stored_file
 from trainer.dataset.images.decoding import DecodedImage, ImageError, decode
 from trainer.dataset.input_files import Limits
@@ -124,3 +125,11 @@ def test_a_jpeg_has_the_pixels_that_pillow_reads(mode: str) -> None:
     with Image.open(io.BytesIO(data)) as opened:
         expected = np.asarray(opened.convert("RGB"))
     assert np.array_equal(np.asarray(decode(data, LIMITS).image), expected)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_the_area_of_a_jpeg_is_read_from_its_header_and_that_of_no_other_format(name: str) -> None:
+    image = detailed(0)
+    data = WRITERS[name](image)
+    is_jpeg = data.startswith(b"\xff\xd8")
+    assert jpeg_pixels(data) == (image.width * image.height if is_jpeg else None)

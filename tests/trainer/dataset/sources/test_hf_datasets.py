@@ -201,6 +201,7 @@ def test_damaged_exports_and_those_without_images_are_refused(tmp_path: Path) ->
     assert found == []
     sources = ("broken.parquet", "saved", "words.parquet")
     assert {one.source: one.kind for one in refused} == dict.fromkeys(sources, RefusalKind.DAMAGED)
+    assert not any("Parquet" in one.reason or "Arrow" in one.reason for one in refused)
 
 
 def test_the_digest_of_an_export_covers_its_files(tmp_path: Path) -> None:
