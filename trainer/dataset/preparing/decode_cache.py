@@ -34,7 +34,7 @@ from trainer.exchange.dataset_dir import read_report
 from trainer.protocol.report import Split
 
 #: Raise it when an image would be decoded, stored or measured differently.
-_DECODING_VERSION = 9
+_DECODING_VERSION = 10
 #: Limits that change how an image is decoded, and not only whether.
 _DECODING_LIMITS = ("max_stored_pixels", "checked_side_px", "background")
 

@@ -40,7 +40,7 @@ from trainer.protocol.report import DatasetReport
 from trainer.protocol.text import _
 
 #: Raise it when the same input would be prepared differently.
-_METHOD_VERSION = 11
+_METHOD_VERSION = 12
 
 #: Only sets of thousands of images have arrays of this size, which are not worth keeping.
 _ARRAY_BYTES = 4 * 2**20
@@ -74,8 +74,7 @@ def prepare(
         shares: Shares of the validation and test splits.
         edits: What people decided about the images and captions.
         earlier: Further dataset folders whose decoded images and splits are reused.
-        draw_sheets: Draws contact sheets.
-        write_pages: Writes the report for people.
+        draw_sheets, write_pages: Draw contact sheets, and write the report for people.
         progress: Called with phase, done and total.
 
     Raises:
@@ -84,12 +83,9 @@ def prepare(
     _require_outside(sources, out)
     reused = [*earlier, out]
     with Sources(sources, limits, layout=edits.layout, caption_column=edits.caption_column, out=out) as opened:
-        settings = _as_json(limits, resolutions, shares, edits)
         # Without `out`: the same input would get another digest once it is prepared.
-        settings |= {
-            "earlier": previous_splits(earlier, shares),
-            "drawn": [each is not None for each in (draw_sheets, write_pages)],
-        }
+        splits, drawn = previous_splits(earlier, shares), [draw_sheets is not None, write_pages is not None]
+        settings = _as_json(limits, resolutions, shares, edits) | {"earlier": splits, "drawn": drawn}
         input_digest = _sha256([opened.digest(), settings])
         if (existing := _existing_report(out, input_digest)) is not None:
             return existing
