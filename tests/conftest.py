@@ -52,8 +52,12 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--rewrite-golden"):
         os.environ[REWRITE_VARIABLE] = "1"
     is_whole_run = config.args_source is pytest.Config.ArgsSource.TESTPATHS
-    if is_whole_run and config.getoption("tx", None) and not hasattr(config, "workerinput"):
+    if hasattr(config, "workerinput"):
+        return
+    if is_whole_run and config.getoption("tx", None):
         _fork_workers(config)
+    elif config.getoption("--coverage"):
+        raise pytest.UsageError("--coverage is for a whole run in workers: make test COVERAGE=1")
 
 
 def _fork_workers(config: pytest.Config) -> None:

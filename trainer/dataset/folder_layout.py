@@ -60,8 +60,8 @@ _SET_ASIDE = re.compile(
 _ALL_IMAGES = re.compile(r"im(g|age)s?|pictures?|photos?|pics?|train(ing)?|data(set)?|keep|kept|selected|final")
 #: Names of control images beside their images: `cat_depth.png`. At least so many of them, and for half of the images.
 _CONTROL_NAME = (
-    r"(?:(?:roughness|metal(?:lic|ness)|ao|height|displacement|bump|specular|depth|canny|hed|open_?pose|dw_?pose|normal|seg|segmentation|line_?art|scribble|soft_?edge|mlsd"
-    r"|control|cond|conditioning)(?:[_-]?map)?s?)"
+    r"(?:(?:depth|canny|hed|open_?pose|dw_?pose|normal|seg|segmentation|line_?art|scribble|soft_?edge|mlsd|control|cond"
+    r"|conditioning|roughness|metal(?:lic|ness)|ao|height|displacement|bump|specular)(?:[_-]?map)?s?)"
 )
 _PAIRED_CONTROL = re.compile(rf"(?P<before>.+)[_.-]{_CONTROL_NAME}|{_CONTROL_NAME}[_.-](?P<after>.+)")
 _MIN_PAIRS = 3
@@ -93,7 +93,8 @@ _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "dev", "
 
 #: Names of samples that kohya, ai-toolkit, OneTrainer and SimpleTuner draw during a training.
 _SAMPLE_NAME = re.compile(
-    r".*_(e?\d{6}|e\d{6}_\d+)_\d{2}_\d{14}(_\d+)?|\d{10,}__\d{6,}_\d+|.*training-sample-\d+-\d+-\d+.*|step_\d+_.*|ComfyUI_temp_.*"
+    r".*_(e?\d{6}|e\d{6}_\d+)_\d{2}_\d{14}(_\d+)?|\d{10,}__\d{6,}_\d+|.*training-sample-\d+-\d+-\d+.*|step_\d+_.*"
+    r"|ComfyUI_temp_.*"
 )
 _CACHE_ENDINGS = frozenset({".npz", ".npy"})
 _TRAINER_ENDINGS = frozenset(

@@ -23,18 +23,8 @@ FILE_COLUMNS = (
 )
 #: The answer of a model comes before what it was asked.
 CAPTION_COLUMNS = (
-    *(
-        "caption",
-        "text",
-        "response",
-        "prompt",
-        "positive_prompt",
-        "positive",
-        "description",
-        "blip_caption",
-        "captions",
-        "comment",
-    ),
+    *("caption", "text", "response", "prompt", "positive_prompt", "positive", "description", "blip_caption"),
+    *("captions", "comment"),
 )
 TAG_COLUMNS = ("tags", "tag_string")
 CLASS_COLUMNS = ("class", "class_name", "label", "category", "concept", "style")

@@ -36,7 +36,7 @@ _MIN_OF_MATCHES, _MIN_OF_SHOWN = 0.6, 0.15
 #: Movements of one image to the other that are tried; how far apart the two keypoints are that tell one, and how close
 #: to it others are, px.
 _HYPOTHESES, _MIN_APART_PX, _CONSISTENT_PX = 200, 8, 3
-#: Keypoints from which also a squeeze is told, and the ratio of its scales at most.
+#: Keypoints from which an affine movement is fitted, and the largest ratio of the scales of its axes.
 _MIN_FITTED, _MAX_SHEAR = 8, 1.3
 #: Turns points [N, 2] into complex numbers.
 _COMPLEX = np.array([1, 1j], np.complex64)
